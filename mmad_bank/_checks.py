@@ -1,0 +1,67 @@
+"""Argument checks shared by the public functions: one line that names the argument, what was found, what was expected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmad_bank.errors import InputError
+
+ArrayLike = torch.Tensor | np.ndarray
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def as_float_tensor(value: Any, name: str, *, ndim: int | tuple[int, ...] = 2) -> torch.Tensor:
+    """Return ``value`` as a contiguous float32 tensor on its own device, or say what is wrong with it.
+
+    float16 and bfloat16 widen exactly; float64 is rounded to float32 (the engine's definition of a feature).
+    """
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind != "f":
+            raise InputError(f"{name}: expected floating-point values, found NumPy dtype {value.dtype}")
+        if not value.flags.writeable or any(stride < 0 for stride in value.strides) or not value.dtype.isnative:
+            value = np.array(value, dtype=value.dtype.newbyteorder("="), order="C")
+        value = torch.from_numpy(value)
+    if not isinstance(value, torch.Tensor):
+        raise InputError(f"{name}: expected a torch.Tensor or a NumPy array, found {type(value).__name__}")
+    if value.dtype not in _FLOATS:
+        raise InputError(f"{name}: expected floating-point values, found {value.dtype}")
+    wanted = (ndim,) if isinstance(ndim, int) else ndim
+    if value.ndim not in wanted:
+        shapes = " or ".join(f"{n}-D" for n in wanted)
+        raise InputError(f"{name}: expected {shapes} array, found shape {tuple(value.shape)}")
+    return value.detach().to(torch.float32).contiguous()
+
+
+def as_features(value: Any, name: str = "features") -> torch.Tensor:
+    """Return ``value`` as a non-empty (N, D) float32 tensor."""
+    tensor = as_float_tensor(value, name, ndim=2)
+    if tensor.shape[0] == 0 or tensor.shape[1] == 0:
+        raise InputError(f"{name}: expected at least one row and one column, found shape {tuple(tensor.shape)}")
+    return tensor
+
+
+def check_finite(rows: torch.Tensor, name: str, *, first_row: int = 0) -> None:
+    """Raise an error that names the first row holding NaN or infinity.
+
+    A row's sum of absolute values is finite exactly when the row is, unless it overflows; only then are the elements
+    looked at one by one.
+    """
+    suspicious = ~torch.isfinite(rows.abs().sum(dim=-1))
+    if not bool(suspicious.any()):
+        return
+    bad = ~torch.isfinite(rows).all(dim=-1)
+    if bool(bad.any()):
+        raise InputError(f"{name}: row {first_row + int(bad.int().argmax())} holds NaN or infinity; expected finite values")
+
+
+def check_index(value: int, name: str, low: int, high: int, why: str) -> int:
+    """Return ``value`` as an int within [low, high], or raise an error that says ``why`` the limit is there."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise InputError(f"{name}: expected an integer, found {value!r}")
+    if not low <= value <= high:
+        raise InputError(f"{name}: expected {low} to {high} ({why}), found {value}")
+    return int(value)

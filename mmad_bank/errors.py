@@ -1,0 +1,22 @@
+"""The exceptions that mmad-bank raises for input it cannot use. Each carries one line that a user can act on."""
+
+from __future__ import annotations
+
+
+class MmadBankError(Exception):
+    """Base of every error that mmad-bank raises on purpose; the command line prints it as one line."""
+
+
+class InputError(MmadBankError, ValueError):
+    """An argument, array or file holds something else than what was asked for."""
+
+
+class FormatError(MmadBankError, ValueError):
+    """A bank file is truncated, altered, foreign, or of a newer format."""
+
+
+class MissingExtraError(MmadBankError, ImportError):
+    """An optional package is not installed; the message names the extra that brings it."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package '{package}': pip install 'mmad-bank[{extra}]'")

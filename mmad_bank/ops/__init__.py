@@ -1,0 +1,8 @@
+"""The engine's operations: tensors in and out, CPU or CUDA by the tensors' device."""
+
+from mmad_bank.ops.farthest_point_sample import farthest_point_sample
+from mmad_bank.ops.interpolate_features import interpolate_features
+from mmad_bank.ops.k_center_greedy import k_center_greedy
+from mmad_bank.ops.knn import SearchIndex, knn
+
+__all__ = ["SearchIndex", "farthest_point_sample", "interpolate_features", "k_center_greedy", "knn"]

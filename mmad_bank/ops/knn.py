@@ -1,0 +1,77 @@
+"""Exact k-nearest-neighbour search with certified low-precision products."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from mmad_bank._checks import ArrayLike, as_features, check_finite, check_index
+from mmad_bank.errors import InputError
+from mmad_bank.ops import _knn_torch
+
+Precision = Literal["auto", "float32", "half", "int8"]
+
+
+class SearchIndex:
+    """A bank of vectors made ready for exact search: the resident copy that the matrix units multiply.
+
+    Args:
+        vectors: (M, D) float tensor or array; kept by reference (a memory-mapped array stays on disk) and read only
+            for the few candidates that the low-precision product cannot tell apart.
+        precision: ``"float32"``, ``"half"`` (16 bits a value), ``"int8"`` or ``"auto"``, the fastest on this machine.
+            The answers are the same for all of them; memory and speed differ.
+    """
+
+    def __init__(self, vectors: ArrayLike, *, precision: Precision = "auto") -> None:
+        self.vectors = as_features(vectors, "bank")
+        self.precision = _check_precision(precision)
+        check_finite(self.vectors, "bank")
+        self._engine = _knn_torch.TorchIndex(self.vectors)
+
+    def __len__(self) -> int:
+        return self.vectors.shape[0]
+
+    @property
+    def dim(self) -> int:
+        """Number of values a vector has."""
+        return self.vectors.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the resident search copy (``vectors`` themselves not counted)."""
+        return self._engine.nbytes
+
+    def search(self, queries: ArrayLike, k: int = 1) -> tuple[Tensor, Tensor]:
+        """Return distances float32 (Q, k) and indices int64 (Q, k), nearest first; equal distances by lowest index."""
+        rows = as_features(queries, "queries")
+        if rows.shape[1] != self.dim:
+            raise InputError(f"queries: expected {self.dim} columns as in the bank, found {rows.shape[1]}")
+        check_index(k, "k", 1, len(self), "the number of vectors in the bank")
+        check_finite(rows, "queries")
+        return self._engine.search(rows, k)
+
+
+def knn(queries: ArrayLike, bank: ArrayLike, k: int = 1, *, precision: Precision = "auto") -> tuple[Tensor, Tensor]:
+    """Find the k nearest bank vectors of each query, exactly.
+
+    Args:
+        queries: (Q, D).
+        bank: (M, D).
+        k: neighbours a query, 1 to M.
+        precision: of the screening product, see :class:`SearchIndex`; it never changes the answer.
+
+    Returns:
+        Euclidean distances float32 (Q, k) and bank rows int64 (Q, k), nearest first, ties to the lowest row.
+    """
+    return SearchIndex(bank, precision=precision).search(queries, k)
+
+
+def _check_precision(precision: str) -> Precision:
+    if precision not in get_args(Precision):
+        raise InputError(f"precision: expected one of {', '.join(get_args(Precision))}, found {precision!r}")
+    return precision  # type: ignore[return-value]
+
+
+__all__ = ["Precision", "SearchIndex", "knn"]
