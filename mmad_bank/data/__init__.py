@@ -1,0 +1,1 @@
+"""Data: images to try things on, and readers of data sets."""

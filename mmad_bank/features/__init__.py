@@ -1,0 +1,8 @@
+"""Feature extractors: images or point clouds in, patch features (B, P, D) out.
+
+The packages that they stand on (timm and others) are imported when an extractor is made.
+"""
+
+from mmad_bank.features.efficientnet_lite import EfficientNetLite0
+
+__all__ = ["EfficientNetLite0"]
