@@ -4,20 +4,71 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <string>
+
 #include "mmad/cpu_features.hpp"
+#include "mmad/knn.hpp"
 #include "mmad/matrix.hpp"
 
 namespace py = pybind11;
 
+using FloatRows = py::array_t<float, py::array::c_style>;
+
 #ifdef MMAD_WITH_CUDA
 void bind_cuda(py::module_& module);  // bindings_cuda.cpp
 #endif
+
+namespace {
+
+mmad::Matrix<const float> view(const FloatRows& rows) { return {rows.data(), rows.shape(0), rows.shape(1)}; }
+
+std::string format_name(mmad::Format format) {
+  switch (format) {
+    case mmad::Format::float32: return "float32";
+    case mmad::Format::fixed16: return "fixed16";
+    case mmad::Format::fixed8: return "fixed8";
+    case mmad::Format::bfloat16: return "bfloat16";
+  }
+  return "unknown";
+}
+
+mmad::KnnIndex make_index(const FloatRows& bank, const std::string& precision, int threads) {
+  const mmad::Isa isa = mmad::active_isa();
+  const mmad::Format format = mmad::screening_format(precision, isa);
+  py::gil_scoped_release release;
+  return mmad::KnnIndex(view(bank), format, isa, threads);
+}
+
+py::tuple search(const mmad::KnnIndex& index, const FloatRows& queries, std::int64_t k, int threads) {
+  py::array_t<float> distances({queries.shape(0), static_cast<py::ssize_t>(k)});
+  py::array_t<std::int64_t> indices({queries.shape(0), static_cast<py::ssize_t>(k)});
+  {
+    const auto rows = view(queries);
+    float* to_distances = distances.mutable_data();
+    std::int64_t* to_indices = indices.mutable_data();
+    py::gil_scoped_release release;
+    index.search(rows, k, to_distances, to_indices, threads);
+  }
+  return py::make_tuple(distances, indices);
+}
+
+void bind_knn(py::module_& module) {
+  py::class_<mmad::KnnIndex>(module, "KnnIndex")
+      .def(py::init(&make_index), py::arg("bank").noconvert(), py::arg("precision"), py::arg("threads"),
+           py::keep_alive<1, 2>())
+      .def("search", &search, py::arg("queries").noconvert(), py::arg("k"), py::arg("threads"))
+      .def_property_readonly("nbytes", &mmad::KnnIndex::nbytes)
+      .def_property_readonly("format", [](const mmad::KnnIndex& index) { return format_name(index.format()); });
+}
+
+}  // namespace
 
 PYBIND11_MODULE(_core, module) {
   module.doc() = "Native kernels of mmad-bank.";
   module.def("best_isa", [] { return mmad::isa_name(mmad::best_isa()); });
   module.def("active_isa", [] { return mmad::isa_name(mmad::active_isa()); });
   module.def("has_avx512_vnni", &mmad::has_avx512_vnni);
+  bind_knn(module);
 #ifdef MMAD_WITH_CUDA
   module.attr("cuda_archs") = MMAD_CUDA_ARCHS;
   bind_cuda(module);

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,9 +25,11 @@ def as_float_tensor(value: Any, name: str, *, ndim: int | tuple[int, ...] = 2) -
     if isinstance(value, np.ndarray):
         if value.dtype.kind != "f":
             raise InputError(f"{name}: expected floating-point values, found NumPy dtype {value.dtype}")
-        if not value.flags.writeable or any(stride < 0 for stride in value.strides) or not value.dtype.isnative:
+        if any(stride < 0 for stride in value.strides) or not value.dtype.isnative:
             value = np.array(value, dtype=value.dtype.newbyteorder("="), order="C")
-        value = torch.from_numpy(value)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # read-only (memory-mapped) arrays: nothing here writes to them
+            value = torch.from_numpy(value)
     if not isinstance(value, torch.Tensor):
         raise InputError(f"{name}: expected a torch.Tensor or a NumPy array, found {type(value).__name__}")
     if value.dtype not in _FLOATS:
@@ -65,3 +70,12 @@ def check_index(value: int, name: str, low: int, high: int, why: str) -> int:
     if not low <= value <= high:
         raise InputError(f"{name}: expected {low} to {high} ({why}), found {value}")
     return int(value)
+
+
+@contextmanager
+def naming_bad_rows(name: str) -> Iterator[None]:
+    """Put the argument's name before the native core's word about a row that it cannot use."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(f"{name}: {error}") from None

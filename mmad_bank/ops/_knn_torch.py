@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmad_bank._checks import check_finite
+
 _BLOCK_BYTES = 256 << 20  # bound on one block of the distance matrix
 _SLACK = 16  # neighbours kept beyond k for the float64 recheck
 
@@ -30,6 +32,7 @@ class TorchIndex:
         return self.rows.nbytes + self.squared.nbytes + self.center.nbytes
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        check_finite(queries, "queries")
         rows_a_block = max(1, _BLOCK_BYTES // (4 * len(self.rows)))
         parts = [self._search_block(block, k) for block in queries.split(rows_a_block)]
         return torch.cat([d for d, _ in parts]), torch.cat([i for _, i in parts])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
-from mmad_bank._checks import ArrayLike, as_features, check_finite, check_index
+from mmad_bank import _core
+from mmad_bank._checks import ArrayLike, as_features, check_finite, check_index, naming_bad_rows
 from mmad_bank.errors import InputError
 from mmad_bank.ops import _knn_torch
 
@@ -27,8 +28,7 @@ class SearchIndex:
     def __init__(self, vectors: ArrayLike, *, precision: Precision = "auto") -> None:
         self.vectors = as_features(vectors, "bank")
         self.precision = _check_precision(precision)
-        check_finite(self.vectors, "bank")
-        self._engine = _knn_torch.TorchIndex(self.vectors)
+        self._engine = _make_engine(self.vectors, self.precision)
 
     def __len__(self) -> int:
         return self.vectors.shape[0]
@@ -49,7 +49,8 @@ class SearchIndex:
         if rows.shape[1] != self.dim:
             raise InputError(f"queries: expected {self.dim} columns as in the bank, found {rows.shape[1]}")
         check_index(k, "k", 1, len(self), "the number of vectors in the bank")
-        check_finite(rows, "queries")
+        if rows.device != self.vectors.device:
+            raise InputError(f"queries: expected a tensor on {self.vectors.device} as the bank is, found {rows.device}")
         return self._engine.search(rows, k)
 
 
@@ -72,6 +73,39 @@ def _check_precision(precision: str) -> Precision:
     if precision not in get_args(Precision):
         raise InputError(f"precision: expected one of {', '.join(get_args(Precision))}, found {precision!r}")
     return precision  # type: ignore[return-value]
+
+
+class _Engine(Protocol):
+    """What a device's implementation of the search offers."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]: ...
+
+
+class _NativeIndex:
+    """The C++ search of CPU tensors."""
+
+    def __init__(self, vectors: Tensor, precision: Precision) -> None:
+        with naming_bad_rows("bank"):
+            self._index = _core.KnnIndex(vectors.numpy(), precision, torch.get_num_threads())
+
+    @property
+    def nbytes(self) -> int:
+        return self._index.nbytes
+
+    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        with naming_bad_rows("queries"):
+            distances, indices = self._index.search(queries.numpy(), k, torch.get_num_threads())
+        return torch.from_numpy(distances), torch.from_numpy(indices)
+
+
+def _make_engine(vectors: Tensor, precision: Precision) -> _Engine:
+    if vectors.device.type == "cpu":
+        return _NativeIndex(vectors, precision)
+    check_finite(vectors, "bank")
+    return _knn_torch.TorchIndex(vectors)
 
 
 __all__ = ["Precision", "SearchIndex", "knn"]

@@ -1,0 +1,59 @@
+// Register-tile kernels: the inner products of a few rows with a few panels of columns, and the screening of the result.
+//
+// Layouts are the same for every instruction set, so an operand packed once serves them all:
+//   rows   row-major, `k` values a row (zero-padded to a multiple of kDepthStep);
+//   panel  kPanelWidth columns interleaved: [k][16] for float32, [k / 2][16][2] for 16-bit and 8-bit values.
+#pragma once
+
+#include <cstdint>
+
+#include "mmad/cpu_features.hpp"
+#include "mmad/operand.hpp"
+
+namespace mmad {
+
+constexpr int kMaxTileRows = 32;
+constexpr int kMaxTileColumns = 32;
+
+// What the screening of one row needs, see operand.hpp for the bound it evaluates.
+struct RowTerms {
+  float two_scale;        // 2 s_q
+  float norm_factor;      // 2 (rho_q + gamma |q|)
+  float residual_factor;  // 2 |q|
+  float threshold;        // keep columns whose lower bound does not exceed this
+};
+
+// What the screening of the columns needs, one value a column.
+struct ColumnTerms {
+  const float* base;      // |m|^2 - slack, +infinity for padding
+  const float* scale;     // s_m
+  const float* norm;      // |m|
+  const float* residual;  // rho_m
+};
+
+struct TileKernel {
+  int rows;    // rows a tile
+  int panels;  // panels a tile; its columns are panels * kPanelWidth
+  // Accumulators of the tile, row-major, int32 for fixed-point formats and float otherwise.
+  // `row_bytes` and `panel_bytes` are the distances from one row, one panel, to the next.
+  void (*multiply)(const void* a, std::int64_t row_bytes, const void* b, std::int64_t panel_bytes, std::int64_t k,
+                   void* accumulators);
+  // lower[r][j] = base_j - 2 s_q s_j acc - norm_factor |m_j| - residual_factor rho_j, and a bit a column that passes.
+  // Returns whether any does; lower is written for the rows that have one.
+  bool (*screen)(const void* accumulators, int rows, const RowTerms* row_terms, const ColumnTerms& columns,
+                 float* lower, std::uint32_t* passed);
+  // Called by each thread around its products (AMX configures its tiles here).
+  void (*begin)();
+  void (*end)();
+};
+
+// The kernel for a format of the packed operand; the other side is float32 for float32, and row_format() otherwise.
+TileKernel tile_kernel(Format format, Isa isa);
+
+// The tables of the instruction sets; a null multiply means that the set has nothing better than the one below it.
+TileKernel generic_tile_kernel(Format format);
+TileKernel avx2_tile_kernel(Format format);
+TileKernel avx512_tile_kernel(Format format, bool vnni);
+TileKernel amx_tile_kernel(Format format);
+
+}  // namespace mmad

@@ -1,0 +1,167 @@
+// AVX-512: 12 rows x 32 columns (two panels), 24 accumulators over the whole depth. With VNNI the multiplication of
+// pairs and the addition are one instruction.
+#include "cpu/tile.hpp"
+
+#if defined(__x86_64__)
+
+// GCC 12 takes the "undefined" operands inside its own intrinsics for a mistake.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+
+#include <cstring>
+
+#define MMAD_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma")))
+#define MMAD_AVX512_VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")))
+
+namespace mmad {
+namespace {
+
+// The loops over the rows of a tile are unrolled everywhere, or the compiler keeps the accumulators in memory.
+constexpr int kRows = 12;
+constexpr int kColumns = 2 * kPanelWidth;
+
+MMAD_AVX512 void multiply_float(const void* a, std::int64_t row_bytes, const void* b, std::int64_t panel_bytes,
+                                std::int64_t k, void* out) {
+  __m512 sum[kRows][2];
+#pragma GCC unroll 12
+  for (auto& row : sum) row[0] = row[1] = _mm512_setzero_ps();
+  const char* rows = static_cast<const char*>(a);
+  const char* first = static_cast<const char*>(b);
+  const char* second = first + panel_bytes;
+  for (std::int64_t i = 0; i < k; ++i, first += 64, second += 64) {
+    const __m512 left = _mm512_loadu_ps(first), right = _mm512_loadu_ps(second);
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) {
+      const __m512 x = _mm512_set1_ps(reinterpret_cast<const float*>(rows + r * row_bytes)[i]);
+      sum[r][0] = _mm512_fmadd_ps(x, left, sum[r][0]);
+      sum[r][1] = _mm512_fmadd_ps(x, right, sum[r][1]);
+    }
+  }
+  float* to = static_cast<float*>(out);
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r, to += kColumns) {
+    _mm512_storeu_ps(to, sum[r][0]);
+    _mm512_storeu_ps(to + kPanelWidth, sum[r][1]);
+  }
+}
+
+template <bool kBytes>
+MMAD_AVX512 inline __m512i load_pairs(const char* panel) {
+  if (kBytes) return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel)));
+  return _mm512_loadu_si512(panel);
+}
+
+MMAD_AVX512 inline __m512i broadcast_pair(const char* at) {
+  std::int32_t pair;
+  std::memcpy(&pair, at, sizeof pair);
+  return _mm512_set1_epi32(pair);
+}
+
+MMAD_AVX512 inline void store_sums(const __m512i (&sum)[kRows][2], void* out) {
+  auto* to = static_cast<std::int32_t*>(out);
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r, to += kColumns) {
+    _mm512_storeu_si512(to, sum[r][0]);
+    _mm512_storeu_si512(to + kPanelWidth, sum[r][1]);
+  }
+}
+
+// The two loops differ in one instruction, but a function has one target: with VNNI in it, it must not run elsewhere.
+template <bool kBytes>
+MMAD_AVX512 void multiply_fixed(const void* a, std::int64_t row_bytes, const void* b, std::int64_t panel_bytes,
+                                std::int64_t k, void* out) {
+  __m512i sum[kRows][2];
+#pragma GCC unroll 12
+  for (auto& row : sum) row[0] = row[1] = _mm512_setzero_si512();
+  const char* rows = static_cast<const char*>(a);
+  const char* first = static_cast<const char*>(b);
+  constexpr int step = kPanelWidth * 2 * (kBytes ? 1 : 2);
+  for (std::int64_t i = 0; i < k * 2; i += 4, first += step) {
+    const __m512i left = load_pairs<kBytes>(first), right = load_pairs<kBytes>(first + panel_bytes);
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) {
+      const __m512i x = broadcast_pair(rows + r * row_bytes + i);
+      sum[r][0] = _mm512_add_epi32(sum[r][0], _mm512_madd_epi16(x, left));
+      sum[r][1] = _mm512_add_epi32(sum[r][1], _mm512_madd_epi16(x, right));
+    }
+  }
+  store_sums(sum, out);
+}
+
+template <bool kBytes>
+MMAD_AVX512_VNNI void multiply_fixed_vnni(const void* a, std::int64_t row_bytes, const void* b,
+                                          std::int64_t panel_bytes, std::int64_t k, void* out) {
+  __m512i sum[kRows][2];
+#pragma GCC unroll 12
+  for (auto& row : sum) row[0] = row[1] = _mm512_setzero_si512();
+  const char* rows = static_cast<const char*>(a);
+  const char* first = static_cast<const char*>(b);
+  constexpr int step = kPanelWidth * 2 * (kBytes ? 1 : 2);
+  for (std::int64_t i = 0; i < k * 2; i += 4, first += step) {
+    const __m512i left = load_pairs<kBytes>(first), right = load_pairs<kBytes>(first + panel_bytes);
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) {
+      const __m512i x = broadcast_pair(rows + r * row_bytes + i);
+      sum[r][0] = _mm512_dpwssd_epi32(sum[r][0], x, left);
+      sum[r][1] = _mm512_dpwssd_epi32(sum[r][1], x, right);
+    }
+  }
+  store_sums(sum, out);
+}
+
+MMAD_AVX512 inline __m512 load_sums(const float* sums) { return _mm512_loadu_ps(sums); }
+MMAD_AVX512 inline __m512 load_sums(const std::int32_t* sums) { return _mm512_cvtepi32_ps(_mm512_loadu_si512(sums)); }
+
+void nothing() {}
+
+}  // namespace
+
+// Shared with AMX, whose tiles are as wide.
+template <typename T>
+MMAD_AVX512 bool screen_avx512(const void* accumulators, int rows, const RowTerms* row_terms,
+                               const ColumnTerms& columns, float* lower, std::uint32_t* passed) {
+  std::uint32_t any = 0;
+  std::memset(passed, 0, static_cast<std::size_t>(rows) * sizeof *passed);
+  for (int half = 0; half < 2; ++half) {
+    const int at = kPanelWidth * half;
+    const __m512 base = _mm512_loadu_ps(columns.base + at), scale = _mm512_loadu_ps(columns.scale + at);
+    const __m512 norm = _mm512_loadu_ps(columns.norm + at), residual = _mm512_loadu_ps(columns.residual + at);
+    for (int r = 0; r < rows; ++r) {
+      const RowTerms& row = row_terms[r];
+      const T* sums = static_cast<const T*>(accumulators) + r * kColumns + at;
+      __m512 low = _mm512_fnmadd_ps(_mm512_set1_ps(row.norm_factor), norm, base);
+      low = _mm512_fnmadd_ps(_mm512_set1_ps(row.residual_factor), residual, low);
+      low = _mm512_fnmadd_ps(_mm512_set1_ps(row.two_scale), _mm512_mul_ps(scale, load_sums(sums)), low);
+      _mm512_storeu_ps(lower + r * kColumns + at, low);
+      const auto keep = static_cast<std::uint32_t>(
+          _mm512_cmp_ps_mask(low, _mm512_set1_ps(row.threshold), _CMP_LE_OQ));
+      passed[r] |= keep << at;
+      any |= keep;
+    }
+  }
+  return any != 0;
+}
+
+template bool screen_avx512<float>(const void*, int, const RowTerms*, const ColumnTerms&, float*, std::uint32_t*);
+
+TileKernel avx512_tile_kernel(Format format, bool vnni) {
+  const auto sixteen = vnni ? multiply_fixed_vnni<false> : multiply_fixed<false>;
+  const auto eight = vnni ? multiply_fixed_vnni<true> : multiply_fixed<true>;
+  switch (format) {
+    case Format::float32: return {kRows, 2, multiply_float, screen_avx512<float>, nothing, nothing};
+    case Format::fixed16: return {kRows, 2, sixteen, screen_avx512<std::int32_t>, nothing, nothing};
+    case Format::fixed8: return {kRows, 2, eight, screen_avx512<std::int32_t>, nothing, nothing};
+    case Format::bfloat16: break;
+  }
+  return {};
+}
+
+}  // namespace mmad
+
+#else
+
+namespace mmad {
+TileKernel avx512_tile_kernel(Format, bool) { return {}; }
+}  // namespace mmad
+
+#endif
