@@ -1,0 +1,329 @@
+// Exact k-NN: product.cu screens; here the candidates of all splits are gathered and decided in float64, and the queries
+// whose candidates did not fit are searched row by row.
+#include "mmad/cuda_knn.hpp"
+
+#include <algorithm>
+
+#include "cuda/product.cuh"
+#include "cuda/warp.cuh"
+#include "cuda/workspace.hpp"
+
+namespace mmad::cuda {
+
+namespace {
+
+constexpr int kMergeWarps = 4;
+constexpr int kMergeCapacity = 256;  // candidates of one query, all splits together
+constexpr std::uint32_t kTaken = 0xFFFFFFFFu;
+
+// Queries that go through all rows in float64, and their results while several blocks work on one.
+struct Fallback {
+  std::int32_t* count = nullptr;
+  std::int32_t* queries = nullptr;
+  double* distances = nullptr;  // k a flagged query, sorted
+  std::int32_t* rows = nullptr;
+  std::int32_t* locks = nullptr;
+  std::int32_t* finished = nullptr;  // chunks of the bank that are done
+};
+
+struct KnnTask {
+  const float* queries;
+  std::int64_t query_count;
+  const float* bank;
+  std::int64_t bank_rows;
+  int dim;
+  const float* query_squared;
+  SearchState state;
+  Fallback fallback;
+  float* distances;
+  std::int64_t* indices;
+};
+
+__device__ __forceinline__ void write_result(const KnnTask& task, std::int64_t query, double distance, int row) {
+  const int lane = lane_id();
+  if (lane >= task.state.k) return;
+  task.distances[query * task.state.k + lane] = static_cast<float>(sqrt(distance));
+  task.indices[query * task.state.k + lane] = row;
+}
+
+__device__ void flag_for_fallback(const KnnTask& task, std::int64_t query) {
+  const int lane = lane_id();
+  int slot = 0;
+  if (lane == 0) {
+    slot = atomicAdd(task.fallback.count, 1);
+    task.fallback.queries[slot] = static_cast<std::int32_t>(query);
+    task.fallback.locks[slot] = 0;
+    task.fallback.finished[slot] = 0;
+  }
+  slot = __shfl_sync(kFullWarp, slot, 0);
+  if (lane < task.state.k) {
+    task.fallback.distances[static_cast<std::int64_t>(slot) * task.state.k + lane] =
+        bit_cast<double>(std::uint64_t{0x7FF0000000000000u});
+    task.fallback.rows[static_cast<std::int64_t>(slot) * task.state.k + lane] = 0x7FFFFFFF;
+  }
+}
+
+// The k-th smallest of the upper bounds of all splits, as ordered bits, by bisection on the 32 bits.
+__device__ std::uint32_t kth_upper_bound(const SearchState& state, std::int64_t query) {
+  const int count = state.splits * state.k;
+  const float* upper = state.upper + query * count;
+  const int lane = lane_id();
+  if (state.k == 1) {
+    std::uint32_t least = kTaken;
+    for (int i = lane; i < count; i += kWarp) least = min(least, ordered_bits(upper[i]));
+    return __reduce_min_sync(kFullWarp, least);
+  }
+  std::uint32_t result = 0;
+  for (std::uint32_t bit = 0x80000000u; bit != 0; bit >>= 1) {
+    const std::uint32_t below = result | bit;  // are there k values smaller than this?
+    int smaller = 0;
+    for (int start = 0; start < count; start += kWarp) {
+      const bool hit = start + lane < count && ordered_bits(upper[start + lane]) < below;
+      smaller += __popc(__ballot_sync(kFullWarp, hit));
+    }
+    if (smaller < state.k) result = below;
+  }
+  return result;
+}
+
+// Copies the candidates that are not ruled out by `limit` to shared memory; the number, or -1 if they do not fit.
+__device__ int gather_candidates(const SearchState& state, std::int64_t query, std::uint32_t limit, uint2* list) {
+  const int lane = lane_id();
+  int kept = 0;
+  for (int start = 0; start < state.splits; start += kWarp) {  // a lane a split
+    const std::int64_t entry = query * state.splits + start + lane;
+    const int count = start + lane < state.splits ? state.counts[entry] : 0;
+    const int longest = static_cast<int>(__reduce_max_sync(kFullWarp, static_cast<unsigned>(count)));
+    if (longest > state.capacity) return -1;
+    for (int i = 0; i < longest; ++i) {
+      bool keep = false;
+      uint2 item{0, 0};
+      if (i < count) {
+        const Candidate candidate = state.candidates[entry * state.capacity + i];
+        item = uint2{ordered_bits(candidate.lower), static_cast<unsigned>(candidate.row)};
+        keep = item.x <= limit;
+      }
+      const unsigned keepers = __ballot_sync(kFullWarp, keep);
+      const int place = kept + __popc(keepers & ((1u << lane) - 1u));
+      kept += __popc(keepers);
+      if (kept > kMergeCapacity) return -1;
+      if (keep) list[place] = item;
+    }
+  }
+  __syncwarp();
+  return kept;
+}
+
+// Takes the candidate with the least lower bound out of the list.
+__device__ uint2 take_least(uint2* list, int count) {
+  const int lane = lane_id();
+  std::uint32_t least = kTaken;
+  int place = 0;
+  for (int i = lane; i < count; i += kWarp) {
+    if (list[i].x < least) {
+      least = list[i].x;
+      place = i;
+    }
+  }
+  const std::uint32_t winner = __reduce_min_sync(kFullWarp, least);
+  const int source = __ffs(static_cast<int>(__ballot_sync(kFullWarp, least == winner))) - 1;
+  place = __shfl_sync(kFullWarp, place, source);
+  const uint2 item{winner, list[place].y};
+  __syncwarp();
+  if (lane == 0) list[place].x = kTaken;
+  __syncwarp();
+  return item;
+}
+
+// One warp a query. Candidates are decided in the order of their lower bounds, until these exceed the k-th exact value.
+__global__ void __launch_bounds__(kMergeWarps* kWarp) decide_kernel(const KnnTask task) {
+  MMAD_DYNAMIC_SHARED(memory);
+  const std::int64_t query = static_cast<std::int64_t>(blockIdx.x) * kMergeWarps + warp_id();
+  if (query >= task.query_count) return;
+  uint2* list = reinterpret_cast<uint2*>(memory) + warp_id() * kMergeCapacity;
+  const std::uint32_t limit = kth_upper_bound(task.state, query);
+  const int count = gather_candidates(task.state, query, limit, list);
+  if (count < 0) {
+    flag_for_fallback(task, query);
+    return;
+  }
+  const int k = task.state.k;
+  const double squared = task.query_squared[query];
+  LaneList best;
+  best.clear();
+  for (int done = 0; done < count; ++done) {
+    const uint2 item = take_least(list, count);
+    if (done >= k) {
+      // T of the k-th neighbour, rounded up generously: |q|^2 is a float32, the distance a float64 sum.
+      const double decided = best.kth_distance(k) * (1.0 + 1e-9) - squared * (1.0 - 3e-7);
+      if (static_cast<double>(from_ordered_bits(item.x)) > decided) break;
+    }
+    const int row = static_cast<int>(item.y);
+    const float* bank_row = task.bank + static_cast<std::int64_t>(row) * task.dim;
+    best.insert(exact_squared_distance(task.queries + query * task.dim, bank_row, task.dim), row);
+  }
+  write_result(task, query, best.distance, best.row);
+}
+
+constexpr int kFallbackWarps = 8;
+constexpr int kFallbackQueries = 4;  // that share one reading of the bank
+constexpr int kFallbackRows = 512;   // of the bank a turn
+
+// Merges a warp's list into the one in device memory, under its lock.
+__device__ void merge_into(const Fallback& fallback, int slot, int k, const LaneList& mine) {
+  const int lane = lane_id();
+  volatile double* distances = fallback.distances + static_cast<std::int64_t>(slot) * k;
+  volatile std::int32_t* rows = fallback.rows + static_cast<std::int64_t>(slot) * k;
+  const double best_of_mine = __shfl_sync(kFullWarp, mine.distance, 0);
+  if (__shfl_sync(kFullWarp, static_cast<double>(distances[k - 1]), 0) < best_of_mine) return;  // it only ever falls
+  if (lane == 0) {
+    while (atomicCAS(&fallback.locks[slot], 0, 1) != 0) wait_a_moment();
+  }
+  __syncwarp();
+  __threadfence();
+  LaneList merged;
+  merged.clear();
+  if (lane < k) {
+    merged.distance = distances[lane];
+    merged.row = rows[lane];
+  }
+  for (int j = 0; j < k; ++j) {
+    const double distance = __shfl_sync(kFullWarp, mine.distance, j);
+    const int row = __shfl_sync(kFullWarp, mine.row, j);
+    merged.insert(distance, row);
+  }
+  if (lane < k) {
+    distances[lane] = merged.distance;
+    rows[lane] = merged.row;
+  }
+  __threadfence();
+  __syncwarp();
+  if (lane == 0) atomicExch(&fallback.locks[slot], 0);
+}
+
+// float32 screens, float64 decides: this warp's rows of [begin, end) against a group of flagged queries.
+__device__ void scan_rows(const KnnTask& task, const std::int64_t (&queries)[kFallbackQueries], std::int64_t begin,
+                          std::int64_t end, LaneList (&best)[kFallbackQueries]) {
+  const float error = difference_error(task.dim);
+  for (std::int64_t row = begin + warp_id(); row < end; row += kFallbackWarps) {
+    const float* bank_row = task.bank + row * task.dim;
+    float screened[kFallbackQueries] = {};
+    for (int i = lane_id(); i < task.dim; i += kWarp) {
+      const float value = bank_row[i];
+#pragma unroll
+      for (int j = 0; j < kFallbackQueries; ++j) {
+        const float difference = task.queries[queries[j] * task.dim + i] - value;
+        screened[j] = multiply_add(difference, difference, screened[j]);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kFallbackQueries; ++j) {
+      if (!may_be_within(warp_sum(screened[j]), error, best[j].kth_distance(task.state.k))) continue;
+      const double distance = exact_squared_distance(task.queries + queries[j] * task.dim, bank_row, task.dim);
+      best[j].insert(distance, static_cast<int>(row));
+    }
+  }
+}
+
+__global__ void __launch_bounds__(kFallbackWarps* kWarp) fallback_kernel(const KnnTask task) {
+  const int flagged = *task.fallback.count;
+  const int chunks = static_cast<int>((task.bank_rows + kFallbackRows - 1) / kFallbackRows);
+  const std::int64_t items = static_cast<std::int64_t>((flagged + kFallbackQueries - 1) / kFallbackQueries) * chunks;
+  for (std::int64_t item = blockIdx.x; item < items; item += gridDim.x) {
+    const int first = static_cast<int>(item / chunks) * kFallbackQueries;
+    const std::int64_t begin = item % chunks * kFallbackRows;
+    const std::int64_t end = begin + kFallbackRows < task.bank_rows ? begin + kFallbackRows : task.bank_rows;
+    std::int64_t queries[kFallbackQueries];
+    LaneList best[kFallbackQueries];
+#pragma unroll
+    for (int j = 0; j < kFallbackQueries; ++j) {  // the last group may repeat its last query
+      queries[j] = task.fallback.queries[first + j < flagged ? first + j : flagged - 1];
+      best[j].clear();
+    }
+    scan_rows(task, queries, begin, end, best);
+#pragma unroll
+    for (int j = 0; j < kFallbackQueries; ++j) {
+      if (first + j < flagged) merge_into(task.fallback, first + j, task.state.k, best[j]);
+    }
+    __syncthreads();
+    if (warp_id() >= kFallbackQueries || first + warp_id() >= flagged) continue;
+    const int slot = first + warp_id();  // one warp a query: the block that finishes last writes the result
+    int before = 0;
+    if (lane_id() == 0) {
+      __threadfence();
+      before = atomicAdd(&task.fallback.finished[slot], 1);
+      __threadfence();
+    }
+    if (__shfl_sync(kFullWarp, before, 0) != chunks - 1) continue;
+    const int lane = lane_id();
+    const int k = task.state.k;
+    volatile double* distances = task.fallback.distances + static_cast<std::int64_t>(slot) * k;
+    volatile std::int32_t* rows = task.fallback.rows + static_cast<std::int64_t>(slot) * k;
+    write_result(task, task.fallback.queries[slot], lane < k ? distances[lane] : 0.0, lane < k ? rows[lane] : 0);
+  }
+}
+
+struct Parts {
+  Operand queries;
+  SearchState state;
+  Fallback fallback;
+};
+
+std::size_t lay_out(void* buffer, std::int64_t count, int dim, int k, const KnnPlan& plan, Parts& parts) {
+  Workspace workspace(buffer);
+  const std::size_t q = static_cast<std::size_t>(count);
+  const std::size_t entries = q * static_cast<std::size_t>(plan.splits);
+  parts.queries = operand_view(workspace.take<char>(operand_bytes(count, dim, false)), count, dim, false);
+  parts.state.upper = workspace.take<float>(entries * k);
+  parts.state.candidates = workspace.take<Candidate>(entries * plan.capacity);
+  parts.state.counts = workspace.take<std::int32_t>(entries);
+  parts.state.shared = workspace.take<std::uint32_t>(q);
+  parts.state.k = k;
+  parts.state.splits = plan.splits;
+  parts.state.capacity = plan.capacity;
+  parts.fallback.count = workspace.take<std::int32_t>(1);
+  parts.fallback.queries = workspace.take<std::int32_t>(q);
+  parts.fallback.distances = workspace.take<double>(q * k);
+  parts.fallback.rows = workspace.take<std::int32_t>(q * k);
+  parts.fallback.locks = workspace.take<std::int32_t>(q);
+  parts.fallback.finished = workspace.take<std::int32_t>(q);
+  return workspace.used();
+}
+
+}  // namespace
+
+KnnPlan plan_knn(std::int64_t queries, const Operand& bank, int k, const DeviceLimits& limits) {
+  KnnPlan plan;
+  plan.splits = choose_splits(tiles_of(queries), bank.tiles, limits);
+  plan.capacity = (bank.int8 ? 128 : 48) + 4 * k;
+  Parts parts;
+  plan.workspace_bytes = lay_out(nullptr, queries, bank.dim, k, plan, parts);
+  return plan;
+}
+
+void knn(const float* queries, std::int64_t count, const KnnBank& bank, int k, const KnnPlan& plan,
+         const DeviceLimits& limits, void* workspace, float* distances, std::int64_t* indices, Stream stream) {
+  Parts parts;
+  lay_out(workspace, count, bank.operand.dim, k, plan, parts);
+  check(cudaMemsetAsync(parts.fallback.count, 0, sizeof(std::int32_t), stream), "knn");
+  check(cudaMemsetAsync(parts.state.shared, 0xFF, static_cast<std::size_t>(count) * sizeof(std::uint32_t), stream), "knn");
+  operand_begin(parts.queries, stream);
+  prepare_rows(queries, count, bank.operand.dim, bank.center, parts.queries, 0, stream);
+
+  ProductTask product;
+  product.queries = parts.queries;
+  product.bank = bank.operand;
+  product.state = parts.state;
+  if (plan.splits == 1) product.state.shared = nullptr;
+  product.last_tile = bank.operand.tiles;
+  run_product(product, limits, stream);
+
+  const KnnTask task{queries,     count,          bank.rows, bank.operand.rows, bank.operand.dim, parts.queries.squared,
+                     parts.state, parts.fallback, distances, indices};
+  launch("knn decide", decide_kernel, dim3(blocks_for(count, kMergeWarps)), kMergeWarps * kWarp,
+         kMergeWarps * kMergeCapacity * sizeof(uint2), stream, false, task);
+  launch("knn fallback", fallback_kernel, dim3(static_cast<unsigned>(2 * limits.multiprocessors)), kFallbackWarps * kWarp, 0,
+         stream, false, task);
+}
+
+}  // namespace mmad::cuda

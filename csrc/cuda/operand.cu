@@ -1,0 +1,203 @@
+// Preparation of rows for the matrix unit: see mmad/cuda_operand.hpp for the layout and the bounds.
+#include "mmad/cuda_operand.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "cuda/warp.cuh"
+#include "cuda/workspace.hpp"
+#include "mmad/cuda_device.hpp"
+
+namespace mmad::cuda {
+
+namespace {
+
+constexpr int kPrepareWarps = 8;
+
+std::size_t lay_out(void* buffer, Operand& operand) {
+  Workspace workspace(buffer);
+  const std::size_t padded = static_cast<std::size_t>(operand.tiles) * kTileRows;
+  const std::size_t block = operand.int8 ? kInt8BlockBytes : kBlockBytes;
+  operand.values = workspace.take<char>(block * static_cast<std::size_t>(operand.tiles) * operand.depth_blocks);
+  operand.squared = workspace.take<float>(padded);
+  operand.norm = workspace.take<float>(padded);
+  operand.residual = workspace.take<float>(padded);
+  operand.scale = operand.int8 ? workspace.take<float>(padded) : nullptr;
+  operand.tile_norm = workspace.take<float>(static_cast<std::size_t>(operand.tiles));
+  operand.tile_residual = workspace.take<float>(static_cast<std::size_t>(operand.tiles));
+  operand.largest_norm = workspace.take<float>(1);
+  return workspace.used();
+}
+
+Operand shape_of(std::int64_t rows, int dim, bool int8) {
+  Operand operand;
+  operand.rows = rows;
+  operand.dim = dim;
+  operand.int8 = int8;
+  operand.tiles = tiles_of(rows);
+  operand.depth_blocks = depth_blocks_of(dim);
+  return operand;
+}
+
+__device__ __forceinline__ void atomic_max_float(float* address, float value) {  // of values that are not negative
+  atomicMax(reinterpret_cast<unsigned*>(address), bit_cast<unsigned>(value));
+}
+
+struct RowSums {  // of one row, or one lane's part of it, in float64
+  double squared = 0.0;
+  double rounded = 0.0;
+  double residual = 0.0;
+
+  __device__ __forceinline__ void add(double exact, double narrow) {
+    squared += exact * exact;
+    rounded += narrow * narrow;
+    residual += (exact - narrow) * (exact - narrow);
+  }
+};
+
+// A float64 sum of D <= 2^14 squares is within D 2^-53 < 2^-38 of the exact one; 2^-30 covers that, the subtraction of
+// the centre and the square root.
+constexpr double kRoundUp = 1.0 + 1.0 / (1 << 30);
+
+__device__ __forceinline__ void write_bounds(const Operand& operand, std::int64_t row, const RowSums& sums) {
+  const float norm = float_up(sqrt(sums.squared > sums.rounded ? sums.squared : sums.rounded) * kRoundUp);
+  const float residual = float_up(sqrt(sums.residual) * kRoundUp);
+  operand.squared[row] = static_cast<float>(sums.squared);
+  operand.norm[row] = norm;
+  operand.residual[row] = residual;
+  atomic_max_float(&operand.tile_norm[row / kTileRows], norm);
+  atomic_max_float(&operand.tile_residual[row / kTileRows], residual);
+  atomic_max_float(operand.largest_norm, norm);
+}
+
+__device__ void write_padding(const Operand& operand, std::int64_t row) {
+  const int lane = lane_id();
+  const int tile_row = static_cast<int>(row % kTileRows);
+  const int row_bytes = operand.int8 ? kTileDepth : kTileDepth * 2;
+  unsigned char* block = static_cast<unsigned char*>(operand.values) +
+                         row / kTileRows * operand.depth_blocks * row_bytes * kTileRows + tile_row * row_bytes;
+  for (int b = 0; b < operand.depth_blocks; ++b, block += row_bytes * kTileRows) {
+    if (lane < row_bytes / 16) reinterpret_cast<uint4*>(block)[lane] = make_uint4(0, 0, 0, 0);
+  }
+  if (lane == 0) {
+    operand.squared[row] = bit_cast<float>(0x7F800000u);
+    operand.norm[row] = 0.0f;
+    operand.residual[row] = 0.0f;
+    if (operand.int8) operand.scale[row] = 0.0f;
+  }
+}
+
+__device__ __forceinline__ double centred(const float* row, const float* center, int column, int dim) {
+  return column < dim ? static_cast<double>(row[column]) - static_cast<double>(center[column]) : 0.0;
+}
+
+// One warp a row. A lane takes two neighbouring columns of every block, so that a warp writes a block's row whole.
+__global__ void __launch_bounds__(kPrepareWarps* kWarp)
+    prepare_half_kernel(const float* rows, std::int64_t count, std::int64_t stride, const float* center, Operand operand,
+                        std::int64_t first, std::int64_t last) {
+  const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kPrepareWarps + warp_id();
+  const std::int64_t row = first + index;
+  if (row >= last) return;
+  if (index >= count) {
+    write_padding(operand, row);
+    return;
+  }
+  const float* source = rows + index * stride;
+  unsigned char* tile =
+      static_cast<unsigned char*>(operand.values) + row / kTileRows * operand.depth_blocks * kBlockBytes;
+  const int lane = lane_id();
+  RowSums sums;
+  for (int b = 0; b < operand.depth_blocks; ++b) {
+    const int column = b * kTileDepth + lane * 2;
+    const double x0 = centred(source, center, column, operand.dim);
+    const double x1 = centred(source, center, column + 1, operand.dim);
+    const std::uint16_t h0 = to_bfloat16(static_cast<float>(x0));
+    const std::uint16_t h1 = to_bfloat16(static_cast<float>(x1));
+    const int offset = swizzled_offset(static_cast<int>(row % kTileRows), lane * 2);
+    *reinterpret_cast<std::uint32_t*>(tile + b * kBlockBytes + offset) = h0 | static_cast<std::uint32_t>(h1) << 16;
+    sums.add(x0, from_bfloat16(h0));
+    sums.add(x1, from_bfloat16(h1));
+  }
+  sums.squared = warp_sum(sums.squared);
+  sums.rounded = warp_sum(sums.rounded);
+  sums.residual = warp_sum(sums.residual);
+  if (lane == 0) write_bounds(operand, row, sums);
+}
+
+__device__ __forceinline__ std::uint32_t int8_of(double value, float scale, double& narrow) {
+  double level = scale > 0.0f ? rint(value / static_cast<double>(scale)) : 0.0;
+  level = level > 127.0 ? 127.0 : level < -127.0 ? -127.0 : level;
+  narrow = level * static_cast<double>(scale);
+  return static_cast<std::uint32_t>(static_cast<int>(level)) & 0xFFu;
+}
+
+__global__ void __launch_bounds__(kPrepareWarps* kWarp)
+    prepare_int8_kernel(const float* rows, std::int64_t count, std::int64_t stride, const float* center, Operand operand,
+                        std::int64_t first, std::int64_t last) {
+  const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kPrepareWarps + warp_id();
+  const std::int64_t row = first + index;
+  if (row >= last) return;
+  if (index >= count) {
+    write_padding(operand, row);
+    return;
+  }
+  const float* source = rows + index * stride;
+  const int lane = lane_id();
+  float largest = 0.0f;
+  for (int column = lane; column < operand.dim; column += kWarp) {
+    largest = fmaxf(largest, fabsf(static_cast<float>(centred(source, center, column, operand.dim))));
+  }
+  const float scale = warp_max(largest) / 127.0f;
+  unsigned char* tile =
+      static_cast<unsigned char*>(operand.values) + row / kTileRows * operand.depth_blocks * kInt8BlockBytes;
+  RowSums sums;
+  for (int b = 0; b < operand.depth_blocks; ++b) {
+    const int column = b * kTileDepth + lane * 2;
+    const double x0 = centred(source, center, column, operand.dim);
+    const double x1 = centred(source, center, column + 1, operand.dim);
+    double y0, y1;
+    const std::uint32_t pair = int8_of(x0, scale, y0) | int8_of(x1, scale, y1) << 8;
+    const std::size_t offset = static_cast<std::size_t>(b) * kInt8BlockBytes + row % kTileRows * kTileDepth + lane * 2;
+    *reinterpret_cast<std::uint16_t*>(tile + offset) = static_cast<std::uint16_t>(pair);
+    sums.add(x0, y0);
+    sums.add(x1, y1);
+  }
+  sums.squared = warp_sum(sums.squared);
+  sums.rounded = warp_sum(sums.rounded);
+  sums.residual = warp_sum(sums.residual);
+  if (lane == 0) {
+    operand.scale[row] = scale;
+    write_bounds(operand, row, sums);
+  }
+}
+
+}  // namespace
+
+std::size_t operand_bytes(std::int64_t rows, int dim, bool int8) {
+  Operand operand = shape_of(rows, dim, int8);
+  return lay_out(nullptr, operand);
+}
+
+Operand operand_view(void* buffer, std::int64_t rows, int dim, bool int8) {
+  Operand operand = shape_of(rows, dim, int8);
+  lay_out(buffer, operand);
+  return operand;
+}
+
+void operand_begin(const Operand& operand, Stream stream) {
+  const std::size_t tiles = static_cast<std::size_t>(operand.tiles);
+  check(cudaMemsetAsync(operand.tile_norm, 0, tiles * sizeof(float), stream), "operand_begin");
+  check(cudaMemsetAsync(operand.tile_residual, 0, tiles * sizeof(float), stream), "operand_begin");
+  check(cudaMemsetAsync(operand.largest_norm, 0, sizeof(float), stream), "operand_begin");
+}
+
+void prepare_rows(const float* rows, std::int64_t count, std::int64_t stride, const float* center, const Operand& operand,
+                  std::int64_t first, Stream stream) {
+  const bool whole = first + count == operand.rows;  // then the padding of the last tile is written too
+  const std::int64_t last = whole ? static_cast<std::int64_t>(operand.tiles) * kTileRows : first + count;
+  const dim3 grid(blocks_for(last - first, kPrepareWarps));
+  launch("prepare_rows", operand.int8 ? prepare_int8_kernel : prepare_half_kernel, grid, kPrepareWarps * kWarp, 0, stream,
+         false, rows, count, stride, center, operand, first, last);
+}
+
+}  // namespace mmad::cuda

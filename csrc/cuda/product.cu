@@ -1,0 +1,215 @@
+// The product stage with mma.sync: 128 queries by 128 bank rows a block of four warps, 64 by 64 a warp, the depth in
+// steps of 64 columns through a ring of asynchronous copies. Two blocks share a multiprocessor, so that one selects
+// while the other multiplies.
+#include "cuda/product.cuh"
+
+#include <algorithm>
+
+#include "cuda/selection.cuh"
+
+namespace mmad::cuda {
+
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kRowGroups = 4;     // 16 rows each
+constexpr int kColumnGroups = 8;  // 8 columns each
+
+template <bool kInt8>
+constexpr int kStageBytes = kBlockBytes + (kInt8 ? kInt8BlockBytes : kBlockBytes);
+
+template <int kStages, bool kInt8>
+std::size_t shared_bytes(int k) {
+  return kStages * kStageBytes<kInt8> + (kInt8 ? kBlockBytes : 0) + SelectionShared::bytes(k, kInt8);
+}
+
+// Walks over (tile, depth block) in the order of use and starts the copies of one step.
+template <bool kInt8>
+struct Loader {
+  const unsigned char* queries;
+  const unsigned char* bank;
+  int tile;
+  int end;
+  int depth_block;
+
+  __device__ __forceinline__ void start_next(const ProductTask& task, const SelectionShared& shared, unsigned char* stage) {
+    constexpr int bank_bytes = kInt8 ? kInt8BlockBytes : kBlockBytes;
+    if (tile < end) {
+      const int thread = static_cast<int>(threadIdx.x);
+      const unsigned char* a = queries + static_cast<std::size_t>(depth_block) * kBlockBytes;
+      const std::size_t block = static_cast<std::size_t>(tile) * task.bank.depth_blocks + depth_block;
+      const unsigned char* b = bank + block * bank_bytes;
+#pragma unroll
+      for (int i = thread * 16; i < kBlockBytes; i += kThreads * 16) copy_async_16(stage + i, a + i);
+#pragma unroll
+      for (int i = thread * 16; i < bank_bytes; i += kThreads * 16) copy_async_16(stage + kBlockBytes + i, b + i);
+      if (depth_block == 0) {
+        const int ring = tile % kColumnRing * kTileRows + thread;
+        copy_async_4(shared.columns + ring, task.bank.squared + static_cast<std::size_t>(tile) * kTileRows + thread);
+        if (kInt8) {
+          copy_async_4(shared.multipliers + ring, task.bank.scale + static_cast<std::size_t>(tile) * kTileRows + thread);
+        }
+      }
+      if (++depth_block == task.bank.depth_blocks) {
+        depth_block = 0;
+        ++tile;
+      }
+    }
+    copy_async_commit();  // an empty group at the end, so that the waits keep counting
+  }
+};
+
+// int8 values are exact in bfloat16: 16 of them become two swizzled chunks.
+__device__ __forceinline__ std::uint32_t widen_pair(std::uint32_t packed, int first) {
+  const float low = static_cast<float>(static_cast<std::int8_t>(packed >> (8 * first)));
+  const float high = static_cast<float>(static_cast<std::int8_t>(packed >> (8 * first + 8)));
+  return bit_cast<std::uint32_t>(low) >> 16 | (bit_cast<std::uint32_t>(high) & 0xFFFF0000u);
+}
+
+__device__ __forceinline__ void widen_block(const unsigned char* narrow, unsigned char* wide) {
+  for (int i = static_cast<int>(threadIdx.x); i < kInt8BlockBytes / 16; i += kThreads) {
+    const uint4 source = reinterpret_cast<const uint4*>(narrow)[i];
+    const int row = i / (kTileDepth / 16);
+    const int chunk = i % (kTileDepth / 16) * 2;
+    *reinterpret_cast<uint4*>(wide + swizzled_chunk(row, chunk)) =
+        make_uint4(widen_pair(source.x, 0), widen_pair(source.x, 2), widen_pair(source.y, 0), widen_pair(source.y, 2));
+    *reinterpret_cast<uint4*>(wide + swizzled_chunk(row, chunk + 1)) =
+        make_uint4(widen_pair(source.z, 0), widen_pair(source.z, 2), widen_pair(source.w, 0), widen_pair(source.w, 2));
+  }
+}
+
+// One depth block: this warp's 64 x 64 sums += a b^T.
+__device__ __forceinline__ void multiply_block(float (&sums)[kRowGroups][kColumnGroups][4], const unsigned char* a,
+                                               const unsigned char* b, int warp_row, int warp_column) {
+  const int lane = lane_id();
+  const unsigned char* a_row = a + (warp_row + lane % 16) * 128;
+  const unsigned char* b_row = b + (warp_column + lane / 16 * 8 + lane % 8) * 128;
+#pragma unroll
+  for (int step = 0; step < kTileDepth / 16; ++step) {
+    const int a_chunk = ((2 * step + lane / 16) ^ (lane & 7)) << 4;
+    const int b_chunk = ((2 * step + lane / 8 % 2) ^ (lane & 7)) << 4;
+    std::uint32_t left[kRowGroups][4];
+    std::uint32_t right[kColumnGroups / 2][4];
+#pragma unroll
+    for (int i = 0; i < kRowGroups; ++i) load_matrix_x4(left[i], a_row + i * 16 * 128 + a_chunk);
+#pragma unroll
+    for (int j = 0; j < kColumnGroups / 2; ++j) load_matrix_x4(right[j], b_row + j * 16 * 128 + b_chunk);
+#pragma unroll
+    for (int i = 0; i < kRowGroups; ++i) {
+#pragma unroll
+      for (int j = 0; j < kColumnGroups; ++j) {
+        multiply_16x8x16(sums[i][j], left[i], right[j / 2][j % 2 * 2], right[j / 2][j % 2 * 2 + 1]);
+      }
+    }
+  }
+}
+
+template <int kStages, bool kInt8>
+__global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductTask task) {
+  MMAD_DYNAMIC_SHARED(memory);
+  unsigned char* wide = memory + kStages * kStageBytes<kInt8>;  // int8 only
+  SelectionShared shared;
+  shared.carve(wide + (kInt8 ? kBlockBytes : 0), kInt8);
+
+  const int thread = static_cast<int>(threadIdx.x);
+  const int lane = lane_id();
+  const int warp_row = warp_id() % 2 * 64;
+  const int warp_column = warp_id() / 2 * 64;
+  const int query_tile = static_cast<int>(blockIdx.x) % task.queries.tiles;
+  const int split = static_cast<int>(blockIdx.x) / task.queries.tiles;
+  const std::int64_t tiles = task.last_tile - task.first_tile;
+  const int begin = task.first_tile + static_cast<int>(tiles * split / task.state.splits);
+  const int end = task.first_tile + static_cast<int>(tiles * (split + 1) / task.state.splits);
+  const int depth_blocks = task.bank.depth_blocks;
+
+  RowOwner owner;  // thread t owns row t of the query tile
+  owner.begin(task, shared, static_cast<std::int64_t>(query_tile) * kTileRows + thread, split, thread);
+  if (begin < end) owner.set_screen(task.bank, shared, begin, thread);
+
+  Loader<kInt8> loader{static_cast<const unsigned char*>(task.queries.values) +
+                           static_cast<std::size_t>(query_tile) * depth_blocks * kBlockBytes,
+                       static_cast<const unsigned char*>(task.bank.values), begin, end, 0};
+#pragma unroll
+  for (int i = 0; i < kStages - 1; ++i) loader.start_next(task, shared, memory + i * kStageBytes<kInt8>);
+
+  int stage = 0;
+  float sums[kRowGroups][kColumnGroups][4];
+  for (int tile = begin; tile < end; ++tile) {
+#pragma unroll
+    for (int i = 0; i < kRowGroups; ++i) {
+#pragma unroll
+      for (int j = 0; j < kColumnGroups; ++j) sums[i][j][0] = sums[i][j][1] = sums[i][j][2] = sums[i][j][3] = 0.0f;
+    }
+    owner.refresh_hint(task.state);
+    for (int depth_block = 0; depth_block < depth_blocks; ++depth_block) {
+      copy_async_wait<kStages - 2>();
+      __syncthreads();  // this step's data is there for all, and nobody reads the stage that is filled next
+      const int next = stage == 0 ? kStages - 1 : stage - 1;
+      loader.start_next(task, shared, memory + next * kStageBytes<kInt8>);
+      const unsigned char* a = memory + stage * kStageBytes<kInt8>;
+      const unsigned char* b = a + kBlockBytes;
+      if (kInt8) {
+        widen_block(b, wide);
+        __syncthreads();
+        b = wide;
+      }
+      multiply_block(sums, a, b, warp_row, warp_column);
+      stage = stage + 1 == kStages ? 0 : stage + 1;
+    }
+    bool again = true;
+    while (again) {
+      const bool left_over = offer_keys<kInt8>(sums, shared, tile, warp_row + lane / 4, warp_column + lane % 4 * 2);
+      again = __syncthreads_or(left_over) != 0;
+      owner.drain(task, shared, tile, thread);
+      if (again || tile + 1 < end) owner.set_screen(task.bank, shared, again ? tile : tile + 1, thread);
+      if (again) __syncthreads();  // otherwise the next step's barrier does
+    }
+  }
+  copy_async_wait<0>();
+  owner.finish(task, shared, split, thread);
+}
+
+template <int kStages, bool kInt8>
+void launch_stages(const ProductTask& task, Stream stream) {
+  const dim3 grid(static_cast<unsigned>(task.queries.tiles * task.state.splits));
+  launch("product", product_kernel<kStages, kInt8>, grid, kThreads, shared_bytes<kStages, kInt8>(task.state.k), stream, false,
+         task);
+}
+
+template <bool kInt8>
+void launch_product(const ProductTask& task, const DeviceLimits& limits, Stream stream) {
+  constexpr std::size_t reserved = 1024;  // a block's own, by the system
+  if (2 * (shared_bytes<3, kInt8>(task.state.k) + reserved) <= limits.shared_per_multiprocessor) {
+    launch_stages<3, kInt8>(task, stream);
+  } else {
+    launch_stages<2, kInt8>(task, stream);
+  }
+}
+
+}  // namespace
+
+int choose_splits(int query_tiles, int bank_tiles, const DeviceLimits& limits) {
+  // Blocks take turns on 2 places a multiprocessor; a split costs about one tile more to begin with (empty lists).
+  const std::int64_t places = 2 * static_cast<std::int64_t>(limits.multiprocessors);
+  int best = 1;
+  std::int64_t best_cost = INT64_MAX;
+  for (int splits = 1; splits <= std::min(bank_tiles, 64); ++splits) {
+    const std::int64_t turns = (static_cast<std::int64_t>(query_tiles) * splits + places - 1) / places;
+    const std::int64_t cost = turns * ((bank_tiles + splits - 1) / splits + 1);
+    if (cost < best_cost) {
+      best_cost = cost;
+      best = splits;
+    }
+  }
+  return best;
+}
+
+void run_product(const ProductTask& task, const DeviceLimits& limits, Stream stream) {
+  if (task.bank.int8) {
+    launch_product<true>(task, limits, stream);
+  } else {
+    launch_product<false>(task, limits, stream);
+  }
+}
+
+}  // namespace mmad::cuda

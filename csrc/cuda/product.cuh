@@ -1,0 +1,49 @@
+// The product stage that k-NN search and k-centre selection share: every query against a range of bank tiles, the
+// squared distances bounded in registers, and of each query only the k smallest upper bounds and the few rows that
+// could still be among its k nearest kept. The matrix of distances is never written.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/device.cuh"
+#include "mmad/cuda_device.hpp"
+#include "mmad/cuda_operand.hpp"
+
+namespace mmad::cuda {
+
+// A bank row that may be a neighbour: lower bound of T(q, m) (cuda_operand.hpp) and the row.
+struct Candidate {
+  float lower;
+  std::int32_t row;
+};
+
+constexpr int kLargestK = 32;
+
+// State of the search, one entry a (query, split). Row q of a split s: counts[q * splits + s], and so on.
+struct SearchState {
+  float* upper = nullptr;           // k entries: the smallest upper bounds of T, in no order
+  Candidate* candidates = nullptr;  // `capacity` entries
+  std::int32_t* counts = nullptr;   // candidates kept; capacity + 1 where they did not fit
+  std::uint32_t* shared = nullptr;  // one entry a query or null: ordered_bits of the least k-th upper bound of all splits
+  int k = 1;
+  int splits = 1;
+  int capacity = 0;
+};
+
+struct ProductTask {
+  Operand queries;
+  Operand bank;
+  SearchState state;
+  int first_tile = 0;   // bank tiles [first_tile, last_tile)
+  int last_tile = 0;
+  int first_row = 0;    // rows of the first tile before this one are left out
+  bool resume = false;  // go on from the state; otherwise start it
+};
+
+// How many blocks share a query tile so that the device is full. Returns at least 1.
+int choose_splits(int query_tiles, int bank_tiles, const DeviceLimits& limits);
+
+// Queues the kernel. Rows of the bank that hold squared = +infinity are skipped.
+void run_product(const ProductTask& task, const DeviceLimits& limits, Stream stream);
+
+}  // namespace mmad::cuda

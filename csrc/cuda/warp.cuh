@@ -1,0 +1,89 @@
+// What a warp does together: sums, exact distances, and a sorted list with one entry a lane.
+#pragma once
+
+#include "cuda/device.cuh"
+
+namespace mmad::cuda {
+
+__device__ __forceinline__ int lane_id() { return static_cast<int>(threadIdx.x) % kWarp; }
+__device__ __forceinline__ int warp_id() { return static_cast<int>(threadIdx.x) / kWarp; }
+
+template <typename T>
+__device__ __forceinline__ T warp_sum(T value) {
+#pragma unroll
+  for (int step = kWarp / 2; step > 0; step /= 2) value += __shfl_xor_sync(kFullWarp, value, step);
+  return value;
+}
+
+__device__ __forceinline__ float warp_max(float value) {  // of values that are not negative
+  return bit_cast<float>(__reduce_max_sync(kFullWarp, bit_cast<unsigned>(value)));
+}
+
+// Squared distance from differences in float64: what decides between contenders. Every kernel uses this one function,
+// so that equal rows have equal distances wherever they are computed. The lanes take columns in turn, four at a time
+// where `dim` allows; all lanes receive the sum.
+__device__ __forceinline__ double exact_squared_distance(const float* a, const float* b, int dim) {
+  double sum = 0.0;
+  if (dim % 4 == 0) {  // then all rows are aligned to 16 bytes
+    for (int i = lane_id() * 4; i < dim; i += kWarp * 4) {
+      const float4 x = *reinterpret_cast<const float4*>(a + i);
+      const float4 y = *reinterpret_cast<const float4*>(b + i);
+      const double d0 = static_cast<double>(x.x) - static_cast<double>(y.x);
+      const double d1 = static_cast<double>(x.y) - static_cast<double>(y.y);
+      const double d2 = static_cast<double>(x.z) - static_cast<double>(y.z);
+      const double d3 = static_cast<double>(x.w) - static_cast<double>(y.w);
+      sum += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3);
+    }
+  } else {
+    for (int i = lane_id(); i < dim; i += kWarp) {
+      const double d = static_cast<double>(a[i]) - static_cast<double>(b[i]);
+      sum += d * d;
+    }
+  }
+  return warp_sum(sum);
+}
+
+// A float32 sum of D squared differences, each lane adding at most D / 32 + 4 of them before five more additions, is
+// within this relative error of the exact one (2 u for the difference and its square, u for every addition) as long as
+// nothing overflows or underflows.
+__device__ __forceinline__ float difference_error(int dim) {
+  return static_cast<float>(dim / kWarp + 16) * (1.0f / 16777216.0f);
+}
+
+// True unless the float32 sum proves that the exact squared distance is above `limit`.
+__device__ __forceinline__ bool may_be_within(float screened, float relative_error, double limit) {
+  if (!(screened < 1e38f)) return true;  // overflow: the screening says nothing
+  return static_cast<double>(screened) * (1.0 - static_cast<double>(relative_error)) - 1e-30 <= limit;
+}
+
+// The k <= 32 smallest (distance, row) pairs seen, sorted, entry j in lane j.
+struct LaneList {
+  double distance;
+  int row;
+
+  __device__ __forceinline__ void clear() {
+    distance = bit_cast<double>(std::uint64_t{0x7FF0000000000000u});
+    row = 0x7FFFFFFF;
+  }
+
+  __device__ __forceinline__ bool before(double d, int r) const { return distance < d || (distance == d && row < r); }
+
+  // The same candidate in all lanes.
+  __device__ __forceinline__ void insert(double d, int r) {
+    const int place = __popc(__ballot_sync(kFullWarp, before(d, r)));
+    const double left_distance = __shfl_up_sync(kFullWarp, distance, 1);
+    const int left_row = __shfl_up_sync(kFullWarp, row, 1);
+    const int lane = lane_id();
+    if (lane == place) {
+      distance = d;
+      row = r;
+    } else if (lane > place) {
+      distance = left_distance;
+      row = left_row;
+    }
+  }
+
+  __device__ __forceinline__ double kth_distance(int k) const { return __shfl_sync(kFullWarp, distance, k - 1); }
+};
+
+}  // namespace mmad::cuda
