@@ -1,7 +1,7 @@
 """Build of the native core: plain C++17 and, where nvcc is found, CUDA. No PyTorch is needed to build.
 
 Environment variables:
-    MMAD_BANK_CUDA        0 leaves the CUDA sources out, 1 makes a missing nvcc an error (default: compile them if nvcc is found)
+    MMAD_BANK_CUDA        0 leaves the CUDA sources out, 1 makes a missing nvcc an error (default: if nvcc is found)
     MMAD_BANK_CUDA_ARCHS  semicolon-separated architectures (default: 80;90a, and PTX of the lowest for newer devices)
     MMAD_BANK_BUILD_JOBS  parallel compiler processes (default: the number of cores)
     CUDA_HOME             toolkit to use instead of the one that nvcc on PATH belongs to
@@ -36,7 +36,9 @@ def find_nvcc() -> Path | None:
 
 def toolkit_of(nvcc: Path) -> Path:
     """Ask nvcc itself where its headers and libraries are: the executable may be a wrapper elsewhere on PATH."""
-    dry = subprocess.run([str(nvcc), "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True, check=False)
+    dry = subprocess.run(
+        [str(nvcc), "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True, check=False
+    )
     for line in dry.stderr.splitlines():
         name, _, value = line.removeprefix("#$ ").partition("=")
         if name.strip() == "TOP":
@@ -67,7 +69,9 @@ class BuildCore(build_ext):
             ext.sources.append("csrc/bindings_cuda.cpp")
             ext.define_macros += [("MMAD_WITH_CUDA", "1"), ("MMAD_CUDA_ARCHS", f'"{";".join(archs)}"')]
             ext.include_dirs.append(str(home / "include"))
-            ext.library_dirs += [str(p) for p in (home / "lib64", home / "targets" / "x86_64-linux" / "lib") if p.exists()]
+            ext.library_dirs += [
+                str(p) for p in (home / "lib64", home / "targets" / "x86_64-linux" / "lib") if p.exists()
+            ]
             ext.libraries += ["cudart_static", "rt", "dl", "pthread"]
         super().build_extension(ext)
 
@@ -78,13 +82,19 @@ class BuildCore(build_ext):
         newest = max(path.stat().st_mtime for path in [source, *headers, Path(__file__)])
         if not target.exists() or target.stat().st_mtime < newest:
             command = [str(nvcc), "-c", str(source), "-o", str(target), "-O3", "-std=c++17", "-lineinfo"]
-            command += ["-Xcompiler", "-fPIC,-fvisibility=hidden", f"-I{ROOT / 'csrc' / 'include'}", f"-I{ROOT / 'csrc'}"]
+            command += [
+                "-Xcompiler",
+                "-fPIC,-fvisibility=hidden",
+                f"-I{ROOT / 'csrc' / 'include'}",
+                f"-I{ROOT / 'csrc'}",
+            ]
             subprocess.run([*command, *gencode_flags(archs)], check=True)
         return str(target)
 
 
 def core_extension() -> Pybind11Extension:
-    sources = [ROOT / "csrc" / "bindings.cpp", *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]
+    bindings = [ROOT / "csrc" / "bindings.cpp", ROOT / "csrc" / "bindings_points.cpp"]
+    sources = [*bindings, *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]
     return Pybind11Extension(
         "mmad_bank._core",
         sources=[str(path.relative_to(ROOT)) for path in sources],

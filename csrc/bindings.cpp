@@ -7,6 +7,7 @@
 #include <string>
 
 #include "mmad/cpu_features.hpp"
+#include "mmad/k_center_greedy.hpp"
 #include "mmad/knn.hpp"
 #include "mmad/matrix.hpp"
 
@@ -14,6 +15,7 @@ namespace py = pybind11;
 
 using FloatRows = py::array_t<float, py::array::c_style>;
 
+void bind_points(py::module_& module);  // bindings_points.cpp
 #ifdef MMAD_WITH_CUDA
 void bind_cuda(py::module_& module);  // bindings_cuda.cpp
 #endif
@@ -61,6 +63,32 @@ void bind_knn(py::module_& module) {
       .def_property_readonly("format", [](const mmad::KnnIndex& index) { return format_name(index.format()); });
 }
 
+py::tuple k_center_greedy(const FloatRows& rows, const FloatRows& centers, std::int64_t count, std::int64_t start,
+                          double radius, std::int64_t pool, const std::string& precision, int threads,
+                          const py::object& progress) {
+  mmad::KCenterOptions options;
+  options.start = start;
+  options.radius = radius;
+  options.pool = pool;
+  options.threads = threads;
+  options.isa = mmad::active_isa();
+  options.format = mmad::screening_format(precision, options.isa);
+  options.progress = [&progress](std::int64_t done) {
+    py::gil_scoped_acquire acquire;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();  // Ctrl-C
+    if (!progress.is_none()) progress(done);
+  };
+  mmad::KCenterResult result;
+  {
+    const auto source = view(rows), earlier = view(centers);
+    py::gil_scoped_release release;
+    result = mmad::k_center_greedy(source, earlier, count, options);
+  }
+  return py::make_tuple(py::array_t<std::int64_t>(static_cast<py::ssize_t>(result.rows.size()), result.rows.data()),
+                        py::array_t<double>(static_cast<py::ssize_t>(result.radii.size()), result.radii.data()),
+                        result.covering_radius);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, module) {
@@ -69,6 +97,10 @@ PYBIND11_MODULE(_core, module) {
   module.def("active_isa", [] { return mmad::isa_name(mmad::active_isa()); });
   module.def("has_avx512_vnni", &mmad::has_avx512_vnni);
   bind_knn(module);
+  bind_points(module);
+  module.def("k_center_greedy", &k_center_greedy, py::arg("rows").noconvert(), py::arg("centers").noconvert(),
+             py::arg("count"), py::arg("start"), py::arg("radius"), py::arg("pool"), py::arg("precision"),
+             py::arg("threads"), py::arg("progress"));
 #ifdef MMAD_WITH_CUDA
   module.attr("cuda_archs") = MMAD_CUDA_ARCHS;
   bind_cuda(module);

@@ -1,4 +1,4 @@
-"""Argument checks shared by the public functions: one line that names the argument, what was found, what was expected."""
+"""Argument checks of the public functions: one line that names the argument, what was found, what was expected."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def as_float_tensor(value: Any, name: str, *, ndim: int | tuple[int, ...] = 2) -
         if any(stride < 0 for stride in value.strides) or not value.dtype.isnative:
             value = np.array(value, dtype=value.dtype.newbyteorder("="), order="C")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # read-only (memory-mapped) arrays: nothing here writes to them
+            warnings.simplefilter("ignore", UserWarning)  # read-only (memory-mapped) arrays: we never write to them
             value = torch.from_numpy(value)
     if not isinstance(value, torch.Tensor):
         raise InputError(f"{name}: expected a torch.Tensor or a NumPy array, found {type(value).__name__}")
@@ -60,7 +60,8 @@ def check_finite(rows: torch.Tensor, name: str, *, first_row: int = 0) -> None:
         return
     bad = ~torch.isfinite(rows).all(dim=-1)
     if bool(bad.any()):
-        raise InputError(f"{name}: row {first_row + int(bad.int().argmax())} holds NaN or infinity; expected finite values")
+        row = first_row + int(bad.int().argmax())
+        raise InputError(f"{name}: row {row} holds NaN or infinity; expected finite values")
 
 
 def check_index(value: int, name: str, low: int, high: int, why: str) -> int:

@@ -2,7 +2,17 @@
 
 from mmad_bank.ops.farthest_point_sample import farthest_point_sample
 from mmad_bank.ops.interpolate_features import interpolate_features
-from mmad_bank.ops.k_center_greedy import k_center_greedy
+from mmad_bank.ops.k_center_greedy import Coreset, extend_coreset, k_center_greedy
 from mmad_bank.ops.knn import SearchIndex, knn
+from mmad_bank.ops.knn_group import knn_group
 
-__all__ = ["SearchIndex", "farthest_point_sample", "interpolate_features", "k_center_greedy", "knn"]
+__all__ = [
+    "Coreset",
+    "SearchIndex",
+    "extend_coreset",
+    "farthest_point_sample",
+    "interpolate_features",
+    "k_center_greedy",
+    "knn",
+    "knn_group",
+]

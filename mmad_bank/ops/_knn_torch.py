@@ -61,9 +61,9 @@ class TorchIndex:
     def _redo_uncertified(self, uncertain: Tensor, queries: Tensor, squared: Tensor, rows: Tensor) -> None:
         kept = squared.shape[1]
         for query in uncertain.nonzero()[:, 0].tolist():
-            wide = torch.cat([
-                (block.double() - queries[query].double()).square_().sum(1) for block in self.vectors.split(65536)
-            ])
+            wide = torch.cat(
+                [(block.double() - queries[query].double()).square_().sum(1) for block in self.vectors.split(65536)]
+            )
             order = torch.sort(wide, stable=True)
             squared[query], rows[query] = order.values[:kept], order.indices[:kept]
 
