@@ -2,17 +2,91 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
+import torch
 from torch import Tensor
 
-from mmad_bank._checks import ArrayLike, as_float_tensor
-from mmad_bank.ops import reference
+from mmad_bank import _core
+from mmad_bank._checks import ArrayLike, as_features, check_finite, check_index
+from mmad_bank.errors import InputError
+from mmad_bank.ops import _points_torch
+from mmad_bank.ops._point_checks import as_points, check_same_device
+
+_GATHER_UP_TO = 32  # neighbours; beyond, one matrix product with the whole table of weights is faster than the gather
+_TABLE_BYTES = 64 << 20  # bound on a block of that table
+_MAX_POWER = 7.0  # beyond, d**power of float32 coordinates can leave float64
+_MIN_EPS = 1e-300  # below, 1 / eps would
 
 
 def interpolate_features(
-    points: ArrayLike, centers: ArrayLike, features: ArrayLike, *, k: int = 3, power: int = 2, eps: float = 1e-8
+    points: ArrayLike, centers: ArrayLike, features: ArrayLike, *, k: int = 3, power: float = 2, eps: float = 1e-8
 ) -> Tensor:
-    """Spread features of G centres to N points: (N, 3), (G, 3), (G, D) -> (N, D)."""
-    return reference.interpolate_features(
-        as_float_tensor(points, "points"), as_float_tensor(centers, "centers"), as_float_tensor(features, "features"),
-        k=k, power=power, eps=eps,
-    )
+    """Spread features of G centres to N points by inverse-distance weighting over the k nearest centres of each point.
+
+    A centre at distance d weighs 1 / (d**power + eps), divided by the sum over the k centres. ``k=3, power=2`` is what
+    the published code of M3DM and CFM computes (PointNet++, Qi et al. 2017, eq. 2); ``k=G, power=1`` is M3DM's eq. 1. A
+    point that lies on a centre (d = 0) gives it the weight 1 / eps like any other: nearly all.
+
+    The result is not differentiable: gradients stop here.
+
+    Args:
+        points: (N, 3) coordinates, finite, in any unit. float64 is rounded to float32.
+        centers: (G, 3), in the same unit and on the same device.
+        features: (G, D), one row a centre; float16 and bfloat16 widen to float32.
+        k: neighbours a point, 1 to G; the nearest are found exactly, equal distances by the lowest row.
+        power: exponent of the distance, above 0 and at most 7.
+        eps: positive, in the coordinates' unit to the ``power``.
+
+    Returns:
+        float32 (N, D), on the device of ``points``. Weights are computed in float64, the sum over the k neighbours in
+        float32.
+
+    Raises:
+        InputError: an argument has the wrong shape or dtype, holds NaN or infinity, or is out of range.
+
+    Example:
+        >>> import torch
+        >>> from mmad_bank.ops import interpolate_features
+        >>> centers = torch.tensor([[0.0, 0, 0], [1, 0, 0]])
+        >>> interpolate_features(torch.tensor([[0.5, 0, 0]]), centers, torch.tensor([[2.0], [4.0]]), k=2)
+        tensor([[3.]])
+    """
+    cloud, groups, rows = as_points(points, "points"), as_points(centers, "centers"), as_features(features, "features")
+    if len(rows) != len(groups):
+        raise InputError(f"features: expected {len(groups)} rows, one a centre, found {len(rows)}")
+    check_finite(rows, "features")
+    check_same_device(groups, "centers", cloud)
+    check_same_device(rows, "features", cloud)
+    check_index(k, "k", 1, len(groups), "the number of centers")
+    _check_number(power, "power", 0.0, _MAX_POWER)
+    _check_number(eps, "eps", _MIN_EPS, math.inf)
+    if cloud.device.type == "cpu":
+        return _interpolate_cpu(cloud, groups, rows, k, float(power), float(eps))
+    cuda = _points_torch.cuda_kernels(cloud.device)
+    if cuda is not None:
+        return cuda.interpolate_features(cloud, groups, rows, k, float(power), float(eps))
+    return _points_torch.interpolate_features(cloud, groups, rows, k, power, eps, dense=k > _GATHER_UP_TO)
+
+
+def _interpolate_cpu(points: Tensor, centers: Tensor, features: Tensor, k: int, power: float, eps: float) -> Tensor:
+    output = torch.empty(len(points), features.shape[1])
+    threads = torch.get_num_threads()
+    if k <= _GATHER_UP_TO:
+        arrays = points.numpy(), centers.numpy(), features.numpy()
+        _core.interpolate_features(*arrays, k, power, eps, threads, output.numpy())
+        return output
+    step = max(1, _TABLE_BYTES // (4 * len(centers)))
+    for block, result in zip(points.split(step), output.split(step), strict=True):
+        weights = _core.interpolation_weights(block.numpy(), centers.numpy(), k, power, eps, threads)
+        torch.mm(torch.from_numpy(weights), features, out=result)
+    return output
+
+
+def _check_number(value: float, name: str, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise InputError(f"{name}: expected a number, found {value!r}")
+    if not (0.0 < value < math.inf and low <= value <= high):
+        limits = f" of at most {high:g}" if high < math.inf else f" of at least {low:g}"
+        raise InputError(f"{name}: expected a positive finite number{limits}, found {value}")

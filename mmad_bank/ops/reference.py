@@ -6,6 +6,8 @@ kernel is compared with has no cancellation of its own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -35,13 +37,36 @@ def knn(queries: Tensor, bank: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
     return distances, indices
 
 
-def farthest_point_sample(points: Tensor, n_select: int, *, start: int = 0) -> Tensor:
-    """Farthest point sampling of each cloud: (B, N, 3) -> int64 (B, n_select); ties to the lowest index."""
-    return torch.stack([k_center_greedy(cloud, n_select, start=start) for cloud in points])
+def farthest_point_sample(
+    points: Tensor,
+    n_select: int,
+    *,
+    start: int = 0,
+    lengths: Sequence[int] | None = None,
+    min_norm_sq: float | None = None,
+) -> Tensor:
+    """Farthest point sampling of each cloud: (B, N, 3) -> int64 (B, n_select); ties to the lowest index.
+
+    Of cloud b the first ``lengths[b]`` rows count, and of these ``start`` and the ones with ‖p‖² > ``min_norm_sq``.
+    """
+    picks = []
+    for cloud, length in zip(points, [points.shape[1]] * len(points) if lengths is None else lengths, strict=True):
+        allowed = torch.ones(length, dtype=torch.bool)
+        if min_norm_sq is not None:
+            allowed = cloud[:length].double().square().sum(1) > min_norm_sq
+        allowed[start] = True
+        rows = allowed.nonzero()[:, 0]
+        picks.append(rows[k_center_greedy(cloud[rows], n_select, start=int(allowed[:start].sum()))])
+    return torch.stack(picks)
+
+
+def knn_group(points: Tensor, centers: Tensor, k: int) -> Tensor:
+    """Rows of the k points nearest to each centre: (N, 3), (G, 3) -> int64 (G, k); ties to the lowest index."""
+    return knn(centers, points, k)[1]
 
 
 def interpolate_features(
-    points: Tensor, centers: Tensor, features: Tensor, *, k: int = 3, power: int = 2, eps: float = 1e-8
+    points: Tensor, centers: Tensor, features: Tensor, *, k: int = 3, power: float = 2, eps: float = 1e-8
 ) -> Tensor:
     """Inverse-distance weighting over the k nearest centres: (N, 3), (G, 3), (G, D) -> (N, D).
 
