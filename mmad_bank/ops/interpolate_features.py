@@ -14,7 +14,7 @@ from mmad_bank.errors import InputError
 from mmad_bank.ops import _points_torch
 from mmad_bank.ops._point_checks import as_points, check_same_device
 
-_GATHER_UP_TO = 32  # neighbours; beyond, one matrix product with the whole table of weights is faster than the gather
+_GATHER_UP_TO = 64  # neighbours; beyond, one matrix product with the whole table of weights is faster than the gather
 _TABLE_BYTES = 64 << 20  # bound on a block of that table
 _MAX_POWER = 7.0  # beyond, d**power of float32 coordinates can leave float64
 _MIN_EPS = 1e-300  # below, 1 / eps would

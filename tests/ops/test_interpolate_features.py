@@ -49,7 +49,7 @@ def test_equals_the_reference(kind: str, rule: dict) -> None:
     assert within_rounding(on_torch_path(points, centers, features, dense=True, **rule), expected, features, 8)
 
 
-@pytest.mark.parametrize("k", [32, 33, 60, 90])
+@pytest.mark.parametrize("k", [64, 65, 89, 90])
 @pytest.mark.parametrize("power", [1, 2])
 def test_many_neighbours_up_to_all_centres_as_in_the_paper(k: int, power: int) -> None:
     points, centers, features = problem("normal")
