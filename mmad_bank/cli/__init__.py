@@ -1,0 +1,49 @@
+"""The command line: ``mmad-bank``. What is heavy is imported when a command runs."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Annotated
+
+import typer
+
+import mmad_bank
+from mmad_bank.cli import bank, demo
+from mmad_bank.cli._group import Group, handle_termination
+
+app = typer.Typer(
+    name="mmad-bank",
+    cls=Group,
+    help="Memory-bank anomaly detection: select a bank from patch features, search it exactly, score with it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"mmad-bank {mmad_bank.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+bank.register(app)
+demo.register(app)
+
+
+def main() -> None:
+    """Run the program (the entry point ``mmad-bank``)."""
+    handle_termination()
+    # What libraries say to programmers is no message to a user, whose line is the error or the summary.
+    warnings.filterwarnings("ignore", module=r"torch\.")
+    app()

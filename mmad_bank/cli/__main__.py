@@ -1,0 +1,5 @@
+"""``python -m mmad_bank.cli``."""
+
+from mmad_bank.cli import main
+
+main()

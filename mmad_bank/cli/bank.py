@@ -1,0 +1,257 @@
+"""Commands that work on feature dumps and banks: build, extend, score, info."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from mmad_bank.cli._output import check_output, emit, seconds, show_progress, size
+from mmad_bank.errors import InputError
+
+if TYPE_CHECKING:
+    from mmad_bank.bank import MemoryBank
+
+Features = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="FEATURES...",
+        help=".npy, .npz, .safetensors or .pt files, or folders of them: (N, D) or (images, patches, D).",
+        show_default=False,
+    ),
+]
+BankFile = Annotated[Path, typer.Argument(metavar="BANK", help="A bank file.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
+PrecisionName = Literal["auto", "float32", "half", "int8"]
+Precision = Annotated[
+    PrecisionName, typer.Option(help="Of the resident search copy. Memory and speed differ, answers do not.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    for command in (build, extend, score, info):
+        app.command()(command)
+
+
+def build(
+    features: Features,
+    out: Annotated[Path, typer.Option(help="Bank file to write.", show_default=False)],
+    ratio: Annotated[float | None, typer.Option(help="Share of the rows to select.  [default: 0.1]")] = None,
+    n_vectors: Annotated[int | None, typer.Option("--size", help="Number of rows to select, instead.")] = None,
+    index: Annotated[str, typer.Option(help="exact, or a FAISS index_factory string (IVF256,Flat).")] = "exact",
+    projection_dim: Annotated[
+        str | None, typer.Option(metavar="D|auto", help="Select in a random projection to D dimensions.")
+    ] = None,
+    standardize: Annotated[bool, typer.Option("--standardize", help="Divide by the dump's scalar std.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the projection.")] = 0,
+    start: Annotated[int, typer.Option(help="Row that is selected first.")] = 0,
+    precision: Precision = "auto",
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Select a memory bank from feature dumps (exact greedy k-centre) and write it to a file."""
+    if ratio is not None and n_vectors is not None:
+        raise InputError("--ratio and --size: expected one of them, found both")
+    check_output(out, "--out", inputs=tuple(features))
+    dimensions = _parse_projection(projection_dim)
+    from mmad_bank.bank import MemoryBank, open_dump
+
+    target = _device(device)
+    begin = time.perf_counter()
+    dump = open_dump(list(features))
+    bank = MemoryBank.build(
+        dump, 0.1 if ratio is None else ratio, size=n_vectors, index=index, projection_dim=dimensions, seed=seed,
+        start=start, standardise=standardize, precision=precision, device=target if device != "cpu" else None,
+        progress=show_progress(as_json),
+    )  # fmt: skip
+    built = time.perf_counter()
+    bank.save(out)
+    times = {"build": built - begin, "save": time.perf_counter() - built}
+    result = {
+        "bank": str(out),
+        "rows": len(dump),
+        "feature_bytes": len(dump) * dump.dim * 4,
+        **_describe(bank, out),
+        "seconds": times,
+    }
+    rows = {
+        "features": f"{len(dump):,} × {dump.dim}  ({size(result['feature_bytes'])} as float32)",
+        **_describe_rows(bank, out),
+        "time": f"build {seconds(times['build'])}, save {seconds(times['save'])}",
+    }
+    emit(result, rows, title=f"built {out}", as_json=as_json)
+
+
+def extend(
+    bank_file: BankFile,
+    features: Features,
+    out: Annotated[Path | None, typer.Option(help="Bank file to write.", show_default=False)] = None,
+    in_place: Annotated[bool, typer.Option("--in-place", help="Replace BANK itself.")] = False,
+    radius: Annotated[float | None, typer.Option(help="Add rows farther than this. [default: the bank's own]")] = None,
+    n_vectors: Annotated[int | None, typer.Option("--size", help="Add at most this many rows.")] = None,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Add normal samples to a bank: those that lie farther from it than its covering radius."""
+    if (out is None) != in_place:
+        raise InputError(f"--out and --in-place: expected one of them, found {'both' if in_place else 'neither'}")
+    target = bank_file if out is None else out
+    check_output(target, "--out", inputs=(*features, *(() if in_place else (bank_file,))))
+    from mmad_bank.bank import MemoryBank
+
+    target_device = _device(device)
+    begin = time.perf_counter()
+    bank = MemoryBank.load(bank_file, device=target_device)
+    added = bank.extend(list(features), radius=radius, size=n_vectors, progress=show_progress(as_json))
+    extended = time.perf_counter()
+    bank.save(target)
+    times = {"extend": extended - begin, "save": time.perf_counter() - extended}
+    result = {"bank": str(target), "added": added, **_describe(bank, target), "seconds": times}
+    rows = {
+        "added": f"{added:,} vectors",
+        **_describe_rows(bank, target),
+        "time": f"extend {seconds(times['extend'])}, save {seconds(times['save'])}",
+    }
+    emit(result, rows, title=f"extended {target}", as_json=as_json)
+
+
+def score(
+    bank_file: BankFile,
+    features: Features,
+    out: Annotated[Path, typer.Option(help="File to write: arrays patch, image, nearest (.npz).", show_default=False)],
+    reweight: Annotated[Literal["m3dm", "patchcore", "max"], typer.Option(help="Image-score rule.")] = "m3dm",
+    neighbors: Annotated[
+        int | None, typer.Option(help="Bank vectors that the rule looks at. [default: m3dm 3, patchcore 9]")
+    ] = None,
+    patches: Annotated[int | None, typer.Option(help="Patches an image has, for (N, D) dumps.")] = None,
+    precision: Precision = "auto",
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Score images against a bank and write patch scores, image scores and the vectors that explain them.
+
+    A (N, D) dump is one image of N patches unless --patches says how many an image has.
+    """
+    check_output(out, "--out", inputs=(bank_file, *features))
+    from mmad_bank.bank import MemoryBank, open_dump
+    from mmad_bank.cli._scoring import save_scores, score_images, summarise
+
+    target = _device(device)
+    begin = time.perf_counter()
+    dump = open_dump(list(features))
+    bank = MemoryBank.load(bank_file, device=target, precision=precision)
+    loaded = time.perf_counter()
+    scores = score_images(bank, dump, patches, reweight, neighbors, progress=show_progress(as_json))
+    scored = time.perf_counter()
+    save_scores(out, scores)
+    times = {"load": loaded - begin, "score": scored - loaded, "save": time.perf_counter() - scored}
+    result, rows = summarise(bank, dump, scores)
+    rows["time"] = f"load {seconds(times['load'])}, score {seconds(times['score'])}"
+    rows["per image"] = seconds(times["score"] / len(scores.image))
+    emit({"scores": str(out), **result, "seconds": times}, rows, title=f"scored into {out}", as_json=as_json)
+
+
+def info(
+    bank_file: Annotated[Path | None, typer.Argument(metavar="[BANK]", help="A bank file.", show_default=False)] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare all data with their checksums.")] = False,
+    system: Annotated[bool, typer.Option("--system", help="Say what this machine and this build can run.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Describe a bank file, or with --system the compute backends."""
+    if (bank_file is None) != system:
+        found = "both" if system else "neither"
+        raise InputError(f"BANK and --system: expected one of them, found {found}")
+    if bank_file is None:
+        from mmad_bank import ops
+
+        facts: dict[str, Any] = getattr(ops, "system_info", dict)()
+        emit(facts, {name: _word(value) for name, value in facts.items()}, title="system", as_json=as_json)
+        return
+    from mmad_bank.bank import MemoryBank
+
+    bank = MemoryBank.load(bank_file, verify=verify)
+    result = {"bank": str(bank_file), "verified": verify, **bank.metadata(), **_describe(bank, bank_file)}
+    rows = {
+        **_describe_rows(bank, bank_file),
+        "extractor": bank.extractor or "not recorded",
+        "sources": _describe_sources(bank),
+        "checksums": "header and data agree" if verify else "header agrees (--verify checks the data)",
+    }
+    emit(result, rows, title=str(bank_file), as_json=as_json)
+
+
+def _parse_projection(text: str | None) -> int | Literal["auto"] | None:
+    """Read D|auto."""
+    if text is None or text == "auto":
+        return text  # type: ignore[return-value]
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"--projection-dim: expected a number of dimensions or 'auto', found {text!r}") from None
+
+
+def _device(name: str) -> Any:
+    """Read a device's name and make sure that it is there."""
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device: {name!r} cannot be used ({reason})") from error
+    return device
+
+
+def _describe(bank: MemoryBank, path: Path) -> dict[str, Any]:
+    """Return what every command's JSON says of a bank."""
+    return {
+        "vectors": len(bank),
+        "dim": bank.dim,
+        "index": bank.index,
+        "radius": bank.radius,
+        "file_bytes": path.stat().st_size,
+        "resident_bytes": bank.nbytes,
+    }
+
+
+def _describe_rows(bank: MemoryBank, path: Path) -> dict[str, str]:
+    """Return the same for people."""
+    rows = {
+        "bank": f"{len(bank):,} × {bank.dim}, index {bank.index}",
+        "file": size(path.stat().st_size),
+        "radius": "unknown" if bank.radius is None else f"{bank.radius:.6g} (no row it was selected from is farther)",
+    }
+    if bank.projection is not None:
+        rows["selected in"] = f"a random projection to {bank.projection.dim_out} dimensions"
+    if bank.standardisation is not None:
+        rows["standardised by"] = f"mean {bank.standardisation.mean:.6g}, std {bank.standardisation.std:.6g}"
+    return rows
+
+
+def _describe_sources(bank: MemoryBank) -> str:
+    """Name the files that a bank's vectors came from, the first few if there are many."""
+    lines = []
+    for source in bank.sources[:5]:
+        images = f", {source.rows // source.patches:,} images of {source.patches}" if source.patches else ""
+        lines.append(f"{source.file} ({source.rows:,} rows{images})")
+    if len(bank.sources) > 5:
+        lines.append(f"and {len(bank.sources) - 5} more")
+    return "\n".join(lines)
+
+
+def _word(value: Any) -> str:
+    """Word a JSON value for people."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return "none"
+    if isinstance(value, dict):
+        return "\n".join(f"{name}: {_word(item)}" for name, item in value.items()) or "none"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_word(item) for item in value) or "none"
+    return str(value)
