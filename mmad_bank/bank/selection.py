@@ -1,0 +1,86 @@
+"""The space in which a coreset is selected, filled from a dump a block at a time."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmad_bank._checks import check_index
+from mmad_bank.bank._progress import Report
+from mmad_bank.bank.dumps import FeatureDump
+from mmad_bank.bank.projection import SparseProjection
+from mmad_bank.errors import InputError
+
+
+class Standardisation(NamedTuple):
+    """One scalar mean and standard deviation for all values of a bank, as M3DM takes them."""
+
+    mean: float
+    std: float
+
+
+class Moments:
+    """Mean and sample standard deviation of a stream of values, in float64 about the first block's mean."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._shift = self._sum = self._squares = 0.0
+
+    def update(self, block: Tensor) -> None:
+        """Take in all values of a block."""
+        if not self._count:
+            self._shift = float(block.mean(dtype=torch.float64).float())
+        shifted = block - self._shift
+        self._count += block.numel()
+        self._sum += float(shifted.sum(dtype=torch.float64))
+        self._squares += float(shifted.square_().sum(dtype=torch.float64))
+
+    def result(self) -> Standardisation:
+        """Return mean and standard deviation (n - 1 in the denominator)."""
+        mean = self._sum / self._count
+        variance = (self._squares - self._count * mean**2) / max(self._count - 1, 1)
+        if variance <= 0:
+            raise InputError("standardise: expected features that vary, found one value throughout")
+        return Standardisation(self._shift + mean, math.sqrt(variance))
+
+
+def coreset_size(n_rows: int, ratio: float, size: int | None) -> int:
+    """Return how many of ``n_rows`` rows a bank takes: ``size``, or ``int(n_rows * ratio)`` but at least 1."""
+    if size is not None:
+        return check_index(size, "size", 1, n_rows, "the number of rows in the features")
+    if not isinstance(ratio, (int, float)) or isinstance(ratio, bool) or not 0 < ratio <= 1:
+        raise InputError(f"ratio: expected more than 0 and at most 1, found {ratio!r}")
+    return max(1, int(n_rows * ratio))
+
+
+def selection_space(
+    dump: FeatureDump,
+    projection: SparseProjection | None,
+    report: Report,
+    *,
+    device: torch.device | str | None = None,
+    moments: Moments | None = None,
+) -> Tensor:
+    """Return the dump's rows, projected if there is a projection: (N, d) float32, checked for NaN and infinity.
+
+    Besides the result, no more than one block of the dump is in memory at a time; an array that is in memory already
+    is not copied.
+    """
+    in_place = projection is None and device is None and len(dump.parts) == 1 and dump.parts[0].resident
+    space: Tensor | None = dump.parts[0].read(0, len(dump)) if in_place else None
+    for first, rows in dump.blocks():
+        block = rows if device is None else rows.to(device)
+        if moments is not None:
+            moments.update(block)
+        if not in_place:
+            if projection is not None:
+                block = projection(block)
+            if space is None:
+                space = block.new_empty(len(dump), block.shape[1])
+            space[first : first + len(block)] = block
+        report("Reading features", first + len(block), len(dump))
+    assert space is not None  # a dump has at least one row
+    return space

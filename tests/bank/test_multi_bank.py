@@ -1,0 +1,114 @@
+import json
+
+import pytest
+import torch
+
+from mmad_bank import MemoryBank, MultiBank
+from mmad_bank.errors import FormatError, InputError
+
+
+def features(n=50, dim=6, seed=0):
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def banks():
+    return MultiBank({"rgb": MemoryBank(features()), "xyz": MemoryBank.build(features(90, 4), size=9)})
+
+
+@pytest.fixture
+def patches():
+    return {"rgb": features(20, 6, 1).reshape(2, 10, 6), "xyz": features(24, 4, 2).reshape(2, 12, 4)}
+
+
+def test_each_bank_answers_for_itself(banks, patches):
+    scores = banks.score(patches, reweight="patchcore", n_neighbors=4)
+    assert list(scores) == ["rgb", "xyz"]
+    for name in banks:
+        expected = banks[name].score(patches[name], reweight="patchcore", n_neighbors=4)
+        assert all(torch.equal(a, b) for a, b in zip(scores[name], expected, strict=True))
+    found = banks.search({name: rows[0] for name, rows in patches.items()}, k=2)
+    assert torch.equal(found["xyz"][1], banks["xyz"].search(patches["xyz"][0], 2)[1])
+
+
+def test_reads_like_a_dictionary(banks):
+    assert (list(banks), len(banks), "rgb" in banks) == (["rgb", "xyz"], 2, True)
+    assert banks.nbytes == banks["rgb"].nbytes + banks["xyz"].nbytes
+    assert list(banks.to("cpu")) == ["rgb", "xyz"]
+    with pytest.raises(KeyError):
+        banks["depth"]
+
+
+def test_survives_a_folder(tmp_path, banks, patches):
+    banks.save(tmp_path / "model" / "banks")
+    loaded = MultiBank.load(tmp_path / "model" / "banks")
+    assert list(loaded) == ["rgb", "xyz"]
+    before, after = banks.score(patches), loaded.score(patches)
+    assert all(torch.equal(before[name].image, after[name].image) for name in banks)
+
+
+def test_saving_again_replaces_the_set(tmp_path, banks):
+    banks.save(tmp_path)
+    assert MultiBank.load(tmp_path)["rgb"].extend(features(5, 6, 3) + 9, size=5) == 5
+    loaded = MultiBank.load(tmp_path)
+    loaded["rgb"].extend(features(5, 6, 3) + 9, size=5)
+    loaded.save(tmp_path)  # over the files that it is mapped from
+    assert [len(bank) for bank in MultiBank.load(tmp_path).values()] == [55, 9]
+    MultiBank({"rgb": MemoryBank(features(3))}).save(tmp_path)
+    assert [len(bank) for bank in MultiBank.load(tmp_path).values()] == [3]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_save_that_fails_half_way_leaves_the_old_set(tmp_path, banks, monkeypatch):
+    banks.save(tmp_path)
+    original = MemoryBank.save
+
+    def fail_on_xyz(self, path):
+        if "xyz" in str(path):
+            raise InputError("disk full")
+        original(self, path)
+
+    monkeypatch.setattr(MemoryBank, "save", fail_on_xyz)
+    with pytest.raises(InputError, match="disk full"):
+        MultiBank({"rgb": MemoryBank(features(3)), "xyz": MemoryBank(features(3))}).save(tmp_path)
+    assert [len(bank) for bank in MultiBank.load(tmp_path).values()] == [50, 9]
+
+
+def test_wrong_names(banks, patches):
+    with pytest.raises(InputError, match=r"patches: expected a dictionary with rgb, xyz, found rgb$"):
+        banks.score({"rgb": patches["rgb"]})
+    with pytest.raises(InputError, match="queries: expected a dictionary with rgb, xyz, found depth, rgb, xyz"):
+        banks.search({**patches, "depth": patches["rgb"]})
+    with pytest.raises(InputError, match="found Tensor"):
+        banks.score(patches["rgb"])
+    for wrong in ({}, {"a/b": banks["rgb"]}, {"..": banks["rgb"]}, {"": banks["rgb"]}, {"rgb": features()}):
+        with pytest.raises(InputError, match="banks: expected"):
+            MultiBank(wrong)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "truncated or altered"),
+        ("[]", "truncated or altered"),
+        ('{"format": "mmad-multibank", "version": 1, "banks": 3}', "truncated or altered"),
+        ('{"format": "other", "version": 1}', "foreign"),
+        ('{"format": "mmad-multibank", "version": 9}', "newer"),
+        ('{"format": "mmad-multibank", "version": 1, "banks": {"rgb": "../../etc/passwd"}}', "altered"),
+        ('{"format": "mmad-multibank", "version": 1, "banks": {"rgb": 3}}', "altered"),
+    ],
+)
+def test_damaged_lists(tmp_path, content, message):
+    (tmp_path / "banks.json").write_text(content)
+    with pytest.raises(FormatError, match=message) as caught:
+        MultiBank.load(tmp_path)
+    assert str(caught.value).startswith(str(tmp_path / "banks.json"))
+
+
+def test_missing_files(tmp_path, banks):
+    with pytest.raises(InputError, match=r"expected a folder with banks\.json"):
+        MultiBank.load(tmp_path)
+    banks.save(tmp_path)
+    (tmp_path / json.loads((tmp_path / "banks.json").read_text())["banks"]["xyz"]).unlink()
+    with pytest.raises(InputError, match="cannot be read"):
+        MultiBank.load(tmp_path)

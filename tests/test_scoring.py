@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmad_bank import scoring
+from mmad_bank.errors import InputError
+
+
+def numpy_image_score(star, distances, dim, rule):
+    star, distances = np.float64(star), np.asarray(distances, np.float64)
+    if rule == "m3dm":
+        weight = 1 - np.exp(star / np.sqrt(dim)) / np.exp(distances[1:] / np.sqrt(dim)).sum()
+    elif rule == "patchcore":
+        weight = 1 - np.exp(distances[0]) / np.exp(distances).sum()
+    else:
+        weight = 1.0
+    return weight * star
+
+
+@pytest.mark.parametrize("rule", ["m3dm", "patchcore", "max"])
+def test_image_score_is_the_formula(rule):
+    generator = np.random.default_rng(0)
+    star = generator.random(7) * 5
+    others = star[:, None] + generator.random((7, 4)) * 3
+    distances = np.concatenate([star[:, None], others], 1)
+    found = scoring.image_score(torch.tensor(star), torch.tensor(distances), 768, rule)
+    expected = [numpy_image_score(s, d, 768, rule) for s, d in zip(star, distances, strict=True)]
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("rule", ["m3dm", "patchcore"])
+def test_image_score_does_not_overflow_where_exp_does(rule):
+    star, others = 50_000.0, [50_000.0, 50_001.0, 50_002.0]
+    found = scoring.image_score(torch.tensor([star]), torch.tensor([others]), 1, rule)
+    if rule == "m3dm":
+        weight = 1 - 1 / (np.e + np.e**2)
+    else:
+        weight = 1 - 1 / (1 + np.e + np.e**2)
+    assert found.item() == pytest.approx(weight * star, rel=1e-6)
+
+
+def test_image_score_keeps_small_weights_that_one_minus_would_round_away():
+    far = torch.tensor([[1.0, 1.0 + 1e-6]], dtype=torch.float64)
+    found = scoring.image_score(far[:, 0], far, 1, "m3dm")
+    assert found.item() == pytest.approx(-np.expm1(-1e-6), rel=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["m3dm", "patchcore"])
+def test_a_neighborhood_of_one_leaves_the_score_as_it_is(rule):
+    assert scoring.image_score(torch.tensor([3.0]), torch.tensor([[3.0]]), 4, rule).item() == 3.0
+
+
+def test_check_reweight():
+    assert [scoring.check_reweight(rule, None) for rule in ("m3dm", "patchcore", "max")] == [3, 9, 1]
+    assert scoring.check_reweight("patchcore", 1) == 1
+    with pytest.raises(InputError, match="n_neighbors: expected 2 to"):
+        scoring.check_reweight("m3dm", 1)
+    with pytest.raises(InputError, match="reweight: expected one of m3dm, patchcore, max, found 'mean'"):
+        scoring.check_reweight("mean", None)
+
+
+@pytest.mark.parametrize(
+    ("grid", "size", "sigma"),
+    [
+        ((28, 28), (224, 224), 4.0),
+        ((4, 7), (30, 50), 2.5),
+        ((28, 28), (10, 9), 4.0),
+        ((1, 1), (5, 5), 4.0),
+        ((3, 2), (3, 2), 1.0),
+    ],
+)
+def test_anomaly_map_is_interpolation_then_scipys_gaussian(grid, size, sigma):
+    ndimage = pytest.importorskip("scipy.ndimage")
+    scores = torch.rand(3, grid[0] * grid[1], generator=torch.Generator().manual_seed(1))
+    found = scoring.anomaly_map(scores, grid, size, sigma)
+    enlarged = F.interpolate(scores.view(3, 1, *grid).double(), size=size, mode="bilinear", align_corners=False)[:, 0]
+    expected = [ndimage.gaussian_filter(image, sigma, mode="reflect", truncate=4.0) for image in enlarged.numpy()]
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.numpy(), np.stack(expected), atol=2e-6)
+
+
+def test_anomaly_map_without_blur_is_interpolation():
+    scores = torch.rand(2, 6)
+    expected = F.interpolate(scores.view(2, 1, 2, 3), size=(9, 8), mode="bilinear", align_corners=False)[:, 0]
+    torch.testing.assert_close(scoring.anomaly_map(scores, (2, 3), (9, 8), sigma=0), expected)
+
+
+def test_anomaly_map_accepts_numpy_and_keeps_constants():
+    found = scoring.anomaly_map(np.full((1, 4), 7.0, np.float32), (2, 2), (50, 60))
+    torch.testing.assert_close(found, torch.full((1, 50, 60), 7.0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.rand(2, 5), (2, 3), (8, 8)), "patch_scores: expected 2 x 3 = 6 scores"),
+        ((torch.rand(6), (2, 3), (8, 8)), "patch_scores: expected 2-D"),
+        ((torch.rand(2, 6), (2, 3), (8, 0)), "size: expected 1 to"),
+        ((torch.rand(2, 6), (2, 3), (8, 8), -1.0), "sigma: expected"),
+        ((torch.rand(2, 6), (2, 3), (8, 8), float("nan")), "sigma: expected"),
+        ((torch.zeros(2, 6, dtype=torch.int64), (2, 3), (8, 8)), "patch_scores: expected floating-point"),
+    ],
+)
+def test_anomaly_map_refuses(arguments, message):
+    with pytest.raises(InputError, match=message):
+        scoring.anomaly_map(*arguments)
