@@ -43,7 +43,9 @@ MMAD_AMX void begin() {
     config.bytes_a_row[t] = 64;
     config.rows[t] = kTile;
   }
-  _tile_loadconfig(&config);
+  // Not _tile_loadconfig(): GCC 12 (bug in amxtileintrin.h) tells the optimiser that only 8 of the 64 bytes are read, and
+  // the stores above are dropped.
+  __asm__ volatile("ldtilecfg %0" : : "m"(config));
   expanded_from = nullptr;
 }
 
@@ -89,6 +91,7 @@ MMAD_AMX void multiply_fixed8(const void* a, std::int64_t row_bytes, const void*
   if (expanded_from != b) {
     expand(b, 2 * panel_bytes);
     expanded_from = b;
+    __asm__ volatile("" : : : "memory");  // _tile_loadd() does not say that it reads memory: finish the stores first
   }
   multiply_bfloat16(a, row_bytes, expanded.data(), 2 * panel_bytes, k, out);
 }
