@@ -1,12 +1,16 @@
 // The Python face of the CUDA part. Pointers and streams come as integers (torch.Tensor.data_ptr(),
 // torch.cuda.Stream.cuda_stream); mmad_bank/ops/_cuda.py owns the memory and has checked everything.
+#include <pybind11/functional.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <cstdint>
-#include <tuple>
+#include <functional>
+#include <optional>
+#include <utility>
 
 #include "mmad/cuda_device.hpp"
+#include "mmad/cuda_k_center_greedy.hpp"
 #include "mmad/cuda_knn.hpp"
 #include "mmad/cuda_operand.hpp"
 
@@ -55,6 +59,42 @@ void knn(int device, Address stream, Address queries, std::int64_t count, const 
                   at<std::int64_t>(indices), stream_at(stream));
 }
 
+using Report = std::optional<std::function<void(std::int64_t)>>;
+
+mmad::cuda::KCenterProblem k_center_problem(const OperandArguments& operand, std::int64_t earlier_count, std::int64_t count,
+                                            std::int64_t pool) {
+  mmad::cuda::KCenterProblem problem;
+  problem.operand = operand.view();
+  problem.earlier_count = earlier_count;
+  problem.count = count;
+  problem.pool = pool;
+  return problem;
+}
+
+std::size_t k_center_workspace(int device, const OperandArguments& operand, std::int64_t earlier_count, std::int64_t count,
+                               std::int64_t pool) {
+  return mmad::cuda::k_center_workspace_bytes(k_center_problem(operand, earlier_count, count, pool),
+                                              mmad::cuda::device_limits(device));
+}
+
+std::pair<std::int64_t, double> k_center_greedy(int device, Address stream, const OperandArguments& operand, Address rows,
+                                                Address earlier, std::int64_t earlier_count, Address center,
+                                                std::int64_t count, std::int64_t start, double radius, std::int64_t pool,
+                                                Address workspace, Address picks, Address radii, const Report& report) {
+  mmad::cuda::KCenterProblem problem = k_center_problem(operand, earlier_count, count, pool);
+  problem.rows = at<const float>(rows);
+  problem.earlier = at<const float>(earlier);
+  problem.center = at<const float>(center);
+  problem.start = start;
+  problem.radius = radius;
+  const py::gil_scoped_release release;  // std::function takes the lock again for each call
+  mmad::cuda::set_device(device);
+  const mmad::cuda::KCenterOutcome outcome =
+      mmad::cuda::k_center_greedy(problem, mmad::cuda::device_limits(device), at<void>(workspace), at<std::int64_t>(picks),
+                                  at<double>(radii), report.value_or(nullptr), stream_at(stream));
+  return {outcome.count, outcome.covering_radius};
+}
+
 }  // namespace
 
 void bind_cuda(py::module_& parent) {
@@ -70,4 +110,10 @@ void bind_cuda(py::module_& parent) {
   module.def("knn", &knn, py::arg("device"), py::arg("stream"), py::arg("queries"), py::arg("count"), py::arg("operand"),
              py::arg("rows"), py::arg("center"), py::arg("k"), py::arg("workspace"), py::arg("distances"),
              py::arg("indices"));
+  module.def("k_center_workspace", &k_center_workspace, py::arg("device"), py::arg("operand"), py::arg("earlier_count"),
+             py::arg("count"), py::arg("pool"));
+  module.def("k_center_greedy", &k_center_greedy, py::arg("device"), py::arg("stream"), py::arg("operand"), py::arg("rows"),
+             py::arg("earlier"), py::arg("earlier_count"), py::arg("center"), py::arg("count"), py::arg("start"),
+             py::arg("radius"), py::arg("pool"), py::arg("workspace"), py::arg("picks"), py::arg("radii"),
+             py::arg("report"));
 }

@@ -1,0 +1,680 @@
+// Exact greedy k-centre in blocks.
+//
+// For every row i let m_i be its squared distance to the nearest centre, known as an upper bound hi_i or exactly.
+// A block of picks goes like this:
+//   1. The pool: the T rows with the largest (hi, lowest index). Their m is decided in float64.
+//   2. Rows outside with hi >= the largest m of the pool are decided too. So the row that the textbook loop would pick
+//      next has an exact m, and is in the next pool if it is not in this one: there is always progress.
+//   3. tau: the largest (hi, lowest index) outside. As long as the pool's largest (m, lowest index) is above tau in this
+//      order, it is the textbook loop's pick, because m outside only falls. One cooperative kernel makes these picks: every
+//      block of threads holds some rows of the pool in shared memory and lowers their m at each pick.
+//   4. All rows against the new centres: one product with bounds (product.cu, as a search with k = 1 that is resumed). It
+//      leaves an upper bound of m and the few centres that may be the nearest of each row, from which m is decided in 1
+//      and 2, for the rows that come that far. Most never do.
+// Nothing in the result depends on T: every decision is made on float64 distances computed from differences.
+#include "mmad/cuda_k_center_greedy.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "cuda/product.cuh"
+#include "cuda/radix_select.cuh"
+#include "cuda/warp.cuh"
+#include "cuda/workspace.hpp"
+
+namespace mmad::cuda {
+
+namespace {
+
+constexpr int kCandidates = 16;      // centres kept a row
+constexpr int kGreedyThreads = 512;
+constexpr int kGreedyWarps = kGreedyThreads / kWarp;
+constexpr int kGreedyGroup = 4;      // rows that a warp works on at a time
+constexpr int kRowsABlock = 40;      // of the pool, by default
+constexpr int kRowWarps = 8;         // of the kernels that give a warp to a row
+constexpr int kWords = 3;            // a block's offer in the exchange between blocks
+
+enum StopReason : int { kUncertain = 0, kFull = 1, kCovered = 2 };
+
+// What the host reads after a block of picks.
+struct Progress {
+  long long picks;
+  int reason;
+  double largest;  // the largest m left (kFull, kCovered)
+};
+
+struct Rows {  // the state of every row; a picked row has exact = -1
+  Operand operand;
+  const float* values;
+  double* exact;   // m over the centres up to the last decision
+  SearchState state;
+  unsigned long long* keys;
+};
+
+struct Centers {
+  Operand operand;
+  const float* earlier;
+  std::int64_t earlier_count;
+  const std::int64_t* picks;
+
+  __device__ __forceinline__ const float* row(std::int64_t center, const float* values) const {
+    const int dim = operand.dim;
+    return center < earlier_count ? earlier + center * dim : values + picks[center - earlier_count] * dim;
+  }
+};
+
+struct PoolState {
+  SelectState select;
+  int count;                    // rows of the pool written so far
+  unsigned long long largest;   // bits of the largest m of the pool
+  unsigned tickets;
+  SelectEntry outside;          // tau; key 0 where nothing is outside
+};
+
+// Keys order rows by hi: the bits of a float64 that is not negative order like the number. 0 is a picked row.
+__device__ __forceinline__ unsigned long long key_of(double value) { return bit_cast<unsigned long long>(value) + 1; }
+__device__ __forceinline__ double value_of(unsigned long long key) { return bit_cast<double>(key - 1); }
+
+__device__ __forceinline__ double upper_bound(const Rows& rows, std::int64_t row) {
+  const double exact = rows.exact[row];
+  if (rows.state.counts[row] == 0) return exact;  // no centre since the last decision can be nearer
+  // upper bounds T = m - |x|^2, and |x|^2 is known as a float32; both slacks are upwards.
+  const double sum = static_cast<double>(rows.state.upper[row]) +
+                     static_cast<double>(rows.operand.squared[row]) * (1.0 + 3e-7);
+  const double bound = sum > 0.0 ? sum * (1.0 + 1e-9) : 0.0;
+  return bound < exact ? bound : exact;
+}
+
+__global__ void __launch_bounds__(kSelectThreads) key_kernel(Rows rows) {
+  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kSelectThreads + threadIdx.x;
+  if (row >= rows.operand.rows) return;
+  rows.keys[row] = rows.exact[row] < 0.0 ? 0 : key_of(upper_bound(rows, row));
+}
+
+__global__ void __launch_bounds__(kSelectThreads) begin_kernel(Rows rows) {
+  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kSelectThreads + threadIdx.x;
+  if (row >= rows.operand.rows) return;
+  rows.exact[row] = bit_cast<double>(std::uint64_t{0x7FF0000000000000u});
+  rows.state.upper[row] = bit_cast<float>(0x7F800000u);
+  rows.state.counts[row] = 0;
+}
+
+__global__ void __launch_bounds__(kSelectThreads) no_centers_kernel(Operand centers) {
+  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kSelectThreads + threadIdx.x;
+  if (row < static_cast<std::int64_t>(centers.tiles) * kTileRows) centers.squared[row] = bit_cast<float>(0x7F800000u);
+}
+
+// Sets the upper bound that the product uses to an exact m, rounded up; rows too long for float32 keep theirs.
+__device__ __forceinline__ void set_upper(const Rows& rows, std::int64_t row, double m) {
+  if (!(rows.operand.norm[row] <= kLargestNorm)) return;
+  const double bound = m * (1.0 + 1e-9) - static_cast<double>(rows.operand.squared[row]) * (1.0 - 3e-7);
+  const float rounded = float_up(bound);
+  if (rounded < rows.state.upper[row]) rows.state.upper[row] = rounded;
+}
+
+// One warp: m of a row in float64, over all centres; all lanes receive it.
+__device__ double decide(const Rows& rows, const Centers& centers, std::int64_t center_count, std::int64_t row) {
+  const int dim = rows.operand.dim;
+  const int count = rows.state.counts[row];
+  const float* values = rows.values + row * dim;
+  double m = rows.exact[row];
+  if (count == 0) return m;
+  if (count <= rows.state.capacity) {
+    const float limit = rows.state.upper[row];
+    for (int i = 0; i < count; ++i) {
+      const Candidate candidate = rows.state.candidates[row * rows.state.capacity + i];
+      if (candidate.lower > limit) continue;
+      const double distance = exact_squared_distance(values, centers.row(candidate.row, rows.values), dim);
+      m = distance < m ? distance : m;
+    }
+  } else {  // the candidates did not fit: all centres, screened in float32
+    const float error = difference_error(dim);
+    for (std::int64_t center = 0; center < center_count; ++center) {
+      const float* other = centers.row(center, rows.values);
+      float screened = 0.0f;
+      for (int i = lane_id(); i < dim; i += kWarp) {
+        const float difference = values[i] - other[i];
+        screened = multiply_add(difference, difference, screened);
+      }
+      if (!may_be_within(warp_sum(screened), error, m)) continue;
+      const double distance = exact_squared_distance(values, other, dim);
+      m = distance < m ? distance : m;
+    }
+  }
+  __syncwarp();
+  if (lane_id() == 0) {
+    rows.exact[row] = m;
+    rows.state.counts[row] = 0;
+    set_upper(rows, row, m);
+  }
+  return m;
+}
+
+// Writes the pool's rows, in any order.
+__global__ void __launch_bounds__(kSelectThreads) pool_kernel(Rows rows, PoolState* pool, std::int32_t* pool_rows) {
+  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kSelectThreads + threadIdx.x;
+  if (row >= rows.operand.rows) return;
+  const SelectEntry entry{rows.keys[row], ~static_cast<std::uint32_t>(row)};
+  if (entry.key != 0 && entry.at_least(pool->select.threshold)) {
+    pool_rows[atomicAdd(&pool->count, 1)] = static_cast<std::int32_t>(row);
+  }
+}
+
+__global__ void __launch_bounds__(kRowWarps* kWarp)
+    decide_pool_kernel(Rows rows, Centers centers, std::int64_t center_count, PoolState* pool,
+                       const std::int32_t* pool_rows, int pool_size) {
+  const int slot = static_cast<int>(blockIdx.x) * kRowWarps + warp_id();
+  if (slot >= pool_size) return;
+  const double m = decide(rows, centers, center_count, pool_rows[slot]);
+  if (lane_id() == 0) atomicMax(&pool->largest, bit_cast<unsigned long long>(m));
+}
+
+__device__ __forceinline__ SelectEntry warp_largest(SelectEntry entry) {
+#pragma unroll
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    const SelectEntry other{__shfl_xor_sync(kFullWarp, entry.key, step), __shfl_xor_sync(kFullWarp, entry.inverted, step)};
+    if (other.at_least(entry)) entry = other;
+  }
+  return entry;
+}
+
+// Decides the rows outside the pool that may exceed its largest m, and finds tau. `partial` holds one entry a warp of
+// the grid.
+__global__ void __launch_bounds__(kRowWarps* kWarp)
+    outside_kernel(Rows rows, Centers centers, std::int64_t center_count, PoolState* pool, SelectEntry* partial) {
+  MMAD_DYNAMIC_SHARED(memory);
+  int* last = reinterpret_cast<int*>(memory);
+  const int lane = lane_id();
+  const unsigned long long limit = pool->largest + 1;  // as a key
+  const SelectEntry threshold = pool->select.threshold;
+  const int warp = static_cast<int>(blockIdx.x) * kRowWarps + warp_id();
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kRowWarps * kWarp;
+  SelectEntry best{0, 0};
+  for (std::int64_t base = static_cast<std::int64_t>(warp) * kWarp; base < rows.operand.rows; base += step) {
+    const std::int64_t row = base + lane;
+    SelectEntry entry{row < rows.operand.rows ? rows.keys[row] : 0, ~static_cast<std::uint32_t>(row)};
+    if (entry.at_least(threshold)) entry.key = 0;  // in the pool
+    const bool open = entry.key >= limit && rows.state.counts[row] != 0;
+    unsigned todo = __ballot_sync(kFullWarp, open);
+    while (todo != 0) {
+      const int next = __ffs(static_cast<int>(todo)) - 1;
+      todo &= todo - 1;
+      const double m = decide(rows, centers, center_count, base + next);
+      if (lane == next) entry.key = key_of(m);
+    }
+    if (entry.key != 0 && entry.at_least(best)) best = entry;
+  }
+  best = warp_largest(best);
+  if (lane == 0) partial[warp] = best;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) *last = atomicAdd(&pool->tickets, 1u) == gridDim.x - 1;
+  __syncthreads();
+  if (*last == 0 || warp_id() != 0) return;
+  __threadfence();
+  const volatile SelectEntry* all = partial;
+  best = {0, 0};
+  for (int i = lane; i < static_cast<int>(gridDim.x) * kRowWarps; i += kWarp) {
+    const SelectEntry other{all[i].key, all[i].inverted};
+    if (other.key != 0 && other.at_least(best)) best = other;
+  }
+  best = warp_largest(best);
+  if (lane == 0) pool->outside = best;
+}
+
+// ---- the picks -----------------------------------------------------------------------------------------------------
+
+struct GreedyTask {
+  Rows rows;
+  PoolState* pool;
+  const std::int32_t* pool_rows;
+  int pool_size;
+  int rows_a_block;
+  std::int64_t picked;   // before this block
+  std::int64_t count;    // to be picked in all
+  double radius;
+  std::int64_t* picks;
+  double* radii;
+  std::uint64_t* exchange;  // [2][blocks][kWords]
+  std::uint32_t first_tag;  // larger than every tag that was used before
+  Progress* progress;
+};
+
+struct Offer {  // a row that may be picked: the largest m, then the lowest row; m = -1 offers nothing
+  double m;
+  int row;
+
+  __device__ __forceinline__ bool beats(const Offer& other) const { return m > other.m || (m == other.m && row < other.row); }
+};
+
+__device__ __forceinline__ Offer warp_best(Offer offer) {
+#pragma unroll
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    const Offer other{__shfl_xor_sync(kFullWarp, offer.m, step), __shfl_xor_sync(kFullWarp, offer.row, step)};
+    if (other.beats(offer)) offer = other;
+  }
+  return offer;
+}
+
+// Every word carries its tag in the low half, so that a word with the right tag is all a reader needs to see: no fence,
+// one way through the second-level cache.
+__device__ __forceinline__ void publish(std::uint64_t* words, const Offer& offer, std::uint32_t tag) {
+  const std::uint64_t bits = bit_cast<std::uint64_t>(offer.m);
+  store_shared_word(words + 0, (bits & 0xFFFFFFFF00000000u) | tag);
+  store_shared_word(words + 1, bits << 32 | tag);
+  store_shared_word(words + 2, static_cast<std::uint64_t>(static_cast<std::uint32_t>(offer.row)) << 32 | tag);
+}
+
+__device__ __forceinline__ std::uint64_t await_word(const std::uint64_t* word, std::uint32_t tag) {
+  std::uint64_t value = load_shared_word(word);
+  while (static_cast<std::uint32_t>(value) != tag) {
+    wait_a_moment();
+    value = load_shared_word(word);
+  }
+  return value >> 32;
+}
+
+struct GreedyShared {
+  double* m;
+  std::int32_t* row;
+  Offer* offers;  // one a warp
+  float* center;
+  float* values;  // [rows_a_block][padded dim]
+
+  static std::size_t bytes(int rows, int padded) {
+    return static_cast<std::size_t>(rows) * (8 + 4) + 16 + kGreedyWarps * sizeof(Offer) +
+           (static_cast<std::size_t>(rows) + 1) * padded * 4 + 16;
+  }
+
+  __device__ __forceinline__ void carve(unsigned char* memory, int rows, int padded) {
+    values = reinterpret_cast<float*>(memory);
+    center = values + static_cast<std::size_t>(rows) * padded;
+    offers = reinterpret_cast<Offer*>(center + padded);
+    m = reinterpret_cast<double*>(offers + kGreedyWarps);
+    row = reinterpret_cast<std::int32_t*>(m + rows);
+  }
+};
+
+MMAD_HD inline int padded_dim(int dim) { return (dim + 3) / 4 * 4; }
+
+// Copies a row to shared memory by `threads` threads, zeros behind it.
+__device__ __forceinline__ void copy_row(float* to, const float* from, int dim, int thread, int threads) {
+  if (dim % 4 == 0) {
+    for (int i = thread; i < dim / 4; i += threads) {
+      reinterpret_cast<float4*>(to)[i] = reinterpret_cast<const float4*>(from)[i];
+    }
+  } else {
+    for (int i = thread; i < padded_dim(dim); i += threads) to[i] = i < dim ? from[i] : 0.0f;
+  }
+}
+
+// The best offer of all blocks, to all threads.
+__device__ Offer exchange_offers(const GreedyTask& task, const GreedyShared& shared, const Offer& mine_of_warp, int round) {
+  const int lane = lane_id();
+  const int blocks = static_cast<int>(gridDim.x);
+  const std::uint32_t tag = task.first_tag + static_cast<std::uint32_t>(round);
+  std::uint64_t* words = task.exchange + static_cast<std::size_t>(round & 1) * blocks * kWords;
+  if (lane == 0) shared.offers[warp_id()] = mine_of_warp;
+  __syncthreads();
+  if (warp_id() == 0) {
+    const Offer best = warp_best(lane < kGreedyWarps ? shared.offers[lane] : Offer{-1.0, 0x7FFFFFFF});
+    if (lane == 0) publish(words + static_cast<std::size_t>(blockIdx.x) * kWords, best, tag);
+  }
+  __syncthreads();
+  Offer best{-1.0, 0x7FFFFFFF};
+  for (int block = static_cast<int>(threadIdx.x); block < blocks; block += kGreedyThreads) {
+    const std::uint64_t* theirs = words + static_cast<std::size_t>(block) * kWords;
+    const std::uint64_t high = await_word(theirs + 0, tag);
+    const std::uint64_t low = await_word(theirs + 1, tag);
+    const Offer offer{bit_cast<double>(high << 32 | low), static_cast<int>(await_word(theirs + 2, tag))};
+    if (offer.beats(best)) best = offer;
+  }
+  best = warp_best(best);
+  if (lane == 0) shared.offers[warp_id()] = best;
+  __syncthreads();
+  return warp_best(lane < kGreedyWarps ? shared.offers[lane] : Offer{-1.0, 0x7FFFFFFF});
+}
+
+// float32 squared distances of `kGreedyGroup` rows in shared memory to the centre there.
+__device__ __forceinline__ void screen_group(const GreedyShared& shared, const int (&slots)[kGreedyGroup], int padded,
+                                             float (&screened)[kGreedyGroup]) {
+#pragma unroll
+  for (int j = 0; j < kGreedyGroup; ++j) screened[j] = 0.0f;
+  for (int i = lane_id(); i < padded / 4; i += kWarp) {
+    const float4 c = reinterpret_cast<const float4*>(shared.center)[i];
+#pragma unroll
+    for (int j = 0; j < kGreedyGroup; ++j) {
+      const float4 x = reinterpret_cast<const float4*>(shared.values + static_cast<std::size_t>(slots[j]) * padded)[i];
+      const float d0 = x.x - c.x, d1 = x.y - c.y, d2 = x.z - c.z, d3 = x.w - c.w;
+      screened[j] = multiply_add(d0, d0, screened[j]);
+      screened[j] = multiply_add(d1, d1, screened[j]);
+      screened[j] = multiply_add(d2, d2, screened[j]);
+      screened[j] = multiply_add(d3, d3, screened[j]);
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < kGreedyGroup; ++j) screened[j] = warp_sum(screened[j]);
+}
+
+// Lowers m of this warp's rows (slots warp, warp + kGreedyWarps, ...) to their distance from the centre; their best offer.
+__device__ Offer lower_rows(const GreedyTask& task, const GreedyShared& shared, int owned, int picked_row) {
+  const int dim = task.rows.operand.dim;
+  const int padded = padded_dim(dim);
+  const float error = difference_error(dim);
+  Offer best{-1.0, 0x7FFFFFFF};
+  for (int first = warp_id(); first < owned; first += kGreedyWarps * kGreedyGroup) {
+    int slots[kGreedyGroup];
+    float screened[kGreedyGroup];
+#pragma unroll
+    for (int j = 0; j < kGreedyGroup; ++j) slots[j] = first + j * kGreedyWarps < owned ? first + j * kGreedyWarps : first;
+    screen_group(shared, slots, padded, screened);
+#pragma unroll
+    for (int j = 0; j < kGreedyGroup; ++j) {
+      if (first + j * kGreedyWarps >= owned) continue;
+      const int slot = slots[j];
+      double m = shared.m[slot];
+      const int row = shared.row[slot];
+      if (m < 0.0) continue;
+      if (row == picked_row) {
+        m = -1.0;
+      } else if (may_be_within(screened[j], error, m)) {
+        const float* values = shared.values + static_cast<std::size_t>(slot) * padded;
+        const double distance = exact_squared_distance(values, shared.center, dim);
+        m = distance < m ? distance : m;
+      }
+      __syncwarp();
+      if (lane_id() == 0) shared.m[slot] = m;
+      const Offer offer{m, row};
+      if (m >= 0.0 && offer.beats(best)) best = offer;
+    }
+  }
+  return best;
+}
+
+// What the block leaves behind: the pool's m, and its picked rows marked.
+__device__ void store_rows(const GreedyTask& task, const GreedyShared& shared, int owned) {
+  for (int slot = static_cast<int>(threadIdx.x); slot < owned; slot += kGreedyThreads) {
+    const int row = shared.row[slot];
+    const double m = shared.m[slot];
+    task.rows.exact[row] = m;
+    if (m < 0.0) {
+      task.rows.state.upper[row] = bit_cast<float>(0xFF800000u);
+    } else {
+      set_upper(task.rows, row, m);
+    }
+  }
+}
+
+__global__ void __launch_bounds__(kGreedyThreads, 1) greedy_kernel(GreedyTask task) {
+  MMAD_DYNAMIC_SHARED(memory);
+  const int dim = task.rows.operand.dim;
+  const int padded = padded_dim(dim);
+  GreedyShared shared;
+  shared.carve(memory, task.rows_a_block, padded);
+  const int first = static_cast<int>(blockIdx.x) * task.rows_a_block;
+  int owned = task.pool_size - first;
+  owned = owned < 0 ? 0 : owned > task.rows_a_block ? task.rows_a_block : owned;
+
+  Offer mine{-1.0, 0x7FFFFFFF};
+  for (int slot = warp_id(); slot < owned; slot += kGreedyWarps) {
+    const int row = task.pool_rows[first + slot];
+    copy_row(shared.values + static_cast<std::size_t>(slot) * padded,
+             task.rows.values + static_cast<std::int64_t>(row) * dim, dim, lane_id(), kWarp);
+    const Offer offer{task.rows.exact[row], row};
+    if (lane_id() == 0) {
+      shared.m[slot] = offer.m;
+      shared.row[slot] = row;
+    }
+    if (offer.beats(mine)) mine = offer;
+  }
+  const SelectEntry outside = task.pool->outside;
+  const bool alone = outside.key == 0;  // nothing outside
+  const Offer tau{alone ? -1.0 : value_of(outside.key), alone ? 0x7FFFFFFF : static_cast<int>(~outside.inverted)};
+  __syncthreads();
+
+  std::int64_t picked = task.picked;
+  for (int round = 0;; ++round) {
+    const Offer next = exchange_offers(task, shared, mine, round);
+    const bool certain = next.m >= 0.0 && next.beats(tau);
+    const bool covered = certain && sqrt(next.m) <= task.radius;
+    if (!certain || covered || picked == task.count) {
+      if (blockIdx.x == 0 && threadIdx.x == 0) {
+        *task.progress = {picked, !certain ? kUncertain : covered ? kCovered : kFull, next.m};
+      }
+      break;
+    }
+    if (blockIdx.x == 0 && threadIdx.x == 0) {
+      task.picks[picked] = next.row;
+      task.radii[picked] = sqrt(next.m);
+    }
+    ++picked;
+    copy_row(shared.center, task.rows.values + static_cast<std::int64_t>(next.row) * dim, dim,
+             static_cast<int>(threadIdx.x), kGreedyThreads);
+    __syncthreads();
+    mine = lower_rows(task, shared, owned, next.row);
+  }
+  __syncthreads();
+  store_rows(task, shared, owned);
+}
+
+__global__ void __launch_bounds__(kWarp)
+    first_pick_kernel(Rows rows, std::int64_t start, std::int64_t* picks, double* radii) {
+  if (threadIdx.x != 0) return;
+  picks[0] = start;
+  radii[0] = bit_cast<double>(std::uint64_t{0x7FF0000000000000u});
+  rows.exact[start] = -1.0;
+  rows.state.upper[start] = bit_cast<float>(0xFF800000u);
+}
+
+// Copies the prepared rows of new picks behind the centres; one warp a row.
+__global__ void __launch_bounds__(kRowWarps* kWarp)
+    append_kernel(Operand rows, Centers centers, std::int64_t first, std::int64_t last) {
+  const std::int64_t pick = first + static_cast<std::int64_t>(blockIdx.x) * kRowWarps + warp_id();
+  if (pick >= last) return;
+  const std::int64_t from = centers.picks[pick];
+  const std::int64_t to = centers.earlier_count + pick;
+  const int depth_blocks = rows.depth_blocks;
+  const unsigned char* source =
+      static_cast<const unsigned char*>(rows.values) + from / kTileRows * depth_blocks * kBlockBytes;
+  unsigned char* target =
+      static_cast<unsigned char*>(centers.operand.values) + to / kTileRows * depth_blocks * kBlockBytes;
+  const int from_row = static_cast<int>(from % kTileRows);
+  const int to_row = static_cast<int>(to % kTileRows);
+  for (int i = lane_id(); i < depth_blocks * 8; i += kWarp) {
+    const std::size_t block = static_cast<std::size_t>(i / 8) * kBlockBytes;
+    *reinterpret_cast<uint4*>(target + block + swizzled_chunk(to_row, i % 8)) =
+        *reinterpret_cast<const uint4*>(source + block + swizzled_chunk(from_row, i % 8));
+  }
+  if (lane_id() != 0) return;
+  const float norm = rows.norm[from];
+  const float residual = rows.residual[from];
+  centers.operand.squared[to] = rows.squared[from];
+  centers.operand.norm[to] = norm;
+  centers.operand.residual[to] = residual;
+  atomicMax(reinterpret_cast<unsigned*>(centers.operand.tile_norm + to / kTileRows), bit_cast<unsigned>(norm));
+  atomicMax(reinterpret_cast<unsigned*>(centers.operand.tile_residual + to / kTileRows), bit_cast<unsigned>(residual));
+  atomicMax(reinterpret_cast<unsigned*>(centers.operand.largest_norm), bit_cast<unsigned>(norm));
+}
+
+// ---- the host's part -----------------------------------------------------------------------------------------------
+
+struct Parts {
+  Rows rows;
+  Centers centers;
+  PoolState* pool = nullptr;
+  std::int32_t* pool_rows = nullptr;
+  SelectEntry* partial = nullptr;
+  std::uint64_t* exchange = nullptr;
+  Progress* progress = nullptr;
+};
+
+int rows_a_block(const KCenterProblem& problem, const DeviceLimits& limits) {
+  const int padded = padded_dim(problem.operand.dim);
+  int rows = problem.pool == 0 ? kRowsABlock
+                               : static_cast<int>((problem.pool + limits.multiprocessors - 1) / limits.multiprocessors);
+  while (rows > 1 && GreedyShared::bytes(rows, padded) > limits.shared_per_block) --rows;
+  return rows;
+}
+
+int outside_blocks(const DeviceLimits& limits) { return 4 * limits.multiprocessors; }
+
+std::size_t lay_out(void* buffer, const KCenterProblem& problem, const DeviceLimits& limits, Parts& parts) {
+  Workspace workspace(buffer);
+  const std::size_t n = static_cast<std::size_t>(problem.operand.rows);
+  const int dim = problem.operand.dim;
+  const std::int64_t centers = problem.earlier_count + problem.count;
+  parts.rows.operand = problem.operand;
+  parts.rows.values = problem.rows;
+  parts.rows.exact = workspace.take<double>(n);
+  parts.rows.keys = workspace.take<unsigned long long>(n);
+  parts.rows.state.upper = workspace.take<float>(n);
+  parts.rows.state.candidates = workspace.take<Candidate>(n * kCandidates);
+  parts.rows.state.counts = workspace.take<std::int32_t>(n);
+  parts.rows.state.capacity = kCandidates;
+  parts.centers.operand = operand_view(workspace.take<char>(operand_bytes(centers, dim, false)), centers, dim, false);
+  parts.centers.earlier = problem.earlier;
+  parts.centers.earlier_count = problem.earlier_count;
+  parts.pool = workspace.take<PoolState>(1);
+  const int multiprocessors = limits.multiprocessors;
+  parts.pool_rows =
+      workspace.take<std::int32_t>(static_cast<std::size_t>(multiprocessors) * rows_a_block(problem, limits));
+  parts.partial = workspace.take<SelectEntry>(static_cast<std::size_t>(outside_blocks(limits)) * kRowWarps);
+  parts.exchange = workspace.take<std::uint64_t>(static_cast<std::size_t>(multiprocessors) * 2 * kWords);
+  parts.progress = workspace.take<Progress>(1);
+  return workspace.used();
+}
+
+class Selection {
+ public:
+  Selection(const KCenterProblem& problem, const DeviceLimits& limits, void* workspace, std::int64_t* picks, double* radii,
+            Stream stream)
+      : problem_(problem), limits_(limits), picks_(picks), radii_(radii), stream_(stream) {
+    lay_out(workspace, problem, limits, parts_);
+    parts_.centers.picks = picks;
+  }
+
+  KCenterOutcome run(const std::function<void(std::int64_t)>& progress) {
+    begin();
+    KCenterOutcome outcome;
+    while (picked_ < problem_.operand.rows) {
+      const Progress block = pick_block();
+      const std::int64_t before = picked_;
+      picked_ = block.picks;
+      if (progress && picked_ > before) progress(picked_);
+      if (block.reason != kUncertain) {
+        outcome.covering_radius = std::sqrt(block.largest);
+        break;
+      }
+      if (picked_ > before) add_centers(before, picked_);
+    }
+    outcome.count = picked_;
+    return outcome;
+  }
+
+ private:
+  std::int64_t rows() const { return problem_.operand.rows; }
+
+  template <typename... Parameters, typename... Arguments>
+  void launch_for_rows(const char* name, void (*kernel)(Parameters...), std::int64_t count, Arguments&&... arguments) {
+    launch(name, kernel, dim3(blocks_for(count, kSelectThreads)), kSelectThreads, 0, stream_, false, arguments...);
+  }
+
+  void begin() {
+    const Operand& centers = parts_.centers.operand;
+    launch_for_rows("k-center begin", begin_kernel, rows(), parts_.rows);
+    operand_begin(centers, stream_);
+    launch_for_rows("k-center begin", no_centers_kernel, static_cast<std::int64_t>(centers.tiles) * kTileRows, centers);
+    const std::size_t words = static_cast<std::size_t>(limits_.multiprocessors) * 2 * kWords;
+    check(cudaMemsetAsync(parts_.exchange, 0, words * sizeof(std::uint64_t), stream_), "k-center begin");
+    if (problem_.earlier_count > 0) {
+      prepare_rows(problem_.earlier, problem_.earlier_count, problem_.operand.dim, problem_.center, centers, 0, stream_);
+      update(0, problem_.earlier_count);
+    } else {
+      launch("k-center first pick", first_pick_kernel, dim3(1), kWarp, 0, stream_, false, parts_.rows, problem_.start, picks_,
+             radii_);
+      picked_ = 1;
+      add_centers(0, 1);
+    }
+  }
+
+  // Steps 1 to 3.
+  Progress pick_block() {
+    const int blocks = limits_.multiprocessors;
+    const std::int64_t largest_pool = static_cast<std::int64_t>(blocks) * rows_a_block(problem_, limits_);
+    const int pool_size = static_cast<int>(std::min(largest_pool, rows() - picked_));
+    const std::int64_t center_count = problem_.earlier_count + picked_;
+    check(cudaMemsetAsync(parts_.pool, 0, sizeof(PoolState), stream_), "k-center block");
+    launch_for_rows("k-center keys", key_kernel, rows(), parts_.rows);
+    run_select(parts_.rows.keys, rows(), pool_size, &parts_.pool->select, 2 * blocks, stream_);
+    launch_for_rows("k-center pool", pool_kernel, rows(), parts_.rows, parts_.pool, parts_.pool_rows);
+    launch("k-center decide", decide_pool_kernel, dim3(blocks_for(pool_size, kRowWarps)), kRowWarps * kWarp, 0, stream_,
+           false, parts_.rows, parts_.centers, center_count, parts_.pool, parts_.pool_rows, pool_size);
+    launch("k-center outside", outside_kernel, dim3(static_cast<unsigned>(outside_blocks(limits_))), kRowWarps * kWarp,
+           sizeof(int), stream_, false, parts_.rows, parts_.centers, center_count, parts_.pool, parts_.partial);
+
+    GreedyTask task;
+    task.rows = parts_.rows;
+    task.pool = parts_.pool;
+    task.pool_rows = parts_.pool_rows;
+    task.pool_size = pool_size;
+    task.rows_a_block = (pool_size + blocks - 1) / blocks;
+    task.picked = picked_;
+    task.count = problem_.count;
+    task.radius = problem_.radius;
+    task.picks = picks_;
+    task.radii = radii_;
+    task.exchange = parts_.exchange;
+    task.first_tag = next_tag_;
+    task.progress = parts_.progress;
+    launch("k-center picks", greedy_kernel, dim3(static_cast<unsigned>(blocks)), kGreedyThreads,
+           GreedyShared::bytes(task.rows_a_block, padded_dim(problem_.operand.dim)), stream_, true, task);
+    Progress progress;
+    check(cudaMemcpyAsync(&progress, parts_.progress, sizeof(progress), cudaMemcpyDefault, stream_), "k-center progress");
+    check(cudaStreamSynchronize(stream_), "k-center progress");
+    next_tag_ += static_cast<std::uint32_t>(progress.picks - picked_) + 1;
+    return progress;
+  }
+
+  // Step 4.
+  void add_centers(std::int64_t first, std::int64_t last) {
+    launch("k-center append", append_kernel, dim3(blocks_for(last - first, kRowWarps)), kRowWarps * kWarp, 0, stream_, false,
+           problem_.operand, parts_.centers, first, last);
+    update(problem_.earlier_count + first, problem_.earlier_count + last);
+  }
+
+  void update(std::int64_t first, std::int64_t last) {
+    ProductTask task;
+    task.queries = problem_.operand;
+    task.bank = parts_.centers.operand;
+    task.state = parts_.rows.state;
+    task.first_tile = static_cast<int>(first / kTileRows);
+    task.last_tile = tiles_of(last);
+    task.first_row = static_cast<int>(first);
+    task.resume = true;
+    run_product(task, limits_, stream_);
+  }
+
+  const KCenterProblem& problem_;
+  const DeviceLimits& limits_;
+  std::int64_t* picks_;
+  double* radii_;
+  Stream stream_;
+  Parts parts_;
+  std::int64_t picked_ = 0;
+  std::uint32_t next_tag_ = 1;
+};
+
+}  // namespace
+
+std::size_t k_center_workspace_bytes(const KCenterProblem& problem, const DeviceLimits& limits) {
+  Parts parts;
+  return lay_out(nullptr, problem, limits, parts);
+}
+
+KCenterOutcome k_center_greedy(const KCenterProblem& problem, const DeviceLimits& limits, void* workspace,
+                               std::int64_t* picks, double* radii, const std::function<void(std::int64_t)>& progress,
+                               Stream stream) {
+  return Selection(problem, limits, workspace, picks, radii, stream).run(progress);
+}
+
+}  // namespace mmad::cuda
