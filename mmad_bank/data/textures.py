@@ -18,6 +18,8 @@ from mmad_bank.errors import InputError, MissingExtraError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from mmad_bank.features import EfficientNetLite0
+
 TEXTURES = ("brick", "grass", "gravel")
 # Raise it when images or features change, so that no cached file outlives the code that made it.
 _CACHE_VERSION = 1
@@ -93,13 +95,21 @@ def texture_images(
     return np.repeat(np.stack(images)[..., None], 3, axis=-1)
 
 
-def extract(images: np.ndarray) -> np.ndarray:
-    """Extract patch features of images (B, H, W, 3) uint8 with the embedded extractor: (B, 784, 656) float32."""
+def extract(images: np.ndarray, extractor: EfficientNetLite0 | None = None) -> np.ndarray:
+    """Extract patch features, a few images at a time.
+
+    Args:
+        images: (B, H, W, 3), uint8.
+        extractor: Default: the embedded one with its default stages.
+
+    Returns:
+        (B, P, D), float32; (B, 784, 656) by default.
+    """
     import torch
 
     from mmad_bank.features import EfficientNetLite0
 
-    extractor = EfficientNetLite0()
+    extractor = extractor or EfficientNetLite0()
     batches = []
     for start in range(0, len(images), _BATCH):
         batch = torch.from_numpy(images[start : start + _BATCH]).permute(0, 3, 1, 2)
@@ -149,7 +159,7 @@ def _read_cached(path: Path, *, rows: int) -> np.ndarray | None:
     return features if features.shape == (rows, 656) and features.dtype == np.float32 else None
 
 
-def draw_scratch(image: np.ndarray, *, seed: int = 0, width: float = 1.6) -> tuple[np.ndarray, np.ndarray]:
+def draw_scratch(image: np.ndarray, *, seed: int = 0, width: float = 1.2) -> tuple[np.ndarray, np.ndarray]:
     """Draw a bright, slightly bent scratch across an image.
 
     Args:
