@@ -13,6 +13,7 @@
 #include "mmad/cuda_k_center_greedy.hpp"
 #include "mmad/cuda_knn.hpp"
 #include "mmad/cuda_operand.hpp"
+#include "mmad/cuda_points.hpp"
 
 namespace py = pybind11;
 
@@ -95,6 +96,31 @@ std::pair<std::int64_t, double> k_center_greedy(int device, Address stream, cons
   return {outcome.count, outcome.covering_radius};
 }
 
+void farthest_point_sample(int device, Address stream, Address points, std::int64_t points_in_all, Address first_rows,
+                           Address sizes, int clouds, std::int64_t largest, std::int64_t n_select, std::int64_t start,
+                           double floor, Address workspace, Address picks) {
+  mmad::cuda::set_device(device);
+  mmad::cuda::farthest_point_sample(at<const float>(points), points_in_all, at<const std::int64_t>(first_rows),
+                                    at<const std::int64_t>(sizes), clouds, largest, n_select, start, floor,
+                                    at<void>(workspace), at<std::int64_t>(picks), mmad::cuda::device_limits(device),
+                                    stream_at(stream));
+}
+
+void knn_group(int device, Address stream, Address points, std::int64_t count, Address centers, std::int64_t center_count,
+               int k, Address indices) {
+  mmad::cuda::set_device(device);
+  mmad::cuda::knn_group(at<const float>(points), count, at<const float>(centers), center_count, k,
+                        at<std::int64_t>(indices), stream_at(stream));
+}
+
+void interpolate_features(int device, Address stream, Address points, std::int64_t count, Address centers,
+                          std::int64_t center_count, Address features, int dim, int k, double power, double eps,
+                          Address output) {
+  mmad::cuda::set_device(device);
+  mmad::cuda::interpolate_features(at<const float>(points), count, at<const float>(centers), center_count,
+                                   at<const float>(features), dim, k, power, eps, at<float>(output), stream_at(stream));
+}
+
 }  // namespace
 
 void bind_cuda(py::module_& parent) {
@@ -116,4 +142,13 @@ void bind_cuda(py::module_& parent) {
              py::arg("earlier"), py::arg("earlier_count"), py::arg("center"), py::arg("count"), py::arg("start"),
              py::arg("radius"), py::arg("pool"), py::arg("workspace"), py::arg("picks"), py::arg("radii"),
              py::arg("report"));
+  module.def("farthest_point_workspace", &mmad::cuda::farthest_point_workspace_bytes, py::arg("points_in_all"));
+  module.def("farthest_point_sample", &farthest_point_sample, py::arg("device"), py::arg("stream"), py::arg("points"),
+             py::arg("points_in_all"), py::arg("first_rows"), py::arg("sizes"), py::arg("clouds"), py::arg("largest"),
+             py::arg("n_select"), py::arg("start"), py::arg("floor"), py::arg("workspace"), py::arg("picks"));
+  module.def("knn_group", &knn_group, py::arg("device"), py::arg("stream"), py::arg("points"), py::arg("count"),
+             py::arg("centers"), py::arg("center_count"), py::arg("k"), py::arg("indices"));
+  module.def("interpolate_features", &interpolate_features, py::arg("device"), py::arg("stream"), py::arg("points"),
+             py::arg("count"), py::arg("centers"), py::arg("center_count"), py::arg("features"), py::arg("dim"),
+             py::arg("k"), py::arg("power"), py::arg("eps"), py::arg("output"));
 }

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -21,6 +22,8 @@ namespace mmad::cuda {
 
 constexpr unsigned kFullWarp = 0xFFFFFFFFu;
 constexpr int kWarp = 32;
+constexpr float kInfinity32 = std::numeric_limits<float>::infinity();
+constexpr double kInfinity64 = std::numeric_limits<double>::infinity();
 
 inline void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));

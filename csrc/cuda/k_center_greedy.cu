@@ -94,14 +94,14 @@ __global__ void __launch_bounds__(kSelectThreads) key_kernel(Rows rows) {
 __global__ void __launch_bounds__(kSelectThreads) begin_kernel(Rows rows) {
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kSelectThreads + threadIdx.x;
   if (row >= rows.operand.rows) return;
-  rows.exact[row] = bit_cast<double>(std::uint64_t{0x7FF0000000000000u});
-  rows.state.upper[row] = bit_cast<float>(0x7F800000u);
+  rows.exact[row] = kInfinity64;
+  rows.state.upper[row] = kInfinity32;
   rows.state.counts[row] = 0;
 }
 
 __global__ void __launch_bounds__(kSelectThreads) no_centers_kernel(Operand centers) {
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kSelectThreads + threadIdx.x;
-  if (row < static_cast<std::int64_t>(centers.tiles) * kTileRows) centers.squared[row] = bit_cast<float>(0x7F800000u);
+  if (row < static_cast<std::int64_t>(centers.tiles) * kTileRows) centers.squared[row] = kInfinity32;
 }
 
 // Sets the upper bound that the product uses to an exact m, rounded up; rows too long for float32 keep theirs.
@@ -398,7 +398,7 @@ __device__ void store_rows(const GreedyTask& task, const GreedyShared& shared, i
     const double m = shared.m[slot];
     task.rows.exact[row] = m;
     if (m < 0.0) {
-      task.rows.state.upper[row] = bit_cast<float>(0xFF800000u);
+      task.rows.state.upper[row] = -kInfinity32;
     } else {
       set_upper(task.rows, row, m);
     }
@@ -461,9 +461,9 @@ __global__ void __launch_bounds__(kWarp)
     first_pick_kernel(Rows rows, std::int64_t start, std::int64_t* picks, double* radii) {
   if (threadIdx.x != 0) return;
   picks[0] = start;
-  radii[0] = bit_cast<double>(std::uint64_t{0x7FF0000000000000u});
+  radii[0] = kInfinity64;
   rows.exact[start] = -1.0;
-  rows.state.upper[start] = bit_cast<float>(0xFF800000u);
+  rows.state.upper[start] = -kInfinity32;
 }
 
 // Copies the prepared rows of new picks behind the centres; one warp a row.

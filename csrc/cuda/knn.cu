@@ -58,7 +58,7 @@ __device__ void flag_for_fallback(const KnnTask& task, std::int64_t query) {
   slot = __shfl_sync(kFullWarp, slot, 0);
   if (lane < task.state.k) {
     task.fallback.distances[static_cast<std::int64_t>(slot) * task.state.k + lane] =
-        bit_cast<double>(std::uint64_t{0x7FF0000000000000u});
+        kInfinity64;
     task.fallback.rows[static_cast<std::int64_t>(slot) * task.state.k + lane] = 0x7FFFFFFF;
   }
 }

@@ -80,7 +80,7 @@ __device__ void write_padding(const Operand& operand, std::int64_t row) {
     if (lane < row_bytes / 16) reinterpret_cast<uint4*>(block)[lane] = make_uint4(0, 0, 0, 0);
   }
   if (lane == 0) {
-    operand.squared[row] = bit_cast<float>(0x7F800000u);
+    operand.squared[row] = kInfinity32;
     operand.norm[row] = 0.0f;
     operand.residual[row] = 0.0f;
     if (operand.int8) operand.scale[row] = 0.0f;

@@ -51,9 +51,8 @@ struct RowOwner {
     const SearchState& state = task.state;
     query = query_;
     live = query < task.queries.rows;
-    const float infinity = bit_cast<float>(0x7F800000u);
-    upper = live ? infinity : -infinity;
-    hint = infinity;
+    upper = live ? kInfinity32 : -kInfinity32;
+    hint = kInfinity32;
     worst = 0;
     count = 0;
     list = nullptr;
@@ -62,13 +61,13 @@ struct RowOwner {
       bound = query_bound(task.queries.norm[query], task.queries.residual[query], task.queries.depth_blocks);
       list = state.candidates + entry * state.capacity;
       for (int j = 0; j < state.k; ++j) {
-        shared.best[j * kTileRows + row] = task.resume ? state.upper[entry * state.k + j] : infinity;
+        shared.best[j * kTileRows + row] = task.resume ? state.upper[entry * state.k + j] : kInfinity32;
       }
       if (task.resume) count = state.counts[entry];
       find_worst(state.k, shared, row);
       if (!(task.queries.norm[query] <= kLargestNorm && *task.bank.largest_norm <= kLargestNorm)) {
         // float32 cannot hold the squares: leave this query to float64.
-        upper = -infinity;
+        upper = -kInfinity32;
         count = state.capacity + 1;
       }
     } else {
@@ -176,7 +175,7 @@ __device__ __forceinline__ bool offer_keys(float (&sums)[kRowGroups][kColumnGrou
     for (int h = 0; h < 2; ++h) {
       const int row = first_row + 16 * i + 8 * h;
       const float limit = shared.screen[row];
-      float least = bit_cast<float>(0x7F800000u);
+      float least = kInfinity32;
 #pragma unroll
       for (int j = 0; j < kColumnGroups; ++j) {
         least = fminf(least, multiply_add(factor[j][0], sums[i][j][2 * h], squared[j][0]));
@@ -193,7 +192,7 @@ __device__ __forceinline__ bool offer_keys(float (&sums)[kRowGroups][kColumnGrou
             if (slot < kQueueSlots) {
               shared.queue[slot * kTileRows + row] =
                   uint2{bit_cast<unsigned>(key), static_cast<unsigned>(first_column + 8 * j + c)};
-              sums[i][j][2 * h + c] = bit_cast<float>(0xFF800000u);
+              sums[i][j][2 * h + c] = -kInfinity32;
             } else {
               left_over = true;
             }

@@ -62,7 +62,7 @@ struct LaneList {
   int row;
 
   __device__ __forceinline__ void clear() {
-    distance = bit_cast<double>(std::uint64_t{0x7FF0000000000000u});
+    distance = kInfinity64;
     row = 0x7FFFFFFF;
   }
 

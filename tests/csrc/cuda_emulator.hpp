@@ -438,6 +438,9 @@ inline unsigned __reduce_min_sync(unsigned, unsigned value) {
   return best;
 }
 inline unsigned __reduce_max_sync(unsigned, unsigned value) { return ~__reduce_min_sync(0, ~value); }
+inline int __reduce_max_sync(unsigned, int value) {  // the sign turned, so that the order is that of unsigned numbers
+  return static_cast<int>(__reduce_max_sync(0, static_cast<unsigned>(value) ^ 0x80000000u) ^ 0x80000000u);
+}
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline int __ffs(int value) { return __builtin_ffs(value); }
 

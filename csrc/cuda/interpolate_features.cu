@@ -1,0 +1,108 @@
+// Inverse-distance interpolation: one warp a point finds its nearest centres, weighs them, and gathers their features in
+// the same pass.
+#include "mmad/cuda_points.hpp"
+
+#include "cuda/points.cuh"
+
+namespace mmad::cuda {
+
+namespace {
+
+constexpr int kInterpolateWarps = 8;
+
+struct InterpolateTask {
+  const float* points;
+  std::int64_t count;
+  const float* centers;
+  std::int64_t center_count;
+  const float* features;
+  int dim;
+  int k;
+  double power;
+  double eps;
+  float* output;
+};
+
+__device__ LaneList nearest_centers(const InterpolateTask& task, const Point& point) {
+  LaneList best;
+  best.clear();
+  double limit = kInfinity64;
+  float limit_above = kInfinity32;
+  for (std::int64_t base = 0; base < task.center_count; base += kWarp) {
+    const std::int64_t row = base + lane_id();
+    double distance = 0.0;
+    bool keep = false;
+    if (row < task.center_count) {
+      const Point center = load_point(task.centers, row);
+      keep = lower_squared(center, point) <= limit_above;
+      if (keep) distance = exact_squared(point, center);
+    }
+    unsigned keepers = __ballot_sync(kFullWarp, keep);
+    while (keepers != 0) {  // in rising order of rows, so that an equal distance comes too late
+      const int lane = __ffs(static_cast<int>(keepers)) - 1;
+      keepers &= keepers - 1;
+      const double offered = __shfl_sync(kFullWarp, distance, lane);
+      if (!(offered < limit)) continue;
+      best.insert(offered, static_cast<int>(base) + lane);
+      limit = best.kth_distance(task.k);
+      limit_above = float_up(limit);
+    }
+  }
+  return best;
+}
+
+__device__ __forceinline__ double weight_of(double squared, double power, double eps) {
+  if (power == 2.0) return 1.0 / (squared + eps);
+  if (power == 1.0) return 1.0 / (sqrt(squared) + eps);
+  return 1.0 / (pow(squared, 0.5 * power) + eps);
+}
+
+__global__ void __launch_bounds__(kInterpolateWarps* kWarp) interpolate_kernel(InterpolateTask task, bool vector) {
+  const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kInterpolateWarps + warp_id();
+  if (index >= task.count) return;
+  const int lane = lane_id();
+  const LaneList best = nearest_centers(task, load_point(task.points, index));
+  double weight = lane < task.k ? weight_of(best.distance, task.power, task.eps) : 0.0;
+  weight /= warp_sum(weight);
+  const float share = static_cast<float>(weight);
+  float* output = task.output + index * task.dim;
+  const int step = vector ? 4 : 1;
+  for (int base = 0; base < task.dim; base += kWarp * step) {  // all lanes stay, for the shuffles
+    const int column = base + lane * step;
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    for (int j = 0; j < task.k; ++j) {
+      const float w = __shfl_sync(kFullWarp, share, j);
+      const std::int64_t row = __shfl_sync(kFullWarp, best.row, j);
+      if (column >= task.dim) continue;
+      const float* feature = task.features + row * task.dim + column;
+      if (vector) {
+        const float4 f = *reinterpret_cast<const float4*>(feature);
+        sum.x = multiply_add(w, f.x, sum.x);
+        sum.y = multiply_add(w, f.y, sum.y);
+        sum.z = multiply_add(w, f.z, sum.z);
+        sum.w = multiply_add(w, f.w, sum.w);
+      } else {
+        sum.x = multiply_add(w, *feature, sum.x);
+      }
+    }
+    if (column >= task.dim) continue;
+    if (vector) {
+      *reinterpret_cast<float4*>(output + column) = sum;
+    } else {
+      output[column] = sum.x;
+    }
+  }
+}
+
+}  // namespace
+
+void interpolate_features(const float* points, std::int64_t count, const float* centers, std::int64_t center_count,
+                          const float* features, int dim, int k, double power, double eps, float* output, Stream stream) {
+  const InterpolateTask task{points, count, centers, center_count, features, dim, k, power, eps, output};
+  const auto address = reinterpret_cast<std::uintptr_t>(features) | reinterpret_cast<std::uintptr_t>(output);
+  const bool vector = dim % 4 == 0 && address % 16 == 0;
+  launch("interpolate_features", interpolate_kernel, dim3(blocks_for(count, kInterpolateWarps)), kInterpolateWarps * kWarp,
+         0, stream, false, task, vector);
+}
+
+}  // namespace mmad::cuda

@@ -1,0 +1,34 @@
+// Point cloud operations on the GPU: sampling, grouping, interpolation.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "mmad/cuda_device.hpp"
+#include "mmad/cuda_operand.hpp"
+
+namespace mmad::cuda {
+
+constexpr int kLargestGroup = 128;          // neighbours of knn_group
+constexpr int kLargestInterpolation = 32;   // neighbours of interpolate_features
+
+// Farthest point sampling of a batch of clouds. `points` are packed xyz rows (device); cloud b is the `sizes[b]` rows from
+// `first_rows[b]` (device arrays), `largest` its largest size and `points_in_all` the number of rows. Points with
+// |p|^2 <= floor are left out, `start` excepted. picks: int64 (clouds, n_select), rows within the cloud in order of
+// selection, as with squared distances in float64, summed in the order x, y, z; ties to the lowest row.
+std::size_t farthest_point_workspace_bytes(std::int64_t points_in_all);
+void farthest_point_sample(const float* points, std::int64_t points_in_all, const std::int64_t* first_rows,
+                           const std::int64_t* sizes, int clouds, std::int64_t largest, std::int64_t n_select,
+                           std::int64_t start, double floor, void* workspace, std::int64_t* picks,
+                           const DeviceLimits& limits, Stream stream);
+
+// The k <= kLargestGroup nearest points of each centre, nearest first, ties to the lowest row: int64 (centers, k).
+void knn_group(const float* points, std::int64_t count, const float* centers, std::int64_t center_count, int k,
+               std::int64_t* indices, Stream stream);
+
+// Inverse-distance interpolation over the k <= kLargestInterpolation nearest centres: weights 1 / (d^power + eps) in
+// float64, normalised; features (center_count, dim) gathered and summed in float32: output (count, dim).
+void interpolate_features(const float* points, std::int64_t count, const float* centers, std::int64_t center_count,
+                          const float* features, int dim, int k, double power, double eps, float* output, Stream stream);
+
+}  // namespace mmad::cuda
