@@ -26,7 +26,7 @@ from mmad_bank.errors import InputError
 SUFFIXES = (".npy", ".npz", ".safetensors", ".pt", ".pth")
 
 PathLike = str | os.PathLike[str]
-_BLOCK_BYTES = 64 << 20
+_BLOCK_BYTES = 8 << 20  # small enough that the allocator keeps the pages for the next block
 _READ_ERRORS = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
@@ -79,7 +79,7 @@ class FeatureDump:
         return sum(source.rows for source in self.sources)
 
     def blocks(self, rows: int | None = None) -> Iterator[tuple[int, Tensor]]:
-        """Yield (number of the first row, float32 rows), at most ``rows`` rows (default: 64 MiB) at a time.
+        """Yield (number of the first row, float32 rows), at most ``rows`` rows (default: 8 MiB of them) at a time.
 
         Raises:
             InputError: A row holds NaN or infinity (the file and the row in it are named), or a file cannot be read.

@@ -6,7 +6,7 @@ import copy
 import math
 import os
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -91,6 +91,7 @@ class MemoryBank:
     ) -> None:
         rows = as_features(vectors, "vectors")
         check_finite(rows, "vectors")
+        _check_search(index, precision)
         self._set(rows, torch.arange(len(rows)) if source_rows is None else source_rows, index, precision)
         if self.source_rows.dtype != torch.int64 or self.source_rows.shape != (len(rows),):
             raise InputError(
@@ -136,7 +137,7 @@ class MemoryBank:
         """Select a bank by exact greedy k-centre (Sener and Savarese 2018; PatchCore's coreset).
 
         A dump on disk is streamed: in memory are the selection space (N x D, or N x projection_dim, float32), the bank,
-        and one block of 64 MiB.
+        and one block of a few MiB.
 
         Args:
             features: (N, D) or (images, patches, D) array; a path, a folder or a list of paths; or a
@@ -173,6 +174,7 @@ class MemoryBank:
         n_select = coreset_size(len(dump), ratio, size)
         check_index(start, "start", 0, len(dump) - 1, "the row numbers")
         projection = SparseProjection.create(dump.dim, len(dump), projection_dim, seed)
+        _check_search(index, precision)
         given = None if isinstance(standardise, bool) else _check_standardisation(standardise)
         moments = Moments() if standardise is True else None
         with reporting(progress) as report:
@@ -465,6 +467,7 @@ class MemoryBank:
             >>> len(MemoryBank.load(path))
             5
         """
+        _check_search("exact", precision)
         header, tensors = file_format.read(path, verify=verify)
         bank = cls.__new__(cls)
         try:
@@ -492,6 +495,14 @@ class MemoryBank:
         self._raw_radius = None if header["radius"] is None else _check_radius(header["radius"])
         if self.index != "exact" and not rebuild_index:
             self._faiss_bytes = tensors["faiss_index"]
+
+
+def _check_search(index: str, precision: str) -> None:
+    """Say what is wrong before the long work, not at the first search."""
+    if not isinstance(index, str):
+        raise InputError(f"index: expected 'exact' or a FAISS factory string, found {index!r}")
+    if precision not in get_args(Precision):
+        raise InputError(f"precision: expected one of {', '.join(get_args(Precision))}, found {precision!r}")
 
 
 def _check_standardisation(pair: Any) -> Standardisation:

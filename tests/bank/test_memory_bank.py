@@ -1,3 +1,5 @@
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -99,7 +101,22 @@ class TestBuild:
         calls = []
         MemoryBank.build(features(), size=5, progress=lambda *call: calls.append(call))
         assert ("Reading features", 300, 300) in calls
+        assert [call for call in calls if call[0] == "Selecting the coreset"][-1][1:] == (5, 5)
         MemoryBank.build(features(), size=5, progress=True)  # no terminal: silent
+
+    def test_progress_shows_a_bar_a_stage(self, monkeypatch):
+        shown = []
+
+        @contextmanager
+        def bar(stage, total):
+            shown.append(("open", stage, total))
+            yield lambda done: None
+            shown.append(("close", stage, total))
+
+        monkeypatch.setattr("mmad_bank.bank._progress.progress_bar", bar)
+        MemoryBank.build(features(), size=5, progress=True)
+        stages = [("Reading features", 300), ("Selecting the coreset", 5)]
+        assert shown == [(what, *stage) for stage in stages for what in ("open", "close")]
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -116,6 +133,8 @@ class TestBuild:
             ({"projection_dim": "much"}, "projection_dim: expected"),
             ({"standardise": (0.0, 0.0)}, "standardise: expected a finite mean and a std above 0"),
             ({"standardise": 3}, "standardise: expected True, False or"),
+            ({"precision": "bf8"}, "precision: expected one of auto, float32, half, int8, found 'bf8'"),
+            ({"index": None}, "index: expected 'exact' or a FAISS factory string, found None"),
         ],
     )
     def test_refuses(self, arguments, message):
