@@ -37,8 +37,9 @@ std::string format_name(mmad::Format format) {
 mmad::KnnIndex make_index(const FloatRows& bank, const std::string& precision, int threads) {
   const mmad::Isa isa = mmad::active_isa();
   const mmad::Format format = mmad::screening_format(precision, isa);
+  const bool coarse = precision == "auto";
   py::gil_scoped_release release;
-  return mmad::KnnIndex(view(bank), format, isa, threads);
+  return mmad::KnnIndex(view(bank), format, isa, coarse, threads);
 }
 
 py::tuple search(const mmad::KnnIndex& index, const FloatRows& queries, std::int64_t k, int threads) {
@@ -60,6 +61,7 @@ void bind_knn(py::module_& module) {
            py::keep_alive<1, 2>())
       .def("search", &search, py::arg("queries").noconvert(), py::arg("k"), py::arg("threads"))
       .def_property_readonly("nbytes", &mmad::KnnIndex::nbytes)
+      .def_property_readonly("coarse", &mmad::KnnIndex::coarse)
       .def_property_readonly("format", [](const mmad::KnnIndex& index) { return format_name(index.format()); });
 }
 

@@ -2,7 +2,8 @@
 // is loaded. Hand-written kernels are in the tile_*.cpp files.
 #pragma once
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#ifdef MMAD_CLONES  // given by a build for one instruction set
+#elif defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define MMAD_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define MMAD_CLONES

@@ -51,7 +51,8 @@ Isa choose() {
   for (const Isa isa : {Isa::generic, Isa::avx2, Isa::avx512, Isa::amx}) {
     if (isa_name(isa) == wish) return isa < best ? isa : best;
   }
-  throw std::invalid_argument(std::string("MMAD_BANK_ISA: expected generic, avx2, avx512 or amx, found '") + wish + "'");
+  throw std::invalid_argument(std::string("MMAD_BANK_ISA: expected generic, avx2, avx512 or amx, found '") + wish +
+                              "'");
 }
 
 }  // namespace

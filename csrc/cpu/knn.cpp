@@ -4,208 +4,101 @@
 #include <cmath>
 #include <limits>
 #include <stdexcept>
-#include <string>
 #include <utility>
+#include <vector>
 
-#include "cpu/tile.hpp"
+#include "cpu/screen.hpp"
 
 namespace mmad {
 namespace {
 
 constexpr std::int64_t kQueryBlockBytes = 256 << 10;  // a block of queries stays in the second-level cache
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-struct Candidate {
-  float lower;  // of the squared distance, less the terms that depend on the query alone
-  std::int64_t row;
-};
-
-// The k smallest upper bounds seen so far: no neighbour can be farther than the largest of them.
-class UpperBounds {
+// The k nearest rows seen so far; among equal distances the lowest rows.
+class Nearest {
  public:
-  explicit UpperBounds(std::int64_t k = 0) : k_(static_cast<std::size_t>(k)) {}
+  using Entry = std::pair<double, std::int64_t>;  // squared distance, row
 
-  void add(float value) {
+  explicit Nearest(std::int64_t k = 0) : k_(static_cast<std::size_t>(k)) {}
+
+  void add(const Entry& entry) {
     if (heap_.size() == k_) {
-      if (value >= heap_.front()) return;
+      if (!(entry < heap_.front())) return;
       std::pop_heap(heap_.begin(), heap_.end());
-      heap_.back() = value;
+      heap_.back() = entry;
     } else {
-      heap_.push_back(value);
+      heap_.push_back(entry);
     }
     std::push_heap(heap_.begin(), heap_.end());
   }
-  float worst() const { return heap_.size() == k_ ? heap_.front() : kInfinity; }
-  const std::vector<float>& values() const { return heap_; }
+  double limit() const { return heap_.size() == k_ ? heap_.front().first : kInfinity; }
+  const std::vector<Entry>& entries() const { return heap_; }
+  void sort() { std::sort_heap(heap_.begin(), heap_.end()); }
 
  private:
   std::size_t k_;
-  std::vector<float> heap_;
-};
-
-// One query's search over one range of panels.
-struct Screening {
-  UpperBounds upper;
-  std::vector<Candidate> candidates;
-  std::size_t compact_at = 512;
-
-  void drop_above(float threshold) {
-    const auto beyond = [threshold](const Candidate& c) { return c.lower > threshold; };
-    candidates.erase(std::remove_if(candidates.begin(), candidates.end(), beyond), candidates.end());
-    compact_at = std::max<std::size_t>(512, 2 * candidates.size());
-  }
-};
-
-float query_slack(float norm) { return 2.0f * (kSlack * norm * norm + kTiny); }
-
-class Searcher {
- public:
-  Searcher(const Panels& panels, const Rows& queries, std::int64_t k, Isa isa)
-      : panels_(panels), queries_(queries), k_(k), kernel_(tile_kernel(panels.format, isa)) {
-    gamma_ = accumulation_error(queries.format, queries.depth);
-  }
-
-  const TileKernel& kernel() const { return kernel_; }
-
-  // Screens queries [from, to) against panels [first, last); `states` has one entry a query of the block.
-  void scan(std::int64_t from, std::int64_t to, std::int64_t first, std::int64_t last, Screening* states) const {
-    alignas(64) float accumulators[kMaxTileRows * kMaxTileColumns];
-    alignas(64) float lower[kMaxTileRows * kMaxTileColumns];
-    std::uint32_t passed[kMaxTileRows];
-    std::vector<RowTerms> terms = row_terms(from, to);
-    for (std::int64_t p = first; p < last; p += kernel_.panels) {
-      const std::int64_t column = p * kPanelWidth;
-      const ColumnTerms columns{panels_.base.data() + column, panels_.bounds.scale.data() + column,
-                                panels_.bounds.norm.data() + column, panels_.bounds.residual.data() + column};
-      for (std::int64_t r = from; r < to; r += kernel_.rows) {
-        const int rows = static_cast<int>(std::min<std::int64_t>(kernel_.rows, to - r));
-        kernel_.multiply(queries_.row(r), queries_.row_bytes(), panels_.panel(p), panels_.panel_bytes(), panels_.depth,
-                         accumulators);
-        if (kernel_.screen(accumulators, rows, &terms[r - from], columns, lower, passed)) {
-          take(rows, passed, lower, column, &terms[r - from], states + (r - from));
-        }
-      }
-    }
-  }
-
-  float threshold(std::int64_t query, float worst_upper) const {
-    return worst_upper + query_slack(queries_.bounds.norm[query]);
-  }
-
- private:
-  std::vector<RowTerms> row_terms(std::int64_t from, std::int64_t to) const {
-    std::vector<RowTerms> terms(static_cast<std::size_t>(to - from));
-    for (std::int64_t q = from; q < to; ++q) {
-      const float norm = queries_.bounds.norm[q];
-      terms[q - from] = {2.0f * queries_.bounds.scale[q], 2.0f * (queries_.bounds.residual[q] + gamma_ * norm),
-                         2.0f * norm, kInfinity};
-    }
-    return terms;
-  }
-
-  void take(int rows, const std::uint32_t* passed, const float* lower, std::int64_t column, RowTerms* terms,
-            Screening* states) const {
-    const int width = kernel_.panels * kPanelWidth;
-    for (int r = 0; r < rows; ++r) {
-      Screening& state = states[r];
-      const float fixed = query_slack(terms[r].residual_factor * 0.5f);
-      for (std::uint32_t bits = passed[r]; bits != 0; bits &= bits - 1) {
-        const int j = __builtin_ctz(bits);
-        const float low = lower[r * width + j];
-        if (low > terms[r].threshold || column + j >= panels_.count) continue;
-        const float norm = panels_.bounds.norm[column + j];
-        const float error = terms[r].norm_factor * norm + terms[r].residual_factor * panels_.bounds.residual[column + j] +
-                            kSlack * norm * norm + kTiny;
-        state.upper.add(low + 2.0f * error);
-        state.candidates.push_back({low, column + j});
-        terms[r].threshold = state.upper.worst() + fixed;
-        if (state.candidates.size() >= state.compact_at) state.drop_above(terms[r].threshold);
-      }
-    }
-  }
-
-  const Panels& panels_;
-  const Rows& queries_;
-  std::int64_t k_;
-  TileKernel kernel_;
-  float gamma_;
+  std::vector<Entry> heap_;
 };
 
 // How the work is cut: blocks of queries, and ranges of the bank where there are fewer blocks than threads.
 struct Plan {
   std::int64_t block, blocks, range, ranges;
 
-  Plan(std::int64_t queries, std::int64_t row_bytes, std::int64_t panels, const TileKernel& kernel, int threads) {
+  Plan(std::int64_t queries, std::int64_t row_bytes, std::int64_t panels, const Screen& screen, int threads) {
     const auto up = [](std::int64_t n, std::int64_t step) { return (n + step - 1) / step * step; };
-    const std::int64_t fitting = std::max<std::int64_t>(1, kQueryBlockBytes / row_bytes / kernel.rows) * kernel.rows;
-    const std::int64_t tiles = (queries + kernel.rows - 1) / kernel.rows;
+    const std::int64_t rows = screen.tile_rows();
+    const std::int64_t fitting = std::max<std::int64_t>(1, kQueryBlockBytes / row_bytes / rows) * rows;
     std::int64_t wanted = (queries + fitting - 1) / fitting;
-    if (tiles >= 2 * threads) wanted = up(wanted, threads);
-    block = up((queries + wanted - 1) / wanted, kernel.rows);
+    if (queries >= 2 * threads * rows) wanted = up(wanted, threads);
+    block = up((queries + wanted - 1) / wanted, rows);
     blocks = (queries + block - 1) / block;
     const std::int64_t cuts = blocks >= threads ? 1 : (threads + blocks - 1) / blocks;
-    range = up((panels + cuts - 1) / cuts, kernel.panels);
+    range = up((panels + cuts - 1) / cuts, screen.panels());
     ranges = (panels + range - 1) / range;
   }
 };
 
-// The contenders of one query, from all ranges of the bank, decided in float64.
-class Decision {
- public:
-  Decision(Matrix<const float> bank, const float* query, std::int64_t k) : bank_(bank), query_(query), k_(k) {}
-
-  void decide(std::vector<Candidate>* contenders, double query_terms, float* distances, std::int64_t* indices) {
-    std::sort(contenders->begin(), contenders->end(),
-              [](const Candidate& a, const Candidate& b) { return a.lower < b.lower; });
-    best_.clear();
-    for (const Candidate& candidate : *contenders) {
-      const bool full = static_cast<std::int64_t>(best_.size()) == k_;
-      if (full && candidate.lower + query_terms > best_.front().first) break;  // and so for all that follow
-      consider({squared_distance(query_, bank_.row(candidate.row), bank_.cols), candidate.row}, full);
-    }
-    std::sort_heap(best_.begin(), best_.end());
-    for (std::int64_t i = 0; i < k_; ++i) {
-      distances[i] = static_cast<float>(std::sqrt(best_[i].first));
-      indices[i] = best_[i].second;
-    }
-  }
-
- private:
-  void consider(std::pair<double, std::int64_t> entry, bool full) {
-    if (full) {
-      if (!(entry < best_.front())) return;
-      std::pop_heap(best_.begin(), best_.end());
-      best_.back() = entry;
-    } else {
-      best_.push_back(entry);
-    }
-    std::push_heap(best_.begin(), best_.end());
-  }
-
-  Matrix<const float> bank_;
-  const float* query_;
-  std::int64_t k_;
-  std::vector<std::pair<double, std::int64_t>> best_;  // max-heap by (distance, row)
-};
-
-// Joins the ranges' findings: the k-th smallest of all upper bounds is the threshold of all candidates.
-std::vector<Candidate> join(const std::vector<Screening*>& parts, std::int64_t k, const Searcher& searcher,
-                            std::int64_t query) {
-  UpperBounds upper(k);
-  for (const Screening* part : parts) {
-    for (const float value : part->upper.values()) upper.add(value);
-  }
-  const float threshold = searcher.threshold(query, upper.worst());
-  std::vector<Candidate> contenders;
-  for (const Screening* part : parts) {
-    for (const Candidate& candidate : part->candidates) {
-      if (candidate.lower <= threshold) contenders.push_back(candidate);
-    }
-  }
-  return contenders;
-}
-
 }  // namespace
+
+struct KnnIndex::Prepared {
+  Matrix<const float> bank;
+  ScreenSpace space;
+  ScreenPanels panels;
+  Screen screen;
+
+  Prepared(Matrix<const float> bank_, Format format, Isa isa, bool coarse, int threads)
+      : bank(bank_), space(bank_, format, isa, coarse), panels(bank_, space, threads), screen(space, bank_.cols) {}
+
+  // Searches queries [from, to) in panels [first, last).
+  void scan(Matrix<const float> queries, const ScreenRows& rows, std::int64_t from, std::int64_t to, std::int64_t first,
+            std::int64_t last, Nearest* nearest) const {
+    RowBlock block(screen, rows, to - from);
+    for (std::int64_t q = from; q < to; ++q) block.add(q, kInfinity);
+    std::uint32_t passed[kMaxTileRows];
+    for (std::int64_t p = first; p < last; p += screen.panels()) {
+      for (std::int64_t r = 0; r < to - from; r += screen.tile_rows()) {
+        const int n = static_cast<int>(std::min<std::int64_t>(screen.tile_rows(), to - from - r));
+        if (!screen.tile(&block, r, n, panels, p, passed)) continue;
+        for (int i = 0; i < n; ++i) {
+          if (passed[i] == 0) continue;
+          compare(queries.row(from + r + i), passed[i], p * kPanelWidth, &nearest[r + i]);
+          block.set_limit(r + i, nearest[r + i].limit());
+        }
+      }
+    }
+  }
+
+  // Computes the pairs that passed.
+  void compare(const float* query, std::uint32_t columns, std::int64_t first, Nearest* nearest) const {
+    for (; columns != 0; columns &= columns - 1) {
+      const std::int64_t row = first + __builtin_ctz(columns);
+      if (row >= bank.rows) return;
+      const double squared = squared_distance_within(query, bank.row(row), bank.cols, nearest->limit());
+      if (squared < kInfinity) nearest->add({squared, row});
+    }
+  }
+};
 
 Format screening_format(const std::string& precision, Isa isa) {
   const Format half = isa >= Isa::amx ? Format::bfloat16 : Format::fixed16;
@@ -216,38 +109,51 @@ Format screening_format(const std::string& precision, Isa isa) {
   throw std::invalid_argument("precision: expected auto, float32, half or int8, found '" + precision + "'");
 }
 
-KnnIndex::KnnIndex(Matrix<const float> bank, Format format, Isa isa, int threads)
-    : bank_(bank), isa_(isa), center_(robust_center(bank)), panels_(pack_rows(bank, center_.data(), format, threads)) {}
+KnnIndex::KnnIndex(Matrix<const float> bank, Format format, Isa isa, bool coarse, int threads)
+    : prepared_(std::make_unique<Prepared>(bank, format, isa, coarse, threads)) {}
+KnnIndex::~KnnIndex() = default;
+KnnIndex::KnnIndex(KnnIndex&&) noexcept = default;
+
+std::int64_t KnnIndex::size() const { return prepared_->bank.rows; }
+Format KnnIndex::format() const { return prepared_->space.packed; }
+bool KnnIndex::coarse() const { return prepared_->space.coarse(); }
+
+std::int64_t KnnIndex::nbytes() const {
+  const ScreenSpace& space = prepared_->space;
+  const std::int64_t coarse =
+      space.coarse() ? prepared_->panels.coarse.nbytes() + space.subspace.directions.nbytes() : 0;
+  return prepared_->panels.full.nbytes() + coarse + static_cast<std::int64_t>(space.center.size() * sizeof(float));
+}
 
 void KnnIndex::search(Matrix<const float> queries, std::int64_t k, float* distances, std::int64_t* indices,
                       int threads) const {
   if (queries.rows == 0) return;
-  const Rows rows = round_rows(queries, center_.data(), row_format(panels_.format, isa_ >= Isa::amx), threads);
-  const Searcher searcher(panels_, rows, k, isa_);
-  const Plan plan(queries.rows, rows.row_bytes(), panels_.panel_count(), searcher.kernel(), threads);
-  std::vector<Screening> states(static_cast<std::size_t>(queries.rows * plan.ranges));
-  for (Screening& state : states) state.upper = UpperBounds(k);
+  const ScreenRows rows(queries, prepared_->space, threads);
+  const std::int64_t panels = prepared_->panels.full.panel_count();
+  const Plan plan(queries.rows, rows.full.row_bytes(), panels, prepared_->screen, threads);
+  std::vector<Nearest> nearest(static_cast<std::size_t>(queries.rows * plan.ranges), Nearest(k));
 #pragma omp parallel num_threads(threads)
   {
-    searcher.kernel().begin();
+    prepared_->screen.begin();
 #pragma omp for schedule(dynamic) collapse(2)
     for (std::int64_t range = 0; range < plan.ranges; ++range) {
       for (std::int64_t block = 0; block < plan.blocks; ++block) {
-        const std::int64_t from = block * plan.block, to = std::min(queries.rows, from + plan.block);
-        const std::int64_t first = range * plan.range, last = std::min(panels_.panel_count(), first + plan.range);
-        searcher.scan(from, to, first, last, &states[range * queries.rows + from]);
+        const std::int64_t from = block * plan.block, first = range * plan.range;
+        prepared_->scan(queries, rows, from, std::min(queries.rows, from + plan.block), first,
+                        std::min(panels, first + plan.range), &nearest[range * queries.rows + from]);
       }
     }
-    searcher.kernel().end();
-    std::vector<Screening*> parts(static_cast<std::size_t>(plan.ranges));
-#pragma omp for schedule(dynamic, 16)
-    for (std::int64_t q = 0; q < queries.rows; ++q) {
-      for (std::int64_t range = 0; range < plan.ranges; ++range) parts[range] = &states[range * queries.rows + q];
-      std::vector<Candidate> contenders = join(parts, k, searcher, q);
-      // What a lower bound leaves out: |q|^2 and the query's own slack.
-      const double norm = rows.bounds.norm[q];
-      const double query_terms = rows.bounds.squared[q] - kSlack * norm * norm - kTiny;
-      Decision(bank_, queries.row(q), k).decide(&contenders, query_terms, distances + q * k, indices + q * k);
+    prepared_->screen.end();
+  }
+  for (std::int64_t q = 0; q < queries.rows; ++q) {
+    Nearest& best = nearest[q];
+    for (std::int64_t range = 1; range < plan.ranges; ++range) {
+      for (const Nearest::Entry& entry : nearest[range * queries.rows + q].entries()) best.add(entry);
+    }
+    best.sort();
+    for (std::int64_t i = 0; i < k; ++i) {
+      distances[q * k + i] = static_cast<float>(std::sqrt(best.entries()[i].first));
+      indices[q * k + i] = best.entries()[i].second;
     }
   }
 }

@@ -115,6 +115,7 @@ bool round_row(const float* x, const float* center, std::int64_t dim, Format for
   bounds->residual[at] = static_cast<float>(residual) * kWiden + kTiny;
   bounds->norm[at] = static_cast<float>(norm + residual) * kWiden + kTiny;
   bounds->squared[at] = static_cast<float>(sums.squared);
+  bounds->slack[at] = kSlack * bounds->norm[at] * bounds->norm[at] + kTiny;
   return true;
 }
 
@@ -124,6 +125,7 @@ void resize(RowBounds* bounds, std::int64_t size) {
   bounds->norm.resize(n, 0.0f);
   bounds->residual.resize(n, 0.0f);
   bounds->squared.resize(n, 0.0f);
+  bounds->slack.resize(n, 0.0f);
 }
 
 std::int64_t padded_depth(std::int64_t dim) { return (dim + kDepthStep - 1) / kDepthStep * kDepthStep; }
@@ -144,8 +146,6 @@ void place_in_panel(const void* row, std::int64_t depth, Format format, int colu
     interleave<std::uint32_t>(row, format == Format::float32 ? depth : depth / 2, column, panel);
   }
 }
-
-float column_base(float squared, float norm) { return squared - kSlack * norm * norm - kTiny; }
 
 void check_rows(Matrix<const float> rows, std::int64_t bad) {
   if (bad < 0) return;
@@ -184,7 +184,7 @@ float accumulation_error(Format rows, std::int64_t k) {
 }
 
 std::int64_t Panels::nbytes() const {
-  const auto floats = bounds.scale.size() * 4 + base.size();
+  const auto floats = bounds.scale.size() * 5 + base.size();
   return static_cast<std::int64_t>(values.size() + floats * sizeof(float));
 }
 
@@ -206,7 +206,8 @@ void Panels::append(const Rows& rows, std::int64_t row) {
   bounds.norm[at] = rows.bounds.norm[row];
   bounds.residual[at] = rows.bounds.residual[row];
   bounds.squared[at] = rows.bounds.squared[row];
-  base[at] = column_base(bounds.squared[at], bounds.norm[at]);
+  bounds.slack[at] = rows.bounds.slack[row];
+  base[at] = bounds.squared[at] - bounds.slack[at];
 }
 
 std::vector<float> robust_center(Matrix<const float> rows) {
@@ -269,7 +270,7 @@ Panels pack_rows(Matrix<const float> rows, const float* center, Format format, i
           lower_bad_row(&bad, i);
         }
         place_in_panel(row.data(), out.depth, format, static_cast<int>(i % kPanelWidth), panel);
-        out.base[i] = column_base(out.bounds.squared[i], out.bounds.norm[i]);
+        out.base[i] = out.bounds.squared[i] - out.bounds.slack[i];
       }
     }
   }

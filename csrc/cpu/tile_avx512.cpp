@@ -133,8 +133,7 @@ MMAD_AVX512 bool screen_avx512(const void* accumulators, int rows, const RowTerm
       low = _mm512_fnmadd_ps(_mm512_set1_ps(row.residual_factor), residual, low);
       low = _mm512_fnmadd_ps(_mm512_set1_ps(row.two_scale), _mm512_mul_ps(scale, load_sums(sums)), low);
       _mm512_storeu_ps(lower + r * kColumns + at, low);
-      const auto keep = static_cast<std::uint32_t>(
-          _mm512_cmp_ps_mask(low, _mm512_set1_ps(row.threshold), _CMP_LE_OQ));
+      const auto keep = static_cast<std::uint32_t>(_mm512_cmp_ps_mask(low, _mm512_set1_ps(row.threshold), _CMP_LE_OQ));
       passed[r] |= keep << at;
       any |= keep;
     }

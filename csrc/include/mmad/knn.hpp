@@ -1,8 +1,9 @@
-// Exact k-nearest-neighbour search: a narrow product screens, float64 differences decide.
+// Exact k-nearest-neighbour search: narrow products screen, float64 differences decide.
 #pragma once
 
 #include <cstdint>
-#include <vector>
+#include <memory>
+#include <string>
 
 #include "mmad/cpu_features.hpp"
 #include "mmad/matrix.hpp"
@@ -16,23 +17,25 @@ Format screening_format(const std::string& precision, Isa isa);
 
 class KnnIndex {
  public:
-  // Keeps a view of `bank` (the caller owns it) for the recheck, and a rounded, packed copy for the product.
+  // Keeps a view of `bank` (the caller owns it) for the pairs that pass the screen, and a rounded, packed copy for the
+  // product; with `coarse` also the projections that rule most pairs out (a twentieth to a tenth more memory).
   // Throws std::invalid_argument that names a row which is not finite.
-  KnnIndex(Matrix<const float> bank, Format format, Isa isa, int threads);
+  KnnIndex(Matrix<const float> bank, Format format, Isa isa, bool coarse, int threads);
+  ~KnnIndex();
+  KnnIndex(KnnIndex&&) noexcept;
 
   // The k nearest rows of each query, nearest first, ties to the lowest row: distances and indices are (Q, k).
   // Identical to sorting float64 distances computed from differences. Requires 1 <= k <= size().
   void search(Matrix<const float> queries, std::int64_t k, float* distances, std::int64_t* indices, int threads) const;
 
-  std::int64_t size() const { return bank_.rows; }
-  Format format() const { return panels_.format; }
-  std::int64_t nbytes() const { return panels_.nbytes() + static_cast<std::int64_t>(center_.size() * sizeof(float)); }
+  std::int64_t size() const;
+  Format format() const;
+  bool coarse() const;
+  std::int64_t nbytes() const;
 
  private:
-  Matrix<const float> bank_;
-  Isa isa_;
-  std::vector<float> center_;
-  Panels panels_;
+  struct Prepared;
+  std::unique_ptr<Prepared> prepared_;
 };
 
 }  // namespace mmad

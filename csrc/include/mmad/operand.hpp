@@ -21,9 +21,9 @@ namespace mmad {
 
 constexpr int kPanelWidth = 16;
 constexpr int kDepthStep = 32;  // rows are zero-padded to a multiple of this: one AMX tile of bfloat16 pairs
-constexpr int kSpareRows = 32;   // readable rows behind the last one: kernels take whole tiles
+constexpr int kSpareRows = 32;  // readable rows behind the last one: kernels take whole tiles
 constexpr float kSlack = 32.0f / (1 << 24);
-constexpr float kTiny = 1e-36f;       // covers underflow in the float32 bounds
+constexpr float kTiny = 1e-36f;        // covers underflow in the float32 bounds
 constexpr double kLargestNorm = 1e18;  // squares of larger norms would not fit float32
 
 enum class Format {
@@ -47,6 +47,7 @@ struct RowBounds {
   std::vector<float> norm;      // N, rounded up
   std::vector<float> residual;  // rho, rounded up
   std::vector<float> squared;   // |x|^2, rounded to nearest
+  std::vector<float> slack;     // kSlack N^2 and whatever else the row adds to the half-width of its intervals
 };
 
 // Rounded rows, row-major.
@@ -66,7 +67,7 @@ struct Panels {
   std::int64_t count = 0, dim = 0, depth = 0;
   std::vector<std::uint8_t> values;
   RowBounds bounds;         // padded to whole panel pairs
-  std::vector<float> base;  // |m|^2 - kSlack |m|^2 - kTiny; +infinity where there is no row yet
+  std::vector<float> base;  // |m|^2 - slack; +infinity where there is no row yet
 
   std::int64_t panel_bytes() const { return depth * kPanelWidth * bytes_per_value(format); }
   const std::uint8_t* panel(std::int64_t p) const { return values.data() + p * panel_bytes(); }

@@ -1,0 +1,216 @@
+#include "cpu/screen.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "cpu/clones.hpp"
+
+namespace mmad {
+namespace {
+
+constexpr double kUnit = 1.0 / (1 << 24);
+// Below this share a full product is computed for whole tiles anyway; on white noise the coarse level would only cost.
+constexpr double kWorthwhileEnergy = 0.75;
+constexpr double kSplit = 1e-3;  // t in coarse_rows()
+constexpr std::int64_t kLeastDim = 192;
+// A pair computed from the original rows costs about as much as this many pairs of a full tile.
+constexpr int kPairCost = 6;
+
+MMAD_CLONES float squared_distance_float(const float* a, const float* b, std::int64_t dim) {
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (std::int64_t i = 0; i < dim; ++i) {
+    const float difference = a[i] - b[i];
+    sum += difference * difference;
+  }
+  return sum;
+}
+
+bool screen_tile(const Level& level, const std::uint8_t* rows, std::int64_t row_bytes, const RowTerms* terms, int n,
+                 const Panels& panels, std::int64_t panel, std::uint32_t* passed) {
+  alignas(64) float accumulators[kMaxTileRows * kMaxTileColumns];
+  alignas(64) float lower[kMaxTileRows * kMaxTileColumns];
+  level.kernel.multiply(rows, row_bytes, panels.panel(panel), panels.panel_bytes(), panels.depth, accumulators);
+  return level.kernel.screen(accumulators, n, terms, column_terms(panels, panel * kPanelWidth), lower, passed);
+}
+
+Rows coarse_rows(Matrix<const float> rows, const ScreenSpace& space, int threads);
+
+}  // namespace
+
+ScreenSpace::ScreenSpace(Matrix<const float> rows, Format packed_format, Isa isa_, bool coarse)
+    : center(robust_center(rows)), packed(packed_format), isa(isa_) {
+  if (coarse && rows.cols >= kLeastDim) subspace = leading_subspace(rows, center.data());
+  if (subspace.energy < kWorthwhileEnergy) subspace.dims = 0;
+}
+
+ScreenRows::ScreenRows(Matrix<const float> rows, const ScreenSpace& space, int threads)
+    : full(round_rows(rows, space.center.data(), space.rows_format(), threads)) {
+  if (space.coarse()) coarse = coarse_rows(rows, space, threads);
+}
+
+void ScreenPanels::reserve(std::int64_t rows, std::int64_t dim, const ScreenSpace& space) {
+  full.reserve(rows, dim, space.packed);
+  if (space.coarse()) coarse.reserve(rows, space.subspace.dims, space.coarse_format());
+}
+
+void ScreenPanels::append(const ScreenRows& rows, std::int64_t row) {
+  full.append(rows.full, row);
+  if (coarse.dim > 0) coarse.append(rows.coarse, row);
+}
+
+ScreenPanels::ScreenPanels(Matrix<const float> rows, const ScreenSpace& space, int threads)
+    : full(pack_rows(rows, space.center.data(), space.packed, threads)) {
+  if (!space.coarse()) return;
+  const Rows projected = coarse_rows(rows, space, threads);
+  coarse.reserve(rows.rows, space.subspace.dims, space.coarse_format());
+  for (std::int64_t i = 0; i < rows.rows; ++i) coarse.append(projected, i);
+}
+
+RowTerms Level::terms(const RowBounds& rows, std::int64_t i, double limit) const {
+  const float norm = rows.norm[i];
+  return {2.0f * rows.scale[i], 2.0f * (rows.residual[i] + gamma * norm), 2.0f * norm, threshold(rows, i, limit)};
+}
+
+// A tile's lower bounds leave out |x|^2 and the row's own slack.
+float Level::threshold(const RowBounds& rows, std::int64_t i, double limit) const {
+  if (limit < 0.0) return -std::numeric_limits<float>::infinity();
+  const double value = limit * stretch - rows.squared[i] + rows.slack[i];
+  return std::nextafter(static_cast<float>(value), std::numeric_limits<float>::infinity());
+}
+
+RowBlock::RowBlock(const Screen& screen, const ScreenRows& rows, std::int64_t capacity)
+    : rows_(rows),
+      first_(screen.first(rows)),
+      level_(screen.first()),
+      values_(static_cast<std::size_t>((capacity + kSpareRows) * first_.row_bytes())),
+      tile_(static_cast<std::size_t>(kMaxTileRows * rows.full.row_bytes())),
+      terms_(static_cast<std::size_t>(capacity)),
+      limits_(static_cast<std::size_t>(capacity)) {
+  list_.reserve(static_cast<std::size_t>(capacity));
+}
+
+void RowBlock::add(std::int64_t i, double limit) {
+  const std::int64_t r = size();
+  list_.push_back(i);
+  std::copy_n(first_.row(i), first_.row_bytes(), value(r));
+  terms_[r] = level_.terms(first_.bounds, i, limit);
+  limits_[r] = limit;
+}
+
+void RowBlock::set_limit(std::int64_t r, double limit) {
+  limits_[r] = limit;
+  terms_[r].threshold = level_.threshold(first_.bounds, list_[r], limit);
+}
+
+void RowBlock::move(std::int64_t from, std::int64_t to) {
+  if (from == to) return;
+  std::copy_n(value(from), first_.row_bytes(), value(to));
+  list_[to] = list_[from];
+  terms_[to] = terms_[from];
+  limits_[to] = limits_[from];
+}
+
+Screen::Screen(const ScreenSpace& space, std::int64_t dim) : use_coarse_(space.coarse()) {
+  full_ = {tile_kernel(space.packed, space.isa), accumulation_error(space.rows_format(), dim + kDepthStep), 1.0};
+  const Format format = space.coarse_format();
+  coarse_ = {tile_kernel(format, space.isa), accumulation_error(format, space.subspace.dims + kDepthStep),
+             space.subspace.stretch * (1.0 + kSplit)};
+}
+
+ColumnTerms column_terms(const Panels& panels, std::int64_t column) {
+  return {panels.base.data() + column, panels.bounds.scale.data() + column, panels.bounds.norm.data() + column,
+          panels.bounds.residual.data() + column};
+}
+
+bool Screen::tile(RowBlock* block, std::int64_t r, int n, const ScreenPanels& panels, std::int64_t panel,
+                  std::uint32_t* passed) const {
+  if (!use_coarse_)
+    return screen_tile(full_, block->value(r), block->first_.row_bytes(), &block->terms_[r], n, panels.full, panel,
+                       passed);
+  if (!screen_tile(coarse_, block->value(r), block->first_.row_bytes(), &block->terms_[r], n, panels.coarse, panel,
+                   passed)) {
+    return false;
+  }
+  int pairs = 0;
+  for (int i = 0; i < n; ++i) pairs += __builtin_popcount(passed[i]);
+  return pairs * kPairCost <= tile_rows() * tile_columns() || tile_full(block, r, n, panels.full, panel, passed);
+}
+
+bool Screen::tile_full(RowBlock* block, std::int64_t r, int n, const Panels& panels, std::int64_t panel,
+                       std::uint32_t* passed) const {
+  const Rows& rows = block->rows_.full;
+  RowTerms terms[kMaxTileRows];
+  for (int i = 0; i < n; ++i) {
+    std::copy_n(rows.row(block->list_[r + i]), rows.row_bytes(), block->tile_.data() + i * rows.row_bytes());
+    terms[i] = full_.terms(rows.bounds, block->list_[r + i], block->limits_[r + i]);
+  }
+  return screen_tile(full_, block->tile_.data(), rows.row_bytes(), terms, n, panels, panel, passed);
+}
+
+double squared_distance_within(const float* a, const float* b, std::int64_t dim, double limit) {
+  const double estimate = squared_distance_float(a, b, dim);
+  // An estimate that overflowed or underflowed says nothing.
+  if (std::isfinite(estimate) && estimate > 1e-30 && estimate * (1.0 - static_cast<double>(dim + 8) * kUnit) > limit) {
+    return std::numeric_limits<double>::infinity();
+  }
+  const double squared = squared_distance(a, b, dim);
+  return squared <= limit ? squared : std::numeric_limits<double>::infinity();
+}
+
+namespace {
+
+// y = V'(x - c) in float32. Each coordinate is an inner product of D terms with a unit vector, so the computed y differs
+// from the true one by at most err = gamma sqrt(dims) |x - c|. What is screened is the computed y. A true distance
+// below L means |y_a - y_b| <= sqrt(L stretch) + err_a + err_b, and for any t > 0, (u + v)^2 <= (1 + t) u^2 +
+// (1 + 1/t) v^2: the limit is stretched by 1 + t, and each side adds 2 (1 + 1/t) err^2 to its slack.
+Rows coarse_rows(Matrix<const float> rows, const ScreenSpace& space, int threads) {
+  const Subspace& subspace = space.subspace;
+  const Rows wide = round_rows({rows.data, 0, rows.cols, rows.stride}, space.center.data(), Format::float32, 1);
+  const TileKernel kernel = tile_kernel(Format::float32, space.isa);
+  const std::int64_t columns = kernel.panels * kPanelWidth, depth = wide.depth;
+  const std::int64_t padded = (subspace.dims + columns - 1) / columns * columns;
+  std::vector<float> projected(static_cast<std::size_t>(rows.rows * subspace.dims));
+  std::vector<float> errors(static_cast<std::size_t>(rows.rows));
+  const double gamma =
+      1.01 * static_cast<double>(rows.cols + 4) * kUnit * std::sqrt(static_cast<double>(subspace.dims));
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<float> block(static_cast<std::size_t>(kernel.rows * depth), 0.0f);
+    std::vector<float> products(static_cast<std::size_t>(kernel.rows * padded));
+    alignas(64) float tile[kMaxTileRows * kMaxTileColumns];
+#pragma omp for schedule(static)
+    for (std::int64_t from = 0; from < rows.rows; from += kernel.rows) {
+      const std::int64_t n = std::min<std::int64_t>(kernel.rows, rows.rows - from);
+      for (std::int64_t r = 0; r < n; ++r) {
+        double squared = 0.0;
+        for (std::int64_t i = 0; i < rows.cols; ++i) {
+          const float v = rows.row(from + r)[i] - space.center[i];
+          block[r * depth + i] = v;
+          squared += static_cast<double>(v) * v;
+        }
+        errors[from + r] = static_cast<float>(gamma * std::sqrt(squared * subspace.stretch));
+      }
+      for (std::int64_t p = 0; p * kPanelWidth < padded; p += kernel.panels) {
+        kernel.multiply(block.data(), depth * 4, subspace.directions.panel(p), subspace.directions.panel_bytes(), depth,
+                        tile);
+        for (std::int64_t r = 0; r < n; ++r) {
+          std::copy_n(tile + r * columns, columns, &products[r * padded + p * kPanelWidth]);
+        }
+      }
+      for (std::int64_t r = 0; r < n; ++r) {
+        std::copy_n(&products[r * padded], subspace.dims, &projected[(from + r) * subspace.dims]);
+      }
+    }
+  }
+  const std::vector<float> origin(static_cast<std::size_t>(subspace.dims), 0.0f);
+  Rows out = round_rows({projected.data(), rows.rows, subspace.dims}, origin.data(), space.coarse_format(), threads);
+  for (std::int64_t i = 0; i < rows.rows; ++i) {
+    out.bounds.slack[i] += static_cast<float>(2.01 * (1.0 + 1.0 / kSplit)) * errors[i] * errors[i];
+  }
+  return out;
+}
+
+}  // namespace
+}  // namespace mmad

@@ -1,0 +1,126 @@
+// Screening of pairs: which of many squared distances can be at or below a limit.
+//
+// Two levels. The full level multiplies whole rows in a narrow format. The coarse level multiplies their projections on
+// a few leading directions V of the data: |V'(x - y)|^2 <= |V|^2 |x - y|^2 whatever the directions, so it can rule a
+// pair out for good, and on features of real networks, whose variance lies in few directions, it rules out nearly all.
+// What passes is computed from the original rows by the caller. The levels never change an answer.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cpu/tile.hpp"
+#include "mmad/matrix.hpp"
+#include "mmad/operand.hpp"
+
+namespace mmad {
+
+// Leading directions of a set of rows, found by subspace iteration on a sample.
+struct Subspace {
+  std::int64_t dims = 0;  // 0: none, or not worth it
+  Panels directions;      // float32 columns
+  double stretch = 1.0;   // |V'x|^2 <= stretch |x|^2 for every x
+  double energy = 0.0;    // share of the sample's squared norm that the directions keep
+};
+
+Subspace leading_subspace(Matrix<const float> rows, const float* center);
+
+// Where rows are screened: the centre and the directions that both sides of a pair share.
+struct ScreenSpace {
+  std::vector<float> center;
+  Subspace subspace;  // dims = 0: full level only
+  Format packed = Format::float32;
+  Isa isa = Isa::generic;
+
+  ScreenSpace(Matrix<const float> rows, Format packed_format, Isa isa, bool coarse);
+  Format rows_format() const { return row_format(packed, isa >= Isa::amx); }
+  Format coarse_format() const { return packed == Format::fixed8 ? rows_format() : packed; }
+  bool coarse() const { return subspace.dims > 0; }
+};
+
+struct ScreenRows {
+  Rows full, coarse;
+
+  ScreenRows(Matrix<const float> rows, const ScreenSpace& space, int threads);
+};
+
+struct ScreenPanels {
+  Panels full, coarse;
+
+  ScreenPanels() = default;
+  ScreenPanels(Matrix<const float> rows, const ScreenSpace& space, int threads);
+  void reserve(std::int64_t rows, std::int64_t dim, const ScreenSpace& space);
+  void append(const ScreenRows& rows, std::int64_t row);
+  std::int64_t count() const { return full.count; }
+};
+
+// One level's arithmetic.
+struct Level {
+  TileKernel kernel;
+  float gamma;     // relative error of an accumulated product
+  double stretch;  // 1 on the full level
+
+  RowTerms terms(const RowBounds& rows, std::int64_t i, double limit) const;
+  float threshold(const RowBounds& rows, std::int64_t i, double limit) const;
+};
+
+// Rows gathered for the first level of screening; each has a limit.
+class RowBlock {
+ public:
+  RowBlock(const class Screen& screen, const ScreenRows& rows, std::int64_t capacity);
+
+  void add(std::int64_t i, double limit);
+  void set_limit(std::int64_t r, double limit);
+  void move(std::int64_t from, std::int64_t to);
+  void shrink(std::int64_t size) { list_.resize(static_cast<std::size_t>(size)); }
+
+  std::int64_t size() const { return static_cast<std::int64_t>(list_.size()); }
+  std::int64_t index(std::int64_t r) const { return list_[r]; }
+
+ private:
+  friend class Screen;
+  std::uint8_t* value(std::int64_t r) { return values_.data() + r * first_.row_bytes(); }
+
+  const ScreenRows& rows_;
+  const Rows& first_;
+  const Level& level_;
+  std::vector<std::uint8_t> values_, tile_;  // tile_: whole rows of the tile in hand, where a second level is needed
+  std::vector<RowTerms> terms_;
+  std::vector<double> limits_;
+  std::vector<std::int64_t> list_;
+};
+
+class Screen {
+ public:
+  Screen(const ScreenSpace& space, std::int64_t dim);
+
+  // Screens `n` rows of the block from `r` on, at most tile_rows(), against the panels from `panel` on, panels() of
+  // them. A bit of passed[i] is set where row r + i and that column may be within the row's limit; columns beyond the
+  // panels' count may be set too.
+  bool tile(RowBlock* block, std::int64_t r, int n, const ScreenPanels& panels, std::int64_t panel,
+            std::uint32_t* passed) const;
+
+  // The level that rules most pairs out, and the rows that it multiplies.
+  const Level& first() const { return use_coarse_ ? coarse_ : full_; }
+  const Rows& first(const ScreenRows& rows) const { return use_coarse_ ? rows.coarse : rows.full; }
+  int tile_rows() const { return full_.kernel.rows; }
+  int panels() const { return full_.kernel.panels; }
+  int tile_columns() const { return panels() * kPanelWidth; }
+  void begin() const { full_.kernel.begin(); }
+  void end() const { full_.kernel.end(); }
+
+ private:
+  bool tile_full(RowBlock* block, std::int64_t r, int n, const Panels& panels, std::int64_t panel,
+                 std::uint32_t* passed) const;
+
+  Level full_, coarse_;
+  bool use_coarse_;
+};
+
+ColumnTerms column_terms(const Panels& panels, std::int64_t column);
+
+// The squared distance of two original rows in float64 from differences if it does not exceed `limit`; otherwise
+// infinity, mostly without computing it: a float32 sum of differences has a relative error of at most (dim + 4) u.
+double squared_distance_within(const float* a, const float* b, std::int64_t dim, double limit);
+
+}  // namespace mmad

@@ -1,0 +1,189 @@
+"""The certified search returns the float64 neighbours, whatever is stored and whichever unit multiplies it."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import mmad_bank as mb
+from mmad_bank.errors import InputError
+from mmad_bank.ops import reference
+from mmad_bank.ops._knn_torch import TorchIndex
+
+PRECISIONS = ["auto", "float32", "half", "int8"]
+
+
+def _low_rank(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
+    """Rows near a 20-dimensional plane: the coarse level of the screen is used for these."""
+    basis = rng.standard_normal((20, dim))
+    return (rng.standard_normal((rows, 20)) @ basis + 0.05 * rng.standard_normal((rows, dim))).astype(np.float32)
+
+
+def _inputs() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(11)
+    normal = rng.standard_normal((900, 64)).astype(np.float32)
+    queries = rng.standard_normal((37, 64)).astype(np.float32)
+    duplicates = np.repeat(normal[:150], 4, axis=0)
+    outliers = normal.copy()
+    outliers[5] *= 1e6
+    outliers[77] *= 1e3
+    far = queries.copy()
+    far[3] *= 1e5
+    low_rank = _low_rank(rng, 1000, 256)
+    mixed = np.concatenate([low_rank[:30], rng.standard_normal((7, 256)).astype(np.float32) * 20])
+    return {
+        "normal": (queries, normal),
+        "duplicates": (np.concatenate([queries, normal[:5]]), duplicates),
+        "queries in the bank": (normal[::30].copy(), normal),
+        "offset by 1e4": (queries + np.float32(1e4), normal + np.float32(1e4)),
+        "scaled by 1e-3": (queries * np.float32(1e-3), normal * np.float32(1e-3)),
+        "scaled by 1e-25": (queries * np.float32(1e-25), normal * np.float32(1e-25)),
+        "unit norm": (
+            queries / np.linalg.norm(queries, axis=1, keepdims=True),
+            normal / np.linalg.norm(normal, axis=1, keepdims=True),
+        ),
+        "huge outliers": (far, outliers),
+        "grid": (rng.integers(0, 3, (20, 6)).astype(np.float32), rng.integers(0, 3, (500, 6)).astype(np.float32)),
+        "zeros": (np.zeros((3, 8), np.float32), np.zeros((40, 8), np.float32)),
+        "low rank": (low_rank[:40] + np.float32(0.01), low_rank[40:]),
+        "low rank bank, far queries": (mixed, low_rank[30:]),
+        "odd width": (queries[:, :33].copy(), normal[:, :33].copy()),
+        "one column": (queries[:, :1].copy(), normal[:, :1].copy()),
+        "one row": (queries[:2], normal[:1]),
+    }
+
+
+INPUTS = _inputs()
+
+
+@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("k", [1, 9, "all"])
+def test_equals_float64_brute_force(name: str, precision: str, k: int | str) -> None:
+    queries, bank = (torch.from_numpy(part) for part in INPUTS[name])
+    count = len(bank) if k == "all" else min(int(k), len(bank))
+    expected_distances, expected = reference.knn(queries, bank, count)
+    distances, indices = mb.ops.knn(queries, bank, count, precision=precision)
+    assert torch.equal(indices, expected)
+    torch.testing.assert_close(distances, expected_distances, rtol=3e-7, atol=0.0)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_real_features(texture_features: np.ndarray, precision: str) -> None:
+    rows = torch.from_numpy(texture_features)
+    queries, bank = rows[-784::8], rows[:5000]
+    index = mb.ops.SearchIndex(bank, precision=precision)
+    for k in (1, 9):
+        distances, indices = index.search(queries, k)
+        expected_distances, expected = reference.knn(queries, bank, k)
+        assert torch.equal(indices, expected)
+        torch.testing.assert_close(distances, expected_distances, rtol=3e-7, atol=0.0)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("count", [1, 2, 7, 37])
+def test_threads_and_few_queries(threads: int, count: int) -> None:
+    queries, bank = (torch.from_numpy(part) for part in INPUTS["normal"])
+    expected = reference.knn(queries[:count], bank, 4)[1]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        assert torch.equal(mb.ops.knn(queries[:count], bank, 4)[1], expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "amx"])
+def test_every_instruction_set_agrees(isa: str) -> None:
+    """A set that this processor lacks falls back to the next lower one."""
+    code = (
+        "import torch, mmad_bank as mb; g = torch.Generator().manual_seed(5);"
+        "b = torch.randn(300, 70, generator=g); q = torch.randn(20, 70, generator=g);"
+        "print([mb.ops.knn(q, b, 3, precision=p)[1].tolist() for p in ('auto', 'float32', 'half', 'int8')])"
+    )
+    environment = {**os.environ, "MMAD_BANK_ISA": isa}
+    out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    generator = torch.Generator().manual_seed(5)
+    bank, queries = torch.randn(300, 70, generator=generator), torch.randn(20, 70, generator=generator)
+    assert out.stdout.strip() == str([reference.knn(queries, bank, 3)[1].tolist()] * 4)
+
+
+def test_an_unknown_instruction_set_is_named() -> None:
+    code = "import torch, mmad_bank as mb; mb.ops.knn(torch.zeros(1, 2), torch.zeros(1, 2))"
+    environment = {**os.environ, "MMAD_BANK_ISA": "mmx"}
+    out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert out.returncode != 0
+    assert "MMAD_BANK_ISA: expected generic, avx2, avx512 or amx, found 'mmx'" in out.stderr
+
+
+def test_resident_copy_is_half_or_a_quarter() -> None:
+    bank = torch.randn(4000, 512, generator=torch.Generator().manual_seed(0))
+    sizes = {p: mb.ops.SearchIndex(bank, precision=p).nbytes / bank.nbytes for p in ("float32", "half", "int8")}
+    assert sizes["float32"] == pytest.approx(1.0, abs=0.03)
+    assert sizes["half"] == pytest.approx(0.5, abs=0.03)
+    assert sizes["int8"] == pytest.approx(0.25, abs=0.03)
+
+
+def test_narrow_and_non_contiguous_queries() -> None:
+    queries, bank = (torch.from_numpy(part) for part in INPUTS["normal"])
+    half = queries.to(torch.bfloat16)
+    assert torch.equal(mb.ops.knn(half, bank, 2)[1], reference.knn(half.float(), bank, 2)[1])
+    strided = queries.T.contiguous().T
+    assert torch.equal(mb.ops.knn(strided, bank[::2], 2)[1], reference.knn(queries, bank[::2], 2)[1])
+
+
+def test_no_queries_give_no_rows() -> None:
+    index = mb.ops.SearchIndex(torch.zeros(3, 4))
+    with pytest.raises(InputError, match="queries: expected at least one row"):
+        index.search(torch.zeros(0, 4))
+
+
+@pytest.mark.parametrize("name", ["normal", "duplicates", "offset by 1e4", "huge outliers", "low rank", "one row"])
+def test_the_pytorch_path_agrees(name: str) -> None:
+    """What runs on devices without native kernels."""
+    queries, bank = (torch.from_numpy(part) for part in INPUTS[name])
+    for k in {1, min(9, len(bank))}:
+        distances, indices = TorchIndex(bank).search(queries, k)
+        expected_distances, expected = reference.knn(queries, bank, k)
+        assert torch.equal(indices, expected)
+        torch.testing.assert_close(distances, expected_distances, rtol=3e-7, atol=0.0)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("queries", "bank", "k", "message"),
+    [
+        (torch.zeros(2, 3), torch.zeros(4, 5), 1, "queries: expected 5 columns as in the bank, found 3"),
+        (torch.zeros(2, 3), torch.zeros(4, 3), 5, "k: expected 1 to 4 (the number of vectors in the bank), found 5"),
+        (torch.zeros(2, 3), torch.zeros(4, 3), 0, "k: expected 1 to 4 (the number of vectors in the bank), found 0"),
+        (torch.zeros(2, 3, 1), torch.zeros(4, 3), 1, "queries: expected 2-D array, found shape (2, 3, 1)"),
+        (torch.zeros(2, 3).int(), torch.zeros(4, 3), 1, "queries: expected floating-point values, found torch.int32"),
+        (torch.zeros(2, 3), torch.zeros(0, 3), 1, "bank: expected at least one row and one column, found shape (0, 3)"),
+        (torch.tensor([[0.0], [NAN]]), torch.zeros(4, 1), 1, "queries: row 1 holds NaN or infinity"),
+        (torch.zeros(2, 1), torch.tensor([[0.0], [0.0], [NAN]]), 1, "bank: row 2 holds NaN or infinity"),
+    ],
+)
+def test_bad_input_is_named(queries: torch.Tensor, bank: torch.Tensor, k: int, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        mb.ops.knn(queries, bank, k)
+    assert str(error.value).startswith(message)
+
+
+def test_a_bad_precision_is_named() -> None:
+    with pytest.raises(InputError, match="precision: expected one of auto, float32, half, int8, found 'fp16'"):
+        mb.ops.knn(torch.zeros(1, 2), torch.zeros(1, 2), precision="fp16")  # type: ignore[arg-type]
+
+
+def test_two_thread_pools_live_together() -> None:
+    """PyTorch brings its own OpenMP runtime: calls in turn must neither hang nor slow each other down beyond reason."""
+    queries, bank = torch.randn(64, 128), torch.randn(2000, 128)
+    index = mb.ops.SearchIndex(bank)
+    for _ in range(50):
+        index.search(queries)
+        _ = queries @ bank.T
+    assert torch.get_num_threads() >= 1
