@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -275,7 +276,9 @@ def _open_safetensors(path: Path) -> Part:
 
 def _open_torch(path: Path) -> Part:
     def load(mmap: bool) -> Tensor:
-        value = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch's remarks on pickle protocols; a refusal says enough
+            value = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         if isinstance(value, dict):
             value = value[_pick(str(path), [k for k, v in value.items() if isinstance(v, Tensor)])]
         if not isinstance(value, Tensor):

@@ -141,7 +141,7 @@ class Bomb:
         return (open, (str(self.path), "w"))
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", ["bomb.pt", "bomb.pth", "legacy.pt", "bomb.npy", "bomb.npz", "raw.npy", "raw.pt"])
 def test_pickles_are_never_run(tmp_path, name):
     fuse = tmp_path / "fuse"
