@@ -235,15 +235,16 @@ def _npy_header(name: str, file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def _open_npz(path: Path) -> Part:
-    archive = zipfile.ZipFile(path)
-    key = _pick(str(path), [name.removesuffix(".npy") for name in archive.namelist()])
-    member = key if key in archive.namelist() else f"{key}.npy"
-    stream = archive.open(member)
-    shape, fortran, dtype = _npy_header(str(path), stream)
-    offset = stream.tell()
+    with zipfile.ZipFile(path) as archive:
+        key = _pick(str(path), [name.removesuffix(".npy") for name in archive.namelist()])
+        member = key if key in archive.namelist() else f"{key}.npy"
+        with archive.open(member) as start:
+            shape, fortran, dtype = _npy_header(str(path), start)
+            offset = start.tell()
     if fortran:  # rows lie scattered over the compressed stream: read it whole
         return _array_part(str(path), np.load(path)[key])
     source, dim = _as_rows(str(path), shape)
+    stream = zipfile.ZipFile(path).open(member)  # stays open: a compressed stream is cheap to read front to back only
 
     def fetch(first: int, count: int) -> np.ndarray:
         stream.seek(offset + first * dim * dtype.itemsize)  # forwards for free, backwards by starting again
