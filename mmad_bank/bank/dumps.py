@@ -244,7 +244,8 @@ def _open_npz(path: Path) -> Part:
     if fortran:  # rows lie scattered over the compressed stream: read it whole
         return _array_part(str(path), np.load(path)[key])
     source, dim = _as_rows(str(path), shape)
-    stream = zipfile.ZipFile(path).open(member)  # stays open: a compressed stream is cheap to read front to back only
+    # It stays open: a compressed stream is cheap to read front to back only.
+    stream = zipfile.ZipFile(path).open(member)  # noqa: SIM115
 
     def fetch(first: int, count: int) -> np.ndarray:
         stream.seek(offset + first * dim * dtype.itemsize)  # forwards for free, backwards by starting again
