@@ -43,7 +43,8 @@ void prepare(int device, Address stream, const OperandArguments& operand, Addres
   mmad::cuda::set_device(device);
   const mmad::cuda::Operand view = operand.view();
   if (first == 0) mmad::cuda::operand_begin(view, stream_at(stream));
-  mmad::cuda::prepare_rows(at<const float>(rows), count, stride, at<const float>(center), view, first, stream_at(stream));
+  mmad::cuda::prepare_rows(at<const float>(rows), count, stride, at<const float>(center), view, first,
+                           stream_at(stream));
 }
 
 std::size_t knn_workspace(int device, std::int64_t queries, const OperandArguments& bank, int k) {
@@ -62,8 +63,8 @@ void knn(int device, Address stream, Address queries, std::int64_t count, const 
 
 using Report = std::optional<std::function<void(std::int64_t)>>;
 
-mmad::cuda::KCenterProblem k_center_problem(const OperandArguments& operand, std::int64_t earlier_count, std::int64_t count,
-                                            std::int64_t pool) {
+mmad::cuda::KCenterProblem k_center_problem(const OperandArguments& operand, std::int64_t earlier_count,
+                                            std::int64_t count, std::int64_t pool) {
   mmad::cuda::KCenterProblem problem;
   problem.operand = operand.view();
   problem.earlier_count = earlier_count;
@@ -72,16 +73,17 @@ mmad::cuda::KCenterProblem k_center_problem(const OperandArguments& operand, std
   return problem;
 }
 
-std::size_t k_center_workspace(int device, const OperandArguments& operand, std::int64_t earlier_count, std::int64_t count,
-                               std::int64_t pool) {
+std::size_t k_center_workspace(int device, const OperandArguments& operand, std::int64_t earlier_count,
+                               std::int64_t count, std::int64_t pool) {
   return mmad::cuda::k_center_workspace_bytes(k_center_problem(operand, earlier_count, count, pool),
                                               mmad::cuda::device_limits(device));
 }
 
-std::pair<std::int64_t, double> k_center_greedy(int device, Address stream, const OperandArguments& operand, Address rows,
-                                                Address earlier, std::int64_t earlier_count, Address center,
-                                                std::int64_t count, std::int64_t start, double radius, std::int64_t pool,
-                                                Address workspace, Address picks, Address radii, const Report& report) {
+std::pair<std::int64_t, double> k_center_greedy(int device, Address stream, const OperandArguments& operand,
+                                                Address rows, Address earlier, std::int64_t earlier_count,
+                                                Address center, std::int64_t count, std::int64_t start, double radius,
+                                                std::int64_t pool, Address workspace, Address picks, Address radii,
+                                                const Report& report) {
   mmad::cuda::KCenterProblem problem = k_center_problem(operand, earlier_count, count, pool);
   problem.rows = at<const float>(rows);
   problem.earlier = at<const float>(earlier);
@@ -90,9 +92,9 @@ std::pair<std::int64_t, double> k_center_greedy(int device, Address stream, cons
   problem.radius = radius;
   const py::gil_scoped_release release;  // std::function takes the lock again for each call
   mmad::cuda::set_device(device);
-  const mmad::cuda::KCenterOutcome outcome =
-      mmad::cuda::k_center_greedy(problem, mmad::cuda::device_limits(device), at<void>(workspace), at<std::int64_t>(picks),
-                                  at<double>(radii), report.value_or(nullptr), stream_at(stream));
+  const mmad::cuda::KCenterOutcome outcome = mmad::cuda::k_center_greedy(
+      problem, mmad::cuda::device_limits(device), at<void>(workspace), at<std::int64_t>(picks), at<double>(radii),
+      report.value_or(nullptr), stream_at(stream));
   return {outcome.count, outcome.covering_radius};
 }
 
@@ -106,8 +108,8 @@ void farthest_point_sample(int device, Address stream, Address points, std::int6
                                     stream_at(stream));
 }
 
-void knn_group(int device, Address stream, Address points, std::int64_t count, Address centers, std::int64_t center_count,
-               int k, Address indices) {
+void knn_group(int device, Address stream, Address points, std::int64_t count, Address centers,
+               std::int64_t center_count, int k, Address indices) {
   mmad::cuda::set_device(device);
   mmad::cuda::knn_group(at<const float>(points), count, at<const float>(centers), center_count, k,
                         at<std::int64_t>(indices), stream_at(stream));
@@ -133,15 +135,15 @@ void bind_cuda(py::module_& parent) {
   module.def("prepare", &prepare, py::arg("device"), py::arg("stream"), py::arg("operand"), py::arg("rows"),
              py::arg("count"), py::arg("stride"), py::arg("center"), py::arg("first"));
   module.def("knn_workspace", &knn_workspace, py::arg("device"), py::arg("queries"), py::arg("bank"), py::arg("k"));
-  module.def("knn", &knn, py::arg("device"), py::arg("stream"), py::arg("queries"), py::arg("count"), py::arg("operand"),
-             py::arg("rows"), py::arg("center"), py::arg("k"), py::arg("workspace"), py::arg("distances"),
-             py::arg("indices"));
+  module.def("knn", &knn, py::arg("device"), py::arg("stream"), py::arg("queries"), py::arg("count"),
+             py::arg("operand"), py::arg("rows"), py::arg("center"), py::arg("k"), py::arg("workspace"),
+             py::arg("distances"), py::arg("indices"));
   module.def("k_center_workspace", &k_center_workspace, py::arg("device"), py::arg("operand"), py::arg("earlier_count"),
              py::arg("count"), py::arg("pool"));
-  module.def("k_center_greedy", &k_center_greedy, py::arg("device"), py::arg("stream"), py::arg("operand"), py::arg("rows"),
-             py::arg("earlier"), py::arg("earlier_count"), py::arg("center"), py::arg("count"), py::arg("start"),
-             py::arg("radius"), py::arg("pool"), py::arg("workspace"), py::arg("picks"), py::arg("radii"),
-             py::arg("report"));
+  module.def("k_center_greedy", &k_center_greedy, py::arg("device"), py::arg("stream"), py::arg("operand"),
+             py::arg("rows"), py::arg("earlier"), py::arg("earlier_count"), py::arg("center"), py::arg("count"),
+             py::arg("start"), py::arg("radius"), py::arg("pool"), py::arg("workspace"), py::arg("picks"),
+             py::arg("radii"), py::arg("report"));
   module.def("farthest_point_workspace", &mmad::cuda::farthest_point_workspace_bytes, py::arg("points_in_all"));
   module.def("farthest_point_sample", &farthest_point_sample, py::arg("device"), py::arg("stream"), py::arg("points"),
              py::arg("points_in_all"), py::arg("first_rows"), py::arg("sizes"), py::arg("clouds"), py::arg("largest"),

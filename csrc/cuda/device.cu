@@ -1,10 +1,9 @@
 // Facts about the devices, asked once.
-#include "mmad/cuda_device.hpp"
-
 #include <mutex>
 #include <vector>
 
 #include "cuda/device.cuh"
+#include "mmad/cuda_device.hpp"
 
 namespace mmad::cuda {
 

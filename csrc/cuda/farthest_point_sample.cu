@@ -2,12 +2,11 @@
 // a float32 rounded upwards, in registers with the x coordinate; y and z lie in shared memory. A pick's distance is taken
 // in float64 only for points whose float32 lower bound does not exceed their m, which are few after some picks, and
 // float64 values, kept in device memory, decide where the largest float32 is not held by one point alone.
-#include "mmad/cuda_points.hpp"
-
 #include <algorithm>
 
 #include "cuda/points.cuh"
 #include "cuda/workspace.hpp"
+#include "mmad/cuda_points.hpp"
 
 namespace mmad::cuda {
 
@@ -44,9 +43,9 @@ struct Farthest {
 };
 
 struct SampleShared {
-  Farthest* warps;   // [kSampleWarps]
-  double* exact;     // [kSampleWarps], where float64 decides
-  int* exact_rows;   // [kSampleWarps]
+  Farthest* warps;  // [kSampleWarps]
+  double* exact;    // [kSampleWarps], where float64 decides
+  int* exact_rows;  // [kSampleWarps]
   float* y;
   float* z;
 
@@ -278,8 +277,8 @@ void farthest_point_sample(const float* points, std::int64_t points_in_all, cons
   if (try_resident<8>(task, clouds, largest, limits, stream)) return;
   if (try_resident<24>(task, clouds, largest, limits, stream)) return;
   if (try_resident<40>(task, clouds, largest, limits, stream)) return;
-  launch("farthest_point_sample", sample_kernel, dim3(static_cast<unsigned>(clouds)), kSampleThreads, SampleShared::bytes(0),
-         stream, false, task);
+  launch("farthest_point_sample", sample_kernel, dim3(static_cast<unsigned>(clouds)), kSampleThreads,
+         SampleShared::bytes(0), stream, false, task);
 }
 
 }  // namespace mmad::cuda

@@ -1,8 +1,7 @@
 // Inverse-distance interpolation: one warp a point finds its nearest centres, weighs them, and gathers their features in
 // the same pass.
-#include "mmad/cuda_points.hpp"
-
 #include "cuda/points.cuh"
+#include "mmad/cuda_points.hpp"
 
 namespace mmad::cuda {
 
@@ -97,12 +96,13 @@ __global__ void __launch_bounds__(kInterpolateWarps* kWarp) interpolate_kernel(I
 }  // namespace
 
 void interpolate_features(const float* points, std::int64_t count, const float* centers, std::int64_t center_count,
-                          const float* features, int dim, int k, double power, double eps, float* output, Stream stream) {
+                          const float* features, int dim, int k, double power, double eps, float* output,
+                          Stream stream) {
   const InterpolateTask task{points, count, centers, center_count, features, dim, k, power, eps, output};
   const auto address = reinterpret_cast<std::uintptr_t>(features) | reinterpret_cast<std::uintptr_t>(output);
   const bool vector = dim % 4 == 0 && address % 16 == 0;
-  launch("interpolate_features", interpolate_kernel, dim3(blocks_for(count, kInterpolateWarps)), kInterpolateWarps * kWarp,
-         0, stream, false, task, vector);
+  launch("interpolate_features", interpolate_kernel, dim3(blocks_for(count, kInterpolateWarps)),
+         kInterpolateWarps * kWarp, 0, stream, false, task, vector);
 }
 
 }  // namespace mmad::cuda

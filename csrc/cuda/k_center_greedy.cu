@@ -12,8 +12,6 @@
 //      leaves an upper bound of m and the few centres that may be the nearest of each row, from which m is decided in 1
 //      and 2, for the rows that come that far. Most never do.
 // Nothing in the result depends on T: every decision is made on float64 distances computed from differences.
-#include "mmad/cuda_k_center_greedy.hpp"
-
 #include <algorithm>
 #include <cmath>
 
@@ -21,18 +19,19 @@
 #include "cuda/radix_select.cuh"
 #include "cuda/warp.cuh"
 #include "cuda/workspace.hpp"
+#include "mmad/cuda_k_center_greedy.hpp"
 
 namespace mmad::cuda {
 
 namespace {
 
-constexpr int kCandidates = 16;      // centres kept a row
+constexpr int kCandidates = 16;  // centres kept a row
 constexpr int kGreedyThreads = 512;
 constexpr int kGreedyWarps = kGreedyThreads / kWarp;
-constexpr int kGreedyGroup = 4;      // rows that a warp works on at a time
-constexpr int kRowsABlock = 40;      // of the pool, by default
-constexpr int kRowWarps = 8;         // of the kernels that give a warp to a row
-constexpr int kWords = 3;            // a block's offer in the exchange between blocks
+constexpr int kGreedyGroup = 4;  // rows that a warp works on at a time
+constexpr int kRowsABlock = 40;  // of the pool, by default
+constexpr int kRowWarps = 8;     // of the kernels that give a warp to a row
+constexpr int kWords = 3;        // a block's offer in the exchange between blocks
 
 enum StopReason : int { kUncertain = 0, kFull = 1, kCovered = 2 };
 
@@ -46,7 +45,7 @@ struct Progress {
 struct Rows {  // the state of every row; a picked row has exact = -1
   Operand operand;
   const float* values;
-  double* exact;   // m over the centres up to the last decision
+  double* exact;  // m over the centres up to the last decision
   SearchState state;
   unsigned long long* keys;
 };
@@ -65,10 +64,10 @@ struct Centers {
 
 struct PoolState {
   SelectState select;
-  int count;                    // rows of the pool written so far
-  unsigned long long largest;   // bits of the largest m of the pool
+  int count;                   // rows of the pool written so far
+  unsigned long long largest;  // bits of the largest m of the pool
   unsigned tickets;
-  SelectEntry outside;          // tau; key 0 where nothing is outside
+  SelectEntry outside;  // tau; key 0 where nothing is outside
 };
 
 // Keys order rows by hi: the bits of a float64 that is not negative order like the number. 0 is a picked row.
@@ -79,8 +78,8 @@ __device__ __forceinline__ double upper_bound(const Rows& rows, std::int64_t row
   const double exact = rows.exact[row];
   if (rows.state.counts[row] == 0) return exact;  // no centre since the last decision can be nearer
   // upper bounds T = m - |x|^2, and |x|^2 is known as a float32; both slacks are upwards.
-  const double sum = static_cast<double>(rows.state.upper[row]) +
-                     static_cast<double>(rows.operand.squared[row]) * (1.0 + 3e-7);
+  const double sum =
+      static_cast<double>(rows.state.upper[row]) + static_cast<double>(rows.operand.squared[row]) * (1.0 + 3e-7);
   const double bound = sum > 0.0 ? sum * (1.0 + 1e-9) : 0.0;
   return bound < exact ? bound : exact;
 }
@@ -172,7 +171,8 @@ __global__ void __launch_bounds__(kRowWarps* kWarp)
 __device__ __forceinline__ SelectEntry warp_largest(SelectEntry entry) {
 #pragma unroll
   for (int step = kWarp / 2; step > 0; step /= 2) {
-    const SelectEntry other{__shfl_xor_sync(kFullWarp, entry.key, step), __shfl_xor_sync(kFullWarp, entry.inverted, step)};
+    const SelectEntry other{__shfl_xor_sync(kFullWarp, entry.key, step),
+                            __shfl_xor_sync(kFullWarp, entry.inverted, step)};
     if (other.at_least(entry)) entry = other;
   }
   return entry;
@@ -230,8 +230,8 @@ struct GreedyTask {
   const std::int32_t* pool_rows;
   int pool_size;
   int rows_a_block;
-  std::int64_t picked;   // before this block
-  std::int64_t count;    // to be picked in all
+  std::int64_t picked;  // before this block
+  std::int64_t count;   // to be picked in all
   double radius;
   std::int64_t* picks;
   double* radii;
@@ -244,7 +244,9 @@ struct Offer {  // a row that may be picked: the largest m, then the lowest row;
   double m;
   int row;
 
-  __device__ __forceinline__ bool beats(const Offer& other) const { return m > other.m || (m == other.m && row < other.row); }
+  __device__ __forceinline__ bool beats(const Offer& other) const {
+    return m > other.m || (m == other.m && row < other.row);
+  }
 };
 
 __device__ __forceinline__ Offer warp_best(Offer offer) {
@@ -309,7 +311,8 @@ __device__ __forceinline__ void copy_row(float* to, const float* from, int dim, 
 }
 
 // The best offer of all blocks, to all threads.
-__device__ Offer exchange_offers(const GreedyTask& task, const GreedyShared& shared, const Offer& mine_of_warp, int round) {
+__device__ Offer exchange_offers(const GreedyTask& task, const GreedyShared& shared, const Offer& mine_of_warp,
+                                 int round) {
   const int lane = lane_id();
   const int blocks = static_cast<int>(gridDim.x);
   const std::uint32_t tag = task.first_tag + static_cast<std::uint32_t>(round);
@@ -366,7 +369,8 @@ __device__ Offer lower_rows(const GreedyTask& task, const GreedyShared& shared, 
     int slots[kGreedyGroup];
     float screened[kGreedyGroup];
 #pragma unroll
-    for (int j = 0; j < kGreedyGroup; ++j) slots[j] = first + j * kGreedyWarps < owned ? first + j * kGreedyWarps : first;
+    for (int j = 0; j < kGreedyGroup; ++j)
+      slots[j] = first + j * kGreedyWarps < owned ? first + j * kGreedyWarps : first;
     screen_group(shared, slots, padded, screened);
 #pragma unroll
     for (int j = 0; j < kGreedyGroup; ++j) {
@@ -546,8 +550,8 @@ std::size_t lay_out(void* buffer, const KCenterProblem& problem, const DeviceLim
 
 class Selection {
  public:
-  Selection(const KCenterProblem& problem, const DeviceLimits& limits, void* workspace, std::int64_t* picks, double* radii,
-            Stream stream)
+  Selection(const KCenterProblem& problem, const DeviceLimits& limits, void* workspace, std::int64_t* picks,
+            double* radii, Stream stream)
       : problem_(problem), limits_(limits), picks_(picks), radii_(radii), stream_(stream) {
     lay_out(workspace, problem, limits, parts_);
     parts_.centers.picks = picks;
@@ -587,11 +591,12 @@ class Selection {
     const std::size_t words = static_cast<std::size_t>(limits_.multiprocessors) * 2 * kWords;
     check(cudaMemsetAsync(parts_.exchange, 0, words * sizeof(std::uint64_t), stream_), "k-center begin");
     if (problem_.earlier_count > 0) {
-      prepare_rows(problem_.earlier, problem_.earlier_count, problem_.operand.dim, problem_.center, centers, 0, stream_);
+      prepare_rows(problem_.earlier, problem_.earlier_count, problem_.operand.dim, problem_.center, centers, 0,
+                   stream_);
       update(0, problem_.earlier_count);
     } else {
-      launch("k-center first pick", first_pick_kernel, dim3(1), kWarp, 0, stream_, false, parts_.rows, problem_.start, picks_,
-             radii_);
+      launch("k-center first pick", first_pick_kernel, dim3(1), kWarp, 0, stream_, false, parts_.rows, problem_.start,
+             picks_, radii_);
       picked_ = 1;
       add_centers(0, 1);
     }
@@ -629,7 +634,8 @@ class Selection {
     launch("k-center picks", greedy_kernel, dim3(static_cast<unsigned>(blocks)), kGreedyThreads,
            GreedyShared::bytes(task.rows_a_block, padded_dim(problem_.operand.dim)), stream_, true, task);
     Progress progress;
-    check(cudaMemcpyAsync(&progress, parts_.progress, sizeof(progress), cudaMemcpyDefault, stream_), "k-center progress");
+    check(cudaMemcpyAsync(&progress, parts_.progress, sizeof(progress), cudaMemcpyDefault, stream_),
+          "k-center progress");
     check(cudaStreamSynchronize(stream_), "k-center progress");
     next_tag_ += static_cast<std::uint32_t>(progress.picks - picked_) + 1;
     return progress;
@@ -637,8 +643,8 @@ class Selection {
 
   // Step 4.
   void add_centers(std::int64_t first, std::int64_t last) {
-    launch("k-center append", append_kernel, dim3(blocks_for(last - first, kRowWarps)), kRowWarps * kWarp, 0, stream_, false,
-           problem_.operand, parts_.centers, first, last);
+    launch("k-center append", append_kernel, dim3(blocks_for(last - first, kRowWarps)), kRowWarps * kWarp, 0, stream_,
+           false, problem_.operand, parts_.centers, first, last);
     update(problem_.earlier_count + first, problem_.earlier_count + last);
   }
 

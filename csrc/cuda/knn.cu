@@ -1,12 +1,11 @@
 // Exact k-NN: product.cu screens; here the candidates of all splits are gathered and decided in float64, and the queries
 // whose candidates did not fit are searched row by row.
-#include "mmad/cuda_knn.hpp"
-
 #include <algorithm>
 
 #include "cuda/product.cuh"
 #include "cuda/warp.cuh"
 #include "cuda/workspace.hpp"
+#include "mmad/cuda_knn.hpp"
 
 namespace mmad::cuda {
 
@@ -57,8 +56,7 @@ __device__ void flag_for_fallback(const KnnTask& task, std::int64_t query) {
   }
   slot = __shfl_sync(kFullWarp, slot, 0);
   if (lane < task.state.k) {
-    task.fallback.distances[static_cast<std::int64_t>(slot) * task.state.k + lane] =
-        kInfinity64;
+    task.fallback.distances[static_cast<std::int64_t>(slot) * task.state.k + lane] = kInfinity64;
     task.fallback.rows[static_cast<std::int64_t>(slot) * task.state.k + lane] = 0x7FFFFFFF;
   }
 }
@@ -306,7 +304,8 @@ void knn(const float* queries, std::int64_t count, const KnnBank& bank, int k, c
   Parts parts;
   lay_out(workspace, count, bank.operand.dim, k, plan, parts);
   check(cudaMemsetAsync(parts.fallback.count, 0, sizeof(std::int32_t), stream), "knn");
-  check(cudaMemsetAsync(parts.state.shared, 0xFF, static_cast<std::size_t>(count) * sizeof(std::uint32_t), stream), "knn");
+  check(cudaMemsetAsync(parts.state.shared, 0xFF, static_cast<std::size_t>(count) * sizeof(std::uint32_t), stream),
+        "knn");
   operand_begin(parts.queries, stream);
   prepare_rows(queries, count, bank.operand.dim, bank.center, parts.queries, 0, stream);
 
@@ -318,12 +317,13 @@ void knn(const float* queries, std::int64_t count, const KnnBank& bank, int k, c
   product.last_tile = bank.operand.tiles;
   run_product(product, limits, stream);
 
-  const KnnTask task{queries,     count,          bank.rows, bank.operand.rows, bank.operand.dim, parts.queries.squared,
-                     parts.state, parts.fallback, distances, indices};
+  const KnnTask task{
+      queries,        count,     bank.rows, bank.operand.rows, bank.operand.dim, parts.queries.squared, parts.state,
+      parts.fallback, distances, indices};
   launch("knn decide", decide_kernel, dim3(blocks_for(count, kMergeWarps)), kMergeWarps * kWarp,
          kMergeWarps * kMergeCapacity * sizeof(uint2), stream, false, task);
-  launch("knn fallback", fallback_kernel, dim3(static_cast<unsigned>(2 * limits.multiprocessors)), kFallbackWarps * kWarp, 0,
-         stream, false, task);
+  launch("knn fallback", fallback_kernel, dim3(static_cast<unsigned>(2 * limits.multiprocessors)),
+         kFallbackWarps * kWarp, 0, stream, false, task);
 }
 
 }  // namespace mmad::cuda

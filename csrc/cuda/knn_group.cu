@@ -1,8 +1,7 @@
 // The k nearest points of each centre: one warp a centre, points through shared memory in chunks that eight warps share.
 // A warp keeps a buffer of twice k entries: the k best sorted, new ones behind them; when it is full it is sorted.
-#include "mmad/cuda_points.hpp"
-
 #include "cuda/points.cuh"
+#include "mmad/cuda_points.hpp"
 
 namespace mmad::cuda {
 
@@ -124,8 +123,8 @@ void knn_group(const float* points, std::int64_t count, const float* centers, st
   GroupTask task{points, count, centers, center_count, k, 64, indices};
   while (task.room < 2 * k) task.room *= 2;
   const std::size_t shared = static_cast<std::size_t>(kGroupWarps) * task.room * 12 + kChunk * 3 * sizeof(float);
-  launch("knn_group", group_kernel, dim3(blocks_for(center_count, kGroupWarps)), kGroupWarps * kWarp, shared, stream, false,
-         task);
+  launch("knn_group", group_kernel, dim3(blocks_for(center_count, kGroupWarps)), kGroupWarps * kWarp, shared, stream,
+         false, task);
 }
 
 }  // namespace mmad::cuda

@@ -1,12 +1,11 @@
 // Preparation of rows for the matrix unit: see mmad/cuda_operand.hpp for the layout and the bounds.
-#include "mmad/cuda_operand.hpp"
-
 #include <algorithm>
 #include <cmath>
 
 #include "cuda/warp.cuh"
 #include "cuda/workspace.hpp"
 #include "mmad/cuda_device.hpp"
+#include "mmad/cuda_operand.hpp"
 
 namespace mmad::cuda {
 
@@ -93,8 +92,8 @@ __device__ __forceinline__ double centred(const float* row, const float* center,
 
 // One warp a row. A lane takes two neighbouring columns of every block, so that a warp writes a block's row whole.
 __global__ void __launch_bounds__(kPrepareWarps* kWarp)
-    prepare_half_kernel(const float* rows, std::int64_t count, std::int64_t stride, const float* center, Operand operand,
-                        std::int64_t first, std::int64_t last) {
+    prepare_half_kernel(const float* rows, std::int64_t count, std::int64_t stride, const float* center,
+                        Operand operand, std::int64_t first, std::int64_t last) {
   const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kPrepareWarps + warp_id();
   const std::int64_t row = first + index;
   if (row >= last) return;
@@ -132,8 +131,8 @@ __device__ __forceinline__ std::uint32_t int8_of(double value, float scale, doub
 }
 
 __global__ void __launch_bounds__(kPrepareWarps* kWarp)
-    prepare_int8_kernel(const float* rows, std::int64_t count, std::int64_t stride, const float* center, Operand operand,
-                        std::int64_t first, std::int64_t last) {
+    prepare_int8_kernel(const float* rows, std::int64_t count, std::int64_t stride, const float* center,
+                        Operand operand, std::int64_t first, std::int64_t last) {
   const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kPrepareWarps + warp_id();
   const std::int64_t row = first + index;
   if (row >= last) return;
@@ -191,13 +190,13 @@ void operand_begin(const Operand& operand, Stream stream) {
   check(cudaMemsetAsync(operand.largest_norm, 0, sizeof(float), stream), "operand_begin");
 }
 
-void prepare_rows(const float* rows, std::int64_t count, std::int64_t stride, const float* center, const Operand& operand,
-                  std::int64_t first, Stream stream) {
+void prepare_rows(const float* rows, std::int64_t count, std::int64_t stride, const float* center,
+                  const Operand& operand, std::int64_t first, Stream stream) {
   const bool whole = first + count == operand.rows;  // then the padding of the last tile is written too
   const std::int64_t last = whole ? static_cast<std::int64_t>(operand.tiles) * kTileRows : first + count;
   const dim3 grid(blocks_for(last - first, kPrepareWarps));
-  launch("prepare_rows", operand.int8 ? prepare_int8_kernel : prepare_half_kernel, grid, kPrepareWarps * kWarp, 0, stream,
-         false, rows, count, stride, center, operand, first, last);
+  launch("prepare_rows", operand.int8 ? prepare_int8_kernel : prepare_half_kernel, grid, kPrepareWarps * kWarp, 0,
+         stream, false, rows, count, stride, center, operand, first, last);
 }
 
 }  // namespace mmad::cuda

@@ -1,10 +1,9 @@
 // The product stage with mma.sync: 128 queries by 128 bank rows a block of four warps, 64 by 64 a warp, the depth in
 // steps of 64 columns through a ring of asynchronous copies. Two blocks share a multiprocessor, so that one selects
 // while the other multiplies.
-#include "cuda/product.cuh"
-
 #include <algorithm>
 
+#include "cuda/product.cuh"
 #include "cuda/selection.cuh"
 
 namespace mmad::cuda {
@@ -32,7 +31,8 @@ struct Loader {
   int end;
   int depth_block;
 
-  __device__ __forceinline__ void start_next(const ProductTask& task, const SelectionShared& shared, unsigned char* stage) {
+  __device__ __forceinline__ void start_next(const ProductTask& task, const SelectionShared& shared,
+                                             unsigned char* stage) {
     constexpr int bank_bytes = kInt8 ? kInt8BlockBytes : kBlockBytes;
     if (tile < end) {
       const int thread = static_cast<int>(threadIdx.x);
@@ -47,7 +47,8 @@ struct Loader {
         const int ring = tile % kColumnRing * kTileRows + thread;
         copy_async_4(shared.columns + ring, task.bank.squared + static_cast<std::size_t>(tile) * kTileRows + thread);
         if (kInt8) {
-          copy_async_4(shared.multipliers + ring, task.bank.scale + static_cast<std::size_t>(tile) * kTileRows + thread);
+          copy_async_4(shared.multipliers + ring,
+                       task.bank.scale + static_cast<std::size_t>(tile) * kTileRows + thread);
         }
       }
       if (++depth_block == task.bank.depth_blocks) {
@@ -172,8 +173,8 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductTask 
 template <int kStages, bool kInt8>
 void launch_stages(const ProductTask& task, Stream stream) {
   const dim3 grid(static_cast<unsigned>(task.queries.tiles * task.state.splits));
-  launch("product", product_kernel<kStages, kInt8>, grid, kThreads, shared_bytes<kStages, kInt8>(task.state.k), stream, false,
-         task);
+  launch("product", product_kernel<kStages, kInt8>, grid, kThreads, shared_bytes<kStages, kInt8>(task.state.k), stream,
+         false, task);
 }
 
 template <bool kInt8>

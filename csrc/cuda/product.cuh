@@ -24,7 +24,8 @@ struct SearchState {
   float* upper = nullptr;           // k entries: the smallest upper bounds of T, in no order
   Candidate* candidates = nullptr;  // `capacity` entries
   std::int32_t* counts = nullptr;   // candidates kept; capacity + 1 where they did not fit
-  std::uint32_t* shared = nullptr;  // one entry a query or null: ordered_bits of the least k-th upper bound of all splits
+  std::uint32_t* shared =
+      nullptr;  // one entry a query or null: ordered_bits of the least k-th upper bound of all splits
   int k = 1;
   int splits = 1;
   int capacity = 0;
@@ -34,7 +35,7 @@ struct ProductTask {
   Operand queries;
   Operand bank;
   SearchState state;
-  int first_tile = 0;   // bank tiles [first_tile, last_tile)
+  int first_tile = 0;  // bank tiles [first_tile, last_tile)
   int last_tile = 0;
   int first_row = 0;    // rows of the first tile before this one are left out
   bool resume = false;  // go on from the state; otherwise start it

@@ -41,7 +41,7 @@ MMAD_HD inline void select_extend(SelectEntry& prefix, int pass, int digit) {
   if (pass == 8) prefix.inverted |= static_cast<std::uint32_t>(digit);
 }
 
-struct SelectState {  // zero before the first pass
+struct SelectState {      // zero before the first pass
   SelectEntry threshold;  // after the last pass: entries at least this are taken
   int missing;            // entries still to be taken below the prefix
   int done;
@@ -110,8 +110,8 @@ inline void run_select(const unsigned long long* keys, std::int64_t count, int w
   check(cudaMemsetAsync(state, 0, sizeof(SelectState), stream), "select");
   const std::size_t shared = sizeof(int) * (kSelectBins + kSelectThreads + 1);
   for (int pass = 0; pass < kSelectPasses; ++pass) {
-    launch("select", select_pass_kernel, dim3(static_cast<unsigned>(blocks)), kSelectThreads, shared, stream, false, keys,
-           count, wanted, pass, state);
+    launch("select", select_pass_kernel, dim3(static_cast<unsigned>(blocks)), kSelectThreads, shared, stream, false,
+           keys, count, wanted, pass, state);
   }
 }
 

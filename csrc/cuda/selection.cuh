@@ -47,7 +47,8 @@ struct RowOwner {
   std::int64_t query;
   bool live;
 
-  __device__ void begin(const ProductTask& task, const SelectionShared& shared, std::int64_t query_, int split, int row) {
+  __device__ void begin(const ProductTask& task, const SelectionShared& shared, std::int64_t query_, int split,
+                        int row) {
     const SearchState& state = task.state;
     query = query_;
     live = query < task.queries.rows;

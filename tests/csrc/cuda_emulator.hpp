@@ -11,6 +11,8 @@
 #error "the CUDA emulator switches fibers with x86-64 code"
 #endif
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -23,8 +25,6 @@
 #include <string>
 #include <vector>
 
-#include <sys/mman.h>
-
 #define __global__
 #define __device__
 #define __host__
@@ -36,10 +36,18 @@ struct dim3 {
   unsigned x, y, z;
   dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
-struct alignas(8) float2 { float x, y; };
-struct alignas(16) float4 { float x, y, z, w; };
-struct alignas(16) uint4 { unsigned x, y, z, w; };
-struct alignas(8) uint2 { unsigned x, y; };
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
@@ -174,7 +182,8 @@ inline void arrive_and_wait(Barrier& barrier, unsigned live) {
 inline void* new_stack(std::size_t index) {
   auto& stacks = machine().stacks;
   while (stacks.size() <= index) {
-    void* memory = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* memory =
+        mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) throw std::bad_alloc();
     stacks.push_back(memory);
   }
@@ -346,9 +355,7 @@ inline void load_matrix_x4(std::uint32_t (&r)[4], const void* row) {
   for (int i = 0; i < 4; ++i) std::memcpy(&r[i], slots[i * 8 + self().lane / 4].row + 4 * (self().lane % 4), 4);
 }
 
-inline double half_of(std::uint32_t pair, int high) {
-  return from_word<float>(high ? pair & 0xFFFF0000u : pair << 16);
-}
+inline double half_of(std::uint32_t pair, int high) { return from_word<float>(high ? pair & 0xFFFF0000u : pair << 16); }
 
 inline void multiply_16x8x16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
   const Slot* slots = exchange([&](Slot& slot) {
@@ -380,8 +387,8 @@ inline void wait_a_moment() {
 }
 
 template <typename... Parameters, typename... Arguments>
-void launch(const char*, void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t shared, void*, bool cooperative,
-            Arguments&&... arguments) {
+void launch(const char*, void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t shared, void*,
+            bool cooperative, Arguments&&... arguments) {
   run_kernel([=] { kernel(static_cast<Parameters>(arguments)...); }, grid, threads, shared, cooperative);
 }
 
@@ -445,7 +452,9 @@ inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline int __ffs(int value) { return __builtin_ffs(value); }
 
 template <typename T>
-T __ldg(const T* pointer) { return *pointer; }
+T __ldg(const T* pointer) {
+  return *pointer;
+}
 template <typename T>
 T atomicAdd(T* address, T value) {
   const T old = *address;
@@ -479,8 +488,8 @@ T atomicCAS(T* address, T expected, T value) {
 inline double __dmul_rn(double a, double b) { return a * b; }
 inline double __dadd_rn(double a, double b) { return a + b; }
 inline double __dsub_rn(double a, double b) { return a - b; }
-using std::min;
 using std::max;
+using std::min;
 
 // The runtime: one emulated device.
 using cudaError_t = int;

@@ -7,7 +7,7 @@ namespace mmad::cuda {
 
 struct DeviceLimits {
   int multiprocessors = 0;
-  std::size_t shared_per_block = 0;           // with the opt-in
+  std::size_t shared_per_block = 0;  // with the opt-in
   std::size_t shared_per_multiprocessor = 0;
   int compute_major = 0;
   int compute_minor = 0;

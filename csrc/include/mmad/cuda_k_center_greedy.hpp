@@ -19,15 +19,15 @@ struct KCenterProblem {
   const float* earlier = nullptr;
   std::int64_t earlier_count = 0;
   const float* center = nullptr;
-  std::int64_t count = 0;   // picks at most; at least 1 without earlier centres
-  std::int64_t start = 0;   // first pick; not used where there are earlier centres
-  double radius = -1.0;     // stop once every row lies within this distance of a centre; negative: never
-  std::int64_t pool = 0;    // rows a block works on, 0 chooses; the selection does not depend on it
+  std::int64_t count = 0;  // picks at most; at least 1 without earlier centres
+  std::int64_t start = 0;  // first pick; not used where there are earlier centres
+  double radius = -1.0;    // stop once every row lies within this distance of a centre; negative: never
+  std::int64_t pool = 0;   // rows a block works on, 0 chooses; the selection does not depend on it
 };
 
 struct KCenterOutcome {
-  std::int64_t count = 0;       // picks made
-  double covering_radius = 0.0; // distance of the farthest row that was not picked to its nearest centre
+  std::int64_t count = 0;        // picks made
+  double covering_radius = 0.0;  // distance of the farthest row that was not picked to its nearest centre
 };
 
 std::size_t k_center_workspace_bytes(const KCenterProblem& problem, const DeviceLimits& limits);

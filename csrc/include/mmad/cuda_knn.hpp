@@ -19,8 +19,8 @@ struct KnnBank {
 };
 
 struct KnnPlan {
-  int splits = 1;     // blocks that share a query tile
-  int capacity = 0;   // candidates kept a query and split
+  int splits = 1;    // blocks that share a query tile
+  int capacity = 0;  // candidates kept a query and split
   std::size_t workspace_bytes = 0;
 };
 

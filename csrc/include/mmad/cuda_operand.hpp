@@ -43,12 +43,12 @@ constexpr int kLargestDim = 16384;
 // Prepared rows on the device; a view, owned by the caller. Rows are padded to whole tiles: padding rows are zero with
 // squared = +infinity, so no search ever meets them.
 struct Operand {
-  void* values = nullptr;       // [tile][depth block][128 rows][64 columns], swizzled bfloat16 or plain int8
-  float* squared = nullptr;     // fl(|x|^2) a row
-  float* norm = nullptr;        // N a row
-  float* residual = nullptr;    // rho a row
-  float* scale = nullptr;       // int8 only: x^ = scale * value
-  float* tile_norm = nullptr;   // largest N, rho of each tile
+  void* values = nullptr;      // [tile][depth block][128 rows][64 columns], swizzled bfloat16 or plain int8
+  float* squared = nullptr;    // fl(|x|^2) a row
+  float* norm = nullptr;       // N a row
+  float* residual = nullptr;   // rho a row
+  float* scale = nullptr;      // int8 only: x^ = scale * value
+  float* tile_norm = nullptr;  // largest N, rho of each tile
   float* tile_residual = nullptr;
   float* largest_norm = nullptr;  // one value: the largest N of all
   std::int64_t rows = 0;
@@ -102,7 +102,7 @@ Operand operand_view(void* buffer, std::int64_t rows, int dim, bool int8);
 // `rows` is any memory the device can read (device memory, or page-locked host memory), `stride` in elements.
 // Call operand_begin once before the first part.
 void operand_begin(const Operand& operand, Stream stream);
-void prepare_rows(const float* rows, std::int64_t count, std::int64_t stride, const float* center, const Operand& operand,
-                  std::int64_t first, Stream stream);
+void prepare_rows(const float* rows, std::int64_t count, std::int64_t stride, const float* center,
+                  const Operand& operand, std::int64_t first, Stream stream);
 
 }  // namespace mmad::cuda

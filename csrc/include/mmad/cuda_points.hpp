@@ -9,8 +9,8 @@
 
 namespace mmad::cuda {
 
-constexpr int kLargestGroup = 128;          // neighbours of knn_group
-constexpr int kLargestInterpolation = 32;   // neighbours of interpolate_features
+constexpr int kLargestGroup = 128;         // neighbours of knn_group
+constexpr int kLargestInterpolation = 32;  // neighbours of interpolate_features
 
 // Farthest point sampling of a batch of clouds. `points` are packed xyz rows (device); cloud b is the `sizes[b]` rows from
 // `first_rows[b]` (device arrays), `largest` its largest size and `points_in_all` the number of rows. Points with
@@ -29,6 +29,7 @@ void knn_group(const float* points, std::int64_t count, const float* centers, st
 // Inverse-distance interpolation over the k <= kLargestInterpolation nearest centres: weights 1 / (d^power + eps) in
 // float64, normalised; features (center_count, dim) gathered and summed in float32: output (count, dim).
 void interpolate_features(const float* points, std::int64_t count, const float* centers, std::int64_t center_count,
-                          const float* features, int dim, int k, double power, double eps, float* output, Stream stream);
+                          const float* features, int dim, int k, double power, double eps, float* output,
+                          Stream stream);
 
 }  // namespace mmad::cuda

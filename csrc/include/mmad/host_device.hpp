@@ -113,6 +113,8 @@ MMAD_HD inline std::uint16_t to_bfloat16(float value) {
   return static_cast<std::uint16_t>((rounded & 0x7F80u) == 0 ? 0u : rounded);
 }
 
-MMAD_HD inline float from_bfloat16(std::uint16_t bits) { return bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
+MMAD_HD inline float from_bfloat16(std::uint16_t bits) {
+  return bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
+}
 
 }  // namespace mmad

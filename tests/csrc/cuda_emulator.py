@@ -1,9 +1,10 @@
-"""Builds the CUDA kernels for the CPU emulator: one g++ call a source, linked to the extension ``_core_emulated``."""
+"""Build the CUDA kernels for the CPU emulator: one g++ call a source, linked to the extension ``_core_emulated``."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import shutil
 import subprocess
 import sysconfig
@@ -14,22 +15,37 @@ from types import ModuleType
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent.parent / "csrc"
 NAME = "_core_emulated"
-HOST_ONLY = "device.cu"  # asks the CUDA runtime; emulated_module.cpp has its own
+HOST_ONLY = "device.cu"  # asks the CUDA runtime; cuda_emulated_module.cpp has its own
+FLAGS = ["-O1", "-std=c++17", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-DMMAD_CUDA_EMULATED"]
+FLAGS += [f"-I{path}" for path in (HERE, CSRC, CSRC / "include")]
+
+
+def find_compiler() -> str:
+    """Return the C++ compiler, or raise FileNotFoundError."""
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None or platform.machine() != "x86_64":
+        raise FileNotFoundError("the CUDA emulator needs an x86-64 processor and g++ (or CXX)")
+    return compiler
+
+
+def run_checks(folder: Path) -> str:
+    """Compile and run cuda_checks.cpp; what it prints is what failed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    program = folder / "cuda_checks"
+    subprocess.run([find_compiler(), *FLAGS, str(HERE / "cuda_checks.cpp"), "-o", str(program)], check=True)
+    return subprocess.run([str(program)], check=False, capture_output=True, text=True).stdout
 
 
 def build(folder: Path) -> Path:
     """Compile what has changed since the last time and return the extension's path."""
     import pybind11
 
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
-        raise FileNotFoundError(f"no {compiler} on PATH")
+    compiler = find_compiler()
     folder.mkdir(parents=True, exist_ok=True)
-    includes = [HERE, CSRC, CSRC / "include", pybind11.get_include(), sysconfig.get_path("include")]
-    flags = ["-O2", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
-    flags += ["-DMMAD_CUDA_EMULATED", *(f"-I{path}" for path in includes)]
+    flags = [*FLAGS, "-fPIC", "-fvisibility=hidden"]
+    flags += [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
     sources = [path for path in sorted((CSRC / "cuda").glob("*.cu")) if path.name != HOST_ONLY]
-    sources += [CSRC / "bindings_cuda.cpp", HERE / "emulated_module.cpp"]
+    sources += [CSRC / "bindings_cuda.cpp", HERE / "cuda_emulated_module.cpp"]
     headers = [*CSRC.rglob("*.hpp"), *CSRC.rglob("*.cuh"), *HERE.glob("*.hpp"), Path(__file__)]
     newest_header = max(path.stat().st_mtime for path in headers)
 

@@ -1,9 +1,8 @@
 // The CUDA part of the core, compiled as plain C++ for the CPU (cuda_emulator.hpp), under the same Python bindings.
 #define MMAD_CUDA_EMULATOR_MAIN
-#include "cuda_emulator.hpp"
-
 #include <pybind11/pybind11.h>
 
+#include "cuda_emulator.hpp"
 #include "mmad/cuda_device.hpp"
 
 void bind_cuda(pybind11::module_& parent);  // csrc/bindings_cuda.cpp

@@ -1,0 +1,320 @@
+"""The CUDA kernels against the references: on the CPU through the emulator, and on a GPU where there is one.
+
+Workspaces and outputs are poisoned before every call, so that a value nobody wrote is seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mmad_bank.ops import _cuda, _k_center_torch, _points_torch, reference
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "csrc"))
+import cuda_emulator
+
+GPU = pytest.mark.skipif(not _cuda.available("cuda"), reason="needs a CUDA device and the compiled kernels")
+
+
+@pytest.fixture(scope="session")
+def emulated_core() -> Any:
+    pytest.importorskip("pybind11")
+    try:
+        cuda_emulator.find_compiler()
+    except FileNotFoundError as missing:
+        pytest.skip(str(missing))
+    return cuda_emulator.load(ROOT / "build" / "cuda_emulated")
+
+
+@pytest.fixture(params=["emulated", pytest.param("gpu", marks=[pytest.mark.gpu, GPU])])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    monkeypatch.setattr(
+        _cuda, "_workspace", lambda n, where: torch.full((max(1, n),), 255, dtype=torch.uint8, device=where)
+    )
+    if request.param == "gpu":
+        yield torch.device("cuda", 0)
+        return
+    monkeypatch.setattr(_cuda, "_native", request.getfixturevalue("emulated_core"))
+    monkeypatch.setattr(_cuda, "_on", lambda where: (0, 0))
+    monkeypatch.setattr(_cuda, "_current", lambda where: contextlib.nullcontext())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield torch.device("cpu")
+    torch.set_num_threads(threads)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def grid_points(side: int) -> Tensor:
+    axis = torch.arange(float(side)) * 0.1
+    return torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
+
+
+# ---- k-NN ------------------------------------------------------------------------------------------------------------
+
+
+def with_outlier(rows: Tensor, factor: float) -> Tensor:
+    rows = rows.clone()
+    rows[3] *= factor
+    return rows
+
+
+def near_copies(rows: Tensor) -> Tensor:
+    """Rows that differ in the last bit of one value: float32 distances cannot tell them apart."""
+    copies = rows.repeat(6, 1)
+    for copy in range(6):
+        block = copies[copy * len(rows) : (copy + 1) * len(rows), copy]
+        block.copy_(torch.nextafter(block, torch.tensor(float("inf"))))
+    return copies
+
+
+KNN_CASES: dict[str, Callable[[], tuple[Tensor, Tensor, int]]] = {
+    "tiny": lambda: (random(5, 8), random(7, 8, seed=1), 1),
+    "one row": lambda: (random(3, 8), random(1, 8, seed=1), 1),
+    "whole bank": lambda: (random(9, 3), random(20, 3, seed=1), 20),
+    "several tiles": lambda: (random(300, 40), random(700, 40, seed=1), 3),
+    "several depth blocks": lambda: (random(140, 200), random(400, 200, seed=1), 1),
+    "widest list": lambda: (random(30, 100), random(1500, 100, seed=1), 32),
+    "odd dimension": lambda: (random(50, 33), random(333, 33, seed=1), 9),
+    "queries from the bank": lambda: (random(500, 24)[100:200], random(500, 24), 4),
+    "duplicates": lambda: (random(50, 33), random(50, 33).repeat(10, 1), 8),
+    "near copies": lambda: (random(40, 48), near_copies(random(40, 48)), 6),
+    "zero rows": lambda: (torch.zeros(4, 5), torch.zeros(300, 5), 3),
+    "equal distances": lambda: (torch.zeros(3, 150), torch.eye(150), 7),
+    "offset": lambda: (random(20, 16) + 1e4, random(300, 16, seed=1) + 1e4, 4),
+    "small": lambda: (random(20, 16) * 1e-3, random(300, 16, seed=1) * 1e-3, 4),
+    "below the bound's floor": lambda: (random(20, 16) * 1e-15, random(300, 16, seed=1) * 1e-15, 4),
+    "squares underflow": lambda: (random(20, 16) * 1e-23, random(300, 16, seed=1) * 1e-23, 4),
+    "squares overflow": lambda: (random(20, 16) * 1e19, random(300, 16, seed=1) * 1e19, 4),
+    "unit norm": lambda: tuple(torch.nn.functional.normalize(random(n, 64, seed=n)) for n in (40, 600)) + (5,),
+    "outlier": lambda: (random(20, 16), with_outlier(random(300, 16, seed=1), 1e8), 4),
+    "outlier beyond float32 squares": lambda: (random(20, 16), with_outlier(random(300, 16, seed=1), 1e20), 4),
+    "far clusters": lambda: (random(20, 16), torch.cat([random(200, 16, seed=1), random(200, 16, seed=2) + 3e3]), 4),
+}
+
+
+@pytest.mark.parametrize("precision", ["half", "int8"])
+@pytest.mark.parametrize("case", KNN_CASES)
+def test_knn_is_the_reference(device: torch.device, case: str, precision: str) -> None:
+    queries, bank, k = KNN_CASES[case]()
+    index = _cuda.CudaIndex(bank.to(device), precision)
+    distances, indices = index.search(queries.to(device), k)
+    expected_distances, expected_indices = reference.knn(queries, bank, k)
+    assert torch.equal(indices.cpu(), expected_indices)
+    assert torch.equal(distances.cpu(), expected_distances)
+
+
+def test_knn_on_real_features(device: torch.device, texture_features: np.ndarray) -> None:
+    features = torch.from_numpy(np.ascontiguousarray(texture_features))
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
+    queries, bank = features[order[:40]], features[order[40:640]]
+    distances, indices = _cuda.CudaIndex(bank.to(device)).search(queries.to(device), 9)
+    expected_distances, expected_indices = reference.knn(queries, bank, 9)
+    assert torch.equal(indices.cpu(), expected_indices)
+    assert torch.equal(distances.cpu(), expected_distances)
+
+
+def test_knn_takes_views(device: torch.device) -> None:
+    """Storage offsets that break the alignment, and strides."""
+    flat = random(1 + 200 * 8).to(device)
+    bank, queries = flat[1:].view(200, 8), flat[1:].view(200, 8)[::7]
+    _, indices = _cuda.CudaIndex(bank).search(queries, 2)
+    assert torch.equal(indices.cpu(), reference.knn(queries.cpu(), bank.cpu(), 2)[1])
+
+
+def test_knn_without_queries(device: torch.device) -> None:
+    distances, indices = _cuda.CudaIndex(random(20, 4).to(device)).search(random(0, 4).to(device), 3)
+    assert distances.shape == indices.shape == (0, 3)
+
+
+def test_knn_with_long_lists(device: torch.device) -> None:
+    queries, bank = random(5, 6), random(80, 6, seed=1)
+    _, indices = _cuda.CudaIndex(bank.to(device)).search(queries.to(device), 50)
+    assert torch.equal(indices.cpu(), reference.knn(queries, bank, 50)[1])
+
+
+@pytest.mark.parametrize(
+    ("archs", "capability", "expected"),
+    [
+        ("80;90a", (8, 0), True),
+        ("80;90a", (8, 9), True),
+        ("80;90a", (9, 0), True),
+        ("80;90a", (12, 0), True),
+        ("80;90a", (7, 5), False),
+        ("90a", (9, 0), True),
+        ("90a", (10, 0), False),
+        ("90a", (8, 0), False),
+        ("", (9, 0), False),
+    ],
+)
+def test_covered_devices(archs: str, capability: tuple[int, int], expected: bool) -> None:
+    assert _cuda.covers(archs, capability) is expected
+
+
+def test_nothing_is_available_on_the_cpu() -> None:
+    assert not _cuda.available("cpu")
+
+
+def test_search_many(device: torch.device) -> None:
+    banks, queries = [random(90, 5), random(200, 70)], [random(7, 5, seed=1), random(9, 70, seed=2)]
+    results = _cuda.search_many([_cuda.CudaIndex(b.to(device)) for b in banks], [q.to(device) for q in queries], 2)
+    for bank, query, (_, indices) in zip(banks, queries, results, strict=True):
+        assert torch.equal(indices.cpu(), reference.knn(query, bank, 2)[1])
+
+
+def test_resident_copies_are_half_and_a_quarter(device: torch.device) -> None:
+    bank = random(1280, 256).to(device)
+    sizes = [_cuda.CudaIndex(bank, precision).nbytes / bank.nbytes for precision in ("half", "int8")]
+    assert sizes[0] < 0.52
+    assert sizes[1] < 0.28
+
+
+# ---- k-centre -----------------------------------------------------------------------------------------------
+
+K_CENTER_CASES: dict[str, Callable[[], tuple[Tensor, int]]] = {
+    "random": lambda: (random(300, 16), 60),
+    "odd dimension": lambda: (random(200, 33), 50),
+    "all rows": lambda: (random(100, 5), 100),
+    "one row": lambda: (random(1, 3), 1),
+    "duplicates": lambda: (random(10, 8).repeat(8, 1), 80),
+    "equal distances": lambda: (torch.eye(90), 90),
+    "zero rows": lambda: (torch.zeros(50, 4), 50),
+    "grid": lambda: (grid_points(5), 125),
+    "near copies": lambda: (near_copies(random(30, 48)), 60),
+    "offset": lambda: (random(200, 12) + 1e4, 60),
+    "small": lambda: (random(200, 12) * 1e-3, 60),
+    "squares underflow": lambda: (random(100, 12) * 1e-23, 30),
+    "outlier": lambda: (with_outlier(random(200, 12), 1e8), 60),
+    "outlier beyond float32 squares": lambda: (with_outlier(random(200, 12), 1e20), 60),
+    "far clusters": lambda: (torch.cat([random(90, 12), random(90, 12, seed=1) + 3e3]), 60),
+}
+
+
+@pytest.mark.parametrize("pool", [0, 9])
+@pytest.mark.parametrize("case", K_CENTER_CASES)
+def test_k_center_is_the_textbook_loop(device: torch.device, case: str, pool: int) -> None:
+    features, n_select = K_CENTER_CASES[case]()
+    start = 7 % len(features)
+    seen: list[int] = []
+    picks, radii, covering = _cuda.k_center_greedy(
+        features.to(device), None, n_select, start, -1.0, seen.append, pool=pool
+    )
+    expected_picks, expected_radii, expected_covering = _k_center_torch.select(
+        features, None, n_select, start, -1.0, None
+    )
+    assert torch.equal(picks.cpu(), expected_picks)
+    torch.testing.assert_close(radii.cpu(), expected_radii, rtol=1e-6, atol=0)
+    assert covering == pytest.approx(expected_covering, rel=1e-12)
+    assert seen == sorted(seen)
+    assert n_select == 1 or seen[-1] == n_select
+
+
+@pytest.mark.parametrize(("radius", "n_select"), [(-1.0, 25), (3.0, 200), (0.0, 200), (1e9, 200), (-1.0, 0)])
+def test_k_center_continues_from_earlier_centers(device: torch.device, radius: float, n_select: int) -> None:
+    features, earlier = torch.cat([random(180, 12), random(20, 12, seed=1)]), random(150, 12, seed=1)
+    arguments = n_select, 0, radius, None
+    picks, _, covering = _cuda.k_center_greedy(features.to(device), earlier.to(device), *arguments, pool=30)
+    expected_picks, _, expected_covering = _k_center_torch.select(features, earlier, *arguments)
+    assert torch.equal(picks.cpu(), expected_picks)
+    assert covering == pytest.approx(expected_covering, rel=1e-12)
+
+
+def test_k_center_on_real_features(device: torch.device, texture_features: np.ndarray) -> None:
+    order = np.random.default_rng(0).permutation(len(texture_features))[:700]
+    features = torch.from_numpy(np.ascontiguousarray(texture_features[order]))
+    picks, _, _ = _cuda.k_center_greedy(features.to(device), None, 60, 5, -1.0, None, pool=90)
+    assert torch.equal(picks.cpu(), reference.k_center_greedy(features, 60, start=5))
+
+
+def test_k_center_stops_when_progress_raises(device: torch.device) -> None:
+    def stop(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _cuda.k_center_greedy(random(200, 8).to(device), None, 100, 0, -1.0, stop, pool=9)
+
+
+# ---- point clouds ------------------------------------------------------------------------------------------
+
+SAMPLE_CASES: dict[str, Callable[[], tuple[list[Tensor], int]]] = {
+    "two sizes": lambda: ([random(300, 3), random(1000, 3, seed=1)], 100),
+    "24 points a thread": lambda: ([random(5000, 3)], 40),
+    "40 points a thread": lambda: ([random(13000, 3)], 15),
+    "beyond registers": lambda: ([random(21000, 3), random(60, 3)], 10),
+    "ties": lambda: ([grid_points(6)], 216),
+    "ties beyond registers": lambda: ([grid_points(6).repeat(100, 1)], 12),
+    "duplicates": lambda: ([random(20, 3).repeat(10, 1)], 200),
+    "one point": lambda: ([random(1, 3), random(4, 3)], 1),
+    "zero points": lambda: ([torch.zeros(50, 3)], 50),
+    "offset": lambda: ([random(300, 3) * 1e-3 + 1], 80),
+    "squares overflow": lambda: ([random(300, 3) * 1e19], 80),
+    "squares underflow": lambda: ([random(300, 3) * 1e-23], 80),
+}
+
+
+@pytest.mark.parametrize("case", SAMPLE_CASES)
+def test_farthest_point_sample_is_the_reference(device: torch.device, case: str) -> None:
+    clouds, n_select = SAMPLE_CASES[case]()
+    sizes = np.array([len(cloud) for cloud in clouds])
+    start = 17 % int(sizes.min())
+    picks = _cuda.farthest_point_sample(
+        torch.cat(clouds).to(device), np.cumsum(sizes) - sizes, sizes, n_select, start, -1.0
+    )
+    expected = [reference.farthest_point_sample(cloud[None], n_select, start=start) for cloud in clouds]
+    assert torch.equal(picks.cpu(), torch.cat(expected))
+
+
+def test_farthest_point_sample_leaves_out_short_points(device: torch.device) -> None:
+    cloud = random(300, 3)
+    cloud[::3] *= 0.01
+    picks = _cuda.farthest_point_sample(cloud.to(device), np.array([0]), np.array([300]), 100, 3, 0.01)
+    assert torch.equal(picks.cpu(), reference.farthest_point_sample(cloud[None], 100, start=3, min_norm_sq=0.01))
+
+
+GROUP_CASES: dict[str, Callable[[], tuple[Tensor, Tensor, int]]] = {
+    "largest group": lambda: (random(3000, 3), random(20, 3, seed=1), 128),
+    "one neighbour": lambda: (random(2500, 3), random(9, 3, seed=1), 1),
+    "all points": lambda: (random(100, 3), random(9, 3, seed=1), 100),
+    "beyond the kernel": lambda: (random(300, 3), random(9, 3, seed=1), 200),
+    "ties": lambda: (grid_points(7), grid_points(7)[:50], 33),
+    "duplicates": lambda: (random(20, 3).repeat(10, 1), random(5, 3, seed=1), 64),
+    "squares overflow": lambda: (random(300, 3) * 1e19, random(5, 3, seed=1) * 1e19, 20),
+    "squares underflow": lambda: (random(300, 3) * 1e-23, random(5, 3, seed=1) * 1e-23, 20),
+    "nearest come last": lambda: (random(2000, 3).sort(0, descending=True).values, torch.tensor([[-3.0, -3, -3]]), 128),
+}
+
+
+@pytest.mark.parametrize("case", GROUP_CASES)
+def test_knn_group_is_the_reference(device: torch.device, case: str) -> None:
+    points, centers, k = GROUP_CASES[case]()
+    indices = _cuda.knn_group(points.to(device), centers.to(device), k)
+    assert torch.equal(indices.cpu(), reference.knn_group(points, centers, k))
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0, 1.5])
+@pytest.mark.parametrize(("n_centers", "dim", "k"), [(40, 70, 3), (40, 128, 32), (7, 7, 7), (1, 4, 1), (50, 12, 50)])
+def test_interpolation_is_the_reference(device: torch.device, n_centers: int, dim: int, k: int, power: float) -> None:
+    points, centers, features = random(50, 3), random(n_centers, 3, seed=1), random(n_centers, dim, seed=2)
+    points[0] = centers[0]
+    output = _cuda.interpolate_features(points.to(device), centers.to(device), features.to(device), k, power, 1e-8)
+    expected = reference.interpolate_features(points, centers, features, k=k, power=power)
+    torch.testing.assert_close(output.cpu(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_interpolation_takes_views(device: torch.device) -> None:
+    points, centers = random(50, 3).to(device), random(9, 3, seed=1).to(device)
+    features = random(1 + 9 * 8, seed=2).to(device)[1:].view(9, 8)
+    output = _cuda.interpolate_features(points, centers, features, 3, 2.0, 1e-8)
+    expected = _points_torch.interpolate_features(points, centers, features, 3, 2.0, 1e-8, dense=False)
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-6)
