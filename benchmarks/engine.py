@@ -1,0 +1,81 @@
+"""The engine's benchmark: selection, search, a bagel-size build, loading, exactness. See README.md beside this file."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+from pathlib import Path
+
+from common import (
+    Options,
+    add_part,
+    ceilings,
+    machine_table,
+    print_table,
+    result,
+    set_threads,
+    versions_table,
+    write_result,
+)
+
+PARTS = ("selection", "search", "bagel", "load", "exactness")
+
+
+def main() -> None:
+    """Run the chosen parts, print their tables and write the result file."""
+    arguments = _arguments()
+    options = Options(
+        threads=arguments.threads,
+        rounds=arguments.rounds,
+        quick=arguments.quick,
+        full=arguments.full,
+        workdir=arguments.workdir,
+        keep=arguments.keep,
+    )
+    modules = {name: importlib.import_module(f"parts.{name}") for name in PARTS if name in (arguments.parts or PARTS)}
+    _import_peers()
+    set_threads(options.threads)
+    limits = ceilings(quick=options.quick)
+    settings = {"quick": options.quick, "rounds": options.rounds, "full": options.full, "parts": list(modules)}
+    values = result("engine", settings, options.threads, limits)
+    print_table(machine_table(values["machine"], limits))
+    print_table(versions_table(values["versions"]))
+    for name, module in modules.items():
+        tables = module.run(options, limits)
+        for table in tables:
+            print_table(table)
+        add_part(values, name, tables)
+        if arguments.json is not None:  # after every part: a later one that fails costs nothing that was measured
+            written = write_result(values, arguments.json)
+    if arguments.json is not None:
+        print(f"written: {written}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run? The times mean nothing")
+    parser.add_argument("--full", action="store_true", help="run anomalib's selection whole as well (minutes)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of the interleaved contestants")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="for every contestant alike")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="result file, or a folder to name one in")
+    parser.add_argument("--workdir", type=Path, help="folder for the dump of 3.5 GB; default: the temporary folder")
+    parser.add_argument("--keep", action="store_true", help="keep the dump in --workdir for the next run")
+    arguments = parser.parse_args()
+    if arguments.rounds < 1 or arguments.threads < 1:
+        parser.error("--rounds and --threads: expected at least 1")
+    return arguments
+
+
+def _import_peers() -> None:
+    """Load the peers' libraries before the thread pools are set: a pool that comes later would not be."""
+    for name in ("faiss", "sklearn.neighbors", "hnswlib", "usearch"):
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            continue
+
+
+if __name__ == "__main__":
+    main()

