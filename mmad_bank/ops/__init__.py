@@ -1,5 +1,6 @@
 """The engine's operations: tensors in and out, CPU or CUDA by the tensors' device."""
 
+from mmad_bank.ops import _registration as _registration  # makes torch.ops.mmad_bank
 from mmad_bank.ops.farthest_point_sample import farthest_point_sample
 from mmad_bank.ops.interpolate_features import interpolate_features
 from mmad_bank.ops.k_center_greedy import Coreset, extend_coreset, k_center_greedy

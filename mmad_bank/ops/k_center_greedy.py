@@ -14,6 +14,7 @@ from mmad_bank._checks import ArrayLike, as_features, check_finite, check_index,
 from mmad_bank._progress import progress_bar
 from mmad_bank.errors import InputError
 from mmad_bank.ops import _k_center_torch
+from mmad_bank.ops._points_torch import cuda_kernels
 
 Progress = bool | Callable[[int, int], None]
 
@@ -126,7 +127,10 @@ def _select(
             for name, value in (("features", rows), ("bank", centers)):
                 if value is not None:
                     check_finite(value, name)
-            indices, radii, covering = _k_center_torch.select(rows, centers, n_select, start, radius, report)
+            cuda = cuda_kernels(rows.device)
+            native = cuda is not None and rows.shape[1] <= cuda.MAX_DIM
+            select = cuda.k_center_greedy if cuda is not None and native else _k_center_torch.select
+            indices, radii, covering = select(rows, centers, n_select, start, radius, report)
             return Coreset(indices, radii, covering)
         earlier = rows[:0] if centers is None else centers
         if centers is not None:

@@ -11,6 +11,7 @@ from mmad_bank import _core
 from mmad_bank._checks import ArrayLike, as_features, check_finite, check_index, naming_bad_rows
 from mmad_bank.errors import InputError
 from mmad_bank.ops import _knn_torch
+from mmad_bank.ops._points_torch import cuda_kernels
 
 Precision = Literal["auto", "float32", "half", "int8"]
 
@@ -105,6 +106,9 @@ def _make_engine(vectors: Tensor, precision: Precision) -> _Engine:
     if vectors.device.type == "cpu":
         return _NativeIndex(vectors, precision)
     check_finite(vectors, "bank")
+    cuda = cuda_kernels(vectors.device)
+    if cuda is not None and precision != "float32" and vectors.shape[1] <= cuda.MAX_DIM:
+        return cuda.CudaIndex(vectors, precision)
     return _knn_torch.TorchIndex(vectors)
 
 
