@@ -86,7 +86,7 @@ def _measure(
         name: lambda search=search: search(queries, k) for name, search in prepared.search.items()
     }
     contestants |= _products(queries, data.bank, limits)
-    timings = alternate(contestants, options.rounds)
+    timings = alternate(contestants, options.rounds, warmup=0 if options.quick else 1)
     truth = brute_force(queries, data.bank, k)
     shape = f"{len(queries)} × {len(data.bank)} × {data.bank.shape[1]}"
     headline = kind == "good" and data.bank.shape[1] == 768
