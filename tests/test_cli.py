@@ -277,7 +277,7 @@ def test_full_disk_leaves_the_old_file(bank: Path, dump: Path, tmp_path: Path, m
     scores = tmp_path / "s.npz"
     scores.write_text("old")
     monkeypatch.setattr(np, "savez", no_space)
-    assert refused("score", bank, dump, "--out", scores) == "error: No space left on device\n"
+    assert refused("score", bank, dump, "--out", scores) == f"error: {scores}: No space left on device\n"
     assert scores.read_text() == "old"
     assert not list(tmp_path.glob(".*"))
 
@@ -360,4 +360,5 @@ def test_help_is_light_and_names_every_command() -> None:
     assert done.returncode == 0, done.stderr
     for command in ("build", "extend", "score", "info", "demo"):
         assert f" {command} " in done.stdout
+    assert good().rstrip() == good("--help").rstrip()
     assert good("--version") == f"mmad-bank {mmad_bank.__version__}\n"

@@ -27,6 +27,12 @@ def test_replaces_only_when_the_block_ends_well(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
 
 
+def test_a_full_disk_names_the_target(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"No space left.*a\.npz"):
+        with replacing(tmp_path / "a.npz"):
+            raise OSError(28, "No space left on device")
+
+
 def test_mode_follows_the_umask(tmp_path: Path) -> None:
     old = os.umask(0o027)
     try:

@@ -40,7 +40,7 @@ def register(app: typer.Typer) -> None:
 def build(
     features: Features,
     out: Annotated[Path, typer.Option(help="Bank file to write.", show_default=False)],
-    ratio: Annotated[float | None, typer.Option(help="Share of the rows to select.  [default: 0.1]")] = None,
+    ratio: Annotated[float | None, typer.Option(help="Share of the rows to select (default: 0.1).")] = None,
     n_vectors: Annotated[int | None, typer.Option("--size", help="Number of rows to select, instead.")] = None,
     index: Annotated[str, typer.Option(help="exact, or a FAISS index_factory string (IVF256,Flat).")] = "exact",
     projection_dim: Annotated[
@@ -91,7 +91,7 @@ def extend(
     features: Features,
     out: Annotated[Path | None, typer.Option(help="Bank file to write.", show_default=False)] = None,
     in_place: Annotated[bool, typer.Option("--in-place", help="Replace BANK itself.")] = False,
-    radius: Annotated[float | None, typer.Option(help="Add rows farther than this. [default: the bank's own]")] = None,
+    radius: Annotated[float | None, typer.Option(help="Add rows farther than this (default: the bank's own).")] = None,
     n_vectors: Annotated[int | None, typer.Option("--size", help="Add at most this many rows.")] = None,
     device: Device = "cpu",
     as_json: Json = False,
@@ -125,7 +125,7 @@ def score(
     out: Annotated[Path, typer.Option(help="File to write: arrays patch, image, nearest (.npz).", show_default=False)],
     reweight: Annotated[Literal["m3dm", "patchcore", "max"], typer.Option(help="Image-score rule.")] = "m3dm",
     neighbors: Annotated[
-        int | None, typer.Option(help="Bank vectors that the rule looks at. [default: m3dm 3, patchcore 9]")
+        int | None, typer.Option(help="Bank vectors that the rule looks at (default: m3dm 3, patchcore 9).")
     ] = None,
     patches: Annotated[int | None, typer.Option(help="Patches an image has, for (N, D) dumps.")] = None,
     precision: Precision = "auto",
