@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <stdexcept>
 #include <string>
 
 #include "mmad/cpu_features.hpp"
@@ -68,6 +69,7 @@ void bind_knn(py::module_& module) {
 py::tuple k_center_greedy(const FloatRows& rows, const FloatRows& centers, std::int64_t count, std::int64_t start,
                           double radius, std::int64_t pool, const std::string& precision, int threads,
                           const py::object& progress) {
+  if (precision == "int8") throw std::invalid_argument("precision: int8 rows cannot be multiplied with each other");
   mmad::KCenterOptions options;
   options.start = start;
   options.radius = radius;

@@ -249,13 +249,13 @@ class Selection {
   }
 
   void meet_panels(RowBlock* block, std::int64_t r, std::int64_t panel) {
-    std::uint32_t passed[kMaxTileRows];
+    TileResult result;
     const int n = static_cast<int>(std::min<std::int64_t>(screen_.tile_rows(), block->size() - r));
-    if (!screen_.tile(block, r, n, centers_, panel, passed)) return;
+    if (!screen_.tile(block, r, n, centers_, panel, &result)) return;
     for (int i = 0; i < n; ++i) {
-      if (passed[i] == 0) continue;
+      if (result.passed[i] == 0) continue;
       const std::int64_t row = block->index(r + i);
-      for (std::uint32_t bits = passed[i]; bits != 0; bits &= bits - 1) {
+      for (std::uint32_t bits = result.passed[i]; bits != 0; bits &= bits - 1) {
         const std::int64_t center = panel * kPanelWidth + __builtin_ctz(bits);
         if (center < centers_.count()) meet(row, center);
       }

@@ -12,34 +12,87 @@
 namespace mmad {
 namespace {
 
-constexpr std::int64_t kQueryBlockBytes = 256 << 10;  // a block of queries stays in the second-level cache
+constexpr std::int64_t kQueryBlockBytes = 1 << 20;  // queries by turns with a panel: the bank is read seldom
+constexpr std::int64_t kCacheLine = 64;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-// The k nearest rows seen so far; among equal distances the lowest rows.
-class Nearest {
+struct Candidate {
+  double low;  // lower bound of the squared distance
+  std::int64_t row;
+};
+
+// What one query has found: the k smallest upper bounds, of which the largest is the limit that no neighbour exceeds,
+// and the rows whose lower bounds do not rule them out.
+class Findings {
  public:
-  using Entry = std::pair<double, std::int64_t>;  // squared distance, row
+  explicit Findings(std::int64_t k = 0) : k_(static_cast<std::size_t>(k)) {}
 
-  explicit Nearest(std::int64_t k = 0) : k_(static_cast<std::size_t>(k)) {}
+  double limit() const { return upper_.size() == k_ ? upper_.front() : kInfinity; }
 
-  void add(const Entry& entry) {
-    if (heap_.size() == k_) {
-      if (!(entry < heap_.front())) return;
-      std::pop_heap(heap_.begin(), heap_.end());
-      heap_.back() = entry;
-    } else {
-      heap_.push_back(entry);
-    }
-    std::push_heap(heap_.begin(), heap_.end());
+  void add(Interval squared, std::int64_t row) {
+    if (squared.low > limit()) return;
+    add_upper(squared.high);
+    candidates_.push_back({squared.low, row});
+    if (candidates_.size() >= compact_at_) compact();
   }
-  double limit() const { return heap_.size() == k_ ? heap_.front().first : kInfinity; }
-  const std::vector<Entry>& entries() const { return heap_; }
-  void sort() { std::sort_heap(heap_.begin(), heap_.end()); }
+
+  // Takes over what another range of the bank found for the same query.
+  void join(const Findings& other) {
+    for (const double value : other.upper_) add_upper(value);
+    candidates_.insert(candidates_.end(), other.candidates_.begin(), other.candidates_.end());
+  }
+
+  // The candidates that the limit leaves, the most promising first.
+  std::vector<Candidate>& contenders() {
+    compact();
+    std::sort(candidates_.begin(), candidates_.end(),
+              [](const Candidate& a, const Candidate& b) { return a.low < b.low; });
+    return candidates_;
+  }
 
  private:
+  void add_upper(double value) {
+    if (upper_.size() == k_) {
+      if (value >= upper_.front()) return;
+      std::pop_heap(upper_.begin(), upper_.end());
+      upper_.back() = value;
+    } else {
+      upper_.push_back(value);
+    }
+    std::push_heap(upper_.begin(), upper_.end());
+  }
+
+  void compact() {
+    const double bound = limit();
+    const auto beyond = [bound](const Candidate& c) { return c.low > bound; };
+    candidates_.erase(std::remove_if(candidates_.begin(), candidates_.end(), beyond), candidates_.end());
+    compact_at_ = std::max<std::size_t>(256, 2 * candidates_.size());
+  }
+
   std::size_t k_;
-  std::vector<Entry> heap_;
+  std::size_t compact_at_ = 256;
+  std::vector<double> upper_;  // max-heap
+  std::vector<Candidate> candidates_;
 };
+
+// The k nearest contenders by float64 distance; among equal distances the lowest rows.
+void decide(Matrix<const float> bank, const float* query, std::vector<Candidate>& contenders, std::size_t k,
+            float* distances, std::int64_t* indices) {
+  std::vector<std::pair<double, std::int64_t>> best;  // max-heap by (squared distance, row)
+  for (const Candidate& candidate : contenders) {
+    if (best.size() == k && candidate.low > best.front().first) break;  // and so for all that follow
+    best.emplace_back(squared_distance(query, bank.row(candidate.row), bank.cols), candidate.row);
+    std::push_heap(best.begin(), best.end());
+    if (best.size() <= k) continue;
+    std::pop_heap(best.begin(), best.end());
+    best.pop_back();
+  }
+  std::sort_heap(best.begin(), best.end());
+  for (std::size_t i = 0; i < k; ++i) {
+    distances[i] = static_cast<float>(std::sqrt(best[i].first));
+    indices[i] = best[i].second;
+  }
+}
 
 // How the work is cut: blocks of queries, and ranges of the bank where there are fewer blocks than threads.
 struct Plan {
@@ -72,30 +125,44 @@ struct KnnIndex::Prepared {
 
   // Searches queries [from, to) in panels [first, last).
   void scan(Matrix<const float> queries, const ScreenRows& rows, std::int64_t from, std::int64_t to, std::int64_t first,
-            std::int64_t last, Nearest* nearest) const {
+            std::int64_t last, Findings* findings) const {
     RowBlock block(screen, rows, to - from);
     for (std::int64_t q = from; q < to; ++q) block.add(q, kInfinity);
-    std::uint32_t passed[kMaxTileRows];
+    TileResult result;
+    const Panels& columns = screen.first(panels);
+    const std::int64_t step = screen.panels() * columns.panel_bytes();
+    const std::int64_t share = step * screen.tile_rows() / (to - from) + kCacheLine;
     for (std::int64_t p = first; p < last; p += screen.panels()) {
+      const std::uint8_t* next = columns.panel(p) + step;
       for (std::int64_t r = 0; r < to - from; r += screen.tile_rows()) {
+        // A panel is used by one block of queries and then not for long: the next one comes from memory meanwhile.
+        const std::uint8_t* upto = std::min(next + share, columns.values.data() + columns.values.size());
+        for (; next < upto; next += kCacheLine) __builtin_prefetch(next, 0, 2);
         const int n = static_cast<int>(std::min<std::int64_t>(screen.tile_rows(), to - from - r));
-        if (!screen.tile(&block, r, n, panels, p, passed)) continue;
+        if (!screen.tile(&block, r, n, panels, p, &result)) continue;
         for (int i = 0; i < n; ++i) {
-          if (passed[i] == 0) continue;
-          compare(queries.row(from + r + i), passed[i], p * kPanelWidth, &nearest[r + i]);
-          block.set_limit(r + i, nearest[r + i].limit());
+          if (result.passed[i] == 0) continue;
+          const float* lower = result.full ? result.lower + i * screen.tile_columns() : nullptr;
+          take(queries, block, r + i, p * kPanelWidth, result.passed[i], lower, &findings[r + i]);
+          block.set_limit(r + i, findings[r + i].limit());
         }
       }
     }
   }
 
-  // Computes the pairs that passed.
-  void compare(const float* query, std::uint32_t columns, std::int64_t first, Nearest* nearest) const {
-    for (; columns != 0; columns &= columns - 1) {
-      const std::int64_t row = first + __builtin_ctz(columns);
+  // The columns that passed: from the full level their intervals are known, from the coarse level they are computed.
+  void take(Matrix<const float> queries, const RowBlock& block, std::int64_t r, std::int64_t first,
+            std::uint32_t passed, const float* lower, Findings* findings) const {
+    const float* query = queries.row(block.index(r));
+    for (; passed != 0; passed &= passed - 1) {
+      const int j = __builtin_ctz(passed);
+      const std::int64_t row = first + j;
       if (row >= bank.rows) return;
-      const double squared = squared_distance_within(query, bank.row(row), bank.cols, nearest->limit());
-      if (squared < kInfinity) nearest->add({squared, row});
+      if (lower != nullptr) {
+        findings->add(screen.interval(block, r, panels.full, row, lower[j]), row);
+      } else {
+        findings->add(interval_of(squared_distance_float(query, bank.row(row), bank.cols), bank.cols), row);
+      }
     }
   }
 };
@@ -131,7 +198,7 @@ void KnnIndex::search(Matrix<const float> queries, std::int64_t k, float* distan
   const ScreenRows rows(queries, prepared_->space, threads);
   const std::int64_t panels = prepared_->panels.full.panel_count();
   const Plan plan(queries.rows, rows.full.row_bytes(), panels, prepared_->screen, threads);
-  std::vector<Nearest> nearest(static_cast<std::size_t>(queries.rows * plan.ranges), Nearest(k));
+  std::vector<Findings> findings(static_cast<std::size_t>(queries.rows * plan.ranges), Findings(k));
 #pragma omp parallel num_threads(threads)
   {
     prepared_->screen.begin();
@@ -140,20 +207,15 @@ void KnnIndex::search(Matrix<const float> queries, std::int64_t k, float* distan
       for (std::int64_t block = 0; block < plan.blocks; ++block) {
         const std::int64_t from = block * plan.block, first = range * plan.range;
         prepared_->scan(queries, rows, from, std::min(queries.rows, from + plan.block), first,
-                        std::min(panels, first + plan.range), &nearest[range * queries.rows + from]);
+                        std::min(panels, first + plan.range), &findings[range * queries.rows + from]);
       }
     }
     prepared_->screen.end();
-  }
-  for (std::int64_t q = 0; q < queries.rows; ++q) {
-    Nearest& best = nearest[q];
-    for (std::int64_t range = 1; range < plan.ranges; ++range) {
-      for (const Nearest::Entry& entry : nearest[range * queries.rows + q].entries()) best.add(entry);
-    }
-    best.sort();
-    for (std::int64_t i = 0; i < k; ++i) {
-      distances[q * k + i] = static_cast<float>(std::sqrt(best.entries()[i].first));
-      indices[q * k + i] = best.entries()[i].second;
+#pragma omp for schedule(dynamic, 16)
+    for (std::int64_t q = 0; q < queries.rows; ++q) {
+      for (std::int64_t range = 1; range < plan.ranges; ++range) findings[q].join(findings[range * queries.rows + q]);
+      decide(prepared_->bank, queries.row(q), findings[q].contenders(), static_cast<std::size_t>(k), distances + q * k,
+             indices + q * k);
     }
   }
 }

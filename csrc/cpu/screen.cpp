@@ -14,25 +14,18 @@ constexpr double kUnit = 1.0 / (1 << 24);
 constexpr double kWorthwhileEnergy = 0.75;
 constexpr double kSplit = 1e-3;  // t in coarse_rows()
 constexpr std::int64_t kLeastDim = 192;
-// A pair computed from the original rows costs about as much as this many pairs of a full tile.
-constexpr int kPairCost = 6;
-
-MMAD_CLONES float squared_distance_float(const float* a, const float* b, std::int64_t dim) {
-  float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-  for (std::int64_t i = 0; i < dim; ++i) {
-    const float difference = a[i] - b[i];
-    sum += difference * difference;
-  }
-  return sum;
-}
+// Computing a pair from the original rows waits for memory: beyond this many, the whole tile is cheaper.
+constexpr int kPairsWorthATile = 6;
+constexpr int kLargestCredit = 64;
+constexpr int kCreditOfATile = 2;
+constexpr int kTilesWithoutCoarse = 256;
 
 bool screen_tile(const Level& level, const std::uint8_t* rows, std::int64_t row_bytes, const RowTerms* terms, int n,
-                 const Panels& panels, std::int64_t panel, std::uint32_t* passed) {
+                 const Panels& panels, std::int64_t panel, TileResult* result) {
   alignas(64) float accumulators[kMaxTileRows * kMaxTileColumns];
-  alignas(64) float lower[kMaxTileRows * kMaxTileColumns];
   level.kernel.multiply(rows, row_bytes, panels.panel(panel), panels.panel_bytes(), panels.depth, accumulators);
-  return level.kernel.screen(accumulators, n, terms, column_terms(panels, panel * kPanelWidth), lower, passed);
+  const ColumnTerms columns = column_terms(panels, panel * kPanelWidth);
+  return level.kernel.screen(accumulators, n, terms, columns, result->lower, result->passed);
 }
 
 Rows coarse_rows(Matrix<const float> rows, const ScreenSpace& space, int threads);
@@ -124,37 +117,74 @@ ColumnTerms column_terms(const Panels& panels, std::int64_t column) {
           panels.bounds.residual.data() + column};
 }
 
+// Queries far from the data pass the coarse level everywhere. A block that keeps needing the full level skips the
+// coarse one for a while.
 bool Screen::tile(RowBlock* block, std::int64_t r, int n, const ScreenPanels& panels, std::int64_t panel,
-                  std::uint32_t* passed) const {
-  if (!use_coarse_)
-    return screen_tile(full_, block->value(r), block->first_.row_bytes(), &block->terms_[r], n, panels.full, panel,
-                       passed);
-  if (!screen_tile(coarse_, block->value(r), block->first_.row_bytes(), &block->terms_[r], n, panels.coarse, panel,
-                   passed)) {
-    return false;
+                  TileResult* result) const {
+  const RowTerms* terms = &block->terms_[r];
+  const std::int64_t bytes = block->first_.row_bytes();
+  result->full = !use_coarse_;
+  if (!use_coarse_) return screen_tile(full_, block->value(r), bytes, terms, n, panels.full, panel, result);
+  if (block->coarse_credit_ < 0) {
+    ++block->coarse_credit_;
+    return tile_full(block, r, n, panels.full, panel, result);
   }
   int pairs = 0;
-  for (int i = 0; i < n; ++i) pairs += __builtin_popcount(passed[i]);
-  return pairs * kPairCost <= tile_rows() * tile_columns() || tile_full(block, r, n, panels.full, panel, passed);
+  if (screen_tile(coarse_, block->value(r), bytes, terms, n, panels.coarse, panel, result)) {
+    for (int i = 0; i < n; ++i) pairs += __builtin_popcount(result->passed[i]);
+  }
+  if (pairs <= kPairsWorthATile) {
+    block->coarse_credit_ = std::min(block->coarse_credit_ + 1, kLargestCredit);
+    return pairs > 0;
+  }
+  block->coarse_credit_ -= kCreditOfATile;
+  if (block->coarse_credit_ < 0) block->coarse_credit_ = -kTilesWithoutCoarse;
+  return tile_full(block, r, n, panels.full, panel, result);
 }
 
 bool Screen::tile_full(RowBlock* block, std::int64_t r, int n, const Panels& panels, std::int64_t panel,
-                       std::uint32_t* passed) const {
+                       TileResult* result) const {
   const Rows& rows = block->rows_.full;
   RowTerms terms[kMaxTileRows];
   for (int i = 0; i < n; ++i) {
     std::copy_n(rows.row(block->list_[r + i]), rows.row_bytes(), block->tile_.data() + i * rows.row_bytes());
     terms[i] = full_.terms(rows.bounds, block->list_[r + i], block->limits_[r + i]);
   }
-  return screen_tile(full_, block->tile_.data(), rows.row_bytes(), terms, n, panels, panel, passed);
+  result->full = true;
+  return screen_tile(full_, block->tile_.data(), rows.row_bytes(), terms, n, panels, panel, result);
+}
+
+Interval Screen::interval(const RowBlock& block, std::int64_t r, const Panels& full, std::int64_t column,
+                          float lower) const {
+  const RowBounds& rows = block.rows_.full.bounds;
+  const std::int64_t i = block.list_[r];
+  const double norm = rows.norm[i], column_norm = full.bounds.norm[column];
+  const double error = 2.0 * (rows.residual[i] + full_.gamma * norm) * column_norm +
+                       2.0 * norm * full.bounds.residual[column] + full.bounds.slack[column] + rows.slack[i];
+  const double low = static_cast<double>(lower) + rows.squared[i] - rows.slack[i];
+  return {low, low + 2.0 * error};
+}
+
+MMAD_CLONES float squared_distance_float(const float* a, const float* b, std::int64_t dim) {
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (std::int64_t i = 0; i < dim; ++i) {
+    const float difference = a[i] - b[i];
+    sum += difference * difference;
+  }
+  return sum;
+}
+
+// Each of the positive terms and each addition errs by u: (dim + 4) u in all, relative to the sum. An estimate that
+// overflowed or came near underflow says nothing.
+Interval interval_of(float squared, std::int64_t dim) {
+  if (!std::isfinite(squared) || squared < 1e-30f) return {0.0, std::numeric_limits<double>::infinity()};
+  const double error = static_cast<double>(dim + 8) * kUnit;
+  return {squared * (1.0 - error), squared * (1.0 + error)};
 }
 
 double squared_distance_within(const float* a, const float* b, std::int64_t dim, double limit) {
-  const double estimate = squared_distance_float(a, b, dim);
-  // An estimate that overflowed or underflowed says nothing.
-  if (std::isfinite(estimate) && estimate > 1e-30 && estimate * (1.0 - static_cast<double>(dim + 8) * kUnit) > limit) {
-    return std::numeric_limits<double>::infinity();
-  }
+  if (interval_of(squared_distance_float(a, b, dim), dim).low > limit) return std::numeric_limits<double>::infinity();
   const double squared = squared_distance(a, b, dim);
   return squared <= limit ? squared : std::numeric_limits<double>::infinity();
 }

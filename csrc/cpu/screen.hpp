@@ -87,7 +87,20 @@ class RowBlock {
   std::vector<std::uint8_t> values_, tile_;  // tile_: whole rows of the tile in hand, where a second level is needed
   std::vector<RowTerms> terms_;
   std::vector<double> limits_;
+  int coarse_credit_ = 0;  // falls where the coarse level ruled out too little, see Screen::tile()
   std::vector<std::int64_t> list_;
+};
+
+// What a tile's screening found: bit j of passed[i] is set where row i and column j may be within the row's limit. Where
+// the whole rows were multiplied, lower[] holds the lower bounds of those pairs (TileKernel::screen).
+struct TileResult {
+  bool full = false;
+  std::uint32_t passed[kMaxTileRows];
+  alignas(64) float lower[kMaxTileRows * kMaxTileColumns];
+};
+
+struct Interval {
+  double low, high;
 };
 
 class Screen {
@@ -95,14 +108,16 @@ class Screen {
   Screen(const ScreenSpace& space, std::int64_t dim);
 
   // Screens `n` rows of the block from `r` on, at most tile_rows(), against the panels from `panel` on, panels() of
-  // them. A bit of passed[i] is set where row r + i and that column may be within the row's limit; columns beyond the
-  // panels' count may be set too.
+  // them, and returns whether any pair passed. Columns beyond the panels' count may pass too.
   bool tile(RowBlock* block, std::int64_t r, int n, const ScreenPanels& panels, std::int64_t panel,
-            std::uint32_t* passed) const;
+            TileResult* result) const;
+  // The interval of row r's squared distance to a column, from a lower bound that the full level found.
+  Interval interval(const RowBlock& block, std::int64_t r, const Panels& full, std::int64_t column, float lower) const;
 
   // The level that rules most pairs out, and the rows that it multiplies.
   const Level& first() const { return use_coarse_ ? coarse_ : full_; }
   const Rows& first(const ScreenRows& rows) const { return use_coarse_ ? rows.coarse : rows.full; }
+  const Panels& first(const ScreenPanels& panels) const { return use_coarse_ ? panels.coarse : panels.full; }
   int tile_rows() const { return full_.kernel.rows; }
   int panels() const { return full_.kernel.panels; }
   int tile_columns() const { return panels() * kPanelWidth; }
@@ -111,7 +126,7 @@ class Screen {
 
  private:
   bool tile_full(RowBlock* block, std::int64_t r, int n, const Panels& panels, std::int64_t panel,
-                 std::uint32_t* passed) const;
+                 TileResult* result) const;
 
   Level full_, coarse_;
   bool use_coarse_;
@@ -121,6 +136,8 @@ ColumnTerms column_terms(const Panels& panels, std::int64_t column);
 
 // The squared distance of two original rows in float64 from differences if it does not exceed `limit`; otherwise
 // infinity, mostly without computing it: a float32 sum of differences has a relative error of at most (dim + 4) u.
+float squared_distance_float(const float* a, const float* b, std::int64_t dim);
+Interval interval_of(float squared, std::int64_t dim);  // of the true value behind squared_distance_float
 double squared_distance_within(const float* a, const float* b, std::int64_t dim, double limit);
 
 }  // namespace mmad
