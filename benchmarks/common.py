@@ -311,6 +311,24 @@ def machine_table(machine: Mapping[str, Any], limits: Mapping[str, float]) -> Ta
     return _two_columns("Machine", facts)
 
 
+def drift_table(values: Mapping[str, Any]) -> Table:
+    """Return the ceilings before and after the parts: far apart, somebody else used the machine meanwhile."""
+    columns = [Column("what", ""), Column("before", "before", ".1f"), Column("after", "after", ".1f")]
+    names = {
+        "fp32_gflops": "matrix product, float32, GFLOP/s",
+        "bf16_gflops": "matrix product, bfloat16, GFLOP/s",
+        "copy_gbs": "memory copy, GB/s",
+        "triad_gbs": "memory triad, GB/s",
+    }
+    before, after = values["ceilings"], values["ceilings_after"]
+    rows: list[dict[str, Any]] = [
+        {"what": name, "before": before[key], "after": after[key]} for key, name in names.items()
+    ]
+    loads = {"before": values["machine"]["load_average"], "after": values["load_average_after"]}
+    rows.append({"what": "load average (this run's own work counts)", **loads})
+    return Table("The machine before and after", columns, rows)
+
+
 def versions_table(found: Mapping[str, str | None]) -> Table:
     """Return the versions as a table."""
     return _two_columns("Versions", {name: version or "not installed" for name, version in found.items()})

@@ -11,6 +11,7 @@ from common import (
     Options,
     add_part,
     ceilings,
+    drift_table,
     machine_table,
     print_table,
     result,
@@ -47,9 +48,12 @@ def main() -> None:
             print_table(table)
         add_part(values, name, tables)
         if arguments.json is not None:  # after every part: a later one that fails costs nothing that was measured
-            written = write_result(values, arguments.json)
+            write_result(values, arguments.json)
+    values["ceilings_after"] = ceilings(quick=options.quick)
+    values["load_average_after"] = os.getloadavg()[0]
+    print_table(drift_table(values))
     if arguments.json is not None:
-        print(f"written: {written}")
+        print(f"written: {write_result(values, arguments.json)}")
 
 
 def _arguments() -> argparse.Namespace:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, SCHEMA, Column, Table, machine_slug, machine_table, versions_table
+from common import ROOT, SCHEMA, Column, Table, drift_table, machine_slug, machine_table, versions_table
 
 from mmad_bank._files import replacing
 
@@ -73,6 +73,8 @@ def full(results: Sequence[Mapping[str, Any]]) -> str:
         blocks += _markdown(versions_table(values["versions"]), level=3)
         for table in _tables(values):
             blocks += _markdown(table, level=3)
+        if "ceilings_after" in values:
+            blocks += _markdown(drift_table(values), level=3)
     return "\n\n".join(blocks) + "\n"
 
 

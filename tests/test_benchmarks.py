@@ -55,7 +55,8 @@ def test_every_part_runs_and_is_printed(quick_result):
             assert table["title"] in printed
             assert table["rows"]
     assert torch.__version__.startswith(result["versions"]["torch"])
-    assert result["ceilings"]["fp32_gflops"] > 0
+    assert result["ceilings"].keys() == result["ceilings_after"].keys()
+    assert all(value > 0 for value in result["ceilings"].values())
 
 
 def test_quick_runs_are_exact_too(quick_result):
@@ -92,6 +93,7 @@ def test_report_writes_both_documents(quick_result, module, tmp_path, monkeypatc
     everything = docs.read_text(encoding="utf-8")
     for tables in result["parts"].values():
         assert all(f"### {table['title']}\n" in everything for table in tables)
+    assert "### The machine before and after\n" in everything
 
 
 def test_report_says_that_the_markers_are_missing(module):
