@@ -6,6 +6,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "mmad/cpu_features.hpp"
 #include "mmad/k_center_greedy.hpp"
@@ -100,6 +101,11 @@ PYBIND11_MODULE(_core, module) {
   module.def("best_isa", [] { return mmad::isa_name(mmad::best_isa()); });
   module.def("active_isa", [] { return mmad::isa_name(mmad::active_isa()); });
   module.def("has_avx512_vnni", &mmad::has_avx512_vnni);
+  module.def("compiled_isas", [] {
+    std::vector<std::string> names;
+    for (const mmad::Isa isa : mmad::compiled_isas()) names.push_back(mmad::isa_name(isa));
+    return names;
+  });
   bind_knn(module);
   bind_points(module);
   module.def("k_center_greedy", &k_center_greedy, py::arg("rows").noconvert(), py::arg("centers").noconvert(),

@@ -52,10 +52,10 @@ def as_features(value: Any, name: str = "features") -> torch.Tensor:
 def check_finite(rows: torch.Tensor, name: str, *, first_row: int = 0) -> None:
     """Raise an error that names the first row holding NaN or infinity.
 
-    A row's sum of absolute values is finite exactly when the row is, unless it overflows; only then are the elements
-    looked at one by one.
+    A row that is not finite has a sum that is not (infinities of both signs give NaN). A finite row may overflow, so
+    the elements of suspicious rows are looked at one by one.
     """
-    suspicious = ~torch.isfinite(rows.abs().sum(dim=-1))
+    suspicious = ~torch.isfinite(rows.sum(dim=-1))
     if not bool(suspicious.any()):
         return
     bad = ~torch.isfinite(rows).all(dim=-1)

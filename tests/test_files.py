@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,21 @@ def test_cache_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/three")
     assert cache_dir() == Path("/three/.cache/mmad-bank")
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_write(tmp_path: Path) -> None:
+    target = tmp_path / "bank.safetensors"
+    code = (
+        "import os, signal, sys; from mmad_bank._files import replacing\n"
+        "with replacing(sys.argv[1]) as partial: partial.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(target)], check=False)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert not target.exists()
+    with replacing(target) as outer:
+        outer.write_text("first")
+        with replacing(target) as inner:  # a write that goes on at the same time keeps its own file
+            inner.write_text("second")
+        assert outer.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["bank.safetensors"]
+    assert target.read_text() == "first"

@@ -57,6 +57,14 @@ Isa choose() {
 
 }  // namespace
 
+std::vector<Isa> compiled_isas() {
+#if defined(__x86_64__)
+  return {Isa::generic, Isa::avx2, Isa::avx512, Isa::amx};
+#else
+  return {Isa::generic};
+#endif
+}
+
 Isa best_isa() {
   static const Isa isa = detect();
   return isa;

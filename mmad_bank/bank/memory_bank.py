@@ -55,8 +55,6 @@ class MemoryBank:
         extractor: name of the feature extractor, kept in the file for whoever reads it.
 
     Attributes:
-        vectors: (M, D) float32 features.
-        source_rows: int64 (M,), counted through all of ``sources``.
         sources: the files that the features came from, in order.
         index: as given.
         projection: the random projection to the selection space, or None.
@@ -104,8 +102,8 @@ class MemoryBank:
         self._make_index()
 
     def _set(self, vectors: Tensor, source_rows: Tensor, index: str, precision: Precision) -> None:
-        self.vectors = vectors
-        self.source_rows = source_rows
+        self._vectors = vectors
+        self._source_rows = source_rows
         self.sources = []
         self.index = index
         self.precision = precision
@@ -204,6 +202,16 @@ class MemoryBank:
 
     def __repr__(self) -> str:
         return f"MemoryBank({len(self)} x {self.dim}, index={self.index!r}, device={str(self.vectors.device)!r})"
+
+    @property
+    def vectors(self) -> Tensor:
+        """(M, D) float32 features, as they came."""
+        return self._vectors
+
+    @property
+    def source_rows(self) -> Tensor:
+        """int64 (M,): the row of each vector in the dump it was taken from, counted through all of ``sources``."""
+        return self._source_rows
 
     @property
     def dim(self) -> int:
@@ -386,9 +394,9 @@ class MemoryBank:
         index = self.search_index
         if isinstance(index, FaissIndex):
             index.add(new, vectors)
-        self.source_rows = torch.cat([self.source_rows, picks + sum(source.rows for source in self.sources)])
+        self._source_rows = torch.cat([self.source_rows, picks + sum(source.rows for source in self.sources)])
         self.sources = [*self.sources, *sources]
-        self.vectors, self._mapped, self._faiss_bytes = vectors, False, None
+        self._vectors, self._mapped, self._faiss_bytes = vectors, False, None
         if not isinstance(index, FaissIndex):
             self._make_index()
 
@@ -398,7 +406,7 @@ class MemoryBank:
         if vectors is self.vectors:
             return self
         moved = copy.copy(self)
-        moved.vectors, moved._mapped, moved._index = vectors, False, None
+        moved._vectors, moved._mapped, moved._index = vectors, False, None
         if isinstance(self._index, FaissIndex):
             moved._faiss_bytes = self._index.serialize()
         return moved

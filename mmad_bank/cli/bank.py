@@ -168,7 +168,7 @@ def info(
     if bank_file is None:
         from mmad_bank import ops
 
-        facts: dict[str, Any] = getattr(ops, "system_info", dict)()
+        facts: dict[str, Any] = ops.system_info()
         emit(facts, {name: _word(value) for name, value in facts.items()}, title="system", as_json=as_json)
         return
     from mmad_bank.bank import MemoryBank
@@ -251,7 +251,7 @@ def _word(value: Any) -> str:
     if value is None:
         return "none"
     if isinstance(value, dict):
-        return "\n".join(f"{name}: {_word(item)}" for name, item in value.items()) or "none"
+        return "\n".join(f"{name.replace('_', ' ')}: {_word(item)}" for name, item in value.items()) or "none"
     if isinstance(value, (list, tuple)):
         return ", ".join(_word(item) for item in value) or "none"
     return str(value)

@@ -1,11 +1,13 @@
 """The engine's operations: tensors in and out, CPU or CUDA by the tensors' device."""
 
 from mmad_bank.ops import _registration as _registration  # makes torch.ops.mmad_bank
+from mmad_bank.ops._system import system_info
 from mmad_bank.ops.farthest_point_sample import farthest_point_sample
 from mmad_bank.ops.interpolate_features import interpolate_features
 from mmad_bank.ops.k_center_greedy import Coreset, extend_coreset, k_center_greedy
 from mmad_bank.ops.knn import SearchIndex, knn
 from mmad_bank.ops.knn_group import knn_group
+from mmad_bank.ops.system import system_info
 
 __all__ = [
     "Coreset",
@@ -16,4 +18,6 @@ __all__ = [
     "k_center_greedy",
     "knn",
     "knn_group",
+    "system_info",
+    "system_info",
 ]

@@ -9,6 +9,9 @@ namespace mmad {
 // In rising order: each includes the ones before it.
 enum class Isa { generic, avx2, avx512, amx };
 
+// The sets that the core was compiled for, in rising order.
+std::vector<Isa> compiled_isas();
+
 // The best set that the processor and the operating system offer. For AMX this asks Linux for the tile registers.
 Isa best_isa();
 
