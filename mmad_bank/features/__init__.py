@@ -4,5 +4,6 @@ The packages that they stand on (timm and others) are imported when an extractor
 """
 
 from mmad_bank.features.efficientnet_lite import EfficientNetLite0
+from mmad_bank.features.point_mae import PointMAE
 
-__all__ = ["EfficientNetLite0"]
+__all__ = ["EfficientNetLite0", "PointMAE"]

@@ -1,0 +1,118 @@
+"""Published checkpoints: read without running code from them, matched to a module by name and shape."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmad_bank.errors import FormatError, InputError
+
+_SHOWN = 4  # names listed in a message
+
+
+def read_torch(path: str | os.PathLike[str], key: str | None = None) -> dict[str, Tensor]:
+    """Return the tensors of a state dict that ``torch.save`` wrote, on the CPU; nothing in the file is executed.
+
+    Args:
+        path: the file. ``.safetensors`` is read too, and needs no ``key``.
+        key: entry of the saved dictionary that holds the state dict; None if the file is the state dict.
+
+    Raises:
+        InputError: The file is missing or cannot be read.
+        FormatError: It is no checkpoint, asks to run code, or lacks the key.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"{path}: no such checkpoint file")
+    if file.suffix == ".safetensors":
+        return _read_safetensors(file)
+    value = _load(file)
+    if key is not None:
+        if not isinstance(value, Mapping) or key not in value:
+            found = _shown(value) if isinstance(value, Mapping) else type(value).__name__
+            raise FormatError(f"{path}: expected a checkpoint with the key {key!r}, found {found}")
+        value = value[key]
+    if not isinstance(value, Mapping):
+        raise FormatError(f"{path}: expected a state dict, found {type(value).__name__}")
+    return {str(name): tensor for name, tensor in value.items() if isinstance(tensor, Tensor)}
+
+
+def load_matching(module: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Load the entries that the module has and leave the others of ``state`` alone.
+
+    Raises:
+        FormatError: An entry is missing or has another shape; the module is unchanged then.
+    """
+    wanted = module.state_dict()
+    # Batch normalisation counts its updates; nothing here reads the count, and older files lack it.
+    needed = [name for name in wanted if not name.endswith("num_batches_tracked")]
+    missing = [name for name in needed if name not in state]
+    kind = type(module).__name__
+    if len(missing) == len(needed):
+        raise FormatError(f"{path}: a checkpoint for another architecture than {kind}: it holds {_shown(state)}")
+    if missing:
+        raise FormatError(f"{path}: {len(missing)} of {kind}'s {len(needed)} entries are missing: {_shown(missing)}")
+    for name, tensor in wanted.items():
+        if name in state and state[name].shape != tensor.shape:
+            raise FormatError(
+                f"{path}: expected {name} of shape {tuple(tensor.shape)} as this {kind} has,"
+                f" found {tuple(state[name].shape)}"
+            )
+    module.load_state_dict({name: state.get(name, tensor) for name, tensor in wanted.items()})
+
+
+def _shown(names: Any) -> str:
+    names = [str(name) for name in names]
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "") if names else "nothing"
+
+
+def _load(file: Path) -> Any:
+    try:
+        with warnings.catch_warnings(), _numpy_scalars():
+            warnings.simplefilter("ignore")  # PyTorch's remarks on pickle protocols; a refusal says enough
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise FormatError(
+            f"{file}: not read, because it is no checkpoint or holds more than tensors (loading it could run code)"
+        ) from error
+    except PermissionError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:  # what PyTorch says to a damaged file
+        raise FormatError(f"{file}: not a PyTorch checkpoint, or a truncated one") from error
+
+
+@contextmanager
+def _numpy_scalars() -> Iterator[None]:
+    """Let NumPy numbers through, which published checkpoints keep beside the weights as their best accuracy.
+
+    ``weights_only`` refuses what it does not know; a NumPy scalar is a dtype and bytes, and runs nothing. PyTorch
+    before 2.5 has no such list, and refuses those files.
+    """
+    if not hasattr(torch.serialization, "safe_globals"):
+        yield
+        return
+    scalar = np.float64(0).__reduce__()[0]
+    dtypes = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)]
+    names = ["numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"]
+    allowed: list[Any] = [np.dtype, *dtypes, *((scalar, name) for name in names)]
+    with torch.serialization.safe_globals(allowed):
+        yield
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise FormatError(f"{file}: not a safetensors file, or a truncated one") from error

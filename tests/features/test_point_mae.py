@@ -1,0 +1,256 @@
+"""Point-MAE against a plain rendering of the published modules, through a file in the published format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmad_bank.errors import FormatError, InputError
+from mmad_bank.features import PointMAE
+
+
+def published_state(depth: int = 12) -> dict[str, torch.Tensor]:
+    """Random weights under the published names, with norms and biases that matter."""
+    generator = torch.Generator().manual_seed(5)
+    state: dict[str, torch.Tensor] = {}
+
+    def add(name: str, *shape: int, spread: float = 1.0, offset: float = 0.0) -> None:
+        state[name] = offset + spread * torch.randn(*shape, generator=generator)
+
+    def linear(name: str, n_out: int, n_in: int, *kernel: int, bias: bool = True) -> None:
+        add(f"{name}.weight", n_out, n_in, *kernel, spread=n_in**-0.5)
+        if bias:
+            add(f"{name}.bias", n_out, spread=0.2)
+
+    def norm(name: str, n: int, *, running: bool = False) -> None:
+        add(f"{name}.weight", n, spread=0.2, offset=1.0)
+        add(f"{name}.bias", n, spread=0.2)
+        if running:
+            add(f"{name}.running_mean", n, spread=0.3)
+            state[f"{name}.running_var"] = torch.rand(n, generator=generator) + 0.3
+            state[f"{name}.num_batches_tracked"] = torch.tensor(77)
+
+    linear("encoder.first_conv.0", 128, 3, 1)
+    norm("encoder.first_conv.1", 128, running=True)
+    linear("encoder.first_conv.3", 256, 128, 1)
+    linear("encoder.second_conv.0", 512, 512, 1)
+    norm("encoder.second_conv.1", 512, running=True)
+    linear("encoder.second_conv.3", 384, 512, 1)
+    linear("pos_embed.0", 128, 3)
+    linear("pos_embed.2", 384, 128)
+    for i in range(depth):
+        block = f"blocks.blocks.{i}"
+        norm(f"{block}.norm1", 384)
+        linear(f"{block}.attn.qkv", 1152, 384, bias=False)
+        linear(f"{block}.attn.proj", 384, 384)
+        norm(f"{block}.norm2", 384)
+        linear(f"{block}.mlp.fc1", 1536, 384)
+        linear(f"{block}.mlp.fc2", 384, 1536)
+    norm("norm", 384)
+    return state
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, torch.Tensor]:
+    return published_state()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(state: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As the pre-training writes it: prefixes, a decoder and a mask token, an optimizer, a NumPy accuracy."""
+    saved = {f"module.MAE_encoder.{name}": tensor for name, tensor in state.items()}
+    saved |= {"module.mask_token": torch.zeros(1, 1, 384), "module.MAE_decoder.norm.weight": torch.ones(384)}
+    path = tmp_path_factory.mktemp("point_mae") / "pretrain.pth"
+    best = {"acc": np.float64(0.91)}
+    torch.save({"base_model": saved, "optimizer": {"step": 3}, "epoch": 299, "best_metrics": best}, path)
+    return path
+
+
+def sampled_groups(cloud: torch.Tensor, n_groups: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Farthest point sampling from row 0, and k-NN by sorting."""
+    points = cloud.double()
+    picks, nearest = [0], torch.full((len(points),), torch.inf, dtype=torch.float64)
+    for _ in range(n_groups - 1):
+        nearest = torch.minimum(nearest, (points - points[picks[-1]]).square().sum(1))
+        picks.append(int(nearest.argmax()))
+    around = (points[picks][:, None] - points[None]).square().sum(-1).argsort(dim=1)[:, :size]
+    return cloud[picks], cloud[around] - cloud[picks][:, None]
+
+
+def rendered(cloud: torch.Tensor, state: dict, n_groups: int, size: int, layers: tuple, training: bool):
+    """The network in functions, channels first, as the published modules read."""
+    center, groups = sampled_groups(cloud, n_groups, size)
+
+    def convolve(x: torch.Tensor, name: str) -> torch.Tensor:
+        return F.conv1d(x, state[f"{name}.weight"], state[f"{name}.bias"])
+
+    def batch_norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        mean, var = state[f"{name}.running_mean"].clone(), state[f"{name}.running_var"].clone()
+        return F.batch_norm(x, mean, var, state[f"{name}.weight"], state[f"{name}.bias"], training=training)
+
+    def dense(x: torch.Tensor, name: str) -> torch.Tensor:
+        return F.linear(x, state[f"{name}.weight"], state.get(f"{name}.bias"))
+
+    def layer_norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        return F.layer_norm(x, (384,), state[f"{name}.weight"], state[f"{name}.bias"])
+
+    x = convolve(groups.transpose(1, 2), "encoder.first_conv.0")
+    x = convolve(F.relu(batch_norm(x, "encoder.first_conv.1")), "encoder.first_conv.3")
+    x = torch.cat([x.max(dim=2, keepdim=True).values.expand(-1, -1, size), x], dim=1)
+    x = F.relu(batch_norm(convolve(x, "encoder.second_conv.0"), "encoder.second_conv.1"))
+    x = convolve(x, "encoder.second_conv.3").max(dim=2).values
+    position = dense(F.gelu(dense(center, "pos_embed.0")), "pos_embed.2")
+    features = []
+    for i in range(max(layers) + 1):
+        block = f"blocks.blocks.{i}"
+        x = x + position
+        heads = dense(layer_norm(x, f"{block}.norm1"), f"{block}.attn.qkv").view(n_groups, 3, 6, 64)
+        q, k, v = heads.permute(1, 2, 0, 3)
+        mixed = torch.softmax(q @ k.transpose(1, 2) / 8.0, dim=-1) @ v
+        x = x + dense(mixed.permute(1, 0, 2).reshape(n_groups, 384), f"{block}.attn.proj")
+        x = x + dense(F.gelu(dense(layer_norm(x, f"{block}.norm2"), f"{block}.mlp.fc1")), f"{block}.mlp.fc2")
+        if i in layers:
+            features.append(layer_norm(x, "norm"))
+    return torch.cat(features, dim=1), center
+
+
+def clouds(*sizes: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return [torch.rand(n, 3, generator=generator) * 0.1 + torch.tensor([0.0, 0.0, 0.4]) for n in sizes]
+
+
+@pytest.mark.parametrize("recipe", ["paper", "published"])
+@pytest.mark.parametrize("layers", [(3, 7, 11), (1, 2, 3), (0,)])
+def test_published_checkpoint_gives_the_published_modules_outputs(checkpoint, state, layers, recipe) -> None:
+    net = PointMAE(20, 12, layers=layers, recipe=recipe).load_checkpoint(checkpoint)
+    batch = clouds(150, 90)
+    tokens, centers = net(batch)
+    assert tokens.shape == (2, 20, 384 * len(layers)) == (2, 20, net.dim)
+    for b, cloud in enumerate(batch):
+        expected, center = rendered(cloud, state, 20, 12, layers, training=recipe == "published")
+        assert torch.equal(centers[b], center)
+        assert (tokens[b] - expected).abs().max() < 2e-3
+
+
+def test_chunks_of_groups_change_nothing(checkpoint, state, monkeypatch) -> None:
+    monkeypatch.setattr("mmad_bank.features.point_mae._CHUNK", {"cpu": 30})
+    (cloud,) = clouds(100)
+    tokens, _ = PointMAE(9, 12, layers=(0,)).load_checkpoint(checkpoint)([cloud])
+    assert (tokens[0] - rendered(cloud, state, 9, 12, (0,), training=False)[0]).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize("recipe", ["paper", "published"])
+def test_a_cloud_has_the_same_tokens_in_any_batch(checkpoint, recipe) -> None:
+    net = PointMAE(16, 8, layers=(1,), recipe=recipe).load_checkpoint(checkpoint)
+    batch = clouds(70, 50, 60)
+    together, _ = net(batch)
+    padded = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True, padding_value=9.0)
+    assert torch.allclose(net(padded, lengths=[70, 50, 60])[0], together, atol=1e-6)
+    for cloud, tokens in zip(batch, together, strict=True):
+        assert torch.allclose(net(cloud[None])[0][0], tokens, atol=1e-5)
+
+
+def test_published_sampling_passes_over_points_near_the_origin(checkpoint) -> None:
+    (cloud,) = clouds(60)
+    cloud[5] = 0.01  # the farthest from the others by far
+    assert (PointMAE(4, 8, layers=(0,))([cloud])[1][0] == 0.01).all(dim=1).any()
+    assert not (PointMAE(4, 8, layers=(0,), recipe="published")([cloud])[1][0] == 0.01).all(dim=1).any()
+
+
+def test_bfloat16_is_near_and_float32(checkpoint) -> None:
+    batch = clouds(80)
+    exact, _ = PointMAE(16, 8).load_checkpoint(checkpoint)(batch)
+    half, _ = PointMAE(16, 8, precision="bfloat16").load_checkpoint(checkpoint)(batch)
+    assert half.dtype == torch.float32
+    assert 0 < float((half - exact).norm() / exact.norm()) < 0.05
+
+
+def test_blocks_after_the_last_layer_are_neither_made_nor_needed(state, tmp_path: Path) -> None:
+    dropped = ("blocks.blocks.4", "blocks.blocks.9")
+    short = {name: tensor for name, tensor in state.items() if not name.startswith(dropped)}
+    torch.save({"base_model": short}, tmp_path / "short.pth")
+    net = PointMAE(layers=(1, 2, 3)).load_checkpoint(tmp_path / "short.pth")
+    assert {name.split(".")[2] for name in net.state_dict() if name.startswith("blocks")} == {"0", "1", "2", "3"}
+    with pytest.raises(FormatError, match=r"missing: blocks\.blocks\.4\.norm1\.weight"):
+        PointMAE().load_checkpoint(tmp_path / "short.pth")
+
+
+def test_stays_frozen_and_in_evaluation_mode() -> None:
+    net = PointMAE(4, 4, layers=(0,)).train()
+    assert not net.training
+    assert not any(module.training for module in net.modules())
+    assert not any(parameter.requires_grad for parameter in net.parameters())
+
+
+def save_without_key(path: Path, state: dict) -> None:
+    torch.save({"model": state, "epoch": 1}, path)
+
+
+def save_other_architecture(path: Path, state: dict) -> None:
+    torch.save({"base_model": {"group_divider.weight": torch.zeros(1), "head.bias": torch.zeros(1)}}, path)
+
+
+def save_other_width(path: Path, state: dict) -> None:
+    torch.save({"base_model": state | {"pos_embed.2.weight": torch.zeros(192, 128)}}, path)
+
+
+def save_truncated(path: Path, state: dict) -> None:
+    torch.save({"base_model": state}, path)
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def save_code(path: Path, state: dict) -> None:
+    torch.save({"base_model": state, "hook": Path("x")}, path)
+
+
+def save_text(path: Path, state: dict) -> None:
+    path.write_text("not a checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (save_without_key, "expected a checkpoint with the key 'base_model', found model, epoch"),
+        (save_other_architecture, "another architecture than PointMAE: it holds group_divider.weight, head.bias"),
+        (save_other_width, r"expected pos_embed.2.weight of shape \(384, 128\).* found \(192, 128\)"),
+        (save_truncated, "not a PyTorch checkpoint, or a truncated one"),
+        (save_code, "holds more than tensors"),
+        (save_text, "no checkpoint"),
+    ],
+)
+def test_other_files_are_refused_in_one_line(tmp_path: Path, state, write, message: str) -> None:
+    path = tmp_path / "file.pth"
+    write(path, state)
+    net = PointMAE(4, 4, layers=(0,))
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    with pytest.raises(FormatError, match=message) as caught:
+        net.load_checkpoint(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: PointMAE(20, 4, layers=(0,))(torch.rand(1, 19, 3)), r"points\[0\]: expected at least 20 .*num_groups"),
+        (lambda: PointMAE(4, 20, layers=(0,))(clouds(30, 19)), r"points\[1\]: expected at least 20 .*group_size"),
+        (lambda: PointMAE(2, 2, layers=(0,))(torch.full((1, 5, 3), torch.nan)), "NaN"),
+        (lambda: PointMAE(2, 2, layers=(0,))([]), "at least one cloud"),
+        (lambda: PointMAE(2, 2, layers=(0,))(torch.rand(5, 3)), "points: expected 3-D"),
+        (lambda: PointMAE(2, 2, layers=(0,))(torch.rand(2, 5, 3), lengths=[5]), "lengths: expected 2"),
+        (lambda: PointMAE(layers=(3, 12)), "layers"),
+        (lambda: PointMAE(layers=(7, 3)), "layers"),
+        (lambda: PointMAE(0), "num_groups"),
+        (lambda: PointMAE(recipe="own"), "recipe"),
+        (lambda: PointMAE(precision="half"), "precision"),
+        (lambda: PointMAE(layers=(0,)).load_checkpoint("nowhere.pth"), "nowhere.pth: no such"),
+    ],
+)
+def test_bad_input_is_named(call, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        call()
