@@ -7,7 +7,6 @@ from mmad_bank.ops.interpolate_features import interpolate_features
 from mmad_bank.ops.k_center_greedy import Coreset, extend_coreset, k_center_greedy
 from mmad_bank.ops.knn import SearchIndex, knn
 from mmad_bank.ops.knn_group import knn_group
-from mmad_bank.ops.system import system_info
 
 __all__ = [
     "Coreset",
@@ -18,6 +17,5 @@ __all__ = [
     "k_center_greedy",
     "knn",
     "knn_group",
-    "system_info",
     "system_info",
 ]
