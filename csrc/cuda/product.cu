@@ -13,14 +13,21 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kRowGroups = 4;     // 16 rows each
 constexpr int kColumnGroups = 8;  // 8 columns each
+constexpr int kColumnRing = 4;    // tiles whose column terms are in shared memory: one in use, up to two on their way
 
 template <bool kInt8>
 constexpr int kStageBytes = kBlockBytes + (kInt8 ? kInt8BlockBytes : kBlockBytes);
 
+// Where things are in shared memory, behind the stages.
 template <int kStages, bool kInt8>
-std::size_t shared_bytes(int k) {
-  return kStages * kStageBytes<kInt8> + (kInt8 ? kBlockBytes : 0) + SelectionShared::bytes(k, kInt8);
-}
+struct Layout {
+  static constexpr int kWide = kStages * kStageBytes<kInt8>;              // int8 only: the block in use, as bfloat16
+  static constexpr int kColumns = kWide + (kInt8 ? kBlockBytes : 0);      // [kColumnRing][kTileRows]: |m|^2
+  static constexpr int kScales = kColumns + kColumnRing * kTileRows * 4;  // the same for the scales of int8 banks
+  static constexpr int kSelection = kScales + (kInt8 ? kColumnRing * kTileRows * 4 : 0);
+
+  static std::size_t bytes(int k) { return kSelection + SelectionShared::bytes(k); }
+};
 
 // Walks over (tile, depth block) in the order of use and starts the copies of one step.
 template <bool kInt8>
@@ -30,9 +37,10 @@ struct Loader {
   int tile;
   int end;
   int depth_block;
+  float* columns;
+  float* scales;
 
-  __device__ __forceinline__ void start_next(const ProductTask& task, const SelectionShared& shared,
-                                             unsigned char* stage) {
+  __device__ __forceinline__ void start_next(const ProductTask& task, unsigned char* stage) {
     constexpr int bank_bytes = kInt8 ? kInt8BlockBytes : kBlockBytes;
     if (tile < end) {
       const int thread = static_cast<int>(threadIdx.x);
@@ -45,10 +53,9 @@ struct Loader {
       for (int i = thread * 16; i < bank_bytes; i += kThreads * 16) copy_async_16(stage + kBlockBytes + i, b + i);
       if (depth_block == 0) {
         const int ring = tile % kColumnRing * kTileRows + thread;
-        copy_async_4(shared.columns + ring, task.bank.squared + static_cast<std::size_t>(tile) * kTileRows + thread);
+        copy_async_4(columns + ring, task.bank.squared + static_cast<std::size_t>(tile) * kTileRows + thread);
         if (kInt8) {
-          copy_async_4(shared.multipliers + ring,
-                       task.bank.scale + static_cast<std::size_t>(tile) * kTileRows + thread);
+          copy_async_4(scales + ring, task.bank.scale + static_cast<std::size_t>(tile) * kTileRows + thread);
         }
       }
       if (++depth_block == task.bank.depth_blocks) {
@@ -108,9 +115,12 @@ __device__ __forceinline__ void multiply_block(float (&sums)[kRowGroups][kColumn
 template <int kStages, bool kInt8>
 __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductTask task) {
   MMAD_DYNAMIC_SHARED(memory);
-  unsigned char* wide = memory + kStages * kStageBytes<kInt8>;  // int8 only
+  using Places = Layout<kStages, kInt8>;
+  unsigned char* wide = memory + Places::kWide;
+  float* columns = reinterpret_cast<float*>(memory + Places::kColumns);
+  float* scales = reinterpret_cast<float*>(memory + Places::kScales);
   SelectionShared shared;
-  shared.carve(wide + (kInt8 ? kBlockBytes : 0), kInt8);
+  shared.carve(memory + Places::kSelection);
 
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = lane_id();
@@ -125,13 +135,18 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductTask 
 
   RowOwner owner;  // thread t owns row t of the query tile
   owner.begin(task, shared, static_cast<std::int64_t>(query_tile) * kTileRows + thread, split, thread);
-  if (begin < end) owner.set_screen(task.bank, shared, begin, thread);
+  if (begin < end) owner.set_screen(task.bank, shared, begin, begin, thread);
 
   Loader<kInt8> loader{static_cast<const unsigned char*>(task.queries.values) +
                            static_cast<std::size_t>(query_tile) * depth_blocks * kBlockBytes,
-                       static_cast<const unsigned char*>(task.bank.values), begin, end, 0};
+                       static_cast<const unsigned char*>(task.bank.values),
+                       begin,
+                       end,
+                       0,
+                       columns,
+                       scales};
 #pragma unroll
-  for (int i = 0; i < kStages - 1; ++i) loader.start_next(task, shared, memory + i * kStageBytes<kInt8>);
+  for (int i = 0; i < kStages - 1; ++i) loader.start_next(task, memory + i * kStageBytes<kInt8>);
 
   int stage = 0;
   float sums[kRowGroups][kColumnGroups][4];
@@ -146,7 +161,7 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductTask 
       copy_async_wait<kStages - 2>();
       __syncthreads();  // this step's data is there for all, and nobody reads the stage that is filled next
       const int next = stage == 0 ? kStages - 1 : stage - 1;
-      loader.start_next(task, shared, memory + next * kStageBytes<kInt8>);
+      loader.start_next(task, memory + next * kStageBytes<kInt8>);
       const unsigned char* a = memory + stage * kStageBytes<kInt8>;
       const unsigned char* b = a + kBlockBytes;
       if (kInt8) {
@@ -159,10 +174,13 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductTask 
     }
     bool again = true;
     while (again) {
-      const bool left_over = offer_keys<kInt8>(sums, shared, tile, warp_row + lane / 4, warp_column + lane % 4 * 2);
+      const int ring = tile % kColumnRing * kTileRows;
+      const bool left_over = offer_keys<kInt8>(sums, shared, columns + ring, scales + ring, warp_row + lane / 4,
+                                               warp_column + lane % 4 * 2);
       again = __syncthreads_or(left_over) != 0;
       owner.drain(task, shared, tile, thread);
-      if (again || tile + 1 < end) owner.set_screen(task.bank, shared, again ? tile : tile + 1, thread);
+      const int next = again ? tile : tile + 1;
+      if (next < end) owner.set_screen(task.bank, shared, next, next, thread);
       if (again) __syncthreads();  // otherwise the next step's barrier does
     }
   }
@@ -173,14 +191,14 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductTask 
 template <int kStages, bool kInt8>
 void launch_stages(const ProductTask& task, Stream stream) {
   const dim3 grid(static_cast<unsigned>(task.queries.tiles * task.state.splits));
-  launch("product", product_kernel<kStages, kInt8>, grid, kThreads, shared_bytes<kStages, kInt8>(task.state.k), stream,
+  launch("product", product_kernel<kStages, kInt8>, grid, kThreads, Layout<kStages, kInt8>::bytes(task.state.k), stream,
          false, task);
 }
 
 template <bool kInt8>
 void launch_product(const ProductTask& task, const DeviceLimits& limits, Stream stream) {
   constexpr std::size_t reserved = 1024;  // a block's own, by the system
-  if (2 * (shared_bytes<3, kInt8>(task.state.k) + reserved) <= limits.shared_per_multiprocessor) {
+  if (2 * (Layout<3, kInt8>::bytes(task.state.k) + reserved) <= limits.shared_per_multiprocessor) {
     launch_stages<3, kInt8>(task, stream);
   } else {
     launch_stages<2, kInt8>(task, stream);

@@ -8,29 +8,19 @@
 namespace mmad::cuda {
 
 constexpr int kQueueSlots = 8;
-constexpr int kColumnRing = 4;  // tiles whose column terms are in shared memory: one in use, up to two on their way
 
-// Views of shared memory.
+// Views of shared memory; rows are those of the query tile.
 struct SelectionShared {
-  float* columns;      // [kColumnRing][kTileRows]: |m|^2
-  float* multipliers;  // the same for int8 banks: scale; null otherwise
-  float* screen;       // [kTileRows]: keys below it are looked at
-  unsigned* counts;    // [kTileRows]: keys offered in this round
-  uint2* queue;        // [kQueueSlots][kTileRows]: key, column
-  float* best;         // [k][kTileRows]: the smallest upper bounds
+  uint2* queue;      // [kQueueSlots][kTileRows]: key, column
+  float* screen;     // [kTileRows]: keys below it are looked at
+  unsigned* counts;  // [kTileRows]: keys offered in this round
+  float* best;       // [k][kTileRows]: the smallest upper bounds
 
-  static constexpr std::size_t bytes(int k, bool int8) {
-    const std::size_t rings = kColumnRing * (int8 ? 2 : 1);
-    return kTileRows * (rings * 4 + 4 + 4 + kQueueSlots * 8 + static_cast<std::size_t>(k) * 4);
-  }
+  static std::size_t bytes(int k) { return kTileRows * (kQueueSlots * 8 + 4 + 4 + static_cast<std::size_t>(k) * 4); }
 
-  __device__ __forceinline__ void carve(unsigned char* memory, bool int8) {
+  __device__ __forceinline__ void carve(unsigned char* memory) {
     queue = reinterpret_cast<uint2*>(memory);
-    columns = reinterpret_cast<float*>(queue + kQueueSlots * kTileRows);
-    float* next = columns + kColumnRing * kTileRows;
-    multipliers = int8 ? next : nullptr;
-    next += int8 ? kColumnRing * kTileRows : 0;
-    screen = next;
+    screen = reinterpret_cast<float*>(queue + kQueueSlots * kTileRows);
     counts = reinterpret_cast<unsigned*>(screen + kTileRows);
     best = screen + 2 * kTileRows;
   }
@@ -83,9 +73,12 @@ struct RowOwner {
     if (state.shared != nullptr && live) hint = from_ordered_bits(load_shared_word(state.shared + query));
   }
 
-  __device__ __forceinline__ void set_screen(const Operand& bank, const SelectionShared& shared, int tile, int row) {
-    const float error = key_error(bound, bank.tile_norm[tile], bank.tile_residual[tile]);
-    shared.screen[row] = screen_threshold(threshold(), error);
+  // For the keys of the bank tiles `tile` to `last`.
+  __device__ __forceinline__ void set_screen(const Operand& bank, const SelectionShared& shared, int tile, int last,
+                                             int row) {
+    const float norm = fmaxf(bank.tile_norm[tile], bank.tile_norm[last]);
+    const float residual = fmaxf(bank.tile_residual[tile], bank.tile_residual[last]);
+    shared.screen[row] = screen_threshold(threshold(), key_error(bound, norm, residual));
   }
 
   __device__ __forceinline__ void find_worst(int k, const SelectionShared& shared, int row) {
@@ -147,56 +140,68 @@ struct RowOwner {
   }
 };
 
-// The keys in this thread's accumulators: rows first_row + 16 i + 8 h, columns first_column + 8 j + {0, 1}. Keys below
-// their row's screen are queued and their accumulator set to -infinity, which makes the key +infinity from then on.
-// Returns true if a queue was full: what is left has to be offered again.
-template <bool kInt8, int kRowGroups, int kColumnGroups>
-__device__ __forceinline__ bool offer_keys(float (&sums)[kRowGroups][kColumnGroups][4], const SelectionShared& shared,
-                                           int tile, int first_row, int first_column) {
-  const float* columns = shared.columns + tile % kColumnRing * kTileRows + first_column;
-  bool left_over = false;
-  float squared[kColumnGroups][2];
-  float factor[kColumnGroups][2];
-#pragma unroll
-  for (int j = 0; j < kColumnGroups; ++j) {
-    const float2 two = *reinterpret_cast<const float2*>(columns + 8 * j);
-    squared[j][0] = two.x;
-    squared[j][1] = two.y;
-    factor[j][0] = factor[j][1] = -2.0f;
+// |m|^2 and the factor of the sum for two neighbouring columns.
+template <bool kInt8>
+struct ColumnPair {
+  float squared[2];
+  float factor[2];
+
+  __device__ __forceinline__ ColumnPair(const float* columns, const float* scales, int column) {
+    const float2 two = *reinterpret_cast<const float2*>(columns + column);
+    squared[0] = two.x;
+    squared[1] = two.y;
+    factor[0] = factor[1] = -2.0f;
     if constexpr (kInt8) {
-      const float* multipliers = shared.multipliers + tile % kColumnRing * kTileRows + first_column;
-      const float2 both = *reinterpret_cast<const float2*>(multipliers + 8 * j);
-      factor[j][0] = -2.0f * both.x;
-      factor[j][1] = -2.0f * both.y;
+      const float2 both = *reinterpret_cast<const float2*>(scales + column);
+      factor[0] = -2.0f * both.x;
+      factor[1] = -2.0f * both.y;
     }
   }
+
+  __device__ __forceinline__ float key(int c, float sum) const { return multiply_add(factor[c], sum, squared[c]); }
+};
+
+// The keys in this thread's accumulators: rows first_row + 16 i + 8 h, columns first_column + 8 j + {0, 1}; `columns` (and
+// for int8 banks `scales`) are the tile's |m|^2 (and scales) in shared memory. Keys below their row's screen are queued and
+// their accumulator set to -infinity, which makes the key +infinity from then on. Returns true if a queue was full: what
+// is left has to be offered again.
+template <bool kInt8, int kRowGroups, int kColumnGroups>
+__device__ __forceinline__ bool offer_keys(float (&sums)[kRowGroups][kColumnGroups][4], const SelectionShared& shared,
+                                           const float* columns, const float* scales, int first_row, int first_column) {
+  float least[kRowGroups][2];
+#pragma unroll
+  for (int i = 0; i < kRowGroups; ++i) least[i][0] = least[i][1] = kInfinity32;
+#pragma unroll
+  for (int j = 0; j < kColumnGroups; ++j) {
+    const ColumnPair<kInt8> pair(columns, scales, first_column + 8 * j);
+#pragma unroll
+    for (int i = 0; i < kRowGroups; ++i) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) least[i][e / 2] = fminf(least[i][e / 2], pair.key(e % 2, sums[i][j][e]));
+    }
+  }
+  bool left_over = false;
 #pragma unroll
   for (int i = 0; i < kRowGroups; ++i) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int row = first_row + 16 * i + 8 * h;
       const float limit = shared.screen[row];
-      float least = kInfinity32;
+      if (!(least[i][h] < limit)) continue;
 #pragma unroll
       for (int j = 0; j < kColumnGroups; ++j) {
-        least = fminf(least, multiply_add(factor[j][0], sums[i][j][2 * h], squared[j][0]));
-        least = fminf(least, multiply_add(factor[j][1], sums[i][j][2 * h + 1], squared[j][1]));
-      }
-      if (!(least < limit)) continue;
-#pragma unroll
-      for (int j = 0; j < kColumnGroups; ++j) {
+        const ColumnPair<kInt8> pair(columns, scales, first_column + 8 * j);
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-          const float key = multiply_add(factor[j][c], sums[i][j][2 * h + c], squared[j][c]);
-          if (key < limit) {
-            const unsigned slot = atomicAdd(&shared.counts[row], 1u);
-            if (slot < kQueueSlots) {
-              shared.queue[slot * kTileRows + row] =
-                  uint2{bit_cast<unsigned>(key), static_cast<unsigned>(first_column + 8 * j + c)};
-              sums[i][j][2 * h + c] = -kInfinity32;
-            } else {
-              left_over = true;
-            }
+          const float key = pair.key(c, sums[i][j][2 * h + c]);
+          if (!(key < limit)) continue;
+          const unsigned slot = atomicAdd(&shared.counts[row], 1u);
+          if (slot < kQueueSlots) {
+            const unsigned column = static_cast<unsigned>(first_column + 8 * j + c);
+            shared.queue[slot * kTileRows + row] = uint2{bit_cast<unsigned>(key), column};
+            sums[i][j][2 * h + c] = -kInfinity32;
+          } else {
+            left_over = true;
           }
         }
       }
