@@ -147,6 +147,14 @@ def set_threads(threads: int) -> None:
 # Its ceilings
 
 
+CEILINGS = {
+    "fp32_gflops": "matrix product, float32, GFLOP/s",
+    "bf16_gflops": "matrix product, bfloat16, GFLOP/s",
+    "copy_gbs": "memory copy, GB/s",
+    "triad_gbs": "memory triad, GB/s",
+}
+
+
 def matmul_gflops(dtype: torch.dtype, side: int, rounds: int = 5) -> float:
     """Measure square matrix products of PyTorch: the best of several, in GFLOP/s."""
     a, b = (torch.randn(side, side).to(dtype) for _ in range(2))
@@ -294,7 +302,7 @@ def print_table(table: Table) -> None:
 
 
 def machine_table(machine: Mapping[str, Any], limits: Mapping[str, float]) -> Table:
-    """Return the machine and its ceilings as a table."""
+    """Return the machine and those of its ceilings that were measured as a table."""
     caches = ", ".join(f"{name} {size}" for name, size in machine["caches"].items())
     facts: dict[str, str | None] = {
         "processor": f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads used",
@@ -304,25 +312,17 @@ def machine_table(machine: Mapping[str, Any], limits: Mapping[str, float]) -> Ta
         "GPU": ", ".join(machine["gpu"]) or "none",
         "system": machine["system"],
         "load average at the start": f"{machine['load_average']:.2f}",
-        "matrix product, float32": f"{limits['fp32_gflops']:.0f} GFLOP/s",
-        "matrix product, bfloat16": f"{limits['bf16_gflops']:.0f} GFLOP/s",
-        "memory stream": f"{limits['copy_gbs']:.1f} GB/s copy, {limits['triad_gbs']:.1f} GB/s triad",
     }
+    facts |= {CEILINGS[key]: f"{value:.{0 if value >= 100 else 1}f}" for key, value in limits.items()}
     return _two_columns("Machine", facts)
 
 
 def drift_table(values: Mapping[str, Any]) -> Table:
     """Return the ceilings before and after the parts: far apart, somebody else used the machine meanwhile."""
     columns = [Column("what", ""), Column("before", "before", ".1f"), Column("after", "after", ".1f")]
-    names = {
-        "fp32_gflops": "matrix product, float32, GFLOP/s",
-        "bf16_gflops": "matrix product, bfloat16, GFLOP/s",
-        "copy_gbs": "memory copy, GB/s",
-        "triad_gbs": "memory triad, GB/s",
-    }
     before, after = values["ceilings"], values["ceilings_after"]
     rows: list[dict[str, Any]] = [
-        {"what": name, "before": before[key], "after": after[key]} for key, name in names.items()
+        {"what": name, "before": before[key], "after": after[key]} for key, name in CEILINGS.items()
     ]
     loads = {"before": values["machine"]["load_average"], "after": values["load_average_after"]}
     rows.append({"what": "load average (this run's own work counts)", **loads})

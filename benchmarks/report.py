@@ -2,7 +2,7 @@
 
     python benchmarks/report.py benchmarks/results/*.json
 
-Nothing in either is typed by hand. Of several results of one benchmark on one machine the newest counts.
+Nothing in either is typed by hand. Of several results of one part on one machine the newest counts.
 """
 
 from __future__ import annotations
@@ -57,11 +57,16 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def newest(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Keep of every benchmark and machine the newest result."""
-    kept: dict[tuple[str, str], dict[str, Any]] = {}
-    for values in sorted(results, key=lambda values: values["date"]):
-        kept[values["benchmark"], machine_slug(values["machine"])] = values
-    return [kept[key] for key in sorted(kept)]
+    """Keep of every part, benchmark and machine the newest result, in the order of benchmarks, machines and dates."""
+    ordered = sorted(results, key=lambda values: (values["benchmark"], machine_slug(values["machine"]), values["date"]))
+    latest = {(v["benchmark"], machine_slug(v["machine"]), part): v["date"] for v in ordered for part in v["parts"]}
+    kept = []
+    for values in ordered:
+        where = values["benchmark"], machine_slug(values["machine"])
+        parts = {part: t for part, t in values["parts"].items() if latest[*where, part] == values["date"]}
+        if parts:
+            kept.append(values | {"parts": parts})
+    return kept
 
 
 def full(results: Sequence[Mapping[str, Any]]) -> str:
@@ -126,8 +131,11 @@ def _settings(values: Mapping[str, Any]) -> str:
     return f"Measured on {values['date'][:10]} with mmad-bank {values['versions']['mmad-bank']}{how}."
 
 
+_NO_PEERS = ("mmad-bank", "python", "timm")
+
+
 def _peers(values: Mapping[str, Any]) -> str:
-    found = [f"{name} {version}" for name, version in values["versions"].items() if version and name != "mmad-bank"]
+    found = [f"{name} {version}" for name, version in values["versions"].items() if version and name not in _NO_PEERS]
     return f"Peers: {', '.join(found)}."
 
 

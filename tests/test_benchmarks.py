@@ -96,6 +96,24 @@ def test_report_writes_both_documents(quick_result, module, tmp_path, monkeypatc
     assert "### The machine before and after\n" in everything
 
 
+def test_report_reads_results_without_ceilings(module):
+    common = module("common")
+    values = common.result("gpu", {"quick": False}, 2, {})
+    common.add_part(values, "part", [common.Table("A table", [common.Column("a", "A", ".1f")], [{"a": 1.25}, {}])])
+    text = module("report").full([json.loads(json.dumps(values))])
+    assert "### A table\n\n| A |\n| ---: |\n| 1.2 |\n| – |" in text
+
+
+def test_report_keeps_the_newest_of_each_part(module):
+    machine = {"cpu": "A (R) CPU @ 2 GHz", "threads": 2, "isa": "avx2"}
+    first, second, third = (
+        {"benchmark": "engine", "machine": machine, "date": f"2026-01-0{day}", "parts": dict.fromkeys(parts, [day])}
+        for day, parts in ((1, ("load", "search")), (2, ("search",)), (3, ("search", "bagel")))
+    )
+    kept = module("report").newest([third, first, second])
+    assert [values["parts"] for values in kept] == [{"load": [1]}, {"search": [3], "bagel": [3]}]
+
+
 def test_report_says_that_the_markers_are_missing(module):
     with pytest.raises(ValueError, match=r"README\.md: expected"):
         module("report").with_section("no markers", "section")
