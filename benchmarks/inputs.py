@@ -7,6 +7,7 @@ The network is the embedded EfficientNet-Lite0 with its ImageNet weights. Six of
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +25,14 @@ BAGEL_IMAGES, BAGEL_GRID, BAGEL_DIM = 244, (56, 56), 1152
 _CACHE_VERSION = 1
 
 
+@functools.cache
+def _extractor(grid: tuple[int, int]) -> mb.features.EfficientNetLite0:
+    return mb.features.EfficientNetLite0(STAGES_768, grid=grid)
+
+
 def extract_768(images: np.ndarray, grid: tuple[int, int] = (28, 28)) -> np.ndarray:
     """Extract features of images (B, H, W, 3) uint8: (B · h · w, 768) float32."""
-    extractor = mb.features.EfficientNetLite0(STAGES_768, grid=grid)
+    extractor = _extractor(grid)
     batches = [
         extractor(torch.from_numpy(images[i : i + 16]).permute(0, 3, 1, 2)).numpy() for i in range(0, len(images), 16)
     ]

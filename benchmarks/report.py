@@ -63,7 +63,7 @@ def newest(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     kept = []
     for values in ordered:
         where = values["benchmark"], machine_slug(values["machine"])
-        parts = {part: t for part, t in values["parts"].items() if latest[*where, part] == values["date"]}
+        parts = {part: t for part, t in values["parts"].items() if latest[(*where, part)] == values["date"]}
         if parts:
             kept.append(values | {"parts": parts})
     return kept
@@ -92,7 +92,10 @@ def summary(results: Sequence[Mapping[str, Any]]) -> str:
             if table.headline:
                 columns = [column for column in table.columns if not column.detail]
                 blocks.append(f"*{table.title}*\n\n{_grid(columns, table.rows)}")
-    blocks.append("What is measured and how, and all tables: [docs/benchmarks.md](docs/benchmarks.md).")
+    blocks.append(
+        "× X: how many times longer than X a row took, the median of the ratios within each round. All tables are in"
+        " [docs/benchmarks.md](docs/benchmarks.md), what is measured and how in [benchmarks](benchmarks/README.md)."
+    )
     return "\n\n".join(blocks)
 
 

@@ -107,7 +107,7 @@ def test_report_reads_results_without_ceilings(module):
 def test_report_keeps_the_newest_of_each_part(module):
     machine = {"cpu": "A (R) CPU @ 2 GHz", "threads": 2, "isa": "avx2"}
     first, second, third = (
-        {"benchmark": "engine", "machine": machine, "date": f"2026-01-0{day}", "parts": dict.fromkeys(parts, [day])}
+        {"benchmark": "engine", "machine": machine, "date": f"2026-01-0{day}", "parts": {part: [day] for part in parts}}
         for day, parts in ((1, ("load", "search")), (2, ("search",)), (3, ("search", "bagel")))
     )
     kept = module("report").newest([third, first, second])
