@@ -1,4 +1,10 @@
-"""The engine's benchmark: selection, search, a bagel-size build, loading, exactness. See README.md beside this file."""
+"""The engine's benchmark: selection, search, a bagel-size build, loading, exactness.
+
+    python benchmarks/engine.py [selection] [search] [bagel] [load] [exactness] [--quick] [--json benchmarks/results]
+
+Prints the machine, the versions and a table or more a part; ``--json`` also writes all of it to a file. README.md beside
+this file says what is measured and how to read it.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +63,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run? The times mean nothing")
     parser.add_argument("--full", action="store_true", help="run anomalib's selection whole as well (minutes)")
