@@ -1,0 +1,102 @@
+"""FPFH descriptors (Rusu et al. 2009) of organized point clouds through Open3D: BTF's 3-D features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmad_bank._checks import ArrayLike, check_index
+from mmad_bank.errors import InputError, MissingExtraError
+from mmad_bank.features.alignment import measured_points, pool_to_grid
+
+
+class FPFH:
+    """Fast point feature histograms of the measured points, averaged over the cells of a patch grid.
+
+    As in BTF (Horwitz and Hoshen 2023): 33 values a point, zeros where nothing is measured, 3×3 average pooling, then
+    the grid. On clouds in metres the default radii span the whole object, so that the numbers of neighbours decide.
+
+    Args:
+        grid: (h, w) of the patches.
+        normal_radius: of the search for a point's normal, in the clouds' unit.
+        normal_neighbors: at most so many neighbours for a normal.
+        feature_radius: of the search for a point's descriptor, in the clouds' unit.
+        feature_neighbors: at most so many neighbours for a descriptor.
+
+    Raises:
+        InputError: An argument is out of range.
+        MissingExtraError: Open3D is not installed.
+
+    Example:
+        >>> FPFH()(torch.rand(1, 224, 224, 3) + 1).shape  # doctest: +SKIP
+        torch.Size([1, 784, 33])
+    """
+
+    dim = 33
+
+    def __init__(
+        self,
+        grid: tuple[int, int] = (28, 28),
+        *,
+        normal_radius: float = 0.1,
+        normal_neighbors: int = 30,
+        feature_radius: float = 0.25,
+        feature_neighbors: int = 100,
+    ) -> None:
+        self.grid = (grid[0], grid[1])
+        self.normal_radius, self.normal_neighbors = normal_radius, normal_neighbors
+        self.feature_radius, self.feature_neighbors = feature_radius, feature_neighbors
+        for side in self.grid:
+            check_index(side, "grid", 1, 2**15, "patches along a side")
+        for name in ("normal", "feature"):
+            radius = getattr(self, f"{name}_radius")
+            if not 0 < radius < float("inf"):
+                raise InputError(f"{name}_radius: expected a positive finite number, found {radius}")
+            check_index(getattr(self, f"{name}_neighbors"), f"{name}_neighbors", 3, 2**31 - 1, "a plane needs three")
+        try:
+            import open3d
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("open3d", "multimodal", "the extractor FPFH") from error
+        except (ImportError, OSError) as error:  # it is there, but a system library that it wants is not
+            raise InputError(f"open3d: installed, but it cannot be loaded ({error})") from error
+        self._open3d = open3d
+
+    @property
+    def name(self) -> str:
+        """What a bank file records as its extractor."""
+        normal, feature = (self.normal_radius, self.normal_neighbors), (self.feature_radius, self.feature_neighbors)
+        return f"fpfh normals {normal[0]:g}/{normal[1]} features {feature[0]:g}/{feature[1]}"
+
+    def __call__(self, xyz: ArrayLike | Sequence[ArrayLike]) -> Tensor:
+        """Describe organized clouds.
+
+        Args:
+            xyz: (B, H, W, 3), or a sequence of (H, W, 3); zeros or NaN where nothing is measured.
+
+        Returns:
+            float32 (B, h·w, 33) on the CPU, row by row over the grid.
+
+        Raises:
+            InputError: A cloud has another shape or no measured point.
+        """
+        pooled = [pool_to_grid(self.describe(cloud, f"xyz[{b}]"), self.grid) for b, cloud in enumerate(xyz)]
+        if not pooled:
+            raise InputError("xyz: expected at least one cloud, found none")
+        return torch.stack(pooled).flatten(2).transpose(1, 2).contiguous()
+
+    def describe(self, xyz: ArrayLike, name: str = "xyz") -> Tensor:
+        """Return the map (33, H, W) of one organized cloud, zeros where nothing is measured."""
+        points, pixels = measured_points(xyz, name)
+        cloud = self._open3d.geometry.PointCloud()
+        cloud.points = self._open3d.utility.Vector3dVector(points.cpu().double().numpy())
+        search = self._open3d.geometry.KDTreeSearchParamHybrid
+        cloud.estimate_normals(search_param=search(radius=self.normal_radius, max_nn=self.normal_neighbors))
+        histograms = self._open3d.pipelines.registration.compute_fpfh_feature(
+            cloud, search(radius=self.feature_radius, max_nn=self.feature_neighbors)
+        )
+        maps = torch.zeros(self.dim, xyz.shape[0] * xyz.shape[1])
+        maps[:, pixels.cpu()] = torch.from_numpy(np.asarray(histograms.data)).float()
+        return maps.view(self.dim, *xyz.shape[:2])
