@@ -88,6 +88,7 @@ class BuildCore(build_ext):
                 f"-I{ROOT / 'csrc' / 'include'}",
                 f"-I{ROOT / 'csrc'}",
             ]
+            command += ["-DMMAD_HAS_SM90A"] if "90a" in archs else []  # the wgmma product has code
             subprocess.run([*command, *gencode_flags(archs)], check=True)
         return str(target)
 

@@ -148,6 +148,19 @@ def captured(index: _cuda.CudaIndex, queries: Tensor, k: int) -> Callable[[], No
     return graph.replay
 
 
+def with_wgmma(search: Callable[[], object]) -> Callable[[], object]:
+    """Return a search that asks for the sm_90a product (devices without it ignore the wish)."""
+
+    def wished() -> object:
+        os.environ["MMAD_BANK_WGMMA"] = "1"
+        try:
+            return search()
+        finally:
+            del os.environ["MMAD_BANK_WGMMA"]
+
+    return wished
+
+
 def run_knn(run: Run) -> None:
     """Time the search against the product alone, FAISS, and cdist with topk."""
     shapes = [(16 * 784, 19129, 768, 1), (16 * 784, 19129, 768, 9), (784, 19129, 768, 1), (3136, 76518, 1152, 1)]
@@ -182,6 +195,7 @@ def _knn_contestants(bank: Tensor, queries: Tensor, k: int) -> dict[str, Callabl
     contestants: dict[str, Callable[[], object]] = {
         "mmad-bank half": lambda: half.search(queries, k),
         "mmad-bank half, graph replay": captured(half, queries, k),
+        "mmad-bank half, wgmma": with_wgmma(lambda: half.search(queries, k)),
         "mmad-bank int8": lambda: int8.search(queries, k),
         "torch.matmul bfloat16": lambda: torch.matmul(queries16, bank16.T, out=product),
         "torch.cdist + topk": lambda: torch.cdist(queries, bank).topk(k, largest=False),

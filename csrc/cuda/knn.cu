@@ -292,7 +292,7 @@ std::size_t lay_out(void* buffer, std::int64_t count, int dim, int k, const KnnP
 
 KnnPlan plan_knn(std::int64_t queries, const Operand& bank, int k, const DeviceLimits& limits) {
   KnnPlan plan;
-  plan.splits = choose_splits(tiles_of(queries), bank.tiles, limits);
+  plan.splits = choose_splits(tiles_of(queries), bank, limits);
   plan.capacity = (bank.int8 ? 128 : 48) + 4 * k;
   Parts parts;
   plan.workspace_bytes = lay_out(nullptr, queries, bank.dim, k, plan, parts);

@@ -2,6 +2,8 @@
 // steps of 64 columns through a ring of asynchronous copies. Two blocks share a multiprocessor, so that one selects
 // while the other multiplies.
 #include <algorithm>
+#include <cstdlib>
+#include <cstring>
 
 #include "cuda/product.cuh"
 #include "cuda/selection.cuh"
@@ -205,16 +207,32 @@ void launch_product(const ProductTask& task, const DeviceLimits& limits, Stream 
   }
 }
 
+// The wgmma product has not been measured yet: it runs where the environment asks for it.
+bool use_wgmma(const Operand& bank, const DeviceLimits& limits) {
+#if defined(MMAD_HAS_SM90A) || defined(MMAD_CUDA_EMULATED)
+  const char* wish = std::getenv("MMAD_BANK_WGMMA");
+  const bool wanted = wish != nullptr && std::strcmp(wish, "1") == 0;
+  return wanted && !bank.int8 && limits.compute_major == 9 && limits.compute_minor == 0;
+#else
+  (void)bank;
+  (void)limits;
+  return false;
+#endif
+}
+
 }  // namespace
 
-int choose_splits(int query_tiles, int bank_tiles, const DeviceLimits& limits) {
-  // Blocks take turns on 2 places a multiprocessor; a split costs about one tile more to begin with (empty lists).
-  const std::int64_t places = 2 * static_cast<std::int64_t>(limits.multiprocessors);
+int choose_splits(int query_tiles, const Operand& bank, const DeviceLimits& limits) {
+  // Blocks take turns on one or two places a multiprocessor and take one or two tiles a step; a split costs about a step
+  // more to begin with (empty lists).
+  const bool wide = use_wgmma(bank, limits);
+  const std::int64_t places = (wide ? 1 : 2) * static_cast<std::int64_t>(limits.multiprocessors);
+  const int steps = wide ? (bank.tiles + 1) / 2 : bank.tiles;
   int best = 1;
   std::int64_t best_cost = INT64_MAX;
-  for (int splits = 1; splits <= std::min(bank_tiles, 64); ++splits) {
+  for (int splits = 1; splits <= std::min(steps, 64); ++splits) {
     const std::int64_t turns = (static_cast<std::int64_t>(query_tiles) * splits + places - 1) / places;
-    const std::int64_t cost = turns * ((bank_tiles + splits - 1) / splits + 1);
+    const std::int64_t cost = turns * ((steps + splits - 1) / splits + 1);
     if (cost < best_cost) {
       best_cost = cost;
       best = splits;
@@ -224,7 +242,9 @@ int choose_splits(int query_tiles, int bank_tiles, const DeviceLimits& limits) {
 }
 
 void run_product(const ProductTask& task, const DeviceLimits& limits, Stream stream) {
-  if (task.bank.int8) {
+  if (use_wgmma(task.bank, limits)) {
+    run_product_wgmma(task, stream);
+  } else if (task.bank.int8) {
     launch_product<true>(task, limits, stream);
   } else {
     launch_product<false>(task, limits, stream);

@@ -42,9 +42,12 @@ struct ProductTask {
 };
 
 // How many blocks share a query tile so that the device is full. Returns at least 1.
-int choose_splits(int query_tiles, int bank_tiles, const DeviceLimits& limits);
+int choose_splits(int query_tiles, const Operand& bank, const DeviceLimits& limits);
 
 // Queues the kernel. Rows of the bank that hold squared = +infinity are skipped.
 void run_product(const ProductTask& task, const DeviceLimits& limits, Stream stream);
+
+// The same with the sm_90a matrix unit, for bfloat16 banks; run_product calls it where it applies.
+void run_product_wgmma(const ProductTask& task, Stream stream);
 
 }  // namespace mmad::cuda

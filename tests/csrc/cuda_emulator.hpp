@@ -104,6 +104,8 @@ struct Block {
   unsigned votes = 0;
   unsigned result = 0;
   std::vector<Warp> warps;
+  Barrier named[16];
+  bool named_votes[16] = {};
   std::unique_ptr<unsigned char[]> storage;
   unsigned char* shared = nullptr;
 };
@@ -374,6 +376,96 @@ inline void multiply_16x8x16(float (&c)[4], const std::uint32_t (&a)[4], std::ui
         products[k] = half_of(left, k & 1) * half_of(right, k & 1);
       }
       c[i] = add_cut(c[i], products, 8);
+    }
+  }
+}
+
+// The instructions of csrc/cuda/hopper.cuh. A barrier word: phase (bit 0), arrivals wanted (1 to 15), arrivals missing (16
+// to 31), bytes missing (32 to 63).
+using TransferBarrier = std::uint64_t;
+inline void barrier_init(TransferBarrier* barrier, int arrivals) {
+  *barrier = static_cast<std::uint64_t>(arrivals) << 1 | static_cast<std::uint64_t>(arrivals) << 16;
+}
+inline void barrier_init_fence() {}
+inline void barrier_change(TransferBarrier* barrier, int arrivals, int bytes) {
+  std::uint64_t word = *barrier;
+  std::uint64_t missing = (word >> 16 & 0xFFFFu) - static_cast<std::uint64_t>(arrivals);
+  const std::uint64_t bytes_missing = (word >> 32) + static_cast<std::uint64_t>(static_cast<std::int64_t>(bytes));
+  const std::uint64_t wanted = word >> 1 & 0x7FFFu;
+  std::uint64_t phase = word & 1u;
+  if (missing == 0 && (bytes_missing & 0xFFFFFFFFu) == 0) {
+    phase ^= 1u;
+    missing = wanted;
+  }
+  *barrier = phase | wanted << 1 | missing << 16 | bytes_missing << 32;
+}
+inline void barrier_arrive(TransferBarrier* barrier) { barrier_change(barrier, 1, 0); }
+inline void barrier_arrive_expect(TransferBarrier* barrier, int bytes) {
+  *barrier += static_cast<std::uint64_t>(bytes) << 32;
+  barrier_change(barrier, 1, 0);
+}
+inline void barrier_wait(TransferBarrier* barrier, unsigned parity) {
+  while ((*barrier & 1u) == parity) {
+    self().spinning = true;
+    yield();
+  }
+}
+inline void copy_bulk(void* shared, const void* global, int bytes, TransferBarrier* barrier) {
+  const auto address = reinterpret_cast<std::uintptr_t>(shared) | reinterpret_cast<std::uintptr_t>(global);
+  if (address % 16 != 0 || bytes % 16 != 0) throw std::runtime_error("cuda emulator: misaligned bulk copy");
+  self().spinning = true;
+  yield();  // some time passes before the bytes are there
+  std::memcpy(shared, global, static_cast<std::size_t>(bytes));
+  barrier_change(barrier, 0, -bytes);
+}
+
+using MatrixDescriptor = const unsigned char*;
+inline MatrixDescriptor matrix_descriptor(const unsigned char* matrix) { return matrix; }
+inline MatrixDescriptor advance(MatrixDescriptor matrix, int bytes) { return matrix + bytes; }
+inline void warpgroup_fence() {}
+inline void warpgroup_commit() {}
+template <int kPending>
+void warpgroup_wait() {}
+template <int kRegisters>
+void registers_down() {}
+template <int kRegisters>
+void registers_up() {}
+
+inline void warpgroup_sync(int id) { arrive_and_wait(self().block->named[id], 128); }
+inline bool warpgroup_or(int id, bool vote) {
+  Block& block = *self().block;
+  if (vote) block.named_votes[id] = true;
+  warpgroup_sync(id);
+  const bool result = block.named_votes[id];
+  warpgroup_sync(id);
+  block.named_votes[id] = false;
+  warpgroup_sync(id);
+  return result;
+}
+
+// Element (row, depth) of a matrix of 128-byte rows with the 128-byte swizzle: bits 4 to 6 of the address are those of
+// the plain layout xor bits 7 to 9.
+inline double swizzled_element(MatrixDescriptor matrix, int row, int depth) {
+  auto address =
+      reinterpret_cast<std::uintptr_t>(matrix) + static_cast<unsigned>(row / 8 * 1024 + row % 8 * 128 + depth * 2);
+  address ^= (address >> 7 & 7) << 4;
+  std::uint16_t bits;
+  std::memcpy(&bits, reinterpret_cast<const void*>(address), 2);
+  return from_word<float>(static_cast<std::uint32_t>(bits) << 16);
+}
+
+inline void multiply_64x256x16(float (&c)[32][4], MatrixDescriptor a, MatrixDescriptor b, bool add) {
+  const int lane = static_cast<int>(self().lane), warp = static_cast<int>(self().warp % 4);
+  double left[2][16];
+  for (int half = 0; half < 2; ++half) {
+    for (int k = 0; k < 16; ++k) left[half][k] = swizzled_element(a, 16 * warp + lane / 4 + 8 * half, k);
+  }
+  for (int j = 0; j < 32; ++j) {
+    for (int e = 0; e < 4; ++e) {
+      double products[16];
+      const int column = 8 * j + 2 * (lane % 4) + e % 2;
+      for (int k = 0; k < 16; ++k) products[k] = left[e / 2][k] * swizzled_element(b, column, k);
+      c[j][e] = add_cut(add ? c[j][e] : 0.0f, products, 16);
     }
   }
 }

@@ -37,10 +37,11 @@ def brute_force(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return torch.stack(distances), torch.stack(indices)
 
 
-@pytest.mark.parametrize("precision", ["half", "int8"])
-@pytest.mark.parametrize(("n_queries", "n_bank", "dim", "k"), [(784, 19129, 768, 1), (784, 19129, 768, 9)])
-def test_knn_at_full_size(n_queries: int, n_bank: int, dim: int, k: int, precision: str) -> None:
-    bank, queries = manifold(n_bank, dim), manifold(n_queries, dim, seed=5)
+@pytest.mark.parametrize(("precision", "wgmma"), [("half", "0"), ("half", "1"), ("int8", "0")])
+@pytest.mark.parametrize("k", [1, 9, 32])
+def test_knn_at_full_size(k: int, precision: str, wgmma: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMAD_BANK_WGMMA", wgmma)
+    bank, queries = manifold(19129, 768), manifold(784, 768, seed=5)
     distances, indices = _cuda.CudaIndex(bank, precision).search(queries, k)
     expected_distances, expected_indices = brute_force(queries[::7], bank, k)
     assert torch.equal(indices[::7], expected_indices)
@@ -53,9 +54,11 @@ def test_knn_at_the_largest_target() -> None:
     assert torch.equal(indices[::56], brute_force(queries[::56], bank, 1)[1])
 
 
+@pytest.mark.parametrize("wgmma", ["0", "1"])
 @pytest.mark.parametrize("dim", [64, 1024, 16384])
-def test_knn_where_the_matrix_unit_rounds_worst(dim: int) -> None:
+def test_knn_where_the_matrix_unit_rounds_worst(dim: int, wgmma: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Values of one sign just off a bfloat16, so that every product and every addition loses as much as it can."""
+    monkeypatch.setenv("MMAD_BANK_WGMMA", wgmma)
     base = 1.0 + 1.0 / 512 - 1e-4 * torch.rand(600, dim, generator=torch.Generator().manual_seed(0))
     bank = base.cuda()
     queries = (bank[:50] + 1e-4 * random(50, dim)).contiguous()

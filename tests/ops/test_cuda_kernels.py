@@ -115,6 +115,20 @@ def test_knn_is_the_reference(device: torch.device, case: str, precision: str) -
     assert torch.equal(distances.cpu(), expected_distances)
 
 
+WGMMA_CASES = ["tiny", "one row", "several tiles", "several depth blocks", "widest list", "duplicates", "outlier"]
+
+
+@pytest.mark.parametrize("case", WGMMA_CASES)
+def test_knn_with_wgmma(device: torch.device, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sm_90a product; other devices ignore the wish."""
+    monkeypatch.setenv("MMAD_BANK_WGMMA", "1")
+    queries, bank, k = KNN_CASES[case]()
+    distances, indices = _cuda.CudaIndex(bank.to(device)).search(queries.to(device), k)
+    expected_distances, expected_indices = reference.knn(queries, bank, k)
+    assert torch.equal(indices.cpu(), expected_indices)
+    assert torch.equal(distances.cpu(), expected_distances)
+
+
 def test_knn_on_real_features(device: torch.device, texture_features: np.ndarray) -> None:
     features = torch.from_numpy(np.ascontiguousarray(texture_features))
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
@@ -218,6 +232,13 @@ def test_k_center_is_the_textbook_loop(device: torch.device, case: str, pool: in
     assert covering == pytest.approx(expected_covering, rel=1e-12)
     assert seen == sorted(seen)
     assert n_select == 1 or seen[-1] == n_select
+
+
+def test_k_center_with_wgmma(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMAD_BANK_WGMMA", "1")
+    features = random(300, 16)
+    picks, _, _ = _cuda.k_center_greedy(features.to(device), None, 40, 0, -1.0, None, pool=30)
+    assert torch.equal(picks.cpu(), reference.k_center_greedy(features, 40))
 
 
 @pytest.mark.parametrize(("radius", "n_select"), [(-1.0, 25), (3.0, 200), (0.0, 200), (1e9, 200), (-1.0, 0)])
