@@ -2,8 +2,8 @@
 
     python benchmarks/engine.py [selection] [search] [bagel] [load] [exactness] [--quick] [--json benchmarks/results]
 
-Prints the machine, the versions and a table or more a part; ``--json`` also writes all of it to a file. README.md beside
-this file says what is measured and how to read it.
+Prints the machine, the versions and a table or more a part; ``--json`` also writes all of it to a file. README.md
+beside this file says what is measured and how to read it.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help=f"of {', '.join(PARTS)}")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help=f"{', '.join(PARTS)}; default: all")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run? The times mean nothing")
     parser.add_argument("--full", action="store_true", help="run anomalib's selection whole as well (minutes)")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of the interleaved contestants")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="for every contestant alike")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of the interleaved contestants; default: 5")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="for every contestant alike; default: all cores")
     parser.add_argument("--json", type=Path, metavar="PATH", help="result file, or a folder to name one in")
     parser.add_argument("--workdir", type=Path, help="folder for the dump of 3.5 GB; default: the temporary folder")
     parser.add_argument("--keep", action="store_true", help="keep the dump in --workdir for the next run")
