@@ -64,11 +64,12 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help=f"{', '.join(PARTS)}; default: all")
+    known = ", ".join(PARTS)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help=f"{known}; default: all")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run? The times mean nothing")
     parser.add_argument("--full", action="store_true", help="run anomalib's selection whole as well (minutes)")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds of the interleaved contestants; default: 5")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="for every contestant alike; default: all cores")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="for all alike; default: all cores")
     parser.add_argument("--json", type=Path, metavar="PATH", help="result file, or a folder to name one in")
     parser.add_argument("--workdir", type=Path, help="folder for the dump of 3.5 GB; default: the temporary folder")
     parser.add_argument("--keep", action="store_true", help="keep the dump in --workdir for the next run")

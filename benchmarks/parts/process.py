@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
+BENCHMARKS = Path(__file__).resolve().parent.parent
 
 
 def run_fresh(module: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Run ``parts/MODULE.py`` in a process of its own with JSON arguments; return the JSON that it prints last."""
-    command = [sys.executable, str(HERE / f"{module}.py"), json.dumps(arguments)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])}
+    """Run a module of this folder in a process of its own with JSON arguments; return the JSON that it prints last."""
+    command = [sys.executable, "-m", f"parts.{module}", json.dumps(arguments)]
+    folders = [str(BENCHMARKS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
     run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if run.returncode != 0:
         raise RuntimeError(f"{module}: the process ended with {run.returncode}\n{run.stderr[-2000:]}")
