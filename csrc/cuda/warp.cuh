@@ -20,25 +20,25 @@ __device__ __forceinline__ float warp_max(float value) {  // of values that are 
 }
 
 // Squared distance from differences in float64: what decides between contenders. Every kernel uses this one function,
-// so that equal rows have equal distances wherever they are computed. The lanes take columns in turn, four at a time
-// where `dim` allows; all lanes receive the sum.
+// with its fused multiply-adds spelt out, so that equal rows have equal distances wherever they are computed. The lanes
+// take columns in turn, four at a time where `dim` allows; all lanes receive the sum.
 __device__ __forceinline__ double exact_squared_distance(const float* a, const float* b, int dim) {
   double sum = 0.0;
+  const auto add = [&sum](float x, float y) {
+    const double difference = static_cast<double>(x) - static_cast<double>(y);
+    sum = fma(difference, difference, sum);
+  };
   if (dim % 4 == 0) {  // then all rows are aligned to 16 bytes
     for (int i = lane_id() * 4; i < dim; i += kWarp * 4) {
       const float4 x = *reinterpret_cast<const float4*>(a + i);
       const float4 y = *reinterpret_cast<const float4*>(b + i);
-      const double d0 = static_cast<double>(x.x) - static_cast<double>(y.x);
-      const double d1 = static_cast<double>(x.y) - static_cast<double>(y.y);
-      const double d2 = static_cast<double>(x.z) - static_cast<double>(y.z);
-      const double d3 = static_cast<double>(x.w) - static_cast<double>(y.w);
-      sum += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3);
+      add(x.x, y.x);
+      add(x.y, y.y);
+      add(x.z, y.z);
+      add(x.w, y.w);
     }
   } else {
-    for (int i = lane_id(); i < dim; i += kWarp) {
-      const double d = static_cast<double>(a[i]) - static_cast<double>(b[i]);
-      sum += d * d;
-    }
+    for (int i = lane_id(); i < dim; i += kWarp) add(a[i], b[i]);
   }
   return warp_sum(sum);
 }
