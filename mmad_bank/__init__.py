@@ -11,11 +11,23 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _EXPORTS = {"MemoryBank": "bank", "MultiBank": "bank"}
-_SUBMODULES = ("bank", "data", "errors", "features", "metrics", "ops", "scoring")
-__all__ = ["MemoryBank", "MultiBank", "__version__", "bank", "data", "errors", "features", "metrics", "ops", "scoring"]
+_SUBMODULES = ("bank", "data", "errors", "features", "fusion", "metrics", "ops", "scoring")
+__all__ = [
+    "MemoryBank",
+    "MultiBank",
+    "__version__",
+    "bank",
+    "data",
+    "errors",
+    "features",
+    "fusion",
+    "metrics",
+    "ops",
+    "scoring",
+]
 
 if TYPE_CHECKING:
-    from mmad_bank import bank, data, errors, features, metrics, ops, scoring
+    from mmad_bank import bank, data, errors, features, fusion, metrics, ops, scoring
     from mmad_bank.bank import MemoryBank, MultiBank
 
 

@@ -98,5 +98,5 @@ class FPFH:
             cloud, search(radius=self.feature_radius, max_nn=self.feature_neighbors)
         )
         maps = torch.zeros(self.dim, xyz.shape[0] * xyz.shape[1])
-        maps[:, pixels.cpu()] = torch.from_numpy(np.asarray(histograms.data)).float()
+        maps[:, pixels.cpu()] = torch.from_numpy(np.array(histograms.data, dtype=np.float32))
         return maps.view(self.dim, *xyz.shape[:2])

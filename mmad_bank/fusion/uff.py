@@ -1,0 +1,158 @@
+"""Unsupervised feature fusion (M3DM, section 3.3): two projections learnt by patch-wise contrast between modalities."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mmad_bank._checkpoints import load_matching, read_torch
+from mmad_bank._checks import check_index
+from mmad_bank._files import replacing
+from mmad_bank.errors import InputError
+
+Recipe = Literal["paper", "published"]
+
+HEAD_DIM = 256
+
+_BLOCK = 2048  # queries whose similarities to all keys exist at a time
+
+
+class _Mlp(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.fc2 = nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class FeatureFusion(nn.Module):
+    """UFF: a norm and an MLP a modality, whose outputs side by side are the fused feature of a patch (eq. 3).
+
+    Args:
+        xyz_dim: values of a 3-D patch feature.
+        rgb_dim: values of an RGB patch feature.
+        recipe: ``"published"`` doubles the loss, as the published code does.
+
+    Raises:
+        InputError: A dimension is not positive, or the recipe is unknown.
+
+    Example:
+        >>> uff = FeatureFusion(xyz_dim=12, rgb_dim=8)
+        >>> uff.fuse(torch.randn(2, 5, 12), torch.randn(2, 5, 8)).shape
+        torch.Size([2, 5, 20])
+    """
+
+    def __init__(self, xyz_dim: int = 1152, rgb_dim: int = 768, *, recipe: Recipe = "paper") -> None:
+        super().__init__()
+        self.xyz_dim = check_index(xyz_dim, "xyz_dim", 1, 2**20, "values of a feature")
+        self.rgb_dim = check_index(rgb_dim, "rgb_dim", 1, 2**20, "values of a feature")
+        self.recipe = recipe
+        if recipe not in get_args(Recipe):
+            raise InputError(f"recipe: expected one of {', '.join(get_args(Recipe))}, found {recipe!r}")
+        self.xyz_norm, self.xyz_mlp = nn.LayerNorm(xyz_dim), _Mlp(xyz_dim)
+        self.rgb_norm, self.rgb_mlp = nn.LayerNorm(rgb_dim), _Mlp(rgb_dim)
+        self.rgb_head, self.xyz_head = nn.Linear(rgb_dim, HEAD_DIM), nn.Linear(xyz_dim, HEAD_DIM)
+
+    @property
+    def dim(self) -> int:
+        """Values of a fused feature."""
+        return self.xyz_dim + self.rgb_dim
+
+    def fuse(self, xyz: Tensor, rgb: Tensor) -> Tensor:
+        """Fuse features of the same patches: (..., xyz_dim) and (..., rgb_dim) to (..., xyz_dim + rgb_dim).
+
+        No gradients; :meth:`loss` is what trains.
+
+        Raises:
+            InputError: The shapes do not fit.
+        """
+        self._check(xyz, rgb)
+        with torch.no_grad():
+            return torch.cat([self.xyz_mlp(self.xyz_norm(xyz)), self.rgb_mlp(self.rgb_norm(rgb))], dim=-1)
+
+    def loss(self, xyz: Tensor, rgb: Tensor) -> Tensor:
+        """InfoNCE between the modalities (eq. 2): each RGB patch is to be told which 3-D patch lies at its place.
+
+        Cross-entropy of the cosine similarities (temperature 1) of every RGB patch to all 3-D patches given, with its
+        own as the target; patches whose 3-D feature is all zeros are left out. The matrix of similarities exists a
+        block of rows at a time, also for the gradient.
+
+        Args:
+            xyz: (..., xyz_dim), patches of one or more images.
+            rgb: (..., rgb_dim), the same patches.
+
+        Returns:
+            A scalar; 0, with zero gradients, if every 3-D feature is zero.
+
+        Raises:
+            InputError: The shapes do not fit.
+        """
+        self._check(xyz, rgb)
+        there = (xyz != 0).any(dim=-1)
+        xyz, rgb = xyz[there], rgb[there]
+        queries = F.normalize(self.rgb_head(self.rgb_mlp(self.rgb_norm(rgb))), dim=1)
+        keys = F.normalize(self.xyz_head(self.xyz_mlp(self.xyz_norm(xyz))), dim=1)
+        total = info_nce_sum(queries, keys) / max(1, len(queries))
+        return 2 * total if self.recipe == "published" else total
+
+    def load_checkpoint(self, path: str | os.PathLike[str]) -> FeatureFusion:
+        """Load a published checkpoint (a torch file with the key ``model``) or what :meth:`save` wrote.
+
+        Raises:
+            InputError: There is no such file.
+            FormatError: It is no such checkpoint, or for another architecture or other dimensions.
+        """
+        load_matching(self, read_torch(path, "model"), path)
+        return self
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save the weights: as safetensors if the name ends so, else as a torch file in the published format.
+
+        Raises:
+            InputError: The file cannot be written; an old one is still there then.
+        """
+        from safetensors.torch import save_file
+
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        try:
+            with replacing(path) as partial:
+                if Path(path).suffix == ".safetensors":
+                    save_file(state, partial)
+                else:
+                    torch.save({"model": state}, partial)
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
+
+    def _check(self, xyz: Tensor, rgb: Tensor) -> None:
+        for name, value, dim in (("xyz", xyz, self.xyz_dim), ("rgb", rgb, self.rgb_dim)):
+            if value.ndim == 0 or value.shape[-1] != dim:
+                raise InputError(f"{name}: expected (..., {dim}), found shape {tuple(value.shape)}")
+        if xyz.shape[:-1] != rgb.shape[:-1]:
+            raise InputError(
+                f"rgb: expected the patches of xyz, {tuple(xyz.shape[:-1])}, found {tuple(rgb.shape[:-1])}"
+            )
+
+
+def info_nce_sum(queries: Tensor, keys: Tensor) -> Tensor:
+    """Sum over rows i of -log softmax(queries @ keys.T)[i, i], for normalised (M, C) queries and keys."""
+    total = 0 * (queries.sum() + keys.sum())  # of no patches: a zero that still has gradients
+    for first in range(0, len(queries), _BLOCK):
+        block = queries[first : first + _BLOCK]
+        if torch.is_grad_enabled():  # the gradient computes the block's similarities again
+            total = total + checkpoint(_block_sum, block, keys, first, use_reentrant=False)
+        else:
+            total = total + _block_sum(block, keys, first)
+    return total
+
+
+def _block_sum(block: Tensor, keys: Tensor, first: int) -> Tensor:
+    target = torch.arange(first, first + len(block), device=keys.device)
+    return F.cross_entropy(block @ keys.T, target, reduction="sum")
