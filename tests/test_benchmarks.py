@@ -69,6 +69,14 @@ def test_quick_runs_are_exact_too(quick_result):
     assert (copies["half"]["equal"], copies["int8"]["equal"]) == ("equal", "equal")
 
 
+def test_stages_of_the_bagel_job_add_up(quick_result):
+    (row,) = rows(quick_result[0], "bagel")
+    stages = [row[stage] for stage in ("read", "select", "gather", "save")]
+    assert min(stages) > 0
+    assert sum(stages) == pytest.approx(row["seconds"])
+    assert 0 < row["anonymous_gib"] < row["resident_gib"] < 9
+
+
 def test_report_refuses_quick_results(quick_result, module):
     report = module("report")
     with pytest.raises(ValueError, match="of a --quick run"):

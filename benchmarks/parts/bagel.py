@@ -125,7 +125,7 @@ def measure(arguments: Mapping[str, Any]) -> dict[str, Any]:
         built = time.perf_counter()
         bank.save(arguments["bank"])
         saved = time.perf_counter()
-    _check(dump, bank)
+    _check(open_dump(arguments["dump"]), bank)
     read_ended = last["Reading features"]
     return {
         "shape": [len(dump), dump.dim],
