@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,15 @@ from mmad_bank.errors import FormatError, InputError
 _SHOWN = 4  # names listed in a message
 
 
-def read_torch(path: str | os.PathLike[str], key: str | None = None) -> dict[str, Tensor]:
+def read_torch(
+    path: str | os.PathLike[str], key: str | None = None, *, optional: Sequence[str] = ()
+) -> dict[str, Tensor]:
     """Return the tensors of a state dict that ``torch.save`` wrote, on the CPU; nothing in the file is executed.
 
     Args:
         path: the file. ``.safetensors`` is read too, and needs no ``key``.
         key: entry of the saved dictionary that holds the state dict; None if the file is the state dict.
+        optional: entries that may hold it; the first that is there does.
 
     Raises:
         InputError: The file is missing or cannot be read.
@@ -36,6 +39,8 @@ def read_torch(path: str | os.PathLike[str], key: str | None = None) -> dict[str
     if file.suffix == ".safetensors":
         return _read_safetensors(file)
     value = _load(file)
+    if key is None and isinstance(value, Mapping):
+        key = next((name for name in optional if name in value), None)
     if key is not None:
         if not isinstance(value, Mapping) or key not in value:
             found = _shown(value) if isinstance(value, Mapping) else type(value).__name__

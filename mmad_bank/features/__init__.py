@@ -3,7 +3,10 @@
 The packages that they stand on (timm and others) are imported when an extractor is made.
 """
 
+from mmad_bank.features.alignment import PointFeatureAlignment
 from mmad_bank.features.efficientnet_lite import EfficientNetLite0
+from mmad_bank.features.fpfh import FPFH
 from mmad_bank.features.point_mae import PointMAE
+from mmad_bank.features.rgb import RGBExtractor
 
-__all__ = ["EfficientNetLite0", "PointMAE"]
+__all__ = ["FPFH", "EfficientNetLite0", "PointFeatureAlignment", "PointMAE", "RGBExtractor"]

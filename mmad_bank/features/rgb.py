@@ -1,0 +1,219 @@
+"""RGB extractors through timm: patch tokens of vision transformers, averaged maps of convolutional networks."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmad_bank._checkpoints import load_matching, read_torch
+from mmad_bank.errors import FormatError, InputError, MissingExtraError
+
+Precision = Literal["float32", "bfloat16"]
+
+DEFAULT_MODEL = "vit_base_patch8_224.dino"
+"""ViT-B/8 trained by DINO: M3DM's and CFM's RGB extractor."""
+
+
+class RGBExtractor(nn.Module):
+    """Patch features of one or more layers of any timm model, frozen.
+
+    Vision transformers: the patch tokens after the chosen blocks, each through the final norm (M3DM, section 4.1: the
+    last one's). Other networks: the maps of the chosen stages, averaged over 3×3 cells and brought to the first one's
+    grid (PatchCore, Roth et al. 2022, section 3.1). Several layers are concatenated. Layers after the last chosen one
+    are cut off, so that they cost no time and no memory.
+
+    Weights come from ``checkpoint``; or, with ``download=True``, from where timm gets them; else they are random, for
+    tests and timings.
+
+    Args:
+        model: a model's name in timm, with its training's tag: ``vit_base_patch8_224.dino``,
+            ``vit_base_patch14_dinov2.lvd142m``, ``wide_resnet50_2.tv_in1k``, …
+        checkpoint: file of the model's weights (torch or safetensors), in timm's names or in those of the publication
+            if timm knows how to convert them.
+        layers: counted from 0 and rising; transformers' blocks, or stages. Default: a transformer's last block, and of
+            other networks the stages with strides 8 and 16 (WideResNet's layers 2 and 3).
+        image_size: pixels a side of the images; a multiple of the patch size. Position embeddings are resampled.
+        grid: (h, w) that the features are brought to: averaged down, interpolated bilinearly up. None: their own.
+        download: let timm fetch the weights.
+        precision: ``"bfloat16"`` runs the products in bfloat16; features are float32 either way.
+
+    Raises:
+        InputError: Model or layers are unknown, or the weights cannot be had; the message says how to give a file.
+        FormatError: ``checkpoint`` is for another architecture or no checkpoint.
+        MissingExtraError: timm is not installed.
+
+    Example:
+        >>> extractor = RGBExtractor("vit_tiny_patch16_224", layers=(3, 5))
+        >>> extractor(torch.zeros(1, 3, 224, 224)).shape, extractor.grid, extractor.dim
+        (torch.Size([1, 196, 384]), (14, 14), 384)
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        model: str = DEFAULT_MODEL,
+        checkpoint: str | os.PathLike[str] | None = None,
+        *,
+        layers: Sequence[int] | None = None,
+        image_size: int = 224,
+        grid: tuple[int, int] | None = None,
+        download: bool = False,
+        precision: Precision = "float32",
+    ) -> None:
+        super().__init__()
+        if precision not in get_args(Precision):
+            raise InputError(f"precision: expected one of {', '.join(get_args(Precision))}, found {precision!r}")
+        if grid is not None and min(grid) < 1:
+            raise InputError(f"grid: expected at least one patch along each side, found {tuple(grid)}")
+        self.model, self.image_size, self.precision = model, int(image_size), precision
+        network = _create(model, self.image_size, download and checkpoint is None)
+        self.is_transformer = hasattr(network, "blocks") and hasattr(network, "num_prefix_tokens")
+        reductions = [info["reduction"] for info in network.feature_info]
+        if self.is_transformer and self.image_size % reductions[0]:
+            raise InputError(f"image_size: expected a multiple of {model}'s {reductions[0]}, found {image_size}")
+        self.layers = self._choose(layers, reductions)
+        network.prune_intermediate_layers(list(self.layers), prune_norm=not self.is_transformer, prune_head=True)
+        if checkpoint is not None:
+            _load(network, checkpoint)
+        self.network = network
+        self.dim = sum(network.feature_info[layer]["num_chs"] for layer in self.layers)
+        self._own_grid = (math.ceil(self.image_size / reductions[self.layers[0]]),) * 2
+        self.grid = self._own_grid if grid is None else (int(grid[0]), int(grid[1]))
+        config = network.pretrained_cfg
+        self.register_buffer("mean", torch.tensor(config["mean"]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config["std"]).view(3, 1, 1), persistent=False)
+        self.requires_grad_(False).eval()
+
+    @property
+    def name(self) -> str:
+        """What a bank file records as its extractor."""
+        return f"{self.model} layers {','.join(map(str, self.layers))} grid {self.grid[0]}x{self.grid[1]}"
+
+    def train(self, mode: bool = True) -> RGBExtractor:
+        """Stay in evaluation mode: the extractor is frozen, also as a part of a network that is trained."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Extract patch features.
+
+        Args:
+            images: (B, 3, S, S), RGB, uint8 or floating point in [0, 1], S = ``image_size``. Mean and standard
+                deviation of the model's training are applied here.
+
+        Returns:
+            Features (B, h·w, D), float32, patches in row-major order of the grid.
+
+        Raises:
+            InputError: The shape, the type or the range is another one.
+        """
+        x = (self._in_unit_range(images) - self.mean) / self.std
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            maps = self.network.forward_intermediates(
+                x, indices=list(self.layers), intermediates_only=True, stop_early=True, output_fmt="NCHW",
+                norm=self.is_transformer,
+            )  # fmt: skip
+        features = torch.cat([self._to_grid(one.float()) for one in maps], dim=1)
+        return features.flatten(2).transpose(1, 2).contiguous()
+
+    def _to_grid(self, maps: Tensor) -> Tensor:
+        if not self.is_transformer:
+            # Border cells average what there is, so that zeros do not set the image's edge apart.
+            maps = F.avg_pool2d(maps, 3, 1, 1, count_include_pad=False)
+        for grid in (self._own_grid, self.grid):
+            size = (min(maps.shape[2], grid[0]), min(maps.shape[3], grid[1]))
+            maps = F.adaptive_avg_pool2d(maps, size)
+            if size != grid:
+                maps = F.interpolate(maps, size=grid, mode="bilinear", align_corners=False)
+        return maps
+
+    def _choose(self, layers: Sequence[int] | None, reductions: list[int]) -> tuple[int, ...]:
+        if layers is None:
+            last = (len(reductions) - 1,)
+            layers = last if self.is_transformer else [i for i, stride in enumerate(reductions) if stride in (8, 16)]
+            return tuple(layers) or last
+        chosen = tuple(layers)
+        if not chosen or sorted(set(chosen)) != list(chosen) or not set(chosen) <= {*range(len(reductions))}:
+            raise InputError(
+                f"layers: expected rising numbers from 0 to {len(reductions) - 1}, as {self.model} has, found {chosen}"
+            )
+        return chosen
+
+    def _in_unit_range(self, images: Tensor) -> Tensor:
+        side = self.image_size
+        if images.ndim != 4 or images.shape[0] == 0 or images.shape[1:] != (3, side, side):
+            raise InputError(f"images: expected (B, 3, {side}, {side}), found {tuple(images.shape)}")
+        if images.dtype == torch.uint8:
+            return images.float() / 255.0
+        if not images.is_floating_point():
+            raise InputError(f"images: expected uint8 or floating point in [0, 1], found {images.dtype}")
+        low, high = (float(value) for value in torch.aminmax(images))
+        if not (low >= 0.0 and high <= 1.0):
+            raise InputError(f"images: expected floating-point values in [0, 1], found {low:g} to {high:g}")
+        return images.float()
+
+
+def _create(model: str, image_size: int, download: bool) -> Any:
+    """Make timm's network for one size of image, with fetched or random weights."""
+    try:
+        import timm
+    except ImportError as error:
+        raise MissingExtraError("timm", "multimodal", f"the extractor {model}") from error
+    if not timm.is_model(model.split(".", maxsplit=1)[0]):
+        raise InputError(f"model: timm {timm.__version__} has no model {model!r}")
+    options: dict[str, Any] = {"num_classes": 0, "pretrained": download}
+    try:
+        with _quiet_hub():
+            try:
+                return timm.create_model(model, img_size=image_size, **options)
+            except TypeError as error:  # networks without position embeddings take any size
+                if "img_size" not in str(error):
+                    raise
+                return timm.create_model(model, **options)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if download:
+            raise InputError(
+                f"model: the weights of {model} could not be fetched ({reason});"
+                " give a file that you have as checkpoint"
+            ) from error
+        raise InputError(f"model: timm cannot make {model} of {image_size} pixels ({reason})") from error
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Keep the hub's lines about every retry from the terminal; the error at the end says enough."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _load(network: Any, checkpoint: str | os.PathLike[str]) -> None:
+    """Load a file's weights, converted by the function that the network's module in timm has for them, if any.
+
+    timm's own loading leaves out what does not fit when the classifier is dropped; here everything must be there.
+    """
+    state = read_torch(checkpoint, optional=("state_dict", "model"))
+    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    if convert is not None:
+        try:
+            state = convert(state, network)
+        except Exception as error:
+            raise FormatError(f"{checkpoint}: a checkpoint for another architecture ({error})") from error
+    load_matching(network, state, checkpoint)

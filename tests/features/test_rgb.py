@@ -1,0 +1,199 @@
+"""RGB extractors: against timm's own forward pass, through local files, and cut where nothing more is needed."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmad_bank.errors import FormatError, InputError, MissingExtraError
+from mmad_bank.features.rgb import RGBExtractor
+
+timm = pytest.importorskip("timm")
+VIT, CNN = "vit_tiny_patch16_224", "resnet18"
+
+
+def weights_file(model: str, path: Path, key: str | None = None, **options) -> Path:
+    """timm's network with seeded weights, classifier included."""
+    torch.manual_seed(8)
+    network = timm.create_model(model, **options)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    state = network.state_dict()
+    if path.suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        save_file(state, path)
+    else:
+        torch.save(state if key is None else {key: state, "epoch": 3}, path)
+    return path
+
+
+def images(n: int = 2, side: int = 224) -> torch.Tensor:
+    return torch.randint(0, 256, (n, 3, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def normalised(x: torch.Tensor, network) -> torch.Tensor:
+    mean, std = (torch.tensor(network.pretrained_cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
+    return (x.float() / 255 - mean) / std
+
+
+@pytest.mark.parametrize("name", ["vit.pth", "vit.safetensors", "nested.pth"])
+def test_transformers_last_tokens_after_the_final_norm(tmp_path: Path, name: str) -> None:
+    path = weights_file(VIT, tmp_path / name, key="state_dict" if name == "nested.pth" else None)
+    extractor = RGBExtractor(VIT, path)
+    network = timm.create_model(VIT, num_classes=0).eval()
+    weights = RGBExtractor(VIT, path).network.state_dict()
+    network.load_state_dict(weights)
+    with torch.no_grad():
+        expected = network.forward_features(normalised(images(), network))[:, 1:]
+    features = extractor(images())
+    assert features.shape == (2, 196, 192) == (2, 14 * 14, extractor.dim)
+    assert torch.allclose(features, expected, atol=1e-5)
+    saved = torch.load(path, weights_only=True) if path.suffix == ".pth" else None
+    if saved is not None:
+        saved = saved.get("state_dict", saved)
+        assert all(torch.equal(weights[key], saved[key]) for key in weights)
+
+
+def test_layers_of_a_transformer_each_through_the_norm_and_the_rest_cut_off(tmp_path: Path) -> None:
+    path = weights_file(VIT, tmp_path / "vit.pth")
+    whole = timm.create_model(VIT).eval()
+    whole.load_state_dict(torch.load(path, weights_only=True))
+    taken = {}
+    for layer in (2, 4):
+        whole.blocks[layer].register_forward_hook(lambda m, x, y, layer=layer: taken.update({layer: whole.norm(y)}))
+    with torch.no_grad():
+        whole(normalised(images(1), whole))
+    extractor = RGBExtractor(VIT, path, layers=(2, 4))
+    assert len(extractor.network.blocks) == 5
+    assert torch.allclose(extractor(images(1)), torch.cat([taken[2], taken[4]], dim=2)[:, 1:], atol=1e-5)
+
+
+def test_convolutional_stages_are_averaged_and_brought_to_one_grid(tmp_path: Path) -> None:
+    path = weights_file(CNN, tmp_path / "cnn.pth")
+    whole = timm.create_model(CNN).eval()
+    whole.load_state_dict(torch.load(path, weights_only=True))
+    with torch.no_grad():
+        x = whole.maxpool(whole.act1(whole.bn1(whole.conv1(normalised(images(1), whole)))))
+        second = whole.layer2(whole.layer1(x))
+        third = whole.layer3(second)
+    second, third = (F.avg_pool2d(maps, 3, 1, 1, count_include_pad=False) for maps in (second, third))
+    third = F.interpolate(third, size=(28, 28), mode="bilinear")
+    extractor = RGBExtractor(CNN, path)
+    assert (extractor.grid, extractor.dim, extractor.layers) == ((28, 28), 384, (2, 3))
+    expected = torch.cat([second, third], dim=1).flatten(2).transpose(1, 2)
+    assert torch.allclose(extractor(images(1)), expected, atol=1e-4)
+    assert not [name for name in extractor.network.state_dict() if name.startswith(("layer4", "fc"))]
+
+
+def test_wide_resnet_takes_layers_2_and_3() -> None:
+    with torch.device("meta"):
+        network = timm.create_model("wide_resnet50_2", num_classes=0)
+    assert [info["reduction"] for info in network.feature_info] == [2, 4, 8, 16, 32]
+    assert sum(info["num_chs"] for info in network.feature_info[2:4]) == 1536
+
+
+def test_vit_b8_dino_is_the_default() -> None:
+    extractor = RGBExtractor(layers=(0,))  # one block: the size of the whole is not what is tested
+    assert (extractor.grid, extractor.dim, extractor.model) == ((28, 28), 768, "vit_base_patch8_224.dino")
+
+
+def test_grid_averages_down_and_interpolates_up() -> None:
+    torch.manual_seed(0)
+    extractor = RGBExtractor(VIT, layers=(0,))
+    maps = extractor(images(1)).transpose(1, 2).view(1, 192, 14, 14)
+    for grid in ((7, 7), (28, 28)):
+        extractor.grid = grid
+        expected = F.adaptive_avg_pool2d(maps, 7) if grid == (7, 7) else F.interpolate(maps, size=grid, mode="bilinear")
+        assert torch.allclose(extractor(images(1)), expected.flatten(2).transpose(1, 2), atol=1e-6)
+    assert RGBExtractor(VIT, layers=(0,), grid=(28, 28))(images(1)).shape == (1, 784, 192)
+
+
+def test_other_image_sizes_resample_the_position_embeddings(tmp_path: Path) -> None:
+    path = weights_file(VIT, tmp_path / "vit.pth")
+    extractor = RGBExtractor(VIT, path, image_size=128)
+    assert extractor.grid == (8, 8)
+    assert extractor(images(1, 128)).shape == (1, 64, 192)
+
+
+def test_a_batch_is_its_images_and_floats_are_bytes_over_255() -> None:
+    torch.manual_seed(0)
+    extractor = RGBExtractor(VIT, layers=(1,))
+    together = extractor(images(3))
+    assert torch.allclose(together[1:2], extractor(images(3)[1:2]), atol=1e-5)
+    assert torch.allclose(extractor(images(3) / 255), together, atol=1e-5)
+
+
+def test_bfloat16_is_near_and_float32() -> None:
+    torch.manual_seed(0)
+    extractor = RGBExtractor(VIT, layers=(2,))
+    exact = extractor(images(1))
+    extractor.precision = "bfloat16"
+    half = extractor(images(1))
+    assert half.dtype == torch.float32
+    assert 0 < float((half - exact).norm() / exact.norm()) < 0.05
+
+
+def test_stays_frozen_and_in_evaluation_mode() -> None:
+    extractor = RGBExtractor(CNN).train()
+    assert not any(module.training for module in extractor.modules())
+    assert not any(parameter.requires_grad for parameter in extractor.parameters())
+
+
+def test_nothing_is_fetched_unasked_and_a_failure_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def create_model(name: str, **options):
+        asked.append(options["pretrained"])
+        logging.getLogger("huggingface_hub").warning("a line for every retry")
+        raise OSError("no route to host\nand much more")
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    with pytest.raises(InputError, match="cannot make"):
+        RGBExtractor(VIT)
+    with pytest.raises(InputError) as caught:
+        RGBExtractor(VIT, download=True)
+    assert asked == [False, True]
+    assert str(caught.value) == (
+        f"model: the weights of {VIT} could not be fetched (no route to host); give a file that you have as checkpoint"
+    )
+
+
+def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(MissingExtraError, match=r"timm.*multimodal"):
+        RGBExtractor(VIT)
+
+
+@pytest.mark.parametrize("model", [VIT, CNN])
+def test_checkpoints_for_another_architecture_are_refused(tmp_path: Path, model: str) -> None:
+    other = weights_file("resnet26" if model == VIT else VIT, tmp_path / "other.pth")
+    with pytest.raises(FormatError, match=r"other\.pth: .*(another architecture|missing)") as caught:
+        RGBExtractor(model, other)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: RGBExtractor("no_such_model"), "model: timm .* has no model 'no_such_model'"),
+        (lambda: RGBExtractor(f"{VIT}.no_such_tag"), "model: timm cannot make"),
+        (lambda: RGBExtractor(VIT, "nowhere.pth"), "nowhere.pth: no such checkpoint"),
+        (lambda: RGBExtractor(VIT, layers=(12,)), "layers: expected rising numbers from 0 to 11"),
+        (lambda: RGBExtractor(VIT, image_size=100), "image_size: expected a multiple of .* 16"),
+        (lambda: RGBExtractor(VIT, precision="half"), "precision"),
+        (lambda: RGBExtractor(VIT, grid=(0, 4)), "grid"),
+        (lambda: RGBExtractor(CNN)(images(1, 64)), r"images: expected \(B, 3, 224, 224\)"),
+        (lambda: RGBExtractor(CNN)(images(1).float()), r"images: expected floating-point values in \[0, 1\]"),
+        (lambda: RGBExtractor(CNN)(images(1).int()), "images: expected uint8 or floating point"),
+    ],
+)
+def test_bad_input_is_named(call, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        call()
