@@ -1,0 +1,87 @@
+"""One door to all data sets: the layout is told from the folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmad_bank.data import eyecandies, folder, mvtec3d
+from mmad_bank.data.eyecandies import EyecandiesDataset
+from mmad_bank.data.folder import FolderDataset
+from mmad_bank.data.mvtec3d import MVTec3DDataset
+from mmad_bank.data.sample import SampleDataset
+from mmad_bank.errors import InputError
+
+_LAYOUTS: dict[str, type[MVTec3DDataset | EyecandiesDataset | FolderDataset]] = {
+    "mvtec3d": MVTec3DDataset,
+    "eyecandies": EyecandiesDataset,
+    "folder": FolderDataset,
+}
+
+
+def open_dataset(
+    path: str | Path, category: str | None = None, split: str = "train", layout: str = "auto"
+) -> SampleDataset:
+    """Open a split of a data set; samples are read when they are asked for.
+
+    Args:
+        path: Folder of the categories, or one category's own folder.
+        category: One of them; default: all.
+        split: ``"train"``, ``"validation"`` or ``"test"``.
+        layout: ``"mvtec3d"``, ``"eyecandies"``, ``"folder"`` (MVTec 3D-AD's layout with any names), or ``"auto"``.
+
+    Raises:
+        InputError: The folder, category or split is not there, or is in none of the layouts.
+
+    Example:
+        >>> from mmad_bank.data import few_shot
+        >>> train = open_dataset("mvtec_3d", "bagel")  # doctest: +SKIP
+        >>> len(few_shot(train, 10, seed=0))  # doctest: +SKIP
+        10
+    """
+    root, category = _root(Path(path), category)
+    return _reader(root, layout)(root, category, split)
+
+
+def categories_of(path: str | Path, layout: str = "auto") -> list[str]:
+    """Name the categories of a data set, sorted.
+
+    Args:
+        path: Folder of the categories, or one category's own folder.
+        layout: As in :func:`open_dataset`.
+
+    Raises:
+        InputError: There is no data set.
+    """
+    root, category = _root(Path(path), None)
+    return [category] if category is not None else _reader(root, layout).find_categories(root)
+
+
+def layout_of(path: str | Path, layout: str = "auto") -> str:
+    """Name the layout in which :func:`open_dataset` would read a folder."""
+    return _reader(_root(Path(path), None)[0], layout).layout
+
+
+def _root(path: Path, category: str | None) -> tuple[Path, str | None]:
+    """Return the folder of the categories and the category, where the path may be a category's own."""
+    folder.subfolders(path)  # says so when it is no folder
+    if not (folder.is_category(path) or eyecandies.is_category(path)):
+        return path, category
+    if category not in (None, path.name):
+        raise InputError(f"category: {path} is the folder of one category; expected {path.name!r}, found {category!r}")
+    return path.resolve().parent, path.resolve().name
+
+
+def _reader(root: Path, layout: str) -> type[MVTec3DDataset | EyecandiesDataset | FolderDataset]:
+    """Return the reader of a layout, or of the folder's own."""
+    if layout in _LAYOUTS:
+        return _LAYOUTS[layout]
+    if layout != "auto":
+        raise InputError(f"layout: expected auto, {', '.join(_LAYOUTS)}, found {layout!r}")
+    folders = folder.subfolders(root)
+    if any(eyecandies.is_category(entry) for entry in folders):
+        return EyecandiesDataset
+    parts = {entry.name for entry in folders if folder.is_category(entry)}
+    if not parts:
+        layouts = f"{folder.LAYOUT} (MVTec 3D-AD) or {eyecandies.LAYOUT} (Eyecandies)"
+        raise InputError(f"{root}: expected {layouts} in it, found {folder.describe(root)}")
+    return MVTec3DDataset if parts <= set(mvtec3d.CATEGORIES) else FolderDataset

@@ -1,0 +1,275 @@
+"""From a sensor's data to the field's input: background removed, one object, a square of 224×224.
+
+The steps are those of M3DM (section 4.1), which BTF, LSFA and MDSS share; CFM's and Eyecandies' differ in what is done
+to the colour image and in how the background is told.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmad_bank.data._geometry import NOISE, dbscan, fit_plane
+from mmad_bank.data._images import import_extra
+from mmad_bank.data.sample import Sample
+from mmad_bank.errors import InputError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# Eyecandies, metres in the belt's frame: what is within 2 cm of the belt, behind it or beside it.
+_BELT_HEIGHT, _BELT_DEPTH, _BELT_WIDTH = 0.02, 1.8, 1.0
+_BELT_SCALE = (0.1, -0.1, 0.1)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is done to a sample; every length in metres unless it says pixels.
+
+    Attributes:
+        size: Side of the result in pixels; None keeps the padded size.
+        background: ``"plane"`` (fit and remove), ``"belt"`` (Eyecandies' frame and limits) or ``"keep"``.
+        zero_rgb: Whether the colour image is black where the background was removed.
+        pad: ``"zero"`` or ``"edge"``: with what colour image and mask are padded to a square; the cloud's padding is
+            always zero, unmeasured.
+        pad_multiple: The square's side is a multiple of this, in pixels.
+        frame: Width of the image's border that the plane is fitted to, in pixels.
+        inlier_distance: Of RANSAC.
+        n_sample: Points a RANSAC hypothesis.
+        n_hypotheses: Of RANSAC.
+        removal_distance: Points nearer to the plane are background.
+        eps: DBSCAN's radius; None keeps all clusters.
+        min_points: DBSCAN's points of a core point.
+        seed: Of RANSAC.
+
+    Example:
+        >>> Preprocessing.recipe("mdss").size
+        256
+    """
+
+    size: int | None = 224
+    background: str = "plane"
+    zero_rgb: bool = True
+    pad: str = "zero"
+    pad_multiple: int = 100
+    frame: int = 10
+    inlier_distance: float = 0.004
+    n_sample: int = 50
+    n_hypotheses: int = 1000
+    removal_distance: float = 0.005
+    eps: float | None = 0.006
+    min_points: int = 30
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("background", ("plane", "belt", "keep")), ("pad", ("zero", "edge"))):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name}: expected one of {', '.join(allowed)}, found {getattr(self, name)!r}")
+        for name in ("pad_multiple", "frame", "n_sample", "n_hypotheses", "min_points"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        if self.size is not None and self.size < 1:
+            raise InputError(f"size: expected at least 1 pixel, found {self.size}")
+
+    @classmethod
+    def recipe(cls, name: str = "m3dm", **changes: Any) -> Preprocessing:
+        """Return the settings of a paper's method, with changes.
+
+        Args:
+            name: ``"m3dm"`` (also BTF, LSFA), ``"cfm"`` (keeps the colour background, pads with edges), ``"mdss"``
+                (256 pixels), ``"eyecandies"`` (belt instead of plane, colour background kept, all clusters), or
+                ``"keep"`` (padded and resized only).
+            changes: Attributes that differ.
+
+        Raises:
+            InputError: There is no such recipe, or a value is out of range.
+        """
+        if name not in _RECIPES:
+            raise InputError(f"recipe: expected one of {', '.join(_RECIPES)}, found {name!r}")
+        return replace(_RECIPES[name], **changes)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all settings for a JSON file."""
+        return asdict(self)
+
+
+_RECIPES = {
+    "m3dm": Preprocessing(),
+    "cfm": Preprocessing(zero_rgb=False, pad="edge"),
+    "mdss": Preprocessing(size=256),
+    "eyecandies": Preprocessing(background="belt", zero_rgb=False, eps=None),
+    "keep": Preprocessing(background="keep", zero_rgb=False, eps=None),
+}
+RECIPES = tuple(_RECIPES)
+
+
+def preprocess(sample: Sample, settings: Preprocessing | None = None) -> Sample:
+    """Remove a sample's background, keep its largest object, pad it to a square and resize it.
+
+    The colour image is resized bicubically, cloud and mask by the nearest pixel (the one that the new pixel's centre
+    falls on, so that the three stay aligned). It becomes 8-bit in between, as a file does: prepared data and data
+    preprocessed on the way are the same to the bit.
+
+    Args:
+        sample: As read.
+        settings: Default: those of M3DM, :meth:`Preprocessing.recipe`.
+
+    Returns:
+        The sample with rgb (3, size, size) from 0 to 1 (:func:`normalise_rgb` is for the extractor), xyz and mask.
+
+    Raises:
+        InputError: There is no background plane, or nothing but background.
+        MissingExtraError: scikit-learn or Pillow is not installed.
+    """
+    settings = settings or Preprocessing()
+    rgb = (sample.rgb.cpu().numpy().transpose(1, 2, 0) * 255).round().astype(np.uint8)
+    xyz = sample.xyz.cpu().numpy().transpose(1, 2, 0).copy()
+    mask = None if sample.mask is None else sample.mask.cpu().numpy()
+    name = sample.xyz_path or sample.id or "sample"
+    xyz, removed = _remove_background(xyz, settings, str(name))
+    if settings.zero_rgb:
+        rgb[removed] = 0
+    square = round_up(max(rgb.shape[:2]), settings.pad_multiple)
+    rgb, xyz = pad_square(rgb, square, settings.pad), pad_square(xyz, square, "zero")
+    mask = None if mask is None else pad_square(mask, square, settings.pad)
+    if settings.size is not None:
+        rgb, xyz = resize_bicubic(rgb, settings.size), resize_nearest(xyz, settings.size)
+        mask = None if mask is None else resize_nearest(mask, settings.size)
+    if not measured(xyz).any():
+        raise InputError(f"{name}: nothing is left of the object in {settings.size}×{settings.size} pixels")
+    return replace(
+        sample,
+        rgb=torch.from_numpy(rgb.transpose(2, 0, 1).astype(np.float32) / 255),
+        xyz=torch.from_numpy(np.ascontiguousarray(xyz.transpose(2, 0, 1))),
+        mask=None if mask is None else torch.from_numpy(mask.copy()),
+    )
+
+
+def normalise_rgb(rgb: torch.Tensor) -> torch.Tensor:
+    """Subtract ImageNet's mean and divide by its standard deviation.
+
+    Args:
+        rgb: (3, H, W) or (B, 3, H, W), from 0 to 1.
+
+    Example:
+        >>> normalise_rgb(torch.full((3, 2, 2), 0.5))[:, 0, 0]
+        tensor([0.0655, 0.1964, 0.4178])
+    """
+    mean, std = (torch.tensor(values, dtype=rgb.dtype, device=rgb.device) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (rgb - mean[:, None, None]) / std[:, None, None]
+
+
+def measured(xyz: np.ndarray) -> np.ndarray:
+    """Say which points of a cloud were measured: all three components are non-zero. (..., 3) → (...), bool."""
+    return np.asarray((xyz != 0).all(axis=-1))
+
+
+def _remove_background(xyz: np.ndarray, settings: Preprocessing, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Set background points to zero: the new cloud (H, W, 3), and which pixels were removed (H, W)."""
+    there = measured(xyz)
+    if not there.any():
+        raise InputError(f"{name}: expected measured points, found none")
+    if settings.background == "plane":
+        keep = there & ~near_plane(xyz, settings, name)
+    elif settings.background == "belt":
+        keep, xyz = off_belt(xyz)
+    else:
+        keep = there
+    if not keep.any():
+        raise InputError(f"{name}: expected an object, found background only")
+    if settings.eps is not None:
+        import_extra("scikit-learn", "scipy.spatial", "clustering point clouds")
+        labels = dbscan(xyz[keep], eps=settings.eps, min_points=settings.min_points)
+        if not (labels != NOISE).any():
+            found = f"{len(labels)} scattered points"
+            raise InputError(f"{name}: expected an object of {settings.min_points} points or more, found {found}")
+        keep[keep] = labels == np.bincount(labels[labels != NOISE]).argmax()
+    xyz[~keep] = 0
+    return xyz, there & ~keep
+
+
+def near_plane(xyz: np.ndarray, settings: Preprocessing, name: str = "xyz") -> np.ndarray:
+    """Find the points on the plane that the image's border shows.
+
+    Args:
+        xyz: (H, W, 3), metres, zeros where nothing was measured.
+        settings: The frame's width and what RANSAC takes.
+        name: For the error's line.
+
+    Returns:
+        (H, W), bool: within ``removal_distance`` of the plane. Unmeasured points may be either.
+
+    Raises:
+        InputError: The border has fewer than three measured points.
+    """
+    frame = np.ones(xyz.shape[:2], dtype=bool)
+    frame[settings.frame : -settings.frame, settings.frame : -settings.frame] = False
+    border = xyz[frame & measured(xyz)]
+    if len(border) < 3:
+        found = f"{len(border)} measured points in the image's {settings.frame}-pixel border"
+        raise InputError(f"{name}: expected a background plane, found {found}")
+    normal, offset = fit_plane(
+        border, distance=settings.inlier_distance, n_sample=settings.n_sample, n_hypotheses=settings.n_hypotheses,
+        seed=settings.seed,
+    )  # fmt: skip
+    return np.asarray(np.abs(xyz.astype(np.float64) @ normal - offset) < settings.removal_distance)
+
+
+def off_belt(xyz: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find an Eyecandies object by its belt, and bring the cloud into the frame and scale of the published methods.
+
+    A border column shows the belt from its near end (bottom) to its far one (top). The frame starts at the near end,
+    z runs along the belt away from the camera, y down through it; what is less than 2 cm above the belt, farther than
+    1.8 m or more than 1 m to the side is background. The result is back in the unrotated frame, its axes reordered to
+    (x, z, y) and scaled by (0.1, −0.1, 0.1).
+
+    Args:
+        xyz: (H, W, 3), metres, x to the right.
+
+    Returns:
+        Which points are the object's (H, W), and the cloud (H, W, 3).
+    """
+    there = measured(xyz)
+    column = xyz[there[:, 1], 1].astype(np.float64)
+    if len(column) < 2 or not np.linalg.norm(column[0, 1:] - column[-1, 1:]) > 0:
+        raise InputError("xyz: expected the belt in the image's left border, found fewer than two measured points")
+    near, far = column[-1], column[0]
+    dy, dz = (far - near)[1:]
+    sine, cosine = dy / np.hypot(dy, dz), dz / np.hypot(dy, dz)
+    start = np.array([0.0, near[1], near[2]])
+    rotation = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
+    x, y, z = np.moveaxis((xyz - start) @ rotation.T, -1, 0)
+    keep = there & (y <= -_BELT_HEIGHT) & (z <= _BELT_DEPTH) & (np.abs(x) <= _BELT_WIDTH)
+    return keep, (xyz[..., [0, 2, 1]] * np.array(_BELT_SCALE)).astype(np.float32)
+
+
+def round_up(side: int, multiple: int) -> int:
+    """Return the smallest multiple that is not less than ``side``.
+
+    Example:
+        >>> round_up(400, 100), round_up(401, 100)
+        (400, 500)
+    """
+    return -(-side // multiple) * multiple
+
+
+def pad_square(image: np.ndarray, side: int, mode: str) -> np.ndarray:
+    """Put an image (H, W) or (H, W, C) in the middle of a square; ``mode`` is ``"zero"`` or ``"edge"``."""
+    before = [(side - length) // 2 for length in image.shape[:2]]
+    widths = [(b, side - length - b) for b, length in zip(before, image.shape[:2], strict=True)]
+    widths += [(0, 0)] * (image.ndim - 2)
+    return np.pad(image, widths, mode="edge" if mode == "edge" else "constant")
+
+
+def resize_bicubic(image: np.ndarray, size: int) -> np.ndarray:
+    """Resize (H, W, 3) uint8 to (size, size, 3), low-pass filtered where it shrinks."""
+    image_module = import_extra("pillow", "PIL.Image", "resizing images")
+    return np.asarray(image_module.fromarray(image).resize((size, size), image_module.Resampling.BICUBIC))
+
+
+def resize_nearest(image: np.ndarray, size: int) -> np.ndarray:
+    """Resize (H, W) or (H, W, C): a pixel takes the value under its centre."""
+    rows, columns = (((np.arange(size) + 0.5) * length / size).astype(np.int64) for length in image.shape[:2])
+    return image[rows[:, None], columns]

@@ -1,0 +1,237 @@
+"""What a data set hands out: a colour image, its organised point cloud, and what is known of its defects."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+import numpy as np
+import torch
+
+from mmad_bank.data._images import read_mask, read_rgb, read_xyz
+from mmad_bank.data._names import GOOD, SPLITS
+from mmad_bank.errors import InputError
+
+_SPLIT_NAMES = {"val": "validation", "test_public": "test"}
+
+AnyDataset = TypeVar("AnyDataset", bound="SampleDataset")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with its point cloud.
+
+    Attributes:
+        rgb: (3, H, W), float32, from 0 to 1.
+        xyz: (3, H, W), float32, metres; zeros where nothing was measured.
+        mask: (H, W), bool, True on defects; all False for a normal sample, None where it is not known.
+        label: 0 normal, 1 anomalous.
+        defect: ``"good"`` or the kind of defect.
+        category: Of the part.
+        split: ``"train"``, ``"validation"`` or ``"test"``.
+        id: ``category/split/defect/name``, unique within a data set.
+        rgb_path: The colour image's file.
+        xyz_path: The point cloud's (or depth image's) file.
+        mask_path: The mask's file, if there is one.
+    """
+
+    rgb: torch.Tensor
+    xyz: torch.Tensor
+    mask: torch.Tensor | None
+    label: int = 0
+    defect: str = GOOD
+    category: str = ""
+    split: str = "test"
+    id: str = ""
+    rgb_path: Path | None = None
+    xyz_path: Path | None = None
+    mask_path: Path | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return int(self.rgb.shape[-2]), int(self.rgb.shape[-1])
+
+    @property
+    def measured(self) -> torch.Tensor:
+        """(H, W), bool: where the sensor measured a point, that is where all three components are non-zero."""
+        return (self.xyz != 0).all(dim=0)
+
+
+@dataclass(frozen=True)
+class Record:
+    """Where one sample lies and what its place says of it; nothing has been read."""
+
+    category: str
+    split: str
+    defect: str
+    name: str
+    rgb: Path
+    xyz: Path
+    mask: Path | None
+
+    @property
+    def id(self) -> str:
+        """``category/split/defect/name``."""
+        return f"{self.category}/{self.split}/{self.defect}/{self.name}"
+
+    @property
+    def label(self) -> int:
+        """0 normal, 1 anomalous."""
+        return int(self.defect != GOOD)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that the sample is read from."""
+        return (self.rgb, self.xyz) if self.mask is None else (self.rgb, self.xyz, self.mask)
+
+
+class SampleDataset(torch.utils.data.Dataset[Sample]):
+    """A list of samples that are read when they are asked for.
+
+    Attributes:
+        path: The data set's folder.
+        records: Where the samples lie, in order.
+    """
+
+    layout: ClassVar[str]
+
+    def __init__(self, path: str | Path, records: Sequence[Record]) -> None:
+        self.path = Path(path)
+        self.records = tuple(records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read a sample.
+
+        Raises:
+            InputError: A file is missing or damaged, image and cloud differ in size, or the cloud has no points.
+            IndexError: There is no such sample.
+        """
+        return self.read(self.records[index])
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self.read(record) for record in self.records)
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The categories, sorted."""
+        return tuple(sorted({record.category for record in self.records}))
+
+    @property
+    def labels(self) -> list[int]:
+        """A label a sample, 0 normal or 1 anomalous; nothing is read for it."""
+        return [record.label for record in self.records]
+
+    def select(self: AnyDataset, indices: Iterable[int]) -> AnyDataset:
+        """Return the data set of some of the samples, in the given order."""
+        part = copy(self)
+        part.records = tuple(self.records[index] for index in indices)
+        return part
+
+    @abstractmethod
+    def read(self, record: Record) -> Sample:
+        """Read the sample that a record stands for."""
+
+
+def check_split(split: str) -> str:
+    """Return the split's own name for any of its names.
+
+    Example:
+        >>> check_split("val")
+        'validation'
+    """
+    name = _SPLIT_NAMES.get(split, split)
+    if name not in SPLITS:
+        raise InputError(f"split: expected one of {', '.join(SPLITS)}, found {split!r}")
+    return name
+
+
+def make_sample(record: Record, rgb: np.ndarray, xyz: np.ndarray, mask: np.ndarray | None) -> Sample:
+    """Put together what was read, checking that it fits together.
+
+    Args:
+        record: Whose data these are.
+        rgb: (H, W, 3), uint8.
+        xyz: (H, W, 3), float32, metres.
+        mask: (H, W), bool, or None where there is none: all False for a normal sample then.
+
+    Raises:
+        InputError: Sizes differ, or the cloud has no points.
+    """
+    size = rgb.shape[:2]
+    for name, path, found in (("point cloud", record.xyz, xyz), ("mask", record.mask, mask)):
+        if found is not None and found.shape[:2] != size:
+            words = f"{found.shape[0]}×{found.shape[1]}"
+            raise InputError(f"{path}: expected a {name} of {size[0]}×{size[1]} as {record.rgb}, found {words}")
+    if not (xyz != 0).all(axis=-1).any():
+        raise InputError(f"{record.xyz}: expected measured points, found none in {size[0]}×{size[1]} pixels")
+    if mask is None and record.label == 0:
+        mask = np.zeros(size, dtype=bool)
+    return Sample(
+        rgb=torch.from_numpy(rgb.transpose(2, 0, 1).astype(np.float32) / 255),
+        xyz=torch.from_numpy(np.ascontiguousarray(xyz.transpose(2, 0, 1))),
+        mask=None if mask is None else torch.from_numpy(np.array(mask)),
+        label=record.label,
+        defect=record.defect,
+        category=record.category,
+        split=record.split,
+        id=record.id,
+        rgb_path=record.rgb,
+        xyz_path=record.xyz,
+        mask_path=record.mask,
+    )
+
+
+def open_sample(rgb: str | Path, xyz: str | Path, mask: str | Path | None = None) -> Sample:
+    """Read one sample from its files.
+
+    Args:
+        rgb: 8-bit colour image.
+        xyz: TIFF of H×W×3 floats in metres.
+        mask: Image that is not zero on defects, if the sample is known to be anomalous.
+
+    Raises:
+        InputError: A file is missing or damaged, sizes differ, or the cloud has no points.
+    """
+    rgb, xyz = Path(rgb), Path(xyz)
+    truth = None if mask is None else read_mask(Path(mask))
+    defect = GOOD if truth is None or not truth.any() else "anomalous"
+    record = Record("", "test", defect, rgb.stem, rgb, xyz, None if mask is None else Path(mask))
+    return make_sample(record, read_rgb(rgb), read_xyz(xyz), truth)
+
+
+def few_shot(dataset: AnyDataset, n: int, seed: int = 0) -> AnyDataset:
+    """Draw n normal samples of every category at random.
+
+    With one seed the smaller draw is part of the larger one, so that few-shot curves (5, 10, 50 images) differ by what
+    was added and by nothing else.
+
+    Args:
+        dataset: Usually a training split.
+        n: Samples a category.
+        seed: Of the draw.
+
+    Returns:
+        The samples drawn, in the data set's order.
+
+    Raises:
+        InputError: A category has fewer than ``n`` normal samples.
+    """
+    if n < 1:
+        raise InputError(f"n: expected at least 1 sample, found {n}")
+    chosen: list[int] = []
+    for category in dataset.categories:
+        normal = [i for i, record in enumerate(dataset.records) if record.category == category and record.label == 0]
+        if len(normal) < n:
+            raise InputError(f"n: expected at most {len(normal)}, the normal samples of {category!r}, found {n}")
+        # The category's name is part of the seed: a category's draw does not depend on which others are open.
+        order = np.random.default_rng([seed, *category.encode()]).permutation(len(normal))
+        chosen += [normal[i] for i in order[:n]]
+    return dataset.select(sorted(chosen))

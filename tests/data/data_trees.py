@@ -1,0 +1,53 @@
+"""Tiny data sets on disk, for the tests of readers and preparation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+
+def scene(height: int = 60, width: int = 60, *, tilt: float = 0.05, seed: int = 0) -> np.ndarray:
+    """A tilted plane 0.4 m away with a box of 15 mm on it, one pixel a millimetre: (H, W, 3), float32."""
+    rng = np.random.default_rng(seed)
+    y, x = (np.mgrid[:height, :width] - (np.array([height, width])[:, None, None] - 1) / 2) / 1000
+    z = 0.4 + tilt * x + rng.normal(0, 2e-4, x.shape)
+    top, left = height // 2 - 8, width // 2 - 8
+    z[top : top + 16, left : left + 16] -= 0.015
+    return np.stack([x, y, z], axis=-1).astype(np.float32)
+
+
+def add_sample(
+    folder: Path, name: str = "000", *, xyz: np.ndarray | None = None, rgb: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+) -> None:  # fmt: skip
+    """Write a sample into CATEGORY/SPLIT/DEFECT."""
+    xyz = scene() if xyz is None else xyz
+    if rgb is None:
+        rgb = np.random.default_rng(int(name)).integers(1, 256, (*xyz.shape[:2], 3), dtype=np.uint8)
+    for part in ("rgb", "xyz", *(("gt",) if mask is not None else ())):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rgb).save(folder / "rgb" / f"{name}.png")
+    tifffile.imwrite(folder / "xyz" / f"{name}.tiff", xyz, photometric="rgb")
+    if mask is not None:
+        Image.fromarray(mask.astype(np.uint8) * 255).save(folder / "gt" / f"{name}.png")
+
+
+def add_eyecandy(
+    folder: Path, name: str, depth: np.ndarray, *, pose: np.ndarray | None = None, anomalous: str | None = None,
+    mask: np.ndarray | None = None, low: float = 0.5, high: float = 1.5,
+) -> None:  # fmt: skip
+    """Write a sample into CATEGORY/SPLIT/data; depth in metres."""
+    folder.mkdir(parents=True, exist_ok=True)
+    code = np.round((depth - low) / (high - low) * 65535).astype(np.uint16)
+    Image.fromarray(code).save(folder / f"{name}_depth.png")
+    for light in range(6):
+        rgb = np.full((*depth.shape, 3), 40 * light, dtype=np.uint8)
+        Image.fromarray(rgb).save(folder / f"{name}_image_{light}.png")
+    (folder / f"{name}_info_depth.yaml").write_text(f"normalization:\n  max: {high}\n  min: {low}\n")
+    (folder / f"{name}_metadata.yaml").write_text(anomalous or "anomalous: 0\n")
+    np.savetxt(folder / f"{name}_pose.txt", np.eye(4) if pose is None else pose)
+    if mask is not None:
+        Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{name}_mask.png")
