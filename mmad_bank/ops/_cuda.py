@@ -7,6 +7,7 @@ Tensors are checked by the callers (float32, contiguous, finite, one device). No
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,9 +31,19 @@ def available(device: torch.device | str) -> bool:
     device = torch.device(device)
     if _native is None or device.type != "cuda" or not torch.cuda.is_available():
         return False
-    if _native.device_count() <= (device.index or 0):  # 0 where the driver is older than the toolkit of the build
+    return _runs_on(_with_index(device).index)
+
+
+@functools.cache
+def _runs_on(number: int) -> bool:
+    if _native.device_count() <= number:  # 0 where the driver is older than the toolkit of the build
         return False
-    return covers(_core.cuda_archs, torch.cuda.get_device_capability(device))
+    return covers(_core.cuda_archs, torch.cuda.get_device_capability(number))
+
+
+def _with_index(device: torch.device) -> torch.device:
+    """Return ``cuda`` as the current device's full name, as tensors have it."""
+    return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
 
 
 def covers(archs: str, capability: tuple[int, int]) -> bool:
@@ -117,7 +128,7 @@ class CudaIndex:
 
     def __init__(self, vectors: Tensor, precision: str = "auto", *, device: torch.device | str | None = None) -> None:
         _check_dim(vectors)
-        self.device = vectors.device if device is None else torch.device(device)
+        self.device = vectors.device if device is None else _with_index(torch.device(device))
         with _current(self.device):
             self.vectors = _readable(vectors, self.device)
             self.center = _robust_center(self.vectors, self.device)
@@ -177,7 +188,7 @@ def k_center_greedy(
     change the selection.
     """
     _check_dim(rows)
-    where = rows.device if device is None else torch.device(device)
+    where = rows.device if device is None else _with_index(torch.device(device))
     with _current(where):
         rows = _readable(rows, where)
         center = _robust_center(rows, where)
