@@ -1,0 +1,113 @@
+"""Commands that make data sets: synth, prepare."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from mmad_bank.cli._output import emit, seconds, show_progress
+from mmad_bank.errors import InputError
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Workers = Annotated[int | None, typer.Option(help="Processes (default: one a core).", show_default=False)]
+Categories = Annotated[
+    str | None, typer.Option(metavar="A,B,...", help="Only these categories (default: all).", show_default=False)
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    for command in (synth, prepare):
+        app.command()(command)
+
+
+def synth(
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="New folder for the data set.", show_default=False)],
+    size: Annotated[int, typer.Option(help="Side of an image in pixels.")] = 256,
+    train: Annotated[int, typer.Option(help="Normal training samples a category.")] = 30,
+    validation: Annotated[int, typer.Option(help="Normal validation samples a category.")] = 6,
+    test: Annotated[int, typer.Option(help="Test samples a category: a third normal, four kinds of defects.")] = 36,
+    categories: Categories = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 0,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Write a synthetic data set in the layout of MVTec 3D-AD: colour images, point clouds, masks of defects."""
+    from mmad_bank.data.synthetic import write_synthetic
+
+    begin = time.perf_counter()
+    result = write_synthetic(
+        out, size=size, n_train=train, n_validation=validation, n_test=test, categories=_names(categories), seed=seed,
+        workers=_workers(workers), progress=show_progress(as_json),
+    )  # fmt: skip
+    taken = time.perf_counter() - begin
+    rows = {
+        "categories": ", ".join(result["categories"]),
+        "samples": f"{result['samples']:,} ({train} train, {validation} validation, {test} test a category)",
+        "time": seconds(taken),
+    }
+    emit({"path": str(out), **result, "seconds": taken}, rows, title=f"synthesised {out}", as_json=as_json)
+
+
+def prepare(
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of the categories.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the prepared data set.", show_default=False)],
+    recipe: Annotated[
+        Literal["auto", "m3dm", "cfm", "mdss", "eyecandies", "keep"],
+        typer.Option(help="Whose preprocessing (auto: m3dm, and eyecandies for Eyecandies)."),
+    ] = "auto",
+    size: Annotated[
+        int | None, typer.Option(help="Side of the result in pixels (default: the recipe's).", show_default=False)
+    ] = None,
+    categories: Categories = None,
+    layout: Annotated[
+        Literal["auto", "mvtec3d", "eyecandies", "folder"], typer.Option(help="Of the data set.")
+    ] = "auto",
+    seed: Annotated[int, typer.Option(help="Of the plane's RANSAC.")] = 0,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Remove backgrounds, keep the largest object, pad and resize: once, for a whole data set, originals untouched.
+
+    Run it again to resume, or to take in new samples. Samples that cannot be used are named and left out.
+    """
+    from mmad_bank.data import preparation
+    from mmad_bank.data.preprocessing import Preprocessing
+
+    changes: dict[str, Any] = {"seed": seed} if size is None else {"seed": seed, "size": size}
+    base = preparation.default_settings(dataset, layout) if recipe == "auto" else Preprocessing.recipe(recipe)
+    begin = time.perf_counter()
+    result = preparation.prepare(
+        dataset, out, replace(base, **changes), categories=_names(categories), layout=layout,
+        workers=_workers(workers), progress=show_progress(as_json),
+    )  # fmt: skip
+    taken = time.perf_counter() - begin
+    for line in result.failed.values():
+        print(f"left out: {' '.join(line.split())}", file=sys.stderr)
+    if not result.written + result.cached:
+        raise InputError(f"{dataset}: expected samples, found none of {len(result.failed)} that can be used")
+    rows = {
+        "prepared": f"{result.written:,} samples",
+        "done before": f"{result.cached:,} samples",
+        "left out": f"{len(result.failed):,} samples",
+        "time": seconds(taken),
+    }
+    emit({**result.as_json(), "seconds": taken}, rows, title=f"prepared {out}", as_json=as_json)
+
+
+def _names(text: str | None) -> list[str] | None:
+    """Read A,B,..."""
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _workers(wanted: int | None) -> int:
+    """Return the number of processes: by default one for every core that this process may use."""
+    if wanted is not None:
+        return wanted
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,224 @@
+"""Preparation of whole data sets: resumed, cached, in parallel, and the originals as they were."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("tifffile")
+pytest.importorskip("scipy")
+
+from data_trees import add_eyecandy, add_sample, scene
+
+from mmad_bank.data import Preprocessing, open_dataset, preparation, preparation_of, prepare, preprocess
+from mmad_bank.errors import InputError
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    root = tmp_path / "raw"
+    for i in range(10):
+        add_sample(root / "part" / "train" / "good", f"{i:03d}", xyz=scene(40, 60, seed=i))
+    add_sample(root / "part" / "test" / "good", xyz=scene(40, 60, seed=20))
+    mask = np.zeros((40, 60), dtype=bool)
+    mask[15:20, 25:30] = True
+    add_sample(root / "part" / "test" / "dent", xyz=scene(40, 60, seed=21), mask=mask)
+    return root
+
+
+def contents(root: Path) -> dict[str, tuple[str, int]]:
+    """Hash and time of every file."""
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(root)): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
+        for path in files
+    }
+
+
+def test_prepared_samples_are_what_preprocess_gives(source: Path, tmp_path: Path) -> None:
+    before = contents(source)
+    out = tmp_path / "out"
+    result = prepare(source, out)
+    assert contents(source) == before
+    assert (result.written, result.cached, result.failed) == (12, 0, {})
+    raw, prepared = open_dataset(source, split="test"), open_dataset(out, split="test")
+    assert [record.id for record in raw.records] == [record.id for record in prepared.records]
+    for expected, found in zip(map(preprocess, raw), prepared, strict=True):
+        assert torch.equal(expected.rgb, found.rgb)
+        assert torch.equal(expected.xyz, found.xyz)
+        assert expected.mask is not None
+        assert found.mask is not None
+        assert torch.equal(expected.mask, found.mask)
+    manifest = json.loads((out / "prepared.json").read_text())
+    assert manifest["complete"] is True
+    assert manifest["settings"] == Preprocessing().as_json()
+    assert preparation_of(out) == preparation_of(out / "part") == Preprocessing()
+    assert preparation_of(source) is None
+
+
+def test_only_what_has_changed_is_done_again(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare(source, out)
+    first = contents(out)
+    again = prepare(source, out)
+    assert (again.written, again.cached) == (0, 12)
+    add_sample(source / "part" / "train" / "good", "003", xyz=scene(40, 60, seed=99))
+    add_sample(source / "part" / "train" / "good", "010", xyz=scene(40, 60, seed=98))
+    (out / "part/test/dent/gt/000.png").unlink()
+    third = prepare(source, out)
+    assert (third.written, third.cached) == (3, 10)
+    now = contents(out)
+    unchanged = [name for name in first if now.get(name) == first[name]]
+    assert len(unchanged) == 2 * 10 + 0  # rgb and xyz of the ten that were done
+    other = prepare(source, out, Preprocessing.recipe(size=64))
+    assert (other.written, other.cached) == (13, 0)
+    assert open_dataset(out)[0].size == (64, 64)
+
+
+def test_samples_that_are_gone_go(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare(source, out)
+    for part, suffix in (("rgb", "png"), ("xyz", "tiff")):
+        (source / f"part/train/good/{part}/004.{suffix}").unlink()
+    (out / "part/train/good/xyz/note.tiff").write_bytes(b"somebody else's")
+    prepare(source, out)
+    assert not (out / "part/train/good/xyz/004.tiff").exists()
+    assert not (out / "part/train/good/rgb/004.png").exists()
+    assert (out / "part/train/good/xyz/note.tiff").read_bytes() == b"somebody else's"
+
+
+def test_bad_samples_are_reported_and_the_others_done(source: Path, tmp_path: Path) -> None:
+    folder, out = source / "part" / "train" / "good", tmp_path / "out"
+    prepare(source, out)
+    data = (folder / "xyz/001.tiff").read_bytes()
+    (folder / "xyz/001.tiff").write_bytes(data[: len(data) // 2])
+    (folder / "rgb/002.png").unlink()
+    add_sample(folder, "005", xyz=scene(40, 60), rgb=np.zeros((40, 50, 3), np.uint8))
+    add_sample(folder, "006", xyz=scene(40, 60) * 0)
+    (folder / "rgb/007.png").write_bytes(b"\x89PNG")
+    result = prepare(source, out)
+    assert sorted(result.failed) == [f"part/train/good/{i:03d}" for i in (1, 2, 5, 6, 7)]
+    assert all("\n" not in line and str(source) in line for line in result.failed.values())
+    assert result.cached == 7
+    # What an earlier run wrote for a sample that is bad now is not left to be trained on.
+    assert [record.name for record in open_dataset(out).records] == ["000", "003", "004", "008", "009"]
+    assert json.loads((out / "prepared.json").read_text())["failed"] == result.failed
+
+
+def test_parallel_and_serial_runs_write_the_same(source: Path, tmp_path: Path) -> None:
+    prepare(source, tmp_path / "one")
+    prepare(source, tmp_path / "two", workers=2)
+    one, two = ({k: v[0] for k, v in contents(tmp_path / name).items()} for name in ("one", "two"))
+    assert one == two
+
+
+KILLED = """
+import os, signal, sys
+from mmad_bank.data import preparation
+write_xyz, done = preparation.write_xyz, []
+def dying(*arguments):
+    if len(done) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)  # colour image written, point cloud not
+    done.append(write_xyz(*arguments))
+preparation.write_xyz = dying
+preparation.prepare(sys.argv[1], sys.argv[2])
+"""
+
+
+def test_a_killed_run_is_resumed(source: Path, tmp_path: Path) -> None:
+    out, before = tmp_path / "out", contents(source)
+    process = subprocess.run([sys.executable, "-c", KILLED, str(source), str(out)], check=False, timeout=120)
+    assert process.returncode == -signal.SIGKILL
+    assert json.loads((out / "prepared.json").read_text())["complete"] is False
+    result = prepare(source, out)
+    assert (result.written, result.cached) == (8, 4)
+    prepare(source, tmp_path / "whole")
+    resumed, whole = ({k: v[0] for k, v in contents(root).items()} for root in (out, tmp_path / "whole"))
+    for files in (resumed, whole):
+        del files["prepared.json"]  # how many were cached differs
+    assert resumed == whole
+    assert contents(source) == before
+
+
+def test_ctrl_c_leaves_whole_files(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "mmad_bank.cli", "prepare", str(source), "--out", str(out), "--workers", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    limit = time.monotonic() + 60
+    while not list(out.rglob("[!.]*.tiff")) and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (0, 130)
+    assert "Traceback" not in errors
+    assert not list(out.rglob("*partial*"))
+    assert prepare(source, out).cached >= 1
+
+
+def test_folders_that_are_not_ours_are_refused(source: Path, tmp_path: Path) -> None:
+    before = contents(source)
+    for out in (source, source / "part", source / "new", tmp_path):
+        with pytest.raises(InputError, match="expected a folder outside the data set"):
+            prepare(source, out)
+    foreign = tmp_path / "foreign"
+    add_sample(foreign / "part" / "train" / "good")
+    with pytest.raises(InputError, match=r"foreign: expected a new or prepared folder, found one that holds files"):
+        prepare(source, foreign)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="expected a folder, found a file"):
+        prepare(source, tmp_path / "file")
+    with pytest.raises(InputError, match=r"categories: expected some of part .*, found 'whole'"):
+        prepare(source, tmp_path / "out", categories=["whole"])
+    with pytest.raises(InputError, match="workers: expected at least 1"):
+        prepare(source, tmp_path / "out", workers=0)
+    assert contents(source) == before
+
+
+def test_two_settings_do_not_share_a_folder(source: Path, tmp_path: Path) -> None:
+    add_sample(source / "other" / "train" / "good", xyz=scene(40, 60))
+    out = tmp_path / "out"
+    prepare(source, out, categories=["part"])
+    with pytest.raises(InputError, match="part in it were prepared with other settings"):
+        prepare(source, out, Preprocessing.recipe("cfm"), categories=["other"])
+    prepare(source, out, categories=["other"])
+    assert json.loads((out / "prepared.json").read_text())["categories"] == ["other", "part"]
+
+
+def test_eyecandies_come_out_in_the_common_layout(tmp_path: Path) -> None:
+    v = (np.mgrid[:64, :64][0] - 32) / (711.11 / 8)
+    depth = 0.3 / (np.sin(0.8) + v * np.cos(0.8))
+    depth[20:40, 20:40] *= 0.8
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    for split, name in (("train", "000"), ("val", "000"), ("test_public", "00")):
+        add_eyecandy(raw / "Confetto" / split / "data", name, depth, low=0.2, high=0.9)
+    words = "anomalous: 1\ndents: 1\n"
+    add_eyecandy(raw / "Confetto/test_public/data", "01", depth, anomalous=words, mask=np.eye(64), low=0.2, high=0.9)
+    result = prepare(raw, out)
+    assert result.failed == {}
+    assert result.settings == Preprocessing.recipe("eyecandies").as_json()
+    test = open_dataset(out, "Confetto", "test")
+    assert [record.id for record in test.records] == ["Confetto/test/good/00", "Confetto/test/dents/01"]
+    assert test[1].mask is not None
+    assert test[1].mask.any()
+    assert prepare(raw, out).cached == 4
+    pose = raw / "Confetto/train/data/000_pose.txt"
+    os.utime(pose, ns=(1, 1))
+    assert prepare(raw, out).written == 1
+
+
+def test_an_unknown_manifest_is_refused(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / preparation.MANIFEST).write_text("[1")
+    with pytest.raises(InputError, match=r"prepared\.json: expected the manifest"):
+        prepare(source, out)
