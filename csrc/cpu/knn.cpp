@@ -14,6 +14,8 @@ namespace {
 
 constexpr std::int64_t kQueryBlockBytes = 1 << 20;  // queries by turns with a panel: the bank is read seldom
 constexpr std::int64_t kCacheLine = 64;
+constexpr std::int64_t kTrialPanels = 64;
+constexpr double kWorthwhileLeftOver = 5.0;  // of at most kPairsWorthATile pairs a tile
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 struct Candidate {
@@ -118,33 +120,51 @@ struct KnnIndex::Prepared {
   Matrix<const float> bank;
   ScreenSpace space;
   ScreenPanels panels;
-  Screen screen;
+  Screen screen, plain;  // plain: without the coarse level
 
   Prepared(Matrix<const float> bank_, Format format, Isa isa, bool coarse, int threads)
-      : bank(bank_), space(bank_, format, isa, coarse), panels(bank_, space, threads), screen(space, bank_.cols) {}
+      : bank(bank_),
+        space(bank_, format, isa, coarse),
+        panels(bank_, space, threads),
+        screen(space, bank_.cols),
+        plain(space, bank_.cols, false) {}
 
-  // Searches queries [from, to) in panels [first, last).
+  // Searches queries [from, to) in panels [first, last). How much the coarse level rules out depends on how far the
+  // queries are from the bank, against the spread of the bank: where it is too little, the rest goes without it.
   void scan(Matrix<const float> queries, const ScreenRows& rows, std::int64_t from, std::int64_t to, std::int64_t first,
             std::int64_t last, Findings* findings) const {
+    const std::int64_t trial = std::min(last, first + kTrialPanels);
+    const std::int64_t middle = first + (trial - first) / 4 * 2;  // kernels take two panels at a time
     RowBlock block(screen, rows, to - from);
     for (std::int64_t q = from; q < to; ++q) block.add(q, kInfinity);
+    scan_panels(screen, queries, &block, first, middle, findings);
+    block.left_over();  // the first limits are loose and say nothing
+    scan_panels(screen, queries, &block, middle, trial, findings);
+    if (block.left_over() < kWorthwhileLeftOver) return scan_panels(screen, queries, &block, trial, last, findings);
+    RowBlock whole(plain, rows, to - from);
+    for (std::int64_t q = from; q < to; ++q) whole.add(q, block.limit(q - from));
+    scan_panels(plain, queries, &whole, trial, last, findings);
+  }
+
+  void scan_panels(const Screen& level, Matrix<const float> queries, RowBlock* block, std::int64_t first,
+                   std::int64_t last, Findings* findings) const {
     TileResult result;
-    const Panels& columns = screen.first(panels);
-    const std::int64_t step = screen.panels() * columns.panel_bytes();
-    const std::int64_t share = step * screen.tile_rows() / (to - from) + kCacheLine;
-    for (std::int64_t p = first; p < last; p += screen.panels()) {
+    const Panels& columns = level.first(panels);
+    const std::int64_t step = level.panels() * columns.panel_bytes();
+    const std::int64_t share = step * level.tile_rows() / block->size() + kCacheLine;
+    for (std::int64_t p = first; p < last; p += level.panels()) {
       const std::uint8_t* next = columns.panel(p) + step;
-      for (std::int64_t r = 0; r < to - from; r += screen.tile_rows()) {
+      for (std::int64_t r = 0; r < block->size(); r += level.tile_rows()) {
         // A panel is used by one block of queries and then not for long: the next one comes from memory meanwhile.
         const std::uint8_t* upto = std::min(next + share, columns.values.data() + columns.values.size());
         for (; next < upto; next += kCacheLine) __builtin_prefetch(next, 0, 2);
-        const int n = static_cast<int>(std::min<std::int64_t>(screen.tile_rows(), to - from - r));
-        if (!screen.tile(&block, r, n, panels, p, &result)) continue;
+        const int n = static_cast<int>(std::min<std::int64_t>(level.tile_rows(), block->size() - r));
+        if (!level.tile(block, r, n, panels, p, &result)) continue;
         for (int i = 0; i < n; ++i) {
           if (result.passed[i] == 0) continue;
-          const float* lower = result.full ? result.lower + i * screen.tile_columns() : nullptr;
-          take(queries, block, r + i, p * kPanelWidth, result.passed[i], lower, &findings[r + i]);
-          block.set_limit(r + i, findings[r + i].limit());
+          const float* lower = result.full ? result.lower + i * level.tile_columns() : nullptr;
+          take(queries, *block, r + i, p * kPanelWidth, result.passed[i], lower, &findings[r + i]);
+          block->set_limit(r + i, findings[r + i].limit());
         }
       }
     }

@@ -16,9 +16,6 @@ constexpr double kSplit = 1e-3;  // t in coarse_rows()
 constexpr std::int64_t kLeastDim = 192;
 // Computing a pair from the original rows waits for memory: beyond this many, the whole tile is cheaper.
 constexpr int kPairsWorthATile = 6;
-constexpr int kLargestCredit = 64;
-constexpr int kCreditOfATile = 2;
-constexpr int kTilesWithoutCoarse = 256;
 
 bool screen_tile(const Level& level, const std::uint8_t* rows, std::int64_t row_bytes, const RowTerms* terms, int n,
                  const Panels& panels, std::int64_t panel, TileResult* result) {
@@ -97,6 +94,12 @@ void RowBlock::set_limit(std::int64_t r, double limit) {
   terms_[r].threshold = level_.threshold(first_.bounds, list_[r], limit);
 }
 
+double RowBlock::left_over() {
+  const double pairs = tiles_ > 0 ? static_cast<double>(left_over_) / static_cast<double>(tiles_) : 0.0;
+  tiles_ = left_over_ = 0;
+  return pairs;
+}
+
 void RowBlock::move(std::int64_t from, std::int64_t to) {
   if (from == to) return;
   std::copy_n(value(from), first_.row_bytes(), value(to));
@@ -105,7 +108,8 @@ void RowBlock::move(std::int64_t from, std::int64_t to) {
   limits_[to] = limits_[from];
 }
 
-Screen::Screen(const ScreenSpace& space, std::int64_t dim) : use_coarse_(space.coarse()) {
+Screen::Screen(const ScreenSpace& space, std::int64_t dim, bool use_coarse)
+    : use_coarse_(use_coarse && space.coarse()) {
   full_ = {tile_kernel(space.packed, space.isa), accumulation_error(space.rows_format(), dim + kDepthStep), 1.0};
   const Format format = space.coarse_format();
   coarse_ = {tile_kernel(format, space.isa), accumulation_error(format, space.subspace.dims + kDepthStep),
@@ -117,29 +121,18 @@ ColumnTerms column_terms(const Panels& panels, std::int64_t column) {
           panels.bounds.residual.data() + column};
 }
 
-// Queries far from the data pass the coarse level everywhere. A block that keeps needing the full level skips the
-// coarse one for a while.
 bool Screen::tile(RowBlock* block, std::int64_t r, int n, const ScreenPanels& panels, std::int64_t panel,
                   TileResult* result) const {
   const RowTerms* terms = &block->terms_[r];
   const std::int64_t bytes = block->first_.row_bytes();
   result->full = !use_coarse_;
   if (!use_coarse_) return screen_tile(full_, block->value(r), bytes, terms, n, panels.full, panel, result);
-  if (block->coarse_credit_ < 0) {
-    ++block->coarse_credit_;
-    return tile_full(block, r, n, panels.full, panel, result);
-  }
+  ++block->tiles_;
+  if (!screen_tile(coarse_, block->value(r), bytes, terms, n, panels.coarse, panel, result)) return false;
   int pairs = 0;
-  if (screen_tile(coarse_, block->value(r), bytes, terms, n, panels.coarse, panel, result)) {
-    for (int i = 0; i < n; ++i) pairs += __builtin_popcount(result->passed[i]);
-  }
-  if (pairs <= kPairsWorthATile) {
-    block->coarse_credit_ = std::min(block->coarse_credit_ + 1, kLargestCredit);
-    return pairs > 0;
-  }
-  block->coarse_credit_ -= kCreditOfATile;
-  if (block->coarse_credit_ < 0) block->coarse_credit_ = -kTilesWithoutCoarse;
-  return tile_full(block, r, n, panels.full, panel, result);
+  for (int i = 0; i < n; ++i) pairs += __builtin_popcount(result->passed[i]);
+  block->left_over_ += std::min(pairs, kPairsWorthATile);
+  return pairs <= kPairsWorthATile || tile_full(block, r, n, panels.full, panel, result);
 }
 
 bool Screen::tile_full(RowBlock* block, std::int64_t r, int n, const Panels& panels, std::int64_t panel,

@@ -76,6 +76,9 @@ class RowBlock {
 
   std::int64_t size() const { return static_cast<std::int64_t>(list_.size()); }
   std::int64_t index(std::int64_t r) const { return list_[r]; }
+  double limit(std::int64_t r) const { return limits_[r]; }
+  // Pairs a tile that the coarse level leaves to compute, since the last call.
+  double left_over();
 
  private:
   friend class Screen;
@@ -87,7 +90,7 @@ class RowBlock {
   std::vector<std::uint8_t> values_, tile_;  // tile_: whole rows of the tile in hand, where a second level is needed
   std::vector<RowTerms> terms_;
   std::vector<double> limits_;
-  int coarse_credit_ = 0;  // falls where the coarse level ruled out too little, see Screen::tile()
+  std::int64_t tiles_ = 0, left_over_ = 0;  // tiles screened coarsely, and the pairs that were left to compute
   std::vector<std::int64_t> list_;
 };
 
@@ -105,7 +108,7 @@ struct Interval {
 
 class Screen {
  public:
-  Screen(const ScreenSpace& space, std::int64_t dim);
+  Screen(const ScreenSpace& space, std::int64_t dim, bool use_coarse = true);
 
   // Screens `n` rows of the block from `r` on, at most tile_rows(), against the panels from `panel` on, panels() of
   // them, and returns whether any pair passed. Columns beyond the panels' count may pass too.
