@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ class FPFH:
             raise MissingExtraError("open3d", "multimodal", "the extractor FPFH") from error
         except (ImportError, OSError) as error:  # it is there, but a system library that it wants is not
             raise InputError(f"open3d: installed, but it cannot be loaded ({error})") from error
-        self._open3d = open3d
+        self._open3d: Any = open3d  # its stubs lag behind its defaults
 
     @property
     def name(self) -> str:
