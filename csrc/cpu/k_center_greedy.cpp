@@ -5,7 +5,7 @@
 // those up to date, and runs the greedy loop among them. Let tau be the largest value outside. A pick whose distance
 // exceeds tau is the pick that the full loop would make, because the rows outside only come closer. When the pool's best
 // falls to tau, the next block starts. Most rows never come near the top and stay stale for good: laziness is half of
-// the speed. The other half is the screen (screen.hpp), which rules out nearly all pairs of a row and a centre.
+// the speed. The other half is the screen (screen.hpp), which rules most pairs of a row and a centre out.
 //
 // Distances that pass the screen are computed in float64 from the original rows, so rounding never decides, and the
 // result depends neither on the pool's size nor on threads, formats or instruction sets.

@@ -190,9 +190,8 @@ namespace {
 // (1 + 1/t) v^2: the limit is stretched by 1 + t, and each side adds 2 (1 + 1/t) err^2 to its slack.
 Rows coarse_rows(Matrix<const float> rows, const ScreenSpace& space, int threads) {
   const Subspace& subspace = space.subspace;
-  const Rows wide = round_rows({rows.data, 0, rows.cols, rows.stride}, space.center.data(), Format::float32, 1);
   const TileKernel kernel = tile_kernel(Format::float32, space.isa);
-  const std::int64_t columns = kernel.panels * kPanelWidth, depth = wide.depth;
+  const std::int64_t columns = kernel.panels * kPanelWidth, depth = subspace.directions.depth;
   const std::int64_t padded = (subspace.dims + columns - 1) / columns * columns;
   std::vector<float> projected(static_cast<std::size_t>(rows.rows * subspace.dims));
   std::vector<float> errors(static_cast<std::size_t>(rows.rows));

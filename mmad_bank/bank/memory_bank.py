@@ -6,7 +6,7 @@ import copy
 import math
 import os
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from mmad_bank.bank.projection import SparseProjection
 from mmad_bank.bank.provenance import Origin, Source, locate
 from mmad_bank.bank.selection import Moments, Standardisation, coreset_size, selection_space
 from mmad_bank.errors import FormatError, InputError
-from mmad_bank.ops.knn import Precision
+from mmad_bank.ops.knn import Precision, check_precision
 
 Features = FeatureDump | ArrayLike | PathLike | Sequence[PathLike]
 
@@ -509,8 +509,7 @@ def _check_search(index: str, precision: str) -> None:
     """Say what is wrong before the long work, not at the first search."""
     if not isinstance(index, str):
         raise InputError(f"index: expected 'exact' or a FAISS factory string, found {index!r}")
-    if precision not in get_args(Precision):
-        raise InputError(f"precision: expected one of {', '.join(get_args(Precision))}, found {precision!r}")
+    check_precision(precision)
 
 
 def _check_standardisation(pair: Any) -> Standardisation:

@@ -69,14 +69,8 @@ class EyecandiesDataset(SampleDataset):
         root, split = Path(path), check_split(split)
         if not 0 <= light < _N_LIGHTS:
             raise InputError(f"light: expected 0 to {_N_LIGHTS - 1}, found {light}")
-        names = self.find_categories(root)
-        if category is not None and category not in names:
-            raise InputError(f"category: expected one of {', '.join(names)} (in {root}), found {category!r}")
-        records = [
-            record
-            for name in (names if category is None else [category])
-            for record in _records(root / name, name, split, light)
-        ]
+        names = self.choose_categories(root, category)
+        records = [record for name in names for record in _records(root / name, name, split, light)]
         if not records:
             where = root / (category or "*") / _FOLDERS[split] / "data"
             raise InputError(f"{where}: found no samples; expected NNN_image_{light}.png and NNN_depth.png in it")

@@ -39,14 +39,8 @@ class FolderDataset(SampleDataset):
 
     def __init__(self, path: str | Path, category: str | None = None, split: str = "train") -> None:
         root, split = Path(path), check_split(split)
-        names = self.find_categories(root)
-        if category is not None and category not in names:
-            raise InputError(f"category: expected one of {', '.join(names)} (in {root}), found {category!r}")
-        records = [
-            record
-            for name in (names if category is None else [category])
-            for record in _records(root / name, name, split)
-        ]
+        names = self.choose_categories(root, category)
+        records = [record for name in names for record in _records(root / name, name, split)]
         if not records:
             where = root / (category or "*") / split
             raise InputError(f"{where}: found no samples; expected {{good|DEFECT}}/{{rgb,xyz}}/NAME in it")

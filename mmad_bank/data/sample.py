@@ -135,6 +135,25 @@ class SampleDataset(torch.utils.data.Dataset[Sample]):
         part.records = tuple(self.records[index] for index in indices)
         return part
 
+    @classmethod
+    @abstractmethod
+    def find_categories(cls, root: Path) -> list[str]:
+        """Name the categories in a folder, sorted; raise InputError if there are none."""
+
+    @classmethod
+    def choose_categories(cls, root: Path, category: str | None) -> list[str]:
+        """Return the one category asked for, or all that are in a folder.
+
+        Raises:
+            InputError: It is not there, or none is.
+        """
+        names = cls.find_categories(root)
+        if category is None:
+            return names
+        if category not in names:
+            raise InputError(f"category: expected one of {', '.join(names)} (in {root}), found {category!r}")
+        return [category]
+
     @abstractmethod
     def read(self, record: Record) -> Sample:
         """Read the sample that a record stands for."""

@@ -22,13 +22,14 @@ class SearchIndex:
     Args:
         vectors: (M, D) float tensor or array; kept by reference (a memory-mapped array stays on disk) and read only
             for the few candidates that the low-precision product cannot tell apart.
-        precision: ``"float32"``, ``"half"`` (16 bits a value), ``"int8"`` or ``"auto"``, the fastest on this machine.
-            The answers are the same for all of them; memory and speed differ.
+        precision: ``"float32"``, ``"half"`` (16 bits a value), ``"int8"`` or ``"auto"``: the units'
+            own 16-bit format (float32 where there is none), with a coarse level in front where the data allow it. The
+            answers are the same for all of them; memory and speed differ.
     """
 
     def __init__(self, vectors: ArrayLike, *, precision: Precision = "auto") -> None:
         self.vectors = as_features(vectors, "bank")
-        self.precision = _check_precision(precision)
+        self.precision = check_precision(precision)
         self._engine = _make_engine(self.vectors, self.precision)
 
     def __len__(self) -> int:
@@ -70,7 +71,8 @@ def knn(queries: ArrayLike, bank: ArrayLike, k: int = 1, *, precision: Precision
     return SearchIndex(bank, precision=precision).search(queries, k)
 
 
-def _check_precision(precision: str) -> Precision:
+def check_precision(precision: str) -> Precision:
+    """Return ``precision``, or say which there are."""
     if precision not in get_args(Precision):
         raise InputError(f"precision: expected one of {', '.join(get_args(Precision))}, found {precision!r}")
     return precision  # type: ignore[return-value]
