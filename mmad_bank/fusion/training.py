@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import os
-import warnings
-from contextlib import nullcontext
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from mmad_bank._checks import check_index
-from mmad_bank._files import replacing
-from mmad_bank._progress import progress_bar
-from mmad_bank.errors import FormatError, InputError, MmadBankError
+from mmad_bank._training import check_rate, cosine_rate, generator_at, sample_order, train
+from mmad_bank.errors import InputError
 from mmad_bank.fusion.uff import FeatureFusion, Recipe
 
 _BETAS = (0.9, 0.95)
@@ -83,7 +79,6 @@ def train_fusion(
         (6, 4)
     """
     check_index(len(pairs), "pairs", 1, 2**31 - 1, "training needs an image")
-    check_index(save_every, "save_every", 1, 2**31 - 1, "steps between saved states")
     xyz, rgb = pairs[0]
     arguments = {
         "steps": steps, "warmup": warmup, "batch": batch, "images_per_loss": images_per_loss, "lr": float(lr),
@@ -92,13 +87,11 @@ def train_fusion(
     }  # fmt: skip
     _check_arguments(arguments)
     run = _Training(pairs, arguments, torch.device(device))
-    first = run.load(Path(resume)) if resume is not None and Path(resume).exists() else 0
-    with progress_bar("UFF", steps) if progress else nullcontext(_silent) as report:
-        for step in range(first, steps):
-            report(step)
-            run.step(step)
-            if resume is not None and ((step + 1) % save_every == 0 or step + 1 == steps):
-                run.save(Path(resume), step + 1)
+    train(
+        run.losses, {"model": run.network}, run.optimizer, kind="UFF", caller="train_fusion", arguments=arguments,
+        rate=lambda step: cosine_rate(step, steps=steps, warmup=warmup, lr=lr), resume=resume, save_every=save_every,
+        device=device, progress=progress,
+    )  # fmt: skip
     return run.network.eval()
 
 
@@ -107,29 +100,11 @@ def _check_arguments(arguments: dict[str, Any]) -> None:
         check_index(arguments[name], name, 1, 2**31 - 1, "training needs one")
     check_index(arguments["warmup"], "warmup", 0, arguments["steps"], "it is a part of the steps")
     check_index(arguments["patches_per_image"], "patches_per_image", 0, 2**31 - 1, "0 takes all")
-    if not 0 < arguments["lr"] < math.inf:
-        raise InputError(f"lr: expected a positive finite number, found {arguments['lr']!r}")
-
-
-def learning_rate(step: int, *, steps: int, warmup: int, lr: float) -> float:
-    """Return the rate of a step, counted from 0: linear to ``lr`` in ``warmup`` steps, then a cosine towards 0."""
-    if step < warmup:
-        return lr * (step + 1) / warmup
-    return lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
-
-
-def image_order(n_images: int, first: int, n: int, seed: int) -> list[int]:
-    """Return images ``first`` to ``first + n`` of an endless sequence of seeded permutations: no state to save."""
-    order: list[int] = []
-    while len(order) < n:
-        epoch, place = divmod(first + len(order), n_images)
-        permutation = torch.randperm(n_images, generator=_generator(seed, 0, epoch))
-        order += permutation[place : place + n - len(order)].tolist()
-    return order
+    check_rate(arguments["lr"])
 
 
 class _Training:
-    """The network and its optimizer, and what a step does to them."""
+    """The network and its optimizer, and the losses of a step."""
 
     def __init__(self, pairs: Pairs, arguments: dict[str, Any], device: torch.device) -> None:
         self.pairs, self.arguments, self.device = pairs, arguments, device
@@ -139,22 +114,14 @@ class _Training:
         self.network = network.to(device).train()
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=arguments["lr"], betas=_BETAS)
 
-    def step(self, step: int) -> None:
+    def losses(self, step: int) -> Iterator[Tensor]:
+        """Give a step's losses, one for each part of the batch whose patches are contrasted."""
         a = self.arguments
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps=a["steps"], warmup=a["warmup"], lr=a["lr"])
-        images = image_order(a["images"], step * a["batch"], a["batch"], a["seed"])
-        self.optimizer.zero_grad()
+        images = sample_order(a["images"], step * a["batch"], a["batch"], a["seed"])
         parts = [images[i : i + a["images_per_loss"]] for i in range(0, len(images), a["images_per_loss"])]
         for number, part in enumerate(parts):
-            loss = self.network.loss(*self._patches(part, _generator(a["seed"], 1 + step, number)))
-            if not bool(torch.isfinite(loss)):
-                raise MmadBankError(
-                    f"train_fusion: the loss is {loss.item()} at step {step} of {a['steps']}: look for NaN or infinity"
-                    " in the features, or lower lr"
-                )
-            (loss * (len(part) / len(images))).backward()
-        self.optimizer.step()
+            loss = self.network.loss(*self._patches(part, generator_at(a["seed"], 1 + step, number)))
+            yield loss * (len(part) / len(images))
 
     def _patches(self, images: list[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         drawn = []
@@ -171,43 +138,3 @@ class _Training:
                 xyz, rgb = xyz[rows], rgb[rows]
             drawn.append((xyz.to(self.device, torch.float32), rgb.to(self.device, torch.float32)))
         return torch.cat([xyz for xyz, _ in drawn]), torch.cat([rgb for _, rgb in drawn])
-
-    def save(self, path: Path, step: int) -> None:
-        state = {
-            "mmad_bank": "uff training", "arguments": self.arguments, "step": step,
-            "model": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
-        }  # fmt: skip
-        try:
-            with replacing(path) as partial:
-                torch.save(state, partial)
-        except (OSError, RuntimeError) as error:
-            raise InputError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
-
-    def load(self, path: Path) -> int:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                state = torch.load(path, map_location=self.device, weights_only=True)
-        except Exception as error:
-            raise FormatError(f"{path}: not the state of a UFF training, or a truncated one") from error
-        if not isinstance(state, dict) or state.get("mmad_bank") != "uff training":
-            raise FormatError(f"{path}: not the state of a UFF training")
-        for name, value in self.arguments.items():
-            if state["arguments"].get(name) != value:
-                raise FormatError(
-                    f"{path}: state of a training with {name} {state['arguments'].get(name)}, now asked for {value}:"
-                    " use its arguments, or another file"
-                )
-        self.network.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"])
-
-
-def _generator(seed: int, stream: int, number: int) -> torch.Generator:
-    """A generator for one place of the training, so that a resumed one needs no generator's state."""
-    mixed = ((seed * 1_000_003 + stream) * 1_000_003 + number) % 2**63
-    return torch.Generator().manual_seed(mixed)
-
-
-def _silent(done: int) -> None:
-    """Report to nobody."""

@@ -11,7 +11,6 @@ import torch
 
 from mmad_bank.errors import FormatError, InputError, MmadBankError
 from mmad_bank.fusion import FeatureFusion, train_fusion, uff
-from mmad_bank.fusion.training import image_order, learning_rate
 
 special = pytest.importorskip("scipy.special")
 
@@ -197,18 +196,6 @@ def test_training_does_not_touch_the_global_generator() -> None:
     torch.manual_seed(4)
     train_fusion(related_images(2), steps=1, warmup=0, batch=2)
     assert torch.equal(torch.rand(3), expected)
-
-
-def test_schedule_and_order() -> None:
-    rates = [learning_rate(step, steps=10, warmup=4, lr=1.0) for step in range(10)]
-    assert rates[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
-    assert rates[7] == pytest.approx(0.5)
-    assert 0 < rates[9] < 0.1
-    assert learning_rate(2, steps=3, warmup=3, lr=2.0) == 2.0
-    order = image_order(5, 0, 20, seed=1)
-    assert all(sorted(order[i : i + 5]) == [0, 1, 2, 3, 4] for i in range(0, 20, 5))
-    assert order[:5] != order[5:10]
-    assert image_order(5, 7, 6, seed=1) == order[7:13]
 
 
 def test_nan_stops_training_and_names_the_step() -> None:
