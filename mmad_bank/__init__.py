@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _EXPORTS = {"MemoryBank": "bank", "MultiBank": "bank"}
-_SUBMODULES = ("bank", "data", "errors", "features", "fusion", "metrics", "ops", "scoring")
+_SUBMODULES = ("bank", "data", "errors", "features", "fusion", "methods", "metrics", "ops", "scoring")
 __all__ = [
     "MemoryBank",
     "MultiBank",
@@ -21,13 +21,14 @@ __all__ = [
     "errors",
     "features",
     "fusion",
+    "methods",
     "metrics",
     "ops",
     "scoring",
 ]
 
 if TYPE_CHECKING:
-    from mmad_bank import bank, data, errors, features, fusion, metrics, ops, scoring
+    from mmad_bank import bank, data, errors, features, fusion, methods, metrics, ops, scoring
     from mmad_bank.bank import MemoryBank, MultiBank
 
 

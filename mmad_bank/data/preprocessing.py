@@ -141,6 +141,7 @@ def preprocess(sample: Sample, settings: Preprocessing | None = None) -> Sample:
         raise InputError(f"{name}: nothing is left of the object in {settings.size}×{settings.size} pixels")
     return replace(
         sample,
+        prepared=True,
         rgb=torch.from_numpy(rgb.transpose(2, 0, 1).astype(np.float32) / 255),
         xyz=torch.from_numpy(np.ascontiguousarray(xyz.transpose(2, 0, 1))),
         mask=None if mask is None else torch.from_numpy(mask.copy()),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ import torch
 from mmad_bank.data._images import read_mask, read_rgb, read_xyz
 from mmad_bank.data._names import GOOD, SPLITS
 from mmad_bank.errors import InputError
+
+if TYPE_CHECKING:
+    from mmad_bank.data.preprocessing import Preprocessing
 
 _SPLIT_NAMES = {"val": "validation", "test_public": "test"}
 
@@ -37,6 +41,7 @@ class Sample:
         rgb_path: The colour image's file.
         xyz_path: The point cloud's (or depth image's) file.
         mask_path: The mask's file, if there is one.
+        prepared: Whether it has been preprocessed (:func:`mmad_bank.data.preprocess`).
     """
 
     rgb: torch.Tensor
@@ -50,6 +55,7 @@ class Sample:
     rgb_path: Path | None = None
     xyz_path: Path | None = None
     mask_path: Path | None = None
+    prepared: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -114,10 +120,17 @@ class SampleDataset(torch.utils.data.Dataset[Sample]):
             InputError: A file is missing or damaged, image and cloud differ in size, or the cloud has no points.
             IndexError: There is no such sample.
         """
-        return self.read(self.records[index])
+        return replace(self.read(self.records[index]), prepared=self.preparation is not None)
 
     def __iter__(self) -> Iterator[Sample]:
-        return (self.read(record) for record in self.records)
+        return (self[index] for index in range(len(self)))
+
+    @cached_property
+    def preparation(self) -> Preprocessing | None:
+        """The settings that the data set was prepared with; None for one as a sensor made it."""
+        from mmad_bank.data.preparation import preparation_of
+
+        return preparation_of(self.path)
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -223,7 +236,16 @@ def open_sample(rgb: str | Path, xyz: str | Path, mask: str | Path | None = None
     truth = None if mask is None else read_mask(Path(mask))
     defect = GOOD if truth is None or not truth.any() else "anomalous"
     record = Record("", "test", defect, rgb.stem, rgb, xyz, None if mask is None else Path(mask))
-    return make_sample(record, read_rgb(rgb), read_xyz(xyz), truth)
+    sample = make_sample(record, read_rgb(rgb), read_xyz(xyz), truth)
+    return replace(sample, id=rgb.stem, prepared=_in_prepared_dataset(rgb))
+
+
+def _in_prepared_dataset(rgb: Path) -> bool:
+    """Say whether ``ROOT/CATEGORY/SPLIT/DEFECT/rgb/NAME`` lies in a data set that has been prepared."""
+    from mmad_bank.data.preparation import preparation_of
+
+    folders = rgb.absolute().parents
+    return len(folders) > 3 and preparation_of(folders[3]) is not None
 
 
 def few_shot(dataset: AnyDataset, n: int, seed: int = 0) -> AnyDataset:

@@ -1,0 +1,83 @@
+"""A training in stages, each of which leaves a file; what is done already is not done again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mmad_bank._files import replacing
+from mmad_bank.errors import InputError
+
+_MANIFEST = "stages.json"
+
+
+class Stages:
+    """The folder of one training's intermediate results.
+
+    Results are kept as long as the fingerprint is the same, and removed when it changes. Only files that the training
+    itself has written are ever removed.
+
+    Args:
+        folder: Made if it is not there.
+        fingerprint: All that the results depend on, JSON-able.
+        progress: Whether stages show bars on a terminal.
+
+    Raises:
+        InputError: The folder cannot be made or written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     first = Stages(Path(folder), {"seed": 0}).run("numbers.txt", lambda path: path.write_text("1 2 3"))
+        ...     again = Stages(Path(folder), {"seed": 0}).run("numbers.txt", lambda path: path.write_text("4"))
+        ...     again.read_text()
+        '1 2 3'
+    """
+
+    def __init__(self, folder: Path, fingerprint: dict[str, Any], *, progress: bool = False) -> None:
+        self.folder, self.progress = folder, progress
+        manifest = folder / _MANIFEST
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            kept = _read(manifest)
+            if kept.get("fingerprint") != fingerprint:
+                for name in kept.get("files", []):
+                    (folder / Path(name).name).unlink(missing_ok=True)
+                kept = {"fingerprint": fingerprint, "files": []}
+            self._content = kept
+            self._write()
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from error
+
+    def run(self, name: str, make: Callable[[Path], Any]) -> Path:
+        """Return the file ``name``; if it is not there, let ``make`` write it under another name first."""
+        path = self.folder / name
+        if not path.exists():
+            self._promise(name)
+            with replacing(path) as partial:
+                make(partial)
+        return path
+
+    def state(self, name: str) -> Path:
+        """Return the path of a file that a stage keeps and replaces by itself, such as a training's state."""
+        self._promise(name)
+        return self.folder / name
+
+    def _promise(self, name: str) -> None:
+        if name not in self._content["files"]:
+            self._content["files"].append(name)
+            self._write()
+
+    def _write(self) -> None:
+        with replacing(self.folder / _MANIFEST) as partial:
+            partial.write_text(json.dumps(self._content, indent=2) + "\n")
+
+
+def _read(manifest: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(manifest.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

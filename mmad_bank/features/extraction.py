@@ -1,0 +1,354 @@
+"""From prepared samples to patch features of both modalities, and from a data set to feature dumps."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmad_bank._checkpoints import load_matching, read_torch
+from mmad_bank._progress import progress_bar
+from mmad_bank._timing import timed
+from mmad_bank.data.sample import Sample
+from mmad_bank.errors import InputError
+from mmad_bank.features.alignment import PointFeatureAlignment, Recipe, measured_points
+from mmad_bank.features.efficientnet_lite import EfficientNetLite0
+from mmad_bank.features.fpfh import FPFH
+from mmad_bank.features.point_mae import PointMAE
+from mmad_bank.features.rgb import Precision, RGBExtractor
+
+Modality = Literal["rgb", "xyz"]
+EMBEDDED_RGB = "efficientnet_lite0"
+"""The RGB extractor whose weights come from the package index."""
+PRETRAINED, RANDOM = "pretrained", "random"
+
+
+class PointPatches(nn.Module):
+    """Point-MAE and PFA in one: organized clouds to the features of patches (M3DM, section 3.2).
+
+    Args:
+        network: the extractor of tokens.
+        alignment: what brings them to the patch grid.
+
+    Example:
+        >>> net = PointPatches(PointMAE(16, 8), PointFeatureAlignment((4, 4), (32, 32), recipe="published"))
+        >>> net(torch.rand(1, 3, 32, 32) + 0.1).shape
+        torch.Size([1, 16, 1152])
+    """
+
+    def __init__(self, network: PointMAE, alignment: PointFeatureAlignment) -> None:
+        super().__init__()
+        self.network, self.alignment = network, alignment
+
+    @property
+    def dim(self) -> int:
+        """Dimensions of one patch feature."""
+        return self.network.dim
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the patches."""
+        return self.alignment.grid
+
+    @property
+    def name(self) -> str:
+        """What a bank file records as its extractor."""
+        return f"{self.network.name} grid {self.grid[0]}x{self.grid[1]} aligned as {self.alignment.recipe}"
+
+    def forward(self, xyz: Tensor) -> Tensor:
+        """Extract patch features: (B, 3, H, W) in metres to float32 (B, h·w, D), zero where a patch has no point."""
+        measured = [measured_points(cloud.permute(1, 2, 0), f"xyz[{b}]") for b, cloud in enumerate(xyz)]
+        points, pixels = [one for one, _ in measured], [one for _, one in measured]
+        tokens, centers = self.network(points)
+        return self.alignment(tokens, centers, points, pixels)
+
+
+class FPFHPatches(nn.Module):
+    """:class:`FPFH` with the interface of the networks: (B, 3, H, W) to (B, h·w, 33); it has no weights."""
+
+    def __init__(self, descriptor: FPFH) -> None:
+        super().__init__()
+        self.descriptor = descriptor
+        self.dim, self.grid, self.name = descriptor.dim, descriptor.grid, descriptor.name
+
+    def forward(self, xyz: Tensor) -> Tensor:
+        """Describe organized clouds; computed on the CPU, returned where the clouds are."""
+        return self.descriptor(xyz.permute(0, 2, 3, 1)).to(xyz.device)
+
+
+def make_rgb_extractor(
+    model: str,
+    weights: str = PRETRAINED,
+    *,
+    layers: Sequence[int] | None = None,
+    grid: tuple[int, int] = (28, 28),
+    image_size: int = 224,
+    precision: Precision = "float32",
+) -> RGBExtractor | EfficientNetLite0:
+    """Make the extractor of colour images.
+
+    Args:
+        model: ``"efficientnet_lite0"`` (weights from the package index), or any model's name in timm.
+        weights: ``"pretrained"``, ``"random"`` (for tests and timings), or a checkpoint file.
+        layers: stages or blocks, default the extractor's own.
+        grid: (h, w) of the patches.
+        image_size: pixels a side.
+        precision: of the products; the embedded network always takes float32.
+
+    Raises:
+        InputError: The model is unknown, or its weights cannot be had.
+        FormatError: The file is for another architecture.
+
+    Example:
+        >>> make_rgb_extractor("efficientnet_lite0", "random").dim
+        656
+    """
+    if model == EMBEDDED_RGB:
+        options: dict[str, Any] = {} if layers is None else {"stages": tuple(layers)}
+        network = EfficientNetLite0(grid=grid, pretrained=weights == PRETRAINED, **options)
+        if weights not in (PRETRAINED, RANDOM):
+            load_matching(network, read_torch(weights), weights)
+        return network
+    checkpoint = None if weights in (PRETRAINED, RANDOM) else weights
+    return RGBExtractor(
+        model, checkpoint, layers=layers, image_size=image_size, grid=grid, download=weights == PRETRAINED,
+        precision=precision,
+    )  # fmt: skip
+
+
+def make_xyz_extractor(
+    kind: str = "point_mae",
+    weights: str = PRETRAINED,
+    *,
+    num_groups: int = 1024,
+    group_size: int = 128,
+    layers: Sequence[int] = (3, 7, 11),
+    grid: tuple[int, int] = (28, 28),
+    image_size: int = 224,
+    recipe: Recipe = "paper",
+    precision: Precision = "float32",
+) -> PointPatches | FPFHPatches:
+    """Make the extractor of point clouds.
+
+    Args:
+        kind: ``"point_mae"`` or ``"fpfh"``, which needs no weights.
+        weights: Point-MAE's: the published checkpoint's file, or ``"random"`` (for tests and timings).
+        num_groups: of Point-MAE.
+        group_size: of Point-MAE.
+        layers: of Point-MAE.
+        grid: (h, w) of the patches.
+        image_size: pixels a side of the organized clouds.
+        recipe: of Point-MAE and PFA.
+        precision: of Point-MAE's products.
+
+    Raises:
+        InputError: The kind is unknown, or the weights cannot be had.
+        FormatError: The file is for another architecture.
+    """
+    if kind == "fpfh":
+        return FPFHPatches(FPFH(grid))
+    if kind != "point_mae":
+        raise InputError(f"xyz: expected point_mae or fpfh, found {kind!r}")
+    if weights == PRETRAINED:
+        raise InputError(
+            "xyz_weights: expected the file of Point-MAE's published checkpoint (pretrain.pth of the Point-MAE project,"
+            " which no package brings) or 'random'; the extractor 'fpfh' needs no weights"
+        )
+    network = PointMAE(num_groups, group_size, layers=layers, recipe=recipe, precision=precision)
+    if weights != RANDOM:
+        network.load_checkpoint(weights)
+    return PointPatches(network, PointFeatureAlignment(grid, (image_size, image_size), recipe=recipe))
+
+
+class Extractors:
+    """The extractors of the modalities that a method uses.
+
+    Args:
+        networks: by modality, ``"rgb"`` or ``"xyz"``.
+        device: where they run.
+
+    Raises:
+        InputError: A modality is unknown or none is given.
+
+    Example:
+        >>> extractors = Extractors({"rgb": make_rgb_extractor("efficientnet_lite0", "random")})
+        >>> extractors.dims
+        {'rgb': 656}
+    """
+
+    def __init__(self, networks: dict[str, nn.Module], device: str | torch.device = "cpu") -> None:
+        if not networks or not set(networks) <= set(get_args(Modality)):
+            raise InputError(f"modalities: expected rgb, xyz or both, found {', '.join(networks) or 'none'}")
+        self.networks = {name: network.to(device).eval() for name, network in networks.items()}
+        self.device = torch.device(device)
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """Dimensions of a patch feature, by modality."""
+        return {name: int(network.dim) for name, network in self.networks.items()}  # type: ignore[arg-type]
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What a bank file records as its extractor, by modality."""
+        return {name: str(network.name) for name, network in self.networks.items()}
+
+    @torch.no_grad()
+    def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """Extract the patch features (B, P, D) float32 of prepared samples, by modality.
+
+        Raises:
+            InputError: A sample cannot be used; the message names its file.
+        """
+        features = {}
+        for modality, network in self.networks.items():
+            with timed(f"{modality} features"), _naming(samples, modality):
+                batch = torch.stack([getattr(sample, modality) for sample in samples]).to(self.device)
+                features[modality] = network(batch)
+        return features
+
+    def save(self, folder: Path) -> None:
+        """Write the weights of each network that has some to ``extractor-MODALITY.safetensors``."""
+        from safetensors.torch import save_file
+
+        for name, network in self.networks.items():
+            state = {key: tensor.cpu().contiguous() for key, tensor in network.state_dict().items()}
+            if state:
+                save_file(state, folder / f"extractor-{name}.safetensors")
+
+    def load(self, folder: Path) -> None:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            InputError: A file is missing.
+            FormatError: A file is damaged or for another architecture.
+        """
+        for name, network in self.networks.items():
+            if network.state_dict():
+                path = folder / f"extractor-{name}.safetensors"
+                load_matching(network, read_torch(path), path)
+
+
+class _naming:
+    """Let an error about one of a batch's samples name its file."""
+
+    def __init__(self, samples: Sequence[Sample], modality: str) -> None:
+        self.samples, self.modality = samples, modality
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, InputError):
+            return
+        message = str(error)
+        for b, sample in enumerate(self.samples):
+            for name in ("xyz", "points", "images"):
+                if message.startswith(f"{name}[{b}]: "):
+                    path = getattr(sample, f"{self.modality}_path") or sample.id or f"sample {b}"
+                    raise InputError(f"{path}: {message.split(': ', 1)[1]}") from error
+
+
+def usable(
+    samples: Sequence[Sample] | Any, prepare: Callable[[Sample], Sample], skipped: dict[str, str]
+) -> Iterator[Sample]:
+    """Yield the prepared samples that can be read and used; note by id why the others cannot."""
+    records = getattr(samples, "records", None)
+    for number in range(len(samples)):
+        name = records[number].id if records is not None else samples[number].id or str(number)
+        try:
+            yield prepare(samples[number])
+        except InputError as error:
+            skipped[name] = str(error)
+
+
+def extract_to(
+    folder: str | os.PathLike[str],
+    samples: Sequence[Sample] | Any,
+    extractors: Extractors,
+    prepare: Callable[[Sample], Sample],
+    *,
+    names: dict[str, str] | None = None,
+    batch: int = 4,
+    progress: bool = False,
+) -> tuple[list[str], dict[str, str]]:
+    """Write the features of samples to one ``.npy`` file a modality, a few images at a time.
+
+    Args:
+        folder: for ``rgb.npy`` and ``xyz.npy``, float32 (images, P, D); it must be there.
+        samples: a data set.
+        extractors: what describes them.
+        prepare: what is done to a sample first.
+        names: other names of the files, by modality.
+        batch: images described together.
+        progress: show a bar on a terminal.
+
+    Returns:
+        The ids of the samples in the files, in order, and by id why others were left out.
+
+    Raises:
+        InputError: No sample can be used; the reason is the first one's.
+    """
+    paths = {name: Path(folder) / (names or {}).get(name, f"{name}.npy") for name in extractors.networks}
+    tables: dict[str, np.memmap] = {}
+    ids: list[str] = []
+    skipped: dict[str, str] = {}
+    with progress_bar("features", len(samples)) if progress else nullcontext(lambda done: None) as report:
+
+        def write(part: list[Sample]) -> None:
+            for sample, features in zip(part, _describe(part, extractors, skipped), strict=True):
+                if features is None:
+                    continue
+                for name, rows in features.items():
+                    if name not in tables:
+                        shape = (len(samples), *rows.shape)
+                        tables[name] = np.lib.format.open_memmap(paths[name], "w+", np.float32, shape)
+                    tables[name][len(ids)] = rows.cpu().numpy()
+                ids.append(sample.id or str(len(ids)))
+            report(len(ids) + len(skipped))
+
+        waiting: list[Sample] = []
+        for sample in usable(samples, prepare, skipped):
+            waiting.append(sample)
+            if len(waiting) == batch:
+                write(waiting)
+                waiting = []
+        if waiting:
+            write(waiting)
+    if not ids:
+        raise InputError(f"dataset: no sample can be used; {next(iter(skipped.values()))}")
+    for name in list(tables):
+        tables.pop(name).flush()
+        if len(ids) < len(samples):
+            _shorten(paths[name], len(ids))
+    return ids, skipped
+
+
+def _describe(
+    samples: list[Sample], extractors: Extractors, skipped: dict[str, str]
+) -> list[dict[str, Tensor] | None]:
+    """Describe a batch; where it fails, one by one, so that a sample that cannot be used costs itself only."""
+    try:
+        features = extractors(samples)
+    except InputError as error:
+        if len(samples) > 1:
+            return [one for sample in samples for one in _describe([sample], extractors, skipped)]
+        skipped[samples[0].id or "sample"] = str(error)
+        return [None]
+    return [{name: rows[b] for name, rows in features.items()} for b in range(len(samples))]
+
+
+def _shorten(path: Path, n_images: int) -> None:
+    """Rewrite a .npy file with its first images only, as long as it had room for samples that were left out."""
+    whole = np.load(path, mmap_mode="r")
+    partial = path.with_name(f"{path.name}.short")
+    short = np.lib.format.open_memmap(partial, "w+", np.float32, (n_images, *whole.shape[1:]))
+    for image in range(n_images):
+        short[image] = whole[image]
+    short.flush()
+    partial.replace(path)

@@ -1,0 +1,80 @@
+"""Methods: detectors of anomalies with one interface (:class:`Method`).
+
+Importing the package is light: a method's module loads when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+from mmad_bank.errors import FormatError, InputError
+
+_METHODS = {"patchcore": "PatchCore", "btf": "BTF", "m3dm": "M3DM"}
+_EXPORTS = {
+    **{cls: name for name, cls in _METHODS.items()},
+    "Method": "base", "Part": "base", "Prediction": "base", "Reason": "base",
+}  # fmt: skip
+__all__ = ["BTF", "M3DM", "Method", "Part", "PatchCore", "Prediction", "Reason", "load", "method_class", "names"]
+
+if TYPE_CHECKING:
+    from mmad_bank.methods.base import Method, Part, Prediction, Reason
+    from mmad_bank.methods.btf import BTF
+    from mmad_bank.methods.m3dm import M3DM
+    from mmad_bank.methods.patchcore import PatchCore
+
+
+def names() -> tuple[str, ...]:
+    """Name the methods, as the command line and saved models do.
+
+    Example:
+        >>> "m3dm" in names()
+        True
+    """
+    return tuple(_METHODS)
+
+
+def method_class(name: str) -> type[Method]:
+    """Return a method's class by its name.
+
+    Raises:
+        InputError: There is no such method.
+    """
+    if name not in _METHODS:
+        raise InputError(f"method: expected one of {', '.join(_METHODS)}, found {name!r}")
+    return getattr(importlib.import_module(f"mmad_bank.methods.{name}"), _METHODS[name])
+
+
+def load(folder: str | os.PathLike[str], device: str = "cpu") -> Method:
+    """Load a model that a method saved. Nothing in it is executed.
+
+    Args:
+        folder: What :meth:`Method.save` wrote.
+        device: Where to put it.
+
+    Raises:
+        InputError: There is no model.
+        FormatError: It is damaged, foreign, newer, or of a method that this version does not have.
+
+    Example:
+        >>> model = load("bagel.model")  # doctest: +SKIP
+        >>> model.predict(sample).score  # doctest: +SKIP
+        1.84
+    """
+    from mmad_bank.methods.base import read_manifest
+
+    name = str(read_manifest(folder)["method"])
+    if name not in _METHODS:
+        raise FormatError(f"{folder}: a saved {name}; this version has {', '.join(_METHODS)}")
+    return method_class(name).load(folder, device)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(f"mmad_bank.methods.{_EXPORTS[name]}"), name)
+    raise AttributeError(f"module 'mmad_bank.methods' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,233 @@
+"""What the methods with memory banks share: extraction, bank building, scoring, explanation, saving."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmad_bank import scoring
+from mmad_bank._progress import progress_bar
+from mmad_bank._stages import Stages
+from mmad_bank._timing import timed
+from mmad_bank.bank import MemoryBank, MultiBank, Scores
+from mmad_bank.bank.provenance import Source
+from mmad_bank.data.sample import Sample
+from mmad_bank.errors import InputError
+from mmad_bank.features.extraction import RANDOM, Extractors, extract_to
+from mmad_bank.methods.base import Method, Part, Prediction, Reason, Samples
+
+_IMAGES_AT_ONCE = 4
+
+Dumps = dict[str, np.ndarray]
+"""Features of the training images by modality or bank, (images, P, D) float32, memory-mapped."""
+
+
+class BankMethod(Method):
+    """A method whose patches are scored by their nearest vectors in one or more memory banks.
+
+    Attributes:
+        extractors_: What describes samples.
+        banks_: The memory banks, by name.
+    """
+
+    grid: tuple[int, int]
+    ratio: float
+    projection_dim: int | Literal["auto"] | None
+    reweight: scoring.Reweight
+    n_neighbors: int | None
+    sigma: float
+    storage: Any
+
+    extractors_: Extractors
+    banks_: MultiBank
+
+    # What a method defines.
+
+    @abstractmethod
+    def _networks(self, weights: str | None) -> dict[str, nn.Module]:
+        """Make the extractors by modality; ``weights`` overrides the arguments' own (``"random"`` when loading)."""
+
+    @abstractmethod
+    def _bank_names(self) -> tuple[str, ...]:
+        """Name the banks."""
+
+    def _compose(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Make the banks' patch features (B, P, D) from those of the modalities."""
+        return {name: features[name] for name in self._bank_names()}
+
+    def _decide(self, scores: Mapping[str, Scores]) -> tuple[Tensor, Tensor]:
+        """Fuse the banks' scores: of images (B,), of patches (B, P)."""
+        (only,) = scores.values()
+        return only.image, only.patch
+
+    def _learn_features(self, dumps: Dumps, stages: Stages) -> None:
+        """Learn what :meth:`_compose` needs."""
+
+    def _learn_decision(self, dumps: Dumps, validation: Dumps | None, stages: Stages) -> None:
+        """Learn what :meth:`_decide` needs."""
+
+    def _standardise(self, bank: str) -> bool:
+        """Say whether a bank measures distances on (f - mean)/std."""
+        del bank
+        return False
+
+    # Fitting.
+
+    def _fit(self, dataset: Samples, validation: Samples | None, stages: Stages) -> None:
+        self.extractors_ = Extractors(self._networks(None), self.device)
+        dumps, self.train_ids_, self.skipped_ = self._extract("train", dataset, stages)
+        self._learn_features(dumps, stages)
+        dumps = self._composed("train", dumps, stages)
+        self.banks_ = MultiBank(self._build_banks(dumps, stages))
+        held_out = None
+        if validation is not None and len(validation):
+            held_out = self._composed("validation", self._extract("validation", validation, stages)[0], stages)
+        self._learn_decision(dumps, held_out, stages)
+
+    def _extract(
+        self, split: str, dataset: Samples, stages: Stages
+    ) -> tuple[Dumps, list[str], dict[str, str]]:
+        """Write the features of a split to files, one a modality, and map them."""
+        names = {modality: f"{split}-{modality}.npy" for modality in self.extractors_.networks}
+        for name in names.values():
+            stages.state(name)
+
+        def write(path: Path) -> None:
+            ids, skipped = extract_to(
+                stages.folder, dataset, self.extractors_, self.prepare, names=names, batch=_IMAGES_AT_ONCE,
+                progress=stages.progress,
+            )  # fmt: skip
+            path.write_text(json.dumps({"ids": ids, "skipped": skipped}))
+
+        done = json.loads(stages.run(f"{split}.json", write).read_text())
+        dumps = {modality: np.load(stages.folder / name, mmap_mode="r") for modality, name in names.items()}
+        return dumps, done["ids"], done["skipped"]
+
+    def _composed(self, split: str, dumps: Dumps, stages: Stages) -> Dumps:
+        """Write what is not a modality's own features to files, and map them."""
+        own = set(self._bank_names()) <= set(dumps)
+        return {name: self._dump(split, name, dumps, stages, own) for name in self._bank_names()}
+
+    def _dump(self, split: str, name: str, dumps: Dumps, stages: Stages, own: bool) -> np.ndarray:
+        if own or name in dumps:
+            return dumps[name]
+        n_images = len(next(iter(dumps.values())))
+
+        def write(path: Path) -> None:
+            table: np.memmap | None = None
+            for first, features in self._batches(dumps):
+                rows = self._compose(features)[name]
+                if table is None:
+                    table = np.lib.format.open_memmap(path, "w+", np.float32, (n_images, *rows.shape[1:]))
+                table[first : first + len(rows)] = rows.cpu().numpy()
+            assert table is not None
+            table.flush()
+
+        return np.load(stages.run(f"{split}-{name}.npy", write), mmap_mode="r")
+
+    def _batches(self, dumps: Mapping[str, np.ndarray]) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """Yield the dumps a few images at a time, with the number of the first."""
+        for first in range(0, len(next(iter(dumps.values()))), _IMAGES_AT_ONCE):
+            part = {name: np.array(table[first : first + _IMAGES_AT_ONCE]) for name, table in dumps.items()}
+            yield first, {name: torch.from_numpy(rows).to(self.extractors_.device) for name, rows in part.items()}
+
+    def _build_banks(self, dumps: Dumps, stages: Stages) -> dict[str, MemoryBank]:
+        return {name: self._build_bank(name, dumps[name], stages) for name in self._bank_names()}
+
+    def _build_bank(self, name: str, table: np.ndarray, stages: Stages, size: int | None = None) -> MemoryBank:
+        """Select a bank from a dump, or take the one that an earlier run has selected."""
+
+        def write(path: Path) -> None:
+            bank = MemoryBank.build(
+                table, self.ratio, size=size, projection_dim=self.projection_dim, seed=self.seed,
+                progress=stages.progress, standardise=self._standardise(name), device=self.device,
+                extractor=self._extractor_name(name),
+            )  # fmt: skip
+            bank.sources = [Source(f"{name} features", table.shape[0] * table.shape[1], table.shape[1])]
+            bank.save(path)
+
+        return MemoryBank.load(stages.run(f"bank-{name}.safetensors", write), self.device, precision=self.storage)
+
+    def _extractor_name(self, bank: str) -> str:
+        names = self.extractors_.names
+        return names.get(bank) or " + ".join(names.values())
+
+    def _train_scores(self, dumps: Dumps, stages: Stages) -> Iterator[dict[str, Scores]]:
+        """Yield the banks' scores of the images of dumps, a few at a time."""
+        n_images = len(next(iter(dumps.values())))
+        with progress_bar("scores", n_images) if stages.progress else nullcontext(lambda done: None) as report:
+            for first, features in self._batches(dumps):
+                yield self.banks_.score(features, reweight=self.reweight, n_neighbors=self.n_neighbors)
+                report(first)
+
+    # Predicting.
+
+    def _predict(self, samples: list[Sample]) -> list[Prediction]:
+        features = self.extractors_(samples)
+        with timed("feature fusion"):
+            patches = self._compose(features)
+        with timed("bank search and scores"):
+            scores = self.banks_.score(patches, reweight=self.reweight, n_neighbors=self.n_neighbors)
+        with timed("decision and map"):
+            image, patch = self._decide(scores)
+            maps = scoring.anomaly_map(patch, self.grid, (self.image_size, self.image_size), self.sigma).cpu()
+        return [
+            Prediction(float(image[b]), maps[b], sample, {name: self._part(x, b) for name, x in scores.items()})
+            for b, sample in enumerate(samples)
+        ]
+
+    def _part(self, scores: Scores, b: int) -> Part:
+        nearest = scores.nearest[b].view(self.grid).cpu()
+        return Part(float(scores.image[b]), scores.patch[b].view(self.grid).cpu(), nearest)
+
+    def explain(
+        self, prediction: Prediction, part: str | None = None, *, place: tuple[int, int] | None = None, n: int = 4
+    ) -> list[Reason]:
+        """Name the normal patches that are nearest to a patch, see :meth:`Method.explain`."""
+        self._check_fitted()
+        name = self._bank_names()[0] if part is None else part
+        if name not in self.banks_:
+            raise InputError(f"part: expected one of {', '.join(self.banks_)}, found {name!r}")
+        if place is None:
+            place = divmod(int(prediction.parts[name].scores.argmax()), self.grid[1])
+        patches = self._compose(self.extractors_([prediction.sample]))[name][0]
+        bank = self.banks_[name]
+        query = patches[place[0] * self.grid[1] + place[1]][None]
+        distances, rows = bank.search(query, min(n, len(bank)))
+        reasons = []
+        for distance, origin in zip(distances[0].tolist(), bank.provenance(rows[0]), strict=True):
+            known = origin.image is not None and origin.patch is not None
+            where = divmod(int(origin.patch or 0), self.grid[1]) if known else None
+            reasons.append(Reason(self.train_ids_[int(origin.image or 0)] if known else None, where, distance))
+        return reasons
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that inference holds: the extractors' weights and the banks."""
+        weights = [t for network in self.extractors_.networks.values() for t in network.state_dict().values()]
+        return sum(tensor.nbytes for tensor in weights) + self.banks_.nbytes
+
+    # Saving.
+
+    def _save(self, folder: Path) -> dict[str, Any]:
+        self.extractors_.save(folder)
+        self.banks_.save(folder / "banks")
+        return {}
+
+    def _load(self, folder: Path, learnt: dict[str, Any]) -> None:
+        del learnt
+        self.extractors_ = Extractors(self._networks(RANDOM), self.device)
+        self.extractors_.load(folder)
+        self.banks_ = MultiBank.load(folder / "banks", self.device, precision=self.storage)
+        if tuple(self.banks_) != self._bank_names():
+            raise KeyError(f"banks {', '.join(self._bank_names())}")
+
+

@@ -1,0 +1,354 @@
+"""The interface of all methods: fit on normal samples, predict a score and a map, save to a folder, load from it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from mmad_bank._stages import Stages
+from mmad_bank._timing import timed
+from mmad_bank.data.preprocessing import Preprocessing, preprocess
+from mmad_bank.data.sample import Sample, SampleDataset
+from mmad_bank.errors import FormatError, InputError, MmadBankError
+from mmad_bank.scoring import anomaly_map
+
+MANIFEST = "model.json"
+_FORMAT = "mmad-bank method"
+_VERSION = 1
+
+AnyMethod = TypeVar("AnyMethod", bound="Method")
+Samples = SampleDataset | Sequence[Sample]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one bank or branch of a method says of an image, before the parts are fused.
+
+    Attributes:
+        score: Of the image.
+        scores: (h, w) float32 on the CPU: of the patches, or of the pixels.
+        nearest: (h, w) int64, the bank row that is nearest to each patch; None for a method without banks.
+    """
+
+    score: float
+    scores: Tensor
+    nearest: Tensor | None = None
+
+    def map(self, size: tuple[int, int], sigma: float = 4.0) -> Tensor:
+        """Return the scores as an anomaly map (H, W), see :func:`mmad_bank.scoring.anomaly_map`."""
+        grid = (int(self.scores.shape[0]), int(self.scores.shape[1]))
+        return anomaly_map(self.scores.reshape(1, -1), grid, size, sigma)[0]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a method says of a sample.
+
+    Attributes:
+        score: Of the image; larger is more anomalous.
+        map: (S, S) float32 on the CPU: of every pixel of the prepared image.
+        sample: The sample after preprocessing: the frame of ``map``, with the mask brought to it.
+        parts: By bank or branch, what was fused.
+    """
+
+    score: float
+    map: Tensor
+    sample: Sample
+    parts: Mapping[str, Part] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reason:
+    """A normal patch that explains a score.
+
+    Attributes:
+        sample: The id of the training sample that it was taken from; None if that is not known.
+        place: (row, column) of the patch in the training image's patch grid; None if that is not known.
+        distance: To the patch that is explained, in the unit of the patch scores.
+    """
+
+    sample: str | None
+    place: tuple[int, int] | None
+    distance: float
+
+
+class Method(ABC):
+    """A detector of anomalies.
+
+    Constructor arguments are kept unchanged as attributes of the same names and are JSON-able; what is learnt ends in
+    an underscore.
+
+    Attributes:
+        train_ids_: Ids of the samples that the method was fitted on, in order.
+        skipped_: By id, why a training sample could not be used.
+        preprocessing_: What is done to every sample first.
+    """
+
+    name: ClassVar[str]
+    """In a model's folder and on the command line."""
+    recipe_of_data: ClassVar[str] = "m3dm"
+    """Whose preprocessing of MVTec 3D-AD the method takes, see :class:`mmad_bank.data.Preprocessing`."""
+
+    image_size: int
+    seed: int
+    device: str
+
+    train_ids_: list[str]
+    skipped_: dict[str, str]
+    preprocessing_: Preprocessing | None
+
+    def _begin(self) -> None:
+        """Make an unfitted method of stored arguments (constructors call it last)."""
+        self.train_ids_, self.skipped_, self.preprocessing_ = [], {}, None
+
+    # The interface.
+
+    def fit(
+        self: AnyMethod,
+        dataset: Samples,
+        *,
+        validation: Samples | None = None,
+        workdir: str | os.PathLike[str] | None = None,
+        progress: bool = False,
+    ) -> AnyMethod:
+        """Learn what is normal.
+
+        Args:
+            dataset: Normal samples, usually a category's training split; raw ones are preprocessed on the way, prepared
+                ones (:func:`mmad_bank.data.prepare`) are taken as they are. Samples that cannot be read or used are
+                left out and named in ``skipped_``.
+            validation: Normal samples for what is calibrated on data kept out of training.
+            workdir: Folder for what the stages of the training leave. With the same arguments and samples, a later call
+                goes on behind the last finished stage. Default: a temporary folder.
+            progress: Show bars on a terminal.
+
+        Returns:
+            The method itself.
+
+        Raises:
+            InputError: No sample can be used, or an argument does not fit the data.
+            MmadBankError: A training diverged; the message names the step.
+        """
+        self._begin()
+        if len(dataset) == 0:
+            raise InputError("dataset: expected normal samples, found none")
+        self.preprocessing_ = self._choose_preprocessing(dataset)
+        with ExitStack() as stack:
+            folder = workdir or stack.enter_context(tempfile.TemporaryDirectory(prefix="mmad-bank-fit-"))
+            stages = Stages(Path(folder), self._fingerprint(dataset, validation), progress=progress)
+            self._fit(dataset, validation, stages)
+        return self
+
+    def predict(self, sample: Sample) -> Prediction:
+        """Score one sample, see :meth:`predict_batch`."""
+        return self.predict_batch([sample])[0]
+
+    def predict_batch(self, samples: Sequence[Sample]) -> list[Prediction]:
+        """Score samples together.
+
+        Args:
+            samples: Raw or prepared ones.
+
+        Returns:
+            A prediction a sample, in their order; the same as one by one, up to rounding.
+
+        Raises:
+            InputError: Nothing is fitted, or a sample cannot be used.
+        """
+        self._check_fitted()
+        if not samples:
+            return []
+        with timed("preprocessing"):
+            prepared = [self.prepare(sample) for sample in samples]
+        return self._predict(prepared)
+
+    def explain(
+        self, prediction: Prediction, part: str | None = None, *, place: tuple[int, int] | None = None, n: int = 4
+    ) -> list[Reason]:
+        """Name the normal patches that are nearest to a patch of a predicted image.
+
+        Args:
+            prediction: Of this method.
+            part: The bank to look in; default: the first.
+            place: (row, column) in the part's grid; default: where its score is highest.
+            n: So many patches, nearest first.
+
+        Returns:
+            Nothing for a method or part without a bank.
+        """
+        del prediction, part, place, n
+        return []
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the method to a folder of safetensors and JSON, complete or not at all.
+
+        A model that is there already is replaced.
+
+        Raises:
+            InputError: Nothing is fitted, the folder holds something else, or it cannot be written.
+        """
+        self._check_fitted()
+        assert self.preprocessing_ is not None
+        content = {
+            "format": _FORMAT, "version": _VERSION, "method": self.name, "arguments": self.arguments(),
+            "preprocessing": self.preprocessing_.as_json(), "train_ids": self.train_ids_, "skipped": self.skipped_,
+        }  # fmt: skip
+
+        def write(into: Path) -> None:
+            content["learnt"] = self._save(into)
+            (into / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
+
+        _replace_folder(Path(folder), write)
+
+    @classmethod
+    def load(
+        cls: type[AnyMethod], folder: str | os.PathLike[str], device: str | torch.device = "cpu"
+    ) -> AnyMethod:
+        """Read what :meth:`save` wrote, see :func:`mmad_bank.methods.load`."""
+        content = read_manifest(folder)
+        if content["method"] != cls.name:
+            raise FormatError(f"{folder}: expected a saved {cls.name}, found a saved {content['method']}")
+        try:
+            arguments = {key: tuple(x) if isinstance(x, list) else x for key, x in content["arguments"].items()}
+            method = cls._for_loading(arguments, str(device))
+            method._begin()
+            method.preprocessing_ = Preprocessing(**content["preprocessing"])
+            method.train_ids_ = [str(name) for name in content["train_ids"]]
+            method.skipped_ = {str(name): str(why) for name, why in content["skipped"].items()}
+            method._load(Path(folder), content["learnt"])
+        except MmadBankError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+            raise FormatError(f"{folder}: altered or of another version, it cannot be read ({error})") from error
+        return method
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the constructor's arguments, as they were given."""
+        names = list(inspect.signature(type(self).__init__).parameters)[1:]
+        return {name: getattr(self, name) for name in names}
+
+    def prepare(self, sample: Sample) -> Sample:
+        """Preprocess a sample as those that the method was fitted on, unless that has been done.
+
+        Raises:
+            InputError: The sample cannot be used, or was prepared in another size.
+        """
+        if not sample.prepared:
+            assert self.preprocessing_ is not None
+            return preprocess(sample, self.preprocessing_)
+        if sample.size != (self.image_size, self.image_size):
+            side, found = self.image_size, "×".join(map(str, sample.size))
+            name = sample.rgb_path or sample.id or "sample"
+            raise InputError(f"{name}: expected a prepared sample of {side}×{side} pixels (image_size), found {found}")
+        return sample
+
+    # What a method defines.
+
+    @abstractmethod
+    def _fit(self, dataset: Samples, validation: Samples | None, stages: Stages) -> None:
+        """Learn, in stages that can be resumed; fills ``train_ids_`` and ``skipped_``."""
+
+    @abstractmethod
+    def _predict(self, samples: list[Sample]) -> list[Prediction]:
+        """Score prepared samples."""
+
+    @abstractmethod
+    def _save(self, folder: Path) -> dict[str, Any]:
+        """Write what was learnt into a folder that is there and empty; return what goes into the manifest."""
+
+    @abstractmethod
+    def _load(self, folder: Path, learnt: dict[str, Any]) -> None:
+        """Read what :meth:`_save` wrote."""
+
+    @classmethod
+    def _for_loading(cls: type[AnyMethod], arguments: dict[str, Any], device: str) -> AnyMethod:
+        """Make the method anew on a device."""
+        return cls(**{**arguments, "device": device})
+
+    def _choose_preprocessing(self, dataset: Samples) -> Preprocessing:
+        preparation = getattr(dataset, "preparation", None)
+        if preparation is not None:
+            return preparation
+        layout = getattr(dataset, "layout", "folder")
+        recipe = "eyecandies" if layout == "eyecandies" else self.recipe_of_data
+        return Preprocessing.recipe(recipe, size=self.image_size)
+
+    def _check_fitted(self) -> None:
+        if self.preprocessing_ is None or not self.train_ids_:
+            raise InputError(f"{type(self).__name__}: not fitted; call fit or load first")
+
+    def _fingerprint(self, dataset: Samples, validation: Samples | None) -> dict[str, Any]:
+        """Say what the stages' results depend on: arguments (not the device), preprocessing and samples."""
+        assert self.preprocessing_ is not None
+        arguments = {name: value for name, value in self.arguments().items() if name != "device"}
+        samples = [_ids(dataset), [] if validation is None else _ids(validation)]
+        content = {"method": self.name, "arguments": arguments, "data": samples}
+        return json.loads(json.dumps({**content, "preprocessing": self.preprocessing_.as_json()}))
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return a model folder's ``model.json``.
+
+    Raises:
+        InputError: There is no model.
+        FormatError: The file is truncated, foreign or newer.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise InputError(f"{folder}: expected a folder with {MANIFEST} that a method saved, found none")
+    try:
+        content = json.loads(path.read_text())
+        if content["format"] != _FORMAT:
+            raise FormatError(f"{path}: foreign, expected the format '{_FORMAT}', found {content['format']!r}")
+        if int(content["version"]) > _VERSION:
+            raise FormatError(f"{path}: newer, version {content['version']}; this mmad-bank reads up to {_VERSION}")
+        str(content["method"])
+    except FormatError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise FormatError(f"{path}: truncated or altered, it cannot be read") from error
+    return dict(content)
+
+
+def _replace_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a new folder beside the target, then put it in the target's place."""
+    if target.exists() and not (target / MANIFEST).is_file() and not (target.is_dir() and not any(target.iterdir())):
+        raise InputError(f"{target}: expected a new folder or a saved model to replace, found something else")
+    target = target.resolve()
+    partial: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        write(partial)
+        umask = os.umask(0)
+        os.umask(umask)
+        partial.chmod(0o777 & ~umask)
+        old = partial.with_suffix(".old")
+        if target.exists():
+            target.rename(old)
+        partial.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _ids(dataset: Samples) -> list[str]:
+    """Tell samples apart: a data set's by folder, id and time of change, others by number."""
+    if isinstance(dataset, SampleDataset):
+        return [f"{dataset.path.resolve()}:{record.id}:{record.rgb.stat().st_mtime_ns}" for record in dataset.records]
+    return [sample.id or str(number) for number, sample in enumerate(dataset)]

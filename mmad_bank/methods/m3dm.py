@@ -1,0 +1,307 @@
+"""M3DM (Wang et al. 2023): memory banks of RGB, point cloud and fused features, and a learnt decision over them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmad_bank import scoring
+from mmad_bank._stages import Stages
+from mmad_bank.bank import MemoryBank, Scores
+from mmad_bank.bank.provenance import Source
+from mmad_bank.errors import InputError
+from mmad_bank.features.alignment import Recipe
+from mmad_bank.features.extraction import PRETRAINED, make_rgb_extractor, make_xyz_extractor
+from mmad_bank.features.rgb import Precision
+from mmad_bank.fusion import DecisionFusion, FeatureFusion, train_fusion
+from mmad_bank.fusion.dlf import FACTORS
+from mmad_bank.methods._banked import BankMethod, Dumps
+from mmad_bank.ops.knn import Precision as Storage
+
+BANKS = ("xyz", "rgb", "fusion")
+_MEAN_FEATURE = Source("mean feature", 1, None)
+_PUBLISHED_DIVISOR = 1000.0  # of the two-bank variant's image scores
+
+
+class M3DM(BankMethod):
+    """Point features aligned to the image's patches (PFA), fused with RGB (UFF), three banks, and DLF.
+
+    The variants of the paper's tables are choices of ``banks``, ``fusion`` and ``decision``:
+
+    ==========================  ================================================================
+    single banks                ``banks=("rgb",)``, ``("xyz",)``, ``("fusion",)``
+    fused by concatenation      ``banks=("fusion",), fusion="concat"``
+    two banks, scores added     ``banks=("xyz", "rgb"), decision="add"``
+    two banks with DLF          ``banks=("xyz", "rgb")``
+    three banks with DLF        the default
+    ==========================  ================================================================
+
+    Args:
+        rgb: a model's name in timm, or ``"efficientnet_lite0"``, which needs no download from outside the package
+            index.
+        rgb_weights: ``"pretrained"``, a checkpoint file, or ``"random"``.
+        rgb_layers: stages or blocks; None for the extractor's own.
+        xyz: ``"point_mae"``, or ``"fpfh"``, which needs no weights.
+        xyz_weights: Point-MAE's published checkpoint file, or ``"random"``.
+        num_groups: G of Point-MAE, groups in a cloud.
+        group_size: S of Point-MAE, points in a group.
+        banks: some of ``"xyz"``, ``"rgb"``, ``"fusion"``.
+        fusion: ``"uff"``, or ``"concat"`` for the two features side by side.
+        decision: of several banks: ``"dlf"``, or ``"add"`` for the sum of the scores.
+        uff_weights: ``"train"`` on the samples of :meth:`fit`, or a file: the published checkpoint, or one UFF for all
+            categories that was trained before.
+        uff_steps: steps of UFF's training.
+        uff_batch: images a step.
+        uff_patches: patches drawn of an image; None takes all.
+        image_size: pixels a side of the prepared images.
+        grid: (h, w) of the patches.
+        recipe: ``"paper"`` or ``"published"``: as the authors' code does where it differs (PFA's weights, Point-MAE's
+            statistics, one mean and std for all banks, smaller RGB and fusion banks, no standardisation of single xyz
+            and fusion banks, and more).
+        ratio: share of the training patches that a bank keeps.
+        projection_dim: select in a sparse random projection; None selects on the features themselves.
+        reweight: of the image scores.
+        n_neighbors: of the reweighting; None for the rule's own.
+        sigma: of the map's Gaussian, pixels.
+        precision: of the extractors' products.
+        storage: of the banks' copies in memory; scores do not change.
+        seed: of everything random.
+        device: where to extract and search.
+
+    Attributes:
+        uff_: The trained fusion, if there is a fusion bank that needs one.
+        dlf_: The trained decision, if there are several banks and ``decision="dlf"``.
+
+    Raises:
+        InputError: ``banks``, ``fusion`` or ``decision`` is none of the above.
+
+    Example:
+        >>> embedded = M3DM("efficientnet_lite0", xyz="fpfh", uff_steps=100, uff_batch=8, uff_patches=128)
+        >>> embedded.banks
+        ('xyz', 'rgb', 'fusion')
+    """
+
+    name: ClassVar[str] = "m3dm"
+
+    uff_: FeatureFusion | None
+    dlf_: DecisionFusion | None
+
+    def __init__(
+        self,
+        rgb: str = "vit_base_patch8_224.dino",
+        rgb_weights: str = PRETRAINED,
+        *,
+        rgb_layers: tuple[int, ...] | None = None,
+        xyz: str = "point_mae",
+        xyz_weights: str = PRETRAINED,
+        num_groups: int = 1024,
+        group_size: int = 128,
+        banks: tuple[str, ...] = BANKS,
+        fusion: Literal["uff", "concat"] = "uff",
+        decision: Literal["dlf", "add"] = "dlf",
+        uff_weights: str = "train",
+        uff_steps: int = 750,
+        uff_batch: int = 256,
+        uff_patches: int | None = None,
+        image_size: int = 224,
+        grid: tuple[int, int] = (28, 28),
+        recipe: Recipe = "paper",
+        ratio: float = 0.1,
+        projection_dim: int | Literal["auto"] | None = None,
+        reweight: scoring.Reweight = "m3dm",
+        n_neighbors: int | None = None,
+        sigma: float = 4.0,
+        precision: Precision = "float32",
+        storage: Storage = "auto",
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> None:
+        self.rgb, self.rgb_weights, self.rgb_layers = rgb, rgb_weights, rgb_layers
+        self.xyz, self.xyz_weights, self.num_groups, self.group_size = xyz, xyz_weights, num_groups, group_size
+        self.banks, self.fusion, self.decision = banks, fusion, decision
+        self.uff_weights, self.uff_steps = uff_weights, uff_steps
+        self.uff_batch, self.uff_patches = uff_batch, uff_patches
+        self.image_size, self.grid, self.recipe = image_size, grid, recipe
+        self.ratio, self.projection_dim = ratio, projection_dim
+        self.reweight, self.n_neighbors, self.sigma = reweight, n_neighbors, sigma
+        self.precision, self.storage = precision, storage
+        self.seed, self.device = seed, device
+        if not banks or len(set(banks)) < len(banks) or not set(banks) <= set(BANKS):
+            raise InputError(f"banks: expected some of {', '.join(BANKS)}, found {', '.join(banks) or 'none'}")
+        for argument, value, allowed in (
+            ("fusion", fusion, ("uff", "concat")),
+            ("decision", decision, ("dlf", "add")),
+            ("recipe", recipe, ("paper", "published")),
+        ):
+            if value not in allowed:
+                raise InputError(f"{argument}: expected one of {', '.join(allowed)}, found {value!r}")
+        self._begin()
+
+    def _begin(self) -> None:
+        super()._begin()
+        self.uff_, self.dlf_ = None, None
+
+    def _bank_names(self) -> tuple[str, ...]:
+        return tuple(name for name in BANKS if name in self.banks)
+
+    # Section 3.2: features of both modalities on one patch grid.
+
+    def _networks(self, weights: str | None) -> dict[str, nn.Module]:
+        shared: dict[str, Any] = {"grid": self.grid, "image_size": self.image_size, "precision": self.precision}
+        networks: dict[str, nn.Module] = {}
+        if {"xyz", "fusion"} & set(self.banks):
+            networks["xyz"] = make_xyz_extractor(
+                self.xyz, weights or self.xyz_weights, num_groups=self.num_groups, group_size=self.group_size,
+                recipe=self.recipe, **shared,
+            )  # fmt: skip
+        if {"rgb", "fusion"} & set(self.banks):
+            networks["rgb"] = make_rgb_extractor(
+                self.rgb, weights or self.rgb_weights, layers=self.rgb_layers, **shared
+            )
+        return networks
+
+    # Section 3.3: unsupervised feature fusion.
+
+    def _learn_features(self, dumps: Dumps, stages: Stages) -> None:
+        if "fusion" not in self.banks or self.fusion == "concat":
+            return
+        if self.uff_weights != "train":
+            dims = self.extractors_.dims
+            network = FeatureFusion(dims["xyz"], dims["rgb"], recipe=self.recipe).load_checkpoint(self.uff_weights)
+            self.uff_ = network.to(self.device).eval()
+            return
+        self.uff_ = train_fusion(
+            _Pairs(dumps["xyz"], dumps["rgb"]), steps=self.uff_steps, warmup=min(250, self.uff_steps // 3),
+            batch=self.uff_batch, patches_per_image=self.uff_patches, recipe=self.recipe, seed=self.seed,
+            resume=stages.state("uff.pt"), device=self.device, progress=stages.progress,
+        )  # fmt: skip
+
+    def _compose(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        composed = {name: features[name] for name in self._bank_names() if name != "fusion"}
+        if "fusion" in self.banks:
+            xyz, rgb = features["xyz"], features["rgb"]
+            composed["fusion"] = torch.cat([xyz, rgb], dim=2) if self.uff_ is None else self.uff_.fuse(xyz, rgb)
+        return composed
+
+    # Section 3.4, first half: the banks.
+
+    def _standardise(self, bank: str) -> bool:
+        return not (self.recipe == "published" and len(self.banks) == 1 and bank != "rgb")
+
+    def _build_banks(self, dumps: Dumps, stages: Stages) -> dict[str, MemoryBank]:
+        if self.recipe == "paper" or len(self.banks) == 1 or "xyz" not in self.banks:
+            return super()._build_banks(dumps, stages)
+        # As published: the other banks take their share of the xyz bank, which has been reduced already.
+        banks = {"xyz": self._build_bank("xyz", dumps["xyz"], stages)}
+        size = max(1, int(self.ratio * len(banks["xyz"])))
+        for name in self._bank_names()[1:]:
+            banks[name] = self._build_bank(name, dumps[name], stages, size)
+        xyz, rgb = banks["xyz"].standardisation, banks["rgb" if "rgb" in banks else "xyz"].standardisation
+        assert xyz is not None
+        assert rgb is not None
+        if len(banks) == len(BANKS):
+            banks["xyz"] = _with_mean_feature(banks["xyz"], xyz.mean, self.storage)
+        for bank in banks.values():
+            bank.standardisation = xyz._replace(std=rgb.std)
+        return banks
+
+    # Section 3.4, second half: decision layer fusion.
+
+    def _learn_decision(self, dumps: Dumps, validation: Dumps | None, stages: Stages) -> None:
+        if len(self.banks) == 1 or self.decision == "add":
+            return
+        factors = {name: FACTORS[name] for name in self._bank_names()}
+        dlf = DecisionFusion(factors, seed=self.seed)
+
+        def write(path: Path) -> None:
+            held_out = None if validation is None else self._training_scores(validation, stages, dlf.max_pixels)
+            dlf.fit(*self._training_scores(dumps, stages, dlf.max_pixels), held_out=held_out)
+            dlf.save(path)
+
+        self.dlf_ = DecisionFusion.load(stages.run("dlf.safetensors", write))
+
+    def _training_scores(
+        self, dumps: Dumps, stages: Stages, max_pixels: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the banks' scores of images (n,) and of their pixels, so many of each as D_s can take."""
+        n_images, n_pixels = len(next(iter(dumps.values()))), self.image_size**2
+        drawn = np.random.default_rng(self.seed)
+        an_image = min(n_pixels, max(1, max_pixels // n_images))
+        images: dict[str, list[Tensor]] = {name: [] for name in self._bank_names()}
+        pixels: dict[str, list[Tensor]] = {name: [] for name in self._bank_names()}
+        for scores in self._train_scores(dumps, stages):
+            places = torch.from_numpy(np.sort(drawn.choice(n_pixels, an_image, replace=False)))
+            for name, own in scores.items():
+                maps = scoring.anomaly_map(own.patch, self.grid, (self.image_size, self.image_size), self.sigma)
+                images[name].append(self._image_scores(own).cpu())
+                pixels[name].append(maps.flatten(1)[:, places.to(maps.device)].flatten().cpu())
+        return tuple({name: torch.cat(x) for name, x in table.items()} for table in (images, pixels))  # type: ignore[return-value]
+
+    def _image_scores(self, scores: Scores) -> Tensor:
+        two_published = self.recipe == "published" and len(self.banks) == 2
+        return scores.image / _PUBLISHED_DIVISOR if two_published else scores.image
+
+    def _decide(self, scores: Mapping[str, Scores]) -> tuple[Tensor, Tensor]:
+        """Fuse images' and patches' scores.
+
+        D_s is linear, and so are enlarging and blurring: fusing patches and then making one map gives what fusing the
+        banks' maps pixel by pixel would.
+        """
+        images = {name: self._image_scores(own) for name, own in scores.items()}
+        patches = {name: own.patch for name, own in scores.items()}
+        if self.dlf_ is not None:
+            return self.dlf_.fuse_images(images), self.dlf_.fuse_pixels(patches)
+        return torch.stack(list(images.values())).sum(0), torch.stack(list(patches.values())).sum(0)
+
+    # Saving.
+
+    def _save(self, folder: Path) -> dict[str, Any]:
+        learnt = super()._save(folder)
+        if self.uff_ is not None:
+            self.uff_.save(folder / "uff.safetensors")
+        if self.dlf_ is not None:
+            self.dlf_.save(folder / "dlf.safetensors")
+        return {**learnt, "uff": self.uff_ is not None, "dlf": self.dlf_ is not None}
+
+    def _load(self, folder: Path, learnt: dict[str, Any]) -> None:
+        super()._load(folder, learnt)
+        if learnt["uff"]:
+            dims = self.extractors_.dims
+            network = FeatureFusion(dims["xyz"], dims["rgb"], recipe=self.recipe)
+            self.uff_ = network.load_checkpoint(folder / "uff.safetensors").to(self.device).eval()
+        if learnt["dlf"]:
+            self.dlf_ = DecisionFusion.load(folder / "dlf.safetensors")
+
+
+class _Pairs:
+    """The patch features of the training images, read from the dumps one image at a time."""
+
+    def __init__(self, xyz: np.ndarray, rgb: np.ndarray) -> None:
+        self.xyz, self.rgb = xyz, rgb
+
+    def __len__(self) -> int:
+        return len(self.xyz)
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, Tensor]:
+        return torch.from_numpy(np.array(self.xyz[index])), torch.from_numpy(np.array(self.rgb[index]))
+
+
+def _with_mean_feature(bank: MemoryBank, mean: float, storage: Storage) -> MemoryBank:
+    """Drop vectors that have a component of exactly the mean and append the mean feature, as the published code does.
+
+    There the bank holds standardised features: the dropped ones have a component of zero, the appended one is zero.
+    """
+    kept = ((bank.vectors - mean) != 0).all(dim=1).nonzero()[:, 0]
+    vectors = torch.cat([bank.vectors[kept], bank.vectors.new_full((1, bank.dim), mean)])
+    n_rows = sum(source.rows for source in bank.sources)
+    rows = torch.cat([bank.source_rows[kept.cpu()], torch.tensor([n_rows])])
+    changed = MemoryBank(vectors, source_rows=rows, precision=storage, extractor=bank.extractor)
+    changed.sources = [*bank.sources, _MEAN_FEATURE]
+    return changed
+
+
