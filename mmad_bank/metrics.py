@@ -131,10 +131,7 @@ class AUROC:
         """Return the AUROC of everything so far; NaN where :attr:`undefined` says why."""
         if self.undefined is not None:
             return math.nan
-        twice = 0  # wins count 2 and ties 1; a Python integer does not overflow
-        for run in self._anomalous.runs():
-            twice += int(self._normal.count_below(run).sum()) + int(self._normal.count_up_to(run).sum())
-        return twice / (2 * len(self._normal) * len(self._anomalous))
+        return _auroc(self._normal, self._anomalous.runs())
 
     def curve(self, n_points: int = 1000) -> tuple[np.ndarray, np.ndarray]:
         """Return false and true positive rates of the ROC curve, both rising from 0 to 1.
@@ -217,6 +214,29 @@ class AUPRO:
         self._components.append((component + first).astype(np.int32))
         self._defect_scores.append(scores[anomalous])
 
+    @classmethod
+    def union(cls, parts: Sequence[AUPRO]) -> AUPRO:
+        """Return the metric of all images of several, which share their scores with it: nothing is copied or sorted.
+
+        Groups of images (the good ones, those of each kind of defect) can so be measured alone and together. The
+        limits and thresholds are those of the first. Add images to the parts, not to the union.
+        """
+        whole = cls(parts[0].limits, parts[0].n_thresholds, memory=parts[0].memory)
+        whole._normal = _SortedScores.union([part._normal for part in parts])
+        for part in parts:
+            first = whole.n_components
+            whole._components += [component + np.int32(first) for component in part._components]
+            whole._defect_scores += part._defect_scores
+            whole._sizes += part._sizes
+        return whole
+
+    def auroc(self) -> float:
+        """Return the P-AUROC of the same images, exact as :class:`AUROC`'s; NaN where :attr:`undefined` says why."""
+        if self.undefined is not None:
+            return math.nan
+        scores = np.sort(np.concatenate(self._defect_scores))
+        return _auroc(self._normal, [scores])
+
     @property
     def n_components(self) -> int:
         """Number of connected components so far."""
@@ -287,6 +307,15 @@ class _SortedScores:
     def __len__(self) -> int:
         return self._in_runs + self._n_loose
 
+    @classmethod
+    def union(cls, parts: Sequence[_SortedScores]) -> _SortedScores:
+        """Return the multiset of all scores of several, on the runs that they hold."""
+        whole = cls(parts[0]._memory)
+        for part in parts:
+            whole._runs += part.runs()
+            whole._in_runs += len(part)
+        return whole
+
     def add(self, values: np.ndarray) -> None:
         """Add a flat float32 array."""
         for part in np.split(values, range(_RUN, len(values), _RUN)):
@@ -343,6 +372,14 @@ class _SortedScores:
         self._file.write(run.data)
         self._file.flush()
         return np.memmap(self._file, dtype=np.float32, mode="r", offset=offset, shape=run.shape)
+
+
+def _auroc(normal: _SortedScores, anomalous: Sequence[np.ndarray]) -> float:
+    """Return the AUROC of normal scores and runs of anomalous ones; there are some of each."""
+    twice = 0  # wins count 2 and ties 1; a Python integer does not overflow
+    for run in anomalous:
+        twice += int(normal.count_below(run).sum()) + int(normal.count_up_to(run).sum())
+    return twice / (2 * len(normal) * sum(map(len, anomalous)))
 
 
 def _from_key(keys: np.ndarray) -> np.ndarray:

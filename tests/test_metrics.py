@@ -217,3 +217,26 @@ def test_perfect_and_constant_maps() -> None:
 def test_bad_input_is_named(call, message: str) -> None:
     with pytest.raises(InputError, match=message):
         call()
+
+
+@pytest.mark.parametrize("n_thresholds", [None, 100])
+def test_union_is_all_images_together(n_thresholds: int | None) -> None:
+    masks, maps = images(3, levels=20)
+    groups = [AUPRO(limits=(0.3, 0.05), n_thresholds=n_thresholds, memory=4096) for _ in range(3)]
+    for i, group in zip((0, 1, 2, 1, 0), range(5), strict=True):
+        groups[i].update(masks[group], maps[group])
+    order = [0, 4, 1, 3, 2]
+    whole = AUPRO(limits=(0.3, 0.05), n_thresholds=n_thresholds)
+    whole.update(masks[order], maps[order])
+    union = AUPRO.union(groups)
+    assert union.compute() == pytest.approx(whole.compute(), abs=1e-12)
+    assert union.n_components == whole.n_components
+    assert union.auroc() == auroc(masks, maps)
+    pair = AUPRO.union([groups[0], groups[2]])
+    assert pair.auroc() == auroc(masks[[0, 4, 2]], maps[[0, 4, 2]])
+
+
+def test_pixel_auroc_without_defects_is_undefined() -> None:
+    metric = AUPRO()
+    metric.update(np.zeros((1, 4, 4)), np.zeros((1, 4, 4)))
+    assert math.isnan(metric.auroc())
