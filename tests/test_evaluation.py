@@ -1,0 +1,184 @@
+"""Evaluation against the metrics on everything at once, with a method whose scores are known."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("scipy")
+
+from mmad_bank.data import Preprocessing, Sample
+from mmad_bank.errors import InputError
+from mmad_bank.evaluation import FUSED, ROLES, Summary, evaluate
+from mmad_bank.methods import Method, Part, Prediction
+from mmad_bank.metrics import aupro, auroc
+
+SIZE = 32
+
+
+class Darkness(Method):
+    """Scores an image by two channels: the map is their sum, the parts are the channels."""
+
+    name = "darkness"
+
+    def __init__(self) -> None:
+        self.image_size, self.seed, self.device = SIZE, 0, "cpu"
+        self._begin()
+        self.preprocessing_, self.train_ids_ = Preprocessing(size=SIZE), ["part/train/good/000"]
+        self.batches: list[int] = []
+
+    def _predict(self, samples: list[Sample]) -> list[Prediction]:
+        self.batches.append(len(samples))
+        for sample in samples:
+            if sample.id.endswith("bad"):
+                raise InputError(f"{sample.id}: expected something\nelse")
+        return [self._one(sample) for sample in samples]
+
+    def _one(self, sample: Sample) -> Prediction:
+        parts = {name: Part(float(sample.rgb[i].max()), sample.rgb[i]) for i, name in enumerate(("rgb", "xyz"))}
+        whole = sample.rgb[:2].sum(dim=0)
+        return Prediction(float(whole.max()), whole, sample, parts)
+
+    def _fit(self, *args: Any) -> None:
+        raise NotImplementedError
+
+    def _save(self, folder: Path) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _load(self, folder: Path, learnt: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+def make(number: int, defect: str = "good", *, category: str = "part", masked: bool = True) -> Sample:
+    """Noise; on defects a square is brighter in one channel or in both."""
+    rng = np.random.default_rng([number, len(defect)])
+    rgb = torch.from_numpy(rng.uniform(0, 0.6, (3, SIZE, SIZE)).astype(np.float32))
+    mask = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    if defect != "good":
+        mask[8:14, 8 + number : 16 + number] = True
+        for channel in {"colour": (0,), "shape": (1,)}.get(defect, (0, 1)):
+            rgb[channel][mask] += 0.3
+    return Sample(
+        rgb, torch.ones(3, SIZE, SIZE), mask if masked else None, int(defect != "good"), defect, category,
+        id=f"{category}/test/{defect}/{number:03}", prepared=True,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    return [make(i, kind) for kind in ("good", "colour", "shape", "<b>") for i in range(5)]
+
+
+def test_metrics_are_those_of_everything_at_once(samples: list[Sample]) -> None:
+    evaluation = evaluate(Darkness(), samples, batch=3)
+    labels, masks = [s.label for s in samples], torch.stack([s.mask for s in samples if s.mask is not None])
+    maps = {FUSED: torch.stack([s.rgb[:2].sum(0) for s in samples])}
+    blurred = [Darkness().predict(s).parts for s in samples]
+    for name in ("rgb", "xyz"):
+        maps[name] = torch.stack([parts[name].map((SIZE, SIZE)) for parts in blurred])
+    images = {FUSED: [float(m.max()) for m in maps[FUSED]]}
+    images |= {name: [parts[name].score for parts in blurred] for name in ("rgb", "xyz")}
+    assert list(evaluation.metrics) == [FUSED, "rgb", "xyz"]
+    chosen = np.array([s.defect in ("good", "shape") for s in samples])
+    for name, found in evaluation.metrics.items():
+        assert found.image_auroc == auroc(labels, images[name])
+        assert found.pixel_auroc == auroc(masks, maps[name])
+        for limit, value in found.aupro.items():
+            assert value == pytest.approx(aupro(masks, maps[name], limit), abs=1e-9)
+        kind = evaluation.kinds["shape"][name]
+        assert kind.image_auroc == auroc(np.array(labels)[chosen], np.array(images[name])[chosen])
+        assert kind.pixel_auroc == auroc(masks[chosen], maps[name][chosen])
+        assert kind.aupro[0.3] == pytest.approx(aupro(masks[chosen], maps[name][chosen]), abs=1e-9)
+    assert evaluation.kinds["shape"]["rgb"].pixel_auroc < evaluation.kinds["shape"]["xyz"].pixel_auroc
+    assert [score.id for score in evaluation.scores] == [s.id for s in samples]
+    assert evaluation.seconds > 0
+
+
+def test_a_failing_sample_costs_itself_only(samples: list[Sample]) -> None:
+    method = Darkness()
+    broken = replace(samples[1], id="part/test/good/bad")
+    infinite = replace(samples[7], rgb=samples[7].rgb + torch.inf)
+    evaluation = evaluate(method, [samples[0], broken, *samples[2:7], infinite, *samples[8:]], batch=4)
+    assert evaluation.failed == {
+        "part/test/good/bad": "part/test/good/bad: expected something else",
+        infinite.id: f"{infinite.id}: the method gave NaN or infinity",
+    }
+    assert method.batches[:5] == [4, 1, 1, 1, 1]
+    assert len(evaluation.scores) == len(samples) - 2
+    assert any("left out" in line for line in Summary([evaluation]).remarks())
+    with pytest.raises(InputError, match="no sample can be scored; part/test/good/bad"):
+        evaluate(method, [broken])
+    with pytest.raises(InputError, match="found none"):
+        evaluate(method, [])
+
+
+def test_undefined_metrics_are_said(samples: list[Sample]) -> None:
+    maskless = [make(i, kind, masked=kind == "good") for kind in ("good", "shape") for i in range(3)]
+    for chosen, missing in (
+        (samples[:5], {"image_auroc", "pixel_auroc", "aupro"}),  # no anomalies
+        (maskless, {"pixel_auroc", "aupro"}),
+        ([make(i, "shape") for i in range(2)], {"image_auroc"}),  # no good ones: their pixels still count
+    ):
+        evaluation = evaluate(Darkness(), chosen)
+        found = evaluation.metrics[FUSED]
+        assert set(found.undefined) == missing
+        assert all("undefined" in why for why in found.undefined.values())
+        assert [getattr(found, name) is None for name in ("image_auroc", "pixel_auroc")] == [
+            name in missing for name in ("image_auroc", "pixel_auroc")
+        ]
+        assert all((value is None) == ("aupro" in missing) for value in found.aupro.values())
+        facts = json.loads(json.dumps(evaluation.as_json(), allow_nan=False))
+        assert set(facts["metrics"][FUSED]["undefined"]) == missing
+        text = evaluation.to_markdown()
+        assert "–" in text
+        assert "undefined" in text
+    assert "no mask" in "".join(evaluate(Darkness(), [make(0), make(1, "shape", masked=False)]).notes)
+
+
+def test_examples_are_bounded_and_extreme(samples: list[Sample]) -> None:
+    evaluation = evaluate(Darkness(), samples, examples=2)
+    by_role = {role: [e.prediction.score for e in evaluation.examples if e.role == role] for role in ROLES}
+    good = sorted(score.score for score in evaluation.scores if score.label == 0)
+    defects = sorted(score.score for score in evaluation.scores if score.label)
+    assert by_role == {
+        "highest good": good[:-3:-1], "lowest defect": defects[:2], "highest defect": defects[:-3:-1],
+        "lowest good": good[:2],
+    }  # fmt: skip
+    few = evaluate(Darkness(), [samples[0], samples[6]], examples=2)
+    assert len(few.examples) == 2, "an image is shown once, even if it is highest and lowest"
+    assert evaluate(Darkness(), samples).examples == []
+
+
+def test_summary_of_categories(samples: list[Sample]) -> None:
+    other = [make(i, kind, category="cap|_x") for kind in ("good", "shape") for i in range(4)]
+    lone = [make(i, "good", category="lone") for i in range(2)]
+    evaluations = [evaluate(Darkness(), chosen) for chosen in (samples, other, lone)]
+    summary = Summary(evaluations)
+    image = [e.metrics[FUSED].image_auroc for e in evaluations]
+    assert image[2] is None
+    assert summary.mean()[0] == pytest.approx((image[0] + image[1]) / 2)
+    facts = json.loads(json.dumps(summary.as_json(), allow_nan=False))
+    assert [one["category"] for one in facts["categories"]] == ["part", "cap|_x", "lone"]
+    assert facts["mean"][FUSED]["image_auroc"] == summary.mean()[0]
+    text = summary.to_markdown()
+    assert "cap\\|\\_x" in text
+    assert "<b>" not in text.replace("\\<b\\>", "")
+    assert "**mean**" not in text
+    assert "| mean |" in text
+    for line in text.splitlines():
+        if line.startswith("| ") and "category" in line:
+            assert line.count("|") == len(summary.metric_names) + 4
+
+    from rich.console import Console
+
+    file = io.StringIO()
+    summary.print(Console(file=file, width=20))
+    assert "cap|_x" in file.getvalue()
+    assert "…" not in file.getvalue()
