@@ -80,6 +80,26 @@ def pooling_matrix(n_in: int, n_out: int) -> Tensor:
     return (cells @ averages).float()
 
 
+def nearest_groups(points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the three nearest centres of each point and their weights, as the published code of M3DM and CFM has them.
+
+    Args:
+        points: (N, 3).
+        centers: (G, 3), in the points' unit.
+
+    Returns:
+        int64 (N, k) and float32 (N, k), k = min(3, G): 1 / (d² + 1e-8), divided by their sum over the k.
+
+    Example:
+        >>> nearest_groups(torch.zeros(1, 3), torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]]))
+        (tensor([[0, 1]]), tensor([[0.8000, 0.2000]]))
+    """
+    nearest = knn_group(centers, points, min(_NEIGHBOURS, len(centers)))
+    squared = (points[:, None].double() - centers[nearest].double()).square().sum(-1)
+    weights = 1.0 / (squared + _EPS)
+    return nearest, (weights / weights.sum(1, keepdim=True)).float()
+
+
 def pool_to_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
     """Average maps over 3×3 pixels without padding and then over the cells of a grid: (..., H, W) to (..., h, w)."""
     rows, columns = (pooling_matrix(n, m).to(maps) for n, m in zip(maps.shape[-2:], grid, strict=True))
@@ -165,11 +185,8 @@ class PointFeatureAlignment:
 
     def _three_nearest(self, points: Tensor, pixels: Tensor, centers: Tensor) -> Tensor:
         """Every point contributes to a few patches, and to each from three groups: all that is not zero."""
-        k = min(_NEIGHBOURS, len(centers))
-        nearest = knn_group(centers, points, k)
-        squared = (points[:, None].double() - centers[nearest].double()).square().sum(-1)
-        weights = 1.0 / (squared + _EPS)
-        weights = (weights / weights.sum(1, keepdim=True)).float()
+        nearest, weights = nearest_groups(points, centers)
+        k = nearest.shape[1]
         rows, columns = self._pooling(points.device)
         row, by_row = _entries(rows, pixels // self.size[1])
         column, by_column = _entries(columns, pixels % self.size[1])

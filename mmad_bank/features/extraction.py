@@ -205,12 +205,21 @@ class Extractors:
         Raises:
             InputError: A sample cannot be used; the message names its file.
         """
-        features = {}
+        features: dict[str, Tensor] = {}
         for modality, network in self.networks.items():
             with timed(f"{modality} features"), _naming(samples, modality):
                 batch = torch.stack([getattr(sample, modality) for sample in samples]).to(self.device)
-                features[modality] = network(batch)
+                features.update(self._describe(modality, network, batch))
         return features
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what is extracted: the modalities, unless a method's own extractors give more."""
+        return tuple(self.networks)
+
+    def _describe(self, modality: str, network: nn.Module, batch: Tensor) -> dict[str, Tensor]:
+        """Return float32 tensors (B, ...) by output."""
+        return {modality: network(batch)}
 
     def save(self, folder: Path) -> None:
         """Write the weights of each network that has some to ``extractor-MODALITY.safetensors``."""
@@ -277,14 +286,14 @@ def extract_to(
     batch: int = 4,
     progress: bool = False,
 ) -> tuple[list[str], dict[str, str]]:
-    """Write the features of samples to one ``.npy`` file a modality, a few images at a time.
+    """Write the features of samples to one ``.npy`` file a modality (or output), a few images at a time.
 
     Args:
         folder: for ``rgb.npy`` and ``xyz.npy``, float32 (images, P, D); it must be there.
         samples: a data set.
         extractors: what describes them.
         prepare: what is done to a sample first.
-        names: other names of the files, by modality.
+        names: other names of the files, by output.
         batch: images described together.
         progress: show a bar on a terminal.
 
@@ -294,7 +303,7 @@ def extract_to(
     Raises:
         InputError: No sample can be used; the reason is the first one's.
     """
-    paths = {name: Path(folder) / (names or {}).get(name, f"{name}.npy") for name in extractors.networks}
+    paths = {name: Path(folder) / (names or {}).get(name, f"{name}.npy") for name in extractors.outputs}
     tables: dict[str, np.memmap] = {}
     ids: list[str] = []
     skipped: dict[str, str] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -21,13 +20,9 @@ from mmad_bank.bank import MemoryBank, MultiBank, Scores
 from mmad_bank.bank.provenance import Source
 from mmad_bank.data.sample import Sample
 from mmad_bank.errors import InputError
-from mmad_bank.features.extraction import RANDOM, Extractors, extract_to
+from mmad_bank.features.extraction import RANDOM, Extractors
+from mmad_bank.methods._dumps import IMAGES_AT_ONCE, Dumps, extract_split
 from mmad_bank.methods.base import Method, Part, Prediction, Reason, Samples
-
-_IMAGES_AT_ONCE = 4
-
-Dumps = dict[str, np.ndarray]
-"""Features of the training images by modality or bank, (images, P, D) float32, memory-mapped."""
 
 
 class BankMethod(Method):
@@ -83,33 +78,15 @@ class BankMethod(Method):
 
     def _fit(self, dataset: Samples, validation: Samples | None, stages: Stages) -> None:
         self.extractors_ = Extractors(self._networks(None), self.device)
-        dumps, self.train_ids_, self.skipped_ = self._extract("train", dataset, stages)
+        dumps, self.train_ids_, self.skipped_ = extract_split(self, self.extractors_, "train", dataset, stages)
         self._learn_features(dumps, stages)
         dumps = self._composed("train", dumps, stages)
         self.banks_ = MultiBank(self._build_banks(dumps, stages))
         held_out = None
         if validation is not None and len(validation):
-            held_out = self._composed("validation", self._extract("validation", validation, stages)[0], stages)
+            dumps_held_out = extract_split(self, self.extractors_, "validation", validation, stages)[0]
+            held_out = self._composed("validation", dumps_held_out, stages)
         self._learn_decision(dumps, held_out, stages)
-
-    def _extract(
-        self, split: str, dataset: Samples, stages: Stages
-    ) -> tuple[Dumps, list[str], dict[str, str]]:
-        """Write the features of a split to files, one a modality, and map them."""
-        names = {modality: f"{split}-{modality}.npy" for modality in self.extractors_.networks}
-        for name in names.values():
-            stages.state(name)
-
-        def write(path: Path) -> None:
-            ids, skipped = extract_to(
-                stages.folder, dataset, self.extractors_, self.prepare, names=names, batch=_IMAGES_AT_ONCE,
-                progress=stages.progress,
-            )  # fmt: skip
-            path.write_text(json.dumps({"ids": ids, "skipped": skipped}))
-
-        done = json.loads(stages.run(f"{split}.json", write).read_text())
-        dumps = {modality: np.load(stages.folder / name, mmap_mode="r") for modality, name in names.items()}
-        return dumps, done["ids"], done["skipped"]
 
     def _composed(self, split: str, dumps: Dumps, stages: Stages) -> Dumps:
         """Write what is not a modality's own features to files, and map them."""
@@ -135,8 +112,8 @@ class BankMethod(Method):
 
     def _batches(self, dumps: Mapping[str, np.ndarray]) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Yield the dumps a few images at a time, with the number of the first."""
-        for first in range(0, len(next(iter(dumps.values()))), _IMAGES_AT_ONCE):
-            part = {name: np.array(table[first : first + _IMAGES_AT_ONCE]) for name, table in dumps.items()}
+        for first in range(0, len(next(iter(dumps.values()))), IMAGES_AT_ONCE):
+            part = {name: np.array(table[first : first + IMAGES_AT_ONCE]) for name, table in dumps.items()}
             yield first, {name: torch.from_numpy(rows).to(self.extractors_.device) for name, rows in part.items()}
 
     def _build_banks(self, dumps: Dumps, stages: Stages) -> dict[str, MemoryBank]:

@@ -1,0 +1,44 @@
+"""Features of training images as a stage of a training: extracted once, kept in files, memory-mapped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from mmad_bank._stages import Stages
+from mmad_bank.features.extraction import Extractors, extract_to
+from mmad_bank.methods.base import Method, Samples
+
+IMAGES_AT_ONCE = 4
+
+Dumps = dict[str, np.ndarray]
+"""Features of the training images by modality or bank, (images, P, D) float32, memory-mapped."""
+
+
+def extract_split(
+    method: Method, extractors: Extractors, split: str, dataset: Samples, stages: Stages
+) -> tuple[Dumps, list[str], dict[str, str]]:
+    """Write the features of a split to files, one an output of the extractors, and map them.
+
+    Returns:
+        The features, the ids of the images in them, and by id why others were left out.
+
+    Raises:
+        InputError: No sample can be used.
+    """
+    names = {output: f"{split}-{output}.npy" for output in extractors.outputs}
+    for name in names.values():
+        stages.state(name)
+
+    def write(path: Path) -> None:
+        ids, skipped = extract_to(
+            stages.folder, dataset, extractors, method.prepare, names=names, batch=IMAGES_AT_ONCE,
+            progress=stages.progress,
+        )  # fmt: skip
+        path.write_text(json.dumps({"ids": ids, "skipped": skipped}))
+
+    done = json.loads(stages.run(f"{split}.json", write).read_text())
+    dumps = {output: np.load(stages.folder / name, mmap_mode="r") for output, name in names.items()}
+    return dumps, done["ids"], done["skipped"]

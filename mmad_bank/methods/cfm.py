@@ -1,0 +1,357 @@
+"""CFM (Costanzino et al. 2024): features mapped from one modality to the other, and compared with what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmad_bank import scoring
+from mmad_bank._checkpoints import load_matching, read_torch
+from mmad_bank._stages import Stages
+from mmad_bank._timing import timed
+from mmad_bank.data.sample import Sample
+from mmad_bank.errors import InputError
+from mmad_bank.features.alignment import Recipe, measured_points, nearest_groups
+from mmad_bank.features.extraction import (
+    EMBEDDED_RGB,
+    PRETRAINED,
+    RANDOM,
+    Extractors,
+    PointPatches,
+    make_rgb_extractor,
+    make_xyz_extractor,
+)
+from mmad_bank.features.point_mae import PointMAE
+from mmad_bank.features.rgb import Precision
+from mmad_bank.memoryless.crossmodal import (
+    MODALITIES,
+    Architecture,
+    CrossmodalMapping,
+    Mode,
+    PixelFeatures,
+    discrepancies,
+    make_mappings,
+    source_of,
+    train_mappings,
+)
+from mmad_bank.methods._dumps import Dumps, extract_split
+from mmad_bank.methods.base import Method, Part, Prediction, Samples
+
+Variant = Literal["L", "M", "S", "T"]
+Aggregation = Literal["product", "sum", "max", "rgb", "xyz"]
+Normalisation = Literal["aupro", "p_auroc"]
+
+RGB_LAYERS: dict[str, tuple[int, ...]] = {"L": (11,), "M": (7,), "S": (3,), "T": (0,)}
+"""Transformer blocks of ViT-B whose tokens a variant takes, counted from 0."""
+XYZ_LAYERS: dict[str, tuple[int, ...]] = {"L": (3, 7, 11), "M": (1, 4, 7), "S": (1, 2, 3), "T": (0,)}
+"""The same of Point-MAE."""
+EMBEDDED_STAGES: dict[str, tuple[int, ...]] = {"L": (1, 2, 3, 5, 6), "M": (1, 2, 3, 4), "S": (1, 2), "T": (1,)}
+"""Stages of the embedded extractor, which is no transformer: the nearest to the variants' shares of the depth."""
+
+TRAIN = "train"
+_PUBLISHED_GROUP, _PAPER_GROUP = 128, 32
+_BOXES = ((5, 5), (7, 3))  # width, and how often
+
+
+class CFM(Method):
+    """Two small networks predict each modality's features from the other's; an anomaly is where both are wrong.
+
+    Features of every pixel (section 3.1), mappings (3.2), the product of the two discrepancies, smoothed, and its
+    maximum as the image's score (3.3), and transformers that end early (3.4).
+
+    Args:
+        rgb: a model's name in timm, or ``"efficientnet_lite0"``, which needs no download from outside the package
+            index.
+        rgb_weights: ``"pretrained"``, a checkpoint file, or ``"random"``.
+        rgb_layers: stages or blocks; None for the variant's.
+        xyz: ``"point_mae"``, or ``"fpfh"``, which needs no weights and has no layers.
+        xyz_weights: Point-MAE's published checkpoint file, or ``"random"``.
+        xyz_layers: blocks of Point-MAE; None for the variant's.
+        num_groups: G of Point-MAE, groups in a cloud.
+        group_size: S of Point-MAE, points in a group; None for the recipe's, 32 (paper) or 128 (published).
+        variant: ``"L"``, or ``"M"``, ``"S"``, ``"T"``: both transformers end after block 8, 4, 1. What comes behind is
+            neither made nor loaded nor run.
+        architecture: of the mappings, see :class:`mmad_bank.memoryless.crossmodal.CrossmodalMapping`.
+        mode: ``"crossmodal"``, or ``"intramodal"`` for the ablation.
+        aggregation: of the discrepancies of both modalities: ``"product"``, ``"sum"``, ``"max"``, or one alone,
+            ``"rgb"`` (Ψ_2D) or ``"xyz"`` (Ψ_3D).
+        rgb_to_xyz_weights: ``"train"`` on the samples of :meth:`fit`, or a published state dict of M_2D→3D.
+        xyz_to_rgb_weights: the same of M_3D→2D; both or neither are files.
+        epochs: of the training; the paper takes 250, and 50 in ablations.
+        batch: images a step.
+        pixels_per_image: draw so many pixels of an image in training; None takes all, as the paper.
+        lr: Adam's rate.
+        image_size: pixels a side of the prepared images.
+        grid: (h, w) of the RGB tokens.
+        map_size: pixels a side of the maps that are compared; None for ``image_size``. A smaller one is faster by the
+            square and its map is enlarged.
+        recipe: ``"paper"`` or ``"published"``: as the authors' code does where it differs (Point-MAE's statistics and
+            group size, box filters in place of the Gaussian, and maps and scores divided by means of the map).
+        normalise_for: with the published recipe, the metric that the map is divided for: ``"aupro"`` by the mean of its
+            non-zero pixels, ``"p_auroc"`` by the square root of the mean of all. (The image's score is divided by the
+            square root of the first.)
+        sigma: of the map's Gaussian, pixels.
+        precision: of the extractors' products.
+        seed: of the training.
+        device: where to run.
+
+    Attributes:
+        extractors_: What describes samples.
+        mappings_: The mappings, by the modality that they predict.
+
+    Raises:
+        InputError: A choice is none of the above.
+
+    Example:
+        >>> method = CFM("efficientnet_lite0", xyz="fpfh", epochs=20, pixels_per_image=1024)
+        >>> method.aggregation
+        'product'
+    """
+
+    name: ClassVar[str] = "cfm"
+    recipe_of_data: ClassVar[str] = "cfm"
+
+    extractors_: MapExtractors
+    mappings_: dict[str, CrossmodalMapping]
+
+    def __init__(
+        self,
+        rgb: str = "vit_base_patch8_224.dino",
+        rgb_weights: str = PRETRAINED,
+        *,
+        rgb_layers: tuple[int, ...] | None = None,
+        xyz: str = "point_mae",
+        xyz_weights: str = PRETRAINED,
+        xyz_layers: tuple[int, ...] | None = None,
+        num_groups: int = 1024,
+        group_size: int | None = None,
+        variant: Variant = "L",
+        architecture: Architecture = "projection",
+        mode: Mode = "crossmodal",
+        aggregation: Aggregation = "product",
+        rgb_to_xyz_weights: str = TRAIN,
+        xyz_to_rgb_weights: str = TRAIN,
+        epochs: int = 250,
+        batch: int = 4,
+        pixels_per_image: int | None = None,
+        lr: float = 1e-3,
+        image_size: int = 224,
+        grid: tuple[int, int] = (28, 28),
+        map_size: int | None = None,
+        recipe: Recipe = "paper",
+        normalise_for: Normalisation = "aupro",
+        sigma: float = 4.0,
+        precision: Precision = "float32",
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> None:
+        self.rgb, self.rgb_weights, self.rgb_layers = rgb, rgb_weights, rgb_layers
+        self.xyz, self.xyz_weights, self.xyz_layers = xyz, xyz_weights, xyz_layers
+        self.num_groups, self.group_size, self.variant = num_groups, group_size, variant
+        self.architecture, self.mode, self.aggregation = architecture, mode, aggregation
+        self.rgb_to_xyz_weights, self.xyz_to_rgb_weights = rgb_to_xyz_weights, xyz_to_rgb_weights
+        self.epochs, self.batch, self.pixels_per_image, self.lr = epochs, batch, pixels_per_image, lr
+        self.image_size, self.grid, self.map_size = image_size, grid, map_size
+        self.recipe, self.normalise_for, self.sigma = recipe, normalise_for, sigma
+        self.precision, self.seed, self.device = precision, seed, device
+        for argument, allowed in (
+            ("variant", Variant), ("architecture", Architecture), ("mode", Mode), ("aggregation", Aggregation),
+            ("recipe", Recipe), ("normalise_for", Normalisation),
+        ):  # fmt: skip
+            if getattr(self, argument) not in get_args(allowed):
+                choices = ", ".join(get_args(allowed))
+                raise InputError(f"{argument}: expected one of {choices}, found {getattr(self, argument)!r}")
+        if (rgb_to_xyz_weights == TRAIN) != (xyz_to_rgb_weights == TRAIN):
+            raise InputError("rgb_to_xyz_weights and xyz_to_rgb_weights: expected two files, or 'train' for both")
+        self._begin()
+
+    # Sections 3.1 and 3.4: features, of transformers that end early.
+
+    def _networks(self, weights: str | None) -> dict[str, nn.Module]:
+        layers = self.rgb_layers or (EMBEDDED_STAGES if self.rgb == EMBEDDED_RGB else RGB_LAYERS)[self.variant]
+        rgb = make_rgb_extractor(
+            self.rgb, weights or self.rgb_weights, layers=layers, grid=self.grid, image_size=self.image_size,
+            precision=self.precision,
+        )  # fmt: skip
+        group_size = self.group_size or (_PUBLISHED_GROUP if self.recipe == "published" else _PAPER_GROUP)
+        size = self._map_size
+        xyz = make_xyz_extractor(
+            self.xyz, weights or self.xyz_weights, num_groups=self.num_groups, group_size=group_size,
+            layers=self.xyz_layers or XYZ_LAYERS[self.variant], grid=(size, size), image_size=self.image_size,
+            recipe=self.recipe, precision=self.precision,
+        )  # fmt: skip
+        return {"rgb": rgb, "xyz": xyz.network if isinstance(xyz, PointPatches) else xyz}
+
+    @property
+    def _map_size(self) -> int:
+        return self.map_size or self.image_size
+
+    def _pixels(self, features: Mapping[str, Tensor]) -> PixelFeatures:
+        """Put an image's features, of the extractors or of their files, together."""
+        groups, weights = features.get("groups"), features.get("weights")
+        return PixelFeatures(
+            features["rgb"], features["xyz"], self.grid, self._map_size,
+            None if groups is None else groups.long(), weights,
+        )  # fmt: skip
+
+    # Section 3.2: the mappings.
+
+    def _fit(self, dataset: Samples, validation: Samples | None, stages: Stages) -> None:
+        del validation
+        self.extractors_ = MapExtractors(self._networks(None), self.device)
+        if self.rgb_to_xyz_weights != TRAIN:
+            self.train_ids_ = [one.id or str(number) for number, one in enumerate(getattr(dataset, "records", dataset))]
+            self.mappings_ = self._new_mappings()
+            self.mappings_["xyz"].load_checkpoint(self.rgb_to_xyz_weights)
+            self.mappings_["rgb"].load_checkpoint(self.xyz_to_rgb_weights)
+            return
+        dumps, self.train_ids_, self.skipped_ = extract_split(self, self.extractors_, "train", dataset, stages)
+        self.mappings_ = train_mappings(
+            _Images(self, dumps), epochs=self.epochs, batch=self.batch, pixels_per_image=self.pixels_per_image,
+            lr=self.lr, architecture=self.architecture, mode=self.mode, seed=self.seed,
+            resume=stages.state("mappings.pt"), device=self.device, progress=stages.progress,
+        )  # fmt: skip
+
+    def _new_mappings(self) -> dict[str, CrossmodalMapping]:
+        mappings = make_mappings(self.extractors_.dims, architecture=self.architecture, mode=self.mode)
+        return {name: mapping.to(self.device).eval() for name, mapping in mappings.items()}
+
+    # Section 3.3: aggregation.
+
+    def _predict(self, samples: list[Sample]) -> list[Prediction]:
+        features = self.extractors_(samples)
+        predictions = []
+        for b, sample in enumerate(samples):
+            with timed("mappings"):
+                image = self._pixels({name: rows[b] for name, rows in features.items()})
+                apart = discrepancies(self.mappings_, image, self.mode)
+            with timed("decision and map"):
+                smooth = self._smooth(aggregate(apart, self.aggregation))
+                score, own = self._finish(smooth)
+                parts = {name: self._part(maps) for name, maps in apart.items()}
+            predictions.append(Prediction(score, own.cpu(), sample, parts))
+        return predictions
+
+    def _part(self, discrepancy: Tensor) -> Part:
+        return Part(float(self._smooth(discrepancy).max()), discrepancy.view(self._map_size, self._map_size).cpu())
+
+    def _smooth(self, discrepancy: Tensor) -> Tensor:
+        """Enlarge and smooth a map (map_size²,) to (image_size, image_size)."""
+        size, own = (self.image_size, self.image_size), (self._map_size, self._map_size)
+        if self.recipe == "paper":
+            return scoring.anomaly_map(discrepancy[None], own, size, self.sigma)[0]
+        enlarged = scoring.anomaly_map(discrepancy[None], own, size, 0.0)[0]
+        boxes = _box_filters(self.image_size).to(enlarged)
+        return boxes @ enlarged @ boxes.T
+
+    def _finish(self, smooth: Tensor) -> tuple[float, Tensor]:
+        """Return the score of the image and the map."""
+        if self.recipe == "paper":
+            return float(smooth.max()), smooth
+        positive = smooth[smooth != 0]
+        mean = positive.mean() if len(positive) else smooth.new_ones(())
+        divisor = mean if self.normalise_for == "aupro" else smooth.mean().sqrt()
+        return float(smooth.max() / mean.sqrt()), smooth / divisor.clamp(min=torch.finfo(smooth.dtype).tiny)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that inference holds: the weights of extractors and mappings."""
+        networks = [*self.extractors_.networks.values(), *self.mappings_.values()]
+        return sum(tensor.nbytes for network in networks for tensor in network.state_dict().values())
+
+    # Saving.
+
+    def _save(self, folder: Path) -> dict[str, Any]:
+        from safetensors.torch import save_file
+
+        self.extractors_.save(folder)
+        for name, mapping in self.mappings_.items():
+            state = {key: tensor.cpu().contiguous() for key, tensor in mapping.state_dict().items()}
+            save_file(state, folder / self._file_of(name))
+        return {}
+
+    def _load(self, folder: Path, learnt: dict[str, Any]) -> None:
+        del learnt
+        self.extractors_ = MapExtractors(self._networks(RANDOM), self.device)
+        self.extractors_.load(folder)
+        self.mappings_ = self._new_mappings()
+        for name, mapping in self.mappings_.items():
+            path = folder / self._file_of(name)
+            load_matching(mapping, read_torch(path), path)
+
+    def _file_of(self, predicted: str) -> str:
+        return f"{source_of(predicted, self.mode)}_to_{predicted}.safetensors"
+
+
+def aggregate(discrepancy: Mapping[str, Tensor], aggregation: Aggregation = "product") -> Tensor:
+    """Put the discrepancies of both modalities together, pixel by pixel (CFM, section 3.3 and table 6).
+
+    Example:
+        >>> aggregate({"rgb": torch.tensor([0.5, 1.0]), "xyz": torch.tensor([0.5, 0.0])})
+        tensor([0.2500, 0.0000])
+    """
+    rgb, xyz = (discrepancy[name] for name in MODALITIES)
+    if aggregation == "product":
+        return rgb * xyz
+    if aggregation == "sum":
+        return rgb + xyz
+    if aggregation == "max":
+        return torch.maximum(rgb, xyz)
+    return discrepancy[aggregation]
+
+
+class MapExtractors(Extractors):
+    """CFM's extractors. Point-MAE's tokens come with the groups of every pixel and their weights, (B, H, W, k) each."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what is extracted."""
+        grouped = isinstance(self.networks["xyz"], PointMAE)
+        return ("rgb", "xyz", "groups", "weights") if grouped else ("rgb", "xyz")
+
+    def _describe(self, modality: str, network: nn.Module, batch: Tensor) -> dict[str, Tensor]:
+        if not isinstance(network, PointMAE):
+            return super()._describe(modality, network, batch)
+        measured = [measured_points(cloud.permute(1, 2, 0), f"xyz[{b}]") for b, cloud in enumerate(batch)]
+        tokens, centers = network([points for points, _ in measured])
+        shape = (len(batch), batch.shape[2] * batch.shape[3], min(3, network.num_groups))
+        groups, weights = torch.zeros(shape, device=batch.device), torch.zeros(shape, device=batch.device)
+        for b, (points, pixels) in enumerate(measured):
+            nearest, weights[b, pixels] = nearest_groups(points, centers[b])
+            groups[b, pixels] = nearest.float()  # numbers below 2²⁴: exact
+        size = (batch.shape[2], batch.shape[3])
+        return {"xyz": tokens, "groups": groups.unflatten(1, size), "weights": weights.unflatten(1, size)}
+
+
+class _Images:
+    """The training images' features, read from their files one image at a time."""
+
+    def __init__(self, method: CFM, dumps: Dumps) -> None:
+        self.method, self.dumps = method, dumps
+
+    def __len__(self) -> int:
+        return len(self.dumps["rgb"])
+
+    def __getitem__(self, index: int, /) -> PixelFeatures:
+        rows = {name: torch.from_numpy(np.array(table[index])) for name, table in self.dumps.items()}
+        return self.method._pixels({name: tensor.to(self.method.device) for name, tensor in rows.items()})
+
+
+@lru_cache(maxsize=4)
+def _box_filters(n: int) -> Tensor:
+    """Return the (n, n) matrix of five averages over 5 and three over 7 pixels along a side, zero outside the image."""
+    matrix = torch.eye(n, dtype=torch.float64)
+    offsets = (torch.arange(n)[:, None] - torch.arange(n)).abs()
+    for width, times in _BOXES:
+        for _ in range(times):
+            matrix = (offsets <= width // 2).double() / width @ matrix
+    return matrix
+
+
+__all__ = ["CFM", "CrossmodalMapping", "MapExtractors", "aggregate"]
