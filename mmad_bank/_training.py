@@ -16,6 +16,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -90,7 +91,8 @@ def train(
     file = None if resume is None else Path(resume)
     state = _State(kind, dict(arguments), stateful, optimizer)
     first = state.load(file, device) if file is not None and file.exists() else 0
-    with _global_generator(device) as reseed, progress_bar(kind, steps) if progress else nullcontext(_silent) as report:
+    bar = progress_bar(kind, steps) if progress else nullcontext(_silent)
+    with torch.enable_grad(), _global_generator(device) as reseed, bar as report:
         for step in range(first, steps):
             report(step)
             reseed(_mixed(seed, _STEP_STREAM, step))
@@ -137,6 +139,27 @@ def sample_order(n_samples: int, first: int, n: int, seed: int) -> list[int]:
 def generator_at(seed: int, stream: int, number: int) -> torch.Generator:
     """Return a CPU generator for one place of a training; ``stream`` is 1 or more, as 0 is the order's."""
     return torch.Generator().manual_seed(_mixed(seed, stream, number))
+
+
+def as_tensor(value: Tensor | np.ndarray, dtype: torch.dtype) -> Tensor:
+    """Return a part of a training's data as a tensor; what is memory-mapped or read-only is read into memory."""
+    return value.to(dtype) if isinstance(value, Tensor) else torch.from_numpy(np.array(value)).to(dtype)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Let the block draw from the CPU's global generator, seeded, and restore it: for networks' initial weights.
+
+    Example:
+        >>> with seeded(0):
+        ...     first = torch.rand(3)
+        >>> with seeded(0):
+        ...     print(torch.equal(first, torch.rand(3)))
+        True
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def check_rate(lr: float, name: str = "lr") -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmad_bank._checks import check_index
-from mmad_bank._training import check_rate, cosine_rate, generator_at, sample_order, train
+from mmad_bank._training import check_rate, cosine_rate, generator_at, sample_order, seeded, train
 from mmad_bank.errors import InputError
 from mmad_bank.fusion.uff import FeatureFusion, Recipe
 
@@ -108,8 +108,7 @@ class _Training:
 
     def __init__(self, pairs: Pairs, arguments: dict[str, Any], device: torch.device) -> None:
         self.pairs, self.arguments, self.device = pairs, arguments, device
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(arguments["seed"])
+        with seeded(arguments["seed"]):
             network = FeatureFusion(arguments["xyz_dim"], arguments["rgb_dim"], recipe=arguments["recipe"])
         self.network = network.to(device).train()
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=arguments["lr"], betas=_BETAS)
