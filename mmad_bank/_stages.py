@@ -81,3 +81,14 @@ def _read(manifest: Path) -> dict[str, Any]:
     except (FileNotFoundError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def remove_stages(folder: Path) -> None:
+    """Remove what a training left in a folder, and the folder if nothing else is in it."""
+    if not (folder / _MANIFEST).is_file():
+        return
+    for name in _read(folder / _MANIFEST).get("files", []):
+        (folder / Path(name).name).unlink(missing_ok=True)
+    (folder / _MANIFEST).unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()

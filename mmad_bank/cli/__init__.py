@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import mmad_bank
-from mmad_bank.cli import bank, data, demo
+from mmad_bank.cli import bank, data, demo, evaluation, methods
 from mmad_bank.cli._group import Group, handle_termination
 
 app = typer.Typer(
@@ -41,6 +41,8 @@ def _program(
 
 bank.register(app)
 data.register(app)
+methods.register(app)
+evaluation.register(app)
 demo.register(app)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from mmad_bank.cli._options import Device, Json, check_device
 from mmad_bank.cli._output import check_output, emit, seconds, show_progress, size
 from mmad_bank.errors import InputError
 
@@ -23,8 +24,6 @@ Features = Annotated[
     ),
 ]
 BankFile = Annotated[Path, typer.Argument(metavar="BANK", help="A bank file.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
 PrecisionName = Literal["auto", "float32", "half", "int8"]
 Precision = Annotated[
     PrecisionName, typer.Option(help="Of the resident search copy. Memory and speed differ, answers do not.")
@@ -60,7 +59,7 @@ def build(
     dimensions = _parse_projection(projection_dim)
     from mmad_bank.bank import MemoryBank, open_dump
 
-    target = _device(device)
+    target = check_device(device)
     begin = time.perf_counter()
     dump = open_dump(list(features))
     bank = MemoryBank.build(
@@ -103,7 +102,7 @@ def extend(
     check_output(target, "--out", inputs=(*features, *(() if in_place else (bank_file,))))
     from mmad_bank.bank import MemoryBank
 
-    target_device = _device(device)
+    target_device = check_device(device)
     begin = time.perf_counter()
     bank = MemoryBank.load(bank_file, device=target_device)
     added = bank.extend(list(features), radius=radius, size=n_vectors, progress=show_progress(as_json))
@@ -140,7 +139,7 @@ def score(
     from mmad_bank.bank import MemoryBank, open_dump
     from mmad_bank.cli._scoring import save_scores, score_images, summarise
 
-    target = _device(device)
+    target = check_device(device)
     begin = time.perf_counter()
     dump = open_dump(list(features))
     bank = MemoryBank.load(bank_file, device=target, precision=precision)
@@ -192,19 +191,6 @@ def _parse_projection(text: str | None) -> int | Literal["auto"] | None:
         return int(text)
     except ValueError:
         raise InputError(f"--projection-dim: expected a number of dimensions or 'auto', found {text!r}") from None
-
-
-def _device(name: str) -> Any:
-    """Read a device's name and make sure that it is there."""
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--device: {name!r} cannot be used ({reason})") from error
-    return device
 
 
 def _describe(bank: MemoryBank, path: Path) -> dict[str, Any]:

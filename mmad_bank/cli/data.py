@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from mmad_bank.cli._options import Json, Layout
 from mmad_bank.cli._output import emit, seconds, show_progress
 from mmad_bank.errors import InputError
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Workers = Annotated[int | None, typer.Option(help="Processes (default: one a core).", show_default=False)]
 Categories = Annotated[
     str | None, typer.Option(metavar="A,B,...", help="Only these categories (default: all).", show_default=False)
@@ -66,9 +66,7 @@ def prepare(
         int | None, typer.Option(help="Side of the result in pixels (default: the recipe's).", show_default=False)
     ] = None,
     categories: Categories = None,
-    layout: Annotated[
-        Literal["auto", "mvtec3d", "eyecandies", "folder"], typer.Option(help="Of the data set.")
-    ] = "auto",
+    layout: Layout = "auto",
     seed: Annotated[int, typer.Option(help="Of the plane's RANSAC.")] = 0,
     workers: Workers = None,
     as_json: Json = False,

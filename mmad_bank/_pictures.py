@@ -1,0 +1,116 @@
+"""Pictures of samples and of what a method says of them, as (H, W, 3) uint8 arrays."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmad_bank.data.sample import Sample
+from mmad_bank.errors import MissingExtraError
+
+UNMEASURED = (229, 231, 235)
+"""Colour of pixels without a point."""
+OUTLINE = (34, 211, 238)
+"""Colour of a defect's outline."""
+MAP_COLOURS, DEPTH_COLOURS = "inferno", "viridis"
+
+
+def colour_map(name: str) -> Any:
+    """Return one of matplotlib's colour maps.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib import colormaps
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "multimodal", "drawing pictures") from error
+    return colormaps[name]
+
+
+def _coloured(values: np.ndarray, name: str) -> np.ndarray:
+    """Return values in [0, 1] as colours."""
+    return np.asarray(colour_map(name)(values)[..., :3] * 255)
+
+
+def rgb_picture(sample: Sample) -> np.ndarray:
+    """Return the colour image."""
+    return (sample.rgb.permute(1, 2, 0).numpy() * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def depth_picture(sample: Sample) -> np.ndarray:
+    """Return the depth: near is light, far is dark, slopes are shaded, what was not measured is grey."""
+    measured = sample.measured.numpy()
+    picture = np.full((*measured.shape, 3), UNMEASURED, dtype=np.float64)
+    if not measured.any():
+        return picture.astype(np.uint8)
+    depth = sample.xyz[2].numpy().astype(np.float64)
+    near, far = np.percentile(depth[measured], (0.5, 99.5))
+    height = np.clip((far - depth) / max(far - near, 1e-9), 0, 1)
+    filled = np.where(measured, height, np.median(height[measured]))
+    along_y, along_x = np.gradient(filled)
+    shade = 1 + np.clip((along_y + along_x) * -3.5, -0.3, 0.18)
+    coloured = _coloured(0.08 + 0.87 * height, DEPTH_COLOURS) * shade[..., None]
+    picture[measured] = coloured[measured]
+    return picture.round().clip(0, 255).astype(np.uint8)
+
+
+def overlay(picture: np.ndarray, scores: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+    """Lay an anomaly map over the grey image: the more anomalous, the more opaque.
+
+    Args:
+        picture: The colour image (H, W, 3).
+        scores: The map (H, W).
+        limits: The scores of the first and last colour.
+    """
+    low, high = limits
+    level = np.clip((scores - low) / max(high - low, 1e-12), 0, 1)
+    grey = picture.astype(np.float64) @ (0.299, 0.587, 0.114)
+    opacity = (0.3 + 0.65 * level**0.8)[..., None]
+    mixed = (1 - opacity) * grey[..., None] + opacity * _coloured(level, MAP_COLOURS)
+    return mixed.round().clip(0, 255).astype(np.uint8)
+
+
+def outlined(picture: np.ndarray, mask: Tensor | None, colour: tuple[int, int, int] = OUTLINE) -> np.ndarray:
+    """Return the picture with the outline of a mask drawn around it, a dark rim outside keeps it visible."""
+    if mask is None or not bool(mask.any()):
+        return picture
+    result = picture.copy()
+    grown = _grown(mask)
+    result[(_grown(grown) & ~grown).numpy()] = (result[(_grown(grown) & ~grown).numpy()] * 0.35).astype(np.uint8)
+    result[(grown & ~mask.bool()).numpy()] = colour
+    return result
+
+
+def _grown(mask: Tensor) -> Tensor:
+    """Return the mask one pixel larger on all sides."""
+    return torch.nn.functional.max_pool2d(mask[None].float(), 3, 1, 1)[0] > 0
+
+
+def crop_box(place: tuple[int, int], grid: tuple[int, int], size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Return the top left corner of a crop around a patch, moved to lie inside the image.
+
+    Example:
+        >>> crop_box((0, 27), (28, 28), (224, 224), 48)
+        (0, 176)
+    """
+    corners = []
+    for at, cells, pixels in zip(place, grid, size, strict=True):
+        centre = (at + 0.5) * pixels / cells
+        corners.append(int(np.clip(round(centre - side / 2), 0, max(pixels - side, 0))))
+    return corners[0], corners[1]
+
+
+def encoded(picture: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
+    """Return the picture as an image file's bytes."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingExtraError("pillow", "multimodal", "drawing pictures") from error
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, format=kind, **options)
+    return file.getvalue()

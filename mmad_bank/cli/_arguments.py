@@ -1,0 +1,114 @@
+"""``--set NAME=VALUE``: a method's constructor arguments from words, by the types in its signature."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any, Literal, Union, get_args, get_origin
+
+from mmad_bank.errors import InputError
+from mmad_bank.methods.base import Method
+
+_SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}
+_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def parse_settings(method: type[Method], settings: Sequence[str]) -> dict[str, Any]:
+    """Read ``NAME=VALUE`` words as arguments of a method's constructor.
+
+    Sequences are words joined by commas, None is ``none``.
+
+    Raises:
+        InputError: A word has no ``=``, the method has no such argument, or the value is of another type.
+    """
+    hints = argument_types(method)
+    arguments: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        name = name.strip()
+        if not equals:
+            raise InputError(f"--set: expected NAME=VALUE, found {setting!r}")
+        if name not in hints:
+            raise InputError(f"--set: {method.name} has no argument {name!r}; it has {', '.join(hints)}")
+        try:
+            arguments[name] = parse(text.strip(), hints[name])
+        except ValueError:
+            raise InputError(f"--set {name}: expected {describe(hints[name])}, found {text!r}") from None
+    return arguments
+
+
+def argument_types(method: type[Method]) -> dict[str, Any]:
+    """Return the types of a method's constructor arguments by name, ``device`` and ``seed`` left to their options."""
+    names = list(inspect.signature(method.__init__).parameters)[1:]
+    hints = typing.get_type_hints(method.__init__)
+    return {name: hints.get(name, str) for name in names if name not in ("device", "seed")}
+
+
+def parse(text: str, hint: Any) -> Any:
+    """Read a value of a type: str, int, float, bool, None, Literal, tuple, or a union of those.
+
+    Raises:
+        ValueError: It is none.
+
+    Example:
+        >>> parse("28,28", tuple[int, int]), parse("none", int | None), parse("yes", bool)
+        ((28, 28), None, True)
+    """
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return _parse_union(text, inner)
+    if origin is tuple:
+        return _parse_tuple(text, inner)
+    if origin is Literal:
+        return _one_of(text, {str(value): value for value in inner})
+    if hint is bool:
+        return _one_of(text.lower(), _BOOLEANS)
+    if hint is type(None):
+        return _one_of(text.lower(), {"none": None})
+    return hint(text) if hint in (int, float) else text
+
+
+def _one_of(text: str, values: dict[str, Any]) -> Any:
+    if text not in values:
+        raise ValueError(text)
+    return values[text]
+
+
+def _parse_union(text: str, hints: Sequence[Any]) -> Any:
+    """Read a value of the first type that it is of; text, which everything is, comes last."""
+    for hint in sorted(hints, key=lambda hint: (hint is str, hint is not type(None))):
+        try:
+            return parse(text, hint)
+        except ValueError:
+            continue
+    raise ValueError(text)
+
+
+def _parse_tuple(text: str, hints: Sequence[Any]) -> tuple[Any, ...]:
+    """Read values joined by commas, as many as the type says."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if hints[-1] is ...:
+        return tuple(parse(word, hints[0]) for word in words)
+    if len(words) != len(hints):
+        raise ValueError(text)
+    return tuple(parse(word, hint) for word, hint in zip(words, hints, strict=True))
+
+
+def describe(hint: Any) -> str:
+    """Word a type for people.
+
+    Example:
+        >>> describe(int | None), describe(tuple[int, int])
+        ('a whole number or none', '2 whole numbers joined by commas')
+    """
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(one) for one in inner)
+    if origin is Literal:
+        return ", ".join(map(str, inner))
+    if origin is tuple:
+        many = "" if inner[-1] is ... else f"{len(inner)} "
+        return f"{many}{_SCALARS.get(inner[0], 'text').removeprefix('a ').rstrip('s')}s joined by commas"
+    return _SCALARS.get(hint, "text")

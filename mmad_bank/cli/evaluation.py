@@ -1,0 +1,270 @@
+"""Commands that use a fitted model: evaluate, predict."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from mmad_bank._files import replacing
+from mmad_bank._progress import progress_bar
+from mmad_bank.cli._options import Batch, Category, DatasetFolder, Device, Json, Layout, check_device
+from mmad_bank.cli._output import check_output, emit, seconds, show_progress
+from mmad_bank.errors import InputError
+
+if TYPE_CHECKING:
+    from mmad_bank.data import Sample
+    from mmad_bank.methods import Method, Prediction
+
+ModelFolder = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="Folder of a saved model, or of one a category.", show_default=False)
+]
+_EXAMPLES = 2
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    for command in (evaluate, predict):
+        app.command()(command)
+
+
+def evaluate(
+    model: ModelFolder,
+    dataset: DatasetFolder,
+    category: Category = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for an HTML report, REPORT/index.html.", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for all results.", show_default=False)] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Markdown file for the tables.", show_default=False)] = None,
+    batch: Batch = 1,
+    layout: Layout = "auto",
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Score a test split: I-AUROC, P-AUROC and AUPRO of the result, of each bank and of each kind of defect."""
+    from mmad_bank import methods
+    from mmad_bank.data import open_dataset
+    from mmad_bank.evaluation import Summary
+    from mmad_bank.evaluation import evaluate as run
+
+    target = str(check_device(device))
+    for path, name in ((out, "--out"), (markdown, "--markdown")):
+        if path is not None:
+            check_output(path, name)
+    page = _open_report(report)
+    chosen = _choose_models(model, dataset, category, layout)
+    splits = {name: open_dataset(dataset, name, "test", layout) for name in chosen}
+    evaluations = []
+    for name, folder in chosen.items():
+        method = methods.load(folder, target)
+        evaluation = run(
+            method, splits[name], batch=batch, examples=_EXAMPLES if page else 0, progress=show_progress(as_json)
+        )
+        evaluations.append(evaluation)
+        if page is not None:
+            page.add(evaluation, method, _training_split(dataset, name, layout))
+        evaluation.examples.clear()
+    summary = Summary(evaluations)
+    result = {"model": str(model), "dataset": str(dataset), **summary.as_json()}
+    if page is not None and report is not None:
+        result["report"] = str(page.write(report))
+    if out is not None:
+        _write_text(out, json.dumps(result, indent=2, allow_nan=False) + "\n")
+    if markdown is not None:
+        _write_text(markdown, summary.to_markdown())
+    if as_json:
+        print(json.dumps(result, indent=2, allow_nan=False))
+        return
+    summary.print()
+    for path in (result.get("report"), out, markdown):
+        if path is not None:
+            print(path)
+
+
+def _open_report(folder: Path | None) -> Any:
+    """Return an empty report, if one is wanted and can be written."""
+    if folder is None:
+        return None
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--report: expected a folder, found the file {str(folder)!r}")
+    from mmad_bank.report import Report
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return Report()
+
+
+def _choose_models(model: Path, dataset: Path, category: str | None, layout: str) -> dict[str, Path]:
+    """Return the model's folder for every category to evaluate."""
+    from mmad_bank.data import categories_of
+    from mmad_bank.methods.base import MANIFEST, read_manifest
+
+    if (model / MANIFEST).is_file():
+        fitted = {sample.split("/")[0] for sample in read_manifest(model).get("train_ids", [])}
+        there = categories_of(dataset, layout)
+        names = [category] if category else [name for name in there if name in fitted] or there
+        return dict.fromkeys(names, model)
+    found = {path.parent.name: path.parent for path in sorted(model.glob(f"*/{MANIFEST}"))}
+    if not found:
+        raise InputError(f"{model}: expected a saved model ({MANIFEST}) or a folder of one a category, found none")
+    if category is None:
+        return found
+    if category not in found:
+        raise InputError(f"--category: {model} has models of {', '.join(found)}, found {category!r}")
+    return {category: found[category]}
+
+
+def _training_split(dataset: Path, category: str, layout: str) -> Any:
+    """Return the training split, for its images in the report, if it is there."""
+    from mmad_bank.data import open_dataset
+
+    try:
+        return open_dataset(dataset, category, "train", layout)
+    except InputError:
+        return None
+
+
+def _write_text(path: Path, text: str) -> None:
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def predict(
+    model: ModelFolder,
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RGB XYZ...", help="Files of a sample or several, or a data set's folder.", show_default=False
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(help="For score.json, map.npy, image.png, overlay.png; of several OUT/ID.", show_default=False),
+    ],
+    category: Category = None,
+    split: Annotated[Literal["train", "validation", "test"], typer.Option(help="Of a data set.")] = "test",
+    scale: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Scores of the first and last colour (default: the samples' own).", show_default=False),
+    ] = None,
+    explain: Annotated[int, typer.Option(help="Normal patches to name for the worst patch of each bank.")] = 4,
+    layout: Layout = "auto",
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Score samples that no truth is known of: image score, anomaly map, and the normal patches that explain them.
+
+    A map is in the frame of the prepared image, image.png. Samples that cannot be used are named and left
+    out.
+    """
+    from mmad_bank import methods
+
+    target = str(check_device(device))
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out: expected a folder, found the file {str(out)!r}")
+    samples = list(_inputs(inputs, category, split, layout))
+    method = methods.load(model, target)
+    begin = time.perf_counter()
+    results, failed = _predict_all(method, samples, out, explain, show_progress(as_json))
+    if not results:
+        raise InputError(next(iter(failed.values())))
+    limits = scale or (min(one["map_range"][0] for one in results), max(one["map_range"][1] for one in results))
+    for one in results:
+        _draw_overlay(Path(one["folder"]), limits)
+    taken = time.perf_counter() - begin
+    for line in failed.values():
+        print(f"left out: {line}", file=sys.stderr)
+    result = {
+        "model": str(model), "samples": results, "left_out": failed, "colour_scale": list(limits), "seconds": taken
+    }  # fmt: skip
+    rows = {one["id"]: f"{one['score']:.4f}  {one['folder']}" for one in results}
+    emit(result, {**rows, "time": seconds(taken)}, title=f"scored into {out}", as_json=as_json)
+
+
+def _inputs(
+    paths: Sequence[Path], category: str | None, split: str, layout: str
+) -> Iterator[tuple[str, Callable[[], Sample]]]:
+    """Yield ids of samples and functions that read them."""
+    from mmad_bank.data import open_dataset, open_sample
+
+    if len(paths) == 1 and paths[0].is_dir():
+        dataset = open_dataset(paths[0], category, split, layout)
+        for number, record in enumerate(dataset.records):
+            yield record.id, partial(dataset.__getitem__, number)
+        return
+    if len(paths) % 2:
+        raise InputError(f"RGB XYZ: expected pairs of files or the folder of a data set, found {len(paths)} paths")
+    names: set[str] = set()
+    for rgb, xyz in zip(paths[::2], paths[1::2], strict=True):
+        name = rgb.stem if rgb.stem not in names else f"{rgb.stem}-{len(names)}"
+        names.add(name)
+        yield name, partial(open_sample, rgb, xyz)
+
+
+def _predict_all(
+    method: Method, samples: list[tuple[str, Callable[[], Sample]]], out: Path, explain: int, progress: bool
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Score and write samples one by one; return what is said of them, and why others were left out."""
+    results: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
+    with progress_bar("predicting", len(samples)) if progress else nullcontext(lambda done: None) as report:
+        for number, (name, read) in enumerate(samples, 1):
+            folder = out if len(samples) == 1 else out / name
+            try:
+                prediction = method.predict(read())
+            except InputError as error:
+                failed[name] = " ".join(str(error).split())
+            else:
+                results.append(_write_prediction(folder, name, method, prediction, explain))
+            report(number)
+    return results, failed
+
+
+def _write_prediction(folder: Path, name: str, method: Method, prediction: Prediction, n: int) -> dict[str, Any]:
+    """Write a sample's map.npy, the image in its frame, and score.json."""
+    import numpy as np
+
+    from mmad_bank._pictures import rgb_picture
+    from mmad_bank.data._images import write_png
+
+    folder.mkdir(parents=True, exist_ok=True)
+    values = prediction.map.numpy()
+    with replacing(folder / "map.npy") as beside:
+        np.save(beside, values)
+    write_png(folder / "image.png", rgb_picture(prediction.sample))
+    result = {
+        "id": name,
+        "folder": str(folder),
+        "score": prediction.score,
+        "parts": {part: one.score for part, one in prediction.parts.items()},
+        "map_range": [float(values.min()), float(values.max())],
+        "explanation": {part: _explain(method, prediction, part, n) for part in prediction.parts} if n else {},
+    }
+    _write_text(folder / "score.json", json.dumps(result, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    return result
+
+
+def _explain(method: Method, prediction: Prediction, part: str, n: int) -> dict[str, Any]:
+    """Name the normal patches that are nearest to a part's worst patch."""
+    scores = prediction.parts[part].scores
+    place = divmod(int(scores.argmax()), int(scores.shape[1]))
+    reasons = method.explain(prediction, part, place=place, n=n)
+    nearest = [{"sample": one.sample, "place": one.place, "distance": one.distance} for one in reasons]
+    return {"worst_patch": place, "grid": list(scores.shape), "nearest_normal_patches": nearest}
+
+
+def _draw_overlay(folder: Path, limits: tuple[float, float]) -> None:
+    """Draw a sample's overlay from its map and image."""
+    import numpy as np
+
+    from mmad_bank._pictures import overlay
+    from mmad_bank.data._images import read_rgb, write_png
+
+    write_png(folder / "overlay.png", overlay(read_rgb(folder / "image.png"), np.load(folder / "map.npy"), limits))

@@ -1,0 +1,307 @@
+"""Commands that learn: extract, fit."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from mmad_bank.cli._options import Batch, Category, DatasetFolder, Device, Json, Layout, check_device
+from mmad_bank.cli._output import emit, seconds, show_progress, size
+from mmad_bank.errors import InputError
+
+if TYPE_CHECKING:
+    from mmad_bank._stages import Stages
+    from mmad_bank.data import Sample, SampleDataset
+    from mmad_bank.methods import Method
+
+Split = Annotated[Literal["train", "validation", "test"], typer.Option(help="Of the data set.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    for command in (extract, fit):
+        app.command()(command)
+
+
+def extract(
+    dataset: DatasetFolder,
+    out: Annotated[Path, typer.Option(help="Folder for rgb.npy, xyz.npy and extraction.json.", show_default=False)],
+    category: Category = None,
+    split: Split = "train",
+    rgb: Annotated[
+        str, typer.Option(help="A model's name in timm, efficientnet_lite0, or none.")
+    ] = "efficientnet_lite0",
+    rgb_weights: Annotated[str, typer.Option(help="pretrained, random, or a checkpoint file.")] = "pretrained",
+    xyz: Annotated[str, typer.Option(help="fpfh, point_mae, or none.")] = "fpfh",
+    xyz_weights: Annotated[str, typer.Option(help="Of point_mae: its checkpoint file, or random.")] = "pretrained",
+    image_size: Annotated[int, typer.Option(help="Pixels a side of the prepared images.")] = 224,
+    grid: Annotated[int, typer.Option(help="Patches a side.")] = 28,
+    batch: Batch = 4,
+    layout: Layout = "auto",
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Write the patch features of a split to dumps (images, patches, D), which build and score take."""
+    from mmad_bank.data import open_dataset
+
+    target = check_device(device)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out: expected a folder, found the file {str(out)!r}")
+    samples = open_dataset(dataset, category, split, layout)
+    shared: dict[str, Any] = {"grid": (grid, grid), "image_size": image_size}
+    begin = time.perf_counter()
+    networks = _networks({"rgb": (rgb, rgb_weights), "xyz": (xyz, xyz_weights)}, shared)
+    facts = _extract(samples, out, networks, target, image_size, batch, show_progress(as_json))
+    facts |= {"dataset": str(dataset), "split": split, "seconds": time.perf_counter() - begin}
+    _say_left_out(facts["left_out"])
+    rows = {
+        "images": f"{len(facts['ids']):,}" + (f", {len(facts['left_out'])} left out" if facts["left_out"] else ""),
+        **{name: f"{one['file']}, {one['dim']} dimensions, {one['extractor']}" for name, one in facts["dumps"].items()},
+        "time": seconds(facts["seconds"]),
+    }
+    emit({"path": str(out), **facts}, rows, title=f"extracted into {out}", as_json=as_json)
+
+
+def _networks(wanted: Mapping[str, tuple[str, str]], shared: dict[str, Any]) -> dict[str, Any]:
+    """Make the extractors that are asked for."""
+    from mmad_bank.features.extraction import make_rgb_extractor, make_xyz_extractor
+
+    makers: dict[str, Any] = {"rgb": make_rgb_extractor, "xyz": make_xyz_extractor}
+    networks = {
+        name: makers[name](model, weights, **shared) for name, (model, weights) in wanted.items() if model != "none"
+    }
+    if not networks:
+        raise InputError("--rgb and --xyz: expected an extractor, found none twice")
+    return networks
+
+
+def _extract(
+    samples: SampleDataset, out: Path, networks: dict[str, Any], device: Any, image_size: int, batch: int,
+    progress: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Write the dumps beside their places, then put them there, the list of what is in them last."""
+    from mmad_bank._files import replacing
+    from mmad_bank.features.extraction import Extractors, extract_to
+
+    extractors = Extractors(networks, device)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".extract.", dir=out) as folder:
+        ids, left_out = extract_to(
+            folder, samples, extractors, _preparing(samples, image_size), batch=batch, progress=progress
+        )
+        (out / "extraction.json").unlink(missing_ok=True)
+        for name in networks:
+            os.replace(Path(folder) / f"{name}.npy", out / f"{name}.npy")
+    dumps = {
+        name: {"file": str(out / f"{name}.npy"), "dim": dim, "extractor": extractors.names[name]}
+        for name, dim in extractors.dims.items()
+    }
+    facts: dict[str, Any] = {"ids": ids, "left_out": left_out, "dumps": dumps}
+    with replacing(out / "extraction.json") as partial:
+        partial.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return facts
+
+
+def _preparing(samples: SampleDataset, image_size: int) -> Any:
+    """Return what brings a sample of a data set to the extractors' size."""
+    from dataclasses import replace
+
+    from mmad_bank.data import preprocess
+    from mmad_bank.data.preparation import default_settings
+
+    if samples.preparation is not None:
+        if samples.preparation.size != image_size:
+            found = samples.preparation.size
+            raise InputError(f"--image-size: {samples.path} was prepared in {found} pixels, found {image_size}")
+        return lambda sample: sample
+    settings = replace(default_settings(samples.path, samples.layout), size=image_size)
+
+    def prepare(sample: Sample) -> Sample:
+        return preprocess(sample, settings)
+
+    return prepare
+
+
+def fit(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="m3dm, btf, patchcore, ...", show_default=False)],
+    dataset: DatasetFolder,
+    out: Annotated[
+        Path, typer.Option(help="Folder for the model; for several categories OUT/CATEGORY.", show_default=False)
+    ],
+    category: Category = None,
+    embedded: Annotated[
+        bool, typer.Option("--embedded", help="Small extractors that need no download: EfficientNet-Lite0 and FPFH.")
+    ] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A constructor argument, repeatable.", show_default=False),
+    ] = None,
+    few_shot: Annotated[
+        int | None, typer.Option(help="Fit on so many drawn samples, without validation.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the method and of the few-shot draw.")] = 0,
+    workdir: Annotated[
+        Path | None,
+        typer.Option(help="For the stages' results (default: OUT.fit, removed at the end).", show_default=False),
+    ] = None,
+    layout: Layout = "auto",
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Fit a method on a category's normal samples, or one model for each category, and save it.
+
+    After a crash the same command goes on behind the last finished stage.
+    """
+    from mmad_bank._stages import remove_stages
+
+    job = _Job(method, dataset, out, category, workdir, layout, few_shot, seed, show_progress(as_json))
+    job.choose_arguments(settings or [], embedded, str(check_device(device)))
+    job.open()
+    models = job.run()
+    if workdir is None:
+        remove_stages(job.workdir)
+    rows = {}
+    for model in models:
+        _say_left_out(model["left_out"])
+        rows[model["category"]] = f"{model['path']}, {size(model['bytes'])}, fitted on {model['images']} images in " + (
+            seconds(model["seconds"]) if model["seconds"] else "an earlier run"
+        )
+    result = {"method": job.method.name, "arguments": job.arguments, "models": models}
+    emit(result, rows, title=f"fitted {job.method.name}", as_json=as_json)
+
+
+class _Job:
+    """What ``fit`` is to do: one model a category."""
+
+    def __init__(
+        self, method: str, dataset: Path, out: Path, category: str | None, workdir: Path | None, layout: str,
+        few_shot: int | None, seed: int, progress: bool,
+    ) -> None:  # fmt: skip
+        from mmad_bank.methods import method_class
+
+        self.method = method_class(method.lower())
+        self.dataset, self.out, self.category, self.layout = dataset, out, category, layout
+        self.workdir = workdir or out.with_name(f"{out.name}.fit")
+        self.few_shot, self.seed, self.progress = few_shot, seed, progress
+        self.arguments: dict[str, Any] = {}
+        self.splits: dict[str, tuple[SampleDataset, SampleDataset | None]] = {}
+
+    def choose_arguments(self, settings: list[str], embedded: bool, device: str) -> None:
+        """Put the constructor's arguments together; what --set says comes last. The constructor checks them."""
+        from mmad_bank.cli._arguments import parse_settings
+        from mmad_bank.embedded import embedded_arguments
+
+        arguments = embedded_arguments(self.method) if embedded else {}
+        parameters = inspect.signature(self.method.__init__).parameters
+        arguments |= {n: v for n, v in (("seed", self.seed), ("device", device)) if n in parameters}
+        self.arguments = {**arguments, **parse_settings(self.method, settings)}
+        self.make()
+
+    def make(self) -> Method:
+        """Return the method, not fitted."""
+        return self.method(**self.arguments)
+
+    def open(self) -> None:
+        """Open all splits and look at all outputs before the work."""
+        from mmad_bank.data import categories_of, few_shot, open_dataset
+
+        names = categories_of(self.dataset, self.layout) if self.category is None else [self.category]
+        for name in names:
+            train = open_dataset(self.dataset, name, "train", self.layout)
+            if self.few_shot is not None:
+                self.splits[name] = few_shot(train, self.few_shot, self.seed), None
+                continue
+            try:
+                validation = open_dataset(self.dataset, name, "validation", self.layout)
+            except InputError:  # not every data set has one
+                validation = None
+            self.splits[name] = train, validation
+        for name in names:
+            _check_model_folder(self.target(name))
+
+    def target(self, category: str) -> Path:
+        """Return a category's model folder."""
+        return self.out if len(self.splits) == 1 else self.out / category
+
+    def run(self) -> list[dict[str, Any]]:
+        """Fit and save what has not been saved by an earlier run of the same job."""
+        from mmad_bank._stages import Stages
+
+        if len(self.splits) == 1:
+            (category,) = self.splits
+            return [self._fit(category, self.workdir)]
+        stages = Stages(self.workdir, self._fingerprint())
+        return [self._fit_once(category, stages) for category in self.splits]
+
+    def _fit_once(self, category: str, stages: Stages) -> dict[str, Any]:
+        """Fit a category's model unless it is there; a note says so, the stages' results have gone by then."""
+        from mmad_bank._stages import remove_stages
+
+        note = f"{category}.done"
+        if not (self.target(category) / "model.json").is_file():
+            (stages.folder / note).unlink(missing_ok=True)
+        facts: list[dict[str, Any]] = []
+
+        def make(path: Path) -> None:
+            facts.append(self._fit(category, stages.folder / category))
+            path.write_text("saved\n")
+
+        stages.run(note, make)
+        remove_stages(stages.folder / category)
+        return facts[0] if facts else _describe_model(category, self.target(category), 0.0)
+
+    def _fit(self, category: str, workdir: Path) -> dict[str, Any]:
+        train, validation = self.splits[category]
+        begin = time.perf_counter()
+        model = self.make().fit(train, validation=validation, workdir=workdir, progress=self.progress)
+        model.save(self.target(category))
+        return _describe_model(category, self.target(category), time.perf_counter() - begin)
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """Say what the models depend on."""
+        arguments = {name: value for name, value in self.arguments.items() if name != "device"}
+        samples = {
+            name: [[record.id, record.rgb.stat().st_mtime_ns] for split in splits if split for record in split.records]
+            for name, splits in self.splits.items()
+        }
+        content = {"method": self.method.name, "arguments": arguments, "samples": samples, "path": str(self.dataset)}
+        return json.loads(json.dumps(content))
+
+
+def _check_model_folder(path: Path) -> None:
+    """Refuse before the work what could not be replaced after it."""
+    for folder in path.parents:
+        if folder.exists():
+            if not folder.is_dir() or not os.access(folder, os.W_OK):
+                raise InputError(f"--out: cannot write in {str(folder)!r}")
+            break
+    empty = path.is_dir() and not any(path.iterdir())
+    if path.exists() and not empty and not (path / "model.json").is_file():
+        raise InputError(f"--out: expected a new folder or a saved model to replace, found something else in {path}")
+
+
+def _describe_model(category: str, path: Path, taken: float) -> dict[str, Any]:
+    """Return what the command says of a saved model."""
+    from mmad_bank.methods.base import read_manifest
+
+    manifest = read_manifest(path)
+    n_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return {
+        "category": category, "path": str(path), "images": len(manifest["train_ids"]), "left_out": manifest["skipped"],
+        "bytes": n_bytes, "seconds": taken,
+    }  # fmt: skip
+
+
+def _say_left_out(reasons: Mapping[str, str]) -> None:
+    """Name on standard error the samples that could not be used."""
+    for line in reasons.values():
+        print(f"left out: {' '.join(line.split())}", file=sys.stderr)

@@ -1,0 +1,235 @@
+"""``mmad-bank extract``, ``fit``, ``evaluate`` and ``predict`` on a small synthetic data set."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+for package in ("scipy", "tifffile", "timm", "matplotlib", "PIL"):
+    pytest.importorskip(package)
+
+from mmad_bank import MemoryBank, methods
+from mmad_bank.cli import app
+from mmad_bank.data import open_dataset
+from mmad_bank.data.synthetic import write_synthetic
+from mmad_bank.features.extraction import Extractors
+
+SIZE = 64
+SMALL = [
+    word
+    for setting in ("rgb=efficientnet_lite0", "rgb_weights=random", f"image_size={SIZE}", "grid=8,8", "ratio=0.2")
+    for word in ("--set", setting)
+]
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def facts(*arguments: object) -> dict[str, Any]:
+    result = call(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def refused(*arguments: object) -> str:
+    """Expect one line of error, nothing on standard output, and exit code 2."""
+    result = call(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "Traceback" not in result.stderr
+    return last
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two categories, prepared in 64 pixels."""
+    folder = tmp_path_factory.mktemp("parts")
+    write_synthetic(
+        folder / "raw", size=96, n_train=4, n_validation=1, n_test=6, categories=["chip_cookie", "stud_tray"], workers=1
+    )
+    options = ("--recipe", "keep", "--size", SIZE, "--workers", 1)
+    assert call("prepare", folder / "raw", "--out", folder / "prepared", *options).exit_code == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(parts: Path) -> Path:
+    """PatchCore with an untrained network, of one category."""
+    out = parts / "tray.model"
+    done = facts("fit", "patchcore", parts / "prepared", "--category", "stud_tray", "--out", out, *SMALL)
+    assert done["models"][0]["images"] == 4
+    return out
+
+
+def test_fit(parts: Path, model: Path) -> None:
+    loaded = methods.load(model)
+    assert loaded.name == "patchcore"
+    assert (loaded.image_size, loaded.arguments()["grid"], loaded.arguments()["ratio"]) == (SIZE, (8, 8), 0.2)
+    assert loaded.train_ids_ == [record.id for record in open_dataset(parts / "prepared", "stud_tray").records]
+    assert not (parts / "tray.model.fit").exists(), "the work folder goes after success"
+
+
+def test_fit_all_categories_and_few_shot(parts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "models"
+    command = ("fit", "PatchCore", parts / "prepared", "--out", out, "--few-shot", 2, "--seed", 3, *SMALL)
+    done = facts(*command)
+    assert [one["category"] for one in done["models"]] == ["chip_cookie", "stud_tray"]
+    assert [one["images"] for one in done["models"]] == [2, 2]
+    assert done["arguments"]["seed"] == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["models"]
+    found = facts("evaluate", out, parts / "prepared", "--batch", 4)
+    assert [one["category"] for one in found["categories"]] == ["chip_cookie", "stud_tray"]
+    alone = facts("evaluate", out, parts / "prepared", "--category", "stud_tray")
+    for one, other in zip(alone["categories"][0]["scores"], found["categories"][1]["scores"], strict=True):
+        assert one["score"] == pytest.approx(other["score"], rel=1e-4)
+
+
+def test_fit_goes_on_where_it_stopped(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "models"
+    command = ("fit", "patchcore", parts / "prepared", "--out", out, *SMALL)
+    build = MemoryBank.build
+    built: list[int] = []
+
+    def stop_at_the_second(*arguments: Any, **options: Any) -> MemoryBank:
+        built.append(1)
+        if len(built) == 2:
+            raise OSError(28, "No space left on device", "bank")
+        return build(*arguments, **options)
+
+    monkeypatch.setattr(MemoryBank, "build", stop_at_the_second)
+    assert "No space left" in refused(*command)
+    assert (out / "chip_cookie" / "model.json").is_file()
+    (tmp_path / "models.fit" / "mine.txt").write_text("a user's file")
+    describe = Extractors.__call__
+    described: list[str] = []
+
+    def noting(self: Extractors, samples: Any) -> Any:
+        described.extend(f"{sample.category} {sample.split}" for sample in samples)
+        return describe(self, samples)
+
+    monkeypatch.setattr(Extractors, "__call__", noting)
+    done = facts(*command)
+    assert [one["seconds"] == 0 for one in done["models"]] == [True, False]
+    assert len(built) == 3, "the first model is not fitted again"
+    assert set(described) == {"stud_tray validation"}, "the training's features are there"
+    assert [path.name for path in (tmp_path / "models.fit").iterdir()] == ["mine.txt"]
+
+
+def test_evaluate_writes_tables_and_json(parts: Path, model: Path, tmp_path: Path) -> None:
+    out, markdown = tmp_path / "results.json", tmp_path / "results.md"
+    result = call("evaluate", model, parts / "prepared", "--out", out, "--markdown", markdown)
+    assert result.exit_code == 0, result.output
+    assert "I-AUROC" in result.stdout
+    found = json.loads(out.read_text())
+    assert [one["category"] for one in found["categories"]] == ["stud_tray"], "what the model was fitted on"
+    assert len(found["categories"][0]["scores"]) == 6
+    assert 0 <= found["mean"]["fused"]["image_auroc"] <= 1
+    assert markdown.read_text().splitlines()[2].startswith("| category | I-AUROC |")
+
+
+def test_predict_files_and_folder(parts: Path, model: Path, tmp_path: Path) -> None:
+    records = open_dataset(parts / "prepared", "stud_tray", "test").records
+    (evaluated,) = facts("evaluate", model, parts / "prepared")["categories"]
+    scores = {one["id"]: one["score"] for one in evaluated["scores"]}
+    one = facts("predict", model, records[0].rgb, records[0].xyz, "--out", tmp_path / "one")["samples"][0]
+    assert one["score"] == pytest.approx(scores[records[0].id], rel=1e-5)
+    assert json.loads((tmp_path / "one/score.json").read_text()) == one
+    assert np.load(tmp_path / "one/map.npy").shape == (SIZE, SIZE)
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == [
+        "image.png", "map.npy", "overlay.png", "score.json"
+    ]  # fmt: skip
+    reasons = one["explanation"]["rgb"]["nearest_normal_patches"]
+    assert len(reasons) == 4
+    assert reasons[0]["sample"].startswith("stud_tray/train/good/")
+    files = [path for record in records[1:3] for path in (record.rgb, record.xyz)]
+    assert len(facts("predict", model, *files, "--out", tmp_path / "two")["samples"]) == 2
+    folder = facts("predict", model, parts / "prepared", "--category", "stud_tray", "--out", tmp_path / "all")
+    assert {one["id"]: one["score"] for one in folder["samples"]} == pytest.approx(scores, rel=1e-5)
+    assert (tmp_path / "all" / records[0].id / "overlay.png").is_file()
+
+
+def test_a_raw_sample_is_prepared_as_the_training_was(parts: Path, model: Path, tmp_path: Path) -> None:
+    raw, prepared = (open_dataset(parts / name, "stud_tray", "test").records[4] for name in ("raw", "prepared"))
+    found = [
+        facts("predict", model, record.rgb, record.xyz, "--out", tmp_path / name)["samples"][0]["score"]
+        for name, record in (("raw", raw), ("prepared", prepared))
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_extract_writes_what_build_takes(parts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "dumps"
+    options = ("--rgb-weights", "random", "--xyz", "none", "--image-size", SIZE, "--grid", 8)
+    done = facts("extract", parts / "prepared", "--category", "stud_tray", "--out", out, *options)
+    dump = np.load(out / "rgb.npy")
+    assert dump.shape == (4, 64, 656)
+    assert json.loads((out / "extraction.json").read_text())["ids"] == done["ids"]
+    assert sorted(path.name for path in out.iterdir()) == ["extraction.json", "rgb.npy"]
+    assert facts("build", out / "rgb.npy", "--out", tmp_path / "bank")["vectors"] == 25
+
+
+def test_damaged_samples_are_named_and_left_out(parts: Path, model: Path, tmp_path: Path) -> None:
+    shutil.copytree(parts / "prepared", tmp_path / "data")
+    test = tmp_path / "data" / "stud_tray" / "test" / "good"
+    train = tmp_path / "data" / "stud_tray" / "train" / "good"
+    (test / "rgb" / "000.png").write_bytes((test / "rgb" / "000.png").read_bytes()[:200])
+    (train / "xyz" / "001.tiff").write_bytes(b"II*\0")
+    found = facts("evaluate", model, tmp_path / "data", "--category", "stud_tray", "--batch", 3)["categories"][0]
+    assert list(found["failed"]) == ["stud_tray/test/good/000"]
+    assert len(found["scores"]) == 5
+    result = call("predict", model, tmp_path / "data", "--category", "stud_tray", "--out", tmp_path / "out", "--json")
+    assert list(json.loads(result.stdout)["left_out"]) == ["stud_tray/test/good/000"]
+    assert result.stderr.startswith("left out: ")
+    command = ("fit", "patchcore", tmp_path / "data", "--category", "stud_tray", "--out", tmp_path / "m", *SMALL)
+    result = call(*command, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["models"][0]["images"] == 3
+    assert "001.tiff" in result.stderr
+
+
+def test_bad_input_is_one_line(parts: Path, model: Path, tmp_path: Path) -> None:
+    data, out = parts / "prepared", tmp_path / "out"
+    record = open_dataset(data, "stud_tray", "test").records[0]
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("text")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "model.json").write_text("{")
+    fit = ("fit", "patchcore", data, "--category", "stud_tray", *SMALL)
+    for arguments, message in (
+        (("fit", "patchwork", data, "--out", out), "method: expected one of"),
+        (("fit", "patchcore", tmp_path / "no", "--out", out), "expected a folder with a data set"),
+        (("fit", "patchcore", data, "--category", "moon", "--out", out), "expected one of chip_cookie, stud_tray"),
+        ((*fit, "--out", out, "--few-shot", 9), "expected at most 4"),
+        ((*fit, "--out", out, "--device", "gpu"), "--device: 'gpu' cannot be used"),
+        ((*fit, "--out", tmp_path / "full"), "--out: expected a new folder or a saved model"),
+        ((*fit, "--out", tmp_path / "file" / "m"), "--out: cannot write in"),
+        ((*fit, "--out", out, "--set", "image_size=224"), "prepared"),
+        (("evaluate", tmp_path / "no", data), "expected a saved model"),
+        (("evaluate", tmp_path / "broken", data), "truncated or altered"),
+        (("evaluate", model, tmp_path), "found"),
+        (("evaluate", model, data, "--category", "moon"), "category: expected one of"),
+        (("evaluate", model, data, "--out", tmp_path / "no" / "r.json"), "--out: expected a file"),
+        (("evaluate", model, data, "--report", tmp_path / "file"), "--report: expected a folder"),
+        (("evaluate", model, data, "--batch", 0), "batch: expected 1 to"),
+        (("predict", model, record.rgb, "--out", out), "expected pairs of files"),
+        (("predict", model, record.rgb, tmp_path / "no.tiff", "--out", out), "no.tiff: file not found"),
+        (("predict", model, record.xyz, record.rgb, "--out", out), "cannot be read as"),
+        (("predict", model, tmp_path / "file", record.xyz, "--out", out), "cannot be read as an 8-bit colour image"),
+        (("predict", model, record.rgb, record.xyz, "--out", tmp_path / "file"), "--out: expected a folder"),
+        (("extract", data, "--out", out, "--rgb", "none", "--xyz", "none"), "expected an extractor"),
+        (("extract", data, "--out", out, "--xyz", "none", "--rgb-weights", "random"), "was prepared in 64 pixels"),
+        (("extract", data, "--out", tmp_path / "file"), "--out: expected a folder"),
+    ):
+        assert message in refused(*arguments), arguments
+    assert not out.exists()
+    assert (tmp_path / "full" / "mine").read_text() == "text"
