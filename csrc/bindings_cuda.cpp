@@ -34,8 +34,12 @@ struct OperandArguments {  // an operand as Python holds it
   std::int64_t rows;
   int dim;
   bool int8;
+  int resident;
+  Address streamed;
 
-  mmad::cuda::Operand view() const { return mmad::cuda::operand_view(at<void>(buffer), rows, dim, int8); }
+  mmad::cuda::Operand view() const {
+    return mmad::cuda::operand_view(at<void>(buffer), rows, dim, int8, resident, at<void>(streamed));
+  }
 };
 
 void prepare(int device, Address stream, const OperandArguments& operand, Address rows, std::int64_t count,
@@ -59,6 +63,13 @@ void knn(int device, Address stream, Address queries, std::int64_t count, const 
   const mmad::cuda::KnnPlan plan = mmad::cuda::plan_knn(count, bank.operand, k, limits);
   mmad::cuda::knn(at<const float>(queries), count, bank, k, plan, limits, at<void>(workspace), at<float>(distances),
                   at<std::int64_t>(indices), stream_at(stream));
+}
+
+void gather_rows(int device, Address stream, Address rows, std::int64_t row_count, int dim, Address indices,
+                 std::int64_t count, Address output) {
+  mmad::cuda::set_device(device);
+  mmad::cuda::gather_rows(at<const float>(rows), row_count, dim, at<const std::int64_t>(indices), count,
+                          at<float>(output), stream_at(stream));
 }
 
 using Report = std::optional<std::function<void(std::int64_t)>>;
@@ -128,16 +139,23 @@ void interpolate_features(int device, Address stream, Address points, std::int64
 void bind_cuda(py::module_& parent) {
   py::module_ module = parent.def_submodule("cuda", "CUDA kernels; addresses are those of device memory.");
   module.def("device_count", &mmad::cuda::device_count);
-  module.def("operand_bytes", &mmad::cuda::operand_bytes, py::arg("rows"), py::arg("dim"), py::arg("int8"));
+  module.def("page_lock", [](Address memory, std::size_t bytes) { return mmad::cuda::page_lock(at<void>(memory), bytes); });
+  module.def("page_unlock", [](Address memory) { mmad::cuda::page_unlock(at<void>(memory)); });
+  module.def("tiles", &mmad::cuda::tiles_of, py::arg("rows"));
+  module.def("tile_bytes", &mmad::cuda::tile_bytes, py::arg("dim"), py::arg("int8"));
+  module.def("operand_bytes", &mmad::cuda::operand_bytes, py::arg("rows"), py::arg("dim"), py::arg("int8"),
+             py::arg("resident") = -1);
   py::class_<OperandArguments>(module, "Operand")
-      .def(py::init<Address, std::int64_t, int, bool>(), py::arg("buffer"), py::arg("rows"), py::arg("dim"),
-           py::arg("int8"));
+      .def(py::init<Address, std::int64_t, int, bool, int, Address>(), py::arg("buffer"), py::arg("rows"),
+           py::arg("dim"), py::arg("int8"), py::arg("resident") = -1, py::arg("streamed") = 0);
   module.def("prepare", &prepare, py::arg("device"), py::arg("stream"), py::arg("operand"), py::arg("rows"),
              py::arg("count"), py::arg("stride"), py::arg("center"), py::arg("first"));
   module.def("knn_workspace", &knn_workspace, py::arg("device"), py::arg("queries"), py::arg("bank"), py::arg("k"));
   module.def("knn", &knn, py::arg("device"), py::arg("stream"), py::arg("queries"), py::arg("count"),
              py::arg("operand"), py::arg("rows"), py::arg("center"), py::arg("k"), py::arg("workspace"),
              py::arg("distances"), py::arg("indices"));
+  module.def("gather_rows", &gather_rows, py::arg("device"), py::arg("stream"), py::arg("rows"), py::arg("row_count"),
+             py::arg("dim"), py::arg("indices"), py::arg("count"), py::arg("output"));
   module.def("k_center_workspace", &k_center_workspace, py::arg("device"), py::arg("operand"), py::arg("earlier_count"),
              py::arg("count"), py::arg("pool"));
   module.def("k_center_greedy", &k_center_greedy, py::arg("device"), py::arg("stream"), py::arg("operand"),

@@ -35,6 +35,14 @@ int device_count() {
 
 void set_device(int device) { check(cudaSetDevice(device), "set_device"); }
 
+bool page_lock(void* memory, std::size_t bytes) {
+  if (cudaHostRegister(memory, bytes, cudaHostRegisterPortable) == cudaSuccess) return true;
+  (void)cudaGetLastError();  // it is no error of what comes next
+  return false;
+}
+
+void page_unlock(void* memory) { check(cudaHostUnregister(memory), "page_unlock"); }
+
 DeviceLimits device_limits(int device) {
   static std::mutex mutex;
   static std::vector<DeviceLimits> known;

@@ -23,6 +23,7 @@ namespace mmad::cuda {
 constexpr unsigned kFullWarp = 0xFFFFFFFFu;
 constexpr int kWarp = 32;
 constexpr float kInfinity32 = std::numeric_limits<float>::infinity();
+constexpr float kNaN32 = std::numeric_limits<float>::quiet_NaN();
 constexpr double kInfinity64 = std::numeric_limits<double>::infinity();
 
 inline void check(cudaError_t status, const char* what) {

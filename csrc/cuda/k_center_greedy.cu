@@ -10,13 +10,16 @@
 //      block of threads holds some rows of the pool in shared memory and lowers their m at each pick.
 //   4. All rows against the new centres: one product with bounds (product.cu, as a search with k = 1 that is resumed). It
 //      leaves an upper bound of m and the few centres that may be the nearest of each row, from which m is decided in 1
-//      and 2, for the rows that come that far. Most never do.
+//      and 2, for the rows that come that far. Most never do. Where the prepared rows do not all fit on the device, this
+//      step alone needs them, and they pass through it in chunks (tile_stream.hpp).
 // Nothing in the result depends on T: every decision is made on float64 distances computed from differences.
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include "cuda/product.cuh"
 #include "cuda/radix_select.cuh"
+#include "cuda/tile_stream.hpp"
 #include "cuda/warp.cuh"
 #include "cuda/workspace.hpp"
 #include "mmad/cuda_k_center_greedy.hpp"
@@ -478,10 +481,8 @@ __global__ void __launch_bounds__(kRowWarps* kWarp)
   const std::int64_t from = centers.picks[pick];
   const std::int64_t to = centers.earlier_count + pick;
   const int depth_blocks = rows.depth_blocks;
-  const unsigned char* source =
-      static_cast<const unsigned char*>(rows.values) + from / kTileRows * depth_blocks * kBlockBytes;
-  unsigned char* target =
-      static_cast<unsigned char*>(centers.operand.values) + to / kTileRows * depth_blocks * kBlockBytes;
+  const unsigned char* source = tile_values(rows, from / kTileRows);
+  unsigned char* target = tile_values(centers.operand, to / kTileRows);
   const int from_row = static_cast<int>(from % kTileRows);
   const int to_row = static_cast<int>(to % kTileRows);
   for (int i = lane_id(); i < depth_blocks * 8; i += kWarp) {
@@ -510,6 +511,8 @@ struct Parts {
   SelectEntry* partial = nullptr;
   std::uint64_t* exchange = nullptr;
   Progress* progress = nullptr;
+  void* staged = nullptr;  // two chunks of tiles, where not all are resident
+  int chunk_tiles = 0;
 };
 
 int rows_a_block(const KCenterProblem& problem, const DeviceLimits& limits) {
@@ -545,6 +548,8 @@ std::size_t lay_out(void* buffer, const KCenterProblem& problem, const DeviceLim
   parts.partial = workspace.take<SelectEntry>(static_cast<std::size_t>(outside_blocks(limits)) * kRowWarps);
   parts.exchange = workspace.take<std::uint64_t>(static_cast<std::size_t>(multiprocessors) * 2 * kWords);
   parts.progress = workspace.take<Progress>(1);
+  parts.chunk_tiles = TileStream::chunk_tiles(problem.operand, multiprocessors);
+  parts.staged = workspace.take<char>(2 * static_cast<std::size_t>(parts.chunk_tiles) * tile_bytes(dim, false));
   return workspace.used();
 }
 
@@ -585,6 +590,7 @@ class Selection {
 
   void begin() {
     const Operand& centers = parts_.centers.operand;
+    stream_of_tiles_.emplace(problem_.operand, parts_.staged, parts_.chunk_tiles, stream_);
     launch_for_rows("k-center begin", begin_kernel, rows(), parts_.rows);
     operand_begin(centers, stream_);
     launch_for_rows("k-center begin", no_centers_kernel, static_cast<std::int64_t>(centers.tiles) * kTileRows, centers);
@@ -649,10 +655,25 @@ class Selection {
   }
 
   void update(std::int64_t first, std::int64_t last) {
+    const Operand& all = problem_.operand;
+    if (all.resident > 0) update_part(operand_part(all, 0, all.resident, all.values), 0, first, last);
+    for (int i = 0; i < stream_of_tiles_->chunks(); ++i) {
+      const TileStream::Chunk chunk = stream_of_tiles_->acquire();
+      update_part(operand_part(all, chunk.first, chunk.tiles, chunk.values), chunk.first, first, last);
+      stream_of_tiles_->release();
+    }
+  }
+
+  // The rows from tile `tile` on, against the centres [first, last).
+  void update_part(const Operand& part, int tile, std::int64_t first, std::int64_t last) {
+    const std::int64_t row = static_cast<std::int64_t>(tile) * kTileRows;
     ProductTask task;
-    task.queries = problem_.operand;
+    task.queries = part;
     task.bank = parts_.centers.operand;
     task.state = parts_.rows.state;
+    task.state.upper += row;
+    task.state.candidates += row * task.state.capacity;
+    task.state.counts += row;
     task.first_tile = static_cast<int>(first / kTileRows);
     task.last_tile = tiles_of(last);
     task.first_row = static_cast<int>(first);
@@ -666,6 +687,7 @@ class Selection {
   double* radii_;
   Stream stream_;
   Parts parts_;
+  std::optional<TileStream> stream_of_tiles_;
   std::int64_t picked_ = 0;
   std::uint32_t next_tag_ = 1;
 };

@@ -34,15 +34,17 @@ struct KnnTask {
   const float* query_squared;
   SearchState state;
   Fallback fallback;
-  float* distances;
+  FoundRows found;
+  float* distances;  // of the query's first neighbour in this pass; the next query's are `stride` further on
   std::int64_t* indices;
+  std::int64_t stride;
 };
 
 __device__ __forceinline__ void write_result(const KnnTask& task, std::int64_t query, double distance, int row) {
   const int lane = lane_id();
   if (lane >= task.state.k) return;
-  task.distances[query * task.state.k + lane] = static_cast<float>(sqrt(distance));
-  task.indices[query * task.state.k + lane] = row;
+  task.distances[query * task.stride + lane] = static_cast<float>(sqrt(distance));
+  task.indices[query * task.stride + lane] = row;
 }
 
 __device__ void flag_for_fallback(const KnnTask& task, std::int64_t query) {
@@ -217,6 +219,7 @@ __device__ void scan_rows(const KnnTask& task, const std::int64_t (&queries)[kFa
 #pragma unroll
     for (int j = 0; j < kFallbackQueries; ++j) {
       if (!may_be_within(warp_sum(screened[j]), error, best[j].kth_distance(task.state.k))) continue;
+      if (task.found.holds(queries[j], row)) continue;
       const double distance = exact_squared_distance(task.queries + queries[j] * task.dim, bank_row, task.dim);
       best[j].insert(distance, static_cast<int>(row));
     }
@@ -292,38 +295,53 @@ std::size_t lay_out(void* buffer, std::int64_t count, int dim, int k, const KnnP
 
 KnnPlan plan_knn(std::int64_t queries, const Operand& bank, int k, const DeviceLimits& limits) {
   KnnPlan plan;
+  const int a_pass = std::min(k, kLargestK);
   plan.splits = choose_splits(tiles_of(queries), bank, limits);
-  plan.capacity = (bank.int8 ? 128 : 48) + 4 * k;
+  plan.capacity = (bank.int8 ? 128 : 48) + 4 * a_pass;
   Parts parts;
-  plan.workspace_bytes = lay_out(nullptr, queries, bank.dim, k, plan, parts);
+  plan.workspace_bytes = lay_out(nullptr, queries, bank.dim, a_pass, plan, parts);
   return plan;
 }
 
-void knn(const float* queries, std::int64_t count, const KnnBank& bank, int k, const KnnPlan& plan,
-         const DeviceLimits& limits, void* workspace, float* distances, std::int64_t* indices, Stream stream) {
-  Parts parts;
-  lay_out(workspace, count, bank.operand.dim, k, plan, parts);
+namespace {
+
+// The neighbours after the first `done`, as many as the state's k.
+void search_pass(const float* queries, std::int64_t count, const KnnBank& bank, int k, int done, const KnnPlan& plan,
+                 const DeviceLimits& limits, const Parts& parts, float* distances, std::int64_t* indices,
+                 Stream stream) {
   check(cudaMemsetAsync(parts.fallback.count, 0, sizeof(std::int32_t), stream), "knn");
   check(cudaMemsetAsync(parts.state.shared, 0xFF, static_cast<std::size_t>(count) * sizeof(std::uint32_t), stream),
         "knn");
-  operand_begin(parts.queries, stream);
-  prepare_rows(queries, count, bank.operand.dim, bank.center, parts.queries, 0, stream);
-
   ProductTask product;
   product.queries = parts.queries;
   product.bank = bank.operand;
   product.state = parts.state;
+  product.found = {indices, k, done};
   if (plan.splits == 1) product.state.shared = nullptr;
   product.last_tile = bank.operand.tiles;
   run_product(product, limits, stream);
 
-  const KnnTask task{
-      queries,        count,     bank.rows, bank.operand.rows, bank.operand.dim, parts.queries.squared, parts.state,
-      parts.fallback, distances, indices};
+  const KnnTask task{queries,       count,         bank.rows,        bank.operand.rows, bank.operand.dim,
+                     parts.queries.squared, parts.state, parts.fallback, product.found, distances + done,
+                     indices + done, k};
   launch("knn decide", decide_kernel, dim3(blocks_for(count, kMergeWarps)), kMergeWarps * kWarp,
          kMergeWarps * kMergeCapacity * sizeof(uint2), stream, false, task);
   launch("knn fallback", fallback_kernel, dim3(static_cast<unsigned>(2 * limits.multiprocessors)),
          kFallbackWarps * kWarp, 0, stream, false, task);
+}
+
+}  // namespace
+
+void knn(const float* queries, std::int64_t count, const KnnBank& bank, int k, const KnnPlan& plan,
+         const DeviceLimits& limits, void* workspace, float* distances, std::int64_t* indices, Stream stream) {
+  Parts parts;
+  lay_out(workspace, count, bank.operand.dim, std::min(k, kLargestK), plan, parts);
+  operand_begin(parts.queries, stream);
+  prepare_rows(queries, count, bank.operand.dim, bank.center, parts.queries, 0, stream);
+  for (int done = 0; done < k; done += kLargestK) {
+    parts.state.k = std::min(k - done, kLargestK);
+    search_pass(queries, count, bank, k, done, plan, limits, parts, distances, indices, stream);
+  }
 }
 
 }  // namespace mmad::cuda

@@ -31,10 +31,25 @@ struct SearchState {
   int capacity = 0;
 };
 
+// Rows that a query has found already, and wants no more.
+struct FoundRows {
+  const std::int64_t* rows = nullptr;  // query q: `count` entries from q * stride on
+  std::int64_t stride = 0;
+  int count = 0;
+
+  __device__ __forceinline__ bool holds(std::int64_t query, std::int64_t row) const {
+    for (int i = 0; i < count; ++i) {
+      if (rows[query * stride + i] == row) return true;
+    }
+    return false;
+  }
+};
+
 struct ProductTask {
   Operand queries;
   Operand bank;
   SearchState state;
+  FoundRows found;
   int first_tile = 0;  // bank tiles [first_tile, last_tile)
   int last_tile = 0;
   int first_row = 0;    // rows of the first tile before this one are left out

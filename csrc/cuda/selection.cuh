@@ -120,7 +120,7 @@ struct RowOwner {
       const float key = bit_cast<float>(entry.x);
       const float error = key_error(bound, task.bank.norm[bank_row], task.bank.residual[bank_row]);
       const float lower = subtract_down(key, error);
-      if (lower > threshold()) continue;
+      if (lower > threshold() || task.found.holds(query, bank_row)) continue;
       append({lower, bank_row}, task.state.capacity);
       const float above = add_up(key, error);
       if (above < upper) {

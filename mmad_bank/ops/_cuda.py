@@ -18,8 +18,11 @@ from torch import Tensor
 from mmad_bank import _core
 from mmad_bank.errors import InputError
 from mmad_bank.ops import _knn_torch, _points_torch
+from mmad_bank.ops._devices import free_memory
+from mmad_bank.ops._host_rows import page_locked
 
-MAX_NEIGHBORS = 32  # of knn and interpolate_features: one lane of a warp each
+MAX_NEIGHBORS = 256  # of knn: a pass over the bank finds 32, and the next one looks through those found before
+MAX_INTERPOLATION = 32  # neighbours of interpolate_features: one lane of a warp each
 MAX_GROUP = 128  # of knn_group
 MAX_DIM = 16384  # the error bounds are derived for rows up to this long
 _CENTER_SAMPLE = 4096  # rows that the common centre is estimated from
@@ -90,24 +93,30 @@ def _robust_center(rows: Tensor, device: torch.device) -> Tensor:
 
 
 class _Operand:
-    """Rows in the form that the matrix units read, in one buffer on the device."""
+    """Rows in the form that the matrix units read, in one buffer on the device.
 
-    def __init__(self, rows: Tensor, center: Tensor, *, int8: bool) -> None:
+    ``resident`` is the number of tiles of 128 rows whose values are in it (all by default); those of the others are
+    written to ``streamed``, page-locked host memory.
+    """
+
+    def __init__(
+        self, rows: Tensor, center: Tensor, *, int8: bool, resident: int = -1, streamed: Tensor | None = None
+    ) -> None:
         count, dim = rows.shape
-        self.buffer = _workspace(_native.operand_bytes(count, dim, int8), center.device)
-        self.native = _native.Operand(self.buffer.data_ptr(), count, dim, int8)
+        self.buffer = _workspace(_native.operand_bytes(count, dim, int8, resident), center.device)
+        elsewhere = 0 if streamed is None else streamed.data_ptr()
+        self.native = _native.Operand(self.buffer.data_ptr(), count, dim, int8, resident, elsewhere)
         device, stream = _on(center.device)
         _native.prepare(device, stream, self.native, rows.data_ptr(), count, dim, center.data_ptr(), 0)
 
 
-def _readable(rows: Tensor, device: torch.device) -> Tensor:
-    """Return rows that kernels on ``device`` can read: on it, or in page-locked host memory."""
-    if rows.device == device:
-        return _aligned(rows)
+def _readable(rows: Tensor, device: torch.device) -> tuple[Tensor, object]:
+    """Return rows that kernels on ``device`` can read, on it or in page-locked host memory, and what must be kept."""
+    if rows.device == device and device.type == "cuda":
+        return _aligned(rows), None
     if rows.device.type != "cpu":
         raise InputError(f"features: expected a tensor on {device} or in host memory, found {rows.device}")
-    rows = rows.contiguous()
-    return _aligned(rows if rows.is_pinned() else rows.pin_memory())
+    return page_locked(_aligned(rows), device, _native)
 
 
 def _check_dim(rows: Tensor) -> None:
@@ -119,8 +128,8 @@ class CudaIndex:
     """A bank ready for exact search on the GPU.
 
     Args:
-        vectors: (M, D) float32, on the device; or in host memory (page-locked, or copied to page-locked memory), where
-            the kernels then read the few rows that have to be decided in float64.
+        vectors: (M, D) float32, on the device; or in host memory, which is page-locked then, where the kernels read the
+            few rows that have to be decided in float64.
         precision: ``"half"`` and ``"auto"`` keep a bfloat16 copy on the device, ``"int8"`` one of half that size. The
             answers are the same.
         device: where to search, for vectors in host memory.
@@ -130,7 +139,7 @@ class CudaIndex:
         _check_dim(vectors)
         self.device = vectors.device if device is None else _with_index(torch.device(device))
         with _current(self.device):
-            self.vectors = _readable(vectors, self.device)
+            self.vectors, self._lock = _readable(vectors, self.device)
             self.center = _robust_center(self.vectors, self.device)
             self._operand = _Operand(self.vectors, self.center, int8=precision == "int8")
         self._wide: _knn_torch.TorchIndex | None = None
@@ -140,10 +149,28 @@ class CudaIndex:
         """Bytes of the resident search copy."""
         return self._operand.buffer.nbytes + self.center.nbytes
 
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return vectors by number, int64 (...) -> (..., D) on the device; the host does not wait."""
+        if self.vectors.device.type == "cuda":
+            return self.vectors[rows]
+        numbers = rows.contiguous()
+        output = torch.empty(*rows.shape, self.vectors.shape[1], device=self.device)
+        if output.numel() == 0:
+            return output
+        with _current(self.device):
+            device, stream = _on(self.device)
+            _native.gather_rows(
+                device, stream, self.vectors.data_ptr(), *self.vectors.shape, numbers.data_ptr(), numbers.numel(),
+                output.data_ptr(),
+            )  # fmt: skip
+        return output
+
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Return distances float32 (Q, k) and rows int64 (Q, k), nearest first, ties to the lowest row.
 
-        Queued on the current stream; can be captured in a CUDA graph (up to 32 neighbours).
+        Queued on the current stream; can be captured in a CUDA graph (up to MAX_NEIGHBORS neighbours). More neighbours
+        than that are found by PyTorch, with a float32 copy of the bank on the device. A query that holds NaN has NaN
+        distances to arbitrary rows.
         """
         if k > MAX_NEIGHBORS:
             if self._wide is None:
@@ -170,6 +197,26 @@ def search_many(indices: Sequence[CudaIndex], queries: Sequence[Tensor], k: int)
     return [index.search(rows, k) for index, rows in zip(indices, queries, strict=True)]
 
 
+def resident_tiles(tiles: int, tile_bytes: int, needed: Callable[[int], int], memory: int) -> int:
+    """Return how many of a dump's tiles may stay on the device; the others are streamed.
+
+    Args:
+        tiles: of the whole dump.
+        tile_bytes: of one of them.
+        needed: resident tiles -> bytes of everything the selection keeps on the device.
+        memory: bytes there.
+
+    Raises:
+        InputError: Not even what belongs to the rows themselves (norms, bounds, candidates) fits.
+    """
+    if needed(tiles) <= memory:
+        return tiles
+    spare = memory - needed(0)
+    if spare < 0:
+        raise InputError(f"features: the selection needs {needed(0)} bytes on the device, found {memory} free")
+    return min(tiles - 1, spare // tile_bytes)
+
+
 def k_center_greedy(
     rows: Tensor,
     centers: Tensor | None,
@@ -180,31 +227,60 @@ def k_center_greedy(
     *,
     device: torch.device | str | None = None,
     pool: int = 0,
+    memory: int | None = None,
 ) -> tuple[Tensor, Tensor, float]:
     """Select greedily; arguments and results as :func:`mmad_bank.ops._k_center_torch.select`.
 
     With ``device``, ``rows`` may be in host memory: the device then keeps a bfloat16 copy, half their size, and reads
-    the originals where float64 decides. ``pool`` is the number of rows that a block works on (0 chooses); it does not
-    change the selection.
+    the originals where float64 decides. Of the copy, what does not fit in ``memory`` bytes (by default: what is free)
+    stays in host memory too, and is streamed through the device once a block of picks. ``pool`` is the number of rows
+    that a block works on (0 chooses). None of these changes the selection.
     """
     _check_dim(rows)
     where = rows.device if device is None else _with_index(torch.device(device))
     with _current(where):
-        rows = _readable(rows, where)
+        rows, lock = _readable(rows, where)
         center = _robust_center(rows, where)
-        operand = _Operand(rows, center, int8=False)
         earlier = None if centers is None else _aligned(centers.to(where))
         n_earlier = 0 if earlier is None else len(earlier)
+        number, stream = _on(where)
+        resident = _resident_tiles(rows, where, n_earlier, n_select, pool, memory)
+        streamed, streamed_lock = _streamed_values(rows, resident, where)
+        operand = _Operand(rows, center, int8=False, resident=resident, streamed=streamed)
         picks = torch.empty(n_select, dtype=torch.int64, device=where)
         radii = torch.empty(n_select, dtype=torch.float64, device=where)
-        number, stream = _on(where)
         workspace = _workspace(_native.k_center_workspace(number, operand.native, n_earlier, n_select, pool), where)
         count, covering = _native.k_center_greedy(
             number, stream, operand.native, rows.data_ptr(), 0 if earlier is None else earlier.data_ptr(), n_earlier,
             center.data_ptr(), n_select, start, radius, pool, workspace.data_ptr(), picks.data_ptr(), radii.data_ptr(),
             report,
         )  # fmt: skip
+        del lock, streamed_lock  # the device has finished
     return picks[:count], radii[:count].float(), covering
+
+
+def _resident_tiles(
+    rows: Tensor, where: torch.device, n_earlier: int, n_select: int, pool: int, memory: int | None
+) -> int:
+    count, dim = rows.shape
+    number, _ = _on(where)
+
+    def needed(resident: int) -> int:
+        operand = _native.Operand(0, count, dim, False, resident, 0)
+        workspace = _native.k_center_workspace(number, operand, n_earlier, n_select, pool)
+        return _native.operand_bytes(count, dim, False, resident) + workspace + 16 * n_select
+
+    free = free_memory(where) if memory is None else memory
+    return resident_tiles(_native.tiles(count), _native.tile_bytes(dim, False), needed, free)
+
+
+def _streamed_values(rows: Tensor, resident: int, where: torch.device) -> tuple[Tensor | None, object]:
+    """Return page-locked room for the tiles that are not resident, and what must be kept."""
+    missing = _native.tiles(len(rows)) - resident
+    if missing == 0:
+        return None, None
+    values = torch.empty(missing * _native.tile_bytes(rows.shape[1], False), dtype=torch.uint8)
+    return page_locked(values, where, _native)
 
 
 def farthest_point_sample(
@@ -256,7 +332,7 @@ def knn_group(points: Tensor, centers: Tensor, k: int) -> Tensor:
 
 def interpolate_features(points: Tensor, centers: Tensor, features: Tensor, k: int, power: float, eps: float) -> Tensor:
     """Spread features to points: (N, 3), (G, 3), (G, D) -> float32 (N, D)."""
-    if k > MAX_NEIGHBORS:
+    if k > MAX_INTERPOLATION:
         return _points_torch.interpolate_features(points, centers, features, k, power, eps, dense=True)
     points, centers, features = points.contiguous(), centers.contiguous(), features.contiguous()
     output = torch.empty(len(points), features.shape[1], device=points.device)

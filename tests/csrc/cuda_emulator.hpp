@@ -2,7 +2,9 @@
 // no GPU. It is slow, and deliberately unkind where the hardware leaves something open:
 //   - shared memory starts as NaN patterns, and fibers run in an order that changes from launch to launch;
 //   - an asynchronous copy happens when its group is waited for, not before, so that a missing wait is seen;
-//   - the matrix unit cuts off low bits as badly as the model in cuda_operand.hpp allows.
+//   - the matrix unit cuts off low bits as badly as the model in cuda_operand.hpp allows;
+//   - work on a stream happens as late as the events that others wait for allow, or, on a stream that the core made for
+//     itself, as early as those that it waits for allow, so that a missing event is seen. The null stream works at once.
 // What it cannot show: races between a barrier's sides that need true parallelism, speed, and the encoding of
 // instructions. Those are for compute-sanitizer and a GPU.
 #pragma once
@@ -19,6 +21,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <stdexcept>
@@ -51,7 +54,84 @@ struct alignas(8) uint2 {
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
+struct CUstream_st;
+
 namespace mmad_emulator {
+
+struct Event {
+  CUstream_st* stream = nullptr;  // where it was recorded last
+  unsigned long long recorded = 0;
+  unsigned long long reached = 0;
+};
+
+struct Work {
+  std::function<void()> run;
+  std::shared_ptr<Event> wait;  // must have reached `ticket` first
+  unsigned long long ticket = 0;
+};
+
+}  // namespace mmad_emulator
+
+struct CUstream_st {
+  std::deque<mmad_emulator::Work> queue;
+  bool eager = false;
+};
+
+namespace mmad_emulator {
+
+inline std::vector<CUstream_st*>& streams() {
+  static std::vector<CUstream_st*> all;
+  return all;
+}
+// What streams that the core makes do: work as early as they may (true), or as late (false).
+inline bool& eager_copies() {
+  static bool eager = false;
+  return eager;
+}
+
+inline bool may_run(const CUstream_st& stream) {
+  if (stream.queue.empty()) return false;
+  const Work& next = stream.queue.front();
+  return next.wait == nullptr || next.wait->reached >= next.ticket;
+}
+inline void run_next(CUstream_st& stream) {
+  const Work next = std::move(stream.queue.front());
+  stream.queue.pop_front();
+  if (next.run) next.run();
+}
+inline void pump() {  // the eager streams go on
+  for (bool progress = true; progress;) {
+    progress = false;
+    for (CUstream_st* stream : streams()) {
+      for (; stream->eager && may_run(*stream); progress = true) run_next(*stream);
+    }
+  }
+}
+inline void force(CUstream_st& stream, const std::function<bool()>& until) {
+  while (!until()) {
+    if (stream.queue.empty()) throw std::runtime_error("cuda emulator: a stream waits for what nobody does");
+    if (may_run(stream)) {
+      run_next(stream);
+    } else {
+      const Work& next = stream.queue.front();
+      const std::shared_ptr<Event> wait = next.wait;
+      const unsigned long long ticket = next.ticket;
+      force(*wait->stream, [=] { return wait->reached >= ticket; });
+    }
+    pump();
+  }
+}
+inline void enqueue(CUstream_st* stream, Work work) {
+  if (stream == nullptr) {
+    if (work.wait != nullptr && work.wait->reached < work.ticket) {
+      force(*work.wait->stream, [&] { return work.wait->reached >= work.ticket; });
+    }
+    if (work.run) work.run();
+  } else {
+    stream->queue.push_back(std::move(work));
+  }
+  pump();
+}
 
 extern "C" void mmad_switch_fiber(void** save, void* load);
 
@@ -479,9 +559,10 @@ inline void wait_a_moment() {
 }
 
 template <typename... Parameters, typename... Arguments>
-void launch(const char*, void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t shared, void*,
+void launch(const char*, void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t shared, CUstream_st* stream,
             bool cooperative, Arguments&&... arguments) {
-  run_kernel([=] { kernel(static_cast<Parameters>(arguments)...); }, grid, threads, shared, cooperative);
+  const std::function<void()> body = [=] { kernel(static_cast<Parameters>(arguments)...); };
+  enqueue(stream, {[=] { run_kernel(body, grid, threads, shared, cooperative); }, nullptr, 0});
 }
 
 }  // namespace instructions
@@ -589,12 +670,51 @@ using cudaStream_t = struct CUstream_st*;
 constexpr cudaError_t cudaSuccess = 0;
 enum cudaMemcpyKind { cudaMemcpyDefault };
 inline const char* cudaGetErrorString(cudaError_t) { return "emulated error"; }
-inline cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t) {
-  std::memset(to, value, bytes);
+inline cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t stream) {
+  mmad_emulator::enqueue(stream, {[=] { std::memset(to, value, bytes); }, nullptr, 0});
   return cudaSuccess;
 }
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t) {
-  std::memcpy(to, from, bytes);
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+  mmad_emulator::enqueue(stream, {[=] { std::memcpy(to, from, bytes); }, nullptr, 0});
   return cudaSuccess;
 }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+
+constexpr unsigned cudaStreamNonBlocking = 1;
+constexpr unsigned cudaEventDisableTiming = 2;
+using cudaEvent_t = std::shared_ptr<mmad_emulator::Event>*;
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  *stream = new CUstream_st;
+  (*stream)->eager = mmad_emulator::eager_copies();
+  mmad_emulator::streams().push_back(*stream);
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  if (stream != nullptr) mmad_emulator::force(*stream, [=] { return stream->queue.empty(); });
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  cudaStreamSynchronize(stream);
+  auto& all = mmad_emulator::streams();
+  all.erase(std::find(all.begin(), all.end(), stream));
+  delete stream;
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  *event = new std::shared_ptr<mmad_emulator::Event>(std::make_shared<mmad_emulator::Event>());
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete event;
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  const std::shared_ptr<mmad_emulator::Event> shared = *event;
+  shared->stream = stream;
+  const unsigned long long ticket = ++shared->recorded;
+  mmad_emulator::enqueue(stream, {[=] { shared->reached = ticket; }, nullptr, 0});
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  mmad_emulator::enqueue(stream, {nullptr, *event, (*event)->recorded});
+  return cudaSuccess;
+}

@@ -6,6 +6,8 @@ Workspaces and outputs are poisoned before every call, so that a value nobody wr
 from __future__ import annotations
 
 import contextlib
+import gc
+import importlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,8 +18,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmad_bank import MemoryBank
+from mmad_bank.errors import InputError
 from mmad_bank.ops import _cuda, _k_center_torch, _points_torch, reference
 
+knn_module = importlib.import_module("mmad_bank.ops.knn")  # the package has a function of that name
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "csrc"))
 import cuda_emulator
@@ -46,6 +51,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     monkeypatch.setattr(_cuda, "_native", request.getfixturevalue("emulated_core"))
     monkeypatch.setattr(_cuda, "_on", lambda where: (0, 0))
     monkeypatch.setattr(_cuda, "_current", lambda where: contextlib.nullcontext())
+    monkeypatch.setattr(_cuda, "free_memory", lambda where: 1 << 40)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield torch.device("cpu")
@@ -152,10 +158,77 @@ def test_knn_without_queries(device: torch.device) -> None:
     assert distances.shape == indices.shape == (0, 3)
 
 
-def test_knn_with_long_lists(device: torch.device) -> None:
-    queries, bank = random(5, 6), random(80, 6, seed=1)
-    _, indices = _cuda.CudaIndex(bank.to(device)).search(queries.to(device), 50)
-    assert torch.equal(indices.cpu(), reference.knn(queries, bank, 50)[1])
+LONG_LISTS: dict[str, Callable[[], tuple[Tensor, Tensor, int]]] = {
+    "two passes": lambda: (random(5, 6), random(300, 6, seed=1), 50),
+    "one more than a pass": lambda: (random(150, 6), random(200, 6, seed=1), 33),
+    "whole bank": lambda: (random(3, 6), random(100, 6, seed=1), 100),
+    "duplicates": lambda: (random(9, 33), random(9, 33).repeat(20, 1), 70),
+    "equal distances": lambda: (torch.zeros(3, 90), torch.eye(90), 65),
+    "squares overflow": lambda: (random(20, 16) * 1e19, random(300, 16, seed=1) * 1e19, 70),
+    "beyond the kernels": lambda: (random(3, 4), random(300, 4, seed=1), _cuda.MAX_NEIGHBORS + 1),
+}
+
+
+@pytest.mark.parametrize("precision", ["half", "int8"])
+@pytest.mark.parametrize("case", LONG_LISTS)
+def test_knn_with_long_lists(device: torch.device, case: str, precision: str) -> None:
+    queries, bank, k = LONG_LISTS[case]()
+    index = _cuda.CudaIndex(bank.to(device), precision)
+    distances, indices = index.search(queries.to(device), k)
+    expected_distances, expected_indices = reference.knn(queries, bank, k)
+    assert torch.equal(indices.cpu(), expected_indices)
+    torch.testing.assert_close(distances.cpu(), expected_distances, rtol=1e-6, atol=0)
+    assert (index._wide is not None) == (k > _cuda.MAX_NEIGHBORS)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_knn_answers_a_bad_query_with_rows_of_the_bank(device: torch.device, bad: float) -> None:
+    """Nobody waits for the device to refuse it; but no later step may be led out of the bank."""
+    queries, bank = random(5, 6), random(300, 6, seed=1)
+    queries[2, 3] = bad
+    distances, indices = _cuda.CudaIndex(bank.to(device)).search(queries.to(device), 40)
+    assert not bool(torch.isfinite(distances[2]).any())
+    assert 0 <= int(indices.min()) <= int(indices.max()) < 300
+    others = [0, 1, 3, 4]
+    assert torch.equal(indices[others].cpu(), reference.knn(queries[others], bank, 40)[1])
+
+
+@pytest.mark.parametrize("dim", [3, 8, 70])
+def test_gather_from_host_memory(device: torch.device, dim: int) -> None:
+    bank = random(200, dim)
+    index = _cuda.CudaIndex(bank, device=device)
+    numbers = torch.randint(0, 200, (5, 4), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(index.gather(numbers.to(device)).cpu(), bank[numbers])
+    assert index.gather(numbers[:0].to(device)).shape == (0, 4, dim)
+    queries = random(20, dim, seed=1)
+    assert torch.equal(index.search(queries.to(device), 4)[1].cpu(), reference.knn(queries, bank, 4)[1])
+
+
+@pytest.mark.parametrize("reweight", ["m3dm", "patchcore"])
+@pytest.mark.parametrize("copies", [1, 12])
+def test_bank_scores_with_vectors_in_host_memory(
+    device: torch.device, reweight: Any, copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, patches = random(40, 20).repeat(copies, 1), random(2, 30, 20, seed=1)
+    expected = MemoryBank(rows).score(patches, reweight=reweight)
+    monkeypatch.setattr(knn_module, "_make_engine", lambda v, p, where: _cuda.CudaIndex(v, p, device=where))
+    bank = MemoryBank(rows).to(device, vectors_on="host")
+    found = bank.score(patches, reweight=reweight)
+    assert isinstance(bank.search_index._index._engine, _cuda.CudaIndex)
+    assert torch.equal(found.nearest.cpu(), expected.nearest)
+    torch.testing.assert_close(found.patch.cpu(), expected.patch, rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.image.cpu(), expected.image, rtol=1e-6, atol=0)
+
+
+def test_longest_rows(device: torch.device) -> None:
+    """The bounds are derived for rows of up to MAX_DIM values."""
+    queries, bank = random(2, _cuda.MAX_DIM), random(5, _cuda.MAX_DIM, seed=1)
+    indices = _cuda.CudaIndex(bank.to(device)).search(queries.to(device), 2)[1]
+    assert torch.equal(indices.cpu(), reference.knn(queries, bank, 2)[1])
+    longer = torch.zeros(3, _cuda.MAX_DIM + 1)
+    for refuse in (lambda: _cuda.CudaIndex(longer), lambda: _cuda.k_center_greedy(longer, None, 1, 0, -1.0, None)):
+        with pytest.raises(InputError, match="features: expected at most 16384 columns on a CUDA device, found 16385"):
+            refuse()
 
 
 @pytest.mark.parametrize(
@@ -256,6 +329,108 @@ def test_k_center_on_real_features(device: torch.device, texture_features: np.nd
     features = torch.from_numpy(np.ascontiguousarray(texture_features[order]))
     picks, _, _ = _cuda.k_center_greedy(features.to(device), None, 60, 5, -1.0, None, pool=90)
     assert torch.equal(picks.cpu(), reference.k_center_greedy(features, 60, start=5))
+
+
+STREAMED = 3400  # rows: with the emulator's three multiprocessors, three chunks of tiles
+
+
+def keep_resident(tiles: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cuda, "resident_tiles", lambda *_: tiles)
+
+
+@pytest.fixture(params=["copies come late", "work comes late"])
+def streams(request: pytest.FixtureRequest, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """How the emulator's streams run against each other; a GPU has its own ways."""
+    if device.type == "cuda" or request.param == "copies come late":
+        yield
+        return
+    stream = _cuda._native.late_stream()
+    monkeypatch.setattr(_cuda, "_on", lambda where: (0, stream))
+    yield
+    _cuda._native.destroy_stream(stream)
+
+
+@pytest.mark.parametrize("tiles", [0, 5, 26])
+def test_k_center_with_streamed_rows(
+    device: torch.device, streams: None, tiles: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows whose bfloat16 copy does not fit on the device: none, some, or all but one of its 27 tiles are there."""
+    keep_resident(tiles, monkeypatch)
+    features = random(STREAMED, 8)
+    picks, _, _ = _cuda.k_center_greedy(features, None, 40, 3, -1.0, None, device=device, pool=60)
+    assert torch.equal(picks.cpu(), reference.k_center_greedy(features, 40, start=3))
+
+
+def test_k_center_extends_with_streamed_rows(
+    device: torch.device, streams: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_resident(9, monkeypatch)
+    features, earlier = random(STREAMED, 8), random(150, 8, seed=1)
+    arguments = 20, 0, -1.0, None
+    picks, _, covering = _cuda.k_center_greedy(features, earlier, *arguments, device=device, pool=60)
+    expected_picks, _, expected_covering = _k_center_torch.select(features, earlier, *arguments)
+    assert torch.equal(picks.cpu(), expected_picks)
+    assert covering == pytest.approx(expected_covering, rel=1e-12)
+
+
+def test_k_center_stops_a_stream_when_progress_raises(
+    device: torch.device, streams: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(_: int) -> None:
+        raise KeyboardInterrupt
+
+    keep_resident(0, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        _cuda.k_center_greedy(random(STREAMED, 8), None, 40, 0, -1.0, stop, device=device, pool=60)
+
+
+@pytest.mark.parametrize(("spare", "expected"), [(0, 0), (2, 2), (3, 27)])
+def test_k_center_in_little_memory(
+    device: torch.device, spare: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The least memory, with two buffers of twelve tiles, and some tiles more: what is there is used."""
+    if device.type == "cuda":
+        pytest.skip("the buffers are larger there")
+    features, seen = random(STREAMED, 8), []
+    count, dim = features.shape
+    least = _cuda._native.operand_bytes(count, dim, False, 0) + 16 * 40
+    operand = _cuda._native.Operand(0, count, dim, False, 0, 0)
+    least += _cuda._native.k_center_workspace(_cuda._on(device)[0], operand, 0, 40, 60)
+    original = _cuda.resident_tiles
+    monkeypatch.setattr(_cuda, "resident_tiles", lambda *given: seen.append(original(*given)) or seen[-1])
+    arguments = features, None, 40, 0, -1.0, None
+    memory = least + spare * _cuda._native.tile_bytes(dim, False)
+    picks, _, _ = _cuda.k_center_greedy(*arguments, device=device, pool=60, memory=memory)
+    assert seen == [expected]
+    assert torch.equal(picks.cpu(), reference.k_center_greedy(features, 40))
+    with pytest.raises(
+        InputError, match=rf"features: the selection needs {least} bytes on the device, found {least - 1}"
+    ):
+        _cuda.k_center_greedy(*arguments, device=device, pool=60, memory=least - 1)
+
+
+@pytest.mark.parametrize(("memory", "expected"), [(1000, 8), (100, 8), (99, 1), (89, 0), (80, 0)])
+def test_resident_tiles(memory: int, expected: int) -> None:
+    """All, or what is left beside two buffers of three tiles each; rows take 20 bytes, a tile 10."""
+
+    def needed(resident: int) -> int:
+        return 20 + 10 * resident + 2 * 10 * min(3, 8 - resident)
+
+    assert _cuda.resident_tiles(8, 10, needed, memory) == expected
+
+
+def test_page_locks_go_when_nobody_reads_any_more(device: torch.device) -> None:
+    if device.type == "cuda":
+        pytest.skip("counts the emulator's locks")
+    bank = random(200, 8)
+    gc.collect()
+    before = _cuda._native.locked()
+    first, second = _cuda.CudaIndex(bank, device=device), _cuda.CudaIndex(bank[10:], device=device)
+    assert _cuda._native.locked() == before + 1  # one storage
+    del first
+    assert _cuda._native.locked() == before + 1
+    del second
+    assert _cuda._native.locked() == before
 
 
 def test_k_center_stops_when_progress_raises(device: torch.device) -> None:

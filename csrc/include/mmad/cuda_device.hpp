@@ -19,6 +19,10 @@ int device_count();
 // Makes `device` current for the calling thread. Every function of the CUDA core works on the current device.
 void set_device(int device);
 
+// Page-locks host memory in place, for all devices; false where the system does not allow it.
+bool page_lock(void* memory, std::size_t bytes);
+void page_unlock(void* memory);
+
 DeviceLimits device_limits(int device);
 DeviceLimits current_device_limits();
 

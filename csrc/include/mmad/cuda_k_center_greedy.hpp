@@ -11,8 +11,8 @@
 namespace mmad::cuda {
 
 struct KCenterProblem {
-  // The rows to choose from, prepared (bfloat16), and the original float32 rows: contiguous, in device memory or
-  // page-locked host memory, aligned to 16 bytes if the dimension is a multiple of 4.
+  // The rows to choose from, prepared (bfloat16, some tiles perhaps in host memory), and the original float32 rows:
+  // contiguous, in device memory or page-locked host memory, aligned to 16 bytes if the dimension is a multiple of 4.
   Operand operand;
   const float* rows = nullptr;
   // Earlier centres to continue from (may be none), in device memory, and what was subtracted from all rows.

@@ -26,10 +26,16 @@ struct KnnPlan {
 
 KnnPlan plan_knn(std::int64_t queries, const Operand& bank, int k, const DeviceLimits& limits);
 
-// The k <= 32 nearest bank rows of each query, nearest first, ties to the lowest row, as sorting float64 distances would
-// give: distances float32 and indices int64 are (count, k). `queries` are contiguous device rows, aligned as the bank's.
-// Everything is queued on `stream`; nothing is allocated and nobody waits, so the call can be captured in a CUDA graph.
+// The k nearest bank rows of each query, nearest first, ties to the lowest row, as sorting float64 distances would give:
+// distances float32 and indices int64 are (count, k). A pass over the bank finds 32 of them, the next one the 32 after
+// these. `queries` are contiguous device rows, aligned as the bank's. Everything is queued on `stream`; nothing is
+// allocated and nobody waits, so the call can be captured in a CUDA graph.
 void knn(const float* queries, std::int64_t count, const KnnBank& bank, int k, const KnnPlan& plan,
          const DeviceLimits& limits, void* workspace, float* distances, std::int64_t* indices, Stream stream);
+
+// output[i] = rows[indices[i]], (count, dim): rows of a bank in host memory fetched by the device itself. A row number
+// outside the bank gives NaN.
+void gather_rows(const float* rows, std::int64_t row_count, int dim, const std::int64_t* indices, std::int64_t count,
+                 float* output, Stream stream);
 
 }  // namespace mmad::cuda

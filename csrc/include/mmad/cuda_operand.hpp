@@ -41,9 +41,11 @@ constexpr float kTinyKey = 7.9e-31f;  // 2^-100
 constexpr int kLargestDim = 16384;
 
 // Prepared rows on the device; a view, owned by the caller. Rows are padded to whole tiles: padding rows are zero with
-// squared = +infinity, so no search ever meets them.
+// squared = +infinity, so no search ever meets them. Where the device is too small for all values, those of the tiles
+// from `resident` on lie in page-locked host memory, in the same form; what belongs to a row is on the device always.
 struct Operand {
   void* values = nullptr;      // [tile][depth block][128 rows][64 columns], swizzled bfloat16 or plain int8
+  void* streamed = nullptr;    // the same from tile `resident` on
   float* squared = nullptr;    // fl(|x|^2) a row
   float* norm = nullptr;       // N a row
   float* residual = nullptr;   // rho a row
@@ -54,12 +56,24 @@ struct Operand {
   std::int64_t rows = 0;
   int dim = 0;
   int tiles = 0;
+  int resident = 0;  // tiles in `values`
   int depth_blocks = 0;
   bool int8 = false;
 };
 
 MMAD_HD inline int tiles_of(std::int64_t rows) { return static_cast<int>((rows + kTileRows - 1) / kTileRows); }
 MMAD_HD inline int depth_blocks_of(int dim) { return (dim + kTileDepth - 1) / kTileDepth; }
+MMAD_HD inline std::size_t tile_bytes(int dim, bool int8) {
+  return static_cast<std::size_t>(depth_blocks_of(dim)) * (int8 ? kInt8BlockBytes : kBlockBytes);
+}
+
+// Where the values of a tile are.
+MMAD_HD inline unsigned char* tile_values(const Operand& operand, std::int64_t tile) {
+  const bool here = tile < operand.resident;
+  const auto place = static_cast<std::size_t>(here ? tile : tile - operand.resident);
+  return static_cast<unsigned char*>(here ? operand.values : operand.streamed) +
+         place * tile_bytes(operand.dim, operand.int8);
+}
 
 // Byte offset of element (row, column) inside a bfloat16 block. The eight 16-byte chunks of a row are permuted by the
 // row's last three bits, so that eight rows read at one column touch all 32 banks once. This is also the 128-byte
@@ -94,9 +108,13 @@ MMAD_HD inline float screen_threshold(float threshold, float error) {
   return add_up(add_up(threshold, error), 1.17549435e-38f);
 }
 
-// Bytes of a buffer for `rows` prepared rows, and the view of such a buffer (aligned to 256 bytes).
-std::size_t operand_bytes(std::int64_t rows, int dim, bool int8);
-Operand operand_view(void* buffer, std::int64_t rows, int dim, bool int8);
+// Bytes of a buffer for `rows` prepared rows, and the view of such a buffer (aligned to 256 bytes). The buffer holds the
+// values of the first `resident` tiles (negative: of all), and `streamed` those of the others.
+std::size_t operand_bytes(std::int64_t rows, int dim, bool int8, int resident = -1);
+Operand operand_view(void* buffer, std::int64_t rows, int dim, bool int8, int resident = -1, void* streamed = nullptr);
+
+// Tiles [first, first + count) alone, their values at `values`.
+Operand operand_part(const Operand& operand, int first, int count, void* values);
 
 // Prepares rows[0 .. count) as the operand's rows [first, first + count); first must be a multiple of 128 unless 0.
 // `rows` is any memory the device can read (device memory, or page-locked host memory), `stride` in elements.

@@ -1,0 +1,36 @@
+"""Devices by their full names, and what is free on them."""
+
+from __future__ import annotations
+
+import torch
+
+from mmad_bank.errors import InputError
+
+_SHARE = 0.9  # of the free memory that is counted on: allocators leave gaps
+
+
+def resolve_device(device: torch.device | str) -> torch.device:
+    """Return a device as tensors name it (``cuda`` is ``cuda:0`` there), or say that it cannot be used."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(f"device: {str(device)!r} cannot be used ({reason})") from error
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that can still be allocated on a CUDA device, with what PyTorch holds in reserve."""
+    free, _ = torch.cuda.mem_get_info(device)
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(_SHARE * (free + held))
+
+
+def selection_fits(count: int, dim: int, n_select: int, device: torch.device) -> bool:
+    """Return whether a selection from ``count`` float32 rows fits on a device, rows and all.
+
+    That is the rows, their 16-bit copy and about 170 bytes a row for the selection; and of the rows selected a 16-bit
+    copy too, and the vectors of the bank that is made of them. Where it does not, the rows can stay in host memory.
+    """
+    if device.type != "cuda":
+        return True
+    return count * (6 * dim + 170) + n_select * (6 * dim + 32) <= free_memory(device)
