@@ -110,13 +110,18 @@ def anomaly_map(
     if not 0 <= sigma < float("inf"):
         raise InputError(f"sigma: expected a finite number of at least 0, found {sigma!r}")
     rows, columns = (
-        _enlarge_and_blur(int(n_in), int(n_out), float(sigma)).to(scores.device, torch.float32)
+        _enlarge_and_blur_on(int(n_in), int(n_out), float(sigma), scores.device)
         for n_in, n_out in zip(grid, size, strict=True)
     )
     return rows @ scores.view(-1, *grid) @ columns.T
 
 
 @lru_cache(maxsize=64)
+def _enlarge_and_blur_on(n_in: int, n_out: int, sigma: float, device: torch.device) -> Tensor:
+    """Keep the matrices where they are used: later maps of a size copy nothing to the device."""
+    return _enlarge_and_blur(n_in, n_out, sigma).to(device, torch.float32)
+
+
 def _enlarge_and_blur(n_in: int, n_out: int, sigma: float) -> Tensor:
     """Return the (n_out, n_in) float64 matrix of bilinear resampling (align_corners=False) followed by the blur."""
     centre = ((torch.arange(n_out, dtype=torch.float64) + 0.5) * n_in / n_out - 0.5).clamp(0, n_in - 1)

@@ -18,11 +18,17 @@ _BLOCK_ROWS = 16384
 
 
 class ExactIndex:
-    """Exact search (:class:`mmad_bank.ops.SearchIndex`); its resident copy is made at the first search."""
+    """Exact search (:class:`mmad_bank.ops.SearchIndex`); its resident copy is made at the first search.
 
-    def __init__(self, vectors: Tensor, precision: Precision = "auto") -> None:
+    ``device`` is where to search, and where queries and results are; the vectors are there or in host memory.
+    """
+
+    def __init__(
+        self, vectors: Tensor, precision: Precision = "auto", device: torch.device | str | None = None
+    ) -> None:
         self._vectors = vectors
         self._precision = precision
+        self._device = vectors.device if device is None else device
         self._search: ops.SearchIndex | None = None
 
     @property
@@ -30,15 +36,23 @@ class ExactIndex:
         """Bytes of the resident copy; 0 before the first search."""
         return self._search.nbytes if self._search is not None else 0
 
+    @property
+    def _index(self) -> ops.SearchIndex:
+        if self._search is None:
+            self._search = ops.SearchIndex(self._vectors, precision=self._precision, device=self._device)
+        return self._search
+
     def search(self, queries: ArrayLike, k: int) -> tuple[Tensor, Tensor]:
         """Return distances float32 (Q, k) and rows int64 (Q, k), nearest first."""
-        if self._search is None:
-            self._search = ops.SearchIndex(self._vectors, precision=self._precision)
-        return self._search.search(queries, k)
+        return self._index.search(queries, k)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return vectors by number: int64 (...) -> (..., D)."""
+        return self._index.gather(rows)
 
     def neighbors(self, rows: Tensor, k: int) -> Tensor:
         """Return the k exact nearest vectors of the bank's own ``rows``: int64 (Q, k)."""
-        return self.search(self._vectors[rows], k)[1]
+        return self.search(self.gather(rows), k)[1]
 
 
 class FaissIndex:
@@ -123,12 +137,18 @@ class FaissIndex:
         indices = torch.from_numpy(found).to(rows.device)
         short = (indices < 0).any(1)
         if bool(short.any()):
-            distances[short], indices[short] = exact_search(rows[short], self._vectors, k)
+            exact = exact_search(rows[short].to(self._vectors.device), self._vectors, k)
+            distances[short], indices[short] = exact[0].to(rows.device), exact[1].to(rows.device)
         return distances, indices
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return vectors by number: int64 (...) -> (..., D) on the device of ``rows``."""
+        return self._vectors[rows.to(self._vectors.device)].to(rows.device)
 
     def neighbors(self, rows: Tensor, k: int) -> Tensor:
         """Return the k exact nearest vectors of the bank's own ``rows``: int64 (Q, k)."""
-        return exact_search(self._vectors[rows], self._vectors, k)[1]
+        own = self._vectors[rows.to(self._vectors.device)]
+        return exact_search(own, self._vectors, k)[1].to(rows.device)
 
 
 def exact_search(queries: Tensor, vectors: Tensor, k: int) -> tuple[Tensor, Tensor]:

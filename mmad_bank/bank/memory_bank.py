@@ -6,7 +6,7 @@ import copy
 import math
 import os
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from mmad_bank.bank.selection import Moments, Standardisation, coreset_size, sel
 from mmad_bank.errors import FormatError, InputError
 from mmad_bank.ops.knn import Precision, check_precision
 
+VectorsOn = Literal["device", "host"]
 Features = FeatureDump | ArrayLike | PathLike | Sequence[PathLike]
 
 
@@ -72,6 +73,7 @@ class MemoryBank:
     projection: SparseProjection | None
     standardisation: Standardisation | None
     extractor: str | None
+    _device: torch.device  # where it searches
     _raw_radius: float | None  # in the selection space, before standardisation
     _mapped: bool  # the vectors are a file on disk
     _index: ExactIndex | FaissIndex | None  # None until it is needed
@@ -103,6 +105,7 @@ class MemoryBank:
 
     def _set(self, vectors: Tensor, source_rows: Tensor, index: str, precision: Precision) -> None:
         self._vectors = vectors
+        self._device = vectors.device
         self._source_rows = source_rows
         self.sources = []
         self.index = index
@@ -130,12 +133,15 @@ class MemoryBank:
         standardise: bool | tuple[float, float] = False,
         precision: Precision = "auto",
         device: torch.device | str | None = None,
+        vectors_on: VectorsOn = "device",
         extractor: str | None = None,
     ) -> MemoryBank:
         """Select a bank by exact greedy k-centre (Sener and Savarese 2018; PatchCore's coreset).
 
         A dump on disk is streamed: in memory are the selection space (N x D, or N x projection_dim, float32), the bank,
-        and one block of a few MiB.
+        and one block of a few MiB. On a CUDA device the selection space is in the device's memory if it fits there
+        beside the 16-bit copy that is selected from; otherwise in host memory (see
+        :func:`mmad_bank.ops.k_center_greedy`). The bank is the same.
 
         Args:
             features: (N, D) or (images, patches, D) array; a path, a folder or a list of paths; or a
@@ -153,6 +159,7 @@ class MemoryBank:
                 (mean, std).
             precision: of the resident search copy.
             device: where to select and search; default: where the features are.
+            vectors_on: where the bank's vectors are kept, see :meth:`to`.
             extractor: name of the feature extractor.
 
         Raises:
@@ -173,10 +180,12 @@ class MemoryBank:
         check_index(start, "start", 0, len(dump) - 1, "the row numbers")
         projection = SparseProjection.create(dump.dim, len(dump), projection_dim, seed)
         _check_search(index, precision)
+        target = None if device is None else ops.resolve_device(device)
+        _check_vectors_on(vectors_on)
         given = None if isinstance(standardise, bool) else _check_standardisation(standardise)
         moments = Moments() if standardise is True else None
         with reporting(progress) as report:
-            space = selection_space(dump, projection, report, device=device, moments=moments)
+            space = selection_space(dump, projection, report, device=target, n_select=n_select, moments=moments)
             standardisation = given if moments is None else moments.result()
             coreset = ops.k_center_greedy(
                 space,
@@ -184,9 +193,11 @@ class MemoryBank:
                 start=start,
                 progress=lambda done, total: report("Selecting the coreset", done, total),
                 return_radius=True,
+                device=target,
             )
             rows = coreset.indices
-            vectors = space[rows] if projection is None else dump.take(rows).to(space.device)
+            vectors = space[rows] if projection is None else dump.take(rows)
+        del space
         bank = cls.__new__(cls)
         bank._set(vectors, rows.cpu(), index, precision)
         bank.sources = list(dump.sources)
@@ -194,6 +205,7 @@ class MemoryBank:
         bank.standardisation = standardisation
         bank.extractor = extractor
         bank._raw_radius = coreset.covering_radius
+        bank = bank.to(coreset.indices.device if target is None else target, vectors_on=vectors_on)
         bank._make_index()
         return bank
 
@@ -201,7 +213,12 @@ class MemoryBank:
         return self.vectors.shape[0]
 
     def __repr__(self) -> str:
-        return f"MemoryBank({len(self)} x {self.dim}, index={self.index!r}, device={str(self.vectors.device)!r})"
+        return f"MemoryBank({len(self)} x {self.dim}, index={self.index!r}, device={str(self.device)!r})"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the bank searches, and where its results are. The vectors are there too, or in host memory."""
+        return self._device
 
     @property
     def vectors(self) -> Tensor:
@@ -246,7 +263,7 @@ class MemoryBank:
 
     def _make_index(self) -> None:
         if self.index == "exact":
-            self._index = ExactIndex(self.vectors, self.precision)
+            self._index = ExactIndex(self.vectors, self.precision, self.device)
         elif self._faiss_bytes is not None:
             self._index = FaissIndex.deserialize(self.vectors, self._faiss_bytes)
         else:
@@ -262,7 +279,7 @@ class MemoryBank:
         Returns:
             Euclidean distances float32 (Q, k) and bank rows int64 (Q, k), nearest first, on the bank's device.
         """
-        rows = as_features(queries, "queries").to(self.vectors.device)
+        rows = as_features(queries, "queries").to(self.device)
         distances, found = self.search_index.search(rows, k)
         return distances / self._std if self.standardisation else distances, found
 
@@ -270,6 +287,9 @@ class MemoryBank:
         self, patches: ArrayLike, *, reweight: scoring.Reweight = "m3dm", n_neighbors: int | None = None
     ) -> Scores:
         """Score the patches of images and the images themselves (M3DM eq. 6 to 8; see :func:`scoring.image_score`).
+
+        On a CUDA device everything after the check of the patches (one flag that the host waits for; left out while a
+        CUDA graph is captured) is queued on the current stream, and with the exact index the host waits for nothing.
 
         Args:
             patches: (B, P, D) patch features of B images.
@@ -284,10 +304,11 @@ class MemoryBank:
             (torch.Size([2, 9]), torch.Size([2]), torch.int64)
         """
         wanted = scoring.check_reweight(reweight, n_neighbors)
-        rows = as_float_tensor(patches, "patches", ndim=3).to(self.vectors.device)
+        rows = as_float_tensor(patches, "patches", ndim=3).to(self.device)
         if rows.numel() == 0 or rows.shape[2] != self.dim:
             raise InputError(f"patches: expected shape (B, P, {self.dim}), not empty, found {tuple(rows.shape)}")
-        check_finite(rows.view(-1, self.dim), "patches")
+        if not (rows.is_cuda and torch.cuda.is_current_stream_capturing()):
+            check_finite(rows.view(-1, self.dim), "patches")
         distances, nearest = self.search(rows.view(-1, self.dim))
         patch, nearest = distances.view(rows.shape[:2]), nearest.view(rows.shape[:2])
         largest, where = patch.max(dim=1)
@@ -296,7 +317,7 @@ class MemoryBank:
         image = torch.arange(len(rows), device=rows.device)
         around = self._neighborhood(nearest[image, where], min(wanted, len(self)))
         # The distances from the few patches f* are taken from differences: nothing cancels.
-        gaps = self.vectors[around].double() - rows[image, where].double()[:, None]
+        gaps = self.search_index.gather(around).double() - rows[image, where].double()[:, None]
         spread = gaps.square_().sum(-1).sqrt_() / self._std
         return Scores(patch, scoring.image_score(largest, spread, self.dim, reweight), nearest)
 
@@ -305,11 +326,10 @@ class MemoryBank:
         if n == 1:
             return center[:, None]
         found = self.search_index.neighbors(center, n)
-        is_center = found == center[:, None]
-        absent = ~is_center.any(1)  # n copies of m* with lower row numbers came first
-        found[absent, -1] = center[absent]
-        is_center[absent, -1] = True
-        first = (~is_center).int().argsort(dim=1, stable=True)
+        absent = ~(found == center[:, None]).any(1)  # n copies of m* with lower row numbers came first
+        last = torch.where(absent, center, found[:, -1])
+        found = torch.cat([found[:, :-1], last[:, None]], 1)
+        first = (found != center[:, None]).int().argsort(dim=1, stable=True)
         return found.gather(1, first)
 
     def provenance(self, rows: Tensor | Sequence[int] | None = None) -> list[Origin]:
@@ -365,22 +385,22 @@ class MemoryBank:
             raise InputError("radius: expected a radius or a size, the bank does not know its own radius")
         if size is not None:
             size = min(check_index(size, "size", 1, 2**31 - 1, "rows to add"), len(dump))
-        device = self.vectors.device
         with reporting(progress) as report:
-            space = selection_space(dump, self.projection, report, device=device)
+            space = selection_space(dump, self.projection, report, device=self.device, n_select=size or len(dump))
             covered = self.vectors if self.projection is None else self._projected_vectors()
             coreset = ops.extend_coreset(
                 space,
-                covered,
+                covered.to(space.device),
                 # A row that lies exactly at the radius is covered, whichever way its distance was rounded.
                 radius=None if limit is None else limit * (1 + 2.0**-23),
                 n_select=size,
                 progress=lambda done, total: report("Extending the coreset", done, total),
+                device=self.device,
             )
             rows = coreset.indices
             if len(rows):
-                new = space[rows] if self.projection is None else dump.take(rows).to(device)
-                self._append(new, rows.cpu(), dump.sources)
+                new = space[rows] if self.projection is None else dump.take(rows)
+                self._append(new.to(self.vectors.device), rows.cpu(), dump.sources)
         if self._raw_radius is not None:
             self._raw_radius = max(self._raw_radius, coreset.covering_radius)
         return len(rows)
@@ -400,13 +420,32 @@ class MemoryBank:
         if not isinstance(index, FaissIndex):
             self._make_index()
 
-    def to(self, device: torch.device | str) -> MemoryBank:
-        """Return the bank with its vectors, and so its exact search, on ``device``; itself if it is there already."""
-        vectors = self.vectors.to(device)
-        if vectors is self.vectors:
+    def to(self, device: torch.device | str, *, vectors_on: VectorsOn = "device") -> MemoryBank:
+        """Return the bank with its exact search on ``device``; itself if it is there already.
+
+        Args:
+            device: where to search.
+            vectors_on: ``"device"`` takes the float32 vectors along. ``"host"`` leaves them in host memory: on a CUDA
+                device is then only the 16-bit or int8 copy (``precision``), a half or a quarter of their size, and the
+                few vectors that decide are fetched from host memory, which is page-locked for that. The answers are the
+                same. On the CPU the two mean the same.
+
+        Raises:
+            InputError: The device cannot be used.
+
+        Example:
+            >>> import torch
+            >>> bank = MemoryBank(torch.rand(5, 3))
+            >>> bank.to("cpu", vectors_on="host") is bank
+            True
+        """
+        _check_vectors_on(vectors_on)
+        target = ops.resolve_device(device)
+        vectors = self.vectors.to("cpu" if vectors_on == "host" else target)
+        if vectors is self.vectors and target == self.device:
             return self
         moved = copy.copy(self)
-        moved._vectors, moved._mapped, moved._index = vectors, False, None
+        moved._vectors, moved._device, moved._mapped, moved._index = vectors, target, False, None
         if isinstance(self._index, FaissIndex):
             moved._faiss_bytes = self._index.serialize()
         return moved
@@ -450,6 +489,7 @@ class MemoryBank:
         precision: Precision = "auto",
         verify: bool = True,
         rebuild_index: bool = False,
+        vectors_on: VectorsOn = "device",
     ) -> MemoryBank:
         """Load a saved bank. On the CPU its vectors stay on disk, memory-mapped, until they are touched.
 
@@ -463,6 +503,7 @@ class MemoryBank:
             verify: compare the vectors with their checksum (one pass over the file, several GB/s). The header is
                 always checked.
             rebuild_index: build the FAISS index anew from the vectors instead of reading it from the file.
+            vectors_on: where the vectors are kept, see :meth:`to`.
 
         Raises:
             InputError: No such file, or it cannot be read.
@@ -482,7 +523,7 @@ class MemoryBank:
             bank._restore(header, tensors, precision, rebuild_index)
         except (KeyError, TypeError, ValueError) as error:
             raise FormatError(f"{path}: altered, its header does not describe a memory bank ({error})") from error
-        return bank.to(device)
+        return bank.to(device, vectors_on=vectors_on)
 
     def _restore(
         self, header: dict[str, Any], tensors: dict[str, Tensor], precision: Precision, rebuild_index: bool
@@ -510,6 +551,11 @@ def _check_search(index: str, precision: str) -> None:
     if not isinstance(index, str):
         raise InputError(f"index: expected 'exact' or a FAISS factory string, found {index!r}")
     check_precision(precision)
+
+
+def _check_vectors_on(vectors_on: str) -> None:
+    if vectors_on not in get_args(VectorsOn):
+        raise InputError(f"vectors_on: expected one of {', '.join(get_args(VectorsOn))}, found {vectors_on!r}")
 
 
 def _check_standardisation(pair: Any) -> Standardisation:

@@ -15,7 +15,7 @@ from torch import Tensor
 from mmad_bank import scoring
 from mmad_bank._checks import ArrayLike
 from mmad_bank._files import replacing
-from mmad_bank.bank.memory_bank import MemoryBank, Scores
+from mmad_bank.bank.memory_bank import MemoryBank, Scores, VectorsOn
 from mmad_bank.errors import FormatError, InputError
 from mmad_bank.ops.knn import Precision
 
@@ -67,9 +67,9 @@ class MultiBank(Mapping[str, MemoryBank]):
         """Bytes held in memory by all banks."""
         return sum(bank.nbytes for bank in self.values())
 
-    def to(self, device: torch.device | str) -> MultiBank:
-        """Return the banks on ``device``."""
-        return MultiBank({name: bank.to(device) for name, bank in self.items()})
+    def to(self, device: torch.device | str, *, vectors_on: VectorsOn = "device") -> MultiBank:
+        """Return the banks with their exact search on ``device``, see :meth:`MemoryBank.to`."""
+        return MultiBank({name: bank.to(device, vectors_on=vectors_on) for name, bank in self.items()})
 
     def search(self, queries: Mapping[str, ArrayLike], k: int = 1) -> dict[str, tuple[Tensor, Tensor]]:
         """Search every bank with its own queries, see :meth:`MemoryBank.search`."""
@@ -121,16 +121,23 @@ class MultiBank(Mapping[str, MemoryBank]):
 
     @classmethod
     def load(
-        cls, folder: str | os.PathLike[str], device: torch.device | str = "cpu", *, precision: Precision = "auto"
+        cls,
+        folder: str | os.PathLike[str],
+        device: torch.device | str = "cpu",
+        *,
+        precision: Precision = "auto",
+        vectors_on: VectorsOn = "device",
     ) -> MultiBank:
         """Load the banks that :meth:`save` wrote, memory-mapped, see :meth:`MemoryBank.load`."""
         target = Path(folder)
         if not (target / _MANIFEST).is_file():
             raise InputError(f"{folder}: expected a folder with {_MANIFEST}, found none")
-        return cls({
-            name: MemoryBank.load(target / file, device, precision=precision)
-            for name, file in _read_manifest(target).items()
-        })
+        return cls(
+            {
+                name: MemoryBank.load(target / file, device, precision=precision, vectors_on=vectors_on)
+                for name, file in _read_manifest(target).items()
+            }
+        )
 
 
 def _unused_name(name: str, folder: Path) -> str:

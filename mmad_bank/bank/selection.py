@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mmad_bank import ops
 from mmad_bank._checks import check_index
 from mmad_bank.bank._progress import Report
 from mmad_bank.bank.dumps import FeatureDump
@@ -61,16 +62,22 @@ def selection_space(
     projection: SparseProjection | None,
     report: Report,
     *,
-    device: torch.device | str | None = None,
+    n_select: int,
+    device: torch.device | None = None,
     moments: Moments | None = None,
 ) -> Tensor:
     """Return the dump's rows, projected if there is a projection: (N, d) float32, checked for NaN and infinity.
 
-    Besides the result, no more than one block of the dump is in memory at a time; an array that is in memory already
-    is not copied.
+    They are on ``device`` (default: where the dump's are) if the selection of ``n_select`` of them fits there;
+    otherwise in host memory. Besides the result, no more than one block of the dump is in memory at a time; an array
+    that is in memory already is not copied.
     """
-    in_place = projection is None and device is None and len(dump.parts) == 1 and dump.parts[0].resident
-    space: Tensor | None = dump.parts[0].read(0, len(dump)) if in_place else None
+    dim = dump.dim if projection is None else projection.dim_out
+    home = device if device is None or ops.selection_fits(len(dump), dim, n_select, device) else torch.device("cpu")
+    one_array = projection is None and len(dump.parts) == 1 and dump.parts[0].resident
+    whole = dump.parts[0].read(0, len(dump)) if one_array else None
+    in_place = whole is not None and home in (None, whole.device)
+    space = whole if in_place else None
     for first, rows in dump.blocks():
         block = rows if device is None else rows.to(device)
         if moments is not None:
@@ -79,7 +86,7 @@ def selection_space(
             if projection is not None:
                 block = projection(block)
             if space is None:
-                space = block.new_empty(len(dump), block.shape[1])
+                space = torch.empty(len(dump), dim, device=block.device if home is None else home)
             space[first : first + len(block)] = block
         report("Reading features", first + len(block), len(dump))
     assert space is not None  # a dump has at least one row

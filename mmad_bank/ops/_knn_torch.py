@@ -37,6 +37,9 @@ class TorchIndex:
         parts = [self._search_block(block, k) for block in queries.split(rows_a_block)]
         return torch.cat([d for d, _ in parts]), torch.cat([i for _, i in parts])
 
+    def gather(self, rows: Tensor) -> Tensor:
+        return self.vectors[rows]
+
     def _search_block(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         centred = queries - self.center
         partial = torch.addmm(self.squared.float(), centred, self.rows.T, alpha=-2.0)

@@ -14,6 +14,7 @@ from mmad_bank._checks import ArrayLike, as_features, check_finite, check_index,
 from mmad_bank._progress import progress_bar
 from mmad_bank.errors import InputError
 from mmad_bank.ops import _k_center_torch
+from mmad_bank.ops._devices import resolve_device
 from mmad_bank.ops._points_torch import cuda_kernels
 
 Progress = bool | Callable[[int, int], None]
@@ -42,13 +43,26 @@ def k_center_greedy(
     start: int = 0,
     progress: Progress = False,
     return_radius: Literal[False] = ...,
+    device: torch.device | str | None = ...,
 ) -> Tensor: ...
 @overload
 def k_center_greedy(
-    features: ArrayLike, n_select: int, *, start: int = 0, progress: Progress = False, return_radius: Literal[True]
+    features: ArrayLike,
+    n_select: int,
+    *,
+    start: int = 0,
+    progress: Progress = False,
+    return_radius: Literal[True],
+    device: torch.device | str | None = ...,
 ) -> Coreset: ...
 def k_center_greedy(
-    features: ArrayLike, n_select: int, *, start: int = 0, progress: Progress = False, return_radius: bool = False
+    features: ArrayLike,
+    n_select: int,
+    *,
+    start: int = 0,
+    progress: Progress = False,
+    return_radius: bool = False,
+    device: torch.device | str | None = None,
 ) -> Tensor | Coreset:
     """Choose rows one by one, each the farthest from those chosen before (Gonzalez 1985; PatchCore, Roth 2022, alg. 1).
 
@@ -61,12 +75,17 @@ def k_center_greedy(
         start: the first row.
         progress: True for a bar on the terminal, or a function called with (rows chosen, ``n_select``).
         return_radius: return a :class:`Coreset` instead of the indices alone.
+        device: where to select; default: where the features are. Features in host memory may be larger than a CUDA
+            device's memory: it keeps as much of a 16-bit copy as fits, has the rest streamed from page-locked memory
+            while it computes, and fetches the few rows that it needs in full. Beside that copy it needs about 170 bytes
+            a row, and twice the bytes of a vector for every row chosen.
 
     Returns:
         int64 (n_select,) on the features' device, in order of selection.
 
     Raises:
-        InputError: not a 2-D floating-point array, a row that is not finite, ``n_select`` or ``start`` out of range.
+        InputError: not a 2-D floating-point array, a row that is not finite, ``n_select`` or ``start`` out of range; a
+            device that cannot be used, or that is too small.
 
     Example:
         >>> import torch
@@ -76,7 +95,7 @@ def k_center_greedy(
     rows = as_features(features)
     check_index(n_select, "n_select", 1, len(rows), "the number of rows")
     check_index(start, "start", 0, len(rows) - 1, "the row numbers")
-    coreset = _select(rows, None, n_select, start, -1.0, progress)
+    coreset = _select(rows, None, n_select, start, -1.0, progress, _place(rows, device))
     return coreset if return_radius else coreset.indices
 
 
@@ -87,6 +106,7 @@ def extend_coreset(
     radius: float | None = None,
     n_select: int | None = None,
     progress: Progress = False,
+    device: torch.device | str | None = None,
 ) -> Coreset:
     """Continue a greedy selection: choose rows of ``features`` that the vectors of ``bank`` do not cover.
 
@@ -99,6 +119,7 @@ def extend_coreset(
         radius: distance within which a row counts as covered; 0 takes all but copies.
         n_select: largest number of rows to choose, 0 to N.
         progress: as in :func:`k_center_greedy`.
+        device: as in :func:`k_center_greedy`.
 
     Returns:
         A :class:`Coreset` of the chosen rows; it may be empty.
@@ -116,22 +137,29 @@ def extend_coreset(
     if radius is not None and not radius >= 0.0:
         raise InputError(f"radius: expected a distance of at least 0, found {radius}")
     count = len(rows) if n_select is None else check_index(n_select, "n_select", 0, len(rows), "the number of rows")
-    return _select(rows, centers, count, 0, 0.0 if radius is None else radius, progress)
+    limit = 0.0 if radius is None else radius
+    return _select(rows, centers, count, 0, limit, progress, _place(rows, device))
+
+
+def _place(rows: Tensor, device: torch.device | str | None) -> torch.device:
+    place = rows.device if device is None else resolve_device(device)
+    if rows.device not in (place, torch.device("cpu")):
+        raise InputError(f"features: expected a tensor on {place} or in host memory, found {rows.device}")
+    return place
 
 
 def _select(
-    rows: Tensor, centers: Tensor | None, n_select: int, start: int, radius: float, progress: Progress
+    rows: Tensor,
+    centers: Tensor | None,
+    n_select: int,
+    start: int,
+    radius: float,
+    progress: Progress,
+    device: torch.device,
 ) -> Coreset:
     with _reporter(progress, n_select) as report:
-        if rows.device.type != "cpu":
-            for name, value in (("features", rows), ("bank", centers)):
-                if value is not None:
-                    check_finite(value, name)
-            cuda = cuda_kernels(rows.device)
-            native = cuda is not None and rows.shape[1] <= cuda.MAX_DIM
-            select = cuda.k_center_greedy if cuda is not None and native else _k_center_torch.select
-            indices, radii, covering = select(rows, centers, n_select, start, radius, report)
-            return Coreset(indices, radii, covering)
+        if device.type != "cpu":
+            return _select_on(device, rows, centers, n_select, start, radius, report)
         earlier = rows[:0] if centers is None else centers
         if centers is not None:
             check_finite(centers, "bank")
@@ -140,6 +168,29 @@ def _select(
                 rows.numpy(), earlier.numpy(), n_select, start, radius, 0, "auto", torch.get_num_threads(), report
             )
     return Coreset(torch.from_numpy(chosen), torch.from_numpy(distances).float(), covering)
+
+
+def _select_on(
+    device: torch.device,
+    rows: Tensor,
+    centers: Tensor | None,
+    n_select: int,
+    start: int,
+    radius: float,
+    report: Callable[[int], None] | None,
+) -> Coreset:
+    """Select on a device that is not the CPU; the results are where the rows are."""
+    for name, value in (("features", rows), ("bank", centers)):
+        if value is not None:
+            check_finite(value, name)
+    cuda = cuda_kernels(device)
+    if cuda is not None and rows.shape[1] <= cuda.MAX_DIM:
+        found = cuda.k_center_greedy(rows, centers, n_select, start, radius, report, device=device)
+    else:
+        moved = None if centers is None else centers.to(device)
+        found = _k_center_torch.select(rows.to(device), moved, n_select, start, radius, report)
+    indices, radii, covering = found
+    return Coreset(indices.to(rows.device), radii.to(rows.device), covering)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from mmad_bank import _core
 from mmad_bank._checks import ArrayLike, as_features, check_finite, check_index, naming_bad_rows
 from mmad_bank.errors import InputError
 from mmad_bank.ops import _knn_torch
+from mmad_bank.ops._devices import resolve_device
 from mmad_bank.ops._points_torch import cuda_kernels
 
 Precision = Literal["auto", "float32", "half", "int8"]
@@ -25,12 +26,32 @@ class SearchIndex:
         precision: ``"float32"``, ``"half"`` (16 bits a value), ``"int8"`` or ``"auto"``: the units'
             own 16-bit format (float32 where there is none), with a coarse level in front where the data allow it. The
             answers are the same for all of them; memory and speed differ.
+        device: where to search; default: where the vectors are. With vectors in host memory and a CUDA device, the
+            device holds the 16-bit or int8 copy alone, a half or a quarter of the vectors' size, and fetches the few
+            vectors that it needs in full from the host's memory, which is page-locked for that (in place, where the
+            system allows it). ``"float32"``, vectors of more than 16 384 values, and devices that the compiled kernels
+            do not run on take a float32 copy to the device instead.
+
+    Raises:
+        InputError: Vectors that are not a finite, non-empty 2-D floating-point array; a precision or a device that is
+            not there.
+
+    Example:
+        >>> import torch
+        >>> index = SearchIndex(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
+        >>> index.search(torch.tensor([[3.0, 3.0]]))
+        (tensor([[1.]]), tensor([[1]]))
+        >>> index.gather(torch.tensor([[1, 0]])).shape
+        torch.Size([1, 2, 2])
     """
 
-    def __init__(self, vectors: ArrayLike, *, precision: Precision = "auto") -> None:
+    def __init__(
+        self, vectors: ArrayLike, *, precision: Precision = "auto", device: torch.device | str | None = None
+    ) -> None:
         self.vectors = as_features(vectors, "bank")
         self.precision = check_precision(precision)
-        self._engine = _make_engine(self.vectors, self.precision)
+        self.device = self.vectors.device if device is None else resolve_device(device)
+        self._engine = _make_engine(self.vectors, self.precision, self.device)
 
     def __len__(self) -> int:
         return self.vectors.shape[0]
@@ -46,14 +67,25 @@ class SearchIndex:
         return self._engine.nbytes
 
     def search(self, queries: ArrayLike, k: int = 1) -> tuple[Tensor, Tensor]:
-        """Return distances float32 (Q, k) and indices int64 (Q, k), nearest first; equal distances by lowest index."""
+        """Return distances float32 (Q, k) and indices int64 (Q, k), nearest first; equal distances by lowest index.
+
+        The queries must be on :attr:`device`, where the results are too. On a CUDA device the search is queued on the
+        current stream and nobody waits: up to 256 neighbours in the native kernels, beyond that in PyTorch with a
+        float32 copy of the bank. A query that is not finite has distances that are not.
+        """
         rows = as_features(queries, "queries")
         if rows.shape[1] != self.dim:
             raise InputError(f"queries: expected {self.dim} columns as in the bank, found {rows.shape[1]}")
         check_index(k, "k", 1, len(self), "the number of vectors in the bank")
-        if rows.device != self.vectors.device:
-            raise InputError(f"queries: expected a tensor on {self.vectors.device} as the bank is, found {rows.device}")
+        if rows.device != self.device:
+            raise InputError(f"queries: expected a tensor on {self.device} as the bank is, found {rows.device}")
         return self._engine.search(rows, k)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return vectors by number: int64 (...) on :attr:`device` -> float32 (..., D) there."""
+        if rows.dtype != torch.int64 or rows.device != self.device:
+            raise InputError(f"rows: expected int64 on {self.device}, found {rows.dtype} on {rows.device}")
+        return self._engine.gather(rows)
 
 
 def knn(queries: ArrayLike, bank: ArrayLike, k: int = 1, *, precision: Precision = "auto") -> tuple[Tensor, Tensor]:
@@ -86,11 +118,14 @@ class _Engine(Protocol):
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]: ...
 
+    def gather(self, rows: Tensor) -> Tensor: ...
+
 
 class _NativeIndex:
     """The C++ search of CPU tensors."""
 
     def __init__(self, vectors: Tensor, precision: Precision) -> None:
+        self._vectors = vectors
         with naming_bad_rows("bank"):
             self._index = _core.KnnIndex(vectors.numpy(), precision, torch.get_num_threads())
 
@@ -103,15 +138,20 @@ class _NativeIndex:
             distances, indices = self._index.search(queries.numpy(), k, torch.get_num_threads())
         return torch.from_numpy(distances), torch.from_numpy(indices)
 
+    def gather(self, rows: Tensor) -> Tensor:
+        return self._vectors[rows]
 
-def _make_engine(vectors: Tensor, precision: Precision) -> _Engine:
-    if vectors.device.type == "cpu":
+
+def _make_engine(vectors: Tensor, precision: Precision, device: torch.device) -> _Engine:
+    if device.type == "cpu" and vectors.device.type == "cpu":
         return _NativeIndex(vectors, precision)
+    if vectors.device.type not in ("cpu", device.type):
+        raise InputError(f"bank: expected a tensor on {device} or in host memory, found {vectors.device}")
     check_finite(vectors, "bank")
-    cuda = cuda_kernels(vectors.device)
+    cuda = cuda_kernels(device)
     if cuda is not None and precision != "float32" and vectors.shape[1] <= cuda.MAX_DIM:
-        return cuda.CudaIndex(vectors, precision)
-    return _knn_torch.TorchIndex(vectors)
+        return cuda.CudaIndex(vectors, precision, device=device)
+    return _knn_torch.TorchIndex(vectors.to(device))
 
 
 __all__ = ["Precision", "SearchIndex", "knn"]

@@ -7,6 +7,7 @@ import torch
 from mmad_bank import MemoryBank, ops
 from mmad_bank.bank import dumps
 from mmad_bank.bank.projection import SparseProjection
+from mmad_bank.bank.selection import selection_space
 from mmad_bank.errors import InputError
 
 
@@ -426,6 +427,108 @@ class TestExtend:
 def test_to_the_device_it_is_on_is_itself():
     bank = MemoryBank(features(5))
     assert bank.to("cpu") is bank
+
+
+def test_where_the_vectors_are_kept_is_checked(tmp_path):
+    bank = MemoryBank(features(5))
+    bank.save(tmp_path / "b.safetensors")
+    for refuse in (
+        lambda: bank.to("cpu", vectors_on="disk"),
+        lambda: MemoryBank.build(features(5), vectors_on="disk"),
+        lambda: MemoryBank.load(tmp_path / "b.safetensors", vectors_on="disk"),
+    ):
+        with pytest.raises(InputError, match="vectors_on: expected one of device, host, found 'disk'"):
+            refuse()
+    for refuse in (lambda: bank.to("cuda:99"), lambda: MemoryBank.build(features(5), device="cuda:99")):
+        with pytest.raises(InputError, match="device: 'cuda:99' cannot be used"):
+            refuse()
+
+
+def test_vectors_on_the_host_are_where_the_cpu_searches(tmp_path):
+    bank = MemoryBank.build(features(60), size=9, device="cpu", vectors_on="host")
+    assert bank.device == bank.vectors.device == torch.device("cpu")
+    assert torch.equal(bank.source_rows, MemoryBank.build(features(60), size=9).source_rows)
+    bank.save(tmp_path / "b.safetensors")
+    loaded = MemoryBank.load(tmp_path / "b.safetensors", vectors_on="host")
+    assert loaded.nbytes < bank.vectors.nbytes  # still memory-mapped
+    assert loaded.to("cpu", vectors_on="host") is loaded
+
+
+def test_a_bank_of_which_only_the_search_moves():
+    """Vectors stay; the copy, the index and the device are another's. (The meta device holds no values.)"""
+    bank = MemoryBank(features(5))
+    moved = bank.to("meta", vectors_on="host")
+    assert moved.device == torch.device("meta")
+    assert moved.vectors is bank.vectors
+    assert bank.device == torch.device("cpu")
+    assert moved.to("meta").vectors.is_meta
+    assert moved.to("cpu").device == torch.device("cpu")
+
+
+def test_a_dump_that_does_not_fit_stays_in_host_memory(monkeypatch):
+    """Asked is for the rows that are selected from, projected if they are, and their number."""
+    asked = []
+    monkeypatch.setattr(ops, "selection_fits", lambda *given: asked.append(given) or given[1] < 10)
+    dump, meta = dumps.open_dump(features(60)), torch.device("meta")
+    wide = selection_space(dump, None, lambda *_: None, n_select=7, device=meta)
+    narrow = selection_space(dump, SparseProjection(12, 8, 0), lambda *_: None, n_select=7, device=meta)
+    assert asked == [(60, 12, 7, meta), (60, 8, 7, meta)]
+    assert torch.equal(wide, features(60))
+    assert narrow.is_meta
+
+
+def test_the_selection_is_told_where(monkeypatch):
+    seen = []
+    select, extend = ops.k_center_greedy, ops.extend_coreset
+    monkeypatch.setattr(ops, "k_center_greedy", lambda *a, **k: seen.append(k["device"]) or select(*a, **k))
+    monkeypatch.setattr(ops, "extend_coreset", lambda *a, **k: seen.append(k["device"]) or extend(*a, **k))
+    bank = MemoryBank.build(features(60), size=7, device="cpu")
+    bank.extend(features(5, seed=1) + 9)
+    assert seen == [torch.device("cpu")] * 2
+
+
+def on_cuda(rows, **arguments):
+    return MemoryBank.build(rows, size=40, device="cuda", **arguments)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["auto", "int8", "float32"])
+@pytest.mark.parametrize("reweight", ["m3dm", "patchcore"])
+def test_vectors_on_the_host_give_the_same_answers(reweight, precision, tmp_path):
+    rows, patches = features(400, 40), features(50, 40, seed=1).reshape(2, 25, 40)
+    cpu = MemoryBank.build(rows, size=40)
+    cpu.save(tmp_path / "b.safetensors")
+    path = tmp_path / "b.safetensors"
+    cuda = on_cuda(rows, precision=precision)
+    for bank in (
+        on_cuda(rows, precision=precision, vectors_on="host"),
+        cuda.to("cuda", vectors_on="host"),
+        MemoryBank.load(path, "cuda", precision=precision, vectors_on="host"),
+    ):
+        assert (bank.device.type, bank.vectors.device.type) == ("cuda", "cpu")
+        found, expected = bank.score(patches, reweight=reweight), cpu.score(patches, reweight=reweight)
+        assert torch.equal(found.nearest.cpu(), expected.nearest)
+        torch.testing.assert_close(found.image.cpu(), expected.image)
+        assert bank.to("cuda").vectors.is_cuda
+        assert bank.to("cuda", vectors_on="host") is bank
+        assert bank.extend(features(60, 40, seed=2) + 3, size=5) == 5
+        assert bank.vectors.device.type == "cpu"
+        assert torch.equal(bank.search(patches[0], 3)[1].cpu(), bank.to("cpu").search(patches[0], 3)[1])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
+@pytest.mark.parametrize("projection_dim", [None, 16])
+def test_a_dump_larger_than_the_device(projection_dim, monkeypatch):
+    rows = features(3000, 40)
+    expected = MemoryBank.build(rows, size=100, projection_dim=projection_dim, device="cuda")
+    monkeypatch.setattr(ops, "selection_fits", lambda *_: False)
+    monkeypatch.setattr("mmad_bank.ops._cuda.resident_tiles", lambda *_: 3)
+    for vectors_on in ("device", "host"):
+        bank = MemoryBank.build(rows, size=100, projection_dim=projection_dim, device="cuda", vectors_on=vectors_on)
+        assert torch.equal(bank.source_rows, expected.source_rows)
+        assert bank.vectors.is_cuda == (vectors_on == "device")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -1,14 +1,23 @@
-"""What only a GPU can show: streams, graphs, several devices, host memory, full sizes, and no growth."""
+"""What only a GPU can show: streams, graphs, several devices, host memory, full sizes, and no growth.
+
+Kernels against the references, with poisoned workspaces and outputs, are in test_cuda_kernels.py.
+"""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from mmad_bank import ops
+from mmad_bank import MemoryBank, ops
+from mmad_bank.bank.indices import FaissIndex
+from mmad_bank.errors import InputError
 from mmad_bank.ops import _cuda, _k_center_torch, _points_torch
+from mmad_bank.scoring import anomaly_map
 
 pytestmark = [
     pytest.mark.gpu,
@@ -86,6 +95,73 @@ def test_knn_in_a_graph() -> None:
         assert torch.equal(distances, expected[0])
 
 
+@pytest.mark.parametrize("k", [33, 100])
+def test_long_lists_in_a_graph(k: int) -> None:
+    bank, queries = random(3000, 96), random(200, 96, seed=1)
+    index = _cuda.CudaIndex(bank)
+    index.search(queries, k)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        distances, indices = index.search(queries, k)
+    queries.copy_(random(200, 96, seed=2))
+    graph.replay()
+    expected = brute_force(queries, bank, k)
+    assert torch.equal(indices, expected[1])
+    assert torch.equal(distances, expected[0])
+
+
+def score_and_map(bank: MemoryBank, patches: Tensor, reweight: Any) -> tuple[Tensor, Tensor, Tensor]:
+    scores = bank.score(patches, reweight=reweight)
+    return scores.patch, scores.image, anomaly_map(scores.patch, (28, 28), (224, 224))
+
+
+@pytest.mark.parametrize("vectors_on", ["device", "host"])
+@pytest.mark.parametrize("reweight", ["m3dm", "patchcore", "max"])
+def test_the_way_to_the_score(reweight: Any, vectors_on: Any) -> None:
+    """Equal to the CPU's to 1e-4; no synchronisation but for the check of the patches; capturable in a graph."""
+    rows, patches = manifold(3000, 96), manifold(2 * 784, 96, seed=5).view(2, 784, 96)
+    patches[1, 300:310] += 0.5
+    host = MemoryBank(rows.cpu())
+    bank = host.to("cuda", vectors_on=vectors_on)
+    expected = score_and_map(host, patches.cpu(), reweight)
+    for found, wanted in zip(score_and_map(bank, patches, reweight), expected, strict=True):
+        torch.testing.assert_close(found.cpu(), wanted, rtol=1e-4, atol=1e-4)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):  # a synchronisation or a copy from the host would end the capture
+        captured = score_and_map(bank, patches, reweight)
+    fresh = manifold(2 * 784, 96, seed=9).view(2, 784, 96)
+    patches.copy_(fresh)
+    graph.replay()
+    for found, wanted in zip(captured, score_and_map(host, fresh.cpu(), reweight), strict=True):
+        torch.testing.assert_close(found.cpu(), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_bad_patches_are_named_on_the_device() -> None:
+    patches = random(1, 9, 8)
+    patches[0, 4, 2] = float("nan")
+    with pytest.raises(InputError, match="patches: row 4 holds NaN or infinity"):
+        MemoryBank(random(50, 8)).score(patches)
+
+
+def test_faiss_index_on_the_gpu() -> None:
+    faiss = pytest.importorskip("faiss")
+    if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() == 0:
+        pytest.skip("faiss-gpu finds no device")
+    rows, queries = manifold(3000, 96), manifold(200, 96, seed=5)
+    exact = brute_force(queries, rows, 3)
+    for factory, recall in (("Flat", 0.99), ("IVF64,Flat", 0.8)):
+        bank = MemoryBank(rows, index=factory)
+        assert isinstance(bank.search_index.faiss_index, faiss.GpuIndex)
+        bank.search_index.faiss_index.nprobe = 32
+        distances, indices = bank.search(queries, 3)
+        assert indices.device == queries.device
+        assert float((indices == exact[1]).float().mean()) >= recall
+        assert float((distances - exact[0]).abs().median()) < 1e-3
+        saved = bank.search_index.serialize()
+        assert FaissIndex.deserialize(rows, saved).faiss_index.ntotal == 3000
+        bank.score(queries.view(2, 100, 96))
+
+
 def test_operators_in_a_graph() -> None:
     cloud, rows = random(2, 900, 3), random(40, 8)
     torch.ops.mmad_bank.farthest_point_sample(cloud, 30)
@@ -118,6 +194,28 @@ def test_work_is_queued_on_the_current_stream() -> None:
     assert torch.equal(picks, ops.k_center_greedy(source, 50))
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_poisoned_outputs(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that PyTorch hands out holds NaN and wrong rows; every value of a result is written."""
+    empty = torch.empty
+
+    def poisoned(*size: object, **arguments: object) -> Tensor:
+        tensor = empty(*size, **arguments)
+        return tensor.view(torch.uint8).fill_(255).view(tensor.dtype) if tensor.numel() else tensor
+
+    bank, queries = random(700, 40), random(300, 40, seed=1)
+    expected = brute_force(queries, bank, 40), ops.k_center_greedy(bank, 90)
+    torch.cuda.synchronize()
+    monkeypatch.setattr(torch, "empty", poisoned)
+    with torch.cuda.stream(torch.cuda.Stream() if stream else torch.cuda.current_stream()):
+        distances, indices = _cuda.CudaIndex(bank).search(queries, 40)
+        picks = _cuda.k_center_greedy(bank, None, 90, 0, -1.0, None)[0]
+        torch.cuda.current_stream().synchronize()
+    assert torch.equal(indices, expected[0][1])
+    assert torch.equal(distances, expected[0][0])
+    assert torch.equal(picks, expected[1])
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")
 def test_second_device() -> None:
     bank, queries = random(3000, 96), random(200, 96, seed=1)
@@ -127,6 +225,15 @@ def test_second_device() -> None:
     assert torch.equal(other[1].cpu(), expected[1].cpu())
     picks = ops.k_center_greedy(bank.to("cuda:1"), 100)
     assert torch.equal(picks.cpu(), ops.k_center_greedy(bank, 100).cpu())
+    host = ops.SearchIndex(bank.cpu(), device="cuda:1")
+    assert torch.equal(host.search(queries.to("cuda:1"), 3)[1].cpu(), expected[1].cpu())
+    with pytest.raises(InputError, match="expected a tensor on cuda:1"):
+        host.search(queries, 3)
+    picks = ops.k_center_greedy(bank.cpu(), 100, device="cuda:1")
+    assert torch.equal(picks, ops.k_center_greedy(bank, 100).cpu())
+    moved = MemoryBank(bank).to("cuda:1")
+    assert torch.equal(moved.search(queries, 3)[1].cpu(), expected[1].cpu())
+    assert torch.cuda.current_device() == 0
 
 
 def test_rows_in_host_memory() -> None:
@@ -136,6 +243,62 @@ def test_rows_in_host_memory() -> None:
     arguments = None, 400, 3, -1.0, None
     found = _cuda.k_center_greedy(bank.cpu(), *arguments, device="cuda")[0]
     assert torch.equal(found, _cuda.k_center_greedy(bank, *arguments)[0])
+
+
+def test_rows_in_host_memory_through_the_public_functions() -> None:
+    bank, queries = manifold(5000, 130), manifold(300, 130, seed=5)
+    for precision in ("auto", "int8", "float32"):
+        index = ops.SearchIndex(bank.cpu(), precision=precision, device="cuda")
+        distances, indices = index.search(queries, 4)
+        assert distances.is_cuda
+        assert torch.equal(indices, brute_force(queries, bank, 4)[1])
+        assert torch.equal(index.gather(indices), bank[indices])
+    coreset = ops.k_center_greedy(bank.cpu(), 400, device="cuda", return_radius=True)
+    assert coreset.indices.device.type == "cpu"
+    assert torch.equal(coreset.indices, ops.k_center_greedy(bank, 400).cpu())
+    more = ops.extend_coreset(bank.cpu(), bank[:9].cpu(), n_select=50, device="cuda")
+    assert torch.equal(more.indices, ops.extend_coreset(bank, bank[:9], n_select=50).indices.cpu())
+
+
+def test_page_locks_are_given_back() -> None:
+    rows, queries = manifold(5000, 130).cpu(), manifold(300, 130, seed=5)
+    for part in (rows, rows[1000:]):  # one lock for both; then again, when the first has gone
+        assert not part.is_pinned()
+        index, other = ops.SearchIndex(part, device="cuda"), ops.SearchIndex(part[8:], device="cuda")
+        assert part.is_pinned()
+        found = index.search(queries)[1]
+        del index
+        assert part.is_pinned()
+        assert torch.equal(found.cpu(), ops.knn(queries.cpu(), part)[1])
+        del other
+    assert not rows.is_pinned()
+
+
+def test_a_read_only_mapping_is_copied(tmp_path: Path) -> None:
+    rows = manifold(500, 64).cpu()
+    np.save(tmp_path / "rows.npy", rows.numpy())
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    queries = manifold(30, 64, seed=5)
+    assert torch.equal(ops.SearchIndex(mapped, device="cuda").search(queries)[1].cpu(), ops.knn(queries.cpu(), rows)[1])
+
+
+@pytest.mark.parametrize("tiles", [0, 700, 1562])
+def test_k_center_with_streamed_rows_at_size(tiles: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1563 tiles: three chunks where four times the multiprocessors make one."""
+    features = manifold(200_000, 64)
+    expected = _cuda.k_center_greedy(features, None, 3000, 0, -1.0, None)[0]
+    monkeypatch.setattr(_cuda, "resident_tiles", lambda *_: tiles)
+    found = _cuda.k_center_greedy(features.cpu(), None, 3000, 0, -1.0, None, device="cuda")[0]
+    assert torch.equal(found, expected)
+
+
+def test_k_center_takes_no_more_memory_than_it_is_told() -> None:
+    features = manifold(200_000, 256).cpu()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before, memory = torch.cuda.memory_allocated(), 110 << 20  # the bfloat16 copy is 98 MiB, the rows' state 28
+    _cuda.k_center_greedy(features, None, 500, 0, -1.0, None, device="cuda", memory=memory)
+    assert torch.cuda.max_memory_allocated() - before < memory + (32 << 20)  # a sample of the rows, for their centre
 
 
 @pytest.mark.parametrize("pool", [0, 700])
@@ -169,8 +332,10 @@ def test_point_clouds_at_size() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_no_growth_in_many_searches() -> None:
-    index, queries = _cuda.CudaIndex(random(2000, 64)), random(128, 64, seed=1)
+@pytest.mark.parametrize("vectors_on", ["device", "host"])
+def test_no_growth_in_many_searches(vectors_on: str) -> None:
+    vectors, queries = random(2000, 64), random(128, 64, seed=1)
+    index = _cuda.CudaIndex(vectors if vectors_on == "device" else vectors.cpu(), device="cuda")
     for _ in range(50):
         index.search(queries, 1)
     torch.cuda.synchronize()
@@ -179,3 +344,22 @@ def test_no_growth_in_many_searches() -> None:
         index.search(queries, 1)
     torch.cuda.synchronize()
     assert (torch.cuda.mem_get_info()[0], torch.cuda.memory_allocated(), torch.cuda.memory_reserved()) == before
+
+
+def test_no_growth_in_many_banks_and_selections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Page locks, staging buffers, copy streams and events go with the call that made them."""
+    monkeypatch.setattr(_cuda, "resident_tiles", lambda *_: 4)
+    rows, queries = random(3000, 64).cpu(), random(128, 64, seed=1)
+
+    def once() -> None:
+        _cuda.CudaIndex(rows, device="cuda").search(queries, 1)
+        _cuda.k_center_greedy(rows, None, 30, 0, -1.0, None, device="cuda")
+
+    for _ in range(20):
+        once()
+    torch.cuda.synchronize()
+    before = torch.cuda.mem_get_info()[0], torch.cuda.memory_allocated()
+    for _ in range(300):
+        once()
+    torch.cuda.synchronize()
+    assert (torch.cuda.mem_get_info()[0], torch.cuda.memory_allocated()) == before
