@@ -8,15 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mmad_bank.methods.base import Method
 
-EMBEDDED: dict[str, Any] = {
-    "rgb": "efficientnet_lite0",
-    "rgb_weights": "pretrained",
-    "xyz": "fpfh",
-    "uff_steps": 60,
-    "uff_batch": 8,
-    "uff_patches": 128,
-}
-"""Constructor arguments; a method takes those that it has."""
+EMBEDDED: dict[str, Any] = {"rgb": "efficientnet_lite0", "rgb_weights": "pretrained", "xyz": "fpfh"}
+"""Constructor arguments; a method takes those that it has, and adds its own (:attr:`Method.embedded`)."""
 
 
 def embedded_arguments(method: type[Method]) -> dict[str, Any]:
@@ -25,7 +18,7 @@ def embedded_arguments(method: type[Method]) -> dict[str, Any]:
     Example:
         >>> from mmad_bank.methods import PatchCore
         >>> embedded_arguments(PatchCore)
-        {'rgb': 'efficientnet_lite0', 'rgb_weights': 'pretrained'}
+        {'rgb': 'efficientnet_lite0', 'rgb_weights': 'pretrained', 'rgb_layers': (1, 2, 4)}
     """
     names = inspect.signature(method.__init__).parameters
-    return {name: value for name, value in EMBEDDED.items() if name in names}
+    return {**{name: value for name, value in EMBEDDED.items() if name in names}, **method.embedded}

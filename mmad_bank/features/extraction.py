@@ -26,6 +26,8 @@ from mmad_bank.features.rgb import Precision, RGBExtractor
 Modality = Literal["rgb", "xyz"]
 EMBEDDED_RGB = "efficientnet_lite0"
 """The RGB extractor whose weights come from the package index."""
+EMBEDDED_STAGES = (1, 2, 4)
+"""Its stages for banks: strides 4, 8 and 16, the middle of the network, as PatchCore advises (section 3.1)."""
 PRETRAINED, RANDOM = "pretrained", "random"
 
 

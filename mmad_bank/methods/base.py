@@ -100,6 +100,8 @@ class Method(ABC):
     """In a model's folder and on the command line."""
     recipe_of_data: ClassVar[str] = "m3dm"
     """Whose preprocessing of MVTec 3D-AD the method takes, see :class:`mmad_bank.data.Preprocessing`."""
+    embedded: ClassVar[Mapping[str, Any]] = {}
+    """Arguments that suit the embedded extractors and small data sets, beside :data:`mmad_bank.embedded.EMBEDDED`."""
 
     image_size: int
     seed: int

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mmad_bank import scoring
-from mmad_bank.features.extraction import PRETRAINED, make_rgb_extractor, make_xyz_extractor
+from mmad_bank.features.extraction import EMBEDDED_STAGES, PRETRAINED, make_rgb_extractor, make_xyz_extractor
 from mmad_bank.features.rgb import Precision
 from mmad_bank.methods._banked import BankMethod
 from mmad_bank.ops.knn import Precision as Storage
@@ -40,6 +40,7 @@ class BTF(BankMethod):
     """
 
     name: ClassVar[str] = "btf"
+    embedded: ClassVar[Mapping[str, Any]] = {"rgb_layers": EMBEDDED_STAGES}
 
     def __init__(
         self,

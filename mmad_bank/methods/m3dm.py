@@ -16,7 +16,7 @@ from mmad_bank.bank import MemoryBank, Scores
 from mmad_bank.bank.provenance import Source
 from mmad_bank.errors import InputError
 from mmad_bank.features.alignment import Recipe
-from mmad_bank.features.extraction import PRETRAINED, make_rgb_extractor, make_xyz_extractor
+from mmad_bank.features.extraction import EMBEDDED_STAGES, PRETRAINED, make_rgb_extractor, make_xyz_extractor
 from mmad_bank.features.rgb import Precision
 from mmad_bank.fusion import DecisionFusion, FeatureFusion, train_fusion
 from mmad_bank.fusion.dlf import FACTORS
@@ -56,6 +56,7 @@ class M3DM(BankMethod):
         uff_weights: ``"train"`` on the samples of :meth:`fit`, or a file: the published checkpoint, or one UFF for all
             categories that was trained before.
         uff_steps: steps of UFF's training.
+        uff_lr: its learning rate; the paper's is for 256 images a step, smaller batches want a smaller one.
         uff_batch: images a step.
         uff_patches: patches drawn of an image; None takes all.
         image_size: pixels a side of the prepared images.
@@ -87,6 +88,9 @@ class M3DM(BankMethod):
     """
 
     name: ClassVar[str] = "m3dm"
+    embedded: ClassVar[Mapping[str, Any]] = {
+        "rgb_layers": EMBEDDED_STAGES, "uff_steps": 300, "uff_lr": 3e-4, "uff_batch": 8, "uff_patches": 96,
+    }  # fmt: skip
 
     uff_: FeatureFusion | None
     dlf_: DecisionFusion | None
@@ -106,6 +110,7 @@ class M3DM(BankMethod):
         decision: Literal["dlf", "add"] = "dlf",
         uff_weights: str = "train",
         uff_steps: int = 750,
+        uff_lr: float = 0.003,
         uff_batch: int = 256,
         uff_patches: int | None = None,
         image_size: int = 224,
@@ -124,7 +129,7 @@ class M3DM(BankMethod):
         self.rgb, self.rgb_weights, self.rgb_layers = rgb, rgb_weights, rgb_layers
         self.xyz, self.xyz_weights, self.num_groups, self.group_size = xyz, xyz_weights, num_groups, group_size
         self.banks, self.fusion, self.decision = banks, fusion, decision
-        self.uff_weights, self.uff_steps = uff_weights, uff_steps
+        self.uff_weights, self.uff_steps, self.uff_lr = uff_weights, uff_steps, uff_lr
         self.uff_batch, self.uff_patches = uff_batch, uff_patches
         self.image_size, self.grid, self.recipe = image_size, grid, recipe
         self.ratio, self.projection_dim = ratio, projection_dim
@@ -177,8 +182,8 @@ class M3DM(BankMethod):
             return
         self.uff_ = train_fusion(
             _Pairs(dumps["xyz"], dumps["rgb"]), steps=self.uff_steps, warmup=min(250, self.uff_steps // 3),
-            batch=self.uff_batch, patches_per_image=self.uff_patches, recipe=self.recipe, seed=self.seed,
-            resume=stages.state("uff.pt"), device=self.device, progress=stages.progress,
+            batch=self.uff_batch, patches_per_image=self.uff_patches, lr=self.uff_lr, recipe=self.recipe,
+            seed=self.seed, resume=stages.state("uff.pt"), device=self.device, progress=stages.progress,
         )  # fmt: skip
 
     def _compose(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:

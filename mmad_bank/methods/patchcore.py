@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
 from mmad_bank import scoring
-from mmad_bank.features.extraction import PRETRAINED, make_rgb_extractor
+from mmad_bank.features.extraction import EMBEDDED_STAGES, PRETRAINED, make_rgb_extractor
 from mmad_bank.features.rgb import Precision
 from mmad_bank.methods._banked import BankMethod
 from mmad_bank.ops.knn import Precision as Storage
@@ -45,6 +46,7 @@ class PatchCore(BankMethod):
     """
 
     name: ClassVar[str] = "patchcore"
+    embedded: ClassVar[Mapping[str, Any]] = {"rgb_layers": EMBEDDED_STAGES}
 
     def __init__(
         self,
