@@ -1,0 +1,369 @@
+"""MDSS (Sun et al. 2024): a student-teacher network on RGB and signed distances on points, without memory banks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmad_bank._checkpoints import load_matching, read_torch
+from mmad_bank._progress import progress_bar
+from mmad_bank._stages import Stages
+from mmad_bank._timing import timed
+from mmad_bank._training import seeded
+from mmad_bank.data.sample import Sample
+from mmad_bank.errors import InputError
+from mmad_bank.features.alignment import measured_points
+from mmad_bank.features.extraction import EMBEDDED_RGB, PRETRAINED, make_rgb_extractor, usable
+from mmad_bank.features.rgb import Precision
+from mmad_bank.memoryless.alignment import Moments, ScoreAlignment
+from mmad_bank.memoryless.pdn import CHANNELS, PDN, foreground_mask, mask_on_grid, squared_difference
+from mmad_bank.memoryless.signed_distance import (
+    Aggregation,
+    SignedDistance,
+    cut_patches,
+    train_signed_distance,
+)
+from mmad_bank.memoryless.student_teacher import ImageFolder, train_student, train_teacher
+from mmad_bank.methods.base import Method, Part, Prediction, Samples
+
+BRANCHES = ("rgb", "xyz")
+DISTIL = "distil"
+Statistics = Literal["all", "nonzero"]
+
+
+class MDSS(Method):
+    """Where the student differs from its teacher, or a point from the surface that its surroundings should have.
+
+    RGB: a PDN student learns its teacher's outputs on the foreground of normal images (section 3.1). Points: patches of
+    the cloud are encoded, and an implicit function says how far each point lies from the normal surface (3.2). The two
+    maps are aligned by their statistics on the validation split; the map is the larger one at every pixel, the image's
+    score the product of the two maps' maxima (3.3).
+
+    The student never learns the background, so its differences there say nothing: they are set to zero in prediction
+    as in training. The paper gives no numbers of steps, and the defaults here are for a GPU; on a CPU, narrower
+    networks (``pdn_width``, ``sdf_width``), smaller images and fewer steps keep a training to minutes.
+
+    Args:
+        rgb: The extractor that a teacher is distilled from: ``"efficientnet_lite0"``, which needs no download from
+            outside the package index, or a model's name in timm.
+        rgb_weights: ``"pretrained"``, a checkpoint file, or ``"random"``.
+        rgb_layers: Stages or blocks; None for the extractor's own.
+        branches: ``"rgb"``, ``"xyz"``, or both. One alone gives its own map, and the map's maximum as the score.
+        teacher: ``"distil"``, or a file of published PDN weights; no extractor is needed then.
+        teacher_images: Folder of images to distil on; None takes the training samples.
+        teacher_steps: Of the distillation (EfficientAD takes 60 000).
+        teacher_batch: Images a step.
+        teacher_lr: Learning rate.
+        pdn_width: Channels after PDN's first convolution; 128 for the published weights.
+        channels: Of PDN's map; None takes 384, or as many dimensions as the extractor has.
+        student_steps: Of the student's training (EfficientAD takes 70 000).
+        student_batch: Images a step.
+        student_lr: Learning rate.
+        quantiles: The dynamic learning factor d of the first and of the last step, see
+            :func:`mmad_bank.memoryless.pdn.dynamic_quantile`.
+        patch_size: Points a patch of the cloud.
+        coverage: In how many patches a point lies on average, in training and in prediction.
+        sdf_steps: Of the signed distances' training.
+        sdf_batch: Patches a step.
+        sdf_queries: Points pulled in each; None takes ``patch_size``.
+        sdf_lr: Initial learning rate; it falls as a cosine.
+        sdf_width: Of the implicit function's layers.
+        aggregation: Of a point's distances over the patches that hold it, ``"min"`` or ``"mean"``.
+        statistics: Of the alignment: over ``"all"`` pixels, or the ``"nonzero"`` ones of each map, as Shape-guided's
+            code does.
+        image_size: Pixels a side of the prepared images.
+        sigma: Of the 3-D map's Gaussian, pixels; the RGB map is not blurred.
+        precision: Of the extractor's products.
+        seed: Of everything random.
+        device: Where to train and predict.
+
+    Attributes:
+        teacher_: The teacher, if there is an RGB branch.
+        student_: The student, likewise.
+        sdf_: The signed distances, if there is a 3-D branch.
+        alignment_: Of the two branches.
+
+    Raises:
+        InputError: A choice is none of the above.
+
+    Example:
+        >>> method = MDSS(pdn_width=16, teacher_steps=200, student_steps=200, sdf_width=64, sdf_steps=300)
+        >>> method.branches
+        ('rgb', 'xyz')
+    """
+
+    name: ClassVar[str] = "mdss"
+    recipe_of_data: ClassVar[str] = "mdss"
+
+    teacher_: PDN | None
+    student_: PDN | None
+    sdf_: SignedDistance | None
+    alignment_: ScoreAlignment | None
+
+    def __init__(
+        self,
+        rgb: str = EMBEDDED_RGB,
+        rgb_weights: str = PRETRAINED,
+        *,
+        rgb_layers: tuple[int, ...] | None = None,
+        branches: tuple[str, ...] = BRANCHES,
+        teacher: str = DISTIL,
+        teacher_images: str | None = None,
+        teacher_steps: int = 10_000,
+        teacher_batch: int = 16,
+        teacher_lr: float = 1e-4,
+        pdn_width: int = 128,
+        channels: int | None = None,
+        student_steps: int = 10_000,
+        student_batch: int = 4,
+        student_lr: float = 1e-3,
+        quantiles: tuple[float, float] = (0.99, 0.999),
+        patch_size: int = 500,
+        coverage: tuple[float, float] = (5.0, 10.0),
+        sdf_steps: int = 20_000,
+        sdf_batch: int = 32,
+        sdf_queries: int | None = None,
+        sdf_lr: float = 1e-4,
+        sdf_width: int = 512,
+        aggregation: Aggregation = "min",
+        statistics: Statistics = "all",
+        image_size: int = 256,
+        sigma: float = 4.0,
+        precision: Precision = "float32",
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> None:
+        self.rgb, self.rgb_weights, self.rgb_layers, self.branches = rgb, rgb_weights, rgb_layers, branches
+        self.teacher, self.teacher_images = teacher, teacher_images
+        self.teacher_steps, self.teacher_batch, self.teacher_lr = teacher_steps, teacher_batch, teacher_lr
+        self.pdn_width, self.channels, self.quantiles = pdn_width, channels, quantiles
+        self.student_steps, self.student_batch, self.student_lr = student_steps, student_batch, student_lr
+        self.patch_size, self.coverage = patch_size, coverage
+        self.sdf_steps, self.sdf_batch, self.sdf_queries = sdf_steps, sdf_batch, sdf_queries
+        self.sdf_lr, self.sdf_width = sdf_lr, sdf_width
+        self.aggregation, self.statistics, self.image_size, self.sigma = aggregation, statistics, image_size, sigma
+        self.precision, self.seed, self.device = precision, seed, device
+        if not branches or len(set(branches)) < len(branches) or not set(branches) <= set(BRANCHES):
+            raise InputError(f"branches: expected rgb, xyz or both, found {', '.join(branches) or 'none'}")
+        for argument, allowed in (("aggregation", Aggregation), ("statistics", Statistics)):
+            if getattr(self, argument) not in get_args(allowed):
+                choices = ", ".join(get_args(allowed))
+                raise InputError(f"{argument}: expected one of {choices}, found {getattr(self, argument)!r}")
+        self._begin()
+
+    def _begin(self) -> None:
+        super()._begin()
+        self.teacher_ = self.student_ = self.sdf_ = self.alignment_ = None
+
+    # Fitting.
+
+    def _fit(self, dataset: Samples, validation: Samples | None, stages: Stages) -> None:
+        data = _TrainingData(self, dataset, stages)
+        self.train_ids_, self.skipped_ = data.ids, data.skipped
+        if "rgb" in self.branches:
+            self.teacher_ = self._make_teacher(data, stages)
+            self.student_ = train_student(
+                self.teacher_, data.images, data.masks, steps=self.student_steps, batch=self.student_batch,
+                lr=self.student_lr, quantiles=self.quantiles, seed=self.seed, resume=stages.state("student.pt"),
+                device=self.device, progress=stages.progress,
+            )  # fmt: skip
+        if "xyz" in self.branches:
+            self.sdf_ = train_signed_distance(
+                data.patches, data.counts, width=self.sdf_width, steps=self.sdf_steps, batch=self.sdf_batch,
+                queries=self.sdf_queries, lr=self.sdf_lr, seed=self.seed, resume=stages.state("sdf.pt"),
+                device=self.device, progress=stages.progress,
+            )  # fmt: skip
+        if len(self.branches) == len(BRANCHES):
+            held_out = validation if validation is not None and len(validation) else dataset
+            self.alignment_ = self._align(held_out, stages)
+
+    def _make_teacher(self, data: _TrainingData, stages: Stages) -> PDN:
+        if self.teacher != DISTIL:
+            network = PDN(self.channels or CHANNELS, width=self.pdn_width).load_checkpoint(self.teacher)
+            return network.requires_grad_(False).to(self.device)
+        with seeded(self.seed):  # for random weights
+            extractor = make_rgb_extractor(
+                self.rgb, self.rgb_weights, layers=self.rgb_layers, grid=PDN.grid(self.image_size),
+                image_size=self.image_size, precision=self.precision,
+            ).to(self.device)  # fmt: skip
+        images = data.images if self.teacher_images is None else ImageFolder(self.teacher_images, self.image_size)
+        return train_teacher(
+            extractor, images, channels=self.channels, width=self.pdn_width, steps=self.teacher_steps,
+            batch=self.teacher_batch, lr=self.teacher_lr, seed=self.seed, resume=stages.state("teacher.pt"),
+            device=self.device, progress=stages.progress,
+        )  # fmt: skip
+
+    def _align(self, samples: Samples, stages: Stages) -> ScoreAlignment:
+        """Measure both branches' maps of normal samples (section 3.3)."""
+
+        def write(path: Path) -> None:
+            moments = {name: Moments() for name in BRANCHES}
+            for sample in _counted("alignment", usable(samples, self.prepare, {}), len(samples), stages.progress):
+                for name, part in self._parts([sample])[0].items():
+                    scores = self._map(name, part)
+                    moments[name].update(scores if self.statistics == "all" else scores[scores != 0])
+            path.write_text(json.dumps(asdict(ScoreAlignment.of(moments["rgb"], moments["xyz"]))))
+
+        return ScoreAlignment(**json.loads(stages.run("alignment.json", write).read_text()))
+
+    # Predicting.
+
+    def _predict(self, samples: list[Sample]) -> list[Prediction]:
+        predictions = []
+        for sample, parts in zip(samples, self._parts(samples), strict=True):
+            with timed("alignment and map"):
+                maps = {name: self._map(name, part) for name, part in parts.items()}
+                if self.alignment_ is None:
+                    ((name, whole),) = maps.items()
+                    score = parts[name].score
+                else:
+                    whole = self.alignment_.union(maps["rgb"], maps["xyz"])
+                    score = parts["rgb"].score * parts["xyz"].score
+            predictions.append(Prediction(score, whole, sample, parts))
+        return predictions
+
+    @torch.no_grad()
+    def _parts(self, samples: list[Sample]) -> list[dict[str, Part]]:
+        """Score samples by each branch."""
+        scores: dict[str, list[Tensor]] = {}
+        if self.student_ is not None:
+            with timed("student and teacher"):
+                scores["rgb"] = self._differences(samples)
+        if self.sdf_ is not None:
+            with timed("signed distances"):
+                scores["xyz"] = [self._distances(sample) for sample in samples]
+        return [
+            {name: self._part(name, branch[b]) for name, branch in scores.items()} for b in range(len(samples))
+        ]
+
+    def _differences(self, samples: list[Sample]) -> list[Tensor]:
+        """Return the mean over channels of (T - S)² on the foreground, (h, w) a sample."""
+        assert self.teacher_ is not None
+        assert self.student_ is not None
+        images = torch.stack([sample.rgb for sample in samples]).to(self.device)
+        mask = mask_on_grid(foreground_mask(torch.stack([sample.xyz for sample in samples])), PDN.grid(self.image_size))
+        difference = squared_difference(self.teacher_, self.student_, images).mean(1).cpu()
+        return list(difference * mask)
+
+    def _distances(self, sample: Sample) -> Tensor:
+        """Return |signed distance| of every measured pixel, zero elsewhere, (H, W)."""
+        assert self.sdf_ is not None
+        name = str(sample.xyz_path or sample.id or "sample")
+        points, pixels = measured_points(sample.xyz.permute(1, 2, 0), name)
+        scores = torch.zeros(sample.size[0] * sample.size[1])
+        scores[pixels] = self.sdf_.score(
+            points, size=self.patch_size, coverage=self.coverage[1], aggregation=self.aggregation
+        )
+        return scores.view(sample.size)
+
+    def _part(self, name: str, scores: Tensor) -> Part:
+        return Part(float(self._map(name, Part(0.0, scores)).max()), scores)
+
+    def _map(self, name: str, part: Part) -> Tensor:
+        """Bring a branch's scores to the image; only the 3-D ones are blurred."""
+        return part.map((self.image_size, self.image_size), self.sigma if name == "xyz" else 0.0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that inference holds: the weights."""
+        return sum(tensor.nbytes for network in self._networks().values() for tensor in network.state_dict().values())
+
+    # Saving.
+
+    def _networks(self) -> dict[str, nn.Module]:
+        networks = {"teacher": self.teacher_, "student": self.student_, "signed-distance": self.sdf_}
+        return {name: network for name, network in networks.items() if network is not None}
+
+    def _save(self, folder: Path) -> dict[str, Any]:
+        from safetensors.torch import save_file
+
+        for name, network in self._networks().items():
+            state = {key: tensor.cpu().contiguous() for key, tensor in network.state_dict().items()}
+            save_file(state, folder / f"{name}.safetensors")
+        channels = None if self.student_ is None else self.student_.channels
+        return {"channels": channels, "alignment": None if self.alignment_ is None else asdict(self.alignment_)}
+
+    def _load(self, folder: Path, learnt: dict[str, Any]) -> None:
+        if "rgb" in self.branches:
+            self.teacher_, self.student_ = (PDN(learnt["channels"], width=self.pdn_width) for _ in range(2))
+        if "xyz" in self.branches:
+            self.sdf_ = SignedDistance(self.sdf_width)
+        for name, network in self._networks().items():
+            path = folder / f"{name}.safetensors"
+            load_matching(network, read_torch(path), path)
+            network.to(self.device).eval().requires_grad_(False)
+        if len(self.branches) == len(BRANCHES):
+            self.alignment_ = ScoreAlignment(**{name: float(value) for name, value in learnt["alignment"].items()})
+
+
+class _TrainingData:
+    """What the trainings look at again and again, prepared once and kept in files.
+
+    Attributes:
+        images: (n, 3, S, S) float32, memory-mapped.
+        masks: (n, S, S) bool, the foreground.
+        patches: (P, K, 3) float32, memory-mapped; empty without a 3-D branch.
+        counts: (P,) int64, distinct points of each.
+        ids: Of the n samples.
+        skipped: By id, why others were left out.
+    """
+
+    def __init__(self, method: MDSS, dataset: Samples, stages: Stages) -> None:
+        self.method, self.folder = method, stages.folder
+        names = ("train-rgb.npy", "train-masks.npy", "train-patches.npy", "train-counts.npy")
+        paths = [stages.state(name) for name in names]
+
+        def write(path: Path) -> None:
+            self._write(dataset, paths, stages.progress)
+            path.write_text(json.dumps({"ids": self.ids, "skipped": self.skipped}))
+
+        done = json.loads(stages.run("train.json", write).read_text())
+        self.ids, self.skipped = done["ids"], done["skipped"]
+        rgb, masks, patches, counts = (np.load(path, mmap_mode="r") for path in paths)
+        self.images, self.masks = rgb[: len(self.ids)], masks[: len(self.ids)]
+        self.patches, self.counts = patches, torch.from_numpy(np.array(counts))
+
+    def _write(self, dataset: Samples, paths: list[Path], progress: bool) -> None:
+        self.ids, self.skipped = [], {}
+        size = self.method.image_size
+        rgb = np.lib.format.open_memmap(paths[0], "w+", np.float32, (len(dataset), 3, size, size))
+        masks = np.lib.format.open_memmap(paths[1], "w+", np.bool_, (len(dataset), size, size))
+        patches, counts = [np.zeros((0, self.method.patch_size, 3), np.float32)], [np.zeros(0, np.int64)]
+        prepared = usable(dataset, self._prepare, self.skipped)
+        for sample in _counted("patches", prepared, len(dataset), progress):
+            number = len(self.ids)
+            rgb[number], masks[number] = sample.rgb.numpy(), foreground_mask(sample.xyz[None])[0].numpy()
+            if "xyz" in self.method.branches:
+                points, _ = measured_points(sample.xyz.permute(1, 2, 0))
+                cut = cut_patches(points, size=self.method.patch_size, coverage=self.method.coverage[0])
+                patches.append(cut.points.numpy())
+                counts.append(np.full(len(cut.points), cut.count))
+            self.ids.append(sample.id or str(number))
+        if not self.ids:
+            raise InputError(f"dataset: no sample can be used; {next(iter(self.skipped.values()))}")
+        rgb.flush()
+        masks.flush()
+        np.save(paths[2], np.concatenate(patches))
+        np.save(paths[3], np.concatenate(counts))
+
+    def _prepare(self, sample: Sample) -> Sample:
+        """Prepare a sample, and let one without measured points be skipped."""
+        prepared = self.method.prepare(sample)
+        measured_points(prepared.xyz.permute(1, 2, 0), str(prepared.xyz_path or prepared.id or "sample"))
+        return prepared
+
+
+def _counted(description: str, samples: Iterable[Sample], total: int, progress: bool) -> Iterator[Sample]:
+    """Yield samples under a progress bar."""
+    with progress_bar(description, total) if progress else nullcontext(lambda done: None) as report:
+        for number, sample in enumerate(samples):
+            report(number)
+            yield sample

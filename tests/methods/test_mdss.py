@@ -1,0 +1,296 @@
+"""MDSS as a method: its branches, their union, what a kill leaves, and what a saved model holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmad_bank import methods
+from mmad_bank.data import Sample
+from mmad_bank.errors import FormatError, InputError, MmadBankError
+from mmad_bank.memoryless.pdn import PDN, foreground_mask
+from mmad_bank.methods import MDSS
+
+pytest.importorskip("timm")
+scipy_ndimage = pytest.importorskip("scipy.ndimage")
+
+SIZE = 48
+SMALL = {
+    "rgb_weights": "random", "image_size": SIZE, "pdn_width": 8, "channels": 16, "teacher_steps": 3, "teacher_batch": 2,
+    "student_steps": 3, "student_batch": 2, "patch_size": 60, "coverage": (2.0, 3.0), "sdf_steps": 3, "sdf_batch": 3,
+    "sdf_queries": 10, "sdf_width": 16,
+}  # fmt: skip
+
+
+def a_part(seed: int, split: str = "train") -> Sample:
+    """A prepared sample: a bumpy disc in the middle, its background black and unmeasured."""
+    generator = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(torch.arange(SIZE) / 1000, torch.arange(SIZE) / 1000, indexing="ij")
+    height = 0.3 + 0.004 * torch.sin(x * (200 + 40 * torch.rand(1, generator=generator))) * torch.cos(y * 250)
+    xyz, rgb = torch.stack([x + 0.01, y + 0.01, height]), torch.rand(3, SIZE, SIZE, generator=generator) * 0.5 + 0.2
+    off = (x - 0.024) ** 2 + (y - 0.024) ** 2 > 0.016**2
+    xyz[:, off] = rgb[:, off] = 0
+    mask = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    return Sample(rgb, xyz, mask, id=f"part/{split}/good/{seed:03d}", split=split, prepared=True)
+
+
+def parts(n: int = 4) -> list[Sample]:
+    return [a_part(seed) for seed in range(n)]
+
+
+VALIDATION = [a_part(seed, "validation") for seed in (20, 21, 22)]
+
+
+@pytest.fixture(scope="module")
+def fitted() -> MDSS:
+    return MDSS(**SMALL).fit(parts(), validation=VALIDATION)
+
+
+def test_the_registry_knows_it() -> None:
+    assert "mdss" in methods.names()
+    assert methods.method_class("mdss") is MDSS
+    assert MDSS.recipe_of_data == "mdss"
+    assert MDSS().image_size == 256
+
+
+def test_shapes_and_ids(fitted: MDSS) -> None:
+    prediction = fitted.predict(a_part(30, "test"))
+    assert fitted.train_ids_ == [f"part/train/good/{seed:03d}" for seed in range(4)]
+    assert prediction.map.shape == (SIZE, SIZE)
+    assert prediction.map.dtype == torch.float32
+    assert {name: tuple(part.scores.shape) for name, part in prediction.parts.items()} == {
+        "rgb": PDN.grid(SIZE), "xyz": (SIZE, SIZE),
+    }  # fmt: skip
+    assert fitted.teacher_.channels == 16
+    assert fitted.explain(prediction) == []
+
+
+def own_maps(method: MDSS, sample: Sample) -> dict[str, np.ndarray]:
+    """Both branches' maps from the networks, resized by PyTorch and blurred by SciPy."""
+    with torch.no_grad():
+        d = (method.teacher_(sample.rgb[None]) - method.student_(sample.rgb[None])).square().mean(1)
+    cells = F.adaptive_max_pool2d(foreground_mask(sample.xyz[None]).float(), PDN.grid(SIZE))
+    rgb = F.interpolate((d * cells)[None], size=(SIZE, SIZE), mode="bilinear", align_corners=False)[0, 0]
+    there = (sample.xyz != 0).all(0)
+    points = sample.xyz[:, there].T
+    xyz = np.zeros((SIZE, SIZE))
+    xyz[there.numpy()] = method.sdf_.score(points, size=60, coverage=3.0, aggregation=method.aggregation)
+    return {"rgb": rgb.double().numpy(), "xyz": scipy_ndimage.gaussian_filter(xyz, 4.0)}
+
+
+def test_the_union_is_that_of_the_aligned_maps(fitted: MDSS) -> None:
+    normal = [own_maps(fitted, sample) for sample in VALIDATION]
+    rgb, xyz = (np.concatenate([maps[name].ravel() for maps in normal]) for name in ("rgb", "xyz"))
+    sample = a_part(30, "test")
+    maps = own_maps(fitted, sample)
+    aligned = (maps["rgb"] - rgb.mean()) / rgb.std() * xyz.std() + xyz.mean()
+    prediction = fitted.predict(sample)
+    assert np.allclose(prediction.map, np.maximum(aligned, maps["xyz"]), rtol=1e-3, atol=1e-5 * xyz.std())
+    assert prediction.score == pytest.approx(maps["rgb"].max() * maps["xyz"].max(), rel=1e-4)
+    for name, part in prediction.parts.items():
+        assert part.score == pytest.approx(maps[name].max(), rel=1e-4)
+    assert fitted.alignment_.rgb_std == pytest.approx(rgb.std(), rel=1e-4)
+
+
+def test_nonzero_statistics_leave_the_background_out() -> None:
+    method = MDSS(**SMALL, statistics="nonzero").fit(parts(), validation=VALIDATION)
+    normal = np.concatenate([own_maps(method, sample)["rgb"].ravel() for sample in VALIDATION])
+    assert method.alignment_.rgb_mean == pytest.approx(normal[normal != 0].mean(), rel=1e-4)
+    assert (normal == 0).any()
+
+
+def test_the_background_says_nothing(fitted: MDSS) -> None:
+    sample = a_part(30, "test")
+    scores = fitted.predict(sample).parts["rgb"].scores
+    mask = F.adaptive_max_pool2d(foreground_mask(sample.xyz[None]).float(), PDN.grid(SIZE))[0] > 0
+    assert (scores[mask] > 0).all()
+    assert (scores[~mask] == 0).all()
+    assert (~mask).any()
+
+
+def test_a_batch_is_predicted_as_its_samples_are(fitted: MDSS) -> None:
+    samples = [a_part(seed, "test") for seed in (30, 31, 32)]
+    for one, sample in zip(fitted.predict_batch(samples), samples, strict=True):
+        alone = fitted.predict(sample)
+        assert one.score == pytest.approx(alone.score, rel=1e-4)
+        assert torch.allclose(one.map, alone.map, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("branch", ["rgb", "xyz"])
+def test_a_branch_alone_is_that_of_both(fitted: MDSS, branch: str, tmp_path: Path) -> None:
+    alone = MDSS(**SMALL, branches=(branch,)).fit(parts())
+    sample = a_part(30, "test")
+    prediction, part = alone.predict(sample), fitted.predict(sample).parts[branch]
+    assert list(prediction.parts) == [branch]
+    assert torch.equal(prediction.parts[branch].scores, part.scores)
+    assert prediction.score == prediction.map.max().item() == part.score
+    assert (alone.student_ is None) == (branch == "xyz")
+    assert (alone.sdf_ is None) == (branch == "rgb")
+    alone.save(tmp_path / "model")
+    assert methods.load(tmp_path / "model").predict(sample).score == prediction.score
+
+
+def test_a_saved_model_predicts_the_same(fitted: MDSS, tmp_path: Path) -> None:
+    fitted.save(tmp_path / "model")
+    loaded = methods.load(tmp_path / "model")
+    assert isinstance(loaded, MDSS)
+    assert loaded.arguments() == fitted.arguments()
+    sample = a_part(30, "test")
+    first, second = fitted.predict(sample), loaded.predict(sample)
+    assert first.score == second.score
+    assert torch.equal(first.map, second.map)
+    assert loaded.nbytes == fitted.nbytes > 0
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
+        "model.json", "signed-distance.safetensors", "student.safetensors", "teacher.safetensors",
+    ]  # fmt: skip
+
+
+def test_damaged_models_are_refused(fitted: MDSS, tmp_path: Path) -> None:
+    fitted.save(tmp_path / "model")
+    manifest = tmp_path / "model" / "model.json"
+    content = json.loads(manifest.read_text())
+    for learnt in ({}, {"channels": 16, "alignment": None}, {"channels": 16, "alignment": {"rgb_mean": 0.0}}):
+        manifest.write_text(json.dumps({**content, "learnt": learnt}))
+        with pytest.raises(FormatError, match="altered or of another version"):
+            methods.load(tmp_path / "model")
+    manifest.write_text(json.dumps({**content, "learnt": {**content["learnt"], "channels": 4}}))
+    with pytest.raises(FormatError, match=r"teacher.safetensors: expected conv4.weight of shape \(4, "):
+        methods.load(tmp_path / "model")
+
+
+def test_a_published_teacher_needs_no_extractor(tmp_path: Path, monkeypatch) -> None:
+    torch.manual_seed(0)
+    published = PDN(16, width=8)
+    torch.save(published.state_dict(), tmp_path / "teacher.pth")
+    monkeypatch.setattr("mmad_bank.methods.mdss.make_rgb_extractor", None)
+    method = MDSS(**SMALL, branches=("rgb",), teacher=str(tmp_path / "teacher.pth")).fit(parts())
+    states = method.teacher_.state_dict(), published.state_dict()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
+    with pytest.raises(FormatError, match=r"teacher\.pth: expected conv1\.weight of shape"):
+        MDSS(**{**SMALL, "pdn_width": 4}, branches=("rgb",), teacher=str(tmp_path / "teacher.pth")).fit(parts())
+
+
+def test_a_teacher_of_other_images_is_another(fitted: MDSS, tmp_path: Path) -> None:
+    image_module = pytest.importorskip("PIL.Image")
+    image_module.fromarray(np.random.default_rng(0).integers(0, 255, (60, 60, 3), np.uint8)).save(tmp_path / "x.png")
+    method = MDSS(**SMALL, branches=("rgb",), teacher_images=str(tmp_path)).fit(parts())
+    assert not torch.equal(method.teacher_.conv1.weight, fitted.teacher_.conv1.weight)
+
+
+def test_samples_that_cannot_be_used_are_left_out() -> None:
+    empty = replace(a_part(9), xyz=torch.zeros(3, SIZE, SIZE), id="part/train/good/empty")
+    method = MDSS(**SMALL, branches=("xyz",)).fit([*parts(2), empty, a_part(2)])
+    assert method.train_ids_ == [f"part/train/good/{seed:03d}" for seed in range(3)]
+    assert "expected measured points" in method.skipped_["part/train/good/empty"]
+    with pytest.raises(InputError, match="no sample can be used; part/train/good/empty"):
+        MDSS(**SMALL).fit([empty])
+    with pytest.raises(InputError, match="part/train/good/empty: expected measured points"):
+        method.predict(empty)
+
+
+def test_clouds_of_fewer_points_than_a_patch() -> None:
+    few = []
+    for sample in parts():
+        xyz = sample.xyz.clone()
+        xyz[:, :, : SIZE // 2] = xyz[:, :, SIZE // 2 + 1 :] = 0
+        few.append(replace(sample, xyz=xyz))
+    assert 10 < int(few[0].measured.sum()) < 60 < int(parts()[0].measured.sum())
+    method = MDSS(**SMALL).fit([*few, *parts()], validation=few)
+    prediction = method.predict(few[0])
+    assert torch.isfinite(prediction.map).all()
+    assert prediction.score > 0
+
+
+def states(method: MDSS) -> list[torch.Tensor]:
+    return [tensor for network in method._networks().values() for tensor in network.state_dict().values()]
+
+
+_KILLED = """
+import os, signal, sys
+import torch
+sys.path.insert(0, {tests!r})
+torch.set_num_threads({threads})
+from mmad_bank import _training
+from test_mdss import LONGER, MDSS, VALIDATION, parts
+save, saved = _training._State.save, []
+def counting(self, path, step):
+    save(self, path, step)
+    saved.append(path)
+    if len(saved) == {after}:
+        os.kill(os.getpid(), signal.SIGKILL)
+_training._State.save = counting
+MDSS(**LONGER).fit(parts(), validation=VALIDATION, workdir={workdir!r})
+"""
+
+
+LONGER = {**SMALL, "sdf_steps": 53}  # a state is saved every 50 steps, and at the end
+
+
+@pytest.fixture(scope="module")
+def whole() -> MDSS:
+    return MDSS(**LONGER).fit(parts(), validation=VALIDATION)
+
+
+@pytest.mark.parametrize("after", [1, 3])  # saved states: one of the teacher, one of the student, then distances' first
+def test_a_killed_fit_goes_on_to_the_same_bytes(whole: MDSS, tmp_path: Path, after: int) -> None:
+    workdir = tmp_path / "work"
+    options = {"tests": str(Path(__file__).parent), "threads": torch.get_num_threads(), "workdir": str(workdir)}
+    script = _KILLED.format(**options, after=after)
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, env={**os.environ})
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert (workdir / "sdf.pt").exists() == (after == 3)
+    resumed = MDSS(**LONGER).fit(parts(), validation=VALIDATION, workdir=workdir)
+    assert all(torch.equal(a, b) for a, b in zip(states(resumed), states(whole), strict=True))
+    assert resumed.alignment_ == whole.alignment_
+
+
+def test_other_arguments_do_not_take_up_an_old_fit(fitted: MDSS, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        method = MDSS(**SMALL, seed=seed).fit(parts(), validation=VALIDATION, workdir=tmp_path)
+        assert torch.equal(states(method)[0], states(fitted)[0]) == (seed == 0)
+
+
+def test_nan_stops_the_fit_with_the_step(tmp_path: Path) -> None:
+    torch.save(PDN(16, width=8).state_dict(), tmp_path / "teacher.pth")
+    bad = a_part(0)
+    bad.rgb[0, 24, 24] = torch.nan
+    with pytest.raises(MmadBankError, match="train_student: the loss is nan at step 0 of 3"):
+        MDSS(**SMALL, branches=("rgb",), teacher=str(tmp_path / "teacher.pth")).fit([bad])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"branches": ()}, "branches: expected rgb, xyz or both, found none"),
+        ({"branches": ("rgb", "fusion")}, "branches: expected rgb, xyz or both, found rgb, fusion"),
+        ({"branches": ("rgb", "rgb")}, "branches: expected"),
+        ({"aggregation": "max"}, "aggregation: expected one of min, mean"),
+        ({"statistics": "some"}, "statistics: expected one of all, nonzero"),
+    ],
+)
+def test_bad_choices_are_named(arguments: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        MDSS(**arguments)
+
+
+def test_bad_arguments_of_the_parts_are_named() -> None:
+    for arguments, message in (
+        ({"student_steps": 0}, "steps: expected 1"), ({"sdf_batch": 1}, "batch: expected 2"),
+        ({"teacher": "nowhere.pth"}, "nowhere.pth: no such checkpoint"),
+        ({"teacher_images": "nowhere"}, "nowhere: expected a folder of images"),
+        ({"quantiles": (0.9, 1.0)}, "quantiles: expected"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            MDSS(**{**SMALL, **arguments}).fit(parts(2))
+    with pytest.raises(InputError, match="MDSS: not fitted"):
+        MDSS(**SMALL).predict(a_part(0))
