@@ -49,7 +49,7 @@ def depth_picture(sample: Sample) -> np.ndarray:
     if not measured.any():
         return picture.astype(np.uint8)
     depth = sample.xyz[2].numpy().astype(np.float64)
-    near, far = np.percentile(depth[measured], (0.5, 99.5))
+    near, far = np.percentile(depth[measured], (2, 99.5))
     height = np.clip((far - depth) / max(far - near, 1e-9), 0, 1)
     filled = np.where(measured, height, np.median(height[measured]))
     along_y, along_x = np.gradient(filled)

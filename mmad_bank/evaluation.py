@@ -441,10 +441,10 @@ class Summary:
             times = sum(e.seconds for e in self.evaluations) / len(rows)
             images = sum(len(e.scores) for e in self.evaluations)
             rows.append(["mean", *map(word, self.mean()), str(images), f"{times:.2f}"])
-        tables = [(f"{self.evaluations[0].method}: the result", ["category", *heads], rows)]
+        tables = [("results by category", ["category", *heads], rows)]
         if len(self.results) > 1:
             rows = [[result, *map(word, self.mean(result))] for result in self.results]
-            tables.append(("the same by bank" + self._averaged, ["result", *self.metric_names], rows))
+            tables.append(("the result and its parts" + self._averaged, ["result", *self.metric_names], rows))
         kinds = self.kinds()
         if kinds:
             for title, column in (("I-AUROC", 0), (self.metric_names[2], 2)):

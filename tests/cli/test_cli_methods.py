@@ -136,6 +136,15 @@ def test_evaluate_writes_tables_and_json(parts: Path, model: Path, tmp_path: Pat
     assert markdown.read_text().splitlines()[2].startswith("| category | I-AUROC |")
 
 
+def test_evaluate_writes_a_report(parts: Path, model: Path, tmp_path: Path) -> None:
+    found = facts("evaluate", model, parts / "prepared", "--report", tmp_path / "new" / "report")
+    page = (tmp_path / "new" / "report" / "index.html").read_text()
+    assert found["report"] == str(tmp_path / "new" / "report" / "index.html")
+    assert "PatchCore" in page
+    assert page.count("its worst patch</figcaption>") == 6, "every image of six is shown once and explained"
+    assert "distance" in page
+
+
 def test_predict_files_and_folder(parts: Path, model: Path, tmp_path: Path) -> None:
     records = open_dataset(parts / "prepared", "stud_tray", "test").records
     (evaluated,) = facts("evaluate", model, parts / "prepared")["categories"]

@@ -1,0 +1,219 @@
+"""The images that a report shows: pictures, scores, and the normal patches that explain them."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Sequence
+from functools import lru_cache
+from html import escape
+
+import numpy as np
+import torch
+
+from mmad_bank import _pictures
+from mmad_bank.data.sample import Sample, SampleDataset
+from mmad_bank.errors import InputError
+from mmad_bank.evaluation import FUSED, Evaluation, Example
+from mmad_bank.methods.base import Method, Part, Prediction, Reason
+from mmad_bank.report.charts import colour_of, key
+
+_N_REASONS = 4
+_CROP = 0.22  # side of a patch's crop, in sides of the image
+_TITLES = {
+    "highest good": "Highest score of a good image",
+    "lowest defect": "Lowest score of a defective image",
+    "highest defect": "Highest score of a defective image",
+    "lowest good": "Lowest score of a good image",
+}
+_DEPTH_PARTS = ("xyz", "depth", "point", "shape", "geometry", "3d")
+
+
+class Album:
+    """What the pictures of a category share: the colour scale, the training images, the order of the parts.
+
+    Args:
+        evaluation: With the examples to show.
+        method: What explains them, if it is there.
+        training: The training split, if it is there.
+    """
+
+    def __init__(self, evaluation: Evaluation, method: Method | None, training: SampleDataset | None) -> None:
+        self.evaluation, self.method = evaluation, method
+        self.results = list(evaluation.metrics)
+        self.limits = _colour_limits([example.prediction for example in evaluation.examples])
+        self._training = training
+        self._places = {} if training is None else {record.id: i for i, record in enumerate(training.records)}
+        self.training_sample = lru_cache(maxsize=16)(self._training_sample)
+
+    def _training_sample(self, sample_id: str) -> Sample | None:
+        """Return a training image in the frame of the maps, or None if it is not there any more."""
+        if self._training is None or self.method is None or sample_id not in self._places:
+            return None
+        try:
+            return self.method.prepare(self._training[self._places[sample_id]])
+        except InputError:
+            return None
+
+    def part_names(self, prediction: Prediction) -> list[str]:
+        """Return the parts of a prediction in the order of the results."""
+        return [name for name in self.results if name in prediction.parts] or list(prediction.parts)
+
+    def colour(self, part: str) -> str:
+        """Return a part's colour in the curves; a method's only part is the result itself."""
+        return colour_of(self.results, part if part in self.results else FUSED)
+
+    def rank(self, part: str, score: float) -> str:
+        """Say how a score stands to those of the good images."""
+        good = [s.parts.get(part, s.score) for s in self.evaluation.scores if s.label == 0]
+        below = sum(score > other for other in good)
+        return f"above {below} of {len(good)} good images" if good else ""
+
+
+def _colour_limits(predictions: Sequence[Prediction]) -> tuple[float, float]:
+    """Return the scores of the first and last colour: the middle of the objects, and the highest of all."""
+    if not predictions:
+        return 0.0, 1.0
+    on_objects = torch.cat([p.map[p.sample.measured] for p in predictions])
+    return float(on_objects.median()), max(float(p.map.max()) for p in predictions)
+
+
+def render_cases(album: Album) -> str:
+    """Return the HTML of all examples, in groups by role."""
+    parts: list[str] = []
+    examples = album.evaluation.examples
+    for role, title in _TITLES.items():
+        chosen = [example for example in examples if example.role == role]
+        if chosen:
+            plural = title if len(chosen) == 1 else title.replace("score of a", "scores of").replace("image", "images")
+            if not parts:
+                parts.append(f"<h3>{escape(plural)}</h3>{_scale(album.limits)}")
+            else:
+                parts.append(f"<h3>{escape(plural)}</h3>")
+            parts += [_case(album, example) for example in chosen]
+    return "".join(parts)
+
+
+def _scale(limits: tuple[float, float]) -> str:
+    """Return the colour scale that all maps of the category share."""
+    colours = (_pictures.colour_map(_pictures.MAP_COLOURS)(np.linspace(0, 1, 9))[:, :3] * 255).round().astype(int)
+    stops = ", ".join(f"rgb({r} {g} {b})" for r, g, b in colours)
+    low, high = (f"{limit:.4g}" for limit in limits)
+    bar = f'<i style="background:linear-gradient(90deg, {stops})"></i>'
+    return f'<div class="scale">{low}{bar}{high}<span>one scale for all maps of this category</span></div>'
+
+
+def _case(album: Album, example: Example) -> str:
+    """Return the HTML of one image."""
+    prediction = example.prediction
+    sample = prediction.sample
+    kind = "defect" if sample.label else "good"
+    rank = album.rank(FUSED, prediction.score)
+    head = (
+        f'<header><span><i class="dot {kind}"></i><b>{escape(sample.defect)}</b></span>'
+        f'<span class="id">{escape(sample.id)}</span>'
+        f'<span class="score"><small>{rank}</small>{prediction.score:.4g}</span></header>'
+    )
+    banks = "".join(_bank(album, prediction, name) for name in album.part_names(prediction))
+    return f'<article class="case">{head}{_pictures_of(album, prediction)}<div class="why">{banks}</div></article>'
+
+
+def _pictures_of(album: Album, prediction: Prediction) -> str:
+    """Return the four pictures of an image, the worst patches framed in the first and the last."""
+    sample = prediction.sample
+    colour = _pictures.rgb_picture(sample)
+    map_picture = _pictures.overlay(colour, prediction.map.numpy(), album.limits)
+    if sample.mask is None:
+        truth, words = colour, "ground truth: not known"
+    else:
+        defective = bool(sample.mask.any())
+        truth = _pictures.outlined(colour, sample.mask)
+        words = "ground truth: the defect's outline" if defective else "ground truth: no defect"
+    frames = _frames(album, prediction)
+    cells = (
+        (colour, "colour; framed: each bank's worst patch" if frames else "colour", frames),
+        (_pictures.depth_picture(sample), "depth: near is light; grey: not measured", ""),
+        (truth, words, ""),
+        (map_picture, "anomaly map", ""),
+    )
+    figures = "".join(
+        f"<figure>{_picture(picture, words, extra)}<figcaption>{words}</figcaption></figure>"
+        for picture, words, extra in cells
+    )
+    return f'<div class="pictures">{figures}</div>'
+
+
+def _frames(album: Album, prediction: Prediction) -> str:
+    """Return an SVG layer with a frame around each part's worst patch, in the part's colour."""
+    frames = []
+    size = _size(prediction)
+    side = _side(size)
+    for name in album.part_names(prediction):
+        part = prediction.parts[name]
+        top, left = _pictures.crop_box(_worst(part), _grid(part), size, side)
+        box = f'x="{left + 1}" y="{top + 1}" width="{side - 2}" height="{side - 2}" rx="2"'
+        frames.append(f'<rect {box} stroke="#fff" stroke-width="3.2" stroke-opacity="0.75"/>')
+        frames.append(f'<rect {box} stroke="{album.colour(name)}" stroke-width="1.8"/>')
+    return f'<svg viewBox="0 0 {size[1]} {size[0]}" fill="none">{"".join(frames)}</svg>' if frames else ""
+
+
+def _bank(album: Album, prediction: Prediction, name: str) -> str:
+    """Return a part's score, its worst patch, and the normal patches nearest to that."""
+    part = prediction.parts[name]
+    rank = f" <span class='hint'>{album.rank(name, part.score)}</span>" if album.evaluation.scores[0].parts else ""
+    head = f"<p>{key(album.colour(name))}<b>{escape(name)}</b> {part.score:.4g}{rank}</p>"
+    reasons = [] if album.method is None else album.method.explain(prediction, name, place=_worst(part), n=_N_REASONS)
+    if not reasons:
+        return f'<div class="bank">{head}</div>'
+    depth = any(word in name.lower() for word in _DEPTH_PARTS)
+    worst = _crop(prediction.sample, part, _worst(part), "its worst patch", depth, album.colour(name))
+    nearest = "".join(_reason(album, part, reason, depth) for reason in reasons)
+    return f'<div class="bank">{head}<div class="crops">{worst}{nearest}</div></div>'
+
+
+def _reason(album: Album, part: Part, reason: Reason, depth: bool) -> str:
+    """Return a normal patch: its crop if the training image is there, else its name."""
+    if reason.sample is None or reason.place is None:
+        return f'<figure class="crop"><figcaption>not recorded, distance {reason.distance:.4g}</figcaption></figure>'
+    sample = album.training_sample(reason.sample)
+    row, column = reason.place
+    words = f"{reason.sample.rsplit('/', 1)[-1]}, distance {reason.distance:.4g}"
+    if sample is None:
+        return f'<figure class="crop"><figcaption>{escape(words)}</figcaption></figure>'
+    return _crop(sample, part, reason.place, words, depth, hint=f"{reason.sample}, patch row {row}, column {column}")
+
+
+def _crop(
+    sample: Sample, part: Part, place: tuple[int, int], words: str, depth: bool, frame: str = "", hint: str = ""
+) -> str:
+    """Return the surroundings of a patch as a small figure."""
+    side = _side(sample.size)
+    top, left = _pictures.crop_box(place, _grid(part), sample.size, side)
+    picture = _pictures.depth_picture(sample) if depth else _pictures.rgb_picture(sample)
+    style = f' style="outline-color:{frame}"' if frame else ""
+    image = _picture(np.ascontiguousarray(picture[top : top + side, left : left + side]), hint or words, style=style)
+    kind = "crop worst" if frame else "crop"
+    opening = f'<figure class="{kind}" title="{escape(hint, quote=True)}">'
+    return f"{opening}{image}<figcaption>{escape(words)}</figcaption></figure>"
+
+
+def _picture(picture: np.ndarray, words: str, extra: str = "", style: str = "") -> str:
+    data = b64encode(_pictures.encoded(picture, "JPEG", quality=90, subsampling=0)).decode("ascii")
+    image = f'<img src="data:image/jpeg;base64,{data}" alt="{escape(words, quote=True)}">'
+    return f'<div class="picture"{style}>{image}{extra}</div>'
+
+
+def _worst(part: Part) -> tuple[int, int]:
+    row, column = divmod(int(part.scores.argmax()), int(part.scores.shape[1]))
+    return row, column
+
+
+def _grid(part: Part) -> tuple[int, int]:
+    return int(part.scores.shape[0]), int(part.scores.shape[1])
+
+
+def _size(prediction: Prediction) -> tuple[int, int]:
+    return int(prediction.map.shape[0]), int(prediction.map.shape[1])
+
+
+def _side(size: tuple[int, int]) -> int:
+    return max(8, round(_CROP * min(size)))
