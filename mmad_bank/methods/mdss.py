@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -44,8 +44,8 @@ class MDSS(Method):
 
     RGB: a PDN student learns its teacher's outputs on the foreground of normal images (section 3.1). Points: patches of
     the cloud are encoded, and an implicit function says how far each point lies from the normal surface (3.2). The two
-    maps are aligned by their statistics on the validation split; the map is the larger one at every pixel, the image's
-    score the product of the two maps' maxima (3.3).
+    maps are aligned by their statistics on the validation split (without one, on the training samples); the map is the
+    larger one at every pixel, the image's score the product of the two maps' maxima (3.3).
 
     The student never learns the background, so its differences there say nothing: they are set to zero in prediction
     as in training. The paper gives no numbers of steps, and the defaults here are for a GPU; on a CPU, narrower
@@ -101,6 +101,11 @@ class MDSS(Method):
     """
 
     name: ClassVar[str] = "mdss"
+    embedded: ClassVar[Mapping[str, Any]] = {
+        "pdn_width": 16, "channels": 96, "teacher_steps": 300, "teacher_batch": 4, "teacher_lr": 1e-3,
+        "student_steps": 300, "coverage": (5.0, 5.0), "sdf_steps": 500, "sdf_batch": 12, "sdf_queries": 60,
+        "sdf_lr": 1e-3, "sdf_width": 96,
+    }  # fmt: skip
     recipe_of_data: ClassVar[str] = "mdss"
 
     teacher_: PDN | None

@@ -252,6 +252,8 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path: Path) -> None:
     assert torch.load(file, weights_only=True)["step"] == 4
     resumed = train_signed_distance(patches.numpy(), **options, resume=file, save_every=2)
     assert same(whole, resumed)  # the running statistics of batch normalisation too
+    last = torch.load(file, weights_only=True)["optimizer"]["param_groups"][0]["lr"]
+    assert last == pytest.approx(1e-4 * (1 + np.cos(np.pi * 6 / 7)) / 2)  # the last of seven steps
     with pytest.raises(FormatError, match="with width 16, now asked for 8"):
         train_signed_distance(patches, **{**options, "width": 8}, resume=file)
     assert not same(whole, train_signed_distance(patches, **{**options, "seed": 6}))

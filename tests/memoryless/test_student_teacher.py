@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from mmad_bank.errors import FormatError, InputError, MmadBankError
-from mmad_bank.memoryless.pdn import PDN, squared_difference
+from mmad_bank.memoryless import student_teacher
+from mmad_bank.memoryless.pdn import PDN, quantile_loss, squared_difference
 from mmad_bank.memoryless.student_teacher import ImageFolder, random_view, train_student, train_teacher
 
 image_module = pytest.importorskip("PIL.Image")
@@ -94,6 +95,22 @@ def test_a_student_learns_the_foreground_only() -> None:
     assert same(again, train_student(teacher, images, masks, steps=4, **options))
     elsewhere[..., :9] = 0.5
     assert not same(again, train_student(teacher, elsewhere, masks, steps=4, **options))
+
+
+def test_every_step_has_its_own_quantile_and_the_same_rate(monkeypatch, tmp_path: Path) -> None:
+    seen: list[float] = []
+
+    def recording(difference: torch.Tensor, mask: torch.Tensor, quantile: float) -> torch.Tensor:
+        seen.append(quantile)
+        return quantile_loss(difference, mask, quantile)
+
+    monkeypatch.setattr(student_teacher, "quantile_loss", recording)
+    masks = torch.ones(2, 32, 32, dtype=torch.bool)
+    file = tmp_path / "state.pt"
+    train_student(PDN(4, width=4), pictures(2), masks, steps=5, batch=2, resume=file)
+    quarter = 0.009 * (0.5 - 0.5**1.5)
+    assert seen == pytest.approx([0.99, 0.99 + quarter, 0.9945, 0.999 - quarter, 0.999])
+    assert torch.load(file, weights_only=True)["optimizer"]["param_groups"][0]["lr"] == 1e-3
 
 
 @pytest.mark.parametrize("kind", ["teacher", "student"])
