@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from mmad_bank.errors import FormatError, InputError
 
-_METHODS = {"patchcore": "PatchCore", "btf": "BTF", "m3dm": "M3DM", "cfm": "CFM", "mdss": "MDSS"}
+_METHODS = {"patchcore": "PatchCore", "btf": "BTF", "m3dm": "M3DM", "cfm": "CFM", "lsfa": "LSFA", "mdss": "MDSS"}
 _EXPORTS = {
     **{cls: name for name, cls in _METHODS.items()},
     "Method": "base", "Part": "base", "Prediction": "base", "Reason": "base",
 }  # fmt: skip
 __all__ = [
-    "BTF", "CFM", "M3DM", "MDSS", "Method", "Part", "PatchCore", "Prediction", "Reason", "load", "method_class",
+    "BTF", "CFM", "LSFA", "M3DM", "MDSS", "Method", "Part", "PatchCore", "Prediction", "Reason", "load", "method_class",
     "names",
 ]  # fmt: skip
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mmad_bank.methods.base import Method, Part, Prediction, Reason
     from mmad_bank.methods.btf import BTF
     from mmad_bank.methods.cfm import CFM
+    from mmad_bank.methods.lsfa import LSFA
     from mmad_bank.methods.m3dm import M3DM
     from mmad_bank.methods.mdss import MDSS
     from mmad_bank.methods.patchcore import PatchCore

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from mmad_bank import scoring
 from mmad_bank._progress import progress_bar
 from mmad_bank._stages import Stages
 from mmad_bank._timing import timed
+from mmad_bank.adaptation.lsfa import FeatureAdaptation
 from mmad_bank.bank import MemoryBank, MultiBank, Scores
 from mmad_bank.bank.provenance import Source
 from mmad_bank.data.sample import Sample
@@ -31,6 +32,7 @@ class BankMethod(Method):
     Attributes:
         extractors_: What describes samples.
         banks_: The memory banks, by name.
+        adaptation_: What adapts the extractors' features before anything else is done with them, if there is one.
     """
 
     grid: tuple[int, int]
@@ -43,6 +45,11 @@ class BankMethod(Method):
 
     extractors_: Extractors
     banks_: MultiBank
+    adaptation_: FeatureAdaptation | None
+
+    def _begin(self) -> None:
+        super()._begin()
+        self.adaptation_ = None
 
     # What a method defines.
 
@@ -63,6 +70,9 @@ class BankMethod(Method):
         (only,) = scores.values()
         return only.image, only.patch
 
+    def _learn_adaptation(self, dumps: Dumps, stages: Stages) -> None:
+        """Learn to adapt the extractors' features, see :attr:`adaptation_`."""
+
     def _learn_features(self, dumps: Dumps, stages: Stages) -> None:
         """Learn what :meth:`_compose` needs."""
 
@@ -79,13 +89,15 @@ class BankMethod(Method):
     def _fit(self, dataset: Samples, validation: Samples | None, stages: Stages) -> None:
         self.extractors_ = Extractors(self._networks(None), self.device)
         dumps, self.train_ids_, self.skipped_ = extract_split(self, self.extractors_, "train", dataset, stages)
+        self._learn_adaptation(dumps, stages)
+        dumps = self._adapted("train", dumps, stages)
         self._learn_features(dumps, stages)
         dumps = self._composed("train", dumps, stages)
         self.banks_ = MultiBank(self._build_banks(dumps, stages))
         held_out = None
         if validation is not None and len(validation):
-            dumps_held_out = extract_split(self, self.extractors_, "validation", validation, stages)[0]
-            held_out = self._composed("validation", dumps_held_out, stages)
+            extracted = extract_split(self, self.extractors_, "validation", validation, stages)[0]
+            held_out = self._composed("validation", self._adapted("validation", extracted, stages), stages)
         self._learn_decision(dumps, held_out, stages)
 
     def _composed(self, split: str, dumps: Dumps, stages: Stages) -> Dumps:
@@ -96,19 +108,37 @@ class BankMethod(Method):
     def _dump(self, split: str, name: str, dumps: Dumps, stages: Stages, own: bool) -> np.ndarray:
         if own or name in dumps:
             return dumps[name]
+        return self._table(f"{split}-{name}.npy", dumps, lambda features: self._compose(features)[name], stages)
+
+    def _adapted(self, split: str, dumps: Dumps, stages: Stages) -> Dumps:
+        """Write adapted features to files, and map them, if there is an adaptation."""
+        adaptation = self.adaptation_
+        if adaptation is None:
+            return dumps
+
+        def table(name: str) -> np.ndarray:
+            own = {name: dumps[name]}
+            return self._table(f"{split}-{name}-adapted.npy", own, lambda x: adaptation.adapt(x)[name], stages)
+
+        return {name: table(name) for name in dumps}
+
+    def _table(
+        self, file: str, dumps: Dumps, make: Callable[[Mapping[str, Tensor]], Tensor], stages: Stages
+    ) -> np.ndarray:
+        """Write what ``make`` makes of the features to a file, and map it."""
         n_images = len(next(iter(dumps.values())))
 
         def write(path: Path) -> None:
             table: np.memmap | None = None
             for first, features in self._batches(dumps):
-                rows = self._compose(features)[name]
+                rows = make(features)
                 if table is None:
                     table = np.lib.format.open_memmap(path, "w+", np.float32, (n_images, *rows.shape[1:]))
                 table[first : first + len(rows)] = rows.cpu().numpy()
             assert table is not None
             table.flush()
 
-        return np.load(stages.run(f"{split}-{name}.npy", write), mmap_mode="r")
+        return np.load(stages.run(file, write), mmap_mode="r")
 
     def _batches(self, dumps: Mapping[str, np.ndarray]) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Yield the dumps a few images at a time, with the number of the first."""
@@ -135,7 +165,8 @@ class BankMethod(Method):
 
     def _extractor_name(self, bank: str) -> str:
         names = self.extractors_.names
-        return names.get(bank) or " + ".join(names.values())
+        name = names.get(bank) or " + ".join(names.values())
+        return name if self.adaptation_ is None else f"{name} adapted"
 
     def _train_scores(self, dumps: Dumps, stages: Stages) -> Iterator[dict[str, Scores]]:
         """Yield the banks' scores of the images of dumps, a few at a time."""
@@ -147,8 +178,15 @@ class BankMethod(Method):
 
     # Predicting.
 
-    def _predict(self, samples: list[Sample]) -> list[Prediction]:
+    def _features(self, samples: list[Sample]) -> dict[str, Tensor]:
         features = self.extractors_(samples)
+        if self.adaptation_ is None:
+            return features
+        with timed("feature adaptation"):
+            return self.adaptation_.adapt(features)
+
+    def _predict(self, samples: list[Sample]) -> list[Prediction]:
+        features = self._features(samples)
         with timed("feature fusion"):
             patches = self._compose(features)
         with timed("bank search and scores"):
@@ -175,7 +213,7 @@ class BankMethod(Method):
             raise InputError(f"part: expected one of {', '.join(self.banks_)}, found {name!r}")
         if place is None:
             place = divmod(int(prediction.parts[name].scores.argmax()), self.grid[1])
-        patches = self._compose(self.extractors_([prediction.sample]))[name][0]
+        patches = self._compose(self._features([prediction.sample]))[name][0]
         bank = self.banks_[name]
         query = patches[place[0] * self.grid[1] + place[1]][None]
         distances, rows = bank.search(query, min(n, len(bank)))
@@ -189,7 +227,9 @@ class BankMethod(Method):
     @property
     def nbytes(self) -> int:
         """Bytes that inference holds: the extractors' weights and the banks."""
-        weights = [t for network in self.extractors_.networks.values() for t in network.state_dict().values()]
+        adaptation = [] if self.adaptation_ is None else [self.adaptation_]
+        networks = [*self.extractors_.networks.values(), *adaptation]
+        weights = [tensor for network in networks for tensor in network.state_dict().values()]
         return sum(tensor.nbytes for tensor in weights) + self.banks_.nbytes
 
     # Saving.
@@ -197,12 +237,18 @@ class BankMethod(Method):
     def _save(self, folder: Path) -> dict[str, Any]:
         self.extractors_.save(folder)
         self.banks_.save(folder / "banks")
-        return {}
+        if self.adaptation_ is not None:
+            self.adaptation_.save(folder / "adaptation.safetensors")
+        return {"adaptation": self.adaptation_ is not None}
 
     def _load(self, folder: Path, learnt: dict[str, Any]) -> None:
-        del learnt
         self.extractors_ = Extractors(self._networks(RANDOM), self.device)
         self.extractors_.load(folder)
+        if learnt.get("adaptation"):
+            dims = self.extractors_.dims
+            adaptation = FeatureAdaptation(dims["xyz"], dims["rgb"])
+            adaptation.load_checkpoint(folder / "adaptation.safetensors")
+            self.adaptation_ = adaptation.to(self.device).eval()
         self.banks_ = MultiBank.load(folder / "banks", self.device, precision=self.storage)
         if tuple(self.banks_) != self._bank_names():
             raise KeyError(f"banks {', '.join(self._bank_names())}")

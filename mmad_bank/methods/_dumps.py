@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from mmad_bank._stages import Stages
 from mmad_bank.features.extraction import Extractors, extract_to
@@ -42,3 +44,16 @@ def extract_split(
     done = json.loads(stages.run(f"{split}.json", write).read_text())
     dumps = {output: np.load(stages.folder / name, mmap_mode="r") for output, name in names.items()}
     return dumps, done["ids"], done["skipped"]
+
+
+class Pairs:
+    """The patch features of the training images, point features first, read from dumps one image at a time."""
+
+    def __init__(self, dumps: Dumps) -> None:
+        self.xyz, self.rgb = dumps["xyz"], dumps["rgb"]
+
+    def __len__(self) -> int:
+        return len(self.xyz)
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, Tensor]:
+        return torch.from_numpy(np.array(self.xyz[index])), torch.from_numpy(np.array(self.rgb[index]))

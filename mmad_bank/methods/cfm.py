@@ -20,6 +20,7 @@ from mmad_bank.errors import InputError
 from mmad_bank.features.alignment import Recipe, measured_points, nearest_groups
 from mmad_bank.features.extraction import (
     EMBEDDED_RGB,
+    EMBEDDED_STAGES,
     PRETRAINED,
     RANDOM,
     Extractors,
@@ -51,8 +52,8 @@ RGB_LAYERS: dict[str, tuple[int, ...]] = {"L": (11,), "M": (7,), "S": (3,), "T":
 """Transformer blocks of ViT-B whose tokens a variant takes, counted from 0."""
 XYZ_LAYERS: dict[str, tuple[int, ...]] = {"L": (3, 7, 11), "M": (1, 4, 7), "S": (1, 2, 3), "T": (0,)}
 """The same of Point-MAE."""
-EMBEDDED_STAGES: dict[str, tuple[int, ...]] = {"L": (1, 2, 3, 5, 6), "M": (1, 2, 3, 4), "S": (1, 2), "T": (1,)}
-"""Stages of the embedded extractor, which is no transformer: the nearest to the variants' shares of the depth."""
+RGB_STAGES: dict[str, tuple[int, ...]] = {"L": EMBEDDED_STAGES, "M": (1, 2, 3), "S": (1, 2), "T": (1,)}
+"""Stages of the embedded extractor, which is no transformer."""
 
 TRAIN = "train"
 _PUBLISHED_GROUP, _PAPER_GROUP = 128, 32
@@ -116,6 +117,7 @@ class CFM(Method):
 
     name: ClassVar[str] = "cfm"
     recipe_of_data: ClassVar[str] = "cfm"
+    embedded: ClassVar[Mapping[str, Any]] = {"epochs": 50, "pixels_per_image": 1024}
 
     extractors_: MapExtractors
     mappings_: dict[str, CrossmodalMapping]
@@ -174,7 +176,7 @@ class CFM(Method):
     # Sections 3.1 and 3.4: features, of transformers that end early.
 
     def _networks(self, weights: str | None) -> dict[str, nn.Module]:
-        layers = self.rgb_layers or (EMBEDDED_STAGES if self.rgb == EMBEDDED_RGB else RGB_LAYERS)[self.variant]
+        layers = self.rgb_layers or (RGB_STAGES if self.rgb == EMBEDDED_RGB else RGB_LAYERS)[self.variant]
         rgb = make_rgb_extractor(
             self.rgb, weights or self.rgb_weights, layers=layers, grid=self.grid, image_size=self.image_size,
             precision=self.precision,
