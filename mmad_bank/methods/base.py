@@ -150,7 +150,9 @@ class Method(ABC):
         with ExitStack() as stack:
             folder = workdir or stack.enter_context(tempfile.TemporaryDirectory(prefix="mmad-bank-fit-"))
             stages = Stages(Path(folder), self._fingerprint(dataset, validation), progress=progress)
-            self._fit(dataset, validation, stages)
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(self.seed)  # random extractors are the same when a fit is resumed
+                self._fit(dataset, validation, stages)
         return self
 
     def predict(self, sample: Sample) -> Prediction:
