@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mmad_bank._stages import Stages
 from mmad_bank._timing import timed
+from mmad_bank._training import seeded
 from mmad_bank.data.preprocessing import Preprocessing, preprocess
 from mmad_bank.data.sample import Sample, SampleDataset
 from mmad_bank.errors import FormatError, InputError, MmadBankError
@@ -150,8 +151,7 @@ class Method(ABC):
         with ExitStack() as stack:
             folder = workdir or stack.enter_context(tempfile.TemporaryDirectory(prefix="mmad-bank-fit-"))
             stages = Stages(Path(folder), self._fingerprint(dataset, validation), progress=progress)
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(self.seed)  # random extractors are the same when a fit is resumed
+            with seeded(self.seed):  # random extractors are the same when a fit is resumed
                 self._fit(dataset, validation, stages)
         return self
 
