@@ -109,7 +109,7 @@ class CrossmodalMapping(nn.Module):
         if x.shape[-1] != self.in_dim:
             raise InputError(f"x: expected (..., {self.in_dim}), found {tuple(x.shape)}")
         if self.architecture == "projection":
-            return self.output(F.gelu(self.projection(F.gelu(self.input(x)))))
+            return self.after_input(self.input(x))
         if self.architecture == "encoder_decoder":
             for layer in self.layers[:-1]:
                 x = F.gelu(layer(x))
@@ -117,6 +117,10 @@ class CrossmodalMapping(nn.Module):
         if x.ndim != 4 or x.shape[1] % 2 or x.shape[2] % 2:
             raise InputError(f"x: expected maps (B, H, W, {self.in_dim}) with even sides, found {tuple(x.shape)}")
         return self.decode(self.encode(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+
+    def after_input(self, hidden: Tensor) -> Tensor:
+        """Go on behind the input layer of ``"projection"``: (..., hidden_dim) to (..., out_dim)."""
+        return self.output(F.gelu(self.projection(F.gelu(hidden))))
 
 
 def make_mappings(
@@ -195,17 +199,21 @@ class PixelFeatures:
         rows, columns = (pooling_matrix(side, self.size).to(measured) for side in measured.shape)
         return (rows @ measured @ columns.T).flatten().nonzero()[:, 0]
 
-    def at(self, modality: str, pixels: Tensor) -> Tensor:
-        """Return the features (n, D) of pixels, numbered row by row over the map."""
+    def at(self, modality: str, pixels: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Return the features (n, D) of pixels, numbered row by row over the map.
+
+        Other ``tokens`` may take the place of the modality's own: what is linear can be done to them before.
+        """
+        tokens = getattr(self, modality) if tokens is None else tokens
         if modality == "rgb":
-            return _sum_of(self.rgb, *_places(pixels, self.size, self.grid, "bilinear"))
+            return _sum_of(tokens, *_places(pixels, self.size, self.grid, "bilinear"))
         if self.groups is None or self.weights is None:
-            return self.xyz[pixels]
+            return tokens[pixels]
         shape = (self.groups.shape[0], self.groups.shape[1])
         places, shares = _places(pixels, self.size, shape, "pooled")
         groups = self.groups.flatten(0, 1)[places].flatten(1)
         weights = self.weights.flatten(0, 1)[places] * shares[..., None]
-        return _sum_of(self.xyz, groups, weights.flatten(1))
+        return _sum_of(tokens, groups, weights.flatten(1))
 
 
 def _sum_of(tokens: Tensor, places: Tensor, weights: Tensor) -> Tensor:
@@ -251,17 +259,34 @@ def discrepancies(
     foreground = image.foreground
     maps = {name: torch.zeros(image.size**2, device=foreground.device) for name in MODALITIES}
     with torch.no_grad():
-        for pixels, observed, predicted in _mapped(mappings, image, foreground, mode):
+        ahead = {name: _input_ahead(one, getattr(image, source_of(name, mode))) for name, one in mappings.items()}
+        for pixels, observed, predicted in _mapped(mappings, image, foreground, mode, ahead):
             for name, one in predicted.items():
                 difference = F.normalize(observed[name], dim=1) - F.normalize(one, dim=1)
                 maps[name][pixels] = difference.norm(dim=1)
     return maps
 
 
+def _input_ahead(mapping: CrossmodalMapping, tokens: Tensor) -> Tensor | None:
+    """Apply an input layer's weight to tokens, if it has one.
+
+    Pixels' features are weighted sums of tokens, and the layer is linear: W Σ aᵢ tᵢ + b = Σ aᵢ (W tᵢ) + b. There are
+    far fewer tokens than pixels, which saves a third of the mappings' multiplications.
+    """
+    return tokens @ mapping.input.weight.T if mapping.architecture == "projection" else None
+
+
 def _mapped(
-    mappings: Mapping[str, CrossmodalMapping], image: PixelFeatures, pixels: Tensor, mode: Mode
+    mappings: Mapping[str, CrossmodalMapping],
+    image: PixelFeatures,
+    pixels: Tensor,
+    mode: Mode,
+    ahead: Mapping[str, Tensor | None] | None = None,
 ) -> Iterator[tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
-    """Yield pixels with their observed and their predicted features, as many at a time as memory should hold."""
+    """Yield pixels with their observed and their predicted features, as many at a time as memory should hold.
+
+    ``ahead`` holds the tokens that have gone through the mappings' input layers, see :func:`_input_ahead`.
+    """
     if any(mapping.needs_maps for mapping in mappings.values()):
         every = torch.arange(image.size**2, device=pixels.device)
         maps = {name: image.at(name, every) for name in MODALITIES}
@@ -273,7 +298,14 @@ def _mapped(
         return
     for part in pixels.split(_CHUNK.get(pixels.device.type, _CHUNK_ELSEWHERE)):
         observed = {name: image.at(name, part) for name in MODALITIES}
-        yield part, observed, {name: mapping(observed[source_of(name, mode)]) for name, mapping in mappings.items()}
+        predicted = {}
+        for name, mapping in mappings.items():
+            source, tokens = source_of(name, mode), (ahead or {}).get(name)
+            if tokens is None:
+                predicted[name] = mapping(observed[source])
+            else:
+                predicted[name] = mapping.after_input(image.at(source, part, tokens) + mapping.input.bias)
+        yield part, observed, predicted
 
 
 # Training.

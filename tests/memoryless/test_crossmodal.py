@@ -301,3 +301,18 @@ def test_fpfh_like_maps_need_no_groups() -> None:
     xyz = pool_to_grid(a_cloud().permute(2, 0, 1), (10, 10)).flatten(1).T
     image = PixelFeatures(seeded(16, 5), xyz, (4, 4), 10)
     torch.testing.assert_close(image.at("xyz", image.foreground), xyz[(xyz != 0).any(1)])
+
+
+@pytest.mark.parametrize("mode", ["crossmodal", "intramodal"])
+def test_the_input_layer_may_come_before_the_interpolation(mode: str) -> None:
+    """Discrepancies from tokens that went through the input layer first, against mapping every pixel's features."""
+    image, _ = grouped_image()
+    torch.manual_seed(2)
+    mappings = make_mappings({"rgb": 5, "xyz": 7}, mode=mode)
+    maps, on = discrepancies(mappings, image, mode), image.foreground
+    whole = {name: image.at(name, on) for name in ("rgb", "xyz")}
+    for name, mapping in mappings.items():
+        with torch.no_grad():
+            predicted = mapping(whole[crossmodal.source_of(name, mode)])
+        expected = (F.normalize(whole[name], dim=1) - F.normalize(predicted, dim=1)).norm(dim=1)
+        torch.testing.assert_close(maps[name][on], expected, atol=1e-5, rtol=1e-5)
