@@ -36,7 +36,7 @@ int device_count() {
 void set_device(int device) { check(cudaSetDevice(device), "set_device"); }
 
 bool page_lock(void* memory, std::size_t bytes) {
-  if (cudaHostRegister(memory, bytes, cudaHostRegisterPortable) == cudaSuccess) return true;
+  if (cudaHostRegister(memory, bytes, cudaHostRegisterPortable | cudaHostRegisterMapped) == cudaSuccess) return true;
   (void)cudaGetLastError();  // it is no error of what comes next
   return false;
 }
