@@ -115,6 +115,54 @@ def test_rebuild_index_never_shows_faiss_the_bytes(tmp_path, monkeypatch):
     assert bank.search_index.faiss_index.ntotal == 400
 
 
+class FakeGpuIndex:
+    """An index that FAISS has moved to a GPU."""
+
+    def __init__(self, index):
+        self.index = index
+
+
+class FaissWithGpu:
+    """As much of faiss-gpu as moving an index takes."""
+
+    GpuIndex = FakeGpuIndex
+    StandardGpuResources = object
+
+    def __init__(self, n_gpus=1, error=None):
+        self.get_num_gpus = lambda: n_gpus
+        self.error = error
+
+    def index_cpu_to_gpu(self, resources, number, index):
+        if self.error is not None:
+            raise self.error
+        assert number == 0
+        return FakeGpuIndex(index)
+
+    def index_gpu_to_cpu(self, index):
+        return index.index
+
+    def __getattr__(self, name):
+        return getattr(faiss, name)
+
+
+@pytest.mark.parametrize(
+    ("module", "moved"),
+    [
+        (faiss, False),
+        (FaissWithGpu(), True),
+        (FaissWithGpu(n_gpus=0), False),
+        (FaissWithGpu(error=RuntimeError("no GPU version of this index")), False),
+    ],
+)
+def test_an_index_goes_to_the_gpu_where_it_can(module, moved, monkeypatch):
+    """A stand-in for faiss-gpu; a GPU test has the real one."""
+    monkeypatch.setattr("mmad_bank.bank.indices._faiss", lambda: module)
+    index = FaissIndex(features(50), "Flat")
+    assert isinstance(index.faiss_index, FakeGpuIndex) == moved
+    restored = FaissIndex.deserialize(features(50), index.serialize())
+    assert isinstance(restored.faiss_index, FakeGpuIndex) == moved
+
+
 def test_missing_faiss_says_which_extra(monkeypatch):
     original = builtins.__import__
 

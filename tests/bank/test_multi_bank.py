@@ -105,6 +105,17 @@ def test_damaged_lists(tmp_path, content, message):
     assert str(caught.value).startswith(str(tmp_path / "banks.json"))
 
 
+def test_where_the_vectors_are_kept(tmp_path, banks):
+    banks.save(tmp_path)
+    for moved in (banks.to("cpu", vectors_on="host"), MultiBank.load(tmp_path, vectors_on="host")):
+        assert {bank.device for bank in moved.values()} == {torch.device("cpu")}
+    searching = banks.to("meta", vectors_on="host")
+    assert {bank.device.type for bank in searching.values()} == {"meta"}
+    assert {bank.vectors.device.type for bank in searching.values()} == {"cpu"}
+    with pytest.raises(InputError, match="vectors_on: expected one of device, host, found 'here'"):
+        banks.to("cpu", vectors_on="here")
+
+
 def test_missing_files(tmp_path, banks):
     with pytest.raises(InputError, match=r"expected a folder with banks\.json"):
         MultiBank.load(tmp_path)
