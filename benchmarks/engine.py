@@ -1,6 +1,6 @@
-"""The engine's benchmark: selection, search, a bagel-size build, loading, exactness.
+"""The engine's benchmark: selection, search, a bagel-size build, loading, exactness, metrics.
 
-    python benchmarks/engine.py [selection] [search] [bagel] [load] [exactness] [--quick] [--json benchmarks/results]
+    python benchmarks/engine.py [selection] [search] [bagel] [load] [exactness] [metrics] [--quick] [--json PATH]
 
 Prints the machine, the versions and a table or more a part; ``--json`` also writes all of it to a file. README.md
 beside this file says what is measured and how to read it.
@@ -26,7 +26,7 @@ from common import (
     write_result,
 )
 
-PARTS = ("selection", "search", "bagel", "load", "exactness")
+PARTS = ("selection", "search", "bagel", "load", "exactness", "metrics")
 
 
 def main() -> None:

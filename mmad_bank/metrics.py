@@ -207,8 +207,9 @@ class AUPRO:
         self._normal.add(scores[~anomalous])
         if not anomalous.any():
             return
-        labelled, n_components = self._label(anomalous, _EIGHT_NEIGHBOURS)
-        component = labelled[anomalous] - 1
+        box = _bounding_box(anomalous)  # defects are small: labelling their surroundings only saves most of the time
+        labelled, n_components = self._label(anomalous[box], _EIGHT_NEIGHBOURS)
+        component = labelled[anomalous[box]] - 1
         first = sum(map(len, self._sizes))
         self._sizes.append(np.bincount(component, minlength=n_components))
         self._components.append((component + first).astype(np.int32))
@@ -405,6 +406,11 @@ def _component_labelling() -> Any:
     except ImportError as error:
         raise MissingExtraError("scipy", "multimodal", "AUPRO") from error
     return label
+
+
+def _bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
 def _steps(n: int, n_points: int) -> np.ndarray:

@@ -49,7 +49,7 @@ def rows(result, part):
 
 def test_every_part_runs_and_is_printed(quick_result):
     result, _, printed = quick_result
-    assert list(result["parts"]) == ["selection", "search", "bagel", "load", "exactness"]
+    assert list(result["parts"]) == ["selection", "search", "bagel", "load", "exactness", "metrics"]
     for tables in result["parts"].values():
         for table in tables:
             assert table["title"] in printed
