@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,13 @@ from mmad_bank.adaptation.lsfa import LOSSES, Compactness, FeatureAdaptation, Pr
 from mmad_bank.bank import Scores
 from mmad_bank.errors import InputError
 from mmad_bank.features.alignment import Recipe
-from mmad_bank.features.extraction import EMBEDDED_STAGES, PRETRAINED, make_rgb_extractor, make_xyz_extractor
+from mmad_bank.features.extraction import (
+    EMBEDDED_STAGES,
+    PRETRAINED,
+    Extractors,
+    make_rgb_extractor,
+    make_xyz_extractor,
+)
 from mmad_bank.features.rgb import Precision
 from mmad_bank.methods._banked import BankMethod
 from mmad_bank.methods._dumps import Dumps, Pairs
@@ -148,22 +154,44 @@ class LSFA(BankMethod):
         return True
 
     def _learn_adaptation(self, dumps: Dumps, stages: Stages) -> None:
-        if self.adaptation == NONE:
-            return
-        if self.adaptation != TRAIN:
-            dims = self.extractors_.dims
-            adaptation = FeatureAdaptation(dims["xyz"], dims["rgb"]).load_checkpoint(self.adaptation)
-            self.adaptation_ = adaptation.to(self.device).eval()
-            return
-        self.adaptation_ = train_adaptation(
-            Pairs(dumps), steps=self.adaptation_steps, batch=self.adaptation_batch,
+        self.adaptation_ = learn_adaptation(
+            self, dumps, stages, steps=self.adaptation_steps, batch=self.adaptation_batch,
             patches_per_image=self.adaptation_patches, queue_size=self.queue_size, clc_weight=self.clc_weight,
             losses=tuple(self.losses), compactness=self.compactness, prototypes=self.prototypes,
-            clusters=self.clusters, lr=self.adaptation_lr, seed=self.seed, resume=stages.state("adaptation.pt"),
-            device=self.device, progress=stages.progress,
+            clusters=self.clusters, lr=self.adaptation_lr,
         )  # fmt: skip
 
     def _decide(self, scores: Mapping[str, Scores]) -> tuple[Tensor, Tensor]:
         """Average the two banks' scores of images and of patches (section 3.4); maps are linear in the latter."""
         images, patches = ([getattr(scores[name], one) for name in BANKS] for one in ("image", "patch"))
         return torch.stack(images).mean(0), torch.stack(patches).mean(0)
+
+
+class Adapting(Protocol):
+    """A method with an argument ``adaptation``: ``"none"``, ``"train"``, or a file."""
+
+    adaptation: str
+    seed: int
+    device: str
+    extractors_: Extractors
+
+
+def learn_adaptation(method: Adapting, dumps: Dumps, stages: Stages, **options: Any) -> FeatureAdaptation | None:
+    """Train adaptors on a method's features, or take those of a file, or none, as its argument says.
+
+    Args:
+        method: Whose features they are.
+        dumps: The features.
+        stages: For the training's state.
+        options: Of :func:`train_adaptation`.
+    """
+    if method.adaptation == NONE:
+        return None
+    if method.adaptation != TRAIN:
+        dims = method.extractors_.dims
+        adaptation = FeatureAdaptation(dims["xyz"], dims["rgb"]).load_checkpoint(method.adaptation)
+        return adaptation.to(method.device).eval()
+    return train_adaptation(
+        Pairs(dumps), seed=method.seed, resume=stages.state("adaptation.pt"), device=method.device,
+        progress=stages.progress, **options,
+    )  # fmt: skip

@@ -20,7 +20,9 @@ from mmad_bank.features.extraction import EMBEDDED_STAGES, PRETRAINED, make_rgb_
 from mmad_bank.features.rgb import Precision
 from mmad_bank.fusion import DecisionFusion, FeatureFusion, train_fusion
 from mmad_bank.fusion.dlf import FACTORS
-from mmad_bank.methods._banked import BankMethod, Dumps
+from mmad_bank.methods._banked import BankMethod
+from mmad_bank.methods._dumps import Dumps, Pairs
+from mmad_bank.methods.lsfa import NONE, learn_adaptation
 from mmad_bank.ops.knn import Precision as Storage
 
 BANKS = ("xyz", "rgb", "fusion")
@@ -59,6 +61,11 @@ class M3DM(BankMethod):
         uff_lr: its learning rate; the paper's is for 256 images a step, smaller batches want a smaller one.
         uff_batch: images a step.
         uff_patches: patches drawn of an image; None takes all.
+        adaptation: ``"none"``, as the paper; or LSFA's before all else, for all banks: ``"train"``, or a file, see
+            :class:`mmad_bank.methods.LSFA`.
+        adaptation_steps: steps of its training.
+        adaptation_batch: images a step.
+        adaptation_patches: patches drawn of an image for its local losses; None takes all.
         image_size: pixels a side of the prepared images.
         grid: (h, w) of the patches.
         recipe: ``"paper"`` or ``"published"``: as the authors' code does where it differs (PFA's weights, Point-MAE's
@@ -113,6 +120,10 @@ class M3DM(BankMethod):
         uff_lr: float = 0.003,
         uff_batch: int = 256,
         uff_patches: int | None = None,
+        adaptation: str = NONE,
+        adaptation_steps: int = 1000,
+        adaptation_batch: int = 8,
+        adaptation_patches: int | None = None,
         image_size: int = 224,
         grid: tuple[int, int] = (28, 28),
         recipe: Recipe = "paper",
@@ -131,6 +142,8 @@ class M3DM(BankMethod):
         self.banks, self.fusion, self.decision = banks, fusion, decision
         self.uff_weights, self.uff_steps, self.uff_lr = uff_weights, uff_steps, uff_lr
         self.uff_batch, self.uff_patches = uff_batch, uff_patches
+        self.adaptation, self.adaptation_steps = adaptation, adaptation_steps
+        self.adaptation_batch, self.adaptation_patches = adaptation_batch, adaptation_patches
         self.image_size, self.grid, self.recipe = image_size, grid, recipe
         self.ratio, self.projection_dim = ratio, projection_dim
         self.reweight, self.n_neighbors, self.sigma = reweight, n_neighbors, sigma
@@ -159,16 +172,23 @@ class M3DM(BankMethod):
     def _networks(self, weights: str | None) -> dict[str, nn.Module]:
         shared: dict[str, Any] = {"grid": self.grid, "image_size": self.image_size, "precision": self.precision}
         networks: dict[str, nn.Module] = {}
-        if {"xyz", "fusion"} & set(self.banks):
+        both = "fusion" in self.banks or self.adaptation != NONE
+        if both or "xyz" in self.banks:
             networks["xyz"] = make_xyz_extractor(
                 self.xyz, weights or self.xyz_weights, num_groups=self.num_groups, group_size=self.group_size,
                 recipe=self.recipe, **shared,
             )  # fmt: skip
-        if {"rgb", "fusion"} & set(self.banks):
+        if both or "rgb" in self.banks:
             networks["rgb"] = make_rgb_extractor(
                 self.rgb, weights or self.rgb_weights, layers=self.rgb_layers, **shared
             )
         return networks
+
+    def _learn_adaptation(self, dumps: Dumps, stages: Stages) -> None:
+        self.adaptation_ = learn_adaptation(
+            self, dumps, stages, steps=self.adaptation_steps, batch=self.adaptation_batch,
+            patches_per_image=self.adaptation_patches,
+        )  # fmt: skip
 
     # Section 3.3: unsupervised feature fusion.
 
@@ -181,7 +201,7 @@ class M3DM(BankMethod):
             self.uff_ = network.to(self.device).eval()
             return
         self.uff_ = train_fusion(
-            _Pairs(dumps["xyz"], dumps["rgb"]), steps=self.uff_steps, warmup=min(250, self.uff_steps // 3),
+            Pairs(dumps), steps=self.uff_steps, warmup=min(250, self.uff_steps // 3),
             batch=self.uff_batch, patches_per_image=self.uff_patches, lr=self.uff_lr, recipe=self.recipe,
             seed=self.seed, resume=stages.state("uff.pt"), device=self.device, progress=stages.progress,
         )  # fmt: skip
@@ -281,19 +301,6 @@ class M3DM(BankMethod):
             self.uff_ = network.load_checkpoint(folder / "uff.safetensors").to(self.device).eval()
         if learnt["dlf"]:
             self.dlf_ = DecisionFusion.load(folder / "dlf.safetensors")
-
-
-class _Pairs:
-    """The patch features of the training images, read from the dumps one image at a time."""
-
-    def __init__(self, xyz: np.ndarray, rgb: np.ndarray) -> None:
-        self.xyz, self.rgb = xyz, rgb
-
-    def __len__(self) -> int:
-        return len(self.xyz)
-
-    def __getitem__(self, index: int, /) -> tuple[Tensor, Tensor]:
-        return torch.from_numpy(np.array(self.xyz[index])), torch.from_numpy(np.array(self.rgb[index]))
 
 
 def _with_mean_feature(bank: MemoryBank, mean: float, storage: Storage) -> MemoryBank:

@@ -14,7 +14,7 @@ from mmad_bank import methods
 from mmad_bank.adaptation import lsfa as adaptation
 from mmad_bank.data import Sample
 from mmad_bank.errors import InputError
-from mmad_bank.methods import LSFA, lsfa
+from mmad_bank.methods import LSFA, M3DM, lsfa
 
 pytest.importorskip("timm")
 
@@ -133,3 +133,36 @@ def test_a_fit_that_was_killed_goes_on_to_the_same_bytes(
 def test_what_cannot_be_used_is_named() -> None:
     with pytest.raises(InputError, match="losses"):
         LSFA(losses=("contrast",))
+
+
+# M3DM on adapted features.
+
+M3DM_SMALL = {
+    **{name: value for name, value in SMALL.items() if name != "queue_size"}, "ratio": 1.0, "uff_steps": 2,
+    "uff_batch": 2, "uff_patches": 16,
+}  # fmt: skip
+
+
+def test_m3dm_builds_its_banks_on_adapted_features(parts: list[Sample], tmp_path: Path) -> None:
+    method = M3DM(**M3DM_SMALL, adaptation="train").fit(parts)
+    assert method.adaptation_ is not None
+    adapted = method.adaptation_.adapt(method.extractors_([parts[1]]))
+    for name, rows in adapted.items():
+        assert float(method.banks_[name].search(rows[0], 1)[0].max()) < 1e-2
+    fused = method.uff_.fuse(adapted["xyz"], adapted["rgb"])[0]
+    assert float(method.banks_["fusion"].search(fused, 1)[0].max()) < 1e-2
+    method.save(tmp_path / "model")
+    sample = a_part(60)
+    one, other = method.predict(sample), methods.load(tmp_path / "model").predict(sample)
+    assert one.score == other.score
+    assert torch.equal(one.map, other.map)
+    assert method.banks_["rgb"].extractor.endswith("adapted")
+
+
+def test_a_single_bank_of_m3dm_is_adapted_by_both_modalities(parts: list[Sample]) -> None:
+    method = M3DM(**M3DM_SMALL, adaptation="train", banks=("rgb",)).fit(parts)
+    assert set(method.extractors_.networks) == {"xyz", "rgb"}
+    assert tuple(method.banks_) == ("rgb",)
+    plain = M3DM(**M3DM_SMALL, banks=("rgb",)).fit(parts)
+    assert set(plain.extractors_.networks) == {"rgb"}
+    assert plain.adaptation_ is None
