@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from mmad_bank.data.sample import Sample
 from mmad_bank.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from mmad_bank.methods.base import Prediction
 
 UNMEASURED = (229, 231, 235)
 """Colour of pixels without a point."""
@@ -57,6 +61,17 @@ def depth_picture(sample: Sample) -> np.ndarray:
     coloured = _coloured(0.08 + 0.87 * height, DEPTH_COLOURS) * shade[..., None]
     picture[measured] = coloured[measured]
     return picture.round().clip(0, 255).astype(np.uint8)
+
+
+def map_limits(predictions: Sequence[Prediction]) -> tuple[float, float]:
+    """Return the scores of the first and last colour for maps shown together.
+
+    The first is the median over the objects: what is as usual as half of what is shown stays dark.
+    """
+    if not predictions:
+        return 0.0, 1.0
+    on_objects = torch.cat([one.map[one.sample.measured] for one in predictions])
+    return float(on_objects.median()), max(float(one.map.max()) for one in predictions)
 
 
 def overlay(picture: np.ndarray, scores: np.ndarray, limits: tuple[float, float]) -> np.ndarray:

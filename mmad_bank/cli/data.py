@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from dataclasses import replace
@@ -11,11 +10,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from mmad_bank.cli._options import Json, Layout
+from mmad_bank.cli._options import Json, Layout, Workers, count_workers
 from mmad_bank.cli._output import emit, seconds, show_progress
 from mmad_bank.errors import InputError
 
-Workers = Annotated[int | None, typer.Option(help="Processes (default: one a core).", show_default=False)]
 Categories = Annotated[
     str | None, typer.Option(metavar="A,B,...", help="Only these categories (default: all).", show_default=False)
 ]
@@ -44,7 +42,7 @@ def synth(
     begin = time.perf_counter()
     result = write_synthetic(
         out, size=size, n_train=train, n_validation=validation, n_test=test, categories=_names(categories), seed=seed,
-        workers=_workers(workers), progress=show_progress(as_json),
+        workers=count_workers(workers), progress=show_progress(as_json),
     )  # fmt: skip
     taken = time.perf_counter() - begin
     rows = {
@@ -83,7 +81,7 @@ def prepare(
     begin = time.perf_counter()
     result = preparation.prepare(
         dataset, out, replace(base, **changes), categories=_names(categories), layout=layout,
-        workers=_workers(workers), progress=show_progress(as_json),
+        workers=count_workers(workers), progress=show_progress(as_json),
     )  # fmt: skip
     taken = time.perf_counter() - begin
     for line in result.failed.values():
@@ -102,10 +100,3 @@ def prepare(
 def _names(text: str | None) -> list[str] | None:
     """Read A,B,..."""
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _workers(wanted: int | None) -> int:
-    """Return the number of processes: by default one for every core that this process may use."""
-    if wanted is not None:
-        return wanted
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

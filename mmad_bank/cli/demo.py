@@ -1,16 +1,14 @@
-"""The command that shows the whole way on real images."""
+"""The command that shows the whole way, from a synthetic data set to an explained result."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from mmad_bank.cli._output import emit, seconds, show_progress, size
-
-if TYPE_CHECKING:
-    from mmad_bank.demo import DemoResult
+from mmad_bank.cli._options import Json, Workers, count_workers
+from mmad_bank.cli._output import emit, seconds, show_progress
 
 
 def register(app: typer.Typer) -> None:
@@ -19,24 +17,24 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the picture and the bank.")] = Path("demo"),
-    seed: Annotated[int, typer.Option(help="Of images and defects.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for data, model, report and picture.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    workers: Workers = None,
+    as_json: Json = False,
 ) -> None:
-    """Build a bank from real images with an embedded network, and find and explain two kinds of defects in others."""
+    """Synthesise a data set, fit M3DM with embedded extractors, evaluate it, and write an HTML report.
+
+    Run again with the same --out, it goes on where it was.
+    """
     from mmad_bank.demo import run
 
-    result = run(out, seed=seed, progress=show_progress(as_json))
-    emit(result.as_json(), describe(result), title="demo", as_json=as_json)
-
-
-def describe(result: DemoResult) -> dict[str, str]:
-    """Word the demo's result for people."""
+    result = run(out, seed=seed, workers=count_workers(workers), progress=show_progress(as_json))
+    if not as_json:
+        result.summary.print()
     rows = {
-        "features": f"{result.n_rows:,} × {result.dim}  ({size(result.n_rows * result.dim * 4)})",
-        "bank": f"{result.n_vectors:,} vectors, {size(result.bank_path.stat().st_size)} in {result.bank_path}",
+        "report": str(result.report),
+        "picture": str(result.picture),
+        "model": str(result.model),
+        "time": ", ".join(f"{name} {seconds(taken)}" for name, taken in result.seconds.items()),
     }
-    rows.update({name: seconds(value) for name, value in result.seconds.items()})
-    for kind, values in result.scores.items():
-        rows[f"scores, {kind}"] = f"{values.min():.2f} to {values.max():.2f}  ({len(values)} images)"
-    return {**rows, "picture": str(result.picture_path)}
+    emit(result.as_json(), rows, title="demo", as_json=as_json)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Sequence
 from functools import lru_cache
 from html import escape
 
 import numpy as np
-import torch
 
 from mmad_bank import _pictures
 from mmad_bank.data.sample import Sample, SampleDataset
@@ -40,7 +38,7 @@ class Album:
     def __init__(self, evaluation: Evaluation, method: Method | None, training: SampleDataset | None) -> None:
         self.evaluation, self.method = evaluation, method
         self.results = list(evaluation.metrics)
-        self.limits = _colour_limits([example.prediction for example in evaluation.examples])
+        self.limits = _pictures.map_limits([example.prediction for example in evaluation.examples])
         self._training = training
         self._places = {} if training is None else {record.id: i for i, record in enumerate(training.records)}
         self.training_sample = lru_cache(maxsize=16)(self._training_sample)
@@ -67,14 +65,6 @@ class Album:
         good = [s.parts.get(part, s.score) for s in self.evaluation.scores if s.label == 0]
         below = sum(score > other for other in good)
         return f"above {below} of {len(good)} good images" if good else ""
-
-
-def _colour_limits(predictions: Sequence[Prediction]) -> tuple[float, float]:
-    """Return the scores of the first and last colour: the middle of the objects, and the highest of all."""
-    if not predictions:
-        return 0.0, 1.0
-    on_objects = torch.cat([p.map[p.sample.measured] for p in predictions])
-    return float(on_objects.median()), max(float(p.map.max()) for p in predictions)
 
 
 def render_cases(album: Album) -> str:
@@ -111,7 +101,7 @@ def _case(album: Album, example: Example) -> str:
     head = (
         f'<header><span><i class="dot {kind}"></i><b>{escape(sample.defect)}</b></span>'
         f'<span class="id">{escape(sample.id)}</span>'
-        f'<span class="score"><small>{rank}</small>{prediction.score:.4g}</span></header>'
+        f'<span class="score"><small>{rank}</small>{prediction.score:#.4g}</span></header>'
     )
     banks = "".join(_bank(album, prediction, name) for name in album.part_names(prediction))
     return f'<article class="case">{head}{_pictures_of(album, prediction)}<div class="why">{banks}</div></article>'
@@ -160,7 +150,7 @@ def _bank(album: Album, prediction: Prediction, name: str) -> str:
     """Return a part's score, its worst patch, and the normal patches nearest to that."""
     part = prediction.parts[name]
     rank = f" <span class='hint'>{album.rank(name, part.score)}</span>" if album.evaluation.scores[0].parts else ""
-    head = f"<p>{key(album.colour(name))}<b>{escape(name)}</b> {part.score:.4g}{rank}</p>"
+    head = f"<p>{key(album.colour(name))}<b>{escape(name)}</b> {part.score:#.4g}{rank}</p>"
     reasons = [] if album.method is None else album.method.explain(prediction, name, place=_worst(part), n=_N_REASONS)
     if not reasons:
         return f'<div class="bank">{head}</div>'
@@ -173,10 +163,10 @@ def _bank(album: Album, prediction: Prediction, name: str) -> str:
 def _reason(album: Album, part: Part, reason: Reason, depth: bool) -> str:
     """Return a normal patch: its crop if the training image is there, else its name."""
     if reason.sample is None or reason.place is None:
-        return f'<figure class="crop"><figcaption>not recorded, distance {reason.distance:.4g}</figcaption></figure>'
+        return f'<figure class="crop"><figcaption>not recorded, distance {reason.distance:#.4g}</figcaption></figure>'
     sample = album.training_sample(reason.sample)
     row, column = reason.place
-    words = f"{reason.sample.rsplit('/', 1)[-1]}, distance {reason.distance:.4g}"
+    words = f"{reason.sample.rsplit('/', 1)[-1]}, distance {reason.distance:#.4g}"
     if sample is None:
         return f'<figure class="crop"><figcaption>{escape(words)}</figcaption></figure>'
     return _crop(sample, part, reason.place, words, depth, hint=f"{reason.sample}, patch row {row}, column {column}")
