@@ -139,7 +139,8 @@ void interpolate_features(int device, Address stream, Address points, std::int64
 void bind_cuda(py::module_& parent) {
   py::module_ module = parent.def_submodule("cuda", "CUDA kernels; addresses are those of device memory.");
   module.def("device_count", &mmad::cuda::device_count);
-  module.def("page_lock", [](Address memory, std::size_t bytes) { return mmad::cuda::page_lock(at<void>(memory), bytes); });
+  module.def("page_lock",
+             [](Address memory, std::size_t bytes) { return mmad::cuda::page_lock(at<void>(memory), bytes); });
   module.def("page_unlock", [](Address memory) { mmad::cuda::page_unlock(at<void>(memory)); });
   module.def("tiles", &mmad::cuda::tiles_of, py::arg("rows"));
   module.def("tile_bytes", &mmad::cuda::tile_bytes, py::arg("dim"), py::arg("int8"));

@@ -321,9 +321,9 @@ void search_pass(const float* queries, std::int64_t count, const KnnBank& bank, 
   product.last_tile = bank.operand.tiles;
   run_product(product, limits, stream);
 
-  const KnnTask task{queries,       count,         bank.rows,        bank.operand.rows, bank.operand.dim,
-                     parts.queries.squared, parts.state, parts.fallback, product.found, distances + done,
-                     indices + done, k};
+  const KnnTask task{
+      queries,     count,          bank.rows,     bank.operand.rows, bank.operand.dim, parts.queries.squared,
+      parts.state, parts.fallback, product.found, distances + done,  indices + done,   k};
   launch("knn decide", decide_kernel, dim3(blocks_for(count, kMergeWarps)), kMergeWarps * kWarp,
          kMergeWarps * kMergeCapacity * sizeof(uint2), stream, false, task);
   launch("knn fallback", fallback_kernel, dim3(static_cast<unsigned>(2 * limits.multiprocessors)),

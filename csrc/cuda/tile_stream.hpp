@@ -76,7 +76,8 @@ class TileStream {
   Chunk chunk(long long number) const {
     const int offset = static_cast<int>(number % chunks_) * chunk_tiles_;
     const int tiles = std::min(chunk_tiles_, operand_.tiles - operand_.resident - offset);
-    return {operand_.resident + offset, tiles, buffers_ + static_cast<std::size_t>(number % 2) * bytes_of(chunk_tiles_)};
+    return {operand_.resident + offset, tiles,
+            buffers_ + static_cast<std::size_t>(number % 2) * bytes_of(chunk_tiles_)};
   }
 
   void start_copy() {
