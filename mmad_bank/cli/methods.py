@@ -93,10 +93,11 @@ def _extract(
     from mmad_bank.features.extraction import Extractors, extract_to
 
     extractors = Extractors(networks, device)
+    prepare = _preparing(samples, image_size)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".extract.", dir=out) as folder:
         ids, left_out = extract_to(
-            folder, samples, extractors, _preparing(samples, image_size), batch=batch, progress=progress
+            folder, samples, extractors, prepare, batch=batch, progress=progress
         )
         (out / "extraction.json").unlink(missing_ok=True)
         for name in networks:
