@@ -194,7 +194,6 @@ def plain_losses(monkeypatch: pytest.MonkeyPatch, **changes) -> list[float]:
 def test_the_first_two_losses_are_equation_9(monkeypatch: pytest.MonkeyPatch) -> None:
     """Written out from untrained adaptors: a rate of next to nothing leaves them, dropout is off."""
     monkeypatch.setattr(nn.Dropout, "forward", lambda self, x: x)
-    monkeypatch.setattr(nn.MultiheadAttention, "__init__", _without_dropout(nn.MultiheadAttention.__init__))
     seen = plain_losses(monkeypatch, steps=2, lr=1e-30, prototypes="mean")
     run = lsfa._Training(IMAGES, _arguments(steps=2, lr=1e-30, prototypes="mean"), torch.device("cpu"))
     run.model.eval()
@@ -223,14 +222,6 @@ def test_the_first_two_losses_are_equation_9(monkeypatch: pytest.MonkeyPatch) ->
                     expected += float(torch.cdist(rows, torch.cat(banks[key])[-30:]).min(1).values.mean())
                 banks.setdefault(key, []).append(rows)
         assert value == pytest.approx(expected, rel=1e-4)
-
-
-def _without_dropout(original):
-    def make(self, *arguments, dropout=0.0, **others):
-        del dropout
-        original(self, *arguments, dropout=0.0, **others)
-
-    return make
 
 
 def _arguments(**changes) -> dict:
