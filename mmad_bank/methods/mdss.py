@@ -102,9 +102,10 @@ class MDSS(Method):
 
     name: ClassVar[str] = "mdss"
     embedded: ClassVar[Mapping[str, Any]] = {
-        "pdn_width": 16, "channels": 96, "teacher_steps": 300, "teacher_batch": 4, "teacher_lr": 1e-3,
-        "student_steps": 300, "coverage": (5.0, 5.0), "sdf_steps": 500, "sdf_batch": 12, "sdf_queries": 60,
-        "sdf_lr": 1e-3, "sdf_width": 96,
+        # PDN sees 33 pixels, so that it can learn the extractor's early stages only.
+        "rgb_layers": (1, 2), "channels": 64, "pdn_width": 8, "teacher_steps": 300, "teacher_batch": 4,
+        "teacher_lr": 2e-3, "student_steps": 400, "coverage": (5.0, 5.0), "sdf_steps": 500, "sdf_batch": 12,
+        "sdf_queries": 60, "sdf_lr": 1e-3, "sdf_width": 96,
     }  # fmt: skip
     recipe_of_data: ClassVar[str] = "mdss"
 
