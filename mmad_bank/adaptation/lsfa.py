@@ -21,6 +21,7 @@ from mmad_bank.ops.knn import SearchIndex
 
 Compactness = Literal["distance", "mse"]
 Prototype = Literal["kmeans", "mean"]
+Layer = Literal["vanilla", "residual"]
 
 MODALITIES = ("xyz", "rgb")
 LOSSES = ("local_alignment", "global_alignment", "local_compactness", "global_compactness")
@@ -39,12 +40,17 @@ class Adaptor(nn.Module):
     on a CPU; that is left out.) The paper's inputs come out of a layer norm; those of other extractors need not be near
     unit size, so that one scalar mean and standard deviation of the training features bring them there.
 
+    Its last norm takes the length from features, of which those that come out of a layer norm have none to lose, and it
+    starts as a random mixture of patches. ``"residual"``, for other extractors and little data, is the same layer with
+    its norms before attention and MLP, whose last weights start at zero: it starts as the identity.
+
     Args:
         dim: length of a feature.
         heads: of the attention; default the largest divisor of ``dim`` up to 12.
+        layer: ``"vanilla"`` or ``"residual"``.
 
     Raises:
-        InputError: ``heads`` does not divide ``dim``.
+        InputError: ``heads`` does not divide ``dim``, or there is no such layer.
 
     Example:
         >>> adaptor = Adaptor(33).eval()
@@ -54,17 +60,26 @@ class Adaptor(nn.Module):
 
     mean: Tensor
     std: Tensor
+    residual: Tensor
 
-    def __init__(self, dim: int, heads: int | None = None) -> None:
+    def __init__(self, dim: int, heads: int | None = None, *, layer: Layer = "vanilla") -> None:
         super().__init__()
         self.dim = check_index(dim, "dim", 1, 2**20, "length of a feature")
         self.heads = heads or max(n for n in range(1, _HEADS + 1) if dim % n == 0)
         if dim % self.heads:
             raise InputError(f"heads: expected a divisor of {dim}, found {heads}")
+        if layer not in get_args(Layer):
+            raise InputError(f"layer: expected one of {', '.join(get_args(Layer))}, found {layer!r}")
         self.layer = nn.TransformerEncoderLayer(dim, self.heads, 4 * dim, batch_first=True)
         self.layer.self_attn.dropout = 0.0
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("std", torch.ones(()))
+        self.register_buffer("residual", torch.tensor(layer == "residual"))  # a file says which layer it holds
+        self.layer.norm_first = layer == "residual"
+        if layer == "residual":
+            for last in (self.layer.self_attn.out_proj, self.layer.linear2):
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
 
     def forward(self, patches: Tensor) -> Tensor:
         """Adapt patches (B, P, D); one that is exactly zero, where nothing was measured, is not attended to and stays.
@@ -82,6 +97,7 @@ class FeatureAdaptation(nn.Module):
     Args:
         xyz_dim: length of a point feature.
         rgb_dim: length of an RGB feature.
+        layer: see :class:`Adaptor`.
 
     Example:
         >>> adaptation = FeatureAdaptation(xyz_dim=12, rgb_dim=8).eval()
@@ -89,9 +105,9 @@ class FeatureAdaptation(nn.Module):
         {'xyz': 12}
     """
 
-    def __init__(self, xyz_dim: int, rgb_dim: int) -> None:
+    def __init__(self, xyz_dim: int, rgb_dim: int, *, layer: Layer = "vanilla") -> None:
         super().__init__()
-        self.adaptors = nn.ModuleDict({"xyz": Adaptor(xyz_dim), "rgb": Adaptor(rgb_dim)})
+        self.adaptors = nn.ModuleDict({"xyz": Adaptor(xyz_dim, layer=layer), "rgb": Adaptor(rgb_dim, layer=layer)})
 
     def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Adapt the patches (B, P, D) of the modalities that are given."""
@@ -109,13 +125,15 @@ class FeatureAdaptation(nn.Module):
         save_file({name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}, Path(path))
 
     def load_checkpoint(self, path: str | os.PathLike[str]) -> FeatureAdaptation:
-        """Read what :meth:`save` wrote.
+        """Read what :meth:`save` wrote, of either kind of layer.
 
         Raises:
             InputError: There is no such file.
             FormatError: It is damaged, or of features of other lengths.
         """
         load_matching(self, read_torch(path), path)
+        for adaptor in self.adaptors.values():
+            adaptor.layer.norm_first = bool(adaptor.residual)  # type: ignore[union-attr]
         return self
 
 
@@ -239,6 +257,7 @@ def train_adaptation(
     compactness: Compactness = "distance",
     prototypes: Prototype = "kmeans",
     clusters: int = 4,
+    layer: Layer = "vanilla",
     lr: float = 3e-4,
     seed: int = 0,
     resume: str | os.PathLike[str] | None = None,
@@ -264,6 +283,7 @@ def train_adaptation(
         compactness: see :func:`compactness_loss`.
         prototypes: an image's vector: ``"kmeans"``, see :func:`prototype`, or ``"mean"`` of its patches (published).
         clusters: of the k-means.
+        layer: of the adaptors, see :class:`Adaptor`.
         lr: AdamW's rate.
         seed: of initial weights, order of images, drawn patches and dropout.
         resume: file of the training's state. If it is there, training goes on from it; every ``save_every`` steps and
@@ -290,7 +310,8 @@ def train_adaptation(
     arguments = {
         "steps": steps, "batch": batch, "patches_per_image": patches_per_image or 0, "queue_size": queue_size,
         "clc_weight": float(clc_weight), "losses": ",".join(losses), "compactness": compactness,
-        "prototypes": prototypes, "clusters": clusters, "lr": check_rate(lr), "seed": seed, "images": len(pairs),
+        "prototypes": prototypes, "clusters": clusters, "layer": layer, "lr": check_rate(lr), "seed": seed,
+        "images": len(pairs),
         "xyz_dim": xyz.shape[-1], "rgb_dim": rgb.shape[-1],
     }  # fmt: skip
     _check_arguments(arguments)
@@ -324,7 +345,7 @@ class _Training:
         self.chosen = set(arguments["losses"].split(","))
         dims = {name: arguments[f"{name}_dim"] for name in MODALITIES}
         with seeded(arguments["seed"]):
-            self.adaptation = FeatureAdaptation(dims["xyz"], dims["rgb"])
+            self.adaptation = FeatureAdaptation(dims["xyz"], dims["rgb"], layer=arguments["layer"])
             self.heads = nn.ModuleDict({name: nn.Linear(dim, _HEAD_DIM) for name, dim in dims.items()})
         for name, (mean, std) in _statistics(pairs).items():
             self.adaptation.adaptors[name].mean.fill_(mean)  # type: ignore[operator]

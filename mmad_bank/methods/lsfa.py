@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmad_bank import scoring
 from mmad_bank._stages import Stages
-from mmad_bank.adaptation.lsfa import LOSSES, Compactness, FeatureAdaptation, Prototype, train_adaptation
+from mmad_bank.adaptation.lsfa import LOSSES, Compactness, FeatureAdaptation, Layer, Prototype, train_adaptation
 from mmad_bank.bank import Scores
 from mmad_bank.errors import InputError
 from mmad_bank.features.alignment import Recipe
@@ -46,6 +46,8 @@ class LSFA(BankMethod):
         group_size: S of Point-MAE, points in a group.
         adaptation: ``"train"`` on the samples of :meth:`fit`; ``"none"`` for the same banks without adaptation; or a
             file, for one pair of adaptors that was trained before (:class:`FeatureAdaptation` saves it).
+        adaptor: ``"vanilla"`` as in the paper, or ``"residual"``, which starts as the identity: for extractors whose
+            features do not come out of a layer norm, and for little data; see :class:`mmad_bank.adaptation.Adaptor`.
         adaptation_steps: steps of the training; the paper gives no number.
         adaptation_batch: images a step.
         adaptation_patches: patches drawn of an image for the local losses; None takes all.
@@ -80,8 +82,8 @@ class LSFA(BankMethod):
 
     name: ClassVar[str] = "lsfa"
     embedded: ClassVar[Mapping[str, Any]] = {
-        "rgb_layers": EMBEDDED_STAGES, "grid": (28, 28), "adaptation_steps": 200, "adaptation_batch": 4,
-        "adaptation_patches": 256, "queue_size": 5000,
+        "rgb_layers": EMBEDDED_STAGES, "grid": (28, 28), "adaptor": "residual", "adaptation_steps": 60,
+        "adaptation_batch": 4, "adaptation_patches": 256, "queue_size": 5000,
     }  # fmt: skip
 
     def __init__(
@@ -95,6 +97,7 @@ class LSFA(BankMethod):
         num_groups: int = 1024,
         group_size: int = 128,
         adaptation: str = TRAIN,
+        adaptor: Layer = "vanilla",
         adaptation_steps: int = 1000,
         adaptation_batch: int = 8,
         adaptation_patches: int | None = None,
@@ -120,7 +123,8 @@ class LSFA(BankMethod):
     ) -> None:
         self.rgb, self.rgb_weights, self.rgb_layers = rgb, rgb_weights, rgb_layers
         self.xyz, self.xyz_weights, self.num_groups, self.group_size = xyz, xyz_weights, num_groups, group_size
-        self.adaptation, self.adaptation_steps, self.adaptation_batch = adaptation, adaptation_steps, adaptation_batch
+        self.adaptation, self.adaptor = adaptation, adaptor
+        self.adaptation_steps, self.adaptation_batch = adaptation_steps, adaptation_batch
         self.adaptation_patches, self.adaptation_lr = adaptation_patches, adaptation_lr
         self.queue_size, self.clc_weight, self.losses, self.compactness = queue_size, clc_weight, losses, compactness
         self.prototypes, self.clusters = prototypes, clusters
@@ -158,7 +162,7 @@ class LSFA(BankMethod):
             self, dumps, stages, steps=self.adaptation_steps, batch=self.adaptation_batch,
             patches_per_image=self.adaptation_patches, queue_size=self.queue_size, clc_weight=self.clc_weight,
             losses=tuple(self.losses), compactness=self.compactness, prototypes=self.prototypes,
-            clusters=self.clusters, lr=self.adaptation_lr,
+            clusters=self.clusters, layer=self.adaptor, lr=self.adaptation_lr,
         )  # fmt: skip
 
     def _decide(self, scores: Mapping[str, Scores]) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmad_bank import scoring
 from mmad_bank._stages import Stages
+from mmad_bank.adaptation.lsfa import Layer
 from mmad_bank.bank import MemoryBank, Scores
 from mmad_bank.bank.provenance import Source
 from mmad_bank.errors import InputError
@@ -63,6 +64,7 @@ class M3DM(BankMethod):
         uff_patches: patches drawn of an image; None takes all.
         adaptation: ``"none"``, as the paper; or LSFA's before all else, for all banks: ``"train"``, or a file, see
             :class:`mmad_bank.methods.LSFA`.
+        adaptor: of the adaptation, ``"vanilla"`` or ``"residual"``, see there.
         adaptation_steps: steps of its training.
         adaptation_batch: images a step.
         adaptation_patches: patches drawn of an image for its local losses; None takes all.
@@ -121,6 +123,7 @@ class M3DM(BankMethod):
         uff_batch: int = 256,
         uff_patches: int | None = None,
         adaptation: str = NONE,
+        adaptor: Layer = "vanilla",
         adaptation_steps: int = 1000,
         adaptation_batch: int = 8,
         adaptation_patches: int | None = None,
@@ -142,7 +145,7 @@ class M3DM(BankMethod):
         self.banks, self.fusion, self.decision = banks, fusion, decision
         self.uff_weights, self.uff_steps, self.uff_lr = uff_weights, uff_steps, uff_lr
         self.uff_batch, self.uff_patches = uff_batch, uff_patches
-        self.adaptation, self.adaptation_steps = adaptation, adaptation_steps
+        self.adaptation, self.adaptor, self.adaptation_steps = adaptation, adaptor, adaptation_steps
         self.adaptation_batch, self.adaptation_patches = adaptation_batch, adaptation_patches
         self.image_size, self.grid, self.recipe = image_size, grid, recipe
         self.ratio, self.projection_dim = ratio, projection_dim
@@ -187,7 +190,7 @@ class M3DM(BankMethod):
     def _learn_adaptation(self, dumps: Dumps, stages: Stages) -> None:
         self.adaptation_ = learn_adaptation(
             self, dumps, stages, steps=self.adaptation_steps, batch=self.adaptation_batch,
-            patches_per_image=self.adaptation_patches,
+            patches_per_image=self.adaptation_patches, layer=self.adaptor,
         )  # fmt: skip
 
     # Section 3.3: unsupervised feature fusion.

@@ -64,6 +64,19 @@ def test_patches_without_a_point_stay_zero_and_are_not_attended_to() -> None:
     torch.testing.assert_close(whole[:, :3], alone)
 
 
+def test_a_residual_adaptor_starts_as_the_identity_and_a_file_says_what_it_is(tmp_path: Path) -> None:
+    adaptation = FeatureAdaptation(6, 4, layer="residual").eval()
+    patches = {"xyz": draw(2, 5, 6), "rgb": draw(2, 5, 4)}
+    for name, rows in adaptation.adapt(patches).items():
+        torch.testing.assert_close(rows, patches[name])
+    trained = train_adaptation(IMAGES, **FAST, layer="residual")
+    after = trained.adapt(patches)
+    assert (after["rgb"] - patches["rgb"]).abs().max() > 1e-4
+    trained.save(tmp_path / "residual.safetensors")
+    again = FeatureAdaptation(6, 4).load_checkpoint(tmp_path / "residual.safetensors").eval()
+    assert all(torch.equal(after[name], rows) for name, rows in again.adapt(patches).items())
+
+
 def test_heads_divide_the_dimension() -> None:
     assert [Adaptor(dim).heads for dim in (768, 1152, 656, 33, 13)] == [12, 12, 8, 11, 1]
     with pytest.raises(InputError, match="divisor of 8"):
@@ -227,8 +240,8 @@ def test_the_first_two_losses_are_equation_9(monkeypatch: pytest.MonkeyPatch) ->
 def _arguments(**changes) -> dict:
     arguments = {
         "batch": 2, "patches_per_image": 0, "queue_size": 30, "clc_weight": 0.6, "losses": ",".join(LOSSES),
-        "compactness": "distance", "prototypes": "kmeans", "clusters": 4, "lr": 3e-4, "seed": 0, "images": 5,
-        "xyz_dim": 6, "rgb_dim": 4, "steps": 6,
+        "compactness": "distance", "prototypes": "kmeans", "clusters": 4, "layer": "vanilla", "lr": 3e-4, "seed": 0,
+        "images": 5, "xyz_dim": 6, "rgb_dim": 4, "steps": 6,
     }  # fmt: skip
     return {**arguments, **changes}
 
@@ -328,6 +341,7 @@ def test_what_was_saved_is_read(tmp_path: Path) -> None:
         ({"losses": ("rotation",)}, "losses"),
         ({"compactness": "l1"}, "compactness"),
         ({"prototypes": "median"}, "prototypes"),
+        ({"layer": "linear"}, "layer"),
         ({"clc_weight": -1}, "clc_weight"),
         ({"queue_size": 0}, "queue_size"),
         ({"steps": 0}, "steps"),
