@@ -1,0 +1,180 @@
+"""I-AUROC, P-AUROC and AUPRO of the methods on synthetic data sets, with embedded extractors.
+
+Every seed is a data set of its own: parts, defects, noise. A method is fitted for every category of every one; its
+banks and branches are measured beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import Column, Options, Table
+
+from mmad_bank.data import Preprocessing, open_dataset, prepare, write_synthetic
+from mmad_bank.data.synthetic import CATEGORIES, DEFECTS
+from mmad_bank.embedded import embedded_arguments
+from mmad_bank.evaluation import evaluate
+from mmad_bank.methods import method_class
+
+CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "PatchCore": ("patchcore", {}),
+    "BTF": ("btf", {}),
+    "M3DM": ("m3dm", {}),
+    "M3DM, concatenated": ("m3dm", {"banks": ("fusion",), "fusion": "concat"}),
+    "M3DM, two banks added": ("m3dm", {"banks": ("xyz", "rgb"), "decision": "add"}),
+    "M3DM, two banks": ("m3dm", {"banks": ("xyz", "rgb")}),
+    "LSFA": ("lsfa", {}),
+    "LSFA, not adapted": ("lsfa", {"adaptation": "none"}),
+    "CFM": ("cfm", {}),
+    "CFM, sum": ("cfm", {"aggregation": "sum"}),
+    "CFM, max": ("cfm", {"aggregation": "max"}),
+    "CFM-M": ("cfm", {"variant": "M"}),
+    "CFM-S": ("cfm", {"variant": "S"}),
+    "CFM-T": ("cfm", {"variant": "T"}),
+    "MDSS": ("mdss", {}),
+}
+LIMITS = (0.3, 0.01)
+FULL = {"size": 256, "n_train": 30, "n_validation": 6, "n_test": 36}
+QUICK = {"size": 128, "n_train": 4, "n_validation": 2, "n_test": 6}
+
+_MEAN_COLUMNS = [
+    Column("method", "method"),
+    Column("result", "result"),
+    Column("image_auroc", "I-AUROC"),
+    Column("pixel_auroc", "P-AUROC"),
+    Column("aupro", "AUPRO@30"),
+    Column("aupro_1", "AUPRO@1"),
+]
+
+
+def run(options: Options, arguments: argparse.Namespace) -> list[Table]:
+    """Fit and evaluate every contestant on every category of every seed's data set."""
+    names = _chosen(arguments.methods)
+    categories = CATEGORIES[:1] if options.quick else CATEGORIES
+    seeds = range(1 if options.quick else arguments.seeds)
+    temporary = tempfile.TemporaryDirectory(prefix="mmad-bank-accuracy-")
+    folders = temporary if options.workdir is None else nullcontext(str(options.workdir))
+    with folders as folder, ProcessPoolExecutor(arguments.workers) as pool:
+        root = Path(folder)
+        root.mkdir(parents=True, exist_ok=True)
+        tasks = [(root, options.quick, seed, category, names) for seed in seeds for category in categories]
+        for seed in seeds:
+            _synthesise(root, seed, options.quick)
+        rows = [row for rows in pool.map(_measure, tasks) for row in rows]
+    title = f"{len(categories)} synthetic categories × {len(seeds)} seeds, embedded extractors"
+    return [_means(title, rows), _kinds(title, rows), _by_category(title, rows)]
+
+
+def _chosen(wanted: list[str] | None) -> list[str]:
+    """Return the contestants whose method or name was asked for."""
+    if wanted is None:
+        return list(CONTESTANTS)
+    names = [name for name, (method, _) in CONTESTANTS.items() if name in wanted or method in wanted]
+    if not names:
+        sys.exit(f"error: --methods: expected some of {', '.join(CONTESTANTS)}, found {', '.join(wanted)}")
+    return names
+
+
+def _synthesise(root: Path, seed: int, quick: bool) -> None:
+    raw = root / f"seed-{seed}"
+    if not raw.exists():
+        write_synthetic(raw, seed=seed, categories=CATEGORIES[:1] if quick else None, **(QUICK if quick else FULL))
+
+
+def _prepared(root: Path, seed: int, category: str, recipe: str) -> Path:
+    """Prepare a category with a method's preprocessing, once."""
+    target = root / f"seed-{seed}-{recipe}-{category}"
+    prepare(root / f"seed-{seed}", target, Preprocessing.recipe(recipe), categories=[category], workers=1)
+    return target
+
+
+def _measure(task: tuple[Path, bool, int, str, list[str]]) -> list[dict[str, Any]]:
+    """Fit and evaluate all contestants on one category."""
+    root, quick, seed, category, names = task
+    torch.set_num_threads(1)
+    rows = []
+    for name in names:
+        method, changes = CONTESTANTS[name]
+        cls = method_class(method)
+        data = _prepared(root, seed, category, cls.recipe_of_data)
+        train, validation, test = (open_dataset(data, category, split) for split in ("train", "validation", "test"))
+        model = cls(**{**embedded_arguments(cls), **(_few_steps(cls) if quick else {}), **changes, "seed": seed})
+        model.fit(train, validation=validation)
+        evaluation = evaluate(model, test, limits=LIMITS)
+        for part, metrics in evaluation.metrics.items():
+            kinds = {kind: evaluation.kinds[kind][part].image_auroc for kind in DEFECTS if kind in evaluation.kinds}
+            rows.append({
+                "method": name, "result": part, "category": category, "seed": seed, "images": len(evaluation.scores),
+                "image_auroc": metrics.image_auroc, "pixel_auroc": metrics.pixel_auroc, "aupro": metrics.aupro[0.3],
+                "aupro_1": metrics.aupro[0.01], "kinds": kinds, "seconds_per_image": evaluation.seconds,
+            })  # fmt: skip
+        print(f"  seed {seed}, {category}, {name}: I-AUROC {rows[-1]['image_auroc']:.3f}", file=sys.stderr, flush=True)
+    return rows
+
+
+def _few_steps(cls: type) -> dict[str, Any]:
+    """Return arguments that make every training as short as can be."""
+    import inspect
+
+    names = inspect.signature(cls).parameters
+    return {name: 2 for name in names if name.endswith("_steps") or name == "epochs"}
+
+
+def _spread(values: list[dict[str, Any]], key: str) -> str | None:
+    """Word the mean over all, and the standard deviation of the seeds' means."""
+    found = [(row["seed"], row[key]) for row in values if row[key] is not None]
+    if not found:
+        return None
+    seeds = sorted({seed for seed, _ in found})
+    means = [statistics.mean(value for own, value in found if own == seed) for seed in seeds]
+    spread = f" ± {statistics.stdev(means):.3f}" if len(means) > 1 else ""
+    return f"{statistics.mean(means):.3f}{spread}"
+
+
+def _grouped(rows: list[dict[str, Any]], *keys: str) -> dict[tuple[str, ...], list[dict[str, Any]]]:
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return groups
+
+
+def _means(title: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table(f"Accuracy: {title}", _MEAN_COLUMNS, headline=True)
+    for (method, part), own in _grouped(rows, "method", "result").items():
+        values = {column.key: _spread(own, column.key) for column in _MEAN_COLUMNS[2:]}
+        table.rows.append({"method": method, "result": part, **values})
+    table.notes = [
+        "Means over categories and seeds ± standard deviation of the seeds' means. 'fused' is the method's own result;"
+        " the others are its banks or branches alone, of the same fit.",
+    ]
+    return table
+
+
+def _kinds(title: str, rows: list[dict[str, Any]]) -> Table:
+    columns = [Column("method", "method"), Column("result", "result"), *(Column(kind, kind) for kind in DEFECTS)]
+    table = Table(f"I-AUROC by kind of defect: {title}", columns)
+    for (method, part), own in _grouped(rows, "method", "result").items():
+        flat = [{**row["kinds"], "seed": row["seed"]} for row in own]
+        values = {kind: _spread(flat, kind) for kind in DEFECTS if all(kind in row for row in flat)}
+        table.rows.append({"method": method, "result": part, **values})
+    table.notes = ["A kind's images against the good ones. 'combination' is normal in either modality alone."]
+    return table
+
+
+def _by_category(title: str, rows: list[dict[str, Any]]) -> Table:
+    columns = [Column("method", "method"), Column("result", "result"), Column("category", "category"),
+               Column("image_auroc", "I-AUROC"), Column("aupro", "AUPRO@30"), Column("seeds", "by seed")]  # fmt: skip
+    table = Table(f"By category: {title}", columns)
+    for (method, part, category), own in _grouped(rows, "method", "result", "category").items():
+        each = " ".join(f"{row['image_auroc']:.3f}" for row in own)
+        values = {"image_auroc": _spread(own, "image_auroc"), "aupro": _spread(own, "aupro"), "seeds": each}
+        table.rows.append({"method": method, "result": part, "category": category, **values})
+    return table
