@@ -153,8 +153,7 @@ def make_method(
     cls = method_class(kind)
     arguments: dict[str, Any] = {"rgb_weights": RANDOM, "xyz_weights": RANDOM, "precision": precision, "device": device}
     arguments |= changes | (_SMALL if small else {})
-    known = set(_arguments_of(cls))
-    method = cls(**{key: value for key, value in arguments.items() if key in known})
+    method = cls(**{key: value for key, value in arguments.items() if key in cls.argument_names()})
     if isinstance(method, M3DM):
         return _m3dm(method, folder, images, vectors, progress)
     if isinstance(method, BankMethod):
@@ -259,12 +258,6 @@ def _ratio(method: BankMethod, images: int, vectors: int) -> float:
     if not 0 < vectors <= patches:
         raise InputError(f"vectors: expected 1 to {patches}, the patches of {images} images, found {vectors}")
     return (vectors + 0.5) / patches if vectors < patches else 1.0
-
-
-def _arguments_of(cls: type[Method]) -> list[str]:
-    import inspect
-
-    return list(inspect.signature(cls).parameters)
 
 
 def _weights(method: Method) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,5 +19,5 @@ def embedded_arguments(method: type[Method]) -> dict[str, Any]:
         >>> embedded_arguments(PatchCore)
         {'rgb': 'efficientnet_lite0', 'rgb_weights': 'pretrained', 'rgb_layers': (1, 2, 4)}
     """
-    names = inspect.signature(method.__init__).parameters
+    names = method.argument_names()
     return {**{name: value for name, value in EMBEDDED.items() if name in names}, **method.embedded}

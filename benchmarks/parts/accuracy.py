@@ -22,7 +22,7 @@ from mmad_bank.data import Preprocessing, open_dataset, prepare, write_synthetic
 from mmad_bank.data.synthetic import CATEGORIES, DEFECTS
 from mmad_bank.embedded import embedded_arguments
 from mmad_bank.evaluation import evaluate
-from mmad_bank.methods import method_class
+from mmad_bank.methods import Method, method_class
 
 CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "PatchCore": ("patchcore", {}),
@@ -120,12 +120,9 @@ def _measure(task: tuple[Path, bool, int, str, list[str]]) -> list[dict[str, Any
     return rows
 
 
-def _few_steps(cls: type) -> dict[str, Any]:
+def _few_steps(cls: type[Method]) -> dict[str, Any]:
     """Return arguments that make every training as short as can be."""
-    import inspect
-
-    names = inspect.signature(cls).parameters
-    return {name: 2 for name in names if name.endswith("_steps") or name == "epochs"}
+    return {name: 2 for name in cls.argument_names() if name.endswith("_steps") or name == "epochs"}
 
 
 def _spread(values: list[dict[str, Any]], key: str) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import types
 import typing
 from collections.abc import Sequence
@@ -41,9 +40,8 @@ def parse_settings(method: type[Method], settings: Sequence[str]) -> dict[str, A
 
 def argument_types(method: type[Method]) -> dict[str, Any]:
     """Return the types of a method's constructor arguments by name, ``device`` and ``seed`` left to their options."""
-    names = list(inspect.signature(method.__init__).parameters)[1:]
     hints = typing.get_type_hints(method.__init__)
-    return {name: hints.get(name, str) for name in names if name not in ("device", "seed")}
+    return {name: hints.get(name, str) for name in method.argument_names() if name not in ("device", "seed")}
 
 
 def parse(text: str, hint: Any) -> Any:

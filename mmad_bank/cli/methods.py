@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import sys
@@ -202,8 +201,8 @@ class _Job:
         from mmad_bank.embedded import embedded_arguments
 
         arguments = embedded_arguments(self.method) if embedded else {}
-        parameters = inspect.signature(self.method.__init__).parameters
-        arguments |= {n: v for n, v in (("seed", self.seed), ("device", device)) if n in parameters}
+        names = self.method.argument_names()
+        arguments |= {n: v for n, v in (("seed", self.seed), ("device", device)) if n in names}
         self.arguments = {**arguments, **parse_settings(self.method, settings)}
         self.make()
 

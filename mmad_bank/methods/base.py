@@ -240,8 +240,18 @@ class Method(ABC):
 
     def arguments(self) -> dict[str, Any]:
         """Return the constructor's arguments, as they were given."""
-        names = list(inspect.signature(type(self).__init__).parameters)[1:]
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in self.argument_names()}
+
+    @classmethod
+    def argument_names(cls) -> tuple[str, ...]:
+        """Name the constructor's arguments, in its order.
+
+        Example:
+            >>> from mmad_bank.methods import PatchCore
+            >>> PatchCore.argument_names()[:2]
+            ('rgb', 'rgb_weights')
+        """
+        return tuple(inspect.signature(cls).parameters)
 
     def prepare(self, sample: Sample) -> Sample:
         """Preprocess a sample as those that the method was fitted on, unless that has been done.
