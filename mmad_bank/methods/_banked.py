@@ -21,7 +21,9 @@ from mmad_bank.bank import MemoryBank, MultiBank, Scores
 from mmad_bank.bank.provenance import Source
 from mmad_bank.data.sample import Sample
 from mmad_bank.errors import InputError
-from mmad_bank.features.extraction import RANDOM, Extractors
+from mmad_bank.features.alignment import Recipe
+from mmad_bank.features.extraction import RANDOM, Extractors, make_rgb_extractor, make_xyz_extractor
+from mmad_bank.features.rgb import Precision as RGBPrecision
 from mmad_bank.methods._dumps import IMAGES_AT_ONCE, Dumps, extract_split
 from mmad_bank.methods.base import Method, Part, Prediction, Reason, Samples
 
@@ -35,7 +37,11 @@ class BankMethod(Method):
         adaptation_: What adapts the extractors' features before anything else is done with them, if there is one.
     """
 
+    rgb: str
+    rgb_weights: str
+    rgb_layers: tuple[int, ...] | None
     grid: tuple[int, int]
+    precision: RGBPrecision
     ratio: float
     projection_dim: int | Literal["auto"] | None
     reweight: scoring.Reweight
@@ -83,6 +89,13 @@ class BankMethod(Method):
         """Say whether a bank measures distances on (f - mean)/std."""
         del bank
         return False
+
+    def _rgb_network(self, weights: str | None) -> nn.Module:
+        """Make the extractor of colour images that the arguments ask for."""
+        return make_rgb_extractor(
+            self.rgb, weights or self.rgb_weights, layers=self.rgb_layers, grid=self.grid, image_size=self.image_size,
+            precision=self.precision,
+        )  # fmt: skip
 
     # Fitting.
 
@@ -254,3 +267,20 @@ class BankMethod(Method):
             raise KeyError(f"banks {', '.join(self._bank_names())}")
 
 
+
+
+class PointBankMethod(BankMethod):
+    """A method with banks whose point features are Point-MAE's, or FPFH in their place."""
+
+    xyz: str
+    xyz_weights: str
+    num_groups: int
+    group_size: int
+    recipe: Recipe
+
+    def _xyz_network(self, weights: str | None) -> nn.Module:
+        """Make the extractor of point clouds that the arguments ask for."""
+        return make_xyz_extractor(
+            self.xyz, weights or self.xyz_weights, num_groups=self.num_groups, group_size=self.group_size,
+            grid=self.grid, image_size=self.image_size, recipe=self.recipe, precision=self.precision,
+        )  # fmt: skip

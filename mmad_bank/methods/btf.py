@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmad_bank import scoring
-from mmad_bank.features.extraction import EMBEDDED_STAGES, PRETRAINED, make_rgb_extractor, make_xyz_extractor
+from mmad_bank.features.extraction import EMBEDDED_STAGES, PRETRAINED, make_xyz_extractor
 from mmad_bank.features.rgb import Precision
 from mmad_bank.methods._banked import BankMethod
 from mmad_bank.ops.knn import Precision as Storage
@@ -69,11 +69,7 @@ class BTF(BankMethod):
         self._begin()
 
     def _networks(self, weights: str | None) -> dict[str, nn.Module]:
-        rgb = make_rgb_extractor(
-            self.rgb, weights or self.rgb_weights, layers=self.rgb_layers, grid=self.grid, image_size=self.image_size,
-            precision=self.precision,
-        )  # fmt: skip
-        return {"rgb": rgb, "xyz": make_xyz_extractor("fpfh", grid=self.grid)}
+        return {"rgb": self._rgb_network(weights), "xyz": make_xyz_extractor("fpfh", grid=self.grid)}
 
     def _bank_names(self) -> tuple[str, ...]:
         return ("concatenated",)

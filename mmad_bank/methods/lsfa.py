@@ -14,15 +14,9 @@ from mmad_bank.adaptation.lsfa import LOSSES, Compactness, FeatureAdaptation, La
 from mmad_bank.bank import Scores
 from mmad_bank.errors import InputError
 from mmad_bank.features.alignment import Recipe
-from mmad_bank.features.extraction import (
-    EMBEDDED_STAGES,
-    PRETRAINED,
-    Extractors,
-    make_rgb_extractor,
-    make_xyz_extractor,
-)
+from mmad_bank.features.extraction import EMBEDDED_STAGES, PRETRAINED, Extractors
 from mmad_bank.features.rgb import Precision
-from mmad_bank.methods._banked import BankMethod
+from mmad_bank.methods._banked import PointBankMethod
 from mmad_bank.methods._dumps import Dumps, Pairs
 from mmad_bank.ops.knn import Precision as Storage
 
@@ -30,7 +24,7 @@ BANKS = ("xyz", "rgb")
 TRAIN, NONE = "train", "none"
 
 
-class LSFA(BankMethod):
+class LSFA(PointBankMethod):
     """Adaptors trained to agree between modalities (CLC) and to be compact within one (IFC); two banks, averaged.
 
     Section 3.1 (features and adaptors), 3.2 (CLC), 3.3 (IFC) and 3.4 (banks).
@@ -138,13 +132,7 @@ class LSFA(BankMethod):
         self._begin()
 
     def _networks(self, weights: str | None) -> dict[str, nn.Module]:
-        shared: dict[str, Any] = {"grid": self.grid, "image_size": self.image_size, "precision": self.precision}
-        xyz = make_xyz_extractor(
-            self.xyz, weights or self.xyz_weights, num_groups=self.num_groups, group_size=self.group_size,
-            recipe=self.recipe, **shared,
-        )  # fmt: skip
-        rgb = make_rgb_extractor(self.rgb, weights or self.rgb_weights, layers=self.rgb_layers, **shared)
-        return {"xyz": xyz, "rgb": rgb}
+        return {"xyz": self._xyz_network(weights), "rgb": self._rgb_network(weights)}
 
     def _bank_names(self) -> tuple[str, ...]:
         return BANKS

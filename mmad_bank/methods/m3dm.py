@@ -17,11 +17,11 @@ from mmad_bank.bank import MemoryBank, Scores
 from mmad_bank.bank.provenance import Source
 from mmad_bank.errors import InputError
 from mmad_bank.features.alignment import Recipe
-from mmad_bank.features.extraction import EMBEDDED_STAGES, PRETRAINED, make_rgb_extractor, make_xyz_extractor
+from mmad_bank.features.extraction import EMBEDDED_STAGES, PRETRAINED
 from mmad_bank.features.rgb import Precision
 from mmad_bank.fusion import DecisionFusion, FeatureFusion, train_fusion
 from mmad_bank.fusion.dlf import FACTORS
-from mmad_bank.methods._banked import BankMethod
+from mmad_bank.methods._banked import PointBankMethod
 from mmad_bank.methods._dumps import Dumps, Pairs
 from mmad_bank.methods.lsfa import NONE, learn_adaptation
 from mmad_bank.ops.knn import Precision as Storage
@@ -31,7 +31,7 @@ _MEAN_FEATURE = Source("mean feature", 1, None)
 _PUBLISHED_DIVISOR = 1000.0  # of the two-bank variant's image scores
 
 
-class M3DM(BankMethod):
+class M3DM(PointBankMethod):
     """Point features aligned to the image's patches (PFA), fused with RGB (UFF), three banks, and DLF.
 
     The variants of the paper's tables are choices of ``banks``, ``fusion`` and ``decision``:
@@ -173,18 +173,12 @@ class M3DM(BankMethod):
     # Section 3.2: features of both modalities on one patch grid.
 
     def _networks(self, weights: str | None) -> dict[str, nn.Module]:
-        shared: dict[str, Any] = {"grid": self.grid, "image_size": self.image_size, "precision": self.precision}
         networks: dict[str, nn.Module] = {}
         both = "fusion" in self.banks or self.adaptation != NONE
         if both or "xyz" in self.banks:
-            networks["xyz"] = make_xyz_extractor(
-                self.xyz, weights or self.xyz_weights, num_groups=self.num_groups, group_size=self.group_size,
-                recipe=self.recipe, **shared,
-            )  # fmt: skip
+            networks["xyz"] = self._xyz_network(weights)
         if both or "rgb" in self.banks:
-            networks["rgb"] = make_rgb_extractor(
-                self.rgb, weights or self.rgb_weights, layers=self.rgb_layers, **shared
-            )
+            networks["rgb"] = self._rgb_network(weights)
         return networks
 
     def _learn_adaptation(self, dumps: Dumps, stages: Stages) -> None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from mmad_bank import scoring
-from mmad_bank.features.extraction import EMBEDDED_STAGES, PRETRAINED, make_rgb_extractor
+from mmad_bank.features.extraction import EMBEDDED_STAGES, PRETRAINED
 from mmad_bank.features.rgb import Precision
 from mmad_bank.methods._banked import BankMethod
 from mmad_bank.ops.knn import Precision as Storage
@@ -75,9 +75,7 @@ class PatchCore(BankMethod):
         self._begin()
 
     def _networks(self, weights: str | None) -> dict[str, nn.Module]:
-        options = {"layers": self.rgb_layers, "grid": self.grid, "image_size": self.image_size}
-        network = make_rgb_extractor(self.rgb, weights or self.rgb_weights, precision=self.precision, **options)  # type: ignore[arg-type]
-        return {"rgb": network}
+        return {"rgb": self._rgb_network(weights)}
 
     def _bank_names(self) -> tuple[str, ...]:
         return ("rgb",)
