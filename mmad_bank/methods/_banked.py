@@ -52,10 +52,12 @@ class BankMethod(Method):
     extractors_: Extractors
     banks_: MultiBank
     adaptation_: FeatureAdaptation | None
+    _described: tuple[Sample, dict[str, Tensor]] | None  # the last explained sample and its patch features
 
     def _begin(self) -> None:
         super()._begin()
         self.adaptation_ = None
+        self._described = None
 
     # What a method defines.
 
@@ -226,9 +228,8 @@ class BankMethod(Method):
             raise InputError(f"part: expected one of {', '.join(self.banks_)}, found {name!r}")
         if place is None:
             place = divmod(int(prediction.parts[name].scores.argmax()), self.grid[1])
-        patches = self._compose(self._features([prediction.sample]))[name][0]
         bank = self.banks_[name]
-        query = patches[place[0] * self.grid[1] + place[1]][None]
+        query = self._patches_of(prediction.sample)[name][0, place[0] * self.grid[1] + place[1]][None]
         distances, rows = bank.search(query, min(n, len(bank)))
         reasons = []
         for distance, origin in zip(distances[0].tolist(), bank.provenance(rows[0]), strict=True):
@@ -237,13 +238,22 @@ class BankMethod(Method):
             reasons.append(Reason(self.train_ids_[int(origin.image or 0)] if known else None, where, distance))
         return reasons
 
+    def _patches_of(self, sample: Sample) -> dict[str, Tensor]:
+        """Return a sample's patch features by bank; the last sample's are kept, for the next bank."""
+        if self._described is None or self._described[0] is not sample:
+            self._described = sample, self._compose(self._features([sample]))
+        return self._described[1]
+
     @property
     def nbytes(self) -> int:
-        """Bytes that inference holds: the extractors' weights and the banks."""
-        adaptation = [] if self.adaptation_ is None else [self.adaptation_]
-        networks = [*self.extractors_.networks.values(), *adaptation]
-        weights = [tensor for network in networks for tensor in network.state_dict().values()]
+        """Bytes that inference holds: the weights of all networks, and the banks."""
+        weights = [tensor for network in self._all_networks() for tensor in network.state_dict().values()]
         return sum(tensor.nbytes for tensor in weights) + self.banks_.nbytes
+
+    def _all_networks(self) -> list[nn.Module]:
+        """Return the networks that inference runs."""
+        adaptation = [] if self.adaptation_ is None else [self.adaptation_]
+        return [*self.extractors_.networks.values(), *adaptation]
 
     # Saving.
 

@@ -210,6 +210,9 @@ class M3DM(PointBankMethod):
             composed["fusion"] = torch.cat([xyz, rgb], dim=2) if self.uff_ is None else self.uff_.fuse(xyz, rgb)
         return composed
 
+    def _all_networks(self) -> list[nn.Module]:
+        return [*super()._all_networks(), *([] if self.uff_ is None else [self.uff_])]
+
     # Section 3.4, first half: the banks.
 
     def _standardise(self, bank: str) -> bool:

@@ -149,8 +149,6 @@ def test_bad_input_is_named(call, message: str) -> None:
 
 def test_few_held_out_images_whose_banks_disagree_do_not_turn_the_direction_round() -> None:
     """Over some images one bank may rise where the others fall; weights that are all positive stay as they are."""
-    from mmad_bank.fusion.dlf import _oriented
-
     weights = torch.tensor([0.4, 0.2, 1.4], dtype=torch.float64)
     table = torch.tensor([[0.0, 0.0, 3.0], [2.0, 2.0, 2.0], [4.0, 4.0, 1.0]], dtype=torch.float64)
     assert torch.equal(_oriented(weights, table), weights)

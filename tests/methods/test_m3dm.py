@@ -226,6 +226,30 @@ def test_a_training_patch_explains_itself(fitted: M3DM, parts: list[Sample]) -> 
         fitted.explain(prediction, "depth")
 
 
+def test_explaining_with_every_bank_describes_the_sample_once(
+    parts: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = M3DM(**SMALL).fit(parts)
+    first, second = (method.predict(sample) for sample in (a_part(80), a_part(81)))
+    described: list[str] = []
+    features = method._features
+
+    def counted(samples: list[Sample]) -> dict[str, torch.Tensor]:
+        described.extend(sample.id for sample in samples)
+        return features(samples)
+
+    monkeypatch.setattr(method, "_features", counted)
+    apart = [method.explain(prediction, name) for prediction in (first, second) for name in method.banks]
+    assert described == [first.sample.id, second.sample.id]
+    assert apart[0] == method.explain(first, "xyz") != apart[3]
+
+
+def test_bytes_count_every_network(fitted: M3DM) -> None:
+    held = [*fitted.extractors_.networks.values(), fitted.uff_]
+    weights = sum(tensor.nbytes for network in held if network for tensor in network.state_dict().values())
+    assert fitted.nbytes == weights + fitted.banks_.nbytes
+
+
 def test_samples_that_cannot_be_used_are_left_out_and_named(parts: list[Sample]) -> None:
     few = replace(a_part(70, "part/train/good/few"), xyz=torch.zeros(3, SIZE, SIZE))
     few.xyz[:, 30, 30:40] = 0.3
