@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import importlib.metadata
 import json
@@ -12,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -369,3 +370,55 @@ def write_result(values: Mapping[str, Any], path: Path) -> Path:
     with replacing(path) as partial:
         partial.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Programs
+
+
+def parser(description: str | None, parts: Sequence[str]) -> argparse.ArgumentParser:
+    """Return a parser of the arguments that all programs take."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cores, known = os.cpu_count() or 1, ", ".join(parts)
+    made.add_argument("parts", nargs="*", choices=[*parts, []], metavar="PART", help=f"{known}; default: all")
+    made.add_argument("--quick", action="store_true", help="tiny sizes: does it run? The figures mean nothing")
+    made.add_argument("--rounds", type=int, default=5, help="timed rounds of the interleaved contestants; default: 5")
+    made.add_argument("--threads", type=int, default=cores, help="for all alike; default: all cores")
+    made.add_argument("--json", type=Path, metavar="PATH", help="result file, or a folder to name one in")
+    return made
+
+
+def parse(made: argparse.ArgumentParser, *counts: str) -> argparse.Namespace:
+    """Read the arguments; ``rounds``, ``threads`` and the ``counts`` must be positive."""
+    arguments = made.parse_args()
+    for name in ("rounds", "threads", *counts):
+        if getattr(arguments, name) < 1:
+            made.error(f"--{name}: expected at least 1")
+    return arguments
+
+
+def run_parts(
+    benchmark: str,
+    work: Mapping[str, Callable[[Mapping[str, float]], list[Table]]],
+    settings: Mapping[str, Any],
+    arguments: argparse.Namespace,
+) -> None:
+    """Run the parts, each of which takes the machine's ceilings; print their tables and write the result file."""
+    set_threads(arguments.threads)
+    limits = ceilings(quick=arguments.quick)
+    common_settings = {"quick": arguments.quick, "rounds": arguments.rounds, "parts": list(work)}
+    values = result(benchmark, {**common_settings, **settings}, arguments.threads, limits)
+    print_table(machine_table(values["machine"], limits))
+    print_table(versions_table(values["versions"]))
+    for name, measure in work.items():
+        tables = measure(limits)
+        for table in tables:
+            print_table(table)
+        add_part(values, name, tables)
+        if arguments.json is not None:  # after every part: a later one that fails costs nothing that was measured
+            write_result(values, arguments.json)
+    values["ceilings_after"] = ceilings(quick=arguments.quick)
+    values["load_average_after"] = os.getloadavg()[0]
+    print_table(drift_table(values))
+    if arguments.json is not None:
+        print(f"written: {write_result(values, arguments.json)}")

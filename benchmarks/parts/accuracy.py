@@ -10,13 +10,14 @@ import argparse
 import statistics
 import sys
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import Column, Options, Table
+from common import Column, Table
 
 from mmad_bank.data import Preprocessing, open_dataset, prepare, write_synthetic
 from mmad_bank.data.synthetic import CATEGORIES, DEFECTS
@@ -55,19 +56,20 @@ _MEAN_COLUMNS = [
 ]
 
 
-def run(options: Options, arguments: argparse.Namespace) -> list[Table]:
+def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Table]:
     """Fit and evaluate every contestant on every category of every seed's data set."""
+    del limits
     names = _chosen(arguments.methods)
-    categories = CATEGORIES[:1] if options.quick else CATEGORIES
-    seeds = range(1 if options.quick else arguments.seeds)
+    categories = CATEGORIES[:1] if arguments.quick else CATEGORIES
+    seeds = range(1 if arguments.quick else arguments.seeds)
     temporary = tempfile.TemporaryDirectory(prefix="mmad-bank-accuracy-")
-    folders = temporary if options.workdir is None else nullcontext(str(options.workdir))
+    folders = temporary if arguments.workdir is None else nullcontext(str(arguments.workdir))
     with folders as folder, ProcessPoolExecutor(arguments.workers) as pool:
         root = Path(folder)
         root.mkdir(parents=True, exist_ok=True)
-        tasks = [(root, options.quick, seed, category, names) for seed in seeds for category in categories]
+        tasks = [(root, arguments.quick, seed, category, names) for seed in seeds for category in categories]
         for seed in seeds:
-            _synthesise(root, seed, options.quick)
+            _synthesise(root, seed, arguments.quick)
         rows = [row for rows in pool.map(_measure, tasks) for row in rows]
     title = f"{len(categories)} synthetic categories × {len(seeds)} seeds, embedded extractors"
     return [_means(title, rows), _kinds(title, rows), _by_category(title, rows)]
