@@ -88,7 +88,7 @@ def test_report_writes_both_documents(quick_result, module, tmp_path, monkeypatc
     measured = tmp_path / "engine.json"
     measured.write_text(json.dumps(result | {"settings": result["settings"] | {"quick": False}}), encoding="utf-8")
     docs, readme = tmp_path / "docs" / "benchmarks.md", tmp_path / "README.md"
-    readme.write_text("before\n<!-- benchmarks: begin -->\nold\n<!-- benchmarks: end -->\nafter\n", encoding="utf-8")
+    readme.write_text("before\n<!-- benchmarks: begin -->\nstale figures\n<!-- benchmarks: end -->\nafter\n", encoding="utf-8")
     report = module("report")
     monkeypatch.setattr(sys, "argv", ["report.py", str(measured), "--docs", str(docs), "--readme", str(readme)])
     for _ in range(2):  # the second time finds its own section
@@ -96,7 +96,7 @@ def test_report_writes_both_documents(quick_result, module, tmp_path, monkeypatc
         text = readme.read_text(encoding="utf-8")
         assert text.startswith("before\n<!-- benchmarks: begin -->\n")
         assert text.endswith("<!-- benchmarks: end -->\nafter\n")
-        assert "old" not in text
+        assert "stale figures" not in text
         assert text.count("| mmad-bank k_center_greedy |") == 1
     everything = docs.read_text(encoding="utf-8")
     for tables in result["parts"].values():
