@@ -215,16 +215,14 @@ def _draw_reasons(
     whole.set_title(title, fontsize=10, color=_INK, pad=6)
     name = list(prediction.parts)[-1]
     part = prediction.parts[name]
-    grid = (int(part.scores.shape[0]), int(part.scores.shape[1]))
-    worst = divmod(int(part.scores.argmax()), grid[1])
     inner = place.subgridspec(2, 3, wspace=0.07, hspace=0.12)
-    cells = [(prediction.sample, worst, "worst patch")]
+    cells = [(prediction.sample, part.worst, "worst patch")]
     numbers = {record.id: number for number, record in enumerate(train.records)}
-    for reason in method.explain(prediction, name, place=worst, n=_N_REASONS):
+    for reason in method.explain(prediction, name, place=part.worst, n=_N_REASONS):
         if reason.sample in numbers and reason.place is not None:
             cells.append((method.prepare(train[numbers[reason.sample]]), reason.place, f"{reason.distance:.2f}"))
     for number, (sample, at, words) in enumerate(cells):
-        axes = _show(figure, inner[number // 3, number % 3], _crop(sample, at, grid))
+        axes = _show(figure, inner[number // 3, number % 3], _crop(sample, at, part.grid))
         axes.set_xlabel(words, fontsize=7, color=_FAINT if number else _ACCENT, labelpad=2)
         for spine in axes.spines.values():
             spine.set(visible=number == 0, color=_ACCENT, linewidth=1.8)

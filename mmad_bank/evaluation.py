@@ -267,7 +267,7 @@ class _Tally:
         """Measure a prediction."""
         sample, number = prediction.sample, self.seen
         results = {name: part.score for name, part in prediction.parts.items()} if len(prediction.parts) > 1 else {}
-        maps = {name: prediction.parts[name].map(_size(prediction), self.sigma) for name in results}
+        maps = {name: prediction.parts[name].map(prediction.size, self.sigma) for name in results}
         maps = {FUSED: prediction.map, **maps}
         finite = all(math.isfinite(score) for score in (prediction.score, *results.values()))
         if not finite or not all(bool(torch.isfinite(values).all()) for values in maps.values()):
@@ -363,10 +363,6 @@ def _kind(sample: Sample) -> str:
     if not sample.label:
         return GOOD
     return sample.defect if sample.defect != GOOD else "anomalous"
-
-
-def _size(prediction: Prediction) -> tuple[int, int]:
-    return int(prediction.map.shape[0]), int(prediction.map.shape[1])
 
 
 def _defined(value: float) -> float | None:

@@ -88,7 +88,8 @@ def test_report_writes_both_documents(quick_result, module, tmp_path, monkeypatc
     measured = tmp_path / "engine.json"
     measured.write_text(json.dumps(result | {"settings": result["settings"] | {"quick": False}}), encoding="utf-8")
     docs, readme = tmp_path / "docs" / "benchmarks.md", tmp_path / "README.md"
-    readme.write_text("before\n<!-- benchmarks: begin -->\nstale figures\n<!-- benchmarks: end -->\nafter\n", encoding="utf-8")
+    before = "before\n<!-- benchmarks: begin -->\nstale figures\n<!-- benchmarks: end -->\nafter\n"
+    readme.write_text(before, encoding="utf-8")
     report = module("report")
     monkeypatch.setattr(sys, "argv", ["report.py", str(measured), "--docs", str(docs), "--readme", str(readme)])
     for _ in range(2):  # the second time finds its own section

@@ -253,11 +253,10 @@ def _write_prediction(folder: Path, name: str, method: Method, prediction: Predi
 
 def _explain(method: Method, prediction: Prediction, part: str, n: int) -> dict[str, Any]:
     """Name the normal patches that are nearest to a part's worst patch."""
-    scores = prediction.parts[part].scores
-    place = divmod(int(scores.argmax()), int(scores.shape[1]))
+    place, grid = prediction.parts[part].worst, prediction.parts[part].grid
     reasons = method.explain(prediction, part, place=place, n=n)
     nearest = [{"sample": one.sample, "place": one.place, "distance": one.distance} for one in reasons]
-    return {"worst_patch": place, "grid": list(scores.shape), "nearest_normal_patches": nearest}
+    return {"worst_patch": place, "grid": list(grid), "nearest_normal_patches": nearest}
 
 
 def _draw_overlay(folder: Path, limits: tuple[float, float]) -> None:

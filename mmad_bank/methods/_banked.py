@@ -227,7 +227,7 @@ class BankMethod(Method):
         if name not in self.banks_:
             raise InputError(f"part: expected one of {', '.join(self.banks_)}, found {name!r}")
         if place is None:
-            place = divmod(int(prediction.parts[name].scores.argmax()), self.grid[1])
+            place = prediction.parts[name].worst
         bank = self.banks_[name]
         query = self._patches_of(prediction.sample)[name][0, place[0] * self.grid[1] + place[1]][None]
         distances, rows = bank.search(query, min(n, len(bank)))

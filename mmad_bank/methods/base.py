@@ -47,10 +47,20 @@ class Part:
     scores: Tensor
     nearest: Tensor | None = None
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the scores."""
+        return int(self.scores.shape[0]), int(self.scores.shape[1])
+
+    @property
+    def worst(self) -> tuple[int, int]:
+        """(row, column) of the highest score."""
+        row, column = divmod(int(self.scores.argmax()), self.grid[1])
+        return row, column
+
     def map(self, size: tuple[int, int], sigma: float = 4.0) -> Tensor:
         """Return the scores as an anomaly map (H, W), see :func:`mmad_bank.scoring.anomaly_map`."""
-        grid = (int(self.scores.shape[0]), int(self.scores.shape[1]))
-        return anomaly_map(self.scores.reshape(1, -1), grid, size, sigma)[0]
+        return anomaly_map(self.scores.reshape(1, -1), self.grid, size, sigma)[0]
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,11 @@ class Prediction:
     map: Tensor
     sample: Sample
     parts: Mapping[str, Part] = field(default_factory=dict)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the map in pixels."""
+        return int(self.map.shape[0]), int(self.map.shape[1])
 
 
 @dataclass(frozen=True)

@@ -135,11 +135,11 @@ def _pictures_of(album: Album, prediction: Prediction) -> str:
 def _frames(album: Album, prediction: Prediction) -> str:
     """Return an SVG layer with a frame around each part's worst patch, in the part's colour."""
     frames = []
-    size = _size(prediction)
+    size = prediction.size
     side = _side(size)
     for name in album.part_names(prediction):
         part = prediction.parts[name]
-        top, left = _pictures.crop_box(_worst(part), _grid(part), size, side)
+        top, left = _pictures.crop_box(part.worst, part.grid, size, side)
         box = f'x="{left + 1}" y="{top + 1}" width="{side - 2}" height="{side - 2}" rx="2"'
         frames.append(f'<rect {box} stroke="#fff" stroke-width="3.2" stroke-opacity="0.75"/>')
         frames.append(f'<rect {box} stroke="{album.colour(name)}" stroke-width="1.8"/>')
@@ -151,11 +151,11 @@ def _bank(album: Album, prediction: Prediction, name: str) -> str:
     part = prediction.parts[name]
     rank = f" <span class='hint'>{album.rank(name, part.score)}</span>" if album.evaluation.scores[0].parts else ""
     head = f"<p>{key(album.colour(name))}<b>{escape(name)}</b> {part.score:#.4g}{rank}</p>"
-    reasons = [] if album.method is None else album.method.explain(prediction, name, place=_worst(part), n=_N_REASONS)
+    reasons = [] if album.method is None else album.method.explain(prediction, name, place=part.worst, n=_N_REASONS)
     if not reasons:
         return f'<div class="bank">{head}</div>'
     depth = any(word in name.lower() for word in _DEPTH_PARTS)
-    worst = _crop(prediction.sample, part, _worst(part), "its worst patch", depth, album.colour(name))
+    worst = _crop(prediction.sample, part, part.worst, "its worst patch", depth, album.colour(name))
     nearest = "".join(_reason(album, part, reason, depth) for reason in reasons)
     return f'<div class="bank">{head}<div class="crops">{worst}{nearest}</div></div>'
 
@@ -177,7 +177,7 @@ def _crop(
 ) -> str:
     """Return the surroundings of a patch as a small figure."""
     side = _side(sample.size)
-    top, left = _pictures.crop_box(place, _grid(part), sample.size, side)
+    top, left = _pictures.crop_box(place, part.grid, sample.size, side)
     picture = _pictures.depth_picture(sample) if depth else _pictures.rgb_picture(sample)
     style = f' style="outline-color:{frame}"' if frame else ""
     image = _picture(np.ascontiguousarray(picture[top : top + side, left : left + side]), hint or words, style=style)
@@ -190,19 +190,6 @@ def _picture(picture: np.ndarray, words: str, extra: str = "", style: str = "") 
     data = b64encode(_pictures.encoded(picture, "JPEG", quality=90, subsampling=0)).decode("ascii")
     image = f'<img src="data:image/jpeg;base64,{data}" alt="{escape(words, quote=True)}">'
     return f'<div class="picture"{style}>{image}{extra}</div>'
-
-
-def _worst(part: Part) -> tuple[int, int]:
-    row, column = divmod(int(part.scores.argmax()), int(part.scores.shape[1]))
-    return row, column
-
-
-def _grid(part: Part) -> tuple[int, int]:
-    return int(part.scores.shape[0]), int(part.scores.shape[1])
-
-
-def _size(prediction: Prediction) -> tuple[int, int]:
-    return int(prediction.map.shape[0]), int(prediction.map.shape[1])
 
 
 def _side(size: tuple[int, int]) -> int:
