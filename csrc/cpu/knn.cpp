@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <stdexcept>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -29,7 +30,12 @@ class Findings {
  public:
   explicit Findings(std::int64_t k = 0) : k_(static_cast<std::size_t>(k)) {}
 
-  double limit() const { return upper_.size() == k_ ? upper_.front() : kInfinity; }
+  // The squared distance that a row must not exceed to be of use. Rows come in ascending order and ties go to the lowest:
+  // once k rows are at distance 0, none is of use any more.
+  double limit() const {
+    const double largest = largest_upper();
+    return largest == 0.0 ? -1.0 : largest;
+  }
 
   void add(Interval squared, std::int64_t row) {
     if (squared.low > limit()) return;
@@ -48,11 +54,13 @@ class Findings {
   std::vector<Candidate>& contenders() {
     compact();
     std::sort(candidates_.begin(), candidates_.end(),
-              [](const Candidate& a, const Candidate& b) { return a.low < b.low; });
+              [](const Candidate& a, const Candidate& b) { return std::tie(a.low, a.row) < std::tie(b.low, b.row); });
     return candidates_;
   }
 
  private:
+  double largest_upper() const { return upper_.size() == k_ ? upper_.front() : kInfinity; }
+
   void add_upper(double value) {
     if (upper_.size() == k_) {
       if (value >= upper_.front()) return;
@@ -65,7 +73,7 @@ class Findings {
   }
 
   void compact() {
-    const double bound = limit();
+    const double bound = largest_upper();
     const auto beyond = [bound](const Candidate& c) { return c.low > bound; };
     candidates_.erase(std::remove_if(candidates_.begin(), candidates_.end(), beyond), candidates_.end());
     compact_at_ = std::max<std::size_t>(256, 2 * candidates_.size());
@@ -82,7 +90,8 @@ void decide(Matrix<const float> bank, const float* query, std::vector<Candidate>
             float* distances, std::int64_t* indices) {
   std::vector<std::pair<double, std::int64_t>> best;  // max-heap by (squared distance, row)
   for (const Candidate& candidate : contenders) {
-    if (best.size() == k && candidate.low > best.front().first) break;  // and so for all that follow
+    // And so for all that follow.
+    if (best.size() == k && std::make_pair(candidate.low, candidate.row) > best.front()) break;
     best.emplace_back(squared_distance(query, bank.row(candidate.row), bank.cols), candidate.row);
     std::push_heap(best.begin(), best.end());
     if (best.size() <= k) continue;
@@ -178,12 +187,20 @@ struct KnnIndex::Prepared {
       const int j = __builtin_ctz(passed);
       const std::int64_t row = first + j;
       if (row >= bank.rows) return;
-      if (lower != nullptr) {
-        findings->add(screen.interval(block, r, panels.full, row, lower[j]), row);
-      } else {
-        findings->add(interval_of(squared_distance_float(query, bank.row(row), bank.cols), bank.cols), row);
-      }
+      Interval squared{};
+      if (lower != nullptr) squared = screen.interval(block, r, panels.full, row, lower[j]);
+      if (squared.low <= 0.0) squared = computed(query, bank.row(row));
+      findings->add(squared, row);
     }
+  }
+
+  // From the original rows. Equal ones are told exactly: patches without a measurement are all the same vector, in the
+  // bank and among the queries, and an interval around 0 would let each of them stay a candidate.
+  Interval computed(const float* query, const float* row) const {
+    const float squared = squared_distance_float(query, row, bank.cols);
+    if (squared != 0.0f) return interval_of(squared, bank.cols);
+    const double exact = squared_distance(query, row, bank.cols);
+    return {exact, exact};
   }
 };
 

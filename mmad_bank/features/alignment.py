@@ -209,7 +209,9 @@ class PointFeatureAlignment:
         for y, own in enumerate(order.split(counts)):
             if len(own) == 0:
                 continue
-            pooled = columns[:, pixels[own] % self.size[1]] @ _inverse_distance(points[own], centers)
+            weights = _inverse_distance(points[own], centers)
+            # Each point's weights are to sum to one; scaling the few columns of the pooling is less work.
+            pooled = (columns[:, pixels[own] % self.size[1]] / weights.sum(1)) @ weights
             for i in rows[:, y].nonzero()[:, 0].tolist():
                 table[i].add_(pooled, alpha=float(rows[i, y]))
         return table.flatten(0, 1)
@@ -223,6 +225,9 @@ def _entries(matrix: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _inverse_distance(points: Tensor, centers: Tensor) -> Tensor:
-    """M3DM's eq. 1: (n, G) weights of all centres, by differences, so that near centres lose no digits."""
-    weights = 1.0 / (torch.cdist(points, centers, compute_mode="donot_use_mm_for_euclid_dist") + _EPS)
-    return weights / weights.sum(1, keepdim=True)
+    """M3DM's eq. 1 before its division by the sum: (n, G), by differences, so that near centres lose no digits."""
+    squared = points.new_zeros(len(points), len(centers))
+    for own, center in zip(points.T, centers.T, strict=True):
+        difference = own[:, None] - center
+        squared.addcmul_(difference, difference)
+    return squared.sqrt_().add_(_EPS).reciprocal_()

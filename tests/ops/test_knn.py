@@ -34,8 +34,14 @@ def _inputs() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     far[3] *= 1e5
     low_rank = _low_rank(rng, 1000, 256)
     mixed = np.concatenate([low_rank[:30], rng.standard_normal((7, 256)).astype(np.float32) * 20])
+    # Patches without a measurement are one and the same vector, in the bank and among the queries.
+    unmeasured = low_rank[:900].copy()
+    unmeasured[100:700] = 0
+    unmeasured[[50, 700]] = 0
+    unmeasured[50, 0] = unmeasured[700, 7] = 1e-30  # not zero, though the squares are too small for float32
     return {
         "normal": (queries, normal),
+        "equal by the hundred": (np.concatenate([unmeasured[[50, 700]], np.zeros((9, 256), np.float32)]), unmeasured),
         "duplicates": (np.concatenate([queries, normal[:5]]), duplicates),
         "queries in the bank": (normal[::30].copy(), normal),
         "offset by 1e4": (queries + np.float32(1e4), normal + np.float32(1e4)),
