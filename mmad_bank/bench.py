@@ -151,7 +151,9 @@ def make_method(
         raise InputError(f"methods: expected some of {', '.join(CONTESTANTS)}, found {name!r}")
     kind, changes = CONTESTANTS[name]
     cls = method_class(kind)
-    arguments: dict[str, Any] = {"rgb_weights": RANDOM, "xyz_weights": RANDOM, "precision": precision, "device": device}
+    arguments: dict[str, Any] = {
+        "rgb_weights": RANDOM, "xyz_weights": RANDOM, "group_size": 128, "precision": precision, "device": device,
+    }  # fmt: skip
     arguments |= changes | (_SMALL if small else {})
     method = cls(**{key: value for key, value in arguments.items() if key in cls.argument_names()})
     if isinstance(method, M3DM):

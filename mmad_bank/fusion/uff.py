@@ -15,6 +15,7 @@ from mmad_bank._checkpoints import load_matching, read_torch
 from mmad_bank._checks import check_index
 from mmad_bank._files import replacing
 from mmad_bank.errors import InputError
+from mmad_bank.features.rgb import Precision
 
 Recipe = Literal["paper", "published"]
 
@@ -66,17 +67,18 @@ class FeatureFusion(nn.Module):
         """Values of a fused feature."""
         return self.xyz_dim + self.rgb_dim
 
-    def fuse(self, xyz: Tensor, rgb: Tensor) -> Tensor:
-        """Fuse features of the same patches: (..., xyz_dim) and (..., rgb_dim) to (..., xyz_dim + rgb_dim).
+    def fuse(self, xyz: Tensor, rgb: Tensor, *, precision: Precision = "float32") -> Tensor:
+        """Fuse features of the same patches: (..., xyz_dim) and (..., rgb_dim) to (..., xyz_dim + rgb_dim) float32.
 
-        No gradients; :meth:`loss` is what trains.
+        No gradients; :meth:`loss` is what trains. ``"bfloat16"`` runs the products in bfloat16.
 
         Raises:
             InputError: The shapes do not fit.
         """
         self._check(xyz, rgb)
-        with torch.no_grad():
-            return torch.cat([self.xyz_mlp(self.xyz_norm(xyz)), self.rgb_mlp(self.rgb_norm(rgb))], dim=-1)
+        with torch.no_grad(), torch.autocast(xyz.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            both = self.xyz_mlp(self.xyz_norm(xyz)), self.rgb_mlp(self.rgb_norm(rgb))
+        return torch.cat([one.float() for one in both], dim=-1)
 
     def loss(self, xyz: Tensor, rgb: Tensor) -> Tensor:
         """InfoNCE between the modalities (eq. 2): each RGB patch is to be told which 3-D patch lies at its place.

@@ -24,6 +24,7 @@ from mmad_bank._checks import check_index
 from mmad_bank._training import check_rate, generator_at, sample_order, seeded, train
 from mmad_bank.errors import InputError
 from mmad_bank.features.alignment import pooling_matrix
+from mmad_bank.features.rgb import Precision
 
 Architecture = Literal["projection", "encoder_decoder", "convolutional"]
 Mode = Literal["crossmodal", "intramodal"]
@@ -244,7 +245,11 @@ def _entries(n_in: int, n_out: int, kind: str) -> tuple[Tensor, Tensor]:
 
 
 def discrepancies(
-    mappings: Mapping[str, CrossmodalMapping], image: PixelFeatures, mode: Mode = "crossmodal"
+    mappings: Mapping[str, CrossmodalMapping],
+    image: PixelFeatures,
+    mode: Mode = "crossmodal",
+    *,
+    precision: Precision = "float32",
 ) -> dict[str, Tensor]:
     """Return the maps Ψ of an image by modality (CFM, eq. 3): ‖E/‖E‖ − Ê/‖Ê‖‖ a pixel.
 
@@ -252,17 +257,19 @@ def discrepancies(
         mappings: by the modality that they predict.
         image: its features.
         mode: see :func:`make_mappings`.
+        precision: ``"bfloat16"`` runs the mappings' products in bfloat16; what is compared is float32 either way.
 
     Returns:
         float32 (size²,) each; 0 where there is no point feature, so that nothing is compared there.
     """
     foreground = image.foreground
     maps = {name: torch.zeros(image.size**2, device=foreground.device) for name in MODALITIES}
-    with torch.no_grad():
+    low = torch.autocast(foreground.device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    with torch.no_grad(), low:
         ahead = {name: _input_ahead(one, getattr(image, source_of(name, mode))) for name, one in mappings.items()}
         for pixels, observed, predicted in _mapped(mappings, image, foreground, mode, ahead):
             for name, one in predicted.items():
-                difference = F.normalize(observed[name], dim=1) - F.normalize(one, dim=1)
+                difference = F.normalize(observed[name], dim=1) - F.normalize(one.float(), dim=1)
                 maps[name][pixels] = difference.norm(dim=1)
     return maps
 
@@ -273,7 +280,7 @@ def _input_ahead(mapping: CrossmodalMapping, tokens: Tensor) -> Tensor | None:
     Pixels' features are weighted sums of tokens, and the layer is linear: W Σ aᵢ tᵢ + b = Σ aᵢ (W tᵢ) + b. There are
     far fewer tokens than pixels, which saves a third of the mappings' multiplications.
     """
-    return tokens @ mapping.input.weight.T if mapping.architecture == "projection" else None
+    return (tokens @ mapping.input.weight.T).float() if mapping.architecture == "projection" else None
 
 
 def _mapped(

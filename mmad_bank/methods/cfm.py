@@ -98,7 +98,7 @@ class CFM(Method):
             non-zero pixels, ``"p_auroc"`` by the square root of the mean of all. (The image's score is divided by the
             square root of the first.)
         sigma: of the map's Gaussian, pixels.
-        precision: of the extractors' products.
+        precision: of the extractors' and, at inference, the mappings' products.
         seed: of the training.
         device: where to run.
 
@@ -232,7 +232,7 @@ class CFM(Method):
         for b, sample in enumerate(samples):
             with timed("mappings"):
                 image = self._pixels({name: rows[b] for name, rows in features.items()})
-                apart = discrepancies(self.mappings_, image, self.mode)
+                apart = discrepancies(self.mappings_, image, self.mode, precision=self.precision)
             with timed("decision and map"):
                 smooth = self._smooth(aggregate(apart, self.aggregation))
                 score, own = self._finish(smooth)

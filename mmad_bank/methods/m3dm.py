@@ -78,7 +78,7 @@ class M3DM(PointBankMethod):
         reweight: of the image scores.
         n_neighbors: of the reweighting; None for the rule's own.
         sigma: of the map's Gaussian, pixels.
-        precision: of the extractors' products.
+        precision: of the extractors' and the fusion's products.
         storage: of the banks' copies in memory; scores do not change.
         seed: of everything random.
         device: where to extract and search.
@@ -206,9 +206,13 @@ class M3DM(PointBankMethod):
     def _compose(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         composed = {name: features[name] for name in self._bank_names() if name != "fusion"}
         if "fusion" in self.banks:
-            xyz, rgb = features["xyz"], features["rgb"]
-            composed["fusion"] = torch.cat([xyz, rgb], dim=2) if self.uff_ is None else self.uff_.fuse(xyz, rgb)
+            composed["fusion"] = self._fused(features["xyz"], features["rgb"])
         return composed
+
+    def _fused(self, xyz: Tensor, rgb: Tensor) -> Tensor:
+        if self.uff_ is None:
+            return torch.cat([xyz, rgb], dim=2)
+        return self.uff_.fuse(xyz, rgb, precision=self.precision)
 
     def _all_networks(self) -> list[nn.Module]:
         return [*super()._all_networks(), *([] if self.uff_ is None else [self.uff_])]

@@ -71,6 +71,15 @@ def test_published_checkpoint_fuses_as_numpy_does(loaded) -> None:
     assert not fused.requires_grad
 
 
+def test_bfloat16_products_give_float32_features_close_by(loaded) -> None:
+    net, _ = loaded
+    xyz, rgb = features(3, 5)
+    exact, low = net.fuse(xyz, rgb), net.fuse(xyz, rgb, precision="bfloat16")
+    assert low.dtype == torch.float32
+    assert not torch.equal(low, exact)
+    assert (low - exact).norm() < 0.02 * exact.norm()
+
+
 def test_papers_sizes_are_the_default() -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in FeatureFusion().state_dict().items()}
     assert shapes["xyz_mlp.fc1.weight"] == (4608, 1152)

@@ -224,6 +224,17 @@ def test_discrepancies_are_distances_of_unit_vectors(architecture: str, mode: st
         np.testing.assert_allclose(maps[name].numpy(), expected, atol=1e-5)
 
 
+def test_bfloat16_products_give_float32_maps_close_by() -> None:
+    image = PixelFeatures(torch.randn(16, 24), torch.randn(64, 36), (4, 4), 8)
+    mappings = make_mappings({"rgb": 24, "xyz": 36})
+    exact = discrepancies(mappings, image)
+    low = discrepancies(mappings, image, precision="bfloat16")
+    for name, maps in exact.items():
+        assert low[name].dtype == torch.float32
+        assert not torch.equal(low[name], maps)
+        assert torch.allclose(low[name], maps, atol=0.05)
+
+
 def test_training_learns_the_mapping_and_tells_a_pixel_that_breaks_it() -> None:
     images = [flat_image(seed=seed) for seed in range(6)]
     trained = train_mappings(images, epochs=120, batch=2, lr=3e-3)
