@@ -1,8 +1,8 @@
-"""The engine's benchmark: selection, search, a bagel-size build, loading, exactness, metrics.
+"""The engine's benchmark: selection, search, a bagel-size build, loading, exactness, metrics, scaling.
 
-    python benchmarks/engine.py [selection] [search] [bagel] [load] [exactness] [metrics] [--quick] [--json PATH]
+    python benchmarks/engine.py [selection] [search] [bagel] [load] [exactness] [metrics] [scaling] [--quick]
 
-Prints the machine, the versions and a table or more a part; ``--json`` also writes all of it to a file. README.md
+Prints the machine, the versions and a table or more a part; ``--json PATH`` also writes all of it to a file. README.md
 beside this file says what is measured and how to read it.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from common import Options, parse, parser, run_parts
 
-PARTS = ("selection", "search", "bagel", "load", "exactness", "metrics")
+PARTS = ("selection", "search", "bagel", "load", "exactness", "metrics", "scaling")
 
 
 def main() -> None:

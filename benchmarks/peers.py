@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import math
 import sys
 import time
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,15 +140,27 @@ def _prepared(build: Callable[[], Search]) -> Searcher | None:
     return Searcher(search, time.perf_counter() - begin)
 
 
-def searchers(bank: np.ndarray, threads: int) -> dict[str, Searcher | None]:
-    """Prepare all peers for a bank (M, D) float32; None for one that is not installed."""
-    return {
-        "faiss IndexFlatL2": _prepared(lambda: _faiss_flat(bank, threads)),
-        "torch.cdist + topk": _prepared(lambda: _torch_cdist(bank)),
-        "scikit-learn brute": _prepared(lambda: _sklearn_brute(bank, threads)),
-        "hnswlib (approximate)": _prepared(lambda: _hnswlib(bank, threads)),
-        "usearch (approximate)": _prepared(lambda: _usearch(bank, threads)),
+FLAT, HNSWLIB, USEARCH = "faiss IndexFlatL2", "hnswlib (approximate)", "usearch (approximate)"
+PROBES = (1, 8, 32)
+
+
+def searchers(bank: np.ndarray, threads: int, names: Container[str] | None = None) -> dict[str, Searcher | None]:
+    """Prepare all peers, or those of some names, for a bank (M, D) float32; None for one that is not installed."""
+    builders: dict[str, Callable[[], Search]] = {
+        FLAT: lambda: _faiss_flat(bank, threads),
+        "torch.cdist + topk": lambda: _torch_cdist(bank),
+        "scikit-learn brute": lambda: _sklearn_brute(bank, threads),
+        HNSWLIB: lambda: _hnswlib(bank, threads),
+        USEARCH: lambda: _usearch(bank, threads),
     }
+    return {name: _prepared(build) for name, build in builders.items() if names is None or name in names}
+
+
+def faiss_indices(bank: np.ndarray, threads: int) -> dict[str, Searcher | None]:
+    """Prepare FAISS's approximate indices: an inverted file, with several numbers of probed lists, and a graph."""
+    inverted = _prepared(lambda: _faiss_ivf(bank, threads))
+    found = {f"faiss IVF, nprobe {probes}": inverted and _probing(inverted, probes) for probes in PROBES}
+    return {**found, "faiss HNSW": _prepared(lambda: _faiss_hnsw(bank, threads))}
 
 
 def _faiss_flat(bank: np.ndarray, threads: int) -> Search:
@@ -154,6 +168,38 @@ def _faiss_flat(bank: np.ndarray, threads: int) -> Search:
 
     faiss.omp_set_num_threads(threads)
     index = faiss.IndexFlatL2(bank.shape[1])
+    index.add(bank)
+    return lambda queries, k: index.search(queries, k)[1]
+
+
+def _faiss_ivf(bank: np.ndarray, threads: int) -> Search:
+    """Return the search of an inverted file of 4 √M lists, the fewest that FAISS's guidelines advise."""
+    import faiss
+
+    faiss.omp_set_num_threads(threads)
+    quantizer = faiss.IndexFlatL2(bank.shape[1])
+    index = faiss.IndexIVFFlat(quantizer, bank.shape[1], round(4 * math.sqrt(len(bank))))
+    index.cp.min_points_per_centroid = 1  # small banks are asked about too: no warning
+    index.train(bank)
+    index.add(bank)
+
+    def search(queries: np.ndarray, k: int, probes: int = 1) -> np.ndarray:
+        index.nprobe = probes
+        return index.search(queries, k)[1]
+
+    return search
+
+
+def _probing(inverted: Searcher, probes: int) -> Searcher:
+    return Searcher(functools.partial(inverted.search, probes=probes), inverted.build_s)
+
+
+def _faiss_hnsw(bank: np.ndarray, threads: int) -> Search:
+    import faiss
+
+    faiss.omp_set_num_threads(threads)
+    index = faiss.IndexHNSWFlat(bank.shape[1], 16)
+    index.hnsw.efConstruction, index.hnsw.efSearch = 200, 64
     index.add(bank)
     return lambda queries, k: index.search(queries, k)[1]
 

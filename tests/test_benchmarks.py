@@ -49,7 +49,7 @@ def rows(result, part):
 
 def test_every_part_runs_and_is_printed(quick_result):
     result, _, printed = quick_result
-    assert list(result["parts"]) == ["selection", "search", "bagel", "load", "exactness", "metrics"]
+    assert list(result["parts"]) == ["selection", "search", "bagel", "load", "exactness", "metrics", "scaling"]
     for tables in result["parts"].values():
         for table in tables:
             assert table["title"] in printed
@@ -75,6 +75,81 @@ def test_stages_of_the_bagel_job_add_up(quick_result):
     assert min(stages) > 0
     assert sum(stages) == pytest.approx(row["seconds"])
     assert 0 < row["anonymous_gib"] < row["resident_gib"] < 9
+
+
+def test_scaling_keeps_the_points_of_every_curve(quick_result):
+    curves, sizes, overtaking = (table["rows"] for table in quick_result[0]["parts"]["scaling"])
+    assert {row["over"] for row in curves if row["job"] == "selection"} == {
+        "rows N", "dimensions D", "vectors selected", "threads"
+    }  # fmt: skip
+    assert {row["over"] for row in curves if row["job"] == "search"} == {
+        "bank size M", "dimensions D", "neighbours k", "number of banks", "threads"
+    }  # fmt: skip
+    for row in curves:
+        assert ("exponent" in row) == (len(row["points"]) > 1)
+        assert row["first_ms"] == pytest.approx(row["points"][0]["median"] * 1e3)
+    exact = next(row for row in sizes if row["name"] == "mmad-bank, exact")
+    assert [point["x"] for point in exact["points"]] == [75, 150, 300]
+    assert all(point["recall"] == 1 for point in exact["points"])
+    assert [row["name"] for row in overtaking] == [row["name"] for row in sizes if row is not exact]
+
+
+def test_fit_finds_the_exponent_of_a_power_law(module):
+    fit = module("parts.scaling").fit
+    exact = fit([{"x": x, "median": 3e-4 * x**1.7} for x in (10, 40, 50, 900)])
+    assert exact["exponent"] == pytest.approx(1.7)
+    assert exact["scale"] == pytest.approx(3e-4)
+    assert exact["stderr"] == pytest.approx(0, abs=1e-9)
+    assert exact["r2"] == pytest.approx(1)
+    rng = np.random.default_rng(0)
+    x, seconds = np.geomspace(1, 64, 7), np.geomspace(1, 64, 7) ** 2 * np.exp(rng.normal(0, 0.2, 7))
+    noisy = fit([{"x": float(a), "median": float(b)} for a, b in zip(x, seconds, strict=True)])
+    slope, covariance = np.polyfit(np.log(x), np.log(seconds), 1, cov=True)  # NumPy's own fit
+    assert noisy["exponent"] == pytest.approx(slope[0])
+    assert noisy["stderr"] == pytest.approx(covariance[0, 0] ** 0.5)
+    assert noisy["r2"] == pytest.approx(np.corrcoef(np.log(x), np.log(seconds))[0, 1] ** 2)
+
+
+def test_fit_of_few_points(module):
+    fit = module("parts.scaling").fit
+    assert fit([{"x": 2, "median": 1.0}]) == {}
+    assert fit([{"x": 1, "median": 1.0}, {"x": 2, "median": 0.5}]) == pytest.approx({"scale": 1, "exponent": -1})
+    assert fit([{"x": x, "median": 1.0} for x in (1, 2, 4)])["r2"] == 1
+
+
+def points_of(*seconds):
+    return [
+        {"x": 100 * 2**i, "median": value, "recall": 0.9 + i / 100, "build_s": float(i)}
+        for i, value in enumerate(seconds)
+    ]
+
+
+def test_overtaking_counts_from_where_an_index_stays_faster(module):
+    scaling = module("parts.scaling")
+    exact = points_of(1.0, 2.0, 4.0, 8.0)
+    indices = {
+        scaling.EXACT: exact,
+        scaling.FLAT: points_of(2.0, 4.0, 8.0, 16.0),
+        "wavering": points_of(0.5, 2.5, 3.0, 4.0),
+        "always": points_of(0.5, 0.5, 0.5, 0.5),
+        "late": points_of(5.0, 5.0, 5.0, 8.0),
+        "absent": [],
+    }
+    table = scaling.overtaking_table(indices)
+    found = {row["name"]: row for row in table.rows}
+    assert list(found) == [scaling.FLAT, "wavering", "always", "late", "absent"]
+    assert found[scaling.FLAT]["overtakes"] == "not up to 800"
+    assert (found["wavering"]["overtakes_at"], found["wavering"]["overtakes_recall"]) == (400, 0.92)
+    assert found["wavering"]["last_speedup"] == 2
+    assert (found["always"]["overtakes"], found["always"]["overtakes_recall"]) == ("100", 0.9)
+    assert found["late"]["overtakes"] == "not up to 800"  # as fast as is not faster
+    assert found["late"]["overtakes_flat"] == "400"
+    assert found["absent"]["overtakes"] == "not installed"
+
+
+def test_thread_counts(module):
+    counts = module("parts.scaling")._thread_counts
+    assert [counts(n) for n in (1, 2, 3, 6, 8)] == [[1], [1, 2], [1, 2, 3], [1, 2, 4, 6], [1, 2, 4, 8]]
 
 
 def test_report_refuses_quick_results(quick_result, module):
@@ -180,6 +255,8 @@ def test_missing_peers_are_none(module, monkeypatch):
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
     found = peers.searchers(np.zeros((4, 3), np.float32), 1)
     assert [name for name, searcher in found.items() if searcher is not None] == ["torch.cdist + topk"]
+    assert set(peers.faiss_indices(np.zeros((4, 3), np.float32), 1).values()) == {None}
+    assert list(peers.searchers(np.zeros((4, 3), np.float32), 1, (peers.FLAT,))) == [peers.FLAT]
     assert peers.anomalib_k_center_greedy() is None
 
 
