@@ -7,12 +7,14 @@ real features of those random networks.
 
 from __future__ import annotations
 
+import importlib
 import json
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from typing import Any
 import torch
 
 from mmad_bank._timing import collect_times
-from mmad_bank.bank import MultiBank
+from mmad_bank.bank import MemoryBank, MultiBank
 from mmad_bank.data import Preprocessing, Sample, preprocess
 from mmad_bank.data.synthetic import render
 from mmad_bank.errors import InputError
@@ -34,14 +36,18 @@ from mmad_bank.methods.m3dm import M3DM
 
 CATEGORY = "stud_tray"
 """The synthetic part that covers most of its image."""
+IMAGES = 244
+"""Training images of a category (bagel)."""
 VECTORS = 19_129
-"""In each bank: 10 % of the patches of a category with 244 training images on a 28×28 grid (bagel)."""
+"""In each bank: 10 % of their patches on a 28×28 grid."""
+_BATCHES_EVERY = 4  # rounds: images one by one tell more, and take less time
 
 _ONE_STEP = {"teacher_steps": 1, "student_steps": 1, "sdf_steps": 1}
 CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "PatchCore": ("patchcore", {}),
     "BTF": ("btf", {}),
     "M3DM": ("m3dm", {}),
+    "M3DM, 8-bit banks": ("m3dm", {"storage": "int8"}),
     "M3DM, RGB bank": ("m3dm", {"banks": ("rgb",)}),
     "M3DM, point bank": ("m3dm", {"banks": ("xyz",)}),
     "M3DM, fused bank": ("m3dm", {"banks": ("fusion",)}),
@@ -129,14 +135,15 @@ def samples_of(n: int, *, size: int = 224, category: str = CATEGORY, seed: int =
 
 
 def make_method(
-    name: str, folder: Path, *, images: int = 26, vectors: int = VECTORS, small: bool = False, device: str = "cpu",
+    name: str, folder: Path, *, images: int = IMAGES, vectors: int = VECTORS, small: bool = False, device: str = "cpu",
     precision: str = "float32", progress: bool = False,
 ) -> Method:  # fmt: skip
     """Fit a contestant with random weights, its banks of exactly ``vectors`` vectors, its trainings cut short.
 
     Args:
         name: One of :data:`CONTESTANTS`.
-        folder: For what several contestants share, and for weights.
+        folder: For what several contestants share, for weights, and for what the stages of a fit leave: a later call
+            goes on from there.
         images: Training images; their patches must be at least ``vectors``.
         vectors: In each bank.
         small: Tiny networks, to see whether everything runs.
@@ -176,16 +183,18 @@ def measure(
 ) -> list[Inference]:
     """Time the methods' predictions, alternating between them.
 
-    Every round scores one image (or one batch) with every method; the first round warms up and is not counted.
+    Every round scores one image with every method, every fourth one a batch of each size too. The first round warms up
+    and is not counted.
     """
     results = {name: Inference(name, weights=_weights(method)) for name, method in methods.items()}
     sets = {size: samples_of(max(batches), size=size, seed=1) for size in {m.image_size for m in methods.values()}}
     stages: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
     totals: dict[tuple[str, int], list[float]] = {}
     for round_ in range(rounds + 1):
+        sizes = dict.fromkeys((1, *(batches if round_ % _BATCHES_EVERY <= 1 else ())))
         for name, method in methods.items():
             samples = sets[method.image_size]
-            for batch in dict.fromkeys((1, *batches)):
+            for batch in sizes:
                 images = samples[:batch] if batch > 1 else [samples[round_ % len(samples)]]
                 seconds, split = _timed_prediction(method, images)
                 if round_:
@@ -202,11 +211,24 @@ def measure(
     return list(results.values())
 
 
-def measure_memory(result: Inference, method: Method, folder: Path) -> None:
-    """Score one image with the saved method in a fresh process, and note what memory that took."""
+def measure_memory(
+    result: Inference, method: Method, folder: Path, program: Sequence[str] = ("-m", "mmad_bank.bench")
+) -> None:
+    """Score one image with the saved method in a fresh process, and note what memory that took.
+
+    Args:
+        result: Of this method; its ``peak`` and ``activations`` are set.
+        method: A fitted one.
+        folder: To save it in.
+        program: Python's arguments for a program that takes the folder and the device and prints what
+            :func:`score_once` returns as JSON.
+
+    Raises:
+        InputError: The process failed.
+    """
     method.save(folder)
     device = getattr(method, "device", "cpu")
-    command = [sys.executable, "-m", "mmad_bank.bench", str(folder), device]
+    command = [sys.executable, *program, str(folder), device]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise InputError(f"{result.name}: scoring in a fresh process failed ({done.stderr.strip().splitlines()[-1:]})")
@@ -226,21 +248,25 @@ def _timed_prediction(method: Method, samples: list[Sample]) -> tuple[float, dic
 
 def _m3dm(method: M3DM, folder: Path, images: int, vectors: int, progress: bool) -> M3DM:
     """Fit all three banks once; the variants take theirs of them."""
-    whole = M3DM(**{**method.arguments(), "banks": ("xyz", "rgb", "fusion"), "decision": "dlf"})
+    whole = M3DM(**{**method.arguments(), "banks": ("xyz", "rgb", "fusion"), "decision": "dlf", "storage": "auto"})
     path = folder / "uff.safetensors"
     whole.uff_weights, whole.ratio = str(path), _ratio(whole, images, vectors)
     if not path.exists():
         dims = Extractors(whole._networks(RANDOM)).dims
         FeatureFusion(dims["xyz"], dims["rgb"]).save(path)
     whole.fit(samples_of(images, size=whole.image_size), workdir=folder / "m3dm", progress=progress)
-    if method.banks == whole.banks:
+    if (method.banks, method.decision, method.storage) == (whole.banks, whole.decision, whole.storage):
         return whole
     method.preprocessing_, method.train_ids_ = whole.preprocessing_, whole.train_ids_
     wanted = {"xyz", "rgb"} if "fusion" in method.banks else set(method.banks)
     networks = {name: network for name, network in whole.extractors_.networks.items() if name in wanted}
     method.extractors_ = Extractors(networks, method.device)
     method.uff_ = whole.uff_ if "fusion" in method.banks else None
-    method.banks_ = MultiBank({name: whole.banks_[name] for name in whole.banks if name in method.banks})
+    method.dlf_ = whole.dlf_ if method.decision == "dlf" and method.banks == whole.banks else None
+    files = {name: folder / "m3dm" / f"bank-{name}.safetensors" for name in whole.banks if name in method.banks}
+    method.banks_ = MultiBank(
+        {name: MemoryBank.load(path, method.device, precision=method.storage) for name, path in files.items()}
+    )
     return method
 
 
@@ -276,17 +302,31 @@ def _status(key: str) -> int:
     return 0
 
 
-def _score_once(folder: str, device: str) -> dict[str, int]:
-    """Load a saved method, score an image, and return the memory before loading and at the peak."""
+def score_once(folder: str, device: str, wrap: Callable[[Method], Method] = lambda method: method) -> dict[str, int]:
+    """Load a saved method and score an image, twice.
+
+    Returns:
+        Bytes that the process (or the device) held before it loaded the method, and at the peak of the second time:
+        what loading takes for a moment and what the first image leaves are not inference.
+    """
     from mmad_bank import methods
 
+    with suppress(ImportError):
+        importlib.import_module("timm")  # a library's code is not a method's memory
     side = int(json.loads((Path(folder) / "model.json").read_text())["arguments"]["image_size"])
-    (sample,) = samples_of(1, size=side, seed=1)
+    samples = samples_of(1, size=side, seed=1)
     cuda = device.startswith("cuda")
     before = 0 if cuda else _status("VmRSS")
-    methods.load(folder, device).predict(sample)
+    method = wrap(methods.load(folder, device))
+    method.predict_batch(samples)
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again (proc(5))
+    method.predict_batch(samples)
     return {"before": before, "peak": torch.cuda.max_memory_allocated() if cuda else _status("VmHWM")}
 
 
 if __name__ == "__main__":
-    print(json.dumps(_score_once(sys.argv[1], sys.argv[2])))
+    print(json.dumps(score_once(sys.argv[1], sys.argv[2])))

@@ -29,12 +29,17 @@ def bench(
     batch: Annotated[str, typer.Option(metavar="N,M,...", help="Batch sizes for the throughput.")] = "1,4",
     rounds: Annotated[int, typer.Option(help="Timed images a contestant, alternating.")] = 5,
     vectors: Annotated[int | None, typer.Option(help="In each bank (default: 19129).", show_default=False)] = None,
-    images: Annotated[int, typer.Option(help="Images whose patches fill the banks.")] = 26,
+    images: Annotated[
+        int | None, typer.Option(help="Whose patches fill the banks (default: 244).", show_default=False)
+    ] = None,
     precision: Annotated[str, typer.Option(help="Of the extractors: float32 or bfloat16.")] = "float32",
     device: Device = "cpu",
     threads: Annotated[int | None, typer.Option(help="Of PyTorch (default: all cores).", show_default=False)] = None,
     memory: Annotated[bool, typer.Option(help="Measure memory too, each method in a process of its own.")] = True,
     quick: Annotated[bool, typer.Option("--quick", help="Tiny networks and banks: does it run?")] = False,
+    workdir: Annotated[
+        Path | None, typer.Option(help="Keep the fits here; a later run starts from them.", show_default=False)
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the JSON to a file.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
@@ -48,24 +53,27 @@ def bench(
         _positive("--threads", threads)
         torch.set_num_threads(threads)
     _positive("--rounds", rounds)
-    _positive("--images", images)
+    if images is not None:
+        _positive("--images", images)
     batches = _batches(batch)
     if out is not None:
         check_output(out, "--out")
     names = list(core.CONTESTANTS) if methods is None else [name.strip() for name in methods.split(",")]
     wanted = vectors or (min(300, 2 * 784) if quick else core.VECTORS)
-    with tempfile.TemporaryDirectory(prefix="mmad-bank-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mmad-bank-bench-") as temporary:
+        folder = temporary if workdir is None else str(workdir)
+        Path(folder).mkdir(parents=True, exist_ok=True)
         made = {
             name: core.make_method(
-                name, Path(folder), images=2 if quick else images, vectors=wanted, small=quick, device=str(target),
-                precision=precision, progress=show_progress(as_json),
+                name, Path(folder), images=2 if quick else images or core.IMAGES, vectors=wanted, small=quick,
+                device=str(target), precision=precision, progress=show_progress(as_json),
             )
             for name in names
         }  # fmt: skip
         say = (lambda line: print(line, file=sys.stderr)) if show_progress(as_json) else (lambda line: None)
         results = core.measure(made, rounds=rounds, batches=batches, report=say)
         for result in results if memory else ():
-            core.measure_memory(result, made[result.name], Path(folder) / "saved")
+            core.measure_memory(result, made[result.name], Path(temporary) / "saved")
     facts = _facts(results, wanted, rounds, str(target), precision, quick)
     text = json.dumps(facts, indent=2, allow_nan=False)
     if out is not None:

@@ -1,0 +1,253 @@
+"""Frames a second, time by stage and memory of all methods at the papers' sizes, in one run; weights are random.
+
+Beside M3DM stands its plain rendering (plain.py): same networks, same banks, scored as it usually is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import Column, Table
+from plain import PlainM3DM
+
+from mmad_bank import bench
+from mmad_bank.bench import Inference
+from mmad_bank.methods import Method
+
+PLAIN = "M3DM, plain PyTorch"
+BATCHES = (1, 4)
+SEARCH = "bank search and scores"
+_SCORING = (SEARCH, "decision and map")
+_SMALL = {"images": 2, "vectors": 300, "small": True}
+_PROGRAM = (str(Path(__file__).resolve().parent.parent / "plain.py"),)
+
+
+def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Table]:
+    """Make the methods, time them in turn, and measure their memory one by one."""
+    del limits
+    names = _chosen(arguments.methods)
+    with _folder(arguments.workdir) as folder, tempfile.TemporaryDirectory(prefix="mmad-bank-saved-") as saved:
+        methods, setup = _make(names, Path(folder), arguments)
+        rounds = 2 if arguments.quick else 3 * arguments.rounds
+        results = bench.measure(methods, rounds=rounds, batches=BATCHES, report=_say)
+        for result in results:
+            plain = result.name == PLAIN
+            method = methods["M3DM"] if plain else methods[result.name]
+            if plain:
+                result.banks = methods[PLAIN].bank_bytes  # type: ignore[attr-defined]
+            bench.measure_memory(result, method, Path(saved), _PROGRAM if plain else ("-m", "mmad_bank.bench"))
+            _say(f"memory: {result.name}")
+        agreement = _agreement(methods["M3DM"], methods[PLAIN]) if PLAIN in methods else []
+    by_name = {result.name: result for result in results}
+    title = f"{_vectors(arguments):,} vectors a bank, {arguments.precision}, random weights"
+    tables = [_speed(title, results), _stages(title, results), _memory(title, results)]
+    if agreement:
+        tables.append(_engine(title, agreement))
+    if {"M3DM", "CFM"} <= set(by_name):
+        tables.append(_targets(by_name, agreement))
+    tables.append(_setup(setup, arguments))
+    return tables
+
+
+def _chosen(wanted: list[str] | None) -> list[str]:
+    """Return the contestants whose method or name was asked for."""
+    if wanted is None:
+        return list(bench.CONTESTANTS)
+    names = [name for name, (method, _) in bench.CONTESTANTS.items() if name in wanted or method in wanted]
+    if not names:
+        sys.exit(f"error: --methods: expected some of {', '.join(bench.CONTESTANTS)}, found {', '.join(wanted)}")
+    return names
+
+
+def _folder(workdir: Path | None) -> Any:
+    if workdir is None:
+        return tempfile.TemporaryDirectory(prefix="mmad-bank-inference-")
+    workdir.mkdir(parents=True, exist_ok=True)
+    return nullcontext(str(workdir))
+
+
+def _vectors(arguments: argparse.Namespace) -> int:
+    if arguments.quick:
+        return int(_SMALL["vectors"])
+    return bench.VECTORS if arguments.images == bench.IMAGES else arguments.images * 28 * 28 // 10
+
+
+def _make(names: list[str], folder: Path, arguments: argparse.Namespace) -> tuple[dict[str, Method], dict[str, float]]:
+    sizes = _SMALL if arguments.quick else {"images": arguments.images, "vectors": _vectors(arguments)}
+    methods: dict[str, Method] = {}
+    setup = {}
+    for name in names:
+        begin = time.perf_counter()
+        options = {**sizes, "precision": arguments.precision, "progress": sys.stderr.isatty()}
+        methods[name] = bench.make_method(name, folder, **options)
+        setup[name] = time.perf_counter() - begin
+        _say(f"made: {name} ({setup[name]:.0f} s)")
+        if name == "M3DM":
+            methods[PLAIN] = PlainM3DM.of(methods[name])
+    return methods, setup
+
+
+def _agreement(engine: Method, plain: Method) -> list[dict[str, Any]]:
+    """Compare the scores of both on the same features: with differences, and as it is timed."""
+    samples = bench.samples_of(2, size=engine.image_size, seed=2)
+    ours = engine.predict_batch(samples)
+    rows: dict[str, dict[str, Any]] = {}
+    for by_differences in (True, False):
+        plain.by_differences = by_differences  # type: ignore[attr-defined]
+        for own, other in zip(ours, plain.predict_batch(samples), strict=True):
+            pairs = [(name, part, other.parts[name]) for name, part in own.parts.items()]
+            gaps = {name: (_apart(a.score, b.score), _apart(a.scores, b.scores)) for name, a, b in pairs}
+            gaps["fused"] = _apart(own.score, other.score), _apart(own.map, other.map)
+            for name, (image, patch) in gaps.items():
+                row = rows.setdefault(name, {"scores": name})
+                for what, gap in (("image", image), ("patch", patch)):
+                    key = what if by_differences else f"{what}_timed"
+                    row[key] = max(gap, row.get(key, 0.0))
+    return list(rows.values())
+
+
+def _apart(own: Any, other: Any) -> float:
+    """Return the largest difference, relative to the largest value."""
+    a, b = (torch.as_tensor(x, dtype=torch.float64) for x in (own, other))
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def _speed(title: str, results: list[Inference]) -> Table:
+    table = Table(
+        f"Inference, end to end: {title}",
+        [
+            Column("method", "method"), Column("fps", "fps", ".2f"), Column("times_cfm", "× CFM's fps", ".2f"),
+            Column("median_ms", "median ms", ".0f"), Column("p95_ms", "p95 ms", ".0f", detail=True),
+            Column("p99_ms", "p99 ms", ".0f", detail=True),
+            *(Column(f"fps_{b}", f"fps, batch {b}", ".2f") for b in BATCHES if b > 1), Column("memory_mb", "MB", ".0f"),
+        ],
+        headline=True,
+    )  # fmt: skip
+    reference = next((result for result in results if result.name == "CFM"), None)
+    for one in results:
+        ratios = [a / b for a, b in zip(reference.latencies, one.latencies, strict=True)] if reference else []
+        table.rows.append({
+            "method": one.name, "fps": one.fps, "times_cfm": statistics.median(ratios) if ratios else None,
+            "median_ms": one.median * 1e3, "p95_ms": one.quantile(0.95) * 1e3, "p99_ms": one.quantile(0.99) * 1e3,
+            **{f"fps_{b}": value for b, value in one.throughput.items()}, "memory_mb": one.memory / 1e6,
+            "median_s": one.median, "p95_s": one.quantile(0.95), "p99_s": one.quantile(0.99), "stages": one.stages,
+            "latencies": one.latencies, "fps_batch": {str(b): value for b, value in one.throughput.items()},
+            "memory_bytes": one.memory, "weights_bytes": one.weights, "banks_bytes": one.banks,
+            "activations_bytes": one.activations, "peak_bytes": one.peak,
+        })  # fmt: skip
+    table.notes = [
+        "From prepared arrays in memory to image score and map; contestants alternate, one image each a round. All have"
+        " the extractors of their papers in one precision (ViT-B/8 at 224×224, Point-MAE with 1024 groups of 128"
+        " points, both cut for CFM-M, -S and -T; WideResNet-50-2; FPFH). Weights are random: speed and memory do not"
+        " depend on their values.",
+        "× CFM's fps: the median of the ratios within each round. MB: parameters + banks + activations.",
+    ]
+    return table
+
+
+def _stages(title: str, results: list[Inference]) -> Table:
+    names = list(dict.fromkeys(stage for one in results for stage in one.stages if stage != "other"))
+    columns = [
+        Column("method", "method"),
+        *(Column(name, name, ".0f") for name in names),
+        Column("share", "scoring, %", ".1f"),
+    ]
+    table = Table(f"Milliseconds by stage: {title}", columns)
+    for one in results:
+        scoring = sum(one.stages.get(name, 0.0) for name in _SCORING)
+        split = {name: seconds * 1e3 for name, seconds in one.stages.items()}
+        table.rows.append(
+            {"method": one.name, **split, "share": 100 * scoring / one.median if SEARCH in split else None}
+        )
+    table.notes = ["Medians a stage. 'scoring': bank search, image score, decision and map, of the whole image's time."]
+    return table
+
+
+def _memory(title: str, results: list[Inference]) -> Table:
+    keys = {
+        "weights": "parameters",
+        "banks": "banks",
+        "activations": "activations",
+        "memory": "together",
+        "peak": "process",
+    }
+    table = Table(
+        f"Memory at inference, MB: {title}",
+        [Column("method", "method"), *(Column(k, h, ".0f") for k, h in keys.items())],
+    )
+    for one in results:
+        sizes = {key: getattr(one, key) for key in keys}
+        table.rows.append({"method": one.name, **{k: None if v is None else v / 1e6 for k, v in sizes.items()}})
+    table.notes = [
+        "Each method in a fresh process that loads it and scores an image twice. 'process' is its highest resident"
+        " memory the second time, Python and PyTorch included; 'activations' is the rest of it, without them,"
+        " parameters and banks.",
+        "'banks' are the resident search copies; the vectors themselves are a mapped file that the system may drop, and"
+        " the pages of it in use count under 'activations'.",
+    ]
+    return table
+
+
+def _engine(title: str, agreement: list[dict[str, Any]]) -> Table:
+    columns = [
+        Column("scores", "scores of"), Column("image", "image scores", ".1e"), Column("patch", "patches, map", ".1e"),
+        Column("image_timed", "image scores, as timed", ".1e"), Column("patch_timed", "patches, map, as timed", ".1e"),
+    ]  # fmt: skip
+    table = Table(f"Engine and plain rendering on the same features, apart by: {title}", columns, agreement)
+    table.notes = [
+        "Largest differences over two images, relative to the largest value. The plain rendering takes distances from"
+        " differences here; as it is timed, PyTorch's float32 cdist takes |a|² + |b|² - 2ab, of which little is left"
+        " near zero. The engine's distances are those of float64, rounded.",
+    ]
+    return table
+
+
+def _targets(results: Mapping[str, Inference], agreement: list[dict[str, Any]]) -> Table:
+    """What the project promises, beside what this run measured."""
+    cfm, own = results["CFM"], results["M3DM"]
+    table = Table(
+        "What was promised",
+        [Column("what", "what"), Column("wanted", "wanted"), Column("measured", "measured"), Column("met", "met")],
+        headline=True,
+    )
+
+    def row(what: str, wanted: str, measured: str, met: bool) -> None:
+        table.rows.append({"what": what, "wanted": wanted, "measured": measured, "met": "yes" if met else "no"})
+
+    ratio = statistics.median(a / b for a, b in zip(cfm.latencies, own.latencies, strict=True))
+    row("M3DM's frame rate", "at least CFM's (aim 1.5 ×)", f"{ratio:.2f} ×", ratio >= 1)
+    share = sum(own.stages.get(name, 0.0) for name in _SCORING) / own.median
+    row("scoring of M3DM's three banks", "under 15 % of an image's time", f"{share:.1%}", share < 0.15)
+    if PLAIN in results:
+        plain = results[PLAIN]
+        faster = plain.stages[SEARCH] / own.stages[SEARCH]
+        row("M3DM's scoring against the plain rendering", "at least 5 ×", f"{faster:.1f} ×", faster >= 5)
+        gap = max(max(row_["image"], row_["patch"]) for row_ in agreement)
+        row("scores of the two apart by", "at most 1e-4", f"{gap:.1e}", gap <= 1e-4)
+    compact = results.get("M3DM, 8-bit banks", own)
+    over = (compact.memory - cfm.memory) / 1e6
+    row(f"memory of {compact.name}", "under CFM's + 150 MB (aim: less)", f"CFM's {over:+.0f} MB", over < 150)
+    return table
+
+
+def _setup(setup: Mapping[str, float], arguments: argparse.Namespace) -> Table:
+    table = Table(
+        f"Fitting for this run: {2 if arguments.quick else arguments.images} images, trainings cut short",
+        [Column("method", "method"), Column("seconds", "seconds", ".0f")],
+    )
+    table.rows = [{"method": name, "seconds": seconds} for name, seconds in setup.items()]
+    table.notes = ["Variants of M3DM share a fit; with --workdir, so do runs: those of a kept folder take no time."]
+    return table
+
+
+def _say(line: str) -> None:
+    print(f"  {line}", file=sys.stderr, flush=True)

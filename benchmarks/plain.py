@@ -1,0 +1,101 @@
+"""M3DM's scoring as it is usually computed, in plain PyTorch: what the engine is measured against.
+
+Features go to the host; a float32 ``torch.cdist`` against every bank, an image at a time; the neighbours of the nearest
+vector by a second ``cdist``; each bank's map enlarged and blurred at full size; the decision pixel by pixel. The
+networks are those of the method it is made of, in the same precision, so that only the scoring differs.
+
+    python benchmarks/plain.py FOLDER DEVICE        # the memory that a saved M3DM takes when it is scored like this
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+from mmad_bank import bench
+from mmad_bank._timing import timed
+from mmad_bank.data import Sample
+from mmad_bank.methods import Method, Part, Prediction
+from mmad_bank.methods.m3dm import M3DM
+
+
+class PlainM3DM(M3DM):
+    """A fitted M3DM (paper's recipe, three banks, DLF) that scores as described above.
+
+    Attributes:
+        by_differences: Whether distances come from differences. PyTorch's default takes |a|² + |b|² - 2ab, faster by
+            far, of which little is left near zero.
+    """
+
+    by_differences = False
+
+    @classmethod
+    def of(cls, fitted: Method) -> PlainM3DM:
+        """Take over everything that a fitted M3DM has learnt, and its banks' vectors standardised, in memory."""
+        plain = cls(**fitted.arguments())
+        vars(plain).update(vars(fitted))
+        plain.means_ = {name: bank.standardisation for name, bank in plain.banks_.items()}
+        plain.vectors_ = {
+            name: plain._standardised(name, torch.as_tensor(bank.vectors).float())
+            for name, bank in plain.banks_.items()
+        }
+        return plain
+
+    @property
+    def bank_bytes(self) -> int:
+        """Bytes of the vectors that it compares with."""
+        return sum(vectors.nbytes for vectors in self.vectors_.values())
+
+    def _standardised(self, name: str, features: Tensor) -> Tensor:
+        own = self.means_[name]
+        return features if own is None else (features - own.mean) / own.std
+
+    def _predict(self, samples: list[Sample]) -> list[Prediction]:
+        return [self._predict_one(sample) for sample in samples]
+
+    def _predict_one(self, sample: Sample) -> Prediction:
+        features = self._features([sample])
+        with timed("feature fusion"):
+            patches = self._compose(features)
+        with timed("bank search and scores"):
+            found = {name: self._score(name, rows[0].cpu()) for name, rows in patches.items()}
+        with timed("decision and map"):
+            maps = {name: self._enlarge(distances) for name, (distances, _, _) in found.items()}
+            images = {name: image[None] for name, (_, image, _) in found.items()}
+            score = float(self.dlf_.fuse_images(images))
+            fused = self.dlf_.fuse_pixels(maps)
+        parts = {
+            name: Part(float(image), distances.view(self.grid), nearest.view(self.grid))
+            for name, (distances, image, nearest) in found.items()
+        }
+        return Prediction(score, fused, sample, parts)
+
+    def _score(self, name: str, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """M3DM eq. 6 to 8 for the patches (P, D) of one image: patch scores, image score, nearest vectors."""
+        bank, patches = self.vectors_[name], self._standardised(name, rows)
+        distances, nearest = self._distances(patches, bank).min(dim=1)
+        worst = int(distances.argmax())
+        largest, star = distances[worst], bank[nearest[worst]]
+        around = self._distances(star[None], bank)[0].topk(self.n_neighbors or 3, largest=False).indices
+        gaps = (patches[worst] - bank[around[1:]]).norm(dim=1)
+        scale = bank.shape[1] ** 0.5
+        weight = 1 - (largest / scale).exp() / (gaps / scale).exp().sum()
+        return distances, weight * largest, nearest
+
+    def _distances(self, rows: Tensor, bank: Tensor) -> Tensor:
+        mode = "donot_use_mm_for_euclid_dist" if self.by_differences else "use_mm_for_euclid_dist_if_necessary"
+        return torch.cdist(rows, bank, compute_mode=mode)
+
+    def _enlarge(self, distances: Tensor) -> Tensor:
+        size = (self.image_size, self.image_size)
+        enlarged = F.interpolate(distances.view(1, 1, *self.grid), size=size, mode="bilinear")[0, 0]
+        return torch.from_numpy(gaussian_filter(enlarged.numpy(), self.sigma))
+
+
+if __name__ == "__main__":
+    print(json.dumps(bench.score_once(sys.argv[1], sys.argv[2], PlainM3DM.of)))
