@@ -21,7 +21,7 @@ PLAIN = "M3DM, plain PyTorch"
 def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     """Run the part with three contestants; return the rows of its tables by the first word of their titles."""
     result = tmp_path_factory.mktemp("inference") / "result.json"
-    command = [sys.executable, str(BENCHMARKS / "methods.py"), "inference", "--quick", "--threads", "1", "--rounds", "1"]
+    command = [sys.executable, str(BENCHMARKS / "methods.py"), "inference", "--quick", "--threads", "1"]
     chosen = ["--methods", "M3DM", "M3DM, 8-bit banks", "CFM", "--json", str(result)]
     done = subprocess.run([*command, *chosen], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
