@@ -26,7 +26,7 @@ def main() -> None:
     arguments = _arguments()
     modules = {name: importlib.import_module(f"parts.{name}") for name in arguments.parts or PARTS}
     work = {name: partial(module.run, arguments) for name, module in modules.items()}
-    settings = {name: getattr(arguments, name) for name in ("seeds", "methods", "images", "precision")}
+    settings = {name: getattr(arguments, name) for name in ("methods", "seeds", "categories", "images", "precision")}
     run_parts("methods", work, settings, arguments)
 
 
@@ -36,9 +36,10 @@ def _arguments() -> argparse.Namespace:
     made.add_argument("--images", type=int, default=IMAGES, help="of inference: training images; default: 244")
     made.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16", help="of its networks")
     made.add_argument("--seeds", type=int, default=3, help="of accuracy: synthetic data sets; default: 3")
+    made.add_argument("--categories", type=int, default=5, help="of accuracy: so many of the five; default: 5")
     made.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="categories at a time; default: cores")
     made.add_argument("--workdir", type=Path, help="folder for data sets and fits, kept; default: a temporary one")
-    return parse(made, "images", "seeds", "workers")
+    return parse(made, "images", "seeds", "categories", "workers")
 
 
 if __name__ == "__main__":

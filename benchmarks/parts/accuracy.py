@@ -7,6 +7,7 @@ banks and branches are measured beside it.
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import sys
 import tempfile
@@ -42,6 +43,8 @@ CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "CFM-T": ("cfm", {"variant": "T"}),
     "MDSS": ("mdss", {}),
 }
+PREDICTION_ONLY = {"aggregation"}
+"""Arguments that a fit does not depend on."""
 LIMITS = (0.3, 0.01)
 FULL = {"size": 256, "n_train": 30, "n_validation": 6, "n_test": 36}
 QUICK = {"size": 128, "n_train": 4, "n_validation": 2, "n_test": 6}
@@ -60,7 +63,7 @@ def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Tabl
     """Fit and evaluate every contestant on every category of every seed's data set."""
     del limits
     names = _chosen(arguments.methods)
-    categories = CATEGORIES[:1] if arguments.quick else CATEGORIES
+    categories = CATEGORIES[: 1 if arguments.quick else arguments.categories]
     seeds = range(1 if arguments.quick else arguments.seeds)
     temporary = tempfile.TemporaryDirectory(prefix="mmad-bank-accuracy-")
     folders = temporary if arguments.workdir is None else nullcontext(str(arguments.workdir))
@@ -103,13 +106,17 @@ def _measure(task: tuple[Path, bool, int, str, list[str]]) -> list[dict[str, Any
     root, quick, seed, category, names = task
     torch.set_num_threads(1)
     rows = []
+    fitted: dict[str, Method] = {}
     for name in names:
         method, changes = CONTESTANTS[name]
         cls = method_class(method)
         data = _prepared(root, seed, category, cls.recipe_of_data)
         train, validation, test = (open_dataset(data, category, split) for split in ("train", "validation", "test"))
-        model = cls(**{**embedded_arguments(cls), **(_few_steps(cls) if quick else {}), **changes, "seed": seed})
-        model.fit(train, validation=validation)
+        model = _alike(fitted, method, changes)
+        if model is None:
+            model = cls(**{**embedded_arguments(cls), **(_few_steps(cls) if quick else {}), **changes, "seed": seed})
+            model.fit(train, validation=validation)
+            fitted[name] = model
         evaluation = evaluate(model, test, limits=LIMITS)
         for part, metrics in evaluation.metrics.items():
             kinds = {kind: evaluation.kinds[kind][part].image_auroc for kind in DEFECTS if kind in evaluation.kinds}
@@ -120,6 +127,19 @@ def _measure(task: tuple[Path, bool, int, str, list[str]]) -> list[dict[str, Any
             })  # fmt: skip
         print(f"  seed {seed}, {category}, {name}: I-AUROC {rows[-1]['image_auroc']:.3f}", file=sys.stderr, flush=True)
     return rows
+
+
+def _alike(fitted: Mapping[str, Method], method: str, changes: Mapping[str, Any]) -> Method | None:
+    """Return a method that was fitted with the same arguments but those that only prediction reads, with these."""
+    wanted = {key: value for key, value in changes.items() if key not in PREDICTION_ONLY}
+    for name, model in fitted.items():
+        kind, own = CONTESTANTS[name]
+        if kind == method and {key: value for key, value in own.items() if key not in PREDICTION_ONLY} == wanted:
+            other = copy.copy(model)
+            for key in PREDICTION_ONLY & changes.keys():
+                setattr(other, key, changes[key])
+            return other
+    return None
 
 
 def _few_steps(cls: type[Method]) -> dict[str, Any]:
