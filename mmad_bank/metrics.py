@@ -1,8 +1,9 @@
 """The field's metrics, streaming over images: I-AUROC, P-AUROC and AUPRO at any limit.
 
-Scores are held as float32 in sorted runs. Every question that the metrics ask (how many scores lie below a value, which
-score has a given rank) is answered by binary searches in the runs, exactly, so it does not matter whether a run lies in
-memory or, past a limit, in a temporary file: a whole test set at full size is measured in bounded memory.
+Scores are held as float32 in runs, each with a histogram. Both questions that the metrics ask are answered exactly from
+runs, so it does not matter whether one lies in memory or, past a limit, in a temporary file: a whole test set at full
+size is measured in bounded memory. Which score has a given rank is told by the histograms and by the few scores in the
+right bins, without sorting the others; how many scores lie below a value, by sorting the runs, once.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ LIMITS = (0.3, 0.1, 0.05, 0.01)
 MEMORY = 256 << 20
 """Bytes of scores that an accumulator keeps in memory before it goes on in a temporary file."""
 
-_RUN = 1 << 22  # scores in a sorted run: 16 MiB
+_RUN = 1 << 22  # scores in a run: 16 MiB
+_BINS = 1 << 16
+# The upper half of a float32's bits rises with a positive value and falls with a negative one, whose sign bit is set.
+_BINS_IN_ORDER = np.concatenate([np.arange(_BINS - 1, _BINS // 2 - 1, -1), np.arange(_BINS // 2)])
 _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 
 
@@ -105,8 +109,8 @@ class AUROC:
 
     def __init__(self, *, memory: int = MEMORY) -> None:
         self.memory = memory
-        self._normal = _SortedScores(memory)
-        self._anomalous = _SortedScores(memory)
+        self._normal = _ScoreSet(memory)
+        self._anomalous = _ScoreSet(memory)
 
     def update(self, labels: Any, scores: Any) -> None:
         """Add labels and scores of one shape, any shape; see :func:`auroc`."""
@@ -131,7 +135,7 @@ class AUROC:
         """Return the AUROC of everything so far; NaN where :attr:`undefined` says why."""
         if self.undefined is not None:
             return math.nan
-        return _auroc(self._normal, self._anomalous.runs())
+        return _auroc(self._normal, [run.sorted() for run in self._anomalous.runs()])
 
     def curve(self, n_points: int = 1000) -> tuple[np.ndarray, np.ndarray]:
         """Return false and true positive rates of the ROC curve, both rising from 0 to 1.
@@ -184,7 +188,7 @@ class AUPRO:
         if n_thresholds is not None:
             check_index(n_thresholds, "n_thresholds", 2, 2**31 - 1, "both ends of the curve count")
         self._label = _component_labelling()
-        self._normal = _SortedScores(memory)
+        self._normal = _ScoreSet(memory)
         self._defect_scores: list[np.ndarray] = []
         self._components: list[np.ndarray] = []  # the number of each anomalous pixel's component, from 0
         self._sizes: list[np.ndarray] = []  # pixels of each component
@@ -223,7 +227,7 @@ class AUPRO:
         limits and thresholds are those of the first. Add images to the parts, not to the union.
         """
         whole = cls(parts[0].limits, parts[0].n_thresholds, memory=parts[0].memory)
-        whole._normal = _SortedScores.union([part._normal for part in parts])
+        whole._normal = _ScoreSet.union([part._normal for part in parts])
         for part in parts:
             first = whole.n_components
             whole._components += [component + np.int32(first) for component in part._components]
@@ -294,13 +298,43 @@ class AUPRO:
         return np.concatenate([[0.0], fpr, [1.0]]), np.concatenate([[0.0], pro, [1.0]])
 
 
-class _SortedScores:
-    """A multiset of float32 scores in sorted runs, in memory up to a limit and in an unnamed file past it."""
+class _Run:
+    """Scores in an array of their own, which may be sorted in place, and how many there are in each bin.
+
+    A bin holds the scores whose upper 16 bits are the same; bins are numbered in the order of their scores.
+    """
+
+    def __init__(self, values: np.ndarray) -> None:
+        self._values, self._sorted = values, False
+        self.histogram = np.bincount(self._upper_halves(), minlength=_BINS)[_BINS_IN_ORDER]
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def in_bins(self, wanted: np.ndarray) -> np.ndarray:
+        """Return the scores in bins, given as bool (65536,)."""
+        by_bits = np.empty_like(wanted)
+        by_bits[_BINS_IN_ORDER] = wanted
+        return self._values[by_bits[self._upper_halves()]]
+
+    def sorted(self) -> np.ndarray:
+        """Return the scores sorted."""
+        if not self._sorted:
+            self._values.sort()
+            self._sorted = True
+        return self._values
+
+    def _upper_halves(self) -> np.ndarray:
+        return (self._values.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+
+
+class _ScoreSet:
+    """A multiset of float32 scores in runs, in memory up to a limit and in an unnamed file past it."""
 
     def __init__(self, memory: int) -> None:
         self._memory = memory
         self._file: IO[bytes] | None = None
-        self._runs: list[np.ndarray] = []
+        self._runs: list[_Run] = []
         self._loose: list[np.ndarray] = []
         self._n_loose = 0
         self._in_runs = 0
@@ -309,7 +343,7 @@ class _SortedScores:
         return self._in_runs + self._n_loose
 
     @classmethod
-    def union(cls, parts: Sequence[_SortedScores]) -> _SortedScores:
+    def union(cls, parts: Sequence[_ScoreSet]) -> _ScoreSet:
         """Return the multiset of all scores of several, on the runs that they hold."""
         whole = cls(parts[0]._memory)
         for part in parts:
@@ -325,8 +359,8 @@ class _SortedScores:
             self._loose.append(part)
             self._n_loose += len(part)
 
-    def runs(self) -> list[np.ndarray]:
-        """Return the sorted runs, which hold everything."""
+    def runs(self) -> list[_Run]:
+        """Return the runs, which hold everything."""
         self._close_run()
         return self._runs
 
@@ -339,54 +373,46 @@ class _SortedScores:
         return self._count(values, "right")
 
     def at(self, positions: np.ndarray) -> np.ndarray:
-        """Return the scores at these positions of the sorted whole.
-
-        The order of float32 is that of integer keys. The score at position p is the largest key below which lie at
-        most p scores; its bits are found one by one, from the highest.
-        """
-        keys = np.zeros(len(positions), dtype=np.uint32)
-        for bit in range(31, -1, -1):
-            larger = keys | np.uint32(1 << bit)
-            keys = np.where(self.count_below(_from_key(larger)) <= positions, larger, keys)
-        return _from_key(keys)
+        """Return the scores at these positions of the sorted whole; only the bins that they are in get sorted."""
+        histogram = np.sum([run.histogram for run in self.runs()], axis=0)
+        upto = np.cumsum(histogram)
+        bins = np.searchsorted(upto, positions, "right")
+        wanted = np.zeros(_BINS, dtype=bool)
+        wanted[bins] = True
+        scores = np.sort(np.concatenate([run.in_bins(wanted) for run in self._runs]))
+        left_out = np.cumsum(np.where(wanted, 0, histogram))  # in unwanted bins, up to each bin
+        return scores[positions - left_out[bins]]
 
     def _count(self, values: np.ndarray, side: Any) -> np.ndarray:
         counts = np.zeros(len(values), dtype=np.int64)
         for run in self.runs():
-            counts += np.searchsorted(run, values, side)
+            counts += np.searchsorted(run.sorted(), values, side)
         return counts
 
     def _close_run(self) -> None:
         if not self._n_loose:
             return
-        run = np.concatenate(self._loose)
-        run.sort()
+        values = np.concatenate(self._loose)
         self._loose, self._n_loose = [], 0
-        self._in_runs += len(run)
+        self._in_runs += len(values)
         fits = 4 * self._in_runs <= self._memory
-        self._runs.append(run if fits else self._on_disk(run))
+        self._runs.append(_Run(values if fits else self._on_disk(values)))
 
-    def _on_disk(self, run: np.ndarray) -> np.ndarray:
+    def _on_disk(self, values: np.ndarray) -> np.ndarray:
         if self._file is None:
             self._file = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the runs that are mapped from it)
         offset = self._file.seek(0, 2)
-        self._file.write(run.data)
+        self._file.write(values.data)
         self._file.flush()
-        return np.memmap(self._file, dtype=np.float32, mode="r", offset=offset, shape=run.shape)
+        return np.memmap(self._file, dtype=np.float32, mode="r+", offset=offset, shape=values.shape)
 
 
-def _auroc(normal: _SortedScores, anomalous: Sequence[np.ndarray]) -> float:
+def _auroc(normal: _ScoreSet, anomalous: Sequence[np.ndarray]) -> float:
     """Return the AUROC of normal scores and runs of anomalous ones; there are some of each."""
     twice = 0  # wins count 2 and ties 1; a Python integer does not overflow
     for run in anomalous:
         twice += int(normal.count_below(run).sum()) + int(normal.count_up_to(run).sum())
     return twice / (2 * len(normal) * sum(map(len, anomalous)))
-
-
-def _from_key(keys: np.ndarray) -> np.ndarray:
-    """Return the floats of integer keys: 0x80000000 is 0.0, larger keys are positive and smaller ones negative."""
-    top = np.uint32(1 << 31)
-    return np.where(keys >= top, keys ^ top, ~keys).view(np.float32)
 
 
 def _area(x: np.ndarray, y: np.ndarray, limit: float) -> float:

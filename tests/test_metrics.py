@@ -146,7 +146,7 @@ def test_scores_past_the_memory_limit_go_to_a_file_and_change_nothing(monkeypatc
             other.update(mask, scores)
         assert other.compute() == one.compute()
         assert np.array_equal(other.curve(), one.curve())
-    runs = small[0]._normal.runs()
+    runs = [run.sorted() for run in small[0]._normal.runs()]
     assert sum(run.nbytes for run in runs if not isinstance(run, np.memmap)) <= 8000
     assert sum(isinstance(run, np.memmap) for run in runs) > 5
     assert max(map(len, runs)) <= 1000
@@ -164,9 +164,26 @@ def test_computing_in_between_changes_nothing() -> None:
 @pytest.mark.parametrize("value", [0.0, -0.0, -3.5, 1e-45, -1e-45, 3.4e38, -3.4e38])
 def test_ranks_of_extreme_scores(value: float) -> None:
     values = np.array([value, 1.0, -1.0, 0.5, value], dtype=np.float32)
-    store = metrics._SortedScores(1 << 20)
+    store = metrics._ScoreSet(1 << 20)
     store.add(values + np.float32(0))
     assert np.array_equal(store.at(np.arange(5)), np.sort(values))
+    assert np.array_equal(store.at(np.array([3, 0])), np.sort(values)[[3, 0]])
+
+
+@pytest.mark.parametrize("spread", [1e-6, 1.0, 1e30])
+def test_ranks_and_counts_are_those_of_the_sorted_whole(monkeypatch: pytest.MonkeyPatch, spread: float) -> None:
+    monkeypatch.setattr(metrics, "_RUN", 700)
+    rng = np.random.default_rng(8)
+    values = (spread * rng.normal(size=3000)).astype(np.float32)
+    values[::7] = values[3]  # many of one score
+    store = metrics._ScoreSet(4000)
+    for part in np.split(values, [5, 1000, 1001]):
+        store.add(part)
+    whole, ranks = np.sort(values), rng.integers(0, 3000, 40)
+    for _ in range(2):  # before and after the runs are sorted
+        assert np.array_equal(store.at(ranks), whole[ranks])
+        assert np.array_equal(store.count_below(whole[ranks]), np.searchsorted(whole, whole[ranks], "left"))
+        assert np.array_equal(store.count_up_to(whole[ranks]), np.searchsorted(whole, whole[ranks], "right"))
 
 
 @pytest.mark.parametrize(("labels", "reason"), [([0, 0], "normal"), ([1, 1], "anomalous"), ([], "no scores")])
