@@ -119,7 +119,7 @@ def _stand_in(name: str, module: types.ModuleType) -> Any:
 # ---------------------------------------------------------------------------------------------------------------------
 # Search
 
-Search = Callable[[np.ndarray, int], np.ndarray]
+Search = Callable[..., np.ndarray]
 """Queries (Q, D) and k in, bank rows (Q, k) out."""
 
 

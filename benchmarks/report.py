@@ -1,29 +1,35 @@
-"""Turn result files into Markdown: all of it into docs/benchmarks.md, the headlines into README.md.
+"""Turn result files into Markdown and figures: all into docs/benchmarks.md, main figure and headlines into README.md.
 
     python benchmarks/report.py benchmarks/results/*.json
 
-Nothing in either is typed by hand. Of several results of one part on one machine the newest counts.
+Nothing in either is typed by hand, nothing is measured here. Of several results of one part on one machine the newest
+counts; of one that measured some of the methods, the newest of these.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, SCHEMA, Column, Table, drift_table, machine_slug, machine_table, versions_table
+import figures
+from common import ROOT, SCHEMA, Column, Table, drift_table, machine_table, versions_table
+from figures import Drawn
 
 from mmad_bank._files import replacing
+from mmad_bank.errors import MmadBankError
 
 MARKERS = re.compile(r"(<!-- benchmarks: ?(?:begin|start) -->\n).*?(<!-- benchmarks: ?end -->)", re.DOTALL)
 
 
 def main() -> None:
-    """Read the result files and write both documents."""
+    """Read the result files, draw the figures and write both documents."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="+", type=Path)
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "benchmarks.md")
@@ -31,11 +37,15 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         results = newest(read(path) for path in arguments.results)
-        readme = with_section(arguments.readme.read_text(encoding="utf-8"), summary(results))
-    except (OSError, ValueError) as error:
+        before = arguments.readme.read_text(encoding="utf-8")
+        with_section(before, "")  # fails before anything is written
+        drawn = figures.draw(results, arguments.docs.parent / "figures")
+    except (OSError, ValueError, MmadBankError) as error:
         sys.exit(f"error: {error}")
-    write(arguments.docs, full(results))
-    write(arguments.readme, readme)
+    for figure in drawn:
+        print(f"written: {figure.path}")
+    write(arguments.docs, full(results, drawn, arguments.docs.parent))
+    write(arguments.readme, with_section(before, summary(results, drawn, arguments.readme.parent)))
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -56,47 +66,113 @@ def read(path: Path) -> dict[str, Any]:
     return values
 
 
+_ORDER = ("methods", "engine", "gpu")
+
+
 def newest(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Keep of every part, benchmark and machine the newest result, in the order of benchmarks, machines and dates."""
-    ordered = sorted(results, key=lambda values: (values["benchmark"], machine_slug(values["machine"]), values["date"]))
-    latest = {(v["benchmark"], machine_slug(v["machine"]), part): v["date"] for v in ordered for part in v["parts"]}
+    ordered = sorted(results, key=lambda v: (_ORDER.index(v["benchmark"]), figures.place(v), v["date"]))
     kept = []
-    for values in ordered:
-        where = values["benchmark"], machine_slug(values["machine"])
-        parts = {part: t for part, t in values["parts"].items() if latest[(*where, part)] == values["date"]}
+    for number, values in enumerate(ordered):
+        later = ordered[number + 1 :]
+        parts = {
+            part: tables
+            for part, tables in values["parts"].items()
+            if not any(_replaces(other, values, part) for other in later)
+        }
         if parts:
             kept.append(values | {"parts": parts})
     return kept
 
 
-def full(results: Sequence[Mapping[str, Any]]) -> str:
-    """Return the document with all tables."""
-    blocks = ["# Benchmarks", "Written by `benchmarks/report.py` from `benchmarks/results/`; do not edit by hand."]
+def _replaces(later: Mapping[str, Any], earlier: Mapping[str, Any], part: str) -> bool:
+    """Tell whether a later result has a part of an earlier one, from the same place and with all of its methods."""
+    places = [(values["benchmark"], figures.place(values)) for values in (later, earlier)]
+    own, others = (values.get("settings", {}).get("methods") for values in (earlier, later))
+    covered = others is None or (own is not None and set(own) <= set(others))
+    return part in later["parts"] and places[0] == places[1] and covered
+
+
+def full(results: Sequence[Mapping[str, Any]], drawn: Sequence[Drawn] = (), folder: Path = ROOT / "docs") -> str:
+    """Return the document with all tables and the figures that were drawn, linked from ``folder``."""
+    blocks = [
+        "# Benchmarks",
+        "`python benchmarks/report.py benchmarks/results/*.json` writes this page, its figures and README's section"
+        " from the result files; do not edit by hand. Every section names the command that measures its numbers again.",
+    ]
     for values in results:
-        blocks += [f"## {values['benchmark']}: {_machine(values)}", _settings(values)]
-        blocks += _markdown(machine_table(values["machine"], values["ceilings"]), level=3)
-        blocks += _markdown(versions_table(values["versions"]), level=3)
-        for table in _tables(values):
-            blocks += _markdown(table, level=3)
-        if "ceilings_after" in values:
-            blocks += _markdown(drift_table(values), level=3)
+        blocks += [f"## {values['benchmark']}, {', '.join(values['parts'])}: {_machine(values)}", _settings(values)]
+        blocks.append(f"Measure again: `{command(values)}`")
+        for part, tables in values["parts"].items():
+            blocks += [_picture(one, folder) for one in drawn if one.owner == figures.owner(values, part)]
+            for table in tables:
+                blocks += _markdown(Table.from_json(table), level=3)
+        blocks += _surroundings(values)
     return "\n\n".join(blocks) + "\n"
 
 
-def summary(results: Sequence[Mapping[str, Any]]) -> str:
-    """Return the headline tables, without their details and notes."""
-    blocks = []
-    for values in results:
-        blocks.append(f"**{_machine(values)}.** {_settings(values)} {_peers(values)}")
-        for table in _tables(values):
-            if table.headline:
-                columns = [column for column in table.columns if not column.detail]
-                blocks.append(f"*{table.title}*\n\n{_grid(columns, table.rows)}")
+def command(values: Mapping[str, Any]) -> str:
+    """Return the command that measures a result again."""
+    words = ["python", f"benchmarks/{values['benchmark']}.py", *values["parts"]]
+    for name, value in values["settings"].items():
+        if name in ("quick", "parts") or value is None or value is False:
+            continue
+        given = [] if value is True else value if isinstance(value, list) else [value]
+        words += [f"--{name.replace('_', '-')}", *map(str, given)]
+    if values["benchmark"] != "gpu":
+        words += ["--threads", str(values["machine"]["threads"])]
+    return shlex.join([*words, "--json", "benchmarks/results"])
+
+
+def _surroundings(values: Mapping[str, Any]) -> list[str]:
+    """Return machine, versions and drift, folded up."""
+    tables = [machine_table(values["machine"], values["ceilings"]), versions_table(values["versions"])]
+    if "ceilings_after" in values:
+        tables.append(drift_table(values))
+    blocks = [block for table in tables for block in _markdown(table, level=3)]
+    return ["<details><summary>Machine and versions</summary>", *blocks, "</details>"]
+
+
+def _picture(drawn: Drawn, folder: Path) -> str:
+    return f"![{drawn.alt}]({Path(os.path.relpath(drawn.path, folder)).as_posix()})"
+
+
+def summary(results: Sequence[Mapping[str, Any]], drawn: Sequence[Drawn] = (), folder: Path = ROOT) -> str:
+    """Return the main figures and the headline tables, without their details and notes."""
+    blocks = [_picture(one, folder) for one in drawn if one.main]
+    for machine, own in _by_machine(results).items():
+        headlines = [found for values in own for found in _headlines(values)]
+        if headlines:
+            blocks.append(f"**{machine}.** {_dates(own)} {_peers(own)}")
+        for table, program in headlines:
+            columns = [column for column in table.columns if not column.detail]
+            rows = [row for row in table.rows if any(row.get(column.key) is not None for column in columns[1:])]
+            blocks.append(f"*{table.title}* (`{program}`)\n\n{_grid(columns, rows)}")
     blocks.append(
-        "× X: how many times longer than X a row took, the median of the ratios within each round. All tables are in"
-        " [docs/benchmarks.md](docs/benchmarks.md), what is measured and how in [benchmarks](benchmarks/README.md)."
+        "× X: how many times longer than X a row took, the median of the ratios within each round. All tables, figures"
+        " and commands are in [docs/benchmarks.md](docs/benchmarks.md), what is measured and how in"
+        " [benchmarks](benchmarks/README.md)."
     )
     return "\n\n".join(blocks)
+
+
+def _headlines(values: Mapping[str, Any]) -> list[tuple[Table, str]]:
+    """Return the tables that README shows, each with the program that makes it."""
+    tables = [(part, Table.from_json(table)) for part, found in values["parts"].items() for table in found]
+    return [(table, f"benchmarks/{values['benchmark']}.py {part}") for part, table in tables if table.headline]
+
+
+def _by_machine(results: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for values in results:
+        found.setdefault(_machine(values), []).append(values)
+    return found
+
+
+def _dates(results: Sequence[Mapping[str, Any]]) -> str:
+    days = sorted({values["date"][:10] for values in results})
+    versions = sorted({values["versions"]["mmad-bank"].split(" ")[0] for values in results})
+    return f"Measured {' to '.join(dict.fromkeys((days[0], days[-1])))} with mmad-bank {', '.join(versions)}."
 
 
 def with_section(readme: str, section: str) -> str:
@@ -118,10 +194,6 @@ def write(path: Path, text: str) -> None:
     print(f"written: {path}")
 
 
-def _tables(values: Mapping[str, Any]) -> list[Table]:
-    return [Table.from_json(table) for tables in values["parts"].values() for table in tables]
-
-
 def _machine(values: Mapping[str, Any]) -> str:
     machine = values["machine"]
     gpus = "".join(f", {gpu}" for gpu in machine["gpu"])
@@ -137,9 +209,14 @@ def _settings(values: Mapping[str, Any]) -> str:
 _NO_PEERS = ("mmad-bank", "python", "timm")
 
 
-def _peers(values: Mapping[str, Any]) -> str:
-    found = [f"{name} {version}" for name, version in values["versions"].items() if version and name not in _NO_PEERS]
-    return f"Peers: {', '.join(found)}."
+def _peers(results: Sequence[Mapping[str, Any]]) -> str:
+    found: dict[str, list[str]] = {}
+    for values in results:
+        for name, version in values["versions"].items():
+            if version and name not in _NO_PEERS and version not in found.setdefault(name, []):
+                found[name].append(version)
+    words = [f"{name} {' and '.join(versions)}" for name, versions in found.items()]
+    return f"Peers: {', '.join(words)}."
 
 
 def _markdown(table: Table, *, level: int) -> list[str]:

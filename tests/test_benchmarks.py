@@ -1,7 +1,10 @@
 """The benchmarks run at tiny sizes, their result files hold what their tables show, and the report reads them."""
 
 import importlib.util
+import itertools
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -47,9 +50,9 @@ def rows(result, part):
     return [row for table in result["parts"][part] for row in table["rows"]]
 
 
-def test_every_part_runs_and_is_printed(quick_result):
+def test_every_part_runs_and_is_printed(quick_result, module):
     result, _, printed = quick_result
-    assert list(result["parts"]) == ["selection", "search", "bagel", "load", "exactness", "metrics", "scaling"]
+    assert tuple(result["parts"]) == module("engine").PARTS
     for tables in result["parts"].values():
         for table in tables:
             assert table["title"] in printed
@@ -158,26 +161,68 @@ def test_report_refuses_quick_results(quick_result, module):
         report.read(quick_result[1])
 
 
-def test_report_writes_both_documents(quick_result, module, tmp_path, monkeypatch):
-    result, _, _ = quick_result
-    measured = tmp_path / "engine.json"
-    measured.write_text(json.dumps(result | {"settings": result["settings"] | {"quick": False}}), encoding="utf-8")
+@pytest.fixture
+def documents(module, tmp_path, monkeypatch):
+    """Report results in a folder of the test's own; return the page, README and the figures' folder."""
     docs, readme = tmp_path / "docs" / "benchmarks.md", tmp_path / "README.md"
-    before = "before\n<!-- benchmarks: begin -->\nstale figures\n<!-- benchmarks: end -->\nafter\n"
-    readme.write_text(before, encoding="utf-8")
-    report = module("report")
-    monkeypatch.setattr(sys, "argv", ["report.py", str(measured), "--docs", str(docs), "--readme", str(readme)])
+    readme.write_text("before\n<!-- benchmarks: begin -->\nstale figures\n<!-- benchmarks: end -->\nafter\n", "utf-8")
+
+    def write(*results):
+        for number, values in enumerate(results):
+            (tmp_path / f"{number}.json").write_text(json.dumps(values), encoding="utf-8")
+        paths = [str(tmp_path / f"{number}.json") for number in range(len(results))]
+        monkeypatch.setattr(sys, "argv", ["report.py", *paths, "--docs", str(docs), "--readme", str(readme)])
+        module("report").main()
+        return docs.read_text(encoding="utf-8"), readme.read_text(encoding="utf-8"), docs.parent / "figures"
+
+    return write
+
+
+def as_full(result):
+    return result | {"settings": result["settings"] | {"quick": False}}
+
+
+def test_report_writes_both_documents(quick_result, documents):
+    result, _, _ = quick_result
     for _ in range(2):  # the second time finds its own section
-        report.main()
-        text = readme.read_text(encoding="utf-8")
-        assert text.startswith("before\n<!-- benchmarks: begin -->\n")
-        assert text.endswith("<!-- benchmarks: end -->\nafter\n")
-        assert "stale figures" not in text
-        assert text.count("| mmad-bank k_center_greedy |") == 1
-    everything = docs.read_text(encoding="utf-8")
-    for tables in result["parts"].values():
+        everything, readme, _ = documents(as_full(result))
+        assert readme.startswith("before\n<!-- benchmarks: begin -->\n")
+        assert readme.endswith("<!-- benchmarks: end -->\nafter\n")
+        assert "stale figures" not in readme
+        assert readme.count("| mmad-bank k_center_greedy |") == 1
+    for part, tables in result["parts"].items():
         assert all(f"### {table['title']}\n" in everything for table in tables)
+        shown = [table for table in tables if table["headline"]]
+        assert readme.count(f"(`benchmarks/engine.py {part}`)") == len(shown)
+        for table in shown:
+            assert f"*{table['title']}*" in readme
     assert "### The machine before and after\n" in everything
+
+
+def test_readme_leaves_out_details_and_rows_without_a_value(module):
+    common = module("common")
+    values = common.result("engine", {"quick": False}, 1, {})
+    columns = [common.Column("a", "A"), common.Column("b", "B", ".1f"), common.Column("c", "C", detail=True)]
+    table = common.Table("A table", columns, [{"a": "x", "b": 1.0, "c": "y"}, {"a": "absent", "c": "z"}], headline=True)
+    common.add_part(values, "part", [table])
+    assert "| A | B |\n| --- | ---: |\n| x | 1.0 |\n\n" in module("report").summary([values])
+
+
+@pytest.mark.parametrize("path", sorted((BENCHMARKS / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_the_page_names_the_command_that_made_a_result(module, monkeypatch, path):
+    report = module("report")
+    values = report.read(path)
+    words = shlex.split(report.command(values))
+    assert words[:2] == ["python", f"benchmarks/{values['benchmark']}.py"]
+    if values["benchmark"] == "gpu":
+        return
+    monkeypatch.setattr(sys, "argv", words[1:])
+    arguments = module(values["benchmark"])._arguments()
+    assert arguments.parts == list(values["parts"])
+    assert arguments.threads == values["machine"]["threads"]
+    for name, value in values["settings"].items():
+        if name not in ("parts", "full"):
+            assert getattr(arguments, name) == value
 
 
 def test_report_reads_results_without_ceilings(module):
@@ -188,6 +233,162 @@ def test_report_reads_results_without_ceilings(module):
     assert "### A table\n\n| A |\n| ---: |\n| 1.2 |\n| – |" in text
 
 
+MACHINE = {
+    "cpu": "A CPU", "cores": 2, "threads": 2, "isa": "avx2", "flags": [], "caches": {}, "memory_gib": 1.0, "gpu": [],
+    "system": "S", "load_average": 0.0,
+}  # fmt: skip
+
+
+def made_up(benchmark, part, *tables, **settings):
+    """Return a result of figures that nobody measured."""
+    return {
+        "schema": 1, "benchmark": benchmark, "date": "2026-01-01T00:00:00+00:00", "machine": MACHINE, "ceilings": {},
+        "versions": {"mmad-bank": "0.1.0"}, "settings": {"quick": False, "rounds": 5, **settings},
+        "parts": {part: [{"columns": [], "notes": [], "headline": False, "title": "T", **table} for table in tables]},
+    }  # fmt: skip
+
+
+def made_up_inference(*methods):
+    rows = [
+        {
+            "method": method, "fps": 1.0 + i / 9, "median_s": 1 / (1 + i / 9), "memory_bytes": 10**8 * (i + 1),
+            "stages": {"rgb features": 0.4, "bank search and scores": 0.3, f"stage of {method}": 0.1, "other": 0.02},
+        }
+        for i, method in enumerate(methods)
+    ]  # fmt: skip
+    return made_up("methods", "inference", {"title": "Inference: 7 vectors", "rows": rows})
+
+
+def made_up_accuracy(*methods):
+    rows = [
+        {"method": method, "result": result, "image_auroc": f"0.{7 + i} ± 0.010", "aupro": f"0.9{i}"}
+        for i, method in enumerate(methods)
+        for result in ("fused", "xyz")
+    ]
+    return made_up("methods", "accuracy", {"title": "Accuracy: of parts", "rows": rows})
+
+
+def made_up_scaling(module):
+    scaling = module("parts.scaling")
+    curves = [
+        scaling._curve(job, over, "mmad-bank", "", points_of(0.1, 0.2, 0.5))
+        for job, over in (("selection", "rows N"), ("selection", "threads"), ("search", "bank size M"))
+    ]
+    curves.append(scaling._curve("search", "threads", "mmad-bank", "", points_of(0.1)))  # nothing to draw
+    indices = [{"name": name, "points": points_of(0.1, 0.2)} for name in ("mmad-bank, exact", "faiss HNSW")]
+    indices.append({"name": "usearch (approximate)", "points": []})
+    return made_up("engine", "scaling", {"rows": curves}, {"rows": indices})
+
+
+def test_figures_are_drawn_from_results_and_the_same_every_time(module, tmp_path):
+    matplotlib = pytest.importorskip("matplotlib")
+    figures = module("figures")
+    inference = made_up_inference("M3DM", "M3DM, plain PyTorch", "M3DM, point bank", "CFM", "unheard of")
+    results = [inference, made_up_accuracy("M3DM", "CFM"), made_up_scaling(module)]
+    drawn = figures.draw(results, tmp_path / "one")
+    assert [one.path.stem.removesuffix("-a-2-cores-avx2") for one in drawn] == [
+        "accuracy-i-auroc", "accuracy-aupro-30", "stages", "published", "scaling-selection", "scaling-search",
+        "scaling-indices",
+    ]  # fmt: skip
+    assert [one.path.stem for one in drawn if one.main] == ["accuracy-i-auroc-a-2-cores-avx2"]
+    assert "of 4 methods" in drawn[0].alt  # nobody knows the accuracy of the last
+    assert "of 5 methods" in drawn[2].alt
+    with matplotlib.rc_context({"font.size": 20, "savefig.dpi": 30}):  # a user's own settings
+        again = figures.draw(results, tmp_path / "two")
+    for one, other in zip(drawn, again, strict=True):
+        assert one.path.read_bytes() == other.path.read_bytes()
+        assert one.path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_inference_alone_is_drawn_over_memory(module, tmp_path):
+    pytest.importorskip("matplotlib")
+    drawn = module("figures").draw([made_up_inference("M3DM", "CFM")], tmp_path)
+    assert [(one.path.stem, one.main) for one in drawn] == [
+        ("speed-and-memory-a-2-cores-avx2", True), ("stages-a-2-cores-avx2", False), ("published", False)
+    ]  # fmt: skip
+
+
+def test_nothing_is_drawn_of_other_parts(module, tmp_path):
+    assert module("figures").draw([made_up_accuracy("M3DM"), made_up("engine", "load", {"rows": []})], tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_accuracy_of_a_method_is_that_of_its_own_setup(module):
+    figures = module("figures")
+    rows = [
+        {"method": method, "result": result, "image_auroc": value}
+        for method, result, value in (
+            ("M3DM", "fused", "0.7 ± 0.1"), ("M3DM", "xyz", "0.6"), ("M3DM, two banks", "fused", "0.5"),
+            ("M3DM, two banks added", "fused", "0.4"),
+        )
+    ]  # fmt: skip
+    known = figures.read_accuracies([made_up("methods", "accuracy", {"title": "Accuracy", "rows": rows})])
+    found = {
+        method: own and own.values["image_auroc"]
+        for method in ("M3DM", "M3DM, 8-bit banks", "M3DM, plain PyTorch", "M3DM, point bank", "M3DM, two banks", "CFM")
+        for own in [figures.accuracy_of(method, known)]
+    }
+    assert list(found.values()) == [(0.7, 0.1), (0.7, 0.1), (0.7, 0.1), (0.6, 0.0), (0.4, 0.0), None]
+
+
+def test_report_embeds_the_figures(module, documents):
+    pytest.importorskip("matplotlib")
+    results = made_up_inference("M3DM", "CFM"), made_up_accuracy("M3DM", "CFM"), made_up_scaling(module)
+    page, readme, folder = documents(*results)
+    drawn = sorted(file.name for file in folder.iterdir())
+    assert sorted(re.findall(r"\]\(figures/(.*)\)", page)) == drawn
+    assert re.findall(r"\]\((.*png)\)", readme) == ["docs/figures/accuracy-i-auroc-a-2-cores-avx2.png"]
+
+
+def test_report_says_what_drawing_needs(module, documents, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(SystemExit, match=r"^error: .*'matplotlib': pip install"):
+        documents(made_up_inference("M3DM"))
+
+
+def overlap(a, b):
+    return min(a.x1, b.x1) > max(a.x0, b.x0) and min(a.y1, b.y1) > max(a.y0, b.y0)
+
+
+def test_labels_of_close_dots_do_not_overlap(module):
+    pytest.importorskip("matplotlib")
+    canvas = module("canvas")
+    with canvas.styled():
+        axes = canvas.empty(4.0).add_subplot()
+        axes.set(xlim=(0, 10), ylim=(0, 10))
+        dots = [canvas.Dot(5 + i % 3 / 4, 5 + i // 3 / 4, 8.0, f"a method, {i} MB", "black") for i in range(9)]
+        canvas.label_dots(axes, dots)
+        boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 9
+    assert not any(overlap(a, b) for a, b in itertools.combinations(boxes, 2))
+    frame = axes.get_window_extent()
+    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes)
+
+
+def test_spread_out_keeps_order_and_gap(module):
+    spread_out = module("canvas").spread_out
+    assert spread_out([0.0, 10.0, 10.5], 2.0) == [0.0, 9.25, 11.25]
+    assert spread_out([3.0, 1.0], 1.0) == [3.0, 1.0]
+    rng = np.random.default_rng(0)
+    places = rng.random(30) * 20
+    found = np.array(spread_out(list(places), 1.0))
+    order = places.argsort()
+    assert np.diff(found[order]).min() >= 1 - 1e-9
+    assert found.mean() == pytest.approx(places.mean())
+
+
+def test_log_ticks_are_few_and_plain(module):
+    pytest.importorskip("matplotlib")
+    canvas = module("canvas")
+    with canvas.styled():
+        axis = canvas.empty(2.0).add_subplot(xscale="log").xaxis
+        canvas.log_ticks(axis, (0.18, 4.2), 8)
+        assert list(axis.get_majorticklocs()) == pytest.approx([0.2, 0.3, 0.5, 0.7, 1, 2, 3])
+        canvas.log_ticks(axis, (550, 90_000), 5)
+        assert axis.get_major_formatter().format_ticks(axis.get_majorticklocs()) == ["1k", "3k", "10k", "30k"]
+    assert [canvas.plain(value) for value in (0.05, 700.0, 2e6)] == ["0.05", "700", "2M"]
+
+
 def test_report_keeps_the_newest_of_each_part(module):
     machine = {"cpu": "A (R) CPU @ 2 GHz", "threads": 2, "isa": "avx2"}
     first, second, third = (
@@ -196,6 +397,28 @@ def test_report_keeps_the_newest_of_each_part(module):
     )
     kept = module("report").newest([third, first, second])
     assert [values["parts"] for values in kept] == [{"load": [1]}, {"search": [3], "bagel": [3]}]
+
+
+def test_report_keeps_results_of_other_methods(module):
+    common = {"benchmark": "methods", "machine": {"cpu": "A", "threads": 2, "isa": "avx2"}}
+    asked = [["M3DM"], ["CFM"], ["CFM", "MDSS"], None, ["BTF"]]
+
+    def kept(*numbers):
+        results = [common | {"date": str(i), "parts": {"p": i}, "settings": {"methods": asked[i]}} for i in numbers]
+        return [values["parts"]["p"] for values in module("report").newest(results)]
+
+    assert kept(0, 1, 2) == [0, 2]
+    assert kept(0, 1, 2, 3) == [3]
+    assert kept(3, 4) == [3, 4]
+
+
+def test_report_keeps_devices_apart(module):
+    machine = {"cpu": "A", "threads": 2, "isa": "avx2", "gpu": ["NVIDIA X1"]}
+    cpu, gpu = ({"benchmark": "methods", "machine": machine, "date": "1", "parts": {"p": []}, "settings": {"device": d}}
+                for d in ("cpu", "cuda"))  # fmt: skip
+    assert len(module("report").newest([cpu, gpu])) == 2
+    figures = module("figures")
+    assert (figures.place(cpu), figures.place(gpu)) == ("a-2-cores-avx2", "a-2-cores-avx2-nvidia-x1")
 
 
 def test_report_says_that_the_markers_are_missing(module):

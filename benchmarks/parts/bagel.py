@@ -29,12 +29,12 @@ MAX_SECONDS, MAX_GIB = 400, 9
 COLUMNS = [
     Column("start", "dump in the page cache"),
     Column("seconds", "seconds", ".1f"),
-    Column("read", "read + project", ".1f"),
-    Column("select", "select", ".1f"),
+    Column("read", "read + project", ".1f", detail=True),
+    Column("select", "select", ".1f", detail=True),
     Column("gather", "gather", ".1f", detail=True),
     Column("save", "save", ".1f", detail=True),
     Column("anonymous_gib", "peak GiB, anonymous", ".2f"),
-    Column("resident_gib", "peak GiB, resident set", ".2f"),
+    Column("resident_gib", "peak GiB, resident set", ".2f", detail=True),
     Column("verdict", f"< {MAX_SECONDS} s and < {MAX_GIB} GiB"),
 ]
 

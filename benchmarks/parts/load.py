@@ -28,11 +28,11 @@ PRECISIONS = ("float32", "half", "int8")
 
 LOAD_COLUMNS = [
     Column("where", "MemoryBank.load"),
-    Column("runs", "runs", "d"),
+    Column("runs", "runs", "d", detail=True),
     Column("median", "ms", ".1f"),
     Column("min", "min", ".1f", detail=True),
     Column("max", "max", ".1f", detail=True),
-    Column("own_mb", "MB of memory taken", ".1f"),
+    Column("own_mb", "MB of memory taken", ".1f", detail=True),
     Column("first_search_ms", "first search, ms", ".0f"),
     Column("verdict", f"< {MAX_SECONDS} s"),
 ]

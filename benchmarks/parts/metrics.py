@@ -18,7 +18,7 @@ COLUMNS = [
     Column("min", "min", ".3f", detail=True),
     Column("max", "max", ".3f", detail=True),
     Column("ratio", "× mmad-bank", ".2f"),
-    Column("value", "value", ".7f"),
+    Column("value", "value", ".7f", detail=True),
     Column("difference", "difference", ".1e"),
 ]
 _EIGHT = np.ones((3, 3), dtype=int)

@@ -217,7 +217,7 @@ def _search_curves(data: SearchSet, sizes: Sizes, options: Options) -> list[dict
         for name, search in _exact_searches(part.bank[: len(bank)], options.threads).items()
     }
     by_k = {(name, k): partial(search, queries, k) for k in sizes.neighbours for name, search in whole.items()}
-    by_banks = {(OWN, n): partial(_search_banks, *many, n) for n in sizes.bank_counts}
+    by_banks = {(EXACT, n): partial(_search_banks, *many, n) for n in sizes.bank_counts}
     by_threads = {
         (name, n): partial(_with_threads, n, options.threads, partial(search, queries, 1))
         for n in _thread_counts(options.threads) for name, search in whole.items()

@@ -24,11 +24,11 @@ PRODUCT = "bare N×n×D product, float32"
 
 COLUMNS = [
     Column("name", "selection"),
-    Column("dim", "D used", "d"),
+    Column("dim", "D used", "d", detail=True),
     Column("median", "seconds", ".2f"),
     Column("min", "min", ".2f", detail=True),
     Column("max", "max", ".2f", detail=True),
-    Column("ms_per_pick", "ms a pick", ".3f"),
+    Column("ms_per_pick", "ms a pick", ".3f", detail=True),
     Column("ratio", "× mmad-bank", ".2f"),
     Column("how", "how measured"),
 ]
