@@ -15,7 +15,7 @@ from pathlib import Path
 
 from common import Options, parse, parser, run_parts
 
-PARTS = ("selection", "search", "bagel", "load", "exactness", "metrics", "scaling")
+PARTS = ("selection", "search", "bagel", "load", "exactness", "metrics", "scaling", "tradeoff")
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import mmad_bank
-from mmad_bank.cli import bank, bench, data, demo, evaluation, methods
+from mmad_bank.cli import bank, bench, data, demo, evaluation, methods, tune
 from mmad_bank.cli._group import Group, handle_termination
 
 app = typer.Typer(
@@ -44,6 +44,7 @@ data.register(app)
 methods.register(app)
 evaluation.register(app)
 bench.register(app)
+tune.register(app)
 demo.register(app)
 
 

@@ -1,0 +1,381 @@
+"""The command that chooses a bank's settings: tune."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from mmad_bank._files import replacing
+from mmad_bank.cli._options import Json
+from mmad_bank.cli._output import check_output, show_progress, size
+from mmad_bank.cli.bank import Features, _parse_projection
+from mmad_bank.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mmad_bank.tuning import Measured, Sweep
+
+_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_NOTES = (
+    "errors: of the patch and image scores, against the exact bank of all rows, over its mean score; of it index:"
+    " the patch error against the exact bank of the same ratio",
+    "memory: search copy or FAISS index, and source rows; the float32 vectors stay in the bank file, memory-mapped.\n"
+    "  The exact search reads the few that decide; a FAISS index with an image score other than max reads all, which"
+    " are counted",
+    "*: no other setting is as small, as fast and as accurate, and better in one of the three",
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command()(tune)
+
+
+def tune(
+    features: Features,
+    test: Annotated[
+        list[Path],
+        typer.Option(help="Features of images that the bank is not built from; repeatable.", show_default=False),
+    ],
+    anomalous: Annotated[
+        list[Path] | None,
+        typer.Option(help="Features of anomalous images; --test is normal then. Repeatable.", show_default=False),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="0 or 1 for each image of --test: .npy, a text file of lines, or what extract wrote, extraction.json"
+            " (default: the one beside --test, if there is one).",
+            show_default=False,
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Budget, 200MB or 1.5GiB.", show_default=False)
+    ] = None,
+    fps: Annotated[float | None, typer.Option(help="Images a second to reach.", show_default=False)] = None,
+    by: Annotated[Literal["error", "auroc"], typer.Option(help="What the recommendation looks at.")] = "error",
+    ratios: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="Of the rows, 0.1%,10% or 0.1.", show_default=False)
+    ] = None,
+    precisions: Annotated[
+        str, typer.Option(metavar="A,B,...", help="Of the exact search's copy.")
+    ] = "auto,float32,half,int8",
+    index: Annotated[
+        list[str] | None,
+        typer.Option(help="exact or a FAISS factory string, repeatable (default: some of each).", show_default=False),
+    ] = None,
+    images: Annotated[int, typer.Option(help="Test images to score, spread over all; 0: all.")] = 32,
+    patches: Annotated[
+        int | None, typer.Option(help="Patches a test image has, for (N, D) dumps.", show_default=False)
+    ] = None,
+    reweight: Annotated[Literal["m3dm", "patchcore", "max"], typer.Option(help="Image-score rule.")] = "m3dm",
+    projection_dim: Annotated[
+        str | None, typer.Option(metavar="D|auto", help="Select in a random projection to D dimensions.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the projection.")] = 0,
+    threads: Annotated[int | None, typer.Option(help="Of the search (default: all cores).", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the JSON to a file.", show_default=False)] = None,
+    plot: Annotated[Path | None, typer.Option(help="Picture of the settings, .png, .svg or .pdf.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a bank's ratios, storages and indices on test images; recommend one for a memory or a frame rate.
+
+    Exit code 1 if no setting keeps to the budget.
+    """
+    limit = None if memory is None else parse_size(memory)
+    budget = _check_budget(limit, fps)
+    for path, name in ((out, "--out"), (plot, "--plot")):
+        if path is not None:
+            check_output(path, name, inputs=(*features, *test, *(anomalous or ())))
+    if anomalous and labels is not None:
+        raise InputError("--anomalous and --labels: expected one of them, found both")
+    chosen = _parse_ratios(ratios), [name.strip() for name in precisions.split(",")]
+    dimensions = _parse_projection(projection_dim)
+    from mmad_bank import tuning
+
+    if plot is not None:
+        _check_plot(plot)
+    _set_threads(threads)
+    queries, truth = _read_tests(test, anomalous or [], labels, patches, images)
+    if by == "auroc" and (truth is None or len(set(truth)) < 2):
+        raise InputError("--by auroc: expected normal and anomalous images (--labels or --anomalous), found one kind")
+    swept = tuning.sweep(
+        list(features), queries, labels=truth, ratios=chosen[0] or tuning.RATIOS,
+        precisions=chosen[1],  # type: ignore[arg-type]
+        indices=index or None, reweight=reweight, projection_dim=dimensions, seed=seed,
+        progress=show_progress(as_json),
+    )  # fmt: skip
+    best = tuning.recommend(swept.settings, by=by, **budget) if budget else None
+    options = _Build(features, projection_dim, seed)
+    result = _facts(swept, best, budget, by, options)
+    text = json.dumps(result, indent=2, allow_nan=False)
+    if out is not None:
+        with replacing(out) as partial:
+            partial.write_text(text + "\n", encoding="utf-8")
+    if plot is not None:
+        title = f"{swept.rows:,} × {swept.dim}, {swept.images} images of {swept.patches} patches"
+        drawn = tuning.figure(swept.settings, by=by, recommended=best, title=title, **budget)
+        with replacing(plot) as partial:
+            drawn.savefig(partial, metadata={"Software": None} if plot.suffix == ".png" else None)
+    if as_json:
+        print(text)
+    else:
+        _print(swept, result)
+    if budget and best is None:
+        sys.stdout.flush()
+        print(f"no setting keeps to {_word_budget(budget)}; nearest: {result['nearest']['words']}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def parse_size(text: str) -> int:
+    """Read a number of bytes with its unit: kB, MB, GB are powers of 1000; KiB, MiB, GiB of 1024.
+
+    Raises:
+        InputError: No positive number, or an unknown unit.
+
+    Example:
+        >>> parse_size("200MB"), parse_size("1.5 GiB")
+        (200000000, 1610612736)
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]+)\s*", text)
+    factor = _UNITS.get(found[2].lower()) if found else None
+    if found is None or factor is None or float(found[1]) * factor < 1:
+        raise InputError(f"--memory: expected a size such as 200MB or 1.5GiB, found {text!r}")
+    return int(float(found[1]) * factor)
+
+
+class _Build:
+    """The command and the call that build a bank with a setting."""
+
+    def __init__(self, features: Sequence[Path], projection_dim: str | None, seed: int) -> None:
+        self.features = [str(path) for path in features]
+        self.more: dict[str, str] = {}
+        if projection_dim is not None:
+            self.more = {"projection_dim": projection_dim} | ({"seed": str(seed)} if seed else {})
+
+    def command(self, one: Measured) -> str:
+        """Return the command line; BANK is the file that the user names."""
+        words = ["mmad-bank", "build", *self.features, "--out", "BANK", "--ratio", f"{one.ratio:.12g}"]
+        words += ["--index", one.index] if one.index != "exact" else []
+        words += ["--precision", one.precision] if one.precision != "auto" else []
+        for name, value in self.more.items():
+            words += [f"--{name.replace('_', '-')}", value]
+        return shlex.join(words)
+
+    def call(self, one: Measured) -> str:
+        """Return the call in Python."""
+        words = [f"ratio={one.ratio:.12g}"]
+        words += [f"index={one.index!r}"] if one.index != "exact" else []
+        words += [f"precision={one.precision!r}"] if one.precision != "auto" else []
+        words += [f"{name}={value if value.isdigit() else repr(value)}" for name, value in self.more.items()]
+        return f"MemoryBank.build(features, {', '.join(words)})"
+
+    def load(self, one: Measured) -> str:
+        """Return the call that loads the bank; the file holds float32 vectors, so it must name the precision again."""
+        return "MemoryBank.load(BANK" + (f", precision={one.precision!r})" if one.precision != "auto" else ")")
+
+
+def _check_budget(memory: int | None, fps: float | None) -> dict[str, Any]:
+    if fps is not None and not 0 < fps < float("inf"):
+        raise InputError(f"--fps: expected a number above 0, found {fps:g}")
+    return {name: value for name, value in (("memory", memory), ("fps", fps)) if value is not None}
+
+
+def _check_plot(path: Path) -> None:
+    from mmad_bank import tuning
+
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise InputError(f"--plot: expected a .png, .svg or .pdf file, found {path.suffix!r}")
+    tuning.check_drawing()
+
+
+def _parse_ratios(text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    found = []
+    for part in text.split(","):
+        word = part.strip()
+        try:
+            ratio = float(word[:-1]) / 100 if word.endswith("%") else float(word)
+        except ValueError:
+            ratio = 0.0
+        if not 0 < ratio <= 1:
+            raise InputError(f"--ratios: expected shares above 0 and up to 100% such as 0.1%,10%,1, found {word!r}")
+        found.append(ratio)
+    return found
+
+
+def _set_threads(threads: int | None) -> None:
+    import torch
+
+    if threads is None:
+        return
+    if threads < 1:
+        raise InputError(f"--threads: expected at least 1, found {threads}")
+    torch.set_num_threads(threads)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is read
+
+
+def _read_tests(
+    test: Sequence[Path], anomalous: Sequence[Path], labels: Path | None, patches: int | None, most: int
+) -> tuple[Tensor, list[int] | None]:
+    """Return the test images' features (B, P, D) and labels, at most ``most`` images, spread over all."""
+    import torch
+
+    from mmad_bank.bank import open_dump
+    from mmad_bank.cli._scoring import patches_of_an_image
+
+    if most < 0:
+        raise InputError(f"--images: expected a number, or 0 for all, found {most}")
+    dump = open_dump([*test, *anomalous])
+    per_image = patches_of_an_image(dump, patches)
+    n_images = len(dump) // per_image
+    truth = None
+    if anomalous:
+        n_normal = len(open_dump(list(test))) // per_image
+        truth = [0] * n_normal + [1] * (n_images - n_normal)
+    else:
+        truth = _read_labels(labels, test, n_images)
+    kept = torch.linspace(0, n_images - 1, min(most or n_images, n_images), dtype=torch.float64).round().long()
+    rows = (kept[:, None] * per_image + torch.arange(per_image)).view(-1)
+    return dump.take(rows).cpu().view(len(kept), per_image, dump.dim), (
+        None if truth is None else [truth[i] for i in kept.tolist()]
+    )
+
+
+def _read_labels(path: Path | None, test: Sequence[Path], n_images: int) -> list[int] | None:
+    """Return the labels of a file, or those that ``extract`` wrote beside the features; None without."""
+    beside = test[0].parent / "extraction.json"
+    if path is None and (len(test) > 1 or not test[0].is_file() or not beside.is_file()):
+        return None
+    found = read_labels(beside if path is None else path)
+    if len(found) != n_images:
+        name = "--labels" if path is not None else str(beside)
+        raise InputError(f"{name}: expected a label for each of the {n_images} images of --test, found {len(found)}")
+    return found
+
+
+def read_labels(path: Path) -> list[int]:
+    """Read labels, 0 for normal and 1 for anomalous: .npy, extraction.json (by its ids), or lines of text.
+
+    Raises:
+        InputError: The file cannot be read, or holds something else.
+    """
+    if not path.is_file():
+        raise InputError(f"--labels: no such file {str(path)!r}")
+    try:
+        if path.suffix == ".json":
+            ids = json.loads(path.read_text(encoding="utf-8"))["ids"]
+            return [int(name.split("/")[-2] != "good") for name in ids]
+        if path.suffix == ".npy":
+            return _zeros_and_ones(path)
+        return [{"0": 0, "1": 1}[word] for word in path.read_text(encoding="utf-8").split()]
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError, UnicodeDecodeError):
+        raise InputError(
+            f"--labels: expected 0 or 1 for each image in {str(path)!r} (.npy, lines of text) or the ids of"
+            " extraction.json, found something else"
+        ) from None
+
+
+def _zeros_and_ones(path: Path) -> list[int]:
+    import numpy as np
+
+    values = np.load(path, allow_pickle=False)
+    if values.ndim != 1 or not np.isin(values, (0, 1)).all():
+        raise ValueError
+    return [int(value) for value in values]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is said
+
+
+def _facts(
+    swept: Sweep, best: Measured | None, budget: dict[str, Any], by: Literal["error", "auroc"], options: _Build
+) -> dict[str, Any]:
+    """Return what the JSON says: the settings, the front, the recommendation or what comes nearest to it."""
+    import torch
+
+    from mmad_bank import ops, tuning
+
+    front = tuning.pareto(swept.settings, by)
+    missed = tuning.nearest(swept.settings, **budget) if budget and best is None else None
+    return {
+        "rows": swept.rows, "dim": swept.dim, "images": swept.images, "patches": swept.patches,
+        "threads": torch.get_num_threads(), "instructions": ops.system_info()["cpu"]["in use"],
+        "budget": budget, "by": by,
+        "settings": [{**one.as_json(), "pareto": on} for one, on in zip(swept.settings, front, strict=True)],
+        "left_out": swept.left_out,
+        "recommendation": None if best is None else _describe(best, options),
+        "nearest": None if missed is None else _describe(missed, options),
+    }  # fmt: skip
+
+
+def _describe(one: Measured, options: _Build) -> dict[str, Any]:
+    command, load = options.command(one), options.load(one)
+    words = (
+        f"{command} ({size(one.memory)}, {_rate(one.fps)} fps, patch error {one.patch_error:.2%}"
+        + ("" if one.auroc is None else f", I-AUROC {one.auroc:.3f}")
+        + ("" if one.precision == "auto" else f"; load it with precision {one.precision} too")
+        + ")"
+    )
+    return {**one.as_json(), "command": command, "call": options.call(one), "load": load, "words": words}
+
+
+def _rate(fps: float) -> str:
+    return f"{fps:,.0f}" if fps >= 100 else f"{fps:.1f}"
+
+
+def _word_budget(budget: dict[str, Any]) -> str:
+    words = {"memory": size, "fps": lambda value: f"{value:g} fps"}
+    return " and ".join(words[name](value) for name, value in budget.items())
+
+
+def _print(swept: Sweep, result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from mmad_bank.tuning import share
+
+    with_auroc = swept.settings[0].auroc is not None
+    table = Table()
+    headings = ["ratio", "vectors", "index", "precision", "memory", "in the file", "fps", "patch error", "image error"]
+    for heading in (*headings, "of it index", *(["I-AUROC"] if with_auroc else []), ""):
+        table.add_column(heading, justify="left" if heading in ("index", "precision") else "right", no_wrap=True)
+    last = None
+    for one, row in zip(swept.settings, result["settings"], strict=True):
+        if last not in (None, one.ratio):
+            table.add_section()
+        last = one.ratio
+        table.add_row(
+            share(one.ratio), f"{one.vectors:,}", one.index, one.precision if one.setting.is_exact else "–",
+            size(one.memory), size(one.vector_bytes), _rate(one.fps), f"{one.patch_error:.2%}",
+            f"{one.image_error:.2%}", f"{one.index_patch_error:.2%}",
+            *([f"{one.auroc:.3f}"] if with_auroc else []), "*" if row["pareto"] else "",
+            style="bold" if row["pareto"] else None,
+        )  # fmt: skip
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
+    console.print(
+        f"{swept.rows:,} rows × {swept.dim}, {swept.images} test images of {swept.patches:,} patches,"
+        f" {result['threads']} threads, {result['instructions']}", markup=False,
+    )  # fmt: skip
+    console.print(table, markup=False)
+    plain = Console(highlight=False, soft_wrap=True)
+    for line in (*_NOTES, *(f"left out: {name}: {reason}" for name, reason in swept.left_out.items())):
+        plain.print(Text(line, style="dim"))
+    if result["recommendation"] is not None:
+        plain.print(Text("recommended: ", style="bold").append(result["recommendation"]["words"]))
+    elif not result["budget"]:
+        plain.print(Text("no recommendation without a budget: --memory 200MB, --fps 30, or both"))
