@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from canvas import GREY, Dot, empty, head, label_dots, label_ends, log_ticks, save, styled
+from canvas import DPI, GREY, WIDTH, Dot, empty, head, label_dots, label_ends, log_ticks, save, styled
 from common import machine_slug
+
+from mmad_bank import tuning
 
 Result = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -159,6 +161,7 @@ def _plans(values: Result, part: str, accuracies: Accuracies) -> Iterator[Plan]:
     makers: dict[str, Callable[[], Iterator[Plan]]] = {
         "inference": lambda: _inference(tables[0], where, accuracies),
         "scaling": lambda: _scaling(tables[0]["rows"], tables[1]["rows"], where),
+        "tradeoff": lambda: _tradeoff(tables[0]["rows"], where),
     }
     for plan in makers[part]() if part in makers else ():
         yield plan if plan.stem == PUBLISHED_STEM else replace(plan, stem=f"{plan.stem}-{place(values)}")
@@ -426,4 +429,22 @@ def _indices(rows: Sequence[Row], where: str) -> Any:
     axes.grid(True, axis="y")
     head(figure, "Where an index overtakes the exact search", f"{where}. After the name: recall@1 in the largest bank")
     label_ends(axes, dots)
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory against accuracy
+
+
+def _tradeoff(rows: Sequence[Row], where: str) -> Iterator[Plan]:
+    """Plan the figure of ``mmad-bank tune``, of the settings in a result."""
+    settings = [tuning.Measured.from_json(row) for row in rows]
+    alt = "Error of the patch scores over memory and over frames a second, by ratio, storage and index of the bank"
+    yield Plan("tradeoff", partial(_tuning_figure, settings, f"Memory against accuracy: {where}"), alt)
+
+
+def _tuning_figure(settings: Sequence[tuning.Measured], title: str) -> Any:
+    figure = tuning.figure(settings, title=title)
+    figure.set_size_inches(8.2, 4.4)  # smaller than on a screen of its own, and so its words larger
+    figure.set_dpi(WIDTH * DPI / 8.2)
     return figure

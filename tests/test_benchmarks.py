@@ -1,5 +1,6 @@
 """The benchmarks run at tiny sizes, their result files hold what their tables show, and the report reads them."""
 
+import dataclasses
 import importlib.util
 import itertools
 import json
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from mmad_bank import tuning
 from mmad_bank.ops import reference
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -280,15 +282,21 @@ def made_up_scaling(module):
     return made_up("engine", "scaling", {"rows": curves}, {"rows": indices})
 
 
+def made_up_tradeoff():
+    numbers = {one.name: 0.1 for one in dataclasses.fields(tuning.Measured)} | {"index": "exact", "precision": "half"}
+    rows = [numbers | {"ratio": ratio, "memory": 10**6 * ratio, "fps": 1 / ratio} for ratio in (0.1, 1)]
+    return made_up("engine", "tradeoff", {"rows": rows})
+
+
 def test_figures_are_drawn_from_results_and_the_same_every_time(module, tmp_path):
     matplotlib = pytest.importorskip("matplotlib")
     figures = module("figures")
     inference = made_up_inference("M3DM", "M3DM, plain PyTorch", "M3DM, point bank", "CFM", "unheard of")
-    results = [inference, made_up_accuracy("M3DM", "CFM"), made_up_scaling(module)]
+    results = [inference, made_up_accuracy("M3DM", "CFM"), made_up_scaling(module), made_up_tradeoff()]
     drawn = figures.draw(results, tmp_path / "one")
     assert [one.path.stem.removesuffix("-a-2-cores-avx2") for one in drawn] == [
         "accuracy-i-auroc", "accuracy-aupro-30", "stages", "published", "scaling-selection", "scaling-search",
-        "scaling-indices",
+        "scaling-indices", "tradeoff",
     ]  # fmt: skip
     assert [one.path.stem for one in drawn if one.main] == ["accuracy-i-auroc-a-2-cores-avx2"]
     assert "of 4 methods" in drawn[0].alt  # nobody knows the accuracy of the last
