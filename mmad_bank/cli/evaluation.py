@@ -148,6 +148,10 @@ def predict(
         Path,
         typer.Option(help="For score.json, map.npy, image.png, overlay.png; of several OUT/ID.", show_default=False),
     ],
+    maps: Annotated[
+        Path | None,
+        typer.Option(help="Also write each map to MAPS/ID.tiff, as MVTec's evaluation reads them.", show_default=False),
+    ] = None,
     category: Category = None,
     split: Annotated[Literal["train", "validation", "test"], typer.Option(help="Of a data set.")] = "test",
     scale: Annotated[
@@ -167,8 +171,9 @@ def predict(
     from mmad_bank import methods
 
     target = str(check_device(device))
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out: expected a folder, found the file {str(out)!r}")
+    for name, folder in (("--out", out), ("--maps", maps)):
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise InputError(f"{name}: expected a folder, found the file {str(folder)!r}")
     samples = list(_inputs(inputs, category, split, layout))
     method = methods.load(model, target)
     begin = time.perf_counter()
@@ -178,6 +183,8 @@ def predict(
     limits = scale or (min(one["map_range"][0] for one in results), max(one["map_range"][1] for one in results))
     for one in results:
         _draw_overlay(Path(one["folder"]), limits)
+        if maps is not None:
+            _write_tiff(maps / f"{one['id']}.tiff", Path(one["folder"]))
     taken = time.perf_counter() - begin
     for line in failed.values():
         print(f"left out: {line}", file=sys.stderr)
@@ -267,3 +274,13 @@ def _draw_overlay(folder: Path, limits: tuple[float, float]) -> None:
     from mmad_bank.data._images import read_rgb, write_png
 
     write_png(folder / "overlay.png", overlay(read_rgb(folder / "image.png"), np.load(folder / "map.npy"), limits))
+
+
+def _write_tiff(path: Path, folder: Path) -> None:
+    """Write a sample's map once more, as a float32 TIFF."""
+    import numpy as np
+
+    from mmad_bank.data._images import write_map
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_map(path, np.load(folder / "map.npy"))

@@ -132,3 +132,10 @@ def write_xyz(path: str | os.PathLike[str], values: np.ndarray, tag: str | None 
     tifffile = import_extra("tifffile", "tifffile", "writing point clouds")
     with replacing(path) as partial:
         tifffile.imwrite(partial, values.astype(np.float32), photometric="rgb", description=tag, metadata=None)
+
+
+def write_map(path: str | os.PathLike[str], values: np.ndarray) -> None:
+    """Write (H, W) float32 as TIFF, whole or not at all."""
+    tifffile = import_extra("tifffile", "tifffile", "writing anomaly maps")
+    with replacing(path) as partial:
+        tifffile.imwrite(partial, values.astype(np.float32), photometric="minisblack", metadata=None)

@@ -14,6 +14,8 @@ from typer.testing import CliRunner, Result
 for package in ("scipy", "tifffile", "timm", "matplotlib", "PIL"):
     pytest.importorskip(package)
 
+import tifffile
+
 from mmad_bank import MemoryBank, methods
 from mmad_bank.cli import app
 from mmad_bank.data import open_dataset
@@ -161,9 +163,14 @@ def test_predict_files_and_folder(parts: Path, model: Path, tmp_path: Path) -> N
     assert reasons[0]["sample"].startswith("stud_tray/train/good/")
     files = [path for record in records[1:3] for path in (record.rgb, record.xyz)]
     assert len(facts("predict", model, *files, "--out", tmp_path / "two")["samples"]) == 2
-    folder = facts("predict", model, parts / "prepared", "--category", "stud_tray", "--out", tmp_path / "all")
+    options = ("--category", "stud_tray", "--out", tmp_path / "all", "--maps", tmp_path / "maps")
+    folder = facts("predict", model, parts / "prepared", *options)
     assert {one["id"]: one["score"] for one in folder["samples"]} == pytest.approx(scores, rel=1e-5)
     assert (tmp_path / "all" / records[0].id / "overlay.png").is_file()
+    for record in records:  # the layout of MVTec's evaluation: category/test/defect/number.tiff
+        values = tifffile.imread(tmp_path / "maps" / f"{record.id}.tiff")
+        assert values.dtype == np.float32
+        assert np.array_equal(values, np.load(tmp_path / "all" / record.id / "map.npy"))
 
 
 def test_a_raw_sample_is_prepared_as_the_training_was(parts: Path, model: Path, tmp_path: Path) -> None:
