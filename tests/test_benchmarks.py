@@ -85,7 +85,7 @@ def test_stages_of_the_bagel_job_add_up(quick_result):
 def test_scaling_keeps_the_points_of_every_curve(quick_result):
     curves, sizes, overtaking = (table["rows"] for table in quick_result[0]["parts"]["scaling"])
     assert {row["over"] for row in curves if row["job"] == "selection"} == {
-        "rows N", "dimensions D", "vectors selected", "threads"
+        "rows N", "dimensions D", "vectors selected", "number of banks", "threads"
     }  # fmt: skip
     assert {row["over"] for row in curves if row["job"] == "search"} == {
         "bank size M", "dimensions D", "neighbours k", "number of banks", "threads"

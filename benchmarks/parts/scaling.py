@@ -174,6 +174,7 @@ def _selection_curves(sizes: Sizes, threads: int, rounds: int) -> list[dict[str,
     tenth = len(rows) // 10
     mixed = np.random.default_rng(0).permutation(dim)  # any part of them mixes the stages alike
     narrow = {d: np.ascontiguousarray(rows[:, mixed[:d]]) for d in sizes.selection_dims}
+    few = _reordered(rows[: len(rows) // 4], max(sizes.bank_counts))
     select = mb.ops.k_center_greedy
     work: dict[str, tuple[str, dict[tuple[str, int], Callable[[], Any]]]] = {
         "rows N": (f"10 % selected, D = {dim}", {
@@ -184,12 +185,26 @@ def _selection_curves(sizes: Sizes, threads: int, rounds: int) -> list[dict[str,
         "vectors selected": (f"N = {len(rows)}, D = {dim}", {
             (OWN, n): partial(select, rows, n) for n in (int(len(rows) * share) for share in sizes.selection_picks)
         }),
+        "number of banks": (f"{len(few[0])} × {dim} → {len(few[0]) // 10} each", {
+            (OWN, n): partial(_select_banks, few[:n]) for n in sizes.bank_counts
+        }),
         "threads": (f"{len(rows)} × {dim} → {tenth}", {
             (OWN, n): partial(_with_threads, n, threads, partial(select, rows, tenth)) for n in _thread_counts(threads)
         }),
     }  # fmt: skip
     found = [_curves_of("selection", over, fixed, jobs, rounds) for over, (fixed, jobs) in work.items()]
     return [curve for curves in found for curve in curves]
+
+
+def _reordered(rows: np.ndarray, count: int) -> list[np.ndarray]:
+    """Return the rows several times, each time with the dimensions in another order, which no distance notices."""
+    orders = [np.random.default_rng(seed).permutation(rows.shape[1]) for seed in range(count)]
+    return [np.ascontiguousarray(rows[:, order]) for order in orders]
+
+
+def _select_banks(banks: Sequence[np.ndarray]) -> None:
+    for rows in banks:
+        mb.ops.k_center_greedy(rows, len(rows) // 10)
 
 
 def _loop(picks: int, features: np.ndarray, n_select: int) -> float:
@@ -241,10 +256,10 @@ def _own(bank: np.ndarray) -> Search:
 
 
 def _many_banks(bank: np.ndarray, queries: np.ndarray, count: int) -> tuple[mb.MultiBank, dict[str, np.ndarray]]:
-    """Return banks of equal cost: the same vectors and queries, the dimensions of each in an order of its own."""
-    orders = [np.random.default_rng(seed).permutation(bank.shape[1]) for seed in range(count)]
-    banks = {f"bank{i}": mb.MemoryBank(np.ascontiguousarray(bank[:, order])) for i, order in enumerate(orders)}
-    return mb.MultiBank(banks), {f"bank{i}": np.ascontiguousarray(queries[:, o]) for i, o in enumerate(orders)}
+    """Return banks of equal cost, with the queries of each."""
+    names = [f"bank{i}" for i in range(count)]
+    banks = {name: mb.MemoryBank(rows) for name, rows in zip(names, _reordered(bank, count), strict=True)}
+    return mb.MultiBank(banks), dict(zip(names, _reordered(queries, count), strict=True))
 
 
 def _search_banks(banks: mb.MultiBank, queries: Mapping[str, np.ndarray], count: int) -> None:
