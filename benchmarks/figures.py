@@ -235,12 +235,12 @@ def _megabytes(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
-_LARGEST = 22.0  # points: the radius of the dot with the most memory
+_LARGEST = 18.0  # points: the radius of the dot with the most memory
 
 
 def _bubbles(rows: Sequence[Row], accuracy: str, title: str, lines: Sequence[str], *, hollow: bool = False) -> Any:
     """Draw accuracy over frames a second; the area of a dot is the memory."""
-    figure = empty(4.2)
+    figure = empty(4.6)
     axes = figure.add_subplot()
     most = max(row["memory_bytes"] for row in rows)
     dots = []
