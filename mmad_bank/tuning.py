@@ -281,7 +281,6 @@ class _Measuring:
     report: Report
     left_out: dict[str, str] = field(default_factory=dict)
     whole: _Scored | None = None  # by the exact bank of all rows
-    _done: int = 0
 
     def run(self, vectors: Tensor, ratio: float) -> list[Measured]:
         """Measure the settings of one ratio, beside the exact float32 bank of that ratio."""
@@ -289,13 +288,15 @@ class _Measuring:
         asked = self.asked.settings(ratio, *vectors.shape)
         banks: dict[Setting, MemoryBank] = {}
         build_seconds: dict[Setting, float] = {}
-        for setting in dict.fromkeys([reference, *asked]):
+        wanted = dict.fromkeys([reference, *asked])
+        for number, setting in enumerate(wanted):
+            self.report(f"Preparing {share(ratio)}", number, len(wanted))
             begin = time.perf_counter()
             bank = self._make(vectors, setting)
             if bank is not None:
                 self._score(bank, 0)  # the exact index makes its copy at the first search
                 banks[setting], build_seconds[setting] = bank, time.perf_counter() - begin
-        scored = self._score_in_turn(banks)
+        scored = self._score_in_turn(banks, f"Scoring with {share(ratio)}")
         if self.whole is None:
             self.whole = scored[reference]
             if not float(torch.cat(self.whole.patch).max()) > 0:
@@ -320,11 +321,10 @@ class _Measuring:
         scores = bank.score(self.tests[number : number + 1], reweight=self.reweight, n_neighbors=self.n_neighbors)
         return scores.patch, scores.image
 
-    def _score_in_turn(self, banks: Mapping[Setting, MemoryBank]) -> dict[Setting, _Scored]:
+    def _score_in_turn(self, banks: Mapping[Setting, MemoryBank], stage: str) -> dict[Setting, _Scored]:
         """Score the images one by one, each with every bank before the next."""
         scored = {setting: _Scored() for setting in banks}
         turns = max(self.rounds, len(self.tests))
-        n_ratios = len({*self.asked.ratios, 1.0})
         last_exact = True
         for turn in range(turns):
             for setting, bank in banks.items():
@@ -337,8 +337,7 @@ class _Measuring:
                 if turn < len(self.tests):
                     scored[setting].patch.append(patch)
                     scored[setting].image.append(image)
-            self._done += 1
-            self.report("Measuring", self._done, turns * n_ratios)
+            self.report(stage, turn + 1, turns)
         return scored
 
     def _describe(
@@ -456,6 +455,7 @@ _STYLES: dict[str, tuple[str, str]] = {
     "IVF,PQ": ("v", "#92400e"),
 }  # fmt: skip
 _ERROR_TICKS = (0, 1e-4, 1e-3, 0.003, 0.01, 0.03, 0.06, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 2, 4)
+_LABEL_HEIGHT = 0.04  # of the axis
 _OTHER_STYLES = (("P", "#64748b"), ("X", "#0f172a"), ("*", "#be123c"), ("<", "#4d7c0f"), (">", "#7e22ce"))
 
 
@@ -508,7 +508,8 @@ def figure(
     for axes, (value, name, limit, sign) in zip(panels, views, strict=True):
         _draw_panel(axes, settings, value, by, sign)
         _label_axes(axes, name, by)
-        _label_ratios(axes, settings, value, by, sign)
+        if by == "error" or sign > 0:  # over the frame rate, AUROC has many ratios in one place
+            _label_ratios(axes, settings, value, by)
         if limit is not None:
             axes.axvline(limit, color=_FAINT, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
         if recommended is not None:
@@ -558,9 +559,9 @@ def _label_axes(axes: Any, name: str, by: By) -> None:
 
     left, right = axes.dataLim.intervalx
     axes.set_xscale("log")
-    axes.margins(x=0.15)
+    axes.margins(x=0.2)
     axes.set_xlabel(name, color=_INK)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if right > 300 * left else (1, 2, 5)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if right > 100 * left else (1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     low, high = axes.dataLim.intervaly
@@ -573,7 +574,8 @@ def _label_axes(axes: Any, name: str, by: By) -> None:
     else:
         axes.set_ylim(low - max(0.08 * (1 - low), 0.005), 1 + max(0.08 * (1 - low), 0.005))
         axes.set_yticks([tick for tick in axes.get_yticks() if axes.get_ylim()[0] <= tick <= 1])
-    axes.grid(color="#e3e6ea", linewidth=0.8, zorder=0)
+    axes.set_axisbelow(True)
+    axes.grid(color="#e3e6ea", linewidth=0.8)
     axes.tick_params(colors=_INK, labelsize=9, length=3)
     for side, spine in axes.spines.items():
         spine.set(visible=side in ("left", "bottom"), color=_FAINT)
@@ -583,17 +585,18 @@ def _signed_root(y: Any) -> Any:
     return np.sign(y) * np.sqrt(np.abs(y))
 
 
-def _label_ratios(
-    axes: Any, settings: Sequence[Measured], value: Callable[[Measured], float], by: By, sign: int
-) -> None:
-    """Write each ratio beside its best exact setting (or its best, if none is exact), on the front's outer side."""
-    if by == "auroc" and sign < 0:
-        return  # many ratios share a height there, and a place
-    offset, aligned = ((0, 9), "center") if by == "auroc" else ((-11 * sign, -3), "right" if sign > 0 else "left")
+def _label_ratios(axes: Any, settings: Sequence[Measured], value: Callable[[Measured], float], by: By) -> None:
+    """Write each ratio left of its exact settings and of what lies at their height (its own, if none is exact)."""
+    from matplotlib.patheffects import withStroke
+
+    roots = [float(_signed_root(_height(one, by))) for one in settings]
     for ratio in dict.fromkeys(one.ratio for one in settings):
-        own = [one for one in settings if one.ratio == ratio]
-        best = min([one for one in own if one.setting.is_exact] or own, key=lambda one: sign * value(one))
+        own = [i for i, one in enumerate(settings) if one.ratio == ratio]
+        shown = [i for i in own if settings[i].setting.is_exact] or own
+        beside = [i for i, root in enumerate(roots) if abs(root - roots[shown[0]]) < _LABEL_HEIGHT * max(roots)]
+        left = min(value(settings[i]) for i in (beside if by == "error" else shown))
+        offset, aligned = ((-11, -3), "right") if by == "error" else ((0, 9), "center")
         axes.annotate(
-            share(ratio), (value(best), _height(best, by)), xytext=offset, textcoords="offset points", ha=aligned,
-            fontsize=8.5, color=_INK, zorder=6,
+            share(ratio), (left, _height(settings[shown[0]], by)), xytext=offset, textcoords="offset points",
+            ha=aligned, fontsize=8.5, color=_INK, zorder=2, path_effects=[withStroke(linewidth=3, foreground="white")],
         )  # fmt: skip
