@@ -157,6 +157,18 @@ def test_thread_counts(module):
     assert [counts(n) for n in (1, 2, 3, 6, 8)] == [[1], [1, 2], [1, 2, 3], [1, 2, 4, 6], [1, 2, 4, 8]]
 
 
+def test_settings_of_a_bank_are_measured_against_the_whole(quick_result):
+    measured, recommended = (table["rows"] for table in quick_result[0]["parts"]["tradeoff"])
+    settings = [tuning.Measured.from_json(row) for row in measured]
+    exact = [one for one in settings if one.setting.is_exact]
+    assert [one.ratio for one in exact] == [ratio for ratio in tuning.RATIOS for _ in tuning.PRECISIONS]
+    assert all(one.index_patch_error == one.index_image_error == 0 for one in exact)
+    assert [one.patch_error for one in exact if one.ratio == 1] == [0] * len(tuning.PRECISIONS)
+    for row in recommended:
+        best = tuning.recommend(settings, **row["limits"])
+        assert row.get("patch_error") == (best and best.patch_error)
+
+
 def test_report_refuses_quick_results(quick_result, module):
     report = module("report")
     with pytest.raises(ValueError, match="of a --quick run"):
