@@ -74,10 +74,11 @@ class Measured:
     resident: int
     """``MemoryBank.nbytes`` of the loaded bank: the search copy or FAISS's index, and the source rows."""
     vector_bytes: int
-    """The float32 vectors in the bank file, memory-mapped. The exact search reads the few that decide; a FAISS index
-    reads none for patch scores, and all of them for an image score other than ``max``."""
+    """The float32 vectors in the bank file, memory-mapped: the system caches the pages that are read and lets them go
+    when memory is short. The exact search reads a few vectors for each patch; a FAISS index reads none for patch
+    scores, and all of them for an image score other than ``max``."""
     fps: float
-    """Frames a second of :meth:`MemoryBank.score`, an image at a time."""
+    """Frames a second of :meth:`MemoryBank.score`, an image at a time, with the vectors in memory (or in the cache)."""
     seconds: float
     """Median of an image."""
     build_seconds: float

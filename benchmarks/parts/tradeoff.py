@@ -47,8 +47,8 @@ NOTES = [
     "Errors: differences of scores from those of the exact bank of all rows, over its mean score; 'of it the index':"
     " from the exact float32 bank of the same ratio.",
     "Memory: the search copy or FAISS's index and the source rows. The float32 vectors stay in the bank file,"
-    " memory-mapped: the exact search reads the few that decide. With a FAISS index the image score (m3dm) compares all"
-    " of them, so there they are counted.",
+    " memory-mapped and cached by the system while it has room: the exact search reads a few of them for each patch."
+    " With a FAISS index the image score (m3dm) compares all of them, so there they are counted.",
     "fps: an image of 784 patches at a time, image score included, features not; median over the images, the settings"
     " of a ratio alternating. FAISS indices as mmad-bank build makes them, with FAISS's own search settings.",
     "front: no other setting is as small, as fast and as accurate, and better in one of the three.",
