@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,7 @@ class Inference:
         }  # fmt: skip
 
 
+@lru_cache(maxsize=2)  # the methods of one run are fitted on the same ones
 def samples_of(n: int, *, size: int = 224, category: str = CATEGORY, seed: int = 0) -> list[Sample]:
     """Make prepared samples, in memory.
 
@@ -191,7 +193,7 @@ def measure(
     stages: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
     totals: dict[tuple[str, int], list[float]] = {}
     for round_ in range(rounds + 1):
-        sizes = dict.fromkeys((1, *(batches if round_ % _BATCHES_EVERY <= 1 else ())))
+        sizes = dict.fromkeys((1, *(batches if round_ == 0 or round_ % _BATCHES_EVERY == 1 else ())))
         for name, method in methods.items():
             samples = sets[method.image_size]
             for batch in sizes:

@@ -125,7 +125,8 @@ def _measure(task: tuple[Path, bool, int, str, list[str]]) -> list[dict[str, Any
                 "image_auroc": metrics.image_auroc, "pixel_auroc": metrics.pixel_auroc, "aupro": metrics.aupro[0.3],
                 "aupro_1": metrics.aupro[0.01], "kinds": kinds, "seconds_per_image": evaluation.seconds,
             })  # fmt: skip
-        print(f"  seed {seed}, {category}, {name}: I-AUROC {rows[-1]['image_auroc']:.3f}", file=sys.stderr, flush=True)
+        own = evaluation.metrics["fused"].image_auroc
+        print(f"  seed {seed}, {category}, {name}: I-AUROC {own:.3f}", file=sys.stderr, flush=True)
     return rows
 
 
