@@ -594,7 +594,7 @@ def _label_ratios(axes: Any, settings: Sequence[Measured], value: Callable[[Meas
     for ratio in dict.fromkeys(one.ratio for one in settings):
         own = [i for i, one in enumerate(settings) if one.ratio == ratio]
         shown = [i for i in own if settings[i].setting.is_exact] or own
-        beside = [i for i, root in enumerate(roots) if abs(root - roots[shown[0]]) < _LABEL_HEIGHT * max(roots)]
+        beside = [i for i, root in enumerate(roots) if abs(root - roots[shown[0]]) <= _LABEL_HEIGHT * max(roots)]
         left = min(value(settings[i]) for i in (beside if by == "error" else shown))
         offset, aligned = ((-11, -3), "right") if by == "error" else ((0, 9), "center")
         axes.annotate(

@@ -246,3 +246,12 @@ def test_picture_draws_every_setting(swept: Sweep, by: tuning.By) -> None:
         drawn.canvas.draw()
     names = [text.get_text() for text in drawn.legends[0].get_texts()]
     assert {"front", "exact, int8", "FAISS IVF,PQ", "FAISS X"} < set(names)
+
+
+@pytest.mark.parametrize("by", ["error", "auroc"])
+def test_picture_of_one_setting_without_error(by: tuning.By) -> None:
+    pytest.importorskip("matplotlib")
+    drawn = tuning.figure([made(error=0.0, auroc=1.0)], by=by, fps=2.0)
+    drawn.canvas.draw()
+    assert [text.get_text() for text in drawn.axes[0].texts] == ["10 %"]
+    assert drawn.axes[1].lines[-1].get_xdata() == [2.0, 2.0]

@@ -28,8 +28,8 @@ _NOTES = (
     "errors: of the patch and image scores, against the exact bank of all rows, over its mean score; of it index:"
     " the patch error against the exact bank of the same ratio",
     "memory: search copy or FAISS index, and source rows; the float32 vectors stay in the bank file, memory-mapped and"
-    " cached by the system while it has room.\n  The exact search reads a few of them for each patch; a FAISS index with"
-    " an image score other than max reads all, which are counted",
+    " cached by the system while it has room.\n  The exact search reads a few of them for each patch; a FAISS index"
+    " with an image score other than max reads all, which are counted",
     "fps: of scoring, an image at a time, on this machine; extracting the features comes on top",
     "*: no other setting is as small, as fast and as accurate, and better in one of the three",
 )
