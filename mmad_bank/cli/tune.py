@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from mmad_bank.tuning import Measured, Sweep
 
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_WIDE = 110
 _NOTES = (
-    "errors: of the patch and image scores, against the exact bank of all rows, over its mean score; of it index:"
-    " the patch error against the exact bank of the same ratio",
+    "patches, images: error of their scores against the exact bank of all rows, over its mean score; of index: error of"
+    " the patches' against the exact bank of the same ratio",
     "memory: search copy or FAISS index, and source rows; the float32 vectors stay in the bank file, memory-mapped and"
     " cached by the system while it has room.\n  The exact search reads a few of them for each patch; a FAISS index"
     " with an image score other than max reads all, which are counted",
@@ -345,34 +346,15 @@ def _word_budget(budget: dict[str, Any]) -> str:
 
 def _print(swept: Sweep, result: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    from mmad_bank.tuning import share
-
-    with_auroc = swept.settings[0].auroc is not None
-    table = Table()
-    headings = ["ratio", "vectors", "index", "precision", "memory", "in the file", "fps", "patch error", "image error"]
-    for heading in (*headings, "of it index", *(["I-AUROC"] if with_auroc else []), ""):
-        table.add_column(heading, justify="left" if heading in ("index", "precision") else "right", no_wrap=True)
-    last = None
-    for one, row in zip(swept.settings, result["settings"], strict=True):
-        if last not in (None, one.ratio):
-            table.add_section()
-        last = one.ratio
-        table.add_row(
-            share(one.ratio), f"{one.vectors:,}", one.index, one.precision if one.setting.is_exact else "–",
-            size(one.memory), size(one.vector_bytes), _rate(one.fps), f"{one.patch_error:.2%}",
-            f"{one.image_error:.2%}", f"{one.index_patch_error:.2%}",
-            *([f"{one.auroc:.3f}"] if with_auroc else []), "*" if row["pareto"] else "",
-            style="bold" if row["pareto"] else None,
-        )  # fmt: skip
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
     console.print(
         f"{swept.rows:,} rows × {swept.dim}, {swept.images} test images of {swept.patches:,} patches,"
         f" {result['threads']} threads, {result['instructions']}", markup=False,
     )  # fmt: skip
-    console.print(table, markup=False)
+    front = [row["pareto"] for row in result["settings"]]
+    console.print(_table(swept.settings, front, wide=console.width >= _WIDE), markup=False)
     plain = Console(highlight=False, soft_wrap=True)
     for line in (*_NOTES, *(f"left out: {name}: {reason}" for name, reason in swept.left_out.items())):
         plain.print(Text(line, style="dim"))
@@ -380,3 +362,34 @@ def _print(swept: Sweep, result: dict[str, Any]) -> None:
         plain.print(Text("recommended: ", style="bold").append(result["recommendation"]["words"]))
     elif not result["budget"]:
         plain.print(Text("no recommendation without a budget: --memory 200MB, --fps 30, or both"))
+
+
+def _table(settings: Sequence[Measured], front: Sequence[bool], *, wide: bool) -> Any:
+    """Return a table of the settings, a section for each ratio."""
+    from rich import box
+    from rich.table import Table
+
+    from mmad_bank.tuning import share
+
+    columns: dict[str, Callable[[Measured], str]] = {
+        "ratio": lambda one: share(one.ratio),
+        "search": lambda one: f"exact, {one.precision}" if one.setting.is_exact else one.index,
+        "memory": lambda one: size(one.memory),
+        "fps": lambda one: _rate(one.fps),
+        "patches": lambda one: f"{one.patch_error:.2%}",
+        "images": lambda one: f"{one.image_error:.2%}",
+        "of index": lambda one: f"{one.index_patch_error:.2%}",
+    }
+    if wide:
+        columns |= {"vectors": lambda one: f"{one.vectors:,}", "in the file": lambda one: size(one.vector_bytes)}
+    if settings[0].auroc is not None:
+        columns["I-AUROC"] = lambda one: f"{one.auroc:.3f}"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1 if wide else 0))
+    for heading in ("", *columns):
+        table.add_column(heading, justify="left" if heading == "search" else "right", no_wrap=True)
+    for one, on_front, after in zip(settings, front, [*settings[1:], None], strict=True):
+        table.add_row(
+            "*" if on_front else "", *(word(one) for word in columns.values()),
+            style="bold" if on_front else None, end_section=after is not None and after.ratio != one.ratio,
+        )  # fmt: skip
+    return table
