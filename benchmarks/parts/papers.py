@@ -319,5 +319,5 @@ def _notes(job: Job, table: Table, rows: Sequence[Mapping[str, Any]]) -> list[st
         notes.append("The published figures are of the papers' extractors, ours of the embedded ones.")
     fewest = min(len(own) for own in _results(rows).values())
     if quoted and fewest < 10:
-        notes.append(f"The published means are of ten categories, ours of {fewest} or more.")
+        notes.append(f"The published means are of ten categories, ours of as few as {fewest}.")
     return notes
