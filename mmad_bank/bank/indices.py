@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmad_bank import ops
 from mmad_bank._checks import ArrayLike, as_features, check_finite, check_index
+from mmad_bank.bank._pages import release_pages
 from mmad_bank.errors import FormatError, InputError, MissingExtraError
 from mmad_bank.ops.knn import Precision
 
@@ -20,13 +21,21 @@ _BLOCK_ROWS = 16384
 class ExactIndex:
     """Exact search (:class:`mmad_bank.ops.SearchIndex`); its resident copy is made at the first search.
 
-    ``device`` is where to search, and where queries and results are; the vectors are there or in host memory.
+    ``device`` is where to search, and where queries and results are; the vectors are there or in host memory, or, if
+    they are ``mapped``, in a file. Then making the copy leaves nothing of them in memory. What a search touches of them
+    stays for the next one, but with ``"int8"``, which is chosen where memory is short.
     """
 
     def __init__(
-        self, vectors: Tensor, precision: Precision = "auto", device: torch.device | str | None = None
+        self,
+        vectors: Tensor,
+        precision: Precision = "auto",
+        device: torch.device | str | None = None,
+        *,
+        mapped: bool = False,
     ) -> None:
         self._vectors = vectors
+        self._mapped = mapped
         self._precision = precision
         self._device = vectors.device if device is None else device
         self._search: ops.SearchIndex | None = None
@@ -40,11 +49,16 @@ class ExactIndex:
     def _index(self) -> ops.SearchIndex:
         if self._search is None:
             self._search = ops.SearchIndex(self._vectors, precision=self._precision, device=self._device)
+            if self._mapped:
+                release_pages(self._vectors)
         return self._search
 
     def search(self, queries: ArrayLike, k: int) -> tuple[Tensor, Tensor]:
         """Return distances float32 (Q, k) and rows int64 (Q, k), nearest first."""
-        return self._index.search(queries, k)
+        found = self._index.search(queries, k)
+        if self._mapped and self._precision == "int8":
+            release_pages(self._vectors)
+        return found
 
     def gather(self, rows: Tensor) -> Tensor:
         """Return vectors by number: int64 (...) -> (..., D)."""

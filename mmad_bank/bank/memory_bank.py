@@ -263,7 +263,7 @@ class MemoryBank:
 
     def _make_index(self) -> None:
         if self.index == "exact":
-            self._index = ExactIndex(self.vectors, self.precision, self.device)
+            self._index = ExactIndex(self.vectors, self.precision, self.device, mapped=self._mapped)
         elif self._faiss_bytes is not None:
             self._index = FaissIndex.deserialize(self.vectors, self._faiss_bytes)
         else:
