@@ -191,8 +191,8 @@ def _memory(title: str, results: list[Inference]) -> Table:
         "Each method in a fresh process that loads it and scores an image twice. 'process' is its highest resident"
         " memory the second time, Python and PyTorch included; 'activations' is the rest of it, without them,"
         " parameters and banks.",
-        "'banks' are the resident search copies; the vectors themselves are a mapped file that the system may drop. What"
-        " was touched of it counts under 'activations'; 8-bit banks give it back after every search.",
+        "'banks' are the resident search copies; the vectors themselves are a mapped file that the system may drop."
+        " What was touched of it counts under 'activations'; 8-bit banks give it back after every search.",
     ]
     return table
 
