@@ -12,8 +12,10 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -395,6 +397,27 @@ def parse(made: argparse.ArgumentParser, *counts: str) -> argparse.Namespace:
         if getattr(arguments, name) < 1:
             made.error(f"--{name}: expected at least 1")
     return arguments
+
+
+def chosen(contestants: Mapping[str, tuple[str, Any]], wanted: Sequence[str] | None) -> list[str]:
+    """Return the contestants whose name or method (the first of each pair) was asked for; all of them for None."""
+    if wanted is None:
+        return list(contestants)
+    names = [name for name, (method, _) in contestants.items() if name in wanted or method in wanted]
+    if not names:
+        sys.exit(f"error: --methods: expected some of {', '.join(contestants)}, found {', '.join(wanted)}")
+    return names
+
+
+@contextmanager
+def working_folder(workdir: Path | None, part: str) -> Iterator[Path]:
+    """Yield ``--workdir``, made if it is not there and kept, or a temporary folder."""
+    if workdir is None:
+        with tempfile.TemporaryDirectory(prefix=f"mmad-bank-{part}-") as folder:
+            yield Path(folder)
+    else:
+        workdir.mkdir(parents=True, exist_ok=True)
+        yield workdir
 
 
 def run_parts(

@@ -21,6 +21,7 @@ from canvas import DPI, GREY, WIDTH, Dot, empty, head, label_dots, label_ends, l
 from common import machine_slug
 
 from mmad_bank import tuning
+from mmad_bank.evaluation import FUSED
 
 Result = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -44,13 +45,12 @@ PROGRAMS = {
 
 ACCURACIES = {"image_auroc": "I-AUROC", "aupro": "AUPRO@30"}
 """What is drawn over the speed: the key in the accuracy table, and its name. README shows the first that there is."""
-OWN_RESULT = "fused"
 SAME_SETUP = {
-    "M3DM, 8-bit banks": ("M3DM", OWN_RESULT),
+    "M3DM, 8-bit banks": ("M3DM", FUSED),
     "M3DM, RGB bank": ("M3DM", "rgb"),
     "M3DM, point bank": ("M3DM", "xyz"),
     "M3DM, fused bank": ("M3DM", "fusion"),
-    "M3DM, two banks": ("M3DM, two banks added", OWN_RESULT),
+    "M3DM, two banks": ("M3DM, two banks added", FUSED),
 }
 """The accuracy of a method of the inference benchmark, where it is not the one under its name: method and result."""
 
@@ -180,7 +180,7 @@ def _mean_and_spread(words: str) -> tuple[float, float]:
 
 def accuracy_of(method: str, accuracies: Accuracies) -> Accuracy | None:
     """Return the accuracy of a method of the inference benchmark; None if nobody measured it."""
-    setup = ("M3DM", OWN_RESULT) if method.startswith("M3DM, plain") else (method, OWN_RESULT)
+    setup = ("M3DM", FUSED) if method.startswith("M3DM, plain") else (method, FUSED)
     return accuracies.get(SAME_SETUP.get(method, setup))
 
 

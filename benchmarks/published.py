@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from mmad_bank.evaluation import FUSED
+
 SOURCES = {
     "M3DM's paper": "Y. Wang et al., Multimodal Industrial Anomaly Detection via Hybrid Fusion, CVPR 2023",
     "CFM's paper": "A. Costanzino et al., Multimodal Industrial Anomaly Detection by Crossmodal Feature Mapping,"
@@ -38,7 +40,7 @@ class Accuracy:
     image_auroc: float
     pixel_auroc: float | None = None
     aupro: Mapping[float, float] = field(default_factory=dict)
-    result: str = "fused"
+    result: str = FUSED
     shots: int | None = None
 
 
@@ -88,7 +90,7 @@ SPEED = {
 """Frames a second and megabytes (parameters, activations, banks) by method."""
 
 
-def accuracy_of(layout: str, method: str, result: str = "fused", shots: int | None = None) -> list[Accuracy]:
+def accuracy_of(layout: str, method: str, result: str = FUSED, shots: int | None = None) -> list[Accuracy]:
     """Return what is published of a method's result on a data set: none, one or several papers' figures.
 
     Example:

@@ -21,10 +21,11 @@ from typing import Any
 
 import figures
 from common import ROOT, SCHEMA, Column, Table, drift_table, machine_table, versions_table
-from figures import OWN_RESULT, Drawn
+from figures import Drawn
 
 from mmad_bank._files import replacing
 from mmad_bank.errors import MmadBankError
+from mmad_bank.evaluation import FUSED
 
 MARKERS = re.compile(r"(<!-- benchmarks: ?(?:begin|start) -->\n).*?(<!-- benchmarks: ?end -->)", re.DOTALL)
 
@@ -147,7 +148,7 @@ def summary(results: Sequence[Mapping[str, Any]], drawn: Sequence[Drawn] = (), f
             blocks.append(f"**{machine}.** {_dates(own)} {_peers(own)}")
         for table, program in headlines:
             columns = [column for column in table.columns if not column.detail and column.key != "result"]
-            rows = [row for row in table.rows if row.get("result", OWN_RESULT) == OWN_RESULT]
+            rows = [row for row in table.rows if row.get("result", FUSED) == FUSED]
             rows = [row for row in rows if any(row.get(column.key) is not None for column in columns[1:])]
             blocks.append(f"*{table.title}* (`{program}`)\n\n{_grid(columns, rows)}")
     blocks.append(

@@ -10,20 +10,18 @@ import argparse
 import copy
 import statistics
 import sys
-import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import Column, Table
+from common import Column, Table, chosen, working_folder
 
 from mmad_bank.data import Preprocessing, open_dataset, prepare, write_synthetic
 from mmad_bank.data.synthetic import CATEGORIES, DEFECTS
 from mmad_bank.embedded import embedded_arguments
-from mmad_bank.evaluation import evaluate
+from mmad_bank.evaluation import FUSED, evaluate
 from mmad_bank.methods import Method, method_class
 
 CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -62,30 +60,16 @@ _MEAN_COLUMNS = [
 def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Table]:
     """Fit and evaluate every contestant on every category of every seed's data set."""
     del limits
-    names = _chosen(arguments.methods)
+    names = chosen(CONTESTANTS, arguments.methods)
     categories = CATEGORIES[: 1 if arguments.quick else arguments.categories]
     seeds = range(1 if arguments.quick else arguments.seeds)
-    temporary = tempfile.TemporaryDirectory(prefix="mmad-bank-accuracy-")
-    folders = temporary if arguments.workdir is None else nullcontext(str(arguments.workdir))
-    with folders as folder, ProcessPoolExecutor(arguments.workers) as pool:
-        root = Path(folder)
-        root.mkdir(parents=True, exist_ok=True)
+    with working_folder(arguments.workdir, "accuracy") as root, ProcessPoolExecutor(arguments.workers) as pool:
         tasks = [(root, arguments.quick, seed, category, names) for seed in seeds for category in categories]
         for seed in seeds:
             _synthesise(root, seed, arguments.quick)
         rows = [row for rows in pool.map(_measure, tasks) for row in rows]
     title = f"{len(categories)} synthetic categories × {len(seeds)} seeds, embedded extractors"
     return [_means(title, rows), _kinds(title, rows), _by_category(title, rows)]
-
-
-def _chosen(wanted: list[str] | None) -> list[str]:
-    """Return the contestants whose method or name was asked for."""
-    if wanted is None:
-        return list(CONTESTANTS)
-    names = [name for name, (method, _) in CONTESTANTS.items() if name in wanted or method in wanted]
-    if not names:
-        sys.exit(f"error: --methods: expected some of {', '.join(CONTESTANTS)}, found {', '.join(wanted)}")
-    return names
 
 
 def _synthesise(root: Path, seed: int, quick: bool) -> None:
@@ -125,7 +109,7 @@ def _measure(task: tuple[Path, bool, int, str, list[str]]) -> list[dict[str, Any
                 "image_auroc": metrics.image_auroc, "pixel_auroc": metrics.pixel_auroc, "aupro": metrics.aupro[0.3],
                 "aupro_1": metrics.aupro[0.01], "kinds": kinds, "seconds_per_image": evaluation.seconds,
             })  # fmt: skip
-        own = evaluation.metrics["fused"].image_auroc
+        own = evaluation.metrics[FUSED].image_auroc
         print(f"  seed {seed}, {category}, {name}: I-AUROC {own:.3f}", file=sys.stderr, flush=True)
     return rows
 

@@ -8,19 +8,18 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import Column, Table
+from common import Column, Table, chosen, working_folder
 from plain import PlainM3DM
 
 from mmad_bank import bench
 from mmad_bank.bench import Inference
+from mmad_bank.evaluation import FUSED
 from mmad_bank.methods import Method
 
 PLAIN = "M3DM, plain PyTorch"
@@ -34,9 +33,9 @@ _PROGRAM = (str(Path(__file__).resolve().parent.parent / "plain.py"),)
 def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Table]:
     """Make the methods, time them in turn, and measure their memory one by one."""
     del limits
-    names = _chosen(arguments.methods)
-    with _folder(arguments.workdir) as folder, tempfile.TemporaryDirectory(prefix="mmad-bank-saved-") as saved:
-        methods, setup = _make(names, Path(folder), arguments)
+    names = chosen(bench.CONTESTANTS, arguments.methods)
+    with working_folder(arguments.workdir, "inference") as folder, working_folder(None, "saved") as saved:
+        methods, setup = _make(names, folder, arguments)
         rounds = 2 if arguments.quick else 3 * arguments.rounds
         results = bench.measure(methods, rounds=rounds, batches=BATCHES, report=_say)
         for result in results:
@@ -44,7 +43,7 @@ def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Tabl
             method = methods["M3DM"] if plain else methods[result.name]
             if plain:
                 result.banks = methods[PLAIN].bank_bytes  # type: ignore[attr-defined]
-            bench.measure_memory(result, method, Path(saved), _PROGRAM if plain else ("-m", "mmad_bank.bench"))
+            bench.measure_memory(result, method, saved, _PROGRAM if plain else ("-m", "mmad_bank.bench"))
             _say(f"memory: {result.name}")
         agreement = _agreement(methods["M3DM"], methods[PLAIN]) if PLAIN in methods else []
     by_name = {result.name: result for result in results}
@@ -56,23 +55,6 @@ def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Tabl
         tables.append(_targets(by_name, agreement))
     tables.append(_setup(setup, arguments))
     return tables
-
-
-def _chosen(wanted: list[str] | None) -> list[str]:
-    """Return the contestants whose method or name was asked for."""
-    if wanted is None:
-        return list(bench.CONTESTANTS)
-    names = [name for name, (method, _) in bench.CONTESTANTS.items() if name in wanted or method in wanted]
-    if not names:
-        sys.exit(f"error: --methods: expected some of {', '.join(bench.CONTESTANTS)}, found {', '.join(wanted)}")
-    return names
-
-
-def _folder(workdir: Path | None) -> Any:
-    if workdir is None:
-        return tempfile.TemporaryDirectory(prefix="mmad-bank-inference-")
-    workdir.mkdir(parents=True, exist_ok=True)
-    return nullcontext(str(workdir))
 
 
 def _vectors(arguments: argparse.Namespace) -> int:
@@ -106,7 +88,7 @@ def _agreement(engine: Method, plain: Method) -> list[dict[str, Any]]:
         for own, other in zip(ours, plain.predict_batch(samples), strict=True):
             pairs = [(name, part, other.parts[name]) for name, part in own.parts.items()]
             gaps = {name: (_apart(a.score, b.score), _apart(a.scores, b.scores)) for name, a, b in pairs}
-            gaps["fused"] = _apart(own.score, other.score), _apart(own.map, other.map)
+            gaps[FUSED] = _apart(own.score, other.score), _apart(own.map, other.map)
             for name, (image, patch) in gaps.items():
                 row = rows.setdefault(name, {"scores": name})
                 for what, gap in (("image", image), ("patch", patch)):
@@ -163,13 +145,16 @@ def _stages(title: str, results: list[Inference]) -> Table:
     ]
     table = Table(f"Milliseconds by stage: {title}", columns)
     for one in results:
-        scoring = sum(one.stages.get(name, 0.0) for name in _SCORING)
         split = {name: seconds * 1e3 for name, seconds in one.stages.items()}
         table.rows.append(
-            {"method": one.name, **split, "share": 100 * scoring / one.median if SEARCH in split else None}
+            {"method": one.name, **split, "share": 100 * _scoring_share(one) if SEARCH in split else None}
         )
     table.notes = ["Medians a stage. 'scoring': bank search, image score, decision and map, of the whole image's time."]
     return table
+
+
+def _scoring_share(one: Inference) -> float:
+    return sum(one.stages.get(name, 0.0) for name in _SCORING) / one.median
 
 
 def _memory(title: str, results: list[Inference]) -> Table:
@@ -225,7 +210,7 @@ def _targets(results: Mapping[str, Inference], agreement: list[dict[str, Any]]) 
 
     ratio = statistics.median(a / b for a, b in zip(cfm.latencies, own.latencies, strict=True))
     row("M3DM's frame rate", "at least CFM's (aim 1.5 ×)", f"{ratio:.2f} ×", ratio >= 1)
-    share = sum(own.stages.get(name, 0.0) for name in _SCORING) / own.median
+    share = _scoring_share(own)
     row("scoring of M3DM's three banks", "under 15 % of an image's time", f"{share:.1%}", share < 0.15)
     if PLAIN in results:
         plain = results[PLAIN]

@@ -12,16 +12,14 @@ import json
 import re
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import published
-from common import Column, Table, versions
+from common import Column, Table, versions, working_folder
 
 from mmad_bank._stages import Stages, remove_stages
 from mmad_bank.cli._options import check_device
@@ -87,11 +85,10 @@ def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Tabl
         SystemExit: An argument is wrong, or nothing could be measured; the message is one line.
     """
     del limits
-    temporary = tempfile.TemporaryDirectory(prefix="mmad-bank-papers-")
-    with temporary if arguments.workdir is None else nullcontext(str(arguments.workdir)) as folder:
+    with working_folder(arguments.workdir, "papers") as folder:
         try:
             models = _models(arguments)
-            job = _job(arguments, Path(folder))
+            job = _job(arguments, folder)
         except MmadBankError as error:
             sys.exit(f"error: {error}")
         rows = [row for name, model in models.items() for row in _measure_all(job, name, model)]

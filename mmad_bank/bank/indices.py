@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmad_bank import ops
 from mmad_bank._checks import ArrayLike, as_features, check_finite, check_index
-from mmad_bank.bank._pages import release_pages
+from mmad_bank.bank._pages import MappedPages
 from mmad_bank.errors import FormatError, InputError, MissingExtraError
 from mmad_bank.ops.knn import Precision
 
@@ -35,7 +35,7 @@ class ExactIndex:
         mapped: bool = False,
     ) -> None:
         self._vectors = vectors
-        self._mapped = mapped
+        self._pages = MappedPages(vectors) if mapped else None
         self._precision = precision
         self._device = vectors.device if device is None else device
         self._search: ops.SearchIndex | None = None
@@ -49,15 +49,15 @@ class ExactIndex:
     def _index(self) -> ops.SearchIndex:
         if self._search is None:
             self._search = ops.SearchIndex(self._vectors, precision=self._precision, device=self._device)
-            if self._mapped:
-                release_pages(self._vectors)
+            if self._pages is not None:
+                self._pages.release()
         return self._search
 
     def search(self, queries: ArrayLike, k: int) -> tuple[Tensor, Tensor]:
         """Return distances float32 (Q, k) and rows int64 (Q, k), nearest first."""
         found = self._index.search(queries, k)
-        if self._mapped and self._precision == "int8":
-            release_pages(self._vectors)
+        if self._pages is not None and self._precision == "int8":
+            self._pages.release()
         return found
 
     def gather(self, rows: Tensor) -> Tensor:

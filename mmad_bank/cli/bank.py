@@ -56,7 +56,7 @@ def build(
     if ratio is not None and n_vectors is not None:
         raise InputError("--ratio and --size: expected one of them, found both")
     check_output(out, "--out", inputs=tuple(features))
-    dimensions = _parse_projection(projection_dim)
+    dimensions = parse_projection(projection_dim)
     from mmad_bank.bank import MemoryBank, open_dump
 
     target = check_device(device)
@@ -183,7 +183,7 @@ def info(
     emit(result, rows, title=str(bank_file), as_json=as_json)
 
 
-def _parse_projection(text: str | None) -> int | Literal["auto"] | None:
+def parse_projection(text: str | None) -> int | Literal["auto"] | None:
     """Read D|auto."""
     if text is None or text == "auto":
         return text  # type: ignore[return-value]

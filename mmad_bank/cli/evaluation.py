@@ -177,14 +177,12 @@ def predict(
     samples = list(_inputs(inputs, category, split, layout))
     method = methods.load(model, target)
     begin = time.perf_counter()
-    results, failed = _predict_all(method, samples, out, explain, show_progress(as_json))
+    results, failed = _predict_all(method, samples, out, maps, explain, show_progress(as_json))
     if not results:
         raise InputError(next(iter(failed.values())))
     limits = scale or (min(one["map_range"][0] for one in results), max(one["map_range"][1] for one in results))
     for one in results:
         _draw_overlay(Path(one["folder"]), limits)
-        if maps is not None:
-            _write_tiff(maps / f"{one['id']}.tiff", Path(one["folder"]))
     taken = time.perf_counter() - begin
     for line in failed.values():
         print(f"left out: {line}", file=sys.stderr)
@@ -216,9 +214,16 @@ def _inputs(
 
 
 def _predict_all(
-    method: Method, samples: list[tuple[str, Callable[[], Sample]]], out: Path, explain: int, progress: bool
+    method: Method,
+    samples: list[tuple[str, Callable[[], Sample]]],
+    out: Path,
+    maps: Path | None,
+    explain: int,
+    progress: bool,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Score and write samples one by one; return what is said of them, and why others were left out."""
+    from mmad_bank.data._images import write_map
+
     results: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     with progress_bar("predicting", len(samples)) if progress else nullcontext(lambda done: None) as report:
@@ -230,6 +235,8 @@ def _predict_all(
                 failed[name] = " ".join(str(error).split())
             else:
                 results.append(_write_prediction(folder, name, method, prediction, explain))
+                if maps is not None:
+                    write_map(maps / f"{name}.tiff", prediction.map.numpy())
             report(number)
     return results, failed
 
@@ -274,13 +281,3 @@ def _draw_overlay(folder: Path, limits: tuple[float, float]) -> None:
     from mmad_bank.data._images import read_rgb, write_png
 
     write_png(folder / "overlay.png", overlay(read_rgb(folder / "image.png"), np.load(folder / "map.npy"), limits))
-
-
-def _write_tiff(path: Path, folder: Path) -> None:
-    """Write a sample's map once more, as a float32 TIFF."""
-    import numpy as np
-
-    from mmad_bank.data._images import write_map
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_map(path, np.load(folder / "map.npy"))

@@ -15,7 +15,7 @@ import typer
 from mmad_bank._files import replacing
 from mmad_bank.cli._options import Json
 from mmad_bank.cli._output import check_output, show_progress, size
-from mmad_bank.cli.bank import Features, _parse_projection
+from mmad_bank.cli.bank import Features, parse_projection
 from mmad_bank.errors import InputError
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def tune(
     if anomalous and labels is not None:
         raise InputError("--anomalous and --labels: expected one of them, found both")
     chosen = _parse_ratios(ratios), [name.strip() for name in precisions.split(",")]
-    dimensions = _parse_projection(projection_dim)
+    dimensions = parse_projection(projection_dim)
     from mmad_bank import tuning
 
     if plot is not None:

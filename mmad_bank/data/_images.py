@@ -135,7 +135,8 @@ def write_xyz(path: str | os.PathLike[str], values: np.ndarray, tag: str | None 
 
 
 def write_map(path: str | os.PathLike[str], values: np.ndarray) -> None:
-    """Write (H, W) float32 as TIFF, whole or not at all."""
+    """Write (H, W) float32 as TIFF, whole or not at all; its folder is made."""
     tifffile = import_extra("tifffile", "tifffile", "writing anomaly maps")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         tifffile.imwrite(partial, values.astype(np.float32), photometric="minisblack", metadata=None)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mmad_bank import MemoryBank
-from mmad_bank.bank._pages import release_pages
+from mmad_bank.bank._pages import MappedPages
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 ROWS, DIM = 4000, 256
@@ -59,6 +59,6 @@ def test_compact_banks_keep_nothing_between_searches_and_find_the_same(saved: Pa
 
 def test_memory_that_is_no_file_keeps_its_contents() -> None:
     numbers = torch.arange(100_000.0)
-    release_pages(numbers)
+    MappedPages(numbers).release()
     assert torch.equal(numbers, torch.arange(100_000.0))
-    release_pages(numbers[:0])
+    MappedPages(numbers[:0]).release()
