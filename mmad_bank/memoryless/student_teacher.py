@@ -233,10 +233,10 @@ def train_student(
 
     def losses(step: int) -> Iterator[Tensor]:
         chosen = sample_order(len(images), step * batch, batch, seed)
-        mask = torch.stack([as_tensor(masks[i], torch.bool) for i in chosen])
+        mask = mask_on_grid(torch.stack([as_tensor(masks[i], torch.bool) for i in chosen]), grid).to(device)
         pictures = _stack(images, chosen, size).to(device)
-        difference = squared_difference(teacher, student, pictures)
-        yield quantile_loss(difference, mask_on_grid(mask, grid).to(device), dynamic_quantile(step, steps, first, last))
+        difference = squared_difference(teacher, student, pictures, mask)
+        yield quantile_loss(difference, mask, dynamic_quantile(step, steps, first, last))
 
     optimizer = torch.optim.Adam(student.parameters(), lr=lr)
     train(

@@ -256,7 +256,7 @@ class MDSS(Method):
         assert self.student_ is not None
         images = torch.stack([sample.rgb for sample in samples]).to(self.device)
         mask = mask_on_grid(foreground_mask(torch.stack([sample.xyz for sample in samples])), PDN.grid(self.image_size))
-        difference = squared_difference(self.teacher_, self.student_, images).mean(1).cpu()
+        difference = squared_difference(self.teacher_, self.student_, images, mask).mean(1).cpu()
         return list(difference * mask)
 
     def _distances(self, sample: Sample) -> Tensor:

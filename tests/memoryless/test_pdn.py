@@ -153,6 +153,35 @@ def test_the_loss_of_equal_elements_is_theirs() -> None:
     assert quantile_loss(torch.ones(1, 2, 3, 3), torch.zeros(1, 3, 3), 0.99).item() == 0.0
 
 
+@pytest.mark.parametrize(
+    ("size", "rows", "columns"),
+    [(96, (9, 14), (10, 11)), (96, (0, 3), (20, 24)), (96, (0, 24), (0, 24)), (70, (5, 17), (1, 2)), (33, (8, 9), (0, 9))],
+)
+def test_the_foregrounds_window_is_what_the_whole_image_gives_there(size, rows, columns) -> None:
+    torch.manual_seed(4)
+    teacher, student = (PDN(6, width=4) for _ in range(2))
+    images, grid = torch.rand(2, 3, size, size), PDN.grid(size)
+    mask = torch.zeros(2, *grid, dtype=torch.bool)
+    mask[0, rows[0] : rows[1], columns[0] : columns[1]] = True
+    mask[1, rows[0], columns[0]] = True
+    windowed, whole = squared_difference(teacher, student, images, mask), squared_difference(teacher, student, images)
+    assert windowed.shape == whole.shape
+    inside = mask[:, None]
+    torch.testing.assert_close(windowed * inside, whole * inside)
+    assert bool((windowed[:, :, ~mask.any(0)] == 0).all())  # the window is the union of the masks, here a rectangle
+    gradients = [
+        torch.autograd.grad((difference * inside).sum(), list(student.parameters())) for difference in (windowed, whole)
+    ]
+    for own, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(own, other)
+
+
+def test_without_foreground_the_difference_is_that_of_the_whole_image() -> None:
+    teacher, student, images = PDN(6, width=4), PDN(6, width=4), torch.rand(1, 3, 32, 32)
+    difference = squared_difference(teacher, student, images, torch.zeros(1, 8, 8, dtype=torch.bool))
+    assert torch.equal(difference, squared_difference(teacher, student, images))
+
+
 def test_only_the_student_learns_from_the_difference() -> None:
     teacher, student = PDN(5, width=3), PDN(5, width=3)
     images = torch.rand(2, 3, 16, 16)
