@@ -188,6 +188,11 @@ def ceilings(*, quick: bool = False) -> dict[str, float]:
     }
 
 
+def emulates_bfloat16(limits: Mapping[str, float]) -> bool:
+    """Tell by its ceilings whether a machine has no units for bfloat16: its products are far slower than float32's."""
+    return limits["bf16_gflops"] < limits["fp32_gflops"] / 2
+
+
 def _stopwatch(work: Callable[[], object]) -> float:
     begin = time.perf_counter()
     work()
@@ -332,6 +337,17 @@ def drift_table(values: Mapping[str, Any]) -> Table:
     return Table("The machine before and after", columns, rows)
 
 
+def time_table(runs: Iterable[tuple[str, Mapping[str, Any]]]) -> Table:
+    """Return how long the parts of one or more programs took, and all of them together."""
+    rows = [
+        {"what": f"{program} {part}", "minutes": seconds / 60}
+        for program, values in runs
+        for part, seconds in values["seconds"].items()
+    ]
+    rows.append({"what": "together", "minutes": sum(row["minutes"] for row in rows)})
+    return Table("Time", [Column("what", "part"), Column("minutes", "minutes", ".1f")], rows)
+
+
 def versions_table(found: Mapping[str, str | None]) -> Table:
     """Return the versions as a table."""
     return _two_columns("Versions", {name: version or "not installed" for name, version in found.items()})
@@ -381,13 +397,19 @@ def write_result(values: Mapping[str, Any], path: Path) -> Path:
 def parser(description: str | None, parts: Sequence[str]) -> argparse.ArgumentParser:
     """Return a parser of the arguments that all programs take."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cores, known = os.cpu_count() or 1, ", ".join(parts)
+    known = ", ".join(parts)
     made.add_argument("parts", nargs="*", choices=[*parts, []], metavar="PART", help=f"{known}; default: all")
+    add_common(made)
+    made.add_argument("--json", type=Path, metavar="PATH", help="result file, or a folder to name one in")
+    return made
+
+
+def add_common(made: argparse.ArgumentParser) -> None:
+    """Add the arguments that the suite takes as well."""
+    cores = os.cpu_count() or 1
     made.add_argument("--quick", action="store_true", help="tiny sizes: does it run? The figures mean nothing")
     made.add_argument("--rounds", type=int, default=5, help="timed rounds of the interleaved contestants; default: 5")
     made.add_argument("--threads", type=int, default=cores, help="for all alike; default: all cores")
-    made.add_argument("--json", type=Path, metavar="PATH", help="result file, or a folder to name one in")
-    return made
 
 
 def parse(made: argparse.ArgumentParser, *counts: str) -> argparse.Namespace:
@@ -433,8 +455,11 @@ def run_parts(
     values = result(benchmark, {**common_settings, **settings}, arguments.threads, limits)
     print_table(machine_table(values["machine"], limits))
     print_table(versions_table(values["versions"]))
+    values["seconds"] = {}
     for name, measure in work.items():
+        begin = time.perf_counter()
         tables = measure(limits)
+        values["seconds"][name] = time.perf_counter() - begin
         for table in tables:
             print_table(table)
         add_part(values, name, tables)
@@ -443,5 +468,6 @@ def run_parts(
     values["ceilings_after"] = ceilings(quick=arguments.quick)
     values["load_average_after"] = os.getloadavg()[0]
     print_table(drift_table(values))
+    print_table(time_table([(benchmark, values)]))
     if arguments.json is not None:
         print(f"written: {write_result(values, arguments.json)}")

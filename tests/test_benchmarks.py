@@ -62,6 +62,8 @@ def test_every_part_runs_and_is_printed(quick_result, module):
     assert torch.__version__.startswith(result["versions"]["torch"])
     assert result["ceilings"].keys() == result["ceilings_after"].keys()
     assert all(value > 0 for value in result["ceilings"].values())
+    assert tuple(result["seconds"]) == tuple(result["parts"])
+    assert all(value > 0 for value in result["seconds"].values())
 
 
 def test_quick_runs_are_exact_too(quick_result):
@@ -527,6 +529,23 @@ def test_anomalib_is_its_own_class(module):
     assert preparation > 0
     assert loop > 0
     assert "anomalib.models" not in sys.modules
+
+
+def test_the_suite_keeps_each_programs_result_and_tells_its_time(module, monkeypatch, tmp_path, capsys):
+    suite = module("suite")
+    monkeypatch.setattr(suite, "PROGRAMS", {"engine": ["metrics"], "methods": ["accuracy", "--methods", "Magic"]})
+    monkeypatch.setattr(sys, "argv", ["suite.py", "--quick", "--rounds", "1", "--json", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"error: methods.py ended with 1"):
+        suite.main()
+    (kept,) = tmp_path.iterdir()
+    result = json.loads(kept.read_text(encoding="utf-8"))
+    assert list(result["parts"]) == list(result["seconds"]) == ["metrics"]
+    table = module("common").time_table([("engine", result)])
+    assert [row["what"] for row in table.rows] == ["engine metrics", "together"]
+    monkeypatch.setattr(sys, "argv", ["suite.py", "--json", str(kept)])
+    with pytest.raises(SystemExit):
+        suite.main()
+    assert "--json: expected a folder" in capsys.readouterr().err
 
 
 def test_methods_are_fitted_and_measured_by_part_and_kind(tmp_path):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Column, Table, chosen, working_folder
+from common import Column, Table, chosen, emulates_bfloat16, working_folder
 from plain import PlainM3DM
 
 from mmad_bank import bench
@@ -32,10 +32,10 @@ _PROGRAM = (str(Path(__file__).resolve().parent.parent / "plain.py"),)
 
 def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Table]:
     """Make the methods, time them in turn, and measure their memory one by one."""
-    del limits
+    precision = _precision(arguments.precision, limits)
     names = chosen(bench.CONTESTANTS, arguments.methods)
     with working_folder(arguments.workdir, "inference") as folder, working_folder(None, "saved") as saved:
-        methods, setup = _make(names, folder, arguments)
+        methods, setup = _make(names, folder, arguments, precision)
         rounds = 2 if arguments.quick else 3 * arguments.rounds
         results = bench.measure(methods, rounds=rounds, batches=BATCHES, report=_say)
         for result in results:
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Tabl
             _say(f"memory: {result.name}")
         agreement = _agreement(methods["M3DM"], methods[PLAIN]) if PLAIN in methods else []
     by_name = {result.name: result for result in results}
-    title = f"{_vectors(arguments):,} vectors a bank, {arguments.precision}, random weights"
+    title = f"{_vectors(arguments):,} vectors a bank, {precision}, random weights"
     tables = [_speed(title, results), _stages(title, results), _memory(title, results)]
     if agreement:
         tables.append(_engine(title, agreement))
@@ -63,13 +63,22 @@ def _vectors(arguments: argparse.Namespace) -> int:
     return bench.VECTORS if arguments.images == bench.IMAGES else arguments.images * 28 * 28 // 10
 
 
-def _make(names: list[str], folder: Path, arguments: argparse.Namespace) -> tuple[dict[str, Method], dict[str, float]]:
+def _precision(asked: str, limits: Mapping[str, float]) -> str:
+    """Return the precision of the networks' products: the machine's faster one where none was asked for."""
+    if asked != "auto":
+        return asked
+    return "float32" if emulates_bfloat16(limits) else "bfloat16"
+
+
+def _make(
+    names: list[str], folder: Path, arguments: argparse.Namespace, precision: str
+) -> tuple[dict[str, Method], dict[str, float]]:
     sizes = _SMALL if arguments.quick else {"images": arguments.images, "vectors": _vectors(arguments)}
     methods: dict[str, Method] = {}
     setup = {}
     for name in names:
         begin = time.perf_counter()
-        options = {**sizes, "precision": arguments.precision, "progress": sys.stderr.isatty()}
+        options = {**sizes, "precision": precision, "progress": sys.stderr.isatty()}
         methods[name] = bench.make_method(name, folder, **options)
         setup[name] = time.perf_counter() - begin
         _say(f"made: {name} ({setup[name]:.0f} s)")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Column, Contestant, Options, Table, alternate
+from common import Column, Contestant, Options, Table, alternate, emulates_bfloat16
 from inputs import COLUMNS_656, SearchSet, search_set
 from peers import searchers
 
@@ -110,7 +110,7 @@ def _measure(
             row["resident_mb"] = prepared.nbytes[name] / 1e6
         table.rows.append(row)
     table.rows += [{"name": name, "exact": "not installed"} for name in prepared.missing]
-    if _bfloat16_is_emulated(limits):
+    if emulates_bfloat16(limits):
         table.rows.append({"name": "bare matrix product, bfloat16", "exact": "emulated here, not run"})
     table.notes = _notes(data, queries, limits)
     return table
@@ -122,7 +122,7 @@ _KINDS = {"good": "without defects", "defect": "with a scratch and a pasted patc
 def _notes(data: SearchSet, queries: np.ndarray, limits: Mapping[str, float]) -> list[str]:
     flop = 2.0 * len(queries) * data.bank.size
     peaks = {"float32": limits["fp32_gflops"], "bfloat16": limits["bf16_gflops"]}
-    if _bfloat16_is_emulated(limits):
+    if emulates_bfloat16(limits):
         del peaks["bfloat16"]
     times = " and ".join(f"{flop / peak / 1e6:.1f} ms at the {name} product's" for name, peak in peaks.items())
     return [
@@ -141,16 +141,13 @@ def _products(queries: np.ndarray, bank: np.ndarray, limits: Mapping[str, float]
     found = {}
     types = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     for name, dtype in types.items():
-        if dtype == torch.bfloat16 and _bfloat16_is_emulated(limits):
+        if dtype == torch.bfloat16 and emulates_bfloat16(limits):
             continue
         a, b = torch.from_numpy(queries).to(dtype), torch.from_numpy(bank).to(dtype).T
         out = torch.empty(len(queries), len(bank), dtype=dtype)
         found[f"bare matrix product, {name}"] = lambda a=a, b=b, out=out: torch.mm(a, b, out=out)
     return found
 
-
-def _bfloat16_is_emulated(limits: Mapping[str, float]) -> bool:
-    return limits["bf16_gflops"] < limits["fp32_gflops"] / 2
 
 
 def _quality(found: np.ndarray, truth: np.ndarray, *, exact: bool) -> dict[str, Any]:

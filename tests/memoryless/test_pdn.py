@@ -155,8 +155,11 @@ def test_the_loss_of_equal_elements_is_theirs() -> None:
 
 @pytest.mark.parametrize(
     ("size", "rows", "columns"),
-    [(96, (9, 14), (10, 11)), (96, (0, 3), (20, 24)), (96, (0, 24), (0, 24)), (70, (5, 17), (1, 2)), (33, (8, 9), (0, 9))],
-)
+    [
+        (96, (9, 14), (10, 11)), (96, (0, 3), (20, 24)), (96, (0, 24), (0, 24)), (70, (5, 17), (1, 2)),
+        (33, (8, 9), (0, 9)),
+    ],
+)  # fmt: skip
 def test_the_foregrounds_window_is_what_the_whole_image_gives_there(size, rows, columns) -> None:
     torch.manual_seed(4)
     teacher, student = (PDN(6, width=4) for _ in range(2))
