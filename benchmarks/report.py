@@ -3,7 +3,8 @@
     python benchmarks/report.py benchmarks/results/*.json
 
 Nothing in either is typed by hand, nothing is measured here. Of several results of one part on one machine the newest
-counts; of one that measured some of the methods, the newest of these.
+counts; of one that measured some of the methods, the newest of these; one over fewer data sets or images replaces none
+over more. README shows of every part the newest result of all machines.
 """
 
 from __future__ import annotations
@@ -69,30 +70,41 @@ def read(path: Path) -> dict[str, Any]:
 
 
 _ORDER = ("methods", "engine", "gpu")
+_AMOUNTS = {"accuracy": ("seeds", "categories"), "inference": ("images",)}
+"""Settings of a part of which a result with less does not replace one with more."""
+_IN_README = ("inference", "accuracy", "papers", "selection", "search")
+"""Parts of which README shows the headline tables; of the GPU's benchmark it shows all."""
 
 
-def newest(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Keep of every part, benchmark and machine the newest result, in the order of benchmarks, machines and dates."""
+def newest(results: Iterable[dict[str, Any]], *, anywhere: bool = False) -> list[dict[str, Any]]:
+    """Keep of every part and benchmark the newest result of each machine, or of all machines.
+
+    Returns:
+        In the order of benchmarks, machines and dates.
+    """
     ordered = sorted(results, key=lambda v: (_ORDER.index(v["benchmark"]), figures.place(v), v["date"]))
     kept = []
-    for number, values in enumerate(ordered):
-        later = ordered[number + 1 :]
+    for values in ordered:
         parts = {
             part: tables
             for part, tables in values["parts"].items()
-            if not any(_replaces(other, values, part) for other in later)
+            if not any(_replaces(other, values, part, anywhere) for other in ordered)
         }
         if parts:
             kept.append(values | {"parts": parts})
     return kept
 
 
-def _replaces(later: Mapping[str, Any], earlier: Mapping[str, Any], part: str) -> bool:
-    """Tell whether a later result has a part of an earlier one, from the same place and with all of its methods."""
-    places = [(values["benchmark"], figures.place(values)) for values in (later, earlier)]
-    own, others = (values.get("settings", {}).get("methods") for values in (earlier, later))
-    covered = others is None or (own is not None and set(own) <= set(others))
-    return part in later["parts"] and places[0] == places[1] and covered
+def _replaces(later: Mapping[str, Any], earlier: Mapping[str, Any], part: str, anywhere: bool) -> bool:
+    """Tell whether a later result has a part of an earlier one, with all of its methods and data sets."""
+    if later["date"] <= earlier["date"] or part not in later["parts"] or later["benchmark"] != earlier["benchmark"]:
+        return False
+    if not anywhere and figures.place(later) != figures.place(earlier):
+        return False
+    own, others = (values.get("settings", {}) for values in (earlier, later))
+    fewer = any(others.get(name, 0) < own.get(name, 0) for name in _AMOUNTS.get(part, ()))
+    named, others_named = own.get("methods"), others.get("methods")
+    return not fewer and (others_named is None or (named is not None and set(named) <= set(others_named)))
 
 
 def full(results: Sequence[Mapping[str, Any]], drawn: Sequence[Drawn] = (), folder: Path = ROOT / "docs") -> str:
@@ -141,8 +153,10 @@ def _picture(drawn: Drawn, folder: Path) -> str:
 
 def summary(results: Sequence[Mapping[str, Any]], drawn: Sequence[Drawn] = (), folder: Path = ROOT) -> str:
     """Return the main figures and the headline tables, without their details and notes."""
-    blocks = [_picture(one, folder) for one in drawn if one.main]
-    for machine, own in _by_machine(results).items():
+    shown = newest(results, anywhere=True)
+    owners = {figures.owner(values, part) for values in shown for part in values["parts"]}
+    blocks = [_picture(one, folder) for one in drawn if one.main and one.owner in owners]
+    for machine, own in _by_machine(shown).items():
         headlines = _joined(found for values in own for found in _headlines(values))
         if headlines:
             blocks.append(f"**{machine}.** {_dates(own)} {_peers(own)}")
@@ -173,7 +187,11 @@ def _joined(headlines: Iterable[tuple[Table, str]]) -> list[tuple[Table, str]]:
 def _headlines(values: Mapping[str, Any]) -> list[tuple[Table, str]]:
     """Return the tables that README shows, each with the program that makes it."""
     tables = [(part, Table.from_json(table)) for part, found in values["parts"].items() for table in found]
-    return [(table, f"benchmarks/{values['benchmark']}.py {part}") for part, table in tables if table.headline]
+    return [
+        (table, f"benchmarks/{values['benchmark']}.py {part}")
+        for part, table in tables
+        if table.headline and (part in _IN_README or values["benchmark"] == "gpu")
+    ]
 
 
 def _by_machine(results: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

@@ -208,7 +208,8 @@ def test_report_writes_both_documents(quick_result, documents):
         assert readme.count("| mmad-bank k_center_greedy |") == 1
     for part, tables in result["parts"].items():
         assert all(f"### {table['title']}\n" in everything for table in tables)
-        shown = [table for table in tables if table["headline"]]
+        in_readme = part in ("selection", "search")
+        shown = [table for table in tables if table["headline"] and in_readme]
         assert readme.count(f"(`benchmarks/engine.py {part}`)") == len(shown)
         for table in shown:
             assert f"*{table['title']}*" in readme
@@ -220,7 +221,9 @@ def test_readme_leaves_out_details_and_rows_without_a_value(module):
     values = common.result("engine", {"quick": False}, 1, {})
     columns = [common.Column("a", "A"), common.Column("b", "B", ".1f"), common.Column("c", "C", detail=True)]
     table = common.Table("A table", columns, [{"a": "x", "b": 1.0, "c": "y"}, {"a": "absent", "c": "z"}], headline=True)
-    common.add_part(values, "part", [table])
+    common.add_part(values, "search", [table])
+    common.add_part(values, "load", [table])
+    assert module("report").summary([values]).count("*A table*") == 1
     assert "| A | B |\n| --- | ---: |\n| x | 1.0 |\n\n" in module("report").summary([values])
 
 
@@ -447,6 +450,36 @@ def test_report_keeps_results_of_other_methods(module):
     assert kept(0, 1, 2) == [0, 2]
     assert kept(0, 1, 2, 3) == [3]
     assert kept(3, 4) == [3, 4]
+
+
+def test_report_keeps_results_of_more_data_sets(module):
+    common = {"benchmark": "methods", "machine": {"cpu": "A", "threads": 2, "isa": "avx2"}}
+
+    def kept(*seeds):
+        settings = [{"methods": None, "seeds": n, "categories": 5} for n in seeds]
+        results = [
+            common | {"date": str(i), "parts": {"accuracy": i}, "settings": one} for i, one in enumerate(settings)
+        ]
+        return [values["parts"]["accuracy"] for values in module("report").newest(results)]
+
+    assert kept(3, 1) == [0, 1]
+    assert kept(1, 3) == [1]
+    assert kept(3, 3) == [1]
+
+
+def test_readme_shows_the_newest_of_all_machines(module):
+    common = module("common")
+    runs = []
+    for day, cpu in ((2, "A"), (1, "B")):
+        values = common.result("engine", {"quick": False}, 1, {}) | {"date": f"2026-01-0{day}T00:00:00+00:00"}
+        values["machine"]["cpu"] = f"CPU {cpu}"
+        columns = [common.Column("name", "search"), common.Column("ms", "ms")]
+        common.add_part(values, "search", [common.Table("Search", columns, [{"name": cpu, "ms": day}], headline=True)])
+        runs.append(values)
+    report = module("report")
+    assert "CPU A" in report.summary(runs)
+    assert "CPU B" not in report.summary(runs)
+    assert all(f"CPU {cpu}" in report.full(runs) for cpu in "AB")
 
 
 def test_report_keeps_devices_apart(module):

@@ -10,6 +10,7 @@ import argparse
 import copy
 import statistics
 import sys
+import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -17,12 +18,15 @@ from typing import Any
 
 import torch
 from common import Column, Table, chosen, working_folder
+from safetensors.torch import save_file
 
+from mmad_bank._files import replacing
 from mmad_bank.data import Preprocessing, open_dataset, prepare, write_synthetic
 from mmad_bank.data.synthetic import CATEGORIES, DEFECTS
 from mmad_bank.embedded import embedded_arguments
 from mmad_bank.evaluation import FUSED, evaluate
 from mmad_bank.methods import Method, method_class
+from mmad_bank.methods.mdss import MDSS
 
 CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "PatchCore": ("patchcore", {}),
@@ -67,6 +71,8 @@ def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Tabl
         tasks = [(root, arguments.quick, seed, category, names) for seed in seeds for category in categories]
         for seed in seeds:
             _synthesise(root, seed, arguments.quick)
+        if any(CONTESTANTS[name][0] == MDSS.name for name in names):
+            list(pool.map(_distil, [(root, arguments.quick, seed, categories) for seed in seeds]))
         rows = [row for rows in pool.map(_measure, tasks) for row in rows]
     title = f"{len(categories)} synthetic categories × {len(seeds)} seeds, embedded extractors"
     return [_means(title, rows), _kinds(title, rows), _by_category(title, rows)]
@@ -85,6 +91,25 @@ def _prepared(root: Path, seed: int, category: str, recipe: str) -> Path:
     return target
 
 
+def _distil(task: tuple[Path, bool, int, tuple[str, ...]]) -> None:
+    """Distil MDSS's teacher on the training images of all categories of a data set: one serves them all."""
+    root, quick, seed, categories = task
+    path = _teacher_of(root, seed)
+    if path.exists():
+        return
+    torch.set_num_threads(1)
+    model = MDSS(**{**embedded_arguments(MDSS), **(_few_steps(MDSS) if quick else {}), "seed": seed})
+    data = [open_dataset(_prepared(root, seed, one, model.recipe_of_data), one, "train") for one in categories]
+    images = torch.stack([model.prepare(sample).rgb for split in data for sample in split])
+    with replacing(path) as partial:
+        save_file(model.distil(images).state_dict(), partial)
+    print(f"  seed {seed}: teacher distilled", file=sys.stderr, flush=True)
+
+
+def _teacher_of(root: Path, seed: int) -> Path:
+    return root / f"seed-{seed}-teacher.safetensors"
+
+
 def _measure(task: tuple[Path, bool, int, str, list[str]]) -> list[dict[str, Any]]:
     """Fit and evaluate all contestants on one category."""
     root, quick, seed, category, names = task
@@ -97,9 +122,15 @@ def _measure(task: tuple[Path, bool, int, str, list[str]]) -> list[dict[str, Any
         data = _prepared(root, seed, category, cls.recipe_of_data)
         train, validation, test = (open_dataset(data, category, split) for split in ("train", "validation", "test"))
         model = _alike(fitted, method, changes)
+        seconds = 0.0
         if model is None:
-            model = cls(**{**embedded_arguments(cls), **(_few_steps(cls) if quick else {}), **changes, "seed": seed})
+            own = embedded_arguments(cls) | (_few_steps(cls) if quick else {}) | changes
+            if cls is MDSS:
+                own["teacher"] = str(_teacher_of(root, seed))
+            model = cls(**own, seed=seed)
+            begin = time.perf_counter()
             model.fit(train, validation=validation)
+            seconds = time.perf_counter() - begin
             fitted[name] = model
         evaluation = evaluate(model, test, limits=LIMITS)
         for part, metrics in evaluation.metrics.items():
@@ -108,9 +139,11 @@ def _measure(task: tuple[Path, bool, int, str, list[str]]) -> list[dict[str, Any
                 "method": name, "result": part, "category": category, "seed": seed, "images": len(evaluation.scores),
                 "image_auroc": metrics.image_auroc, "pixel_auroc": metrics.pixel_auroc, "aupro": metrics.aupro[0.3],
                 "aupro_1": metrics.aupro[0.01], "kinds": kinds, "seconds_per_image": evaluation.seconds,
+                "fit_seconds": seconds,
             })  # fmt: skip
-        own = evaluation.metrics[FUSED].image_auroc
-        print(f"  seed {seed}, {category}, {name}: I-AUROC {own:.3f}", file=sys.stderr, flush=True)
+        result = evaluation.metrics[FUSED].image_auroc
+        line = f"  seed {seed}, {category}, {name}: I-AUROC {result:.3f}, fit {seconds:.0f} s"
+        print(line, file=sys.stderr, flush=True)
     return rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -31,7 +32,7 @@ from mmad_bank.memoryless.signed_distance import (
     cut_patches,
     train_signed_distance,
 )
-from mmad_bank.memoryless.student_teacher import ImageFolder, train_student, train_teacher
+from mmad_bank.memoryless.student_teacher import ImageFolder, Images, train_student, train_teacher
 from mmad_bank.methods.base import Method, Part, Prediction, Samples
 
 BRANCHES = ("rgb", "xyz")
@@ -104,8 +105,9 @@ class MDSS(Method):
     embedded: ClassVar[Mapping[str, Any]] = {
         # PDN sees 33 pixels, so that it can learn the extractor's early stages only.
         "rgb_layers": (1, 2), "channels": 64, "pdn_width": 8, "teacher_steps": 300, "teacher_batch": 4,
-        "teacher_lr": 2e-3, "student_steps": 400, "coverage": (5.0, 5.0), "sdf_steps": 500, "sdf_batch": 12,
-        "sdf_queries": 60, "sdf_lr": 1e-3, "sdf_width": 96,
+        "teacher_lr": 2e-3, "student_steps": 400, "coverage": (5.0, 5.0), "sdf_steps": 600, "sdf_batch": 12,
+        # After so short a training a single patch's distance is noisy: their mean tells more than the smallest.
+        "sdf_queries": 60, "sdf_lr": 1e-3, "sdf_width": 96, "aggregation": "mean",
     }  # fmt: skip
     recipe_of_data: ClassVar[str] = "mdss"
 
@@ -191,21 +193,42 @@ class MDSS(Method):
             held_out = validation if validation is not None and len(validation) else dataset
             self.alignment_ = self._align(held_out, stages)
 
-    def _make_teacher(self, data: _TrainingData, stages: Stages) -> PDN:
-        if self.teacher != DISTIL:
-            network = PDN(self.channels or CHANNELS, width=self.pdn_width).load_checkpoint(self.teacher)
-            return network.requires_grad_(False).to(self.device)
+    def distil(self, images: Images, *, resume: str | os.PathLike[str] | None = None, progress: bool = False) -> PDN:
+        """Distil a teacher with the arguments of this method; saved, one teacher serves all categories.
+
+        Args:
+            images: Any images, see :func:`mmad_bank.memoryless.student_teacher.train_teacher`.
+            resume: File of the training's state.
+            progress: Show a bar on a terminal.
+
+        Returns:
+            The teacher. A file of its ``state_dict()`` (safetensors or torch) is what the argument ``teacher`` takes.
+
+        Raises:
+            InputError: An argument is out of range, or an image does not fit.
+
+        Example:
+            >>> method = MDSS(rgb_weights="random", image_size=64, pdn_width=4, teacher_steps=1, teacher_batch=1)
+            >>> method.distil(torch.rand(2, 3, 64, 64)).width
+            4
+        """
         with seeded(self.seed):  # for random weights
             extractor = make_rgb_extractor(
                 self.rgb, self.rgb_weights, layers=self.rgb_layers, grid=PDN.grid(self.image_size),
                 image_size=self.image_size, precision=self.precision,
             ).to(self.device)  # fmt: skip
-        images = data.images if self.teacher_images is None else ImageFolder(self.teacher_images, self.image_size)
         return train_teacher(
             extractor, images, channels=self.channels, width=self.pdn_width, steps=self.teacher_steps,
-            batch=self.teacher_batch, lr=self.teacher_lr, seed=self.seed, resume=stages.state("teacher.pt"),
-            device=self.device, progress=stages.progress,
+            batch=self.teacher_batch, lr=self.teacher_lr, seed=self.seed, resume=resume, device=self.device,
+            progress=progress,
         )  # fmt: skip
+
+    def _make_teacher(self, data: _TrainingData, stages: Stages) -> PDN:
+        if self.teacher != DISTIL:
+            network = PDN(self.channels or CHANNELS, width=self.pdn_width).load_checkpoint(self.teacher)
+            return network.requires_grad_(False).to(self.device)
+        images = data.images if self.teacher_images is None else ImageFolder(self.teacher_images, self.image_size)
+        return self.distil(images, resume=stages.state("teacher.pt"), progress=stages.progress)
 
     def _align(self, samples: Samples, stages: Stages) -> ScoreAlignment:
         """Measure both branches' maps of normal samples (section 3.3)."""
