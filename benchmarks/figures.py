@@ -163,9 +163,12 @@ def _plans(values: Result, part: str, accuracies: Accuracies) -> Iterator[Plan]:
 
 
 def read_accuracies(results: Sequence[Result]) -> dict[tuple[str, str], Accuracy]:
-    """Return the accuracies by method and result, of all results that have the part "accuracy"."""
+    """Return the accuracies by method and result, of all results that have the part "accuracy".
+
+    Of a method that several have, the one over the most data sets counts, and of these the newest.
+    """
     found = {}
-    for values in results:
+    for values in sorted(results, key=lambda one: (one.get("settings", {}).get("seeds", 0), one["date"])):
         for table in values["parts"].get("accuracy", [])[:1]:
             for row in table["rows"]:
                 known = {key: _mean_and_spread(row[key]) for key in ACCURACIES if row.get(key)}

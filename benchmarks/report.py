@@ -153,7 +153,7 @@ def _picture(drawn: Drawn, folder: Path) -> str:
 
 def summary(results: Sequence[Mapping[str, Any]], drawn: Sequence[Drawn] = (), folder: Path = ROOT) -> str:
     """Return the main figures and the headline tables, without their details and notes."""
-    shown = newest(results, anywhere=True)
+    shown = _of_most_data_sets(newest(results, anywhere=True))
     owners = {figures.owner(values, part) for values in shown for part in values["parts"]}
     blocks = [_picture(one, folder) for one in drawn if one.main and one.owner in owners]
     for machine, own in _by_machine(shown).items():
@@ -164,13 +164,35 @@ def summary(results: Sequence[Mapping[str, Any]], drawn: Sequence[Drawn] = (), f
             columns = [column for column in table.columns if not column.detail and column.key != "result"]
             rows = [row for row in table.rows if row.get("result", FUSED) == FUSED]
             rows = [row for row in rows if any(row.get(column.key) is not None for column in columns[1:])]
-            blocks.append(f"*{table.title}* (`{program}`)\n\n{_grid(columns, rows)}")
+            if rows:
+                blocks.append(f"*{table.title}* (`{program}`)\n\n{_grid(columns, rows)}")
     blocks.append(
         "× X: how many times longer than X a row took, the median of the ratios within each round. All tables, figures"
         " and commands are in [docs/benchmarks.md](docs/benchmarks.md), what is measured and how in"
         " [benchmarks](benchmarks/README.md)."
     )
     return "\n\n".join(blocks)
+
+
+def _of_most_data_sets(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Leave out of the accuracy tables the methods that another result has over more data sets."""
+    most: dict[str, int] = {}
+    for values in results:
+        for table in values["parts"].get("accuracy", ()):
+            for row in table["rows"]:
+                most[row["method"]] = max(most.get(row["method"], 0), values["settings"].get("seeds", 0))
+
+    def kept(values: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
+        seeds = values["settings"].get("seeds", 0)
+        return {**table, "rows": [row for row in table["rows"] if most[row["method"]] == seeds]}
+
+    return [
+        {**values, "parts": {
+            part: [kept(values, table) for table in tables] if part == "accuracy" else tables
+            for part, tables in values["parts"].items()
+        }}
+        for values in results
+    ]  # fmt: skip
 
 
 def _joined(headlines: Iterable[tuple[Table, str]]) -> list[tuple[Table, str]]:

@@ -467,6 +467,24 @@ def test_report_keeps_results_of_more_data_sets(module):
     assert kept(3, 3) == [1]
 
 
+def test_readme_shows_a_method_over_the_most_data_sets(module):
+    common = module("common")
+    columns = [common.Column("method", "method"), common.Column("image_auroc", "I-AUROC")]
+    runs = []
+    for seeds, values in ((3, {"CFM": "0.5"}), (1, {"CFM": "0.6", "BTF": "0.7"})):
+        run = common.result("methods", {"quick": False, "methods": None, "seeds": seeds, "categories": 5}, 1, {})
+        run["date"] = f"2026-01-0{4 - seeds}T00:00:00+00:00"  # the smaller one is newer
+        rows = [{"method": method, "image_auroc": value, "result": "fused"} for method, value in values.items()]
+        common.add_part(run, "accuracy", [common.Table(f"Over {seeds}", columns, rows, headline=True)])
+        runs.append(run)
+    report = module("report")
+    text = report.summary(report.newest(runs))
+    assert "*Over 3* (`benchmarks/methods.py accuracy`)\n\n| method | I-AUROC |\n| --- | --- |\n| CFM | 0.5 |\n" in text
+    assert "*Over 1* (`benchmarks/methods.py accuracy`)\n\n| method | I-AUROC |\n| --- | --- |\n| BTF | 0.7 |\n" in text
+    known = module("figures").read_accuracies(runs)
+    assert {method: own.values["image_auroc"][0] for (method, _), own in known.items()} == {"CFM": 0.5, "BTF": 0.7}
+
+
 def test_readme_shows_the_newest_of_all_machines(module):
     common = module("common")
     runs = []
