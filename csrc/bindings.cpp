@@ -39,7 +39,7 @@ std::string format_name(mmad::Format format) {
 mmad::KnnIndex make_index(const FloatRows& bank, const std::string& precision, int threads) {
   const mmad::Isa isa = mmad::active_isa();
   const mmad::Format format = mmad::screening_format(precision, isa);
-  const bool coarse = precision == "auto";
+  const bool coarse = precision == "auto" || precision == "int8";
   py::gil_scoped_release release;
   return mmad::KnnIndex(view(bank), format, isa, coarse, threads);
 }

@@ -252,14 +252,14 @@ class Selection {
     TileResult result;
     const int n = static_cast<int>(std::min<std::int64_t>(screen_.tile_rows(), block->size() - r));
     if (!screen_.tile(block, r, n, centers_, panel, &result)) return;
-    for (int i = 0; i < n; ++i) {
+    for (int i = 0; i < result.count; ++i) {
       if (result.passed[i] == 0) continue;
-      const std::int64_t row = block->index(r + i);
+      const std::int64_t row = block->index(result.r[i]);
       for (std::uint32_t bits = result.passed[i]; bits != 0; bits &= bits - 1) {
         const std::int64_t center = panel * kPanelWidth + __builtin_ctz(bits);
         if (center < centers_.count()) meet(row, center);
       }
-      block->set_limit(r + i, squared_[row]);
+      block->set_limit(result.r[i], squared_[row]);
     }
   }
 

@@ -16,7 +16,9 @@ namespace {
 constexpr std::int64_t kQueryBlockBytes = 1 << 20;  // queries by turns with a panel: the bank is read seldom
 constexpr std::int64_t kCacheLine = 64;
 constexpr std::int64_t kTrialPanels = 64;
-constexpr double kWorthwhileLeftOver = 5.0;  // of at most kPairsWorthATile pairs a tile
+// The coarse level itself takes an eighth of the full level's time, and work left over costs a tenth more than at first;
+// but limits sink further after the trial.
+constexpr double kWorthwhileLeftOver = 0.8;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 struct Candidate {
@@ -168,14 +170,20 @@ struct KnnIndex::Prepared {
         const std::uint8_t* upto = std::min(next + share, columns.values.data() + columns.values.size());
         for (; next < upto; next += kCacheLine) __builtin_prefetch(next, 0, 2);
         const int n = static_cast<int>(std::min<std::int64_t>(level.tile_rows(), block->size() - r));
-        if (!level.tile(block, r, n, panels, p, &result)) continue;
-        for (int i = 0; i < n; ++i) {
-          if (result.passed[i] == 0) continue;
-          const float* lower = result.full ? result.lower + i * level.tile_columns() : nullptr;
-          take(queries, *block, r + i, p * kPanelWidth, result.passed[i], lower, &findings[r + i]);
-          block->set_limit(r + i, findings[r + i].limit());
-        }
+        if (level.tile(block, r, n, panels, p, &result)) take_tile(result, queries, block, p * kPanelWidth, findings);
       }
+      while (level.rest(block, panels, p, &result)) take_tile(result, queries, block, p * kPanelWidth, findings);
+    }
+  }
+
+  void take_tile(const TileResult& result, Matrix<const float> queries, RowBlock* block, std::int64_t first,
+                 Findings* findings) const {
+    for (int i = 0; i < result.count; ++i) {
+      if (result.passed[i] == 0) continue;
+      const std::int64_t r = result.r[i];
+      const float* lower = result.full ? result.lower + i * screen.tile_columns() : nullptr;
+      take(queries, *block, r, first, result.passed[i], lower, &findings[r]);
+      block->set_limit(r, findings[r].limit());
     }
   }
 

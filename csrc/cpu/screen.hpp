@@ -3,7 +3,8 @@
 // Two levels. The full level multiplies whole rows in a narrow format. The coarse level multiplies their projections on
 // a few leading directions V of the data: |V'(x - y)|^2 <= |V|^2 |x - y|^2 whatever the directions, so it can rule a
 // pair out for good, and on features of real networks, whose variance lies in few directions, it rules out nearly all.
-// What passes is computed from the original rows by the caller. The levels never change an answer.
+// What passes is computed from the original rows by the caller; columns of 8 bits, whose original rows may well be in a
+// file, are first multiplied on the full level. The levels never change an answer.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +35,6 @@ struct ScreenSpace {
 
   ScreenSpace(Matrix<const float> rows, Format packed_format, Isa isa, bool coarse);
   Format rows_format() const { return row_format(packed, isa >= Isa::amx); }
-  Format coarse_format() const { return packed == Format::fixed8 ? rows_format() : packed; }
   bool coarse() const { return subspace.dims > 0; }
 };
 
@@ -77,27 +77,35 @@ class RowBlock {
   std::int64_t size() const { return static_cast<std::int64_t>(list_.size()); }
   std::int64_t index(std::int64_t r) const { return list_[r]; }
   double limit(std::int64_t r) const { return limits_[r]; }
-  // Pairs a tile that the coarse level leaves to compute, since the last call.
+  // The share of the full level's work that the coarse level leaves to do, since the last call.
   double left_over();
 
  private:
   friend class Screen;
   std::uint8_t* value(std::int64_t r) { return values_.data() + r * first_.row_bytes(); }
 
+  struct Waiting {
+    std::int64_t r;
+    std::uint32_t passed;  // columns that the coarse level leaves
+  };
+
   const ScreenRows& rows_;
   const Rows& first_;
   const Level& level_;
   std::vector<std::uint8_t> values_, tile_;  // tile_: whole rows of the tile in hand, where a second level is needed
+  std::vector<Waiting> waiting_;             // rows that the coarse level leaves for the panels in hand
   std::vector<RowTerms> terms_;
   std::vector<double> limits_;
-  std::int64_t tiles_ = 0, left_over_ = 0;  // tiles screened coarsely, and the pairs that were left to compute
+  double tiles_ = 0.0, left_over_ = 0.0;  // tiles screened coarsely, and what was left of them, in tiles
   std::vector<std::int64_t> list_;
 };
 
-// What a tile's screening found: bit j of passed[i] is set where row i and column j may be within the row's limit. Where
-// the whole rows were multiplied, lower[] holds the lower bounds of those pairs (TileKernel::screen).
+// What a tile's screening found: bit j of passed[i] is set where row r[i] of the block and column j may be within the
+// row's limit. Where the whole rows were multiplied, lower[] holds the lower bounds of those pairs (TileKernel::screen).
 struct TileResult {
   bool full = false;
+  int count = 0;
+  std::int64_t r[kMaxTileRows];
   std::uint32_t passed[kMaxTileRows];
   alignas(64) float lower[kMaxTileRows * kMaxTileColumns];
 };
@@ -111,9 +119,11 @@ class Screen {
   Screen(const ScreenSpace& space, std::int64_t dim, bool use_coarse = true);
 
   // Screens `n` rows of the block from `r` on, at most tile_rows(), against the panels from `panel` on, panels() of
-  // them, and returns whether any pair passed. Columns beyond the panels' count may pass too.
+  // them, and returns whether any pair passed. Columns beyond the panels' count may pass too. With columns of 8 bits and
+  // a coarse level, pairs wait instead: after the panels' last tile, call rest() until it returns false.
   bool tile(RowBlock* block, std::int64_t r, int n, const ScreenPanels& panels, std::int64_t panel,
             TileResult* result) const;
+  bool rest(RowBlock* block, const ScreenPanels& panels, std::int64_t panel, TileResult* result) const;
   // The interval of row r's squared distance to a column, from a lower bound that the full level found.
   Interval interval(const RowBlock& block, std::int64_t r, const Panels& full, std::int64_t column, float lower) const;
 
@@ -128,11 +138,13 @@ class Screen {
   void end() const { full_.kernel.end(); }
 
  private:
-  bool tile_full(RowBlock* block, std::int64_t r, int n, const Panels& panels, std::int64_t panel,
-                 TileResult* result) const;
+  void gather(RowBlock* block, const TileResult& result) const;
+  bool tile_waiting(RowBlock* block, const Panels& panels, std::int64_t panel, TileResult* result) const;
+  bool tile_full(RowBlock* block, const Panels& panels, std::int64_t panel, TileResult* result) const;
 
   Level full_, coarse_;
   bool use_coarse_;
+  bool gathers_;  // the rows that the coarse level leaves, for the full level
 };
 
 ColumnTerms column_terms(const Panels& panels, std::int64_t column);

@@ -15,10 +15,22 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 ROWS, DIM = 4000, 256
 
 
+def draw(rows: int, rank: int, seed: int) -> torch.Tensor:
+    """White noise, or rows near a plane: with these the search has a coarse level."""
+    noise = torch.randn(rows, DIM, generator=torch.Generator().manual_seed(seed))
+    plane = torch.randn(DIM, rank, generator=torch.Generator().manual_seed(9))
+    return noise if rank == DIM else noise[:, :rank] @ plane.T + 0.1 * noise
+
+
+@pytest.fixture(params=[DIM, 20])
+def rank(request: pytest.FixtureRequest) -> int:
+    return request.param
+
+
 @pytest.fixture
-def saved(tmp_path: Path) -> Path:
+def saved(tmp_path: Path, rank: int) -> Path:
     path = tmp_path / "bank.safetensors"
-    MemoryBank(torch.randn(ROWS, DIM, generator=torch.Generator().manual_seed(0))).save(path)
+    MemoryBank(draw(ROWS, rank, seed=0)).save(path)
     return path
 
 
@@ -43,8 +55,8 @@ def test_the_first_search_leaves_little_of_a_mapped_bank_in_memory(saved: Path) 
     assert torch.equal(bank.vectors, before)
 
 
-def test_compact_banks_keep_nothing_between_searches_and_find_the_same(saved: Path) -> None:
-    queries = torch.randn(500, DIM, generator=torch.Generator().manual_seed(1))
+def test_compact_banks_keep_nothing_between_searches_and_find_the_same(saved: Path, rank: int) -> None:
+    queries = draw(500, rank, seed=1)
     held, found = {}, {}
     for precision in ("auto", "int8"):
         bank = MemoryBank.load(saved, precision=precision)

@@ -148,25 +148,30 @@ def rows_with_ties(count: int, dim: int) -> np.ndarray:
     return rows
 
 
-def check_knn(run: Any, isa: str, precision: str, *, coarse: int = 0) -> None:
-    bank = rows_with_ties(333, 77)
-    rng = np.random.default_rng(10)
-    queries = bank[rng.integers(0, len(bank), 45)] + rng.normal(scale=0.01, size=(45, 77)).astype(np.float32)
+def check_knn(run: Any, isa: str, precision: str) -> None:
+    search_and_compare(run, isa, precision, rows_with_ties(333, 77), coarse=0)
+
+
+def check_coarse_knn(run: Any, isa: str, precision: str) -> None:
+    """Wide rows near a plane: there the coarse level is used."""
+    basis = np.random.default_rng(8).normal(size=(8, 208))
+    search_and_compare(run, isa, precision, (rows_with_ties(333, 8) @ basis).astype(np.float32), coarse=1)
+
+
+def search_and_compare(run: Any, isa: str, precision: str, bank: np.ndarray, *, coarse: int) -> None:
+    rng, dim = np.random.default_rng(10), bank.shape[1]
+    queries = bank[rng.integers(0, len(bank), 45)] + rng.normal(scale=0.01, size=(45, dim)).astype(np.float32)
     queries[0] = bank[0]
     squared = np.square(queries[:, None].astype(np.float64) - bank[None].astype(np.float64)).sum(-1)
     order = np.argsort(squared, axis=1, kind="stable")[:, :5]
     distances, indices = np.full((45, 5), -1, np.float32), np.full((45, 5), -1, np.int64)
     search = Search(
-        ISAS.index(isa), precision.encode(), bank.ctypes.data, len(bank), queries.ctypes.data, 45, 77, 5, coarse,
+        ISAS.index(isa), precision.encode(), bank.ctypes.data, len(bank), queries.ctypes.data, 45, dim, 5, coarse,
         distances.ctypes.data, indices.ctypes.data,
     )  # fmt: skip
     run("knn", search)
     assert np.array_equal(indices, order), "indices differ"
     assert np.allclose(distances, np.sqrt(np.take_along_axis(squared, order, 1)), rtol=1e-6, atol=0), "distances differ"
-
-
-def check_coarse_knn(run: Any, isa: str, precision: str) -> None:
-    check_knn(run, isa, precision, coarse=1)
 
 
 def check_k_center(run: Any, isa: str, precision: str) -> None:

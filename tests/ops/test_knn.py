@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import mmad_bank as mb
+from mmad_bank import _core
 from mmad_bank.errors import InputError
 from mmad_bank.ops import reference
 from mmad_bank.ops._knn_torch import TorchIndex
@@ -20,6 +21,25 @@ def _low_rank(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
     """Rows near a 20-dimensional plane: the coarse level of the screen is used for these."""
     basis = rng.standard_normal((20, dim))
     return (rng.standard_normal((rows, 20)) @ basis + 0.05 * rng.standard_normal((rows, dim))).astype(np.float32)
+
+
+def _clustered(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Queries and a bank in clusters near a plane of which one direction dominates, with copies and zeros in both.
+
+    The bank is large enough for the coarse level's trial to end; far queries end it the other way.
+    """
+    basis = rng.standard_normal((20, 200)) * np.array([8.0] + [1.0] * 19)[:, None]
+    centers = rng.standard_normal((30, 20))
+
+    def draw(rows: int) -> np.ndarray:
+        near = centers[rng.integers(0, 30, rows)] + 0.1 * rng.standard_normal((rows, 20))
+        return (near @ basis + 0.02 * rng.standard_normal((rows, 200))).astype(np.float32)
+
+    bank = draw(2500)
+    bank[1100:1150] = bank[:50]
+    bank[[3, 1500, 2499]] = 0
+    queries = np.concatenate([draw(30), bank[:5], bank[1100:1105], np.zeros((2, 200), np.float32), 1e3 * draw(3)])
+    return queries, bank
 
 
 def _inputs() -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -56,6 +76,7 @@ def _inputs() -> dict[str, tuple[np.ndarray, np.ndarray]]:
         "zeros": (np.zeros((3, 8), np.float32), np.zeros((40, 8), np.float32)),
         "low rank": (low_rank[:40] + np.float32(0.01), low_rank[40:]),
         "low rank bank, far queries": (mixed, low_rank[30:]),
+        "clustered low rank": _clustered(rng),
         "odd width": (queries[:, :33].copy(), normal[:, :33].copy()),
         "one column": (queries[:, :1].copy(), normal[:, :1].copy()),
         "one row": (queries[:2], normal[:1]),
@@ -87,6 +108,43 @@ def test_real_features(texture_features: np.ndarray, precision: str) -> None:
         expected_distances, expected = reference.knn(queries, bank, k)
         assert torch.equal(indices, expected)
         torch.testing.assert_close(distances, expected_distances, rtol=3e-7, atol=0.0)
+
+
+@pytest.mark.parametrize("precision", ["auto", "int8"])
+def test_the_coarse_level_is_used_where_the_data_allow_it(precision: str) -> None:
+    used = {name: _core.KnnIndex(bank, precision, 1).coarse for name, (_, bank) in INPUTS.items()}
+    assert used["low rank"]
+    assert used["clustered low rank"]
+    assert not used["normal"]
+
+
+def test_original_rows_are_left_alone_where_8_bits_tell_them_apart() -> None:
+    """Rows that were overwritten by the query would be its neighbours at distance 0, if they were read."""
+    rng = np.random.default_rng(2)
+    rows = _low_rank(rng, 3000, 256)
+    queries, bank = rows[:1], rows[1:].copy()
+    expected_distances, expected = reference.knn(torch.from_numpy(queries), torch.from_numpy(bank), 9)
+    apart = np.linalg.norm(bank - queries, axis=1) > 1.25 * expected_distances.max().item()
+    assert apart.mean() > 0.9
+    read = {}
+    for precision in ("auto", "int8"):
+        vectors = bank.copy()
+        index = _core.KnnIndex(vectors, precision, 1)
+        assert index.coarse
+        vectors[apart] = queries
+        read[precision] = not np.array_equal(index.search(queries, 9, 1)[1], expected.numpy())
+    assert read == {"auto": True, "int8": False}
+
+
+@pytest.mark.parametrize("precision", ["auto", "int8"])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("name", ["low rank", "clustered low rank"])
+def test_threads_and_the_coarse_level(name: str, threads: int, precision: str) -> None:
+    queries, bank = INPUTS[name]
+    expected = reference.knn(torch.from_numpy(queries), torch.from_numpy(bank), 4)[1]
+    index = _core.KnnIndex(bank, precision, threads)
+    for count in (1, 2, 7, len(queries)):
+        assert np.array_equal(index.search(queries[:count], 4, threads)[1], expected[:count].numpy())
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -131,6 +189,13 @@ def test_resident_copy_is_half_or_a_quarter() -> None:
     assert sizes["float32"] == pytest.approx(1.0, abs=0.03)
     assert sizes["half"] == pytest.approx(0.5, abs=0.03)
     assert sizes["int8"] == pytest.approx(0.25, abs=0.03)
+
+
+def test_the_coarse_level_of_8_bit_rows_takes_little() -> None:
+    bank = _low_rank(np.random.default_rng(4), 8000, 1152)
+    index = _core.KnnIndex(bank, "int8", 1)
+    assert index.coarse
+    assert 0.27 < index.nbytes / bank.nbytes < 0.29
 
 
 def test_narrow_and_non_contiguous_queries() -> None:

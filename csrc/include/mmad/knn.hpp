@@ -18,7 +18,7 @@ Format screening_format(const std::string& precision, Isa isa);
 class KnnIndex {
  public:
   // Keeps a view of `bank` (the caller owns it) for the pairs that pass the screen, and a rounded, packed copy for the
-  // product; with `coarse` also the projections that rule most pairs out (a twentieth to a tenth more memory).
+  // product; with `coarse` also the projections that rule most pairs out (a twentieth to an eighth more memory).
   // Throws std::invalid_argument that names a row which is not finite.
   KnnIndex(Matrix<const float> bank, Format format, Isa isa, bool coarse, int threads);
   ~KnnIndex();
