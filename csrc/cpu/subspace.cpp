@@ -1,7 +1,8 @@
 // Leading directions of the rows by subspace iteration (Halko, Martinsson and Tropp 2011, alg. 4.4) on a sample.
 //
 // The directions need not be the principal axes, nor quite orthonormal: any directions give valid bounds, once divided by
-// `stretch`. They only have to keep most of the variance.
+// `stretch`. They only have to keep most of the variance, and to share it evenly: in 8 bits, a row's largest coordinate
+// sets the error of all (operand.hpp).
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -12,7 +13,7 @@
 namespace mmad {
 namespace {
 
-constexpr std::int64_t kDims = 64;
+constexpr std::int64_t kDims = 64;  // a power of two
 constexpr std::int64_t kSample = 512;
 constexpr int kIterations = 1;
 
@@ -83,6 +84,26 @@ double iterate(const Vectors& sample, std::int64_t taken, Vectors* vectors, std:
   return total > 0.0 ? kept / total : 0.0;
 }
 
+// The Hadamard transform of kDims vectors, orthonormal: their span stays, and each gets the same share of them all.
+// Where some are zero they would not be orthonormal any more, and `stretch` would be large.
+void share_evenly(Vectors* vectors, std::int64_t dim) {
+  for (std::int64_t v = 0; v < kDims; ++v) {
+    if (dot(&(*vectors)[v * dim], &(*vectors)[v * dim], dim) == 0.0f) return;
+  }
+  const float half = std::sqrt(0.5f);
+  for (std::int64_t step = 1; step < kDims; step *= 2) {
+    for (std::int64_t v = 0; v < kDims; ++v) {
+      if ((v & step) != 0) continue;
+      float *a = &(*vectors)[v * dim], *b = a + step * dim;
+      for (std::int64_t i = 0; i < dim; ++i) {
+        const float sum = a[i] + b[i], difference = a[i] - b[i];
+        a[i] = half * sum;
+        b[i] = half * difference;
+      }
+    }
+  }
+}
+
 // |V'V - I| in the Frobenius norm bounds how far |V|^2 exceeds 1.
 double stretch_of(const Vectors& vectors, std::int64_t dims, std::int64_t dim) {
   double off = 0.0;
@@ -111,6 +132,7 @@ Subspace leading_subspace(Matrix<const float> rows, const float* center) {
     iterate(sample, taken, &vectors, dims, rows.cols);
     orthonormalise(&vectors, dims, rows.cols);
   }
+  if (dims == kDims) share_evenly(&vectors, rows.cols);
   Vectors last = vectors;
   out.energy = iterate(sample, taken, &last, dims, rows.cols);
   out.stretch = stretch_of(vectors, dims, rows.cols);
