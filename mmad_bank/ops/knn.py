@@ -24,8 +24,9 @@ class SearchIndex:
         vectors: (M, D) float tensor or array; kept by reference (a memory-mapped array stays on disk) and read only
             for the few candidates that the low-precision product cannot tell apart.
         precision: ``"float32"``, ``"half"`` (16 bits a value), ``"int8"`` or ``"auto"``: the units'
-            own 16-bit format (float32 where there is none), with a coarse level in front where the data allow it. The
-            answers are the same for all of them; memory and speed differ.
+            own 16-bit format (float32 where there is none). On the CPU, ``"auto"`` and ``"int8"`` have a coarse level
+            in front where the data allow it, for a tenth more memory. The answers are the same for all of them; memory
+            and speed differ.
         device: where to search; default: where the vectors are. With vectors in host memory and a CUDA device, the
             device holds the 16-bit or int8 copy alone, a half or a quarter of the vectors' size, and fetches the few
             vectors that it needs in full from the host's memory, which is page-locked for that (in place, where the
