@@ -44,6 +44,9 @@ struct ScreenRows {
   ScreenRows(Matrix<const float> rows, const ScreenSpace& space, int threads);
 };
 
+// Both levels have one format. A coarse level of 16 bits for a bank of 8 would take 14 % of its size at 1152 dimensions
+// (20 % at 768) instead of 9 % (12 %), and was measured to be as fast on a convolutional network's features, and up to
+// 1.7 times as fast where one direction dominates all others.
 struct ScreenPanels {
   Panels full, coarse;
 
