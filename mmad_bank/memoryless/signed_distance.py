@@ -115,18 +115,12 @@ class PointEncoder(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """Encode patches."""
-        x = self._shared(patches) if self.training else self._shared_folded(patches)
+        x = self._largest_in_training(patches) if self.training else self._largest(patches)
         x = F.relu(self.bn4(self.fc1(x)))
         return F.relu(self.bn5(self.fc2(x)))
 
-    def _shared(self, patches: Tensor) -> Tensor:
-        x = patches.transpose(1, 2)
-        for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
-            x = F.relu(norm(conv(x)))
-        return x.amax(2)
-
-    def _shared_folded(self, patches: Tensor) -> Tensor:
-        """Do the same with fixed statistics, which are a part of the weights then.
+    def _largest(self, patches: Tensor) -> Tensor:
+        """Return the maxima (B, 1024) over the points, with fixed statistics, which are a part of the weights then.
 
         Adding a bias and cutting off below zero are monotone, so in the widest layer they come after the maximum: its
         1024 values a point are passed over once instead of four times.
@@ -136,6 +130,43 @@ class PointEncoder(nn.Module):
             x = F.relu(F.linear(x, *_folded(conv, norm)))
         weight, bias = _folded(self.conv3, self.bn3)
         return F.relu(F.linear(x, weight).amax(1) + bias)
+
+    def _largest_in_training(self, patches: Tensor) -> Tensor:
+        """Return the same with the batch's statistics, without the widest layer's gradient at every point.
+
+        That layer is linear. So mean and variance of its outputs W x are W μ and the diagonal of W Σ Wᵀ, with μ and Σ
+        of its 128 inputs; and the norm being monotone in each output, which point is the largest is known before it.
+        Only those points need a gradient.
+        """
+        x = patches.transpose(1, 2)
+        for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2)):
+            x = F.relu(norm(conv(x)))
+        x = x.transpose(1, 2).contiguous()
+        weight, bias, norm = self.conv3.weight[..., 0], self.conv3.bias, self.bn3
+        assert bias is not None
+        with torch.no_grad():  # a negative scale of the norm turns the order round
+            signed = weight * torch.where(norm.weight < 0, -1.0, 1.0)[:, None]
+            places = F.linear(x, signed).argmax(1)
+        largest = torch.einsum("bcd,cd->bc", x[torch.arange(len(x))[:, None], places], weight) + bias
+        rows = x.flatten(0, 1)
+        mean = rows.mean(0)
+        centred = rows - mean
+        means = weight @ mean + bias
+        variances = ((weight @ (centred.T @ centred / len(rows))) * weight).sum(1)
+        _update_statistics(norm, means, variances, len(rows))
+        return F.relu((largest - means) * (variances + norm.eps).rsqrt() * norm.weight + norm.bias)
+
+
+@torch.no_grad()
+def _update_statistics(norm: nn.BatchNorm1d, means: Tensor, variances: Tensor, n: int) -> None:
+    """Let a batch norm's running statistics follow a batch of n rows, as PyTorch's own does."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.momentum is not None
+    assert norm.num_batches_tracked is not None
+    norm.running_mean.lerp_(means, norm.momentum)
+    norm.running_var.lerp_(variances * (n / (n - 1)), norm.momentum)
+    norm.num_batches_tracked += 1
 
 
 def _folded(conv: nn.Conv1d, norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:

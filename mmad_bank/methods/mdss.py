@@ -105,7 +105,7 @@ class MDSS(Method):
     embedded: ClassVar[Mapping[str, Any]] = {
         # PDN sees 33 pixels, so that it can learn the extractor's early stages only.
         "rgb_layers": (1, 2), "channels": 64, "pdn_width": 8, "teacher_steps": 300, "teacher_batch": 4,
-        "teacher_lr": 2e-3, "student_steps": 400, "coverage": (5.0, 5.0), "sdf_steps": 600, "sdf_batch": 12,
+        "teacher_lr": 2e-3, "student_steps": 400, "coverage": (5.0, 5.0), "sdf_steps": 1200, "sdf_batch": 12,
         # After so short a training a single patch's distance is noisy: their mean tells more than the smallest.
         "sdf_queries": 60, "sdf_lr": 1e-3, "sdf_width": 96, "aggregation": "mean",
     }  # fmt: skip

@@ -12,6 +12,7 @@ import torch
 from mmad_bank._training import generator_at
 from mmad_bank.errors import FormatError, InputError, MmadBankError
 from mmad_bank.memoryless.signed_distance import (
+    PointEncoder,
     SignedDistance,
     cut_patches,
     draw_queries,
@@ -132,6 +133,31 @@ def test_distances_and_pulls_are_numpys(trained) -> None:
         expected = q - distance[:, None] * gradient / np.linalg.norm(gradient, axis=1, keepdims=True)
         close = np.isclose(pulled[b], expected, atol=1e-3).all(axis=1)
         assert close.mean() > 0.95  # a step may cross one of the function's creases
+
+
+def test_the_encoders_training_is_that_of_pytorchs_layers() -> None:
+    torch.manual_seed(3)
+    encoder, patches, weights = PointEncoder().train(), torch.rand(5, 40, 3), torch.randn(5, 128)
+    with torch.no_grad():
+        for norm in (encoder.bn3, encoder.bn4):  # of either sign
+            norm.weight.normal_()
+            norm.bias.normal_()
+    plain = deepcopy(encoder)
+    x = patches.transpose(1, 2)
+    for conv, norm in ((plain.conv1, plain.bn1), (plain.conv2, plain.bn2), (plain.conv3, plain.bn3)):
+        x = torch.relu(norm(conv(x)))
+    x = torch.relu(plain.bn4(plain.fc1(x.amax(2))))
+    expected = torch.relu(plain.bn5(plain.fc2(x)))
+    codes = encoder(patches)
+    torch.testing.assert_close(codes, expected, rtol=1e-4, atol=1e-4)
+    for one in (codes, expected):
+        (one * weights).sum().backward()
+    for (name, own), other in zip(encoder.named_parameters(), plain.parameters(), strict=True):
+        if name in ("conv1.bias", "conv2.bias", "conv3.bias", "fc1.bias", "fc2.bias"):
+            continue  # a norm follows, which takes them away: their gradients are rounding errors of zero, or none
+        torch.testing.assert_close(own.grad, other.grad, rtol=1e-3, atol=1e-3 * float(other.grad.abs().max()))
+    for (name, own), other in zip(encoder.named_buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_the_loss_is_the_mean_unsquared_distance_and_reaches_all_weights(trained) -> None:

@@ -35,8 +35,8 @@ def test_search_equals_brute_force(bank: torch.Tensor, data: st.DataObject) -> N
     queries = torch.cat([bank[: len(bank) // 3 + 1] * 1.5, bank.flip(0)[:3]])
     expected_distances, expected = reference.knn(queries, bank, k)
     distances, indices = mb.ops.knn(queries, bank, k, precision=precision)
-    # Rows at the same distance can be so with different values: which is nearer in float64 is then up to the order of the
-    # additions, and either answer is right. Copies of one row have the same sum in any order.
+    # Different rows can be at the same distance: which is nearer in float64 is then up to the order of the additions,
+    # and either answer is right. Copies of one row have the same sum in any order.
     near = [(bank[found].double() - queries[:, None].double()).square().sum(2) for found in (indices, expected)]
     apart = (near[0] - near[1]).abs() > (bank.shape[1] + 2) * 2.0**-52 * near[1]
     assert not bool(((indices != expected) & (apart | (bank[indices] == bank[expected]).all(2))).any())
