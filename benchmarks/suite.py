@@ -30,6 +30,7 @@ def main() -> None:
     arguments = _arguments()
     common = ["--rounds", str(arguments.rounds), "--threads", str(arguments.threads)]
     common += ["--quick"] if arguments.quick else []
+    common += [] if arguments.workdir is None else ["--workdir", str(arguments.workdir.resolve())]
     runs = [(name, _run(name, [*own, *common], arguments.json)) for name, own in PROGRAMS.items()]
     print_table(time_table(runs))
 
@@ -38,7 +39,10 @@ def _arguments() -> argparse.Namespace:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common(made)
     made.add_argument("--json", type=Path, metavar="DIR", help="folder for the result files")
+    made.add_argument("--workdir", type=Path, metavar="DIR", help="folder for data sets and fits, kept")
     arguments = parse(made)
+    if arguments.workdir is not None:
+        arguments.workdir.mkdir(parents=True, exist_ok=True)
     if arguments.json is not None and not arguments.json.is_dir():
         made.error(f"--json: expected a folder, found {arguments.json}")
     return arguments

@@ -604,11 +604,20 @@ def test_methods_are_fitted_and_measured_by_part_and_kind(tmp_path):
         pytest.importorskip(package)
     program = [sys.executable, str(BENCHMARKS / "methods.py"), "accuracy"]
     command = [*program, "--quick", "--workers", "1", "--threads", "1"]
-    run = subprocess.run(
-        [*command, "--methods", "PatchCore", "--json", str(tmp_path)], capture_output=True, text=True, check=False
-    )
+    kept, path = tmp_path / "kept", tmp_path / "result.json"
+    command += ["--workdir", str(kept), "--json", str(path)]
+    run = subprocess.run([*command, "--methods", "PatchCore"], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    result = json.loads(next(tmp_path.iterdir()).read_text(encoding="utf-8"))
+    assert "seed 0, bagel_ring, PatchCore: I-AUROC" in run.stderr
+    result = json.loads(path.read_text(encoding="utf-8"))
+    (measured,) = kept.glob("results/*/rows.json")
+    changed = measured.read_text().replace('"category": "bagel_ring"', '"category": "as kept"')
+    measured.write_text(changed)
+    again = subprocess.run([*command, "--methods", "PatchCore"], capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "PatchCore: I-AUROC" not in again.stderr
+    found = {row.get("category") for row in rows(json.loads(path.read_text()), "accuracy")}
+    assert found == {None, "as kept"}  # the means name none
     means, kinds, categories = (table["rows"] for table in result["parts"]["accuracy"])
     assert [row["method"] for row in means] == [row["method"] for row in kinds] == ["PatchCore"]
     assert 0 <= float(means[0]["image_auroc"]) <= 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import statistics
 import sys
 import time
@@ -21,6 +22,7 @@ from common import Column, Table, chosen, working_folder
 from safetensors.torch import save_file
 
 from mmad_bank._files import replacing
+from mmad_bank._stages import Stages
 from mmad_bank.data import Preprocessing, open_dataset, prepare, write_synthetic
 from mmad_bank.data.synthetic import CATEGORIES, DEFECTS
 from mmad_bank.embedded import embedded_arguments
@@ -111,39 +113,59 @@ def _teacher_of(root: Path, seed: int) -> Path:
 
 
 def _measure(task: tuple[Path, bool, int, str, list[str]]) -> list[dict[str, Any]]:
-    """Fit and evaluate all contestants on one category."""
+    """Fit and evaluate all contestants on one category; what an earlier run left in the folder is not done again."""
     root, quick, seed, category, names = task
     torch.set_num_threads(1)
-    rows = []
+    rows: list[dict[str, Any]] = []
     fitted: dict[str, Method] = {}
     for name in names:
-        method, changes = CONTESTANTS[name]
-        cls = method_class(method)
-        data = _prepared(root, seed, category, cls.recipe_of_data)
-        train, validation, test = (open_dataset(data, category, split) for split in ("train", "validation", "test"))
-        model = _alike(fitted, method, changes)
-        seconds = 0.0
-        if model is None:
-            own = embedded_arguments(cls) | (_few_steps(cls) if quick else {}) | changes
-            if cls is MDSS:
-                own["teacher"] = str(_teacher_of(root, seed))
-            model = cls(**own, seed=seed)
-            begin = time.perf_counter()
-            model.fit(train, validation=validation)
-            seconds = time.perf_counter() - begin
-            fitted[name] = model
-        evaluation = evaluate(model, test, limits=LIMITS)
-        for part, metrics in evaluation.metrics.items():
-            kinds = {kind: evaluation.kinds[kind][part].image_auroc for kind in DEFECTS if kind in evaluation.kinds}
-            rows.append({
-                "method": name, "result": part, "category": category, "seed": seed, "images": len(evaluation.scores),
-                "image_auroc": metrics.image_auroc, "pixel_auroc": metrics.pixel_auroc, "aupro": metrics.aupro[0.3],
-                "aupro_1": metrics.aupro[0.01], "kinds": kinds, "seconds_per_image": evaluation.seconds,
-                "fit_seconds": seconds,
-            })  # fmt: skip
-        result = evaluation.metrics[FUSED].image_auroc
-        line = f"  seed {seed}, {category}, {name}: I-AUROC {result:.3f}, fit {seconds:.0f} s"
-        print(line, file=sys.stderr, flush=True)
+        arguments = _arguments_of(name, root, seed, quick)
+        folder = root / "results" / f"seed-{seed}-{category}-{name.replace(', ', '-').replace(' ', '-')}"
+        stages = Stages(folder, json.loads(json.dumps(arguments)))
+
+        def make(path: Path, name: str = name, arguments: dict[str, Any] = arguments) -> None:
+            measured = _measure_one(name, arguments, root, category, fitted)
+            path.write_text(json.dumps(measured) + "\n")
+            seconds = measured[0]["fit_seconds"]
+            own = next(row["image_auroc"] for row in measured if row["result"] == FUSED)
+            line = f"  seed {seed}, {category}, {name}: I-AUROC {own:.3f}, fit {seconds:.0f} s"
+            print(line, file=sys.stderr, flush=True)
+
+        rows += json.loads(stages.run("rows.json", make).read_text())
+    return rows
+
+
+def _arguments_of(name: str, root: Path, seed: int, quick: bool) -> dict[str, Any]:
+    """Return the arguments of a contestant's constructor."""
+    method, changes = CONTESTANTS[name]
+    cls = method_class(method)
+    teacher = {"teacher": str(_teacher_of(root, seed))} if cls is MDSS else {}
+    return {**embedded_arguments(cls), **(_few_steps(cls) if quick else {}), **teacher, **changes, "seed": seed}
+
+
+def _measure_one(
+    name: str, arguments: dict[str, Any], root: Path, category: str, fitted: dict[str, Method]
+) -> list[dict[str, Any]]:
+    """Fit a contestant, or take a fitted one that differs in prediction only, and evaluate it: a row a result."""
+    method, changes = CONTESTANTS[name]
+    cls, seed = method_class(method), arguments["seed"]
+    data = _prepared(root, seed, category, cls.recipe_of_data)
+    train, validation, test = (open_dataset(data, category, split) for split in ("train", "validation", "test"))
+    begin = time.perf_counter()
+    model = _alike(fitted, method, changes)
+    if model is None:
+        model = fitted[name] = cls(**arguments).fit(train, validation=validation)
+    seconds = time.perf_counter() - begin
+    evaluation = evaluate(model, test, limits=LIMITS)
+    rows = []
+    for part, metrics in evaluation.metrics.items():
+        kinds = {kind: evaluation.kinds[kind][part].image_auroc for kind in DEFECTS if kind in evaluation.kinds}
+        rows.append({
+            "method": name, "result": part, "category": category, "seed": seed, "images": len(evaluation.scores),
+            "image_auroc": metrics.image_auroc, "pixel_auroc": metrics.pixel_auroc, "aupro": metrics.aupro[0.3],
+            "aupro_1": metrics.aupro[0.01], "kinds": kinds, "seconds_per_image": evaluation.seconds,
+            "fit_seconds": seconds,
+        })  # fmt: skip
     return rows
 
 
