@@ -185,15 +185,15 @@ def measure(
 ) -> list[Inference]:
     """Time the methods' predictions, alternating between them.
 
-    Every round scores one image with every method, every fourth one a batch of each size too. The first round warms up
-    and is not counted.
+    Every round scores one image with every method, every fourth one a batch of each size too. A round before them warms
+    up and is not counted.
     """
     results = {name: Inference(name, weights=_weights(method)) for name, method in methods.items()}
     sets = {size: samples_of(max(batches), size=size, seed=1) for size in {m.image_size for m in methods.values()}}
     stages: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
     totals: dict[tuple[str, int], list[float]] = {}
     for round_ in range(rounds + 1):
-        sizes = dict.fromkeys((1, *(batches if round_ == 0 or round_ % _BATCHES_EVERY == 1 else ())))
+        sizes = dict.fromkeys((1, *(batches if round_ % _BATCHES_EVERY == 1 else ())))
         for name, method in methods.items():
             samples = sets[method.image_size]
             for batch in sizes:

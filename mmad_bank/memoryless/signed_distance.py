@@ -146,9 +146,11 @@ class PointEncoder(nn.Module):
         assert bias is not None
         with torch.no_grad():  # a negative scale of the norm turns the order round
             signed = weight * torch.where(norm.weight < 0, -1.0, 1.0)[:, None]
-            places = F.linear(x, signed).argmax(1)
-        largest = torch.einsum("bcd,cd->bc", x[torch.arange(len(x))[:, None], places], weight) + bias
+            places = F.linear(x, signed).argmax(1) + x.shape[1] * torch.arange(len(x), device=x.device)[:, None]
         rows = x.flatten(0, 1)
+        # index_select adds its gradients in one order; an index in brackets would add them as threads come.
+        chosen = rows.index_select(0, places.flatten()).unflatten(0, places.shape)
+        largest = torch.einsum("bcd,cd->bc", chosen, weight) + bias
         mean = rows.mean(0)
         centred = rows - mean
         means = weight @ mean + bias
