@@ -153,12 +153,12 @@ def _picture(drawn: Drawn, folder: Path) -> str:
 
 def summary(results: Sequence[Mapping[str, Any]], drawn: Sequence[Drawn] = (), folder: Path = ROOT) -> str:
     """Return the main figures and the headline tables, without their details and notes."""
-    shown = _of_most_data_sets(newest(results, anywhere=True))
+    shown = _of_most_data(newest(results, anywhere=True))
     owners = {figures.owner(values, part) for values in shown for part in values["parts"]}
     blocks = [_picture(one, folder) for one in drawn if one.main and one.owner in owners]
     for machine, own in _by_machine(shown).items():
         headlines = _joined(found for values in own for found in _headlines(values))
-        if headlines:
+        if any(table.rows for table, _ in headlines):
             blocks.append(f"**{machine}.** {_dates(own)} {_peers(own)}")
         for table, program in headlines:
             columns = [column for column in table.columns if not column.detail and column.key != "result"]
@@ -174,25 +174,32 @@ def summary(results: Sequence[Mapping[str, Any]], drawn: Sequence[Drawn] = (), f
     return "\n\n".join(blocks)
 
 
-def _of_most_data_sets(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Leave out of the accuracy tables the methods that another result has over more data sets."""
+def _of_most_data(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Leave out methods' accuracy that another result has over more data sets, and inference with fewer images."""
     most: dict[str, int] = {}
     for values in results:
         for table in values["parts"].get("accuracy", ()):
             for row in table["rows"]:
-                most[row["method"]] = max(most.get(row["method"], 0), values["settings"].get("seeds", 0))
+                most[row["method"]] = max(most.get(row["method"], 0), _amount(values, "seeds"))
+    images = max((_amount(values, "images") for values in results if "inference" in values["parts"]), default=0)
 
-    def kept(values: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
-        seeds = values["settings"].get("seeds", 0)
-        return {**table, "rows": [row for row in table["rows"] if most[row["method"]] == seeds]}
+    def kept(values: Mapping[str, Any], part: str, table: Mapping[str, Any]) -> Mapping[str, Any]:
+        if part == "inference" and _amount(values, "images") < images:
+            return {**table, "rows": []}
+        if part != "accuracy":
+            return table
+        return {**table, "rows": [row for row in table["rows"] if most[row["method"]] == _amount(values, "seeds")]}
 
     return [
         {**values, "parts": {
-            part: [kept(values, table) for table in tables] if part == "accuracy" else tables
-            for part, tables in values["parts"].items()
+            part: [kept(values, part, table) for table in tables] for part, tables in values["parts"].items()
         }}
         for values in results
     ]  # fmt: skip
+
+
+def _amount(values: Mapping[str, Any], name: str) -> int:
+    return int(values["settings"].get(name) or 0)
 
 
 def _joined(headlines: Iterable[tuple[Table, str]]) -> list[tuple[Table, str]]:
