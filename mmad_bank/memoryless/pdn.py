@@ -186,8 +186,7 @@ def squared_difference(
         student: Another.
         images: (B, 3, S, S).
         mask: (B, h, w), the foreground on the grid. D is then computed in the rectangle around it alone, where it is
-            what it would be without a mask; elsewhere it is 0. A part that covers a quarter of its image takes half
-            the time.
+            what it would be without a mask; elsewhere it is 0.
 
     Returns:
         (B, C, h, w).
