@@ -404,11 +404,12 @@ def parser(description: str | None, parts: Sequence[str]) -> argparse.ArgumentPa
     return made
 
 
-def add_common(made: argparse.ArgumentParser) -> None:
+def add_common(made: argparse.ArgumentParser, *, rounds: int = 5) -> None:
     """Add the arguments that the suite takes as well."""
     cores = os.cpu_count() or 1
     made.add_argument("--quick", action="store_true", help="tiny sizes: does it run? The figures mean nothing")
-    made.add_argument("--rounds", type=int, default=5, help="timed rounds of the interleaved contestants; default: 5")
+    told = f"timed rounds of the interleaved contestants; default: {rounds}"
+    made.add_argument("--rounds", type=int, default=rounds, help=told)
     made.add_argument("--threads", type=int, default=cores, help="for all alike; default: all cores")
 
 

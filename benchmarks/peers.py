@@ -8,7 +8,7 @@ import math
 import sys
 import time
 import types
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +140,26 @@ def _prepared(build: Callable[[], Search]) -> Searcher | None:
     return Searcher(search, time.perf_counter() - begin)
 
 
+@dataclass
+class Graph:
+    """A graph index that vectors are added to: what adds, what searches, how many it holds, how long adding took."""
+
+    add: Callable[[np.ndarray], object]
+    search: Search
+    size: int = 0
+    build_s: float = 0.0
+
+    def grow(self, bank: np.ndarray) -> Searcher:
+        """Add what the index has not of a bank (M, D) whose first vectors it holds."""
+        begin = time.perf_counter()
+        self.add(bank[self.size :])
+        self.build_s += time.perf_counter() - begin
+        self.size = len(bank)
+        return Searcher(self.search, self.build_s)
+
+
 FLAT, HNSWLIB, USEARCH = "faiss IndexFlatL2", "hnswlib (approximate)", "usearch (approximate)"
+FAISS_GRAPH = "faiss HNSW"
 PROBES = (1, 8, 32)
 
 
@@ -150,17 +169,35 @@ def searchers(bank: np.ndarray, threads: int, names: Container[str] | None = Non
         FLAT: lambda: _faiss_flat(bank, threads),
         "torch.cdist + topk": lambda: _torch_cdist(bank),
         "scikit-learn brute": lambda: _sklearn_brute(bank, threads),
-        HNSWLIB: lambda: _hnswlib(bank, threads),
-        USEARCH: lambda: _usearch(bank, threads),
     }
-    return {name: _prepared(build) for name, build in builders.items() if names is None or name in names}
+    found = {name: _prepared(build) for name, build in builders.items() if names is None or name in names}
+    wanted = [name for name in (HNSWLIB, USEARCH) if names is None or name in names]
+    empty = graphs(bank.shape[1], len(bank), threads, wanted)
+    return {**found, **{name: graph and graph.grow(bank) for name, graph in empty.items()}}
 
 
-def faiss_indices(bank: np.ndarray, threads: int) -> dict[str, Searcher | None]:
-    """Prepare FAISS's approximate indices: an inverted file, with several numbers of probed lists, and a graph."""
+def inverted_files(bank: np.ndarray, threads: int) -> dict[str, Searcher | None]:
+    """Prepare FAISS's inverted file, with several numbers of probed lists."""
     inverted = _prepared(lambda: _faiss_ivf(bank, threads))
-    found = {f"faiss IVF, nprobe {probes}": inverted and _probing(inverted, probes) for probes in PROBES}
-    return {**found, "faiss HNSW": _prepared(lambda: _faiss_hnsw(bank, threads))}
+    return {f"faiss IVF, nprobe {probes}": inverted and _probing(inverted, probes) for probes in PROBES}
+
+
+def graphs(
+    dim: int, room: int, threads: int, names: Sequence[str] = (HNSWLIB, USEARCH, FAISS_GRAPH)
+) -> dict[str, Graph | None]:
+    """Make empty graph indices with room for so many vectors; None for one that is not installed."""
+    builders: dict[str, Callable[[], Graph]] = {
+        HNSWLIB: lambda: _hnswlib(dim, room, threads),
+        USEARCH: lambda: _usearch(dim, threads),
+        FAISS_GRAPH: lambda: _faiss_hnsw(dim, threads),
+    }
+    found: dict[str, Graph | None] = {}
+    for name in names:
+        try:
+            found[name] = builders[name]()
+        except ImportError:
+            found[name] = None
+    return found
 
 
 def _faiss_flat(bank: np.ndarray, threads: int) -> Search:
@@ -194,14 +231,13 @@ def _probing(inverted: Searcher, probes: int) -> Searcher:
     return Searcher(functools.partial(inverted.search, probes=probes), inverted.build_s)
 
 
-def _faiss_hnsw(bank: np.ndarray, threads: int) -> Search:
+def _faiss_hnsw(dim: int, threads: int) -> Graph:
     import faiss
 
     faiss.omp_set_num_threads(threads)
-    index = faiss.IndexHNSWFlat(bank.shape[1], 16)
+    index = faiss.IndexHNSWFlat(dim, 16)
     index.hnsw.efConstruction, index.hnsw.efSearch = 200, 64
-    index.add(bank)
-    return lambda queries, k: index.search(queries, k)[1]
+    return Graph(index.add, lambda queries, k: index.search(queries, k)[1])
 
 
 def _torch_cdist(bank: np.ndarray) -> Search:
@@ -223,20 +259,25 @@ def _sklearn_brute(bank: np.ndarray, threads: int) -> Search:
     return lambda queries, k: index.kneighbors(queries, k, return_distance=False)
 
 
-def _hnswlib(bank: np.ndarray, threads: int) -> Search:
+def _hnswlib(dim: int, room: int, threads: int) -> Graph:
     import hnswlib
 
-    index = hnswlib.Index(space="l2", dim=bank.shape[1])
-    index.init_index(max_elements=len(bank), M=16, ef_construction=200, random_seed=0)
+    index = hnswlib.Index(space="l2", dim=dim)
+    index.init_index(max_elements=room, M=16, ef_construction=200, random_seed=0)
     index.set_num_threads(threads)
-    index.add_items(bank)
     index.set_ef(64)
-    return lambda queries, k: index.knn_query(queries, k)[0].astype(np.int64)
+    return Graph(index.add_items, lambda queries, k: index.knn_query(queries, k)[0].astype(np.int64))
 
 
-def _usearch(bank: np.ndarray, threads: int) -> Search:
+def _usearch(dim: int, threads: int) -> Graph:
     from usearch.index import Index
 
-    index = Index(ndim=bank.shape[1], metric="l2sq", dtype="f32")
-    index.add(np.arange(len(bank)), bank, threads=threads)
-    return lambda queries, k: index.search(queries, k, threads=threads).keys.astype(np.int64).reshape(len(queries), k)
+    index = Index(ndim=dim, metric="l2sq", dtype="f32")
+
+    def add(rows: np.ndarray) -> None:
+        index.add(np.arange(len(index), len(index) + len(rows)), rows, threads=threads)
+
+    def search(queries: np.ndarray, k: int) -> np.ndarray:
+        return index.search(queries, k, threads=threads).keys.astype(np.int64).reshape(len(queries), k)
+
+    return Graph(add, search)

@@ -83,6 +83,11 @@ def _read(manifest: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def fingerprint_of(folder: Path) -> dict[str, Any]:
+    """Return what the results in a folder depend on; nothing if there are none."""
+    return dict(_read(folder / _MANIFEST).get("fingerprint", {}))
+
+
 def remove_stages(folder: Path) -> None:
     """Remove what a training left in a folder, and the folder if nothing else is in it."""
     if not (folder / _MANIFEST).is_file():

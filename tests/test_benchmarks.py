@@ -566,9 +566,22 @@ def test_missing_peers_are_none(module, monkeypatch):
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
     found = peers.searchers(np.zeros((4, 3), np.float32), 1)
     assert [name for name, searcher in found.items() if searcher is not None] == ["torch.cdist + topk"]
-    assert set(peers.faiss_indices(np.zeros((4, 3), np.float32), 1).values()) == {None}
+    assert set(peers.inverted_files(np.zeros((4, 3), np.float32), 1).values()) == {None}
+    assert peers.graphs(3, 4, 1) == {peers.HNSWLIB: None, peers.USEARCH: None, peers.FAISS_GRAPH: None}
     assert list(peers.searchers(np.zeros((4, 3), np.float32), 1, (peers.FLAT,))) == [peers.FLAT]
     assert peers.anomalib_k_center_greedy() is None
+
+
+def test_a_graph_takes_what_comes_to_its_bank(module):
+    pytest.importorskip("faiss")
+    peers = module("peers")
+    graph = peers.graphs(6, 100, 1, [peers.FAISS_GRAPH])[peers.FAISS_GRAPH]
+    bank = np.random.default_rng(0).standard_normal((100, 6)).astype(np.float32)
+    for size in (10, 40, 100):
+        searcher = graph.grow(bank[:size])
+        assert searcher.search(bank[:size], 1)[:, 0].tolist() == list(range(size))
+    assert graph.size == 100
+    assert graph.build_s > 0
 
 
 def test_anomalib_is_its_own_class(module):

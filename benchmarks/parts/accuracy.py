@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import argparse
 import copy
+import fcntl
 import json
 import statistics
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,6 @@ import torch
 from common import Column, Table, chosen, working_folder
 from safetensors.torch import save_file
 
-from mmad_bank._files import replacing
 from mmad_bank._stages import Stages
 from mmad_bank.data import Preprocessing, open_dataset, prepare, write_synthetic
 from mmad_bank.data.synthetic import CATEGORIES, DEFECTS
@@ -63,6 +65,18 @@ _MEAN_COLUMNS = [
 ]
 
 
+@dataclass(frozen=True)
+class _Job:
+    """All contestants of one method on one category of one data set: they share fits."""
+
+    root: Path
+    quick: bool
+    seed: int
+    category: str
+    categories: tuple[str, ...]  # of the data set
+    names: tuple[str, ...]
+
+
 def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Table]:
     """Fit and evaluate every contestant on every category of every seed's data set."""
     del limits
@@ -70,86 +84,95 @@ def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Tabl
     categories = CATEGORIES[: 1 if arguments.quick else arguments.categories]
     seeds = range(1 if arguments.quick else arguments.seeds)
     with working_folder(arguments.workdir, "accuracy") as root, ProcessPoolExecutor(arguments.workers) as pool:
-        tasks = [(root, arguments.quick, seed, category, names) for seed in seeds for category in categories]
-        for seed in seeds:
-            _synthesise(root, seed, arguments.quick)
-        if any(CONTESTANTS[name][0] == MDSS.name for name in names):
-            list(pool.map(_distil, [(root, arguments.quick, seed, categories) for seed in seeds]))
-        rows = [row for rows in pool.map(_measure, tasks) for row in rows]
+        jobs = [
+            _Job(root, arguments.quick, seed, category, categories, own)
+            for own in _by_method(names) for category in categories for seed in seeds
+        ]  # fmt: skip
+        measured = list(zip(jobs, pool.map(_measure, jobs), strict=True))
+    measured.sort(key=lambda one: (one[0].seed, categories.index(one[0].category), names.index(one[0].names[0])))
+    rows = [row for _, own in measured for row in own]
     title = f"{len(categories)} synthetic categories × {len(seeds)} seeds, embedded extractors"
     return [_means(title, rows), _kinds(title, rows), _by_category(title, rows)]
 
 
-def _synthesise(root: Path, seed: int, quick: bool) -> None:
-    raw = root / f"seed-{seed}"
-    if not raw.exists():
-        write_synthetic(raw, seed=seed, categories=CATEGORIES[:1] if quick else None, **(QUICK if quick else FULL))
+def _by_method(names: list[str]) -> list[tuple[str, ...]]:
+    """Group contestants by method; the last, whose fits take longest, come first, so that no process ends alone."""
+    methods = dict.fromkeys(CONTESTANTS[name][0] for name in reversed(names))
+    return [tuple(name for name in names if CONTESTANTS[name][0] == method) for method in methods]
 
 
-def _prepared(root: Path, seed: int, category: str, recipe: str) -> Path:
-    """Prepare a category with a method's preprocessing, once."""
-    target = root / f"seed-{seed}-{recipe}-{category}"
-    prepare(root / f"seed-{seed}", target, Preprocessing.recipe(recipe), categories=[category], workers=1)
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Let processes that want to make the same file wait for the one that does."""
+    with path.with_name(f"{path.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _prepared(job: _Job, category: str, recipe: str) -> Path:
+    """Render a category and prepare it with a method's preprocessing, once."""
+    raw = job.root / f"seed-{job.seed}-raw-{category}"
+    target = job.root / f"seed-{job.seed}-{recipe}-{category}"
+    with _alone(raw):
+        if not raw.exists():
+            write_synthetic(raw, seed=job.seed, categories=[category], **(QUICK if job.quick else FULL))
+        prepare(raw, target, Preprocessing.recipe(recipe), categories=[category], workers=1)
     return target
 
 
-def _distil(task: tuple[Path, bool, int, tuple[str, ...]]) -> None:
-    """Distil MDSS's teacher on the training images of all categories of a data set: one serves them all."""
-    root, quick, seed, categories = task
-    path = _teacher_of(root, seed)
-    if path.exists():
-        return
-    torch.set_num_threads(1)
-    model = MDSS(**{**embedded_arguments(MDSS), **(_few_steps(MDSS) if quick else {}), "seed": seed})
-    data = [open_dataset(_prepared(root, seed, one, model.recipe_of_data), one, "train") for one in categories]
-    images = torch.stack([model.prepare(sample).rgb for split in data for sample in split])
-    with replacing(path) as partial:
-        save_file(model.distil(images).state_dict(), partial)
-    print(f"  seed {seed}: teacher distilled", file=sys.stderr, flush=True)
+def _teacher(job: _Job) -> Path:
+    """Distil MDSS's teacher on the training images of all categories of a data set, once: one serves them all."""
+    arguments = {**embedded_arguments(MDSS), **(_few_steps(MDSS) if job.quick else {}), "seed": job.seed}
+    folder = job.root / f"seed-{job.seed}-teacher"
+
+    def make(path: Path) -> None:
+        model = MDSS(**arguments)
+        data = {one: _prepared(job, one, model.recipe_of_data) for one in job.categories}
+        splits = [open_dataset(prepared, one, "train") for one, prepared in data.items()]
+        images = torch.stack([model.prepare(sample).rgb for split in splits for sample in split])
+        save_file(model.distil(images).state_dict(), path)
+        print(f"  seed {job.seed}: teacher distilled", file=sys.stderr, flush=True)
+
+    with _alone(folder):
+        fingerprint = json.loads(json.dumps({"arguments": arguments, "categories": job.categories}))
+        return Stages(folder, fingerprint).run("teacher.safetensors", make)
 
 
-def _teacher_of(root: Path, seed: int) -> Path:
-    return root / f"seed-{seed}-teacher.safetensors"
-
-
-def _measure(task: tuple[Path, bool, int, str, list[str]]) -> list[dict[str, Any]]:
-    """Fit and evaluate all contestants on one category; what an earlier run left in the folder is not done again."""
-    root, quick, seed, category, names = task
+def _measure(job: _Job) -> list[dict[str, Any]]:
+    """Fit and evaluate a method's contestants on one category; what an earlier run left there is not done again."""
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     fitted: dict[str, Method] = {}
-    for name in names:
-        arguments = _arguments_of(name, root, seed, quick)
-        folder = root / "results" / f"seed-{seed}-{category}-{name.replace(', ', '-').replace(' ', '-')}"
+    for name in job.names:
+        arguments = _arguments_of(name, job)
+        folder = job.root / "results" / f"seed-{job.seed}-{job.category}-{name.replace(', ', '-').replace(' ', '-')}"
         stages = Stages(folder, json.loads(json.dumps(arguments)))
 
         def make(path: Path, name: str = name, arguments: dict[str, Any] = arguments) -> None:
-            measured = _measure_one(name, arguments, root, category, fitted)
+            measured = _measure_one(name, arguments, job, fitted)
             path.write_text(json.dumps(measured) + "\n")
             seconds = measured[0]["fit_seconds"]
             own = next(row["image_auroc"] for row in measured if row["result"] == FUSED)
-            line = f"  seed {seed}, {category}, {name}: I-AUROC {own:.3f}, fit {seconds:.0f} s"
+            line = f"  seed {job.seed}, {job.category}, {name}: I-AUROC {own:.3f}, fit {seconds:.0f} s"
             print(line, file=sys.stderr, flush=True)
 
         rows += json.loads(stages.run("rows.json", make).read_text())
     return rows
 
 
-def _arguments_of(name: str, root: Path, seed: int, quick: bool) -> dict[str, Any]:
+def _arguments_of(name: str, job: _Job) -> dict[str, Any]:
     """Return the arguments of a contestant's constructor."""
     method, changes = CONTESTANTS[name]
     cls = method_class(method)
-    teacher = {"teacher": str(_teacher_of(root, seed))} if cls is MDSS else {}
-    return {**embedded_arguments(cls), **(_few_steps(cls) if quick else {}), **teacher, **changes, "seed": seed}
+    teacher = {"teacher": str(_teacher(job))} if cls is MDSS else {}
+    return {**embedded_arguments(cls), **(_few_steps(cls) if job.quick else {}), **teacher, **changes, "seed": job.seed}
 
 
-def _measure_one(
-    name: str, arguments: dict[str, Any], root: Path, category: str, fitted: dict[str, Method]
-) -> list[dict[str, Any]]:
+def _measure_one(name: str, arguments: dict[str, Any], job: _Job, fitted: dict[str, Method]) -> list[dict[str, Any]]:
     """Fit a contestant, or take a fitted one that differs in prediction only, and evaluate it: a row a result."""
     method, changes = CONTESTANTS[name]
-    cls, seed = method_class(method), arguments["seed"]
-    data = _prepared(root, seed, category, cls.recipe_of_data)
+    cls, category = method_class(method), job.category
+    data = _prepared(job, category, cls.recipe_of_data)
     train, validation, test = (open_dataset(data, category, split) for split in ("train", "validation", "test"))
     begin = time.perf_counter()
     model = _alike(fitted, method, changes)
@@ -161,7 +184,7 @@ def _measure_one(
     for part, metrics in evaluation.metrics.items():
         kinds = {kind: evaluation.kinds[kind][part].image_auroc for kind in DEFECTS if kind in evaluation.kinds}
         rows.append({
-            "method": name, "result": part, "category": category, "seed": seed, "images": len(evaluation.scores),
+            "method": name, "result": part, "category": category, "seed": job.seed, "images": len(evaluation.scores),
             "image_auroc": metrics.image_auroc, "pixel_auroc": metrics.pixel_auroc, "aupro": metrics.aupro[0.3],
             "aupro_1": metrics.aupro[0.01], "kinds": kinds, "seconds_per_image": evaluation.seconds,
             "fit_seconds": seconds,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -37,9 +38,9 @@ def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Tabl
     names = chosen(bench.CONTESTANTS, arguments.methods)
     with working_folder(arguments.workdir, "inference") as folder, working_folder(None, "saved") as saved:
         methods, setup = _make(names, folder, arguments, precision)
-        rounds = 2 if arguments.quick else 3 * arguments.rounds
+        rounds = 2 if arguments.quick else 2 * arguments.rounds
         results = bench.measure(methods, rounds=rounds, batches=BATCHES, report=_say)
-        _measure_memory(results, methods, saved, at_once=2 if arguments.quick else 1)
+        _measure_memory(results, methods, saved)
         agreement = _agreement(methods["M3DM"], methods[PLAIN]) if PLAIN in methods else []
     by_name = {result.name: result for result in results}
     title = f"{_vectors(arguments):,} vectors a bank, {precision}, random weights"
@@ -52,21 +53,20 @@ def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Tabl
     return tables
 
 
-def _measure_memory(results: list[Inference], methods: Mapping[str, Method], saved: Path, at_once: int) -> None:
-    """Measure each method's memory in a fresh process, so many of them at once."""
+def _measure_memory(results: list[Inference], methods: Mapping[str, Method], saved: Path) -> None:
+    """Measure each method's memory in a fresh process, two of them at a time: nothing is timed here."""
 
-    def measure(number: int) -> None:
-        result = results[number]
+    def measure(result: Inference) -> None:
         plain = result.name == PLAIN
         method = methods["M3DM"] if plain else methods[result.name]
         if plain:
             result.banks = methods[PLAIN].bank_bytes  # type: ignore[attr-defined]
-        folder = saved / (str(number) if at_once > 1 else "one")  # one after the other they take one's place on disk
-        bench.measure_memory(result, method, folder, _PROGRAM if plain else ("-m", "mmad_bank.bench"))
+        with tempfile.TemporaryDirectory(dir=saved) as folder:
+            bench.measure_memory(result, method, Path(folder), _PROGRAM if plain else ("-m", "mmad_bank.bench"))
         _say(f"memory: {result.name}")
 
-    with ThreadPoolExecutor(at_once) as pool:
-        list(pool.map(measure, range(len(results))))
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(measure, results))
 
 
 def _vectors(arguments: argparse.Namespace) -> int:

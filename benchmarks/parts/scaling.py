@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from common import Column, Options, Table, alternate
 from inputs import SearchSet, search_set
-from peers import FLAT, HNSWLIB, USEARCH, Search, Searcher, faiss_indices, greedy_loop, searchers
+from peers import FLAT, Graph, Search, Searcher, graphs, greedy_loop, inverted_files, searchers
 
 import mmad_bank as mb
 from mmad_bank.data.textures import texture_features
@@ -274,21 +274,26 @@ def _search_banks(banks: mb.MultiBank, queries: Mapping[str, np.ndarray], count:
 def _over_banks(data: SearchSet, sizes: Sequence[int], options: Options) -> dict[str, list[Point]]:
     """Measure every index in banks of several sizes; return its points.
 
-    The bank's vectors are in the order of their selection, so its first M are the coreset of size M.
+    The bank's vectors are in the order of their selection, so its first M are the coreset of size M, and the graphs
+    only take what comes to it.
     """
+    growing = graphs(data.bank.shape[1], max(sizes), options.threads)
     found: dict[str, list[Point]] = {}
-    for size in sizes:
-        for name, points in _indices_at(data, size, options).items():
+    for size in sorted(sizes):
+        for name, points in _indices_at(data, size, growing, options).items():
             found.setdefault(name, []).extend(points)
     return found
 
 
-def _indices_at(data: SearchSet, size: int, options: Options) -> dict[str, list[Point]]:
+def _indices_at(
+    data: SearchSet, size: int, growing: Mapping[str, Graph | None], options: Options
+) -> dict[str, list[Point]]:
     """Measure every index in a bank of one size; one that is not installed has no point."""
     bank, queries = data.bank[:size], data.queries["good"]
     begin = time.perf_counter()
     prepared: dict[str, Searcher | None] = {EXACT: Searcher(_own(bank), time.perf_counter() - begin)}
-    prepared |= searchers(bank, options.threads, (FLAT, HNSWLIB, USEARCH)) | faiss_indices(bank, options.threads)
+    prepared |= searchers(bank, options.threads, (FLAT,)) | inverted_files(bank, options.threads)
+    prepared |= {name: graph and graph.grow(bank) for name, graph in growing.items()}
     ready = {name: index for name, index in prepared.items() if index is not None}
     timings = alternate({name: partial(index.search, queries, 1) for name, index in ready.items()}, options.rounds)
     asked = np.concatenate(list(data.queries.values()))
@@ -333,7 +338,7 @@ def overtaking_table(indices: Mapping[str, Sequence[Point]]) -> Table:
         })  # fmt: skip
     table.notes = [
         "From: the smallest measured bank from which on the index is faster at every size, by medians."
-        " Preparation is not counted in the search.",
+        " Preparation is not counted in the search; that of a graph is of all vectors up to there, added in steps.",
         "Recall@1: share of the patches of two unseen images, without and with defects, whose nearest vector by float64"
         " was found. Times are of the image without defects.",
         "faiss IVF has 4 √M lists; the graphs M 16, ef 200 while they are built and 64 in the search (usearch: its"

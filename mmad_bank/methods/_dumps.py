@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,11 @@ Dumps = dict[str, np.ndarray]
 """Features of the training images by modality or bank, (images, P, D) float32, memory-mapped."""
 
 
+def files_of_split(split: str, outputs: Sequence[str]) -> tuple[str, ...]:
+    """Name the files that :func:`extract_split` leaves: one an output, and last the one that says they are whole."""
+    return (*(f"{split}-{output}.npy" for output in outputs), f"{split}.json")
+
+
 def extract_split(
     method: Method, extractors: Extractors, split: str, dataset: Samples, stages: Stages
 ) -> tuple[Dumps, list[str], dict[str, str]]:
@@ -30,8 +36,9 @@ def extract_split(
     Raises:
         InputError: No sample can be used.
     """
-    names = {output: f"{split}-{output}.npy" for output in extractors.outputs}
-    for name in names.values():
+    *tables, whole = files_of_split(split, extractors.outputs)
+    names = dict(zip(extractors.outputs, tables, strict=True))
+    for name in tables:
         stages.state(name)
 
     def write(path: Path) -> None:
@@ -41,7 +48,7 @@ def extract_split(
         )  # fmt: skip
         path.write_text(json.dumps({"ids": ids, "skipped": skipped}))
 
-    done = json.loads(stages.run(f"{split}.json", write).read_text())
+    done = json.loads(stages.run(whole, write).read_text())
     dumps = {output: np.load(stages.folder / name, mmap_mode="r") for output, name in names.items()}
     return dumps, done["ids"], done["skipped"]
 
