@@ -12,7 +12,7 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -121,6 +121,7 @@ def _stand_in(name: str, module: types.ModuleType) -> Any:
 
 Search = Callable[..., np.ndarray]
 """Queries (Q, D) and k in, bank rows (Q, k) out."""
+Peer = TypeVar("Peer")
 
 
 @dataclass
@@ -131,13 +132,18 @@ class Searcher:
     build_s: float
 
 
-def _prepared(build: Callable[[], Search]) -> Searcher | None:
-    begin = time.perf_counter()
+def _installed(build: Callable[[], Peer]) -> Peer | None:
+    """Return what is built, or None where its package is not installed."""
     try:
-        search = build()
+        return build()
     except ImportError:
         return None
-    return Searcher(search, time.perf_counter() - begin)
+
+
+def _prepared(build: Callable[[], Search]) -> Searcher | None:
+    begin = time.perf_counter()
+    search = _installed(build)
+    return search and Searcher(search, time.perf_counter() - begin)
 
 
 @dataclass
@@ -191,13 +197,7 @@ def graphs(
         USEARCH: lambda: _usearch(dim, threads),
         FAISS_GRAPH: lambda: _faiss_hnsw(dim, threads),
     }
-    found: dict[str, Graph | None] = {}
-    for name in names:
-        try:
-            found[name] = builders[name]()
-        except ImportError:
-            found[name] = None
-    return found
+    return {name: _installed(builders[name]) for name in names}
 
 
 def _faiss_flat(bank: np.ndarray, threads: int) -> Search:

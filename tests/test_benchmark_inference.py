@@ -20,6 +20,7 @@ from mmad_bank.methods import _dumps
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 PLAIN = "M3DM, plain PyTorch"
+SMALL: dict[str, Any] = {"images": 2, "vectors": 300, "small": True}
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +59,6 @@ def test_the_plain_rendering_gives_the_engines_scores(tables: dict[str, list[dic
 def test_every_promise_stands_beside_what_was_measured(tables: dict[str, list[dict[str, Any]]]) -> None:
     assert len(tables["What"]) == 5
     assert {row["met"] for row in tables["What"]} <= {"yes", "no"}
-
-
-SMALL: dict[str, Any] = {"images": 2, "vectors": 300, "small": True}
 
 
 def test_lsfa_takes_the_features_that_m3dm_has_extracted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

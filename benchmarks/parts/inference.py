@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -36,11 +35,11 @@ def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Tabl
     """Make the methods, time them in turn, and measure their memory one by one."""
     precision = _precision(arguments.precision, limits)
     names = chosen(bench.CONTESTANTS, arguments.methods)
-    with working_folder(arguments.workdir, "inference") as folder, working_folder(None, "saved") as saved:
+    with working_folder(arguments.workdir, "inference") as folder:
         methods, setup = _make(names, folder, arguments, precision)
         rounds = 2 if arguments.quick else 2 * arguments.rounds
         results = bench.measure(methods, rounds=rounds, batches=BATCHES, report=_say)
-        _measure_memory(results, methods, saved)
+        _measure_memory(results, methods)
         agreement = _agreement(methods["M3DM"], methods[PLAIN]) if PLAIN in methods else []
     by_name = {result.name: result for result in results}
     title = f"{_vectors(arguments):,} vectors a bank, {precision}, random weights"
@@ -53,7 +52,7 @@ def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Tabl
     return tables
 
 
-def _measure_memory(results: list[Inference], methods: Mapping[str, Method], saved: Path) -> None:
+def _measure_memory(results: list[Inference], methods: Mapping[str, Method]) -> None:
     """Measure each method's memory in a fresh process, two of them at a time: nothing is timed here."""
 
     def measure(result: Inference) -> None:
@@ -61,8 +60,8 @@ def _measure_memory(results: list[Inference], methods: Mapping[str, Method], sav
         method = methods["M3DM"] if plain else methods[result.name]
         if plain:
             result.banks = methods[PLAIN].bank_bytes  # type: ignore[attr-defined]
-        with tempfile.TemporaryDirectory(dir=saved) as folder:
-            bench.measure_memory(result, method, Path(folder), _PROGRAM if plain else ("-m", "mmad_bank.bench"))
+        with working_folder(None, "saved") as folder:
+            bench.measure_memory(result, method, folder, _PROGRAM if plain else ("-m", "mmad_bank.bench"))
         _say(f"memory: {result.name}")
 
     with ThreadPoolExecutor(2) as pool:
