@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmad_bank._decoding import decoding
 from mmad_bank.errors import FormatError, InputError
 
 _SHOWN = 4  # names listed in a message
@@ -81,18 +82,15 @@ def _shown(names: Any) -> str:
 
 
 def _load(file: Path) -> Any:
-    try:
-        with warnings.catch_warnings(), _numpy_scalars():
-            warnings.simplefilter("ignore")  # PyTorch's remarks on pickle protocols; a refusal says enough
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise FormatError(
-            f"{file}: not read, because it is no checkpoint or holds more than tensors (loading it could run code)"
-        ) from error
-    except PermissionError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror})") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:  # what PyTorch says to a damaged file
-        raise FormatError(f"{file}: not a PyTorch checkpoint, or a truncated one") from error
+    with decoding(file, "not a PyTorch checkpoint, or a truncated one", error=FormatError):
+        try:
+            with warnings.catch_warnings(), _numpy_scalars():
+                warnings.simplefilter("ignore")  # PyTorch's remarks on pickle protocols; a refusal says enough
+                return torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise FormatError(
+                f"{file}: not read, because it is no checkpoint or holds more than tensors (loading it could run code)"
+            ) from error
 
 
 @contextmanager
@@ -114,10 +112,7 @@ def _numpy_scalars() -> Iterator[None]:
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
+    with decoding(file, "not a safetensors file, or a truncated one", error=FormatError):
         return load_file(file)
-    except SafetensorError as error:
-        raise FormatError(f"{file}: not a safetensors file, or a truncated one") from error

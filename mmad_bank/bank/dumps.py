@@ -6,11 +6,12 @@ process, and a .npy file is read with plain sequential reads, which the kernel's
 
 from __future__ import annotations
 
+import io
+import math
 import os
 import pickle
 import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from mmad_bank._checks import ArrayLike, as_float_tensor, check_finite
+from mmad_bank._decoding import decoding
 from mmad_bank.bank.provenance import Source
 from mmad_bank.errors import InputError
 
@@ -28,7 +30,7 @@ SUFFIXES = (".npy", ".npz", ".safetensors", ".pt", ".pth")
 
 PathLike = str | os.PathLike[str]
 _BLOCK_BYTES = 8 << 20  # small enough that the allocator keeps the pages for the next block
-_READ_ERRORS = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+_LARGEST_NPY_HEADER = 1 << 16  # bytes; NumPy itself refuses to parse more than 10 000
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,8 @@ class Part:
 
     def read(self, first: int, count: int) -> Tensor:
         """Return rows ``first`` to ``first + count`` as float32."""
-        try:
+        with decoding(self.source.file, f"cannot read rows from {first} on"):
             rows = self.fetch(first, count)
-        except _READ_ERRORS as error:
-            raise InputError(f"{self.source.file}: cannot read rows from {first} on ({_one_line(error)})") from error
         return as_float_tensor(rows, self.source.file)
 
 
@@ -166,12 +166,8 @@ def _files_of(path: Path) -> list[Path]:
 
 def _open_file(path: Path) -> Part:
     opener = {".npy": _open_npy, ".npz": _open_npz, ".safetensors": _open_safetensors}.get(path.suffix, _open_torch)
-    try:
+    with decoding(path, f"damaged or not a {path.suffix} file"):
         return opener(path)
-    except InputError:
-        raise
-    except _READ_ERRORS as error:
-        raise InputError(f"{path}: damaged or not a {path.suffix} file ({_one_line(error)})") from error
 
 
 def _array_part(name: str, array: ArrayLike) -> Part:
@@ -185,10 +181,10 @@ def _as_rows(name: str, shape: Sequence[int]) -> tuple[Source, int]:
     """Read a shape as rows: (N, D), or (images, patches, D)."""
     if len(shape) not in (2, 3):
         raise InputError(f"{name}: expected shape (N, D) or (images, patches, D), found {tuple(shape)}")
-    if 0 in shape:
+    if min(shape) < 1:
         raise InputError(f"{name}: expected at least one row and one column, found shape {tuple(shape)}")
     patches = int(shape[1]) if len(shape) == 3 else None
-    return Source(name, int(np.prod(shape[:-1])), patches), int(shape[-1])
+    return Source(name, math.prod(map(int, shape[:-1])), patches), int(shape[-1])
 
 
 def _float_dtype(name: str, dtype: np.dtype) -> np.dtype:
@@ -210,11 +206,9 @@ def _pick(name: str, keys: Sequence[str]) -> str:
 
 def _open_npy(path: Path) -> Part:
     with path.open("rb") as file:
-        shape, fortran, dtype = _npy_header(str(path), file)
-        offset = file.tell()
+        shape, fortran, dtype, offset = _npy_header(str(path), file)
     source, dim = _as_rows(str(path), shape)
-    if path.stat().st_size < offset + source.rows * dim * dtype.itemsize:
-        raise InputError(f"{path}: truncated, its header promises shape {shape} of {dtype}")
+    _check_length(source, dim, dtype, path.stat().st_size - offset)
 
     def fetch(first: int, count: int) -> np.ndarray:
         if fortran:
@@ -225,13 +219,26 @@ def _open_npy(path: Path) -> Part:
     return Part(source, dim, fetch)
 
 
-def _npy_header(name: str, file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(file)
+def _npy_header(name: str, file: Any) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """Return shape, whether columns come first, dtype, and the place of the first value."""
+    start = io.BytesIO(file.read(_LARGEST_NPY_HEADER))  # a damaged length must not ask for gigabytes
+    version = np.lib.format.read_magic(start)
     if version == (1, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(start)
+    elif version in ((2, 0), (3, 0)):
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(start)
     else:
-        shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
-    return shape, fortran and len(shape) > 1, _float_dtype(name, dtype)
+        raise InputError(f"{name}: expected version 1, 2 or 3 of the .npy format, found {version[0]}.{version[1]}")
+    return shape, fortran and len(shape) > 1, _float_dtype(name, dtype), start.tell()
+
+
+def _check_length(source: Source, dim: int, dtype: np.dtype, n_bytes: int) -> None:
+    """Refuse an array that is longer than what follows its header."""
+    if n_bytes < source.rows * dim * dtype.itemsize:
+        raise InputError(
+            f"{source.file}: truncated or altered, its header promises {source.rows} vectors of length {dim}, {dtype},"
+            f" {n_bytes} bytes follow"
+        )
 
 
 def _open_npz(path: Path) -> Part:
@@ -239,11 +246,12 @@ def _open_npz(path: Path) -> Part:
         key = _pick(str(path), [name.removesuffix(".npy") for name in archive.namelist()])
         member = key if key in archive.namelist() else f"{key}.npy"
         with archive.open(member) as start:
-            shape, fortran, dtype = _npy_header(str(path), start)
-            offset = start.tell()
+            shape, fortran, dtype, offset = _npy_header(str(path), start)
+        n_bytes = archive.getinfo(member).file_size - offset
+    source, dim = _as_rows(str(path), shape)
+    _check_length(source, dim, dtype, n_bytes)
     if fortran:  # rows lie scattered over the compressed stream: read it whole
         return _array_part(str(path), np.load(path)[key])
-    source, dim = _as_rows(str(path), shape)
     # It stays open: a compressed stream is cheap to read front to back only.
     stream = zipfile.ZipFile(path).open(member)  # noqa: SIM115
 
@@ -262,17 +270,14 @@ def _open_npz(path: Path) -> Part:
 
 
 def _open_safetensors(path: Path) -> Part:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     def tensor(key: str) -> Tensor:
         with safe_open(path, framework="pt") as file:
             return file.get_tensor(key)
 
-    try:
-        with safe_open(path, framework="pt") as file:
-            key = _pick(str(path), list(file.keys()))
-    except SafetensorError as error:
-        raise ValueError(error) from error
+    with safe_open(path, framework="pt") as file:
+        key = _pick(str(path), list(file.keys()))
     return _reopening_part(path, lambda: tensor(key))
 
 
@@ -285,6 +290,12 @@ def _open_torch(path: Path) -> Part:
             value = value[_pick(str(path), [k for k, v in value.items() if isinstance(v, Tensor)])]
         if not isinstance(value, Tensor):
             raise InputError(f"{path}: expected a tensor, found {type(value).__name__}")
+        size = path.stat().st_size
+        if value.layout == torch.strided and value.numel() * value.element_size() > size:
+            raise InputError(
+                f"{path}: truncated or altered, or a view that repeats its values: shape {tuple(value.shape)} of"
+                f" {value.dtype} in a file of {size} bytes"
+            )
         return value.detach()
 
     try:
@@ -302,7 +313,3 @@ def _reopening_part(path: Path, tensor: Callable[[], Tensor]) -> Part:
     part = _array_part(str(path), tensor())
     dim = part.dim
     return Part(part.source, dim, lambda first, count: tensor().reshape(-1, dim)[first : first + count].clone())
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,4 +1,5 @@
 import pickle
+import struct
 import zipfile
 
 import numpy as np
@@ -190,6 +191,93 @@ def test_damaged_zip_members_are_named(tmp_path):
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"a\.npz: "):
         list(open_dump(path).blocks())
+
+
+def npy(header, version=(1, 0), payload=bytes(1280)):
+    text = header.encode()
+    text += b" " * (-(11 + len(text)) % 64) + b"\n"
+    length = struct.pack("<H" if version == (1, 0) else "<I", len(text))
+    return b"\x93NUMPY" + bytes(version) + length + text + payload
+
+
+def shaped(shape, fortran=False):
+    return npy(f"{{'descr': '<f4', 'fortran_order': {fortran}, 'shape': {shape}, }}")
+
+
+BAD_HEADERS = {
+    "bracket": shaped("(40, 8("),  # tokenize.TokenError
+    "word": shaped("(40 8)"),  # SyntaxError
+    "digits": shaped(f"({'9' * 30}, 8)"),
+    "wraps": shaped("(8589934592, 2147483648, 8)"),  # its product is 0 in 64 bits
+    "wraps_fortran": shaped("(8589934592, 2147483648, 8)", True),
+    "negative": shaped("(-5, 8)"),
+    "negative_twice": shaped("(-2, -20, 8)"),  # its product is 40
+    "nested": npy("(" * 9000),
+    "type": npy("{'descr': ('<f4', (2,), 3), 'fortran_order': False, 'shape': (40, 8), }"),
+    "version": npy("{'descr': '<f4', 'fortran_order': False, 'shape': (40, 8), }", (9, 9)),
+    "endless": b"\x93NUMPY\x02\x00\xff\xff\xff\xff" + bytes(1280),
+}
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+@pytest.mark.parametrize("name", BAD_HEADERS)
+def test_bad_npy_headers_are_named(tmp_path, name, suffix):
+    path = tmp_path / f"{name}.{suffix}"
+    if suffix == "npy":
+        path.write_bytes(BAD_HEADERS[name])
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("features.npy", BAD_HEADERS[name])
+    with pytest.raises(InputError, match=rf"{name}\.{suffix}: ") as caught:
+        list(open_dump(path).blocks())
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_compression_is_named(tmp_path):
+    for method in (zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED):
+        path = tmp_path / f"{method}.npz"
+        with zipfile.ZipFile(path, "w", method) as archive:
+            archive.writestr("features.npy", npy("{'descr': '<f4', 'fortran_order': False, 'shape': (40, 8), }"))
+        content = bytearray(path.read_bytes())
+        content[46:56] = b"\xa5" * 10
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=rf"{method}\.npz: "):
+            list(open_dump(path).blocks())
+
+
+def rewrite_pickle(path, change):
+    """Write a .pt file anew with another ``data.pkl``."""
+    with zipfile.ZipFile(path) as archive:
+        members = [(entry.filename, archive.read(entry)) for entry in archive.infolist()]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members:
+            archive.writestr(name, change(content) if name.endswith("data.pkl") else content)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: b"\x80\x02.",  # pops from an empty stack: IndexError
+        lambda content: content[:20],
+        lambda content: b"\x80\x02K\x05Q.",  # a persistent id that is no tuple: AssertionError
+        lambda content: content.replace(b"_rebuild_tensor_v2", b"_rebuild_tensor_v9"),
+        lambda content: content.replace(b"K\x04K\x08\x86", b"J\xff\xff\xff\x7fK\x08\x86"),  # shape (2147483647, 8)
+        lambda content: content.replace(b"K\x04K\x08\x86", b"J\xfe\xff\xff\xffK\x08\x86"),  # shape (-2, 8)
+    ],
+)
+def test_bad_pickles_of_tensors_are_named(tmp_path, change):
+    path = tmp_path / "a.pt"
+    torch.save(torch.rand(4, 8), path)
+    rewrite_pickle(path, change)
+    with pytest.raises(InputError, match=r"a\.pt: ") as caught:
+        list(open_dump(path).blocks())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tensor_that_repeats_its_values_is_refused(tmp_path):
+    torch.save(torch.rand(1, 8).expand(1 << 40, 8), tmp_path / "a.pt")
+    with pytest.raises(InputError, match="a view that repeats its values"):
+        open_dump(tmp_path / "a.pt")
 
 
 def test_a_file_that_vanishes_is_named(tmp_path):
