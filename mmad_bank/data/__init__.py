@@ -16,6 +16,7 @@ _EXPORTS = {
     "Sample": "sample",
     "SampleDataset": "sample",
     "categories_of": "layouts",
+    "check_sample": "sample",
     "few_shot": "sample",
     "normalise_rgb": "preprocessing",
     "open_dataset": "layouts",
@@ -33,6 +34,7 @@ __all__ = [
     "Sample",
     "SampleDataset",
     "categories_of",
+    "check_sample",
     "few_shot",
     "normalise_rgb",
     "open_dataset",
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
     from mmad_bank.data.mvtec3d import MVTec3DDataset
     from mmad_bank.data.preparation import preparation_of, prepare
     from mmad_bank.data.preprocessing import Preprocessing, normalise_rgb, preprocess
-    from mmad_bank.data.sample import Sample, SampleDataset, few_shot, open_sample
+    from mmad_bank.data.sample import Sample, SampleDataset, check_sample, few_shot, open_sample
     from mmad_bank.data.synthetic import write_synthetic
 
 

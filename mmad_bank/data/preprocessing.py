@@ -14,7 +14,7 @@ import torch
 
 from mmad_bank.data._geometry import NOISE, dbscan, fit_plane
 from mmad_bank.data._images import import_extra
-from mmad_bank.data.sample import Sample
+from mmad_bank.data.sample import Sample, check_sample
 from mmad_bank.errors import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -123,10 +123,10 @@ def preprocess(sample: Sample, settings: Preprocessing | None = None) -> Sample:
         InputError: There is no background plane, or nothing but background.
         MissingExtraError: scikit-learn or Pillow is not installed.
     """
-    settings = settings or Preprocessing()
-    rgb = (sample.rgb.cpu().numpy().transpose(1, 2, 0) * 255).round().astype(np.uint8)
-    xyz = sample.xyz.cpu().numpy().transpose(1, 2, 0).copy()
-    mask = None if sample.mask is None else sample.mask.cpu().numpy()
+    settings, sample = settings or Preprocessing(), check_sample(sample)
+    rgb = (sample.rgb.numpy().transpose(1, 2, 0) * 255).round().astype(np.uint8)
+    xyz = sample.xyz.numpy().transpose(1, 2, 0).copy()
+    mask = None if sample.mask is None else sample.mask.numpy()
     name = sample.xyz_path or sample.id or "sample"
     xyz, removed = _remove_background(xyz, settings, str(name))
     if settings.zero_rgb:

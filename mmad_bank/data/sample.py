@@ -15,6 +15,7 @@ import torch
 
 from mmad_bank.data._images import read_mask, read_rgb, read_xyz
 from mmad_bank.data._names import GOOD, SPLITS
+from mmad_bank.data._values import mask_tensor, rgb_tensor, xyz_tensor
 from mmad_bank.errors import InputError
 
 if TYPE_CHECKING:
@@ -66,6 +67,48 @@ class Sample:
     def measured(self) -> torch.Tensor:
         """(H, W), bool: where the sensor measured a point, that is where all three components are non-zero."""
         return (self.xyz != 0).all(dim=0)
+
+
+def check_sample(sample: Sample) -> Sample:
+    """Check a sample that may come from a program, and give it memory of its own.
+
+    Files are read by readers that make no others; the arrays of a caller may hold anything. All doors that take a
+    sample go through here.
+
+    Args:
+        sample: Its ``rgb`` may be (3, H, W) floats of any width from 0 to 1, uint8 from 0 to 255 or uint16 from 0 to
+            65535; its ``xyz`` (3, H, W) floats of any width, zeros, NaN or infinity where nothing was measured; its
+            ``mask`` None or (H, W), not zero on defects. Tensors on any device, with gradients or without, and NumPy
+            arrays, of any strides.
+
+    Returns:
+        The sample as :class:`Sample` describes it, on the CPU. Nothing in it shares memory with the caller's.
+
+    Raises:
+        InputError: A shape, a type or a range is another, sizes differ, or the cloud has no points; the line names the
+            sample (by file or id) and the field.
+
+    Example:
+        >>> from mmad_bank.data import Sample
+        >>> made = Sample(rgb=np.full((3, 4, 4), 255, np.uint8), xyz=np.ones((3, 4, 4)), mask=None)
+        >>> check_sample(made).rgb.max()
+        tensor(1.)
+    """
+    if not isinstance(sample, Sample):
+        raise InputError(f"sample: expected a Sample, found {type(sample).__name__}")
+
+    def name(field: str) -> str:
+        where = getattr(sample, f"{field}_path") or sample.id
+        return f"{where}: {field}" if where else field
+
+    rgb, xyz = rgb_tensor(sample.rgb, name("rgb")), xyz_tensor(sample.xyz, name("xyz"))
+    mask = None if sample.mask is None else mask_tensor(sample.mask, name("mask"))
+    height, width = rgb.shape[1:]
+    for field, found in (("xyz", xyz), ("mask", mask)):
+        if found is not None and found.shape[-2:] != rgb.shape[-2:]:
+            words = "×".join(map(str, found.shape[-2:]))
+            raise InputError(f"{name(field)}: expected {height}×{width} pixels as rgb, found {words}")
+    return replace(sample, rgb=rgb, xyz=xyz, mask=mask)
 
 
 @dataclass(frozen=True)

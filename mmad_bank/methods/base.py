@@ -21,7 +21,7 @@ from mmad_bank._stages import Stages
 from mmad_bank._timing import timed
 from mmad_bank._training import seeded
 from mmad_bank.data.preprocessing import Preprocessing, preprocess
-from mmad_bank.data.sample import Sample, SampleDataset
+from mmad_bank.data.sample import Sample, SampleDataset, check_sample
 from mmad_bank.errors import FormatError, InputError, MmadBankError
 from mmad_bank.scoring import anomaly_map
 
@@ -274,9 +274,10 @@ class Method(ABC):
         Raises:
             InputError: The sample cannot be used, or was prepared in another size.
         """
-        if not sample.prepared:
+        if isinstance(sample, Sample) and not sample.prepared:
             assert self.preprocessing_ is not None
             return preprocess(sample, self.preprocessing_)
+        sample = check_sample(sample)
         if sample.size != (self.image_size, self.image_size):
             side, found = self.image_size, "×".join(map(str, sample.size))
             name = sample.rgb_path or sample.id or "sample"
