@@ -2,55 +2,33 @@
 
 from __future__ import annotations
 
-import warnings
-from typing import Annotated
+from typing import TYPE_CHECKING, Any
 
-import typer
+from mmad_bank.cli import _signals
 
-import mmad_bank
-from mmad_bank.cli import bank, bench, data, demo, evaluation, methods, tune
-from mmad_bank.cli._group import Group, handle_termination
-
-app = typer.Typer(
-    name="mmad-bank",
-    cls=Group,
-    help="Memory-bank anomaly detection: select a bank from patch features, search it exactly, score with it.",
-    invoke_without_command=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"mmad-bank {mmad_bank.__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _program(
-    context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
-    ] = False,
-) -> None:
-    if context.invoked_subcommand is None:
-        print(context.get_help())
-
-
-bank.register(app)
-data.register(app)
-methods.register(app)
-evaluation.register(app)
-bench.register(app)
-tune.register(app)
-demo.register(app)
+if TYPE_CHECKING:
+    from mmad_bank.cli._app import app as app
 
 
 def main() -> None:
     """Run the program (the entry point ``mmad-bank``)."""
-    handle_termination()
+    # First of all: Ctrl-C while libraries are imported, which takes seconds, must not show a traceback.
+    _signals.run(_program)
+
+
+def _program() -> None:
+    import warnings
+
+    from mmad_bank.cli._app import app
+
     # What libraries say to programmers is no message to a user, whose line is the error or the summary.
     warnings.filterwarnings("ignore", module=r"torch\.")
     app()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":
+        from mmad_bank.cli._app import app
+
+        return app
+    raise AttributeError(f"module 'mmad_bank.cli' has no attribute {name!r}")

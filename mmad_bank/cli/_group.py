@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from types import FrameType
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
+from mmad_bank.cli import _signals
 from mmad_bank.errors import MmadBankError
 
 BAD_INPUT = 2
 UNEXPECTED = 1
-INTERRUPTED = 130
-TERMINATED = 143
 DEBUG_VARIABLE = "MMAD_BANK_DEBUG"
 
 
@@ -43,8 +40,9 @@ def _describe_os_error(error: OSError) -> str:
 
 def _translate(error: BaseException) -> _Stop:
     """Turn what a command raised into a line and an exit code."""
-    if isinstance(error, KeyboardInterrupt):
-        return _Stop("interrupted", INTERRUPTED)
+    # A signal that came within a library may leave it as any error.
+    if isinstance(error, KeyboardInterrupt) or _signals.received():
+        return _Stop(_signals.word(), _signals.code())
     if isinstance(error, MmadBankError):
         return _Stop(_one_line(error), BAD_INPUT)
     if isinstance(error, OSError):
@@ -53,11 +51,6 @@ def _translate(error: BaseException) -> _Stop:
         return _Stop(f"out of memory {_one_line(error)}".strip(), BAD_INPUT)
     kind = type(error).__name__
     return _Stop(f"unexpected {kind}: {_one_line(error)} (set {DEBUG_VARIABLE}=1 for the traceback)", UNEXPECTED)
-
-
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    """On SIGTERM leave as after an error, so that temporary files are removed."""
-    raise SystemExit(TERMINATED)
 
 
 class Group(TyperGroup):
@@ -89,13 +82,15 @@ class Group(TyperGroup):
         except _Stop as stop:
             self._leave(str(stop), stop.code)
         except typer.Abort:
-            self._leave("interrupted", INTERRUPTED)
+            self._leave(_signals.word(), _signals.code())
         except Exception as error:
             # Click's usage errors word themselves; typer carries its own copy of click in some versions.
             message = getattr(error, "format_message", None)
             if message is None:
                 raise
             self._leave(" ".join(message().split()), BAD_INPUT)
+        if _signals.received():  # between commands typer itself makes an exit code of an interrupt
+            self._leave(_signals.word(), _signals.code())
         sys.exit(code if isinstance(code, int) else 0)
 
     @staticmethod
@@ -103,8 +98,3 @@ class Group(TyperGroup):
         sys.stdout.flush()
         print(f"error: {message}", file=sys.stderr)
         sys.exit(code)
-
-
-def handle_termination() -> None:
-    """Make SIGTERM unwind the stack (only the program itself does this, never an import)."""
-    signal.signal(signal.SIGTERM, _terminate)

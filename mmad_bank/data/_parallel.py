@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from contextlib import contextmanager
+from multiprocessing import get_context, parent_process
 from typing import TypeVar
 
 Task = TypeVar("Task")
@@ -14,9 +17,27 @@ Result = TypeVar("Result")
 _FEW = 8
 
 
-def _ignore_interrupts() -> None:
-    """Leave Ctrl-C to the parent: it ends the pool, and the terminal shows no traceback of a worker."""
+def _begin() -> None:
+    """Leave Ctrl-C to the parent, which ends the pool, and end with the parent should it be killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Keep SIGINT back; processes that begin meanwhile do so for good, and show no traceback of their own imports."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def run_parallel(
@@ -41,9 +62,10 @@ def run_parallel(
             report(done, function(task))
         return
     count = min(workers, len(tasks))
-    with ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_ignore_interrupts) as pool:
+    with ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_begin) as pool:
         try:
-            futures = [pool.submit(function, task) for task in tasks]
+            with _interrupts_held():  # the first task starts all processes
+                futures = [pool.submit(function, task) for task in tasks]
             for done, future in enumerate(as_completed(futures), start=1):
                 report(done, future.result())
         except BaseException:

@@ -1,0 +1,47 @@
+"""The program with its commands."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import mmad_bank
+from mmad_bank.cli import bank, bench, data, demo, evaluation, methods, tune
+from mmad_bank.cli._group import Group
+
+app = typer.Typer(
+    name="mmad-bank",
+    cls=Group,
+    help="Memory-bank anomaly detection: select a bank from patch features, search it exactly, score with it.",
+    invoke_without_command=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"mmad-bank {mmad_bank.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+bank.register(app)
+data.register(app)
+methods.register(app)
+evaluation.register(app)
+bench.register(app)
+tune.register(app)
+demo.register(app)
