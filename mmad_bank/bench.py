@@ -126,6 +126,44 @@ class Inference:
         }  # fmt: skip
 
 
+def find_contestants(text: str) -> list[str]:
+    """Read names of :data:`CONTESTANTS`, or of methods, from a list with commas between.
+
+    Capitals and spaces around commas do not count. Some names have a comma of their own: of several names that the
+    text can go on with, the longest is meant. A method's name stands for its first contestant.
+
+    Raises:
+        InputError: A name is unknown; all of the unknown ones are named, and those that there are.
+
+    Example:
+        >>> find_contestants("m3dm, 8-bit banks,CFM-m,patchcore")
+        ['M3DM, 8-bit banks', 'CFM-M', 'PatchCore']
+    """
+    by_method = {kind: name for name, (kind, _) in reversed(CONTESTANTS.items())}
+    known = by_method | {_plain(name): name for name in CONTESTANTS}
+    pieces = [piece for piece in map(str.strip, text.split(",")) if piece]
+    longest = max(name.count(",") for name in CONTESTANTS) + 1
+    found: list[str] = []
+    unknown: list[str] = []
+    while pieces:
+        for n in range(min(longest, len(pieces)), 0, -1):
+            name = known.get(_plain(",".join(pieces[:n])))
+            if name is not None or n == 1:
+                (unknown if name is None else found).append(pieces[0] if name is None else name)
+                del pieces[:n]
+                break
+    if unknown or not found:
+        raise InputError(
+            f"methods: expected some of {'; '.join(CONTESTANTS)}, found {', '.join(map(repr, unknown)) or 'none'}"
+        )
+    return list(dict.fromkeys(found))
+
+
+def _plain(name: str) -> str:
+    """Return a contestant's name in small letters, without spaces beside its commas."""
+    return ",".join(part.strip() for part in name.lower().split(","))
+
+
 @lru_cache(maxsize=2)  # the methods of one run are fitted on the same ones
 def samples_of(n: int, *, size: int = 224, category: str = CATEGORY, seed: int = 0) -> list[Sample]:
     """Make prepared samples, in memory.
@@ -244,10 +282,15 @@ def measure_memory(
     command = [sys.executable, *program, str(folder), device]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise InputError(f"{result.name}: scoring in a fresh process failed ({done.stderr.strip().splitlines()[-1:]})")
+        raise InputError(f"{result.name}: scoring in a fresh process failed ({_last_line(done.stderr)})")
     facts = json.loads(done.stdout.splitlines()[-1])
     result.peak = facts["peak"]
     result.activations = max(0, facts["peak"] - facts["before"] - result.weights - result.banks)
+
+
+def _last_line(text: str) -> str:
+    """Return the line of a program's errors that says most."""
+    return (text.strip().splitlines() or ["it said nothing"])[-1]
 
 
 def _timed_prediction(method: Method, samples: list[Sample]) -> tuple[float, dict[str, float]]:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial as bind
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mmad_bank._files import replacing
 from mmad_bank.cli._options import Device, Json, check_device
 from mmad_bank.cli._output import check_output, seconds, show_progress, size
-from mmad_bank.errors import InputError
+from mmad_bank.errors import InputError, MmadBankError
+
+if TYPE_CHECKING:
+    from mmad_bank.methods import Method
 
 
 def register(app: typer.Typer) -> None:
@@ -24,7 +29,7 @@ def register(app: typer.Typer) -> None:
 def bench(
     methods: Annotated[
         str | None,
-        typer.Option(metavar="A,B,...", help="Contestants, by their names (default: all).", show_default=False),
+        typer.Option(metavar="A,B,...", help="Names of the table or of methods (default: all).", show_default=False),
     ] = None,
     batch: Annotated[str, typer.Option(metavar="N,M,...", help="Batch sizes for the throughput.")] = "1,4",
     rounds: Annotated[int, typer.Option(help="Timed images a contestant, alternating.")] = 5,
@@ -43,7 +48,10 @@ def bench(
     out: Annotated[Path | None, typer.Option(help="Also write the JSON to a file.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure frames a second, time by stage and memory of the methods, end to end, with random weights."""
+    """Measure frames a second, time by stage and memory of the methods, end to end, with random weights.
+
+    A method that cannot run here is named and left out, and the exit code is 1.
+    """
     import torch
 
     from mmad_bank import bench as core
@@ -58,23 +66,24 @@ def bench(
     batches = _batches(batch)
     if out is not None:
         check_output(out, "--out")
-    names = list(core.CONTESTANTS) if methods is None else [name.strip() for name in methods.split(",")]
+    names = list(core.CONTESTANTS) if methods is None else core.find_contestants(methods)
     wanted = vectors or (min(300, 2 * 784) if quick else core.VECTORS)
     with tempfile.TemporaryDirectory(prefix="mmad-bank-bench-") as temporary:
         folder = temporary if workdir is None else str(workdir)
         Path(folder).mkdir(parents=True, exist_ok=True)
-        made = {
-            name: core.make_method(
-                name, Path(folder), images=2 if quick else images or core.IMAGES, vectors=wanted, small=quick,
-                device=str(target), precision=precision, progress=show_progress(as_json),
-            )
-            for name in names
-        }  # fmt: skip
+        make = bind(
+            core.make_method, folder=Path(folder), images=2 if quick else images or core.IMAGES, vectors=wanted,
+            small=quick, device=str(target), precision=precision, progress=show_progress(as_json),
+        )  # fmt: skip
+        made, left_out = _make_all(names, make)
         say = (lambda line: print(line, file=sys.stderr)) if show_progress(as_json) else (lambda line: None)
         results = core.measure(made, rounds=rounds, batches=batches, report=say)
         for result in results if memory else ():
-            core.measure_memory(result, made[result.name], Path(temporary) / "saved")
-    facts = _facts(results, wanted, rounds, str(target), precision, quick)
+            try:
+                core.measure_memory(result, made[result.name], Path(temporary) / "saved")
+            except InputError as error:  # the times are good all the same
+                left_out[f"{result.name}, memory"] = str(error)
+    facts = _facts(results, wanted, rounds, str(target), precision, quick) | {"left_out": left_out}
     text = json.dumps(facts, indent=2, allow_nan=False)
     if out is not None:
         with replacing(out) as partial:
@@ -83,6 +92,29 @@ def bench(
         print(text)
     else:
         _print(facts, results)
+    if left_out:
+        sys.stdout.flush()
+        for name, reason in left_out.items():
+            print(f"left out: {name}: {' '.join(reason.split())}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _make_all(names: Sequence[str], make: Callable[[str], Method]) -> tuple[dict[str, Method], dict[str, str]]:
+    """Fit the contestants; return those that can run, and by name why others cannot.
+
+    Raises:
+        MmadBankError: None can; the reason is the first one's.
+    """
+    made: dict[str, Method] = {}
+    failed: dict[str, MmadBankError] = {}
+    for name in names:
+        try:
+            made[name] = make(name)
+        except MmadBankError as error:
+            failed[name] = error
+    if not made:
+        raise next(iter(failed.values()))
+    return made, {name: str(error) for name, error in failed.items()}
 
 
 def _facts(results: list[Any], vectors: int, rounds: int, device: str, precision: str, quick: bool) -> dict[str, Any]:

@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
+
+from mmad_bank.cli import app
+from mmad_bank.errors import InputError, MissingExtraError
 
 pytest.importorskip("timm")
 pytest.importorskip("scipy")
 pytest.importorskip("sklearn")
+
+from mmad_bank import bench
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -37,7 +44,7 @@ def test_every_contestant_is_timed_by_stage_and_its_memory_counted() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--methods", "Magic"), "error: methods: expected some of PatchCore"),
+        (("--methods", "Magic,m3dm"), "error: methods: expected some of PatchCore; BTF; M3DM; M3DM, 8-bit banks;"),
         (("--batch", "one"), "error: --batch: expected batch sizes such as 1,8, found 'one'"),
         (("--rounds", "0"), "error: --rounds: expected at least 1, found 0"),
         (("--methods", "M3DM", "--vectors", "99999"), "error: vectors: expected 1 to 1568"),
@@ -48,3 +55,39 @@ def test_bad_input_is_one_line(arguments: tuple[str, ...], message: str) -> None
     assert done.returncode == 2
     assert done.stderr.startswith(message)
     assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+
+
+def test_every_name_of_the_table_and_every_method_is_a_name() -> None:
+    for name in bench.CONTESTANTS:
+        assert bench.find_contestants(name) == [name]
+        assert bench.find_contestants(name.upper().replace(", ", ",")) == [name]
+    assert bench.find_contestants(",".join(reversed(bench.CONTESTANTS))) == list(reversed(bench.CONTESTANTS))
+    kinds = {kind for kind, _ in bench.CONTESTANTS.values()}
+    assert {bench.CONTESTANTS[name][0] for name in bench.find_contestants(", ".join(kinds))} == kinds
+    assert bench.find_contestants("m3dm,M3DM , m3dm,two banks") == ["M3DM", "M3DM, two banks"]
+    with pytest.raises(InputError, match=r"found 'Magic', 'two banks'$"):
+        bench.find_contestants("Magic,cfm,two banks")
+    with pytest.raises(InputError, match="found none"):
+        bench.find_contestants(" , ")
+
+
+def test_a_method_that_cannot_run_is_named_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = bench.make_method
+
+    def without_timm(name: str, *arguments: Any, **more: Any) -> Any:
+        if name == "BTF":
+            raise MissingExtraError("open3d", "multimodal", "FPFH")
+        return whole(name, *arguments, **more)
+
+    monkeypatch.setattr(bench, "make_method", without_timm)
+    words = ["bench", "--quick", "--methods", "btf,patchcore", "--rounds", "1", "--batch", "1", "--no-memory", "--json"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 1, done.output
+    report = json.loads(done.stdout)
+    assert [result["name"] for result in report["results"]] == ["PatchCore"]
+    assert list(report["left_out"]) == ["BTF"]
+    assert done.stderr.startswith("left out: BTF: ")
+    assert len(done.stderr.splitlines()) == 1
+    alone = CliRunner().invoke(app, ["bench", "--quick", "--methods", "BTF"])
+    assert (alone.exit_code, alone.stdout) == (2, "")
