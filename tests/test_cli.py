@@ -277,7 +277,9 @@ def test_full_disk_leaves_the_old_file(bank: Path, dump: Path, tmp_path: Path, m
     scores = tmp_path / "s.npz"
     scores.write_text("old")
     monkeypatch.setattr(np, "savez", no_space)
-    assert refused("score", bank, dump, "--out", scores) == f"error: {scores}: No space left on device\n"
+    assert refused("score", bank, dump, "--out", scores) == (
+        f"error: {scores}: cannot be written (the disk is full: No space left on device)\n"
+    )
     assert scores.read_text() == "old"
     assert not list(tmp_path.glob(".*"))
 

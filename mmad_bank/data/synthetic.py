@@ -15,8 +15,6 @@ cannot be seen in the colour image, one of colour not in the cloud, and one of c
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from mmad_bank._files import replacing_folder
 from mmad_bank._progress import progress_bar
 from mmad_bank.data._images import import_extra, write_png, write_xyz
 from mmad_bank.data._names import GOOD, SPLITS
@@ -354,9 +353,7 @@ def write_synthetic(
     kinds = {"train": [GOOD] * n_train, "validation": [GOOD] * n_validation, "test": kinds_of_test(n_test)}
     settings = {"size": size, "seed": seed, "n_train": n_train, "n_validation": n_validation, "n_test": n_test}
     manifest = {"version": _VERSION, "made_by": "mmad-bank synth", **settings, "categories": names}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    try:
+    with replacing_folder(target) as partial:
         tasks = [
             _Task(partial / name / split / kind, name, split, i, kind, size, seed)
             for name in names
@@ -369,9 +366,4 @@ def write_synthetic(
         with progress_bar("rendering", len(tasks)) if progress else nullcontext(lambda done: None) as report:
             run_parallel(_write_sample, tasks, workers, lambda done, result: report(done))
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        partial.chmod(0o755)
-        partial.replace(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return {**manifest, "samples": len(tasks)}

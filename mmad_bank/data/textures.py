@@ -145,7 +145,7 @@ def texture_features(n_images: int = 80, *, texture: str = "gravel", split: str 
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
             np.save(partial, features)
-    except OSError as error:
+    except (OSError, InputError) as error:
         warnings.warn(f"the features could not be kept in the cache: {error}", stacklevel=2)
     return features
 

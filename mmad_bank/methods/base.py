@@ -5,10 +5,9 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from mmad_bank._files import replacing_folder
 from mmad_bank._stages import Stages
 from mmad_bank._timing import timed
 from mmad_bank._training import seeded
@@ -225,11 +225,10 @@ class Method(ABC):
             "preprocessing": self.preprocessing_.as_json(), "train_ids": self.train_ids_, "skipped": self.skipped_,
         }  # fmt: skip
 
-        def write(into: Path) -> None:
+        _check_replaceable(Path(folder))
+        with replacing_folder(folder) as into:
             content["learnt"] = self._save(into)
             (into / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
-
-        _replace_folder(Path(folder), write)
 
     @classmethod
     def load(
@@ -352,29 +351,10 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return dict(content)
 
 
-def _replace_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a new folder beside the target, then put it in the target's place."""
+def _check_replaceable(target: Path) -> None:
+    """Refuse to replace what no method saved."""
     if target.exists() and not (target / MANIFEST).is_file() and not (target.is_dir() and not any(target.iterdir())):
         raise InputError(f"{target}: expected a new folder or a saved model to replace, found something else")
-    target = target.resolve()
-    partial: Path | None = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-        write(partial)
-        umask = os.umask(0)
-        os.umask(umask)
-        partial.chmod(0o777 & ~umask)
-        old = partial.with_suffix(".old")
-        if target.exists():
-            target.rename(old)
-        partial.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _ids(dataset: Samples) -> list[str]:

@@ -131,7 +131,7 @@ def test_a_failed_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(synthetic, "write_xyz", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(InputError, match=r"set: cannot be written \(the disk is full"):
         write_synthetic(tmp_path / "set", size=64, n_train=1, n_test=1)
     assert list(tmp_path.iterdir()) == []
 
