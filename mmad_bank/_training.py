@@ -188,11 +188,8 @@ class _State:
             "mmad_bank": self.tag, "arguments": self.arguments, "step": step,
             **{name: part.state_dict() for name, part in self.parts.items()},
         }  # fmt: skip
-        try:
-            with replacing(path) as partial:
-                torch.save(state, partial)
-        except (OSError, RuntimeError) as error:
-            raise InputError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
+        with replacing(path) as partial:
+            torch.save(state, partial)
 
     def load(self, path: Path, device: torch.device) -> int:
         """Take the state back and return how many steps it has."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,6 +12,8 @@ from torch import Tensor, nn
 
 from mmad_bank._checkpoints import load_matching, read_torch
 from mmad_bank._checks import as_features, check_index
+from mmad_bank._files import replacing
+from mmad_bank._tensor_files import write_tensors
 from mmad_bank._training import check_rate, generator_at, sample_order, seeded, train
 from mmad_bank.errors import InputError
 from mmad_bank.fusion.training import Pairs
@@ -119,10 +120,13 @@ class FeatureAdaptation(nn.Module):
         return self(features)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the weights to a safetensors file."""
-        from safetensors.torch import save_file
+        """Write the weights to a safetensors file.
 
-        save_file({name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}, Path(path))
+        Raises:
+            InputError: The file cannot be written; an old one is still there then.
+        """
+        with replacing(path) as partial:
+            write_tensors(partial, self.state_dict())
 
     def load_checkpoint(self, path: str | os.PathLike[str]) -> FeatureAdaptation:
         """Read what :meth:`save` wrote, of either kind of layer.

@@ -14,12 +14,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from mmad_bank._files import replacing
+from mmad_bank._tensor_files import write_tensors
 from mmad_bank.bank._checksum import checksum
 from mmad_bank.errors import FormatError, InputError
 
@@ -36,19 +36,11 @@ def write(path: str | os.PathLike[str], header: dict[str, Any], tensors: dict[st
     Raises:
         InputError: The folder is missing or not writable, or the disk is full.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    target = Path(path).resolve()  # a link stays a link
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {"format": FORMAT, "version": VERSION, **header, "tensors": _table(tensors)}
     text = json.dumps({**header, "checksum": _header_checksum(header)})
-    try:
-        with replacing(target) as partial:
-            save_file(tensors, partial, metadata={"mmad_bank": text})
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError(f"{path}: cannot be written ({reason})") from error
+    with replacing(path) as partial:
+        write_tensors(partial, tensors, {"mmad_bank": text})
 
 
 def read(path: str | os.PathLike[str], *, verify: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:

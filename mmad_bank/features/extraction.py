@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mmad_bank._checkpoints import load_matching, read_torch
 from mmad_bank._progress import progress_bar
+from mmad_bank._tensor_files import write_tensors
 from mmad_bank._timing import timed
 from mmad_bank.data.sample import Sample
 from mmad_bank.errors import InputError
@@ -225,12 +226,9 @@ class Extractors:
 
     def save(self, folder: Path) -> None:
         """Write the weights of each network that has some to ``extractor-MODALITY.safetensors``."""
-        from safetensors.torch import save_file
-
         for name, network in self.networks.items():
-            state = {key: tensor.cpu().contiguous() for key, tensor in network.state_dict().items()}
-            if state:
-                save_file(state, folder / f"extractor-{name}.safetensors")
+            if network.state_dict():
+                write_tensors(folder / f"extractor-{name}.safetensors", network.state_dict())
 
     def load(self, folder: Path) -> None:
         """Read what :meth:`save` wrote.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mmad_bank._checks import ArrayLike, as_float_tensor, check_index
 from mmad_bank._files import replacing
+from mmad_bank._tensor_files import write_tensors
 from mmad_bank.errors import FormatError, InputError, MissingExtraError
 
 FACTORS = {"xyz": 1.0, "rgb": 0.1, "fusion": 1.0}
@@ -113,18 +114,13 @@ class DecisionFusion:
         Raises:
             InputError: Nothing is fitted, or the file cannot be written.
         """
-        from safetensors.torch import save_file
-
         self._check_fitted()
         names = ("nu", "max_iter", "learning_rate", "max_pixels", "seed")
         header = {"format": _FORMAT, "factors": self.factors, **{name: getattr(self, name) for name in names}}
         tensors = {f"{name}.coef": weights for name, weights in self.weights_.items()}
         tensors |= {f"{name}.offset": torch.tensor([x], dtype=torch.float64) for name, x in self.offsets_.items()}
-        try:
-            with replacing(path) as partial:
-                save_file(tensors, partial, metadata={"mmad_bank": json.dumps(header)})
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+        with replacing(path) as partial:
+            write_tensors(partial, tensors, {"mmad_bank": json.dumps(header)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> DecisionFusion:

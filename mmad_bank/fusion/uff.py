@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from mmad_bank._checkpoints import load_matching, read_torch
 from mmad_bank._checks import check_index
 from mmad_bank._files import replacing
+from mmad_bank._tensor_files import write_tensors
 from mmad_bank.errors import InputError
 from mmad_bank.features.rgb import Precision
 
@@ -121,17 +122,11 @@ class FeatureFusion(nn.Module):
         Raises:
             InputError: The file cannot be written; an old one is still there then.
         """
-        from safetensors.torch import save_file
-
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        try:
-            with replacing(path) as partial:
-                if Path(path).suffix == ".safetensors":
-                    save_file(state, partial)
-                else:
-                    torch.save({"model": state}, partial)
-        except (OSError, RuntimeError) as error:
-            raise InputError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
+        with replacing(path) as partial:
+            if Path(path).suffix == ".safetensors":
+                write_tensors(partial, self.state_dict())
+            else:
+                torch.save({"model": {name: tensor.cpu() for name, tensor in self.state_dict().items()}}, partial)
 
     def _check(self, xyz: Tensor, rgb: Tensor) -> None:
         for name, value, dim in (("xyz", xyz, self.xyz_dim), ("rgb", rgb, self.rgb_dim)):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mmad_bank import scoring
 from mmad_bank._checkpoints import load_matching, read_torch
 from mmad_bank._stages import Stages
+from mmad_bank._tensor_files import write_tensors
 from mmad_bank._timing import timed
 from mmad_bank.data.sample import Sample
 from mmad_bank.errors import InputError
@@ -270,12 +271,9 @@ class CFM(Method):
     # Saving.
 
     def _save(self, folder: Path) -> dict[str, Any]:
-        from safetensors.torch import save_file
-
         self.extractors_.save(folder)
         for name, mapping in self.mappings_.items():
-            state = {key: tensor.cpu().contiguous() for key, tensor in mapping.state_dict().items()}
-            save_file(state, folder / self._file_of(name))
+            write_tensors(folder / self._file_of(name), mapping.state_dict())
         return {}
 
     def _load(self, folder: Path, learnt: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mmad_bank._checkpoints import load_matching, read_torch
 from mmad_bank._progress import progress_bar
 from mmad_bank._stages import Stages
+from mmad_bank._tensor_files import write_tensors
 from mmad_bank._timing import timed
 from mmad_bank._training import seeded
 from mmad_bank.data.sample import Sample
@@ -312,11 +313,8 @@ class MDSS(Method):
         return {name: network for name, network in networks.items() if network is not None}
 
     def _save(self, folder: Path) -> dict[str, Any]:
-        from safetensors.torch import save_file
-
         for name, network in self._networks().items():
-            state = {key: tensor.cpu().contiguous() for key, tensor in network.state_dict().items()}
-            save_file(state, folder / f"{name}.safetensors")
+            write_tensors(folder / f"{name}.safetensors", network.state_dict())
         channels = None if self.student_ is None else self.student_.channels
         return {"channels": channels, "alignment": None if self.alignment_ is None else asdict(self.alignment_)}
 

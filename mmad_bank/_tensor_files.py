@@ -1,0 +1,50 @@
+"""Safetensors files, written one tensor after the other: what is written is never in memory twice."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+# In the order in which the format's own writer lays tensors out: the widest first, which keeps all of them aligned.
+_TYPES = {
+    torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16",
+    torch.float16: "F16", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+_ORDER = {dtype: place for place, dtype in enumerate(_TYPES)}
+
+
+def write_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file, byte for byte as ``safetensors.torch.save_file`` does, into the file that is there.
+
+    ``save_file`` puts a file of its own in the place of the one it is given, mode 0600 and under no lock; it also
+    wants all tensors in host memory at once. Use this one within :func:`mmad_bank._files.replacing`.
+
+    Args:
+        path: The file.
+        tensors: On any device; of these, one at a time is copied to host memory if it is not there and contiguous.
+        metadata: Text to keep with them.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    ordered = sorted(tensors.items(), key=lambda item: (_ORDER[item[1].dtype], item[0]))
+    table: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    end = 0
+    for name, tensor in ordered:
+        begin, end = end, end + tensor.nbytes
+        table[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    header = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)
+    with open(path, "wb") as file:
+        file.write(len(header).to_bytes(8, "little"))
+        file.write(header)
+        for _, tensor in ordered:
+            data = tensor.detach().cpu().contiguous().reshape(-1)
+            if data.numel():
+                file.write(data.view(torch.uint8).numpy().data)
