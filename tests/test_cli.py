@@ -138,8 +138,9 @@ def test_score_streams_in_batches(tmp_path: Path, bank: Path, monkeypatch: pytes
 
 def test_score_of_flat_dumps(tmp_path: Path, bank: Path, features: np.ndarray) -> None:
     np.save(tmp_path / "flat.npy", features.reshape(-1, 16))
-    assert json.loads(good("score", bank, tmp_path / "flat.npy", "--out", tmp_path / "s.npz", "--json"))["images"] == 1
-    arguments = ("score", bank, tmp_path / "flat.npy", "--out", tmp_path / "s.npz", "--json", "--patches")
+    score = ("score", bank, tmp_path / "flat.npy", "--out", tmp_path / "s.npz", "--overwrite", "--json")
+    assert json.loads(good(*score))["images"] == 1
+    arguments = (*score, "--patches")
     assert json.loads(good(*arguments, 50))["images"] == 6
     assert "multiple of 77 rows" in refused(*arguments, 77)
     assert "--patches" in refused(*arguments, 0)
@@ -277,8 +278,9 @@ def test_full_disk_leaves_the_old_file(bank: Path, dump: Path, tmp_path: Path, m
     scores = tmp_path / "s.npz"
     scores.write_text("old")
     monkeypatch.setattr(np, "savez", no_space)
-    assert refused("score", bank, dump, "--out", scores) == (
-        f"error: {scores}: cannot be written (the disk is full: No space left on device)\n"
+    assert refused("score", bank, dump, "--out", scores, "--overwrite") == (
+        f"error: {scores}: cannot be written (the disk is full: No space left on device)
+"
     )
     assert scores.read_text() == "old"
     assert not list(tmp_path.glob(".*"))
@@ -317,7 +319,7 @@ def test_signal_leaves_files_whole(tmp_path: Path, bank: Path, number: signal.Si
         "    print('ready', flush=True)\n"
         "    time.sleep(60)\n"
         "s.save_file = half\n"
-        f"sys.argv = ['mmad-bank', 'build', 'features.npy', '--out', {str(bank)!r}]\n"
+        f"sys.argv = ['mmad-bank', 'build', 'features.npy', '--out', {str(bank)!r}, '--overwrite']\n"
         "c.main()\n"
     )
     with subprocess.Popen(

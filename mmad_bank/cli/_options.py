@@ -11,6 +11,9 @@ import typer
 from mmad_bank.errors import InputError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what is at the output's place; without it the command refuses.")
+]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
 DatasetFolder = Annotated[
     Path, typer.Argument(metavar="DATASET", help="Folder of the categories, raw or prepared.", show_default=False)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mmad_bank._files import replacing
 from mmad_bank.errors import InputError
+
+_UNFINISHED = ".unfinished.json"
 
 
 def show_progress(as_json: bool) -> bool:
@@ -65,11 +69,17 @@ def emit(result: Mapping[str, Any], rows: Mapping[str, str], *, title: str, as_j
             console.print(Text(f"  {'' if i else name:<{width}}  ", style="dim").append(line, style="not dim"))
 
 
-def check_output(path: Path, name: str, *, inputs: tuple[Path, ...] = ()) -> None:
-    """Refuse an output that could not be written, or would overwrite an input, before the work and not after it.
+def check_output(path: Path, name: str, *, inputs: tuple[Path, ...] = (), overwrite: bool = False) -> None:
+    """Refuse an output file that could not be written, or would overwrite something, before the work and not after it.
+
+    Args:
+        path: The file to be.
+        name: The option that it was given by.
+        inputs: Files that the command reads, which are never overwritten.
+        overwrite: Whether a file that exists may be replaced.
 
     Raises:
-        InputError: The folder is missing or cannot be written, the path is a folder, or is one of the inputs.
+        InputError: The folder is missing or cannot be written, the path is a folder, is one of the inputs, or exists.
     """
     folder = path.parent
     if not folder.is_dir():
@@ -81,3 +91,70 @@ def check_output(path: Path, name: str, *, inputs: tuple[Path, ...] = ()) -> Non
     for other in inputs:
         if path.exists() and other.exists() and path.samefile(other):
             raise InputError(f"{name}: {str(path)!r} is also an input; expected another file")
+    if path.exists():
+        check_replaced(path, name, overwrite)
+
+
+def check_output_folder(path: Path, name: str, *, outputs: Iterable[str] = (), overwrite: bool = False) -> None:
+    """Refuse a folder that could not be made or written in, or whose files would be overwritten.
+
+    Args:
+        path: The folder, which need not be there.
+        name: The option that it was given by.
+        outputs: Names of what the command writes into it.
+        overwrite: Whether what exists of those may be replaced.
+
+    Raises:
+        InputError: The path or a folder above it is a file, or cannot be written, or an output exists.
+    """
+    nearest = path
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise InputError(f"{name}: expected a folder, found the file {str(nearest)!r}")
+    if not os.access(nearest, os.W_OK):
+        raise InputError(f"{name}: no permission to write in {str(nearest)!r}")
+    for output in outputs:
+        if (path / output).exists():
+            check_replaced(path / output, name, overwrite)
+
+
+def check_replaced(path: Path, name: str, overwrite: bool) -> None:
+    """Refuse to replace a file or folder that is there, unless that was asked for.
+
+    Raises:
+        InputError: It was not.
+    """
+    if not overwrite:
+        raise InputError(f"{name}: {str(path)!r} exists; name another, or replace it with --overwrite")
+
+
+@contextmanager
+def unfinished(folder: Path, job: Mapping[str, Any]) -> Iterator[None]:
+    """Keep a note in a folder while a command fills it, so that the same command may go on after a crash.
+
+    Args:
+        folder: Made if it is not there, and removed again if the block fails before anything is in it.
+        job: What tells the command from others, JSON-able.
+    """
+    note, made = folder / _UNFINISHED, not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(note) as partial:
+        partial.write_text(json.dumps(job), encoding="utf-8")
+    try:
+        yield
+    except BaseException:
+        if list(folder.iterdir()) == [note]:
+            note.unlink()
+            if made:
+                folder.rmdir()
+        raise
+    note.unlink()
+
+
+def is_unfinished(folder: Path, job: Mapping[str, Any]) -> bool:
+    """Tell whether a folder holds what the same command left when it was stopped."""
+    try:
+        return bool(json.loads((folder / _UNFINISHED).read_text(encoding="utf-8")) == json.loads(json.dumps(job)))
+    except (OSError, ValueError):
+        return False

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mmad_bank.cli._options import Device, Json, check_device
+from mmad_bank.cli._options import Device, Json, Overwrite, check_device
 from mmad_bank.cli._output import check_output, emit, seconds, show_progress, size
 from mmad_bank.errors import InputError
 
@@ -50,12 +50,13 @@ def build(
     start: Annotated[int, typer.Option(help="Row that is selected first.")] = 0,
     precision: Precision = "auto",
     device: Device = "cpu",
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Select a memory bank from feature dumps (exact greedy k-centre) and write it to a file."""
     if ratio is not None and n_vectors is not None:
         raise InputError("--ratio and --size: expected one of them, found both")
-    check_output(out, "--out", inputs=tuple(features))
+    check_output(out, "--out", inputs=tuple(features), overwrite=overwrite)
     dimensions = parse_projection(projection_dim)
     from mmad_bank.bank import MemoryBank, open_dump
 
@@ -93,13 +94,15 @@ def extend(
     radius: Annotated[float | None, typer.Option(help="Add rows farther than this (default: the bank's own).")] = None,
     n_vectors: Annotated[int | None, typer.Option("--size", help="Add at most this many rows.")] = None,
     device: Device = "cpu",
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Add normal samples to a bank: those that lie farther from it than its covering radius."""
     if (out is None) != in_place:
         raise InputError(f"--out and --in-place: expected one of them, found {'both' if in_place else 'neither'}")
     target = bank_file if out is None else out
-    check_output(target, "--out", inputs=(*features, *(() if in_place else (bank_file,))))
+    inputs = (*features, *(() if in_place else (bank_file,)))
+    check_output(target, "--out", inputs=inputs, overwrite=overwrite or in_place)
     from mmad_bank.bank import MemoryBank
 
     target_device = check_device(device)
@@ -129,13 +132,14 @@ def score(
     patches: Annotated[int | None, typer.Option(help="Patches an image has, for (N, D) dumps.")] = None,
     precision: Precision = "auto",
     device: Device = "cpu",
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Score images against a bank and write patch scores, image scores and the vectors that explain them.
 
     A (N, D) dump is one image of N patches unless --patches says how many an image has.
     """
-    check_output(out, "--out", inputs=(bank_file, *features))
+    check_output(out, "--out", inputs=(bank_file, *features), overwrite=overwrite)
     from mmad_bank.bank import MemoryBank, open_dump
     from mmad_bank.cli._scoring import save_scores, score_images, summarise
 

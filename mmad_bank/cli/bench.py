@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmad_bank._files import replacing
-from mmad_bank.cli._options import Device, Json, check_device
+from mmad_bank.cli._options import Device, Json, Overwrite, check_device
 from mmad_bank.cli._output import check_output, seconds, show_progress, size
 from mmad_bank.errors import InputError, MmadBankError
 
@@ -46,6 +46,7 @@ def bench(
         Path | None, typer.Option(help="Keep the fits here; a later run starts from them.", show_default=False)
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the JSON to a file.", show_default=False)] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Measure frames a second, time by stage and memory of the methods, end to end, with random weights.
@@ -65,7 +66,7 @@ def bench(
         _positive("--images", images)
     batches = _batches(batch)
     if out is not None:
-        check_output(out, "--out")
+        check_output(out, "--out", overwrite=overwrite)
     names = list(core.CONTESTANTS) if methods is None else core.find_contestants(methods)
     wanted = vectors or (min(300, 2 * 784) if quick else core.VECTORS)
     with tempfile.TemporaryDirectory(prefix="mmad-bank-bench-") as temporary:

@@ -15,8 +15,16 @@ import typer
 
 from mmad_bank._files import replacing
 from mmad_bank._progress import progress_bar
-from mmad_bank.cli._options import Batch, Category, DatasetFolder, Device, Json, Layout, check_device
-from mmad_bank.cli._output import check_output, emit, seconds, show_progress
+from mmad_bank.cli._options import Batch, Category, DatasetFolder, Device, Json, Layout, Overwrite, check_device
+from mmad_bank.cli._output import (
+    check_output,
+    check_output_folder,
+    emit,
+    is_unfinished,
+    seconds,
+    show_progress,
+    unfinished,
+)
 from mmad_bank.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,6 +55,7 @@ def evaluate(
     batch: Batch = 1,
     layout: Layout = "auto",
     device: Device = "cpu",
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Score a test split: I-AUROC, P-AUROC and AUPRO of the result, of each bank and of each kind of defect."""
@@ -58,8 +67,8 @@ def evaluate(
     target = str(check_device(device))
     for path, name in ((out, "--out"), (markdown, "--markdown")):
         if path is not None:
-            check_output(path, name)
-    page = _open_report(report)
+            check_output(path, name, overwrite=overwrite)
+    page = _open_report(report, overwrite)
     chosen = _choose_models(model, dataset, category, layout)
     splits = {name: open_dataset(dataset, name, "test", layout) for name in chosen}
     evaluations = []
@@ -89,15 +98,13 @@ def evaluate(
             print(path)
 
 
-def _open_report(folder: Path | None) -> Any:
+def _open_report(folder: Path | None, overwrite: bool) -> Any:
     """Return an empty report, if one is wanted and can be written."""
     if folder is None:
         return None
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--report: expected a folder, found the file {str(folder)!r}")
-    from mmad_bank.report import Report
+    from mmad_bank.report import PAGE, Report
 
-    folder.mkdir(parents=True, exist_ok=True)
+    check_output_folder(folder, "--report", outputs=(PAGE,), overwrite=overwrite)
     return Report()
 
 
@@ -161,28 +168,33 @@ def predict(
     explain: Annotated[int, typer.Option(help="Normal patches to name for the worst patch of each bank.")] = 4,
     layout: Layout = "auto",
     device: Device = "cpu",
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Score samples that no truth is known of: image score, anomaly map, and the normal patches that explain them.
 
     A map is in the frame of the prepared image, image.png. Samples that cannot be used are named and left
-    out.
+    out. After a crash the same command may be given again; whatever else would be replaced needs --overwrite.
     """
     from mmad_bank import methods
 
     target = str(check_device(device))
-    for name, folder in (("--out", out), ("--maps", maps)):
-        if folder is not None and folder.exists() and not folder.is_dir():
-            raise InputError(f"{name}: expected a folder, found the file {str(folder)!r}")
     samples = list(_inputs(inputs, category, split, layout))
+    job = {"predict": [str(path.resolve()) for path in (model, *inputs)], "category": category, "split": split}
+    places = [name if len(samples) > 1 else "." for name, _ in samples]
+    mine = overwrite or is_unfinished(out, job)
+    check_output_folder(out, "--out", outputs=[f"{place}/score.json" for place in places], overwrite=mine)
+    if maps is not None:
+        check_output_folder(maps, "--maps", outputs=[f"{name}.tiff" for name, _ in samples], overwrite=mine)
     method = methods.load(model, target)
     begin = time.perf_counter()
-    results, failed = _predict_all(method, samples, out, maps, explain, show_progress(as_json))
-    if not results:
-        raise InputError(next(iter(failed.values())))
-    limits = scale or (min(one["map_range"][0] for one in results), max(one["map_range"][1] for one in results))
-    for one in results:
-        _draw_overlay(Path(one["folder"]), limits)
+    with unfinished(out, job):
+        results, failed = _predict_all(method, samples, out, maps, explain, show_progress(as_json))
+        if not results:
+            raise InputError(next(iter(failed.values())))
+        limits = scale or (min(one["map_range"][0] for one in results), max(one["map_range"][1] for one in results))
+        for one in results:
+            _draw_overlay(Path(one["folder"]), limits)
     taken = time.perf_counter() - begin
     for line in failed.values():
         print(f"left out: {line}", file=sys.stderr)

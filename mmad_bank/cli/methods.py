@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -13,8 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mmad_bank.cli._options import Batch, Category, DatasetFolder, Device, Json, Layout, check_device
-from mmad_bank.cli._output import emit, seconds, show_progress, size
+from mmad_bank.cli._options import Batch, Category, DatasetFolder, Device, Json, Layout, Overwrite, check_device
+from mmad_bank.cli._output import (
+    check_output_folder,
+    emit,
+    is_unfinished,
+    seconds,
+    show_progress,
+    size,
+    unfinished,
+)
 from mmad_bank.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,19 +56,23 @@ def extract(
     batch: Batch = 4,
     layout: Layout = "auto",
     device: Device = "cpu",
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Write the patch features of a split to dumps (images, patches, D), which build and score take."""
     from mmad_bank.data import open_dataset
 
     target = check_device(device)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out: expected a folder, found the file {str(out)!r}")
+    wanted = {"rgb": (rgb, rgb_weights), "xyz": (xyz, xyz_weights)}
+    job = {"extract": str(dataset.resolve()), "category": category, "split": split, **wanted}
+    files = ("extraction.json", *(f"{name}.npy" for name, (model, _) in wanted.items() if model != "none"))
+    check_output_folder(out, "--out", outputs=files, overwrite=overwrite or is_unfinished(out, job))
     samples = open_dataset(dataset, category, split, layout)
     shared: dict[str, Any] = {"grid": (grid, grid), "image_size": image_size}
     begin = time.perf_counter()
-    networks = _networks({"rgb": (rgb, rgb_weights), "xyz": (xyz, xyz_weights)}, shared)
-    facts = _extract(samples, out, networks, target, image_size, batch, show_progress(as_json))
+    networks = _networks(wanted, shared)
+    with unfinished(out, job):
+        facts = _extract(samples, out, networks, target, image_size, batch, show_progress(as_json))
     facts |= {"dataset": str(dataset), "split": split, "seconds": time.perf_counter() - begin}
     _say_left_out(facts["left_out"])
     rows = {
@@ -93,12 +106,11 @@ def _extract(
 
     extractors = Extractors(networks, device)
     prepare = _preparing(samples, image_size)
-    out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".extract.", dir=out) as folder:
         ids, left_out = extract_to(
             folder, samples, extractors, prepare, batch=batch, progress=progress
         )
-        (out / "extraction.json").unlink(missing_ok=True)
+        _remove_extraction(out)
         for name in networks:
             os.replace(Path(folder) / f"{name}.npy", out / f"{name}.npy")
     dumps = {
@@ -109,6 +121,19 @@ def _extract(
     with replacing(out / "extraction.json") as partial:
         partial.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return facts
+
+
+def _remove_extraction(out: Path) -> None:
+    """Remove an extraction whose successor is whole: its list, and the dumps that the list names."""
+    listing = out / "extraction.json"
+    try:
+        dumps = dict(json.loads(listing.read_text(encoding="utf-8"))["dumps"])
+    except (OSError, ValueError, KeyError, TypeError):
+        dumps = {}
+    listing.unlink(missing_ok=True)
+    for name in ("rgb", "xyz"):
+        if name in dumps:
+            (out / f"{name}.npy").unlink(missing_ok=True)
 
 
 def _preparing(samples: SampleDataset, image_size: int) -> Any:
@@ -155,6 +180,7 @@ def fit(
     ] = None,
     layout: Layout = "auto",
     device: Device = "cpu",
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Fit a method on a category's normal samples, or one model for each category, and save it.
@@ -166,8 +192,9 @@ def fit(
     job = _Job(method, dataset, out, category, workdir, layout, few_shot, seed, show_progress(as_json))
     job.choose_arguments(settings or [], embedded, str(check_device(device)))
     job.open()
+    job.check_outputs(overwrite)
     models = job.run()
-    if workdir is None:
+    if not job.keep:
         remove_stages(job.workdir)
     rows = {}
     for model in models:
@@ -191,6 +218,7 @@ class _Job:
         self.method = method_class(method.lower())
         self.dataset, self.out, self.category, self.layout = dataset, out, category, layout
         self.workdir = workdir or out.with_name(f"{out.name}.fit")
+        self.keep = workdir is not None
         self.few_shot, self.seed, self.progress = few_shot, seed, progress
         self.arguments: dict[str, Any] = {}
         self.splits: dict[str, tuple[SampleDataset, SampleDataset | None]] = {}
@@ -225,8 +253,18 @@ class _Job:
             except InputError:  # not every data set has one
                 validation = None
             self.splits[name] = train, validation
-        for name in names:
-            _check_model_folder(self.target(name))
+
+    def check_outputs(self, overwrite: bool) -> None:
+        """Refuse models that are there, unless an earlier run of this job, which did not end, has saved them."""
+        from mmad_bank._stages import fingerprint_of
+
+        for name in self.splits:
+            path = self.target(name)
+            check_output_folder(path, "--out")
+            if not overwrite and fingerprint_of(self.workdir) != self._fingerprint():
+                check_output_folder(path, "--out", outputs=("model.json",))
+            if path.exists() and any(path.iterdir()) and not (path / "model.json").is_file():
+                raise InputError(f"--out: expected a new folder or a saved model, found something else in {path}")
 
     def target(self, category: str) -> Path:
         """Return a category's model folder."""
@@ -236,9 +274,6 @@ class _Job:
         """Fit and save what has not been saved by an earlier run of the same job."""
         from mmad_bank._stages import Stages
 
-        if len(self.splits) == 1:
-            (category,) = self.splits
-            return [self._fit(category, self.workdir)]
         stages = Stages(self.workdir, self._fingerprint())
         return [self._fit_once(category, stages) for category in self.splits]
 
@@ -246,17 +281,18 @@ class _Job:
         """Fit a category's model unless it is there; a note says so, the stages' results have gone by then."""
         from mmad_bank._stages import remove_stages
 
-        note = f"{category}.done"
-        if not (self.target(category) / "model.json").is_file():
-            (stages.folder / note).unlink(missing_ok=True)
+        note, model = stages.folder / f"{category}.done", self.target(category) / "model.json"
+        if not (note.is_file() and model.is_file() and note.read_text() == _checksum(model)):
+            note.unlink(missing_ok=True)
         facts: list[dict[str, Any]] = []
 
         def make(path: Path) -> None:
             facts.append(self._fit(category, stages.folder / category))
-            path.write_text("saved\n")
+            path.write_text(_checksum(model))
 
-        stages.run(note, make)
-        remove_stages(stages.folder / category)
+        stages.run(note.name, make)
+        if not self.keep:
+            remove_stages(stages.folder / category)
         return facts[0] if facts else _describe_model(category, self.target(category), 0.0)
 
     def _fit(self, category: str, workdir: Path) -> dict[str, Any]:
@@ -277,16 +313,9 @@ class _Job:
         return json.loads(json.dumps(content))
 
 
-def _check_model_folder(path: Path) -> None:
-    """Refuse before the work what could not be replaced after it."""
-    for folder in path.parents:
-        if folder.exists():
-            if not folder.is_dir() or not os.access(folder, os.W_OK):
-                raise InputError(f"--out: cannot write in {str(folder)!r}")
-            break
-    empty = path.is_dir() and not any(path.iterdir())
-    if path.exists() and not empty and not (path / "model.json").is_file():
-        raise InputError(f"--out: expected a new folder or a saved model to replace, found something else in {path}")
+def _checksum(path: Path) -> str:
+    """Return what tells one model's list of contents from another's."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _describe_model(category: str, path: Path, taken: float) -> dict[str, Any]:

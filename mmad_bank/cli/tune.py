@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mmad_bank._files import replacing
-from mmad_bank.cli._options import Json
+from mmad_bank.cli._options import Json, Overwrite
 from mmad_bank.cli._output import check_output, show_progress, size
 from mmad_bank.cli.bank import Features, parse_projection
 from mmad_bank.errors import InputError
@@ -86,6 +86,7 @@ def tune(
     threads: Annotated[int | None, typer.Option(help="Of the search (default: all cores).", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the JSON to a file.", show_default=False)] = None,
     plot: Annotated[Path | None, typer.Option(help="Picture of the settings, .png, .svg or .pdf.")] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Measure a bank's ratios, storages and indices on test images; recommend one for a memory or a frame rate.
@@ -96,7 +97,7 @@ def tune(
     budget = _check_budget(limit, fps)
     for path, name in ((out, "--out"), (plot, "--plot")):
         if path is not None:
-            check_output(path, name, inputs=(*features, *test, *(anomalous or ())))
+            check_output(path, name, inputs=(*features, *test, *(anomalous or ())), overwrite=overwrite)
     if anomalous and labels is not None:
         raise InputError("--anomalous and --labels: expected one of them, found both")
     chosen = _parse_ratios(ratios), [name.strip() for name in precisions.split(",")]

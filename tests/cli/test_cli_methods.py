@@ -228,7 +228,7 @@ def test_bad_input_is_one_line(parts: Path, model: Path, tmp_path: Path) -> None
         ((*fit, "--out", out, "--few-shot", 9), "expected at most 4"),
         ((*fit, "--out", out, "--device", "gpu"), "--device: 'gpu' cannot be used"),
         ((*fit, "--out", tmp_path / "full"), "--out: expected a new folder or a saved model"),
-        ((*fit, "--out", tmp_path / "file" / "m"), "--out: cannot write in"),
+        ((*fit, "--out", tmp_path / "file" / "m"), "--out: expected a folder, found the file"),
         ((*fit, "--out", out, "--set", "image_size=224"), "prepared"),
         (("evaluate", tmp_path / "no", data), "expected a saved model"),
         (("evaluate", tmp_path / "broken", data), "truncated or altered"),
