@@ -279,8 +279,7 @@ def test_full_disk_leaves_the_old_file(bank: Path, dump: Path, tmp_path: Path, m
     scores.write_text("old")
     monkeypatch.setattr(np, "savez", no_space)
     assert refused("score", bank, dump, "--out", scores, "--overwrite") == (
-        f"error: {scores}: cannot be written (the disk is full: No space left on device)
-"
+        f"error: {scores}: cannot be written (the disk is full: No space left on device)\n"
     )
     assert scores.read_text() == "old"
     assert not list(tmp_path.glob(".*"))
