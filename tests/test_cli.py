@@ -312,12 +312,13 @@ def test_signal_leaves_files_whole(tmp_path: Path, bank: Path, number: signal.Si
     """The program is stopped with the new bank half written beside the old one."""
     before = bank.read_bytes()
     script = (
-        "import sys, time, safetensors.torch as s, mmad_bank.cli as c\n"
-        "def half(tensors, path, metadata):\n"
-        "    path.write_bytes(b'half')\n"
+        "import pathlib, sys, time, mmad_bank.cli as c\n"
+        "from mmad_bank.bank import file_format\n"
+        "def half(path, *tensors):\n"
+        "    pathlib.Path(path).write_bytes(b'half')\n"
         "    print('ready', flush=True)\n"
         "    time.sleep(60)\n"
-        "s.save_file = half\n"
+        "file_format.write_tensors = half\n"
         f"sys.argv = ['mmad-bank', 'build', 'features.npy', '--out', {str(bank)!r}, '--overwrite']\n"
         "c.main()\n"
     )
