@@ -53,7 +53,7 @@ def test_metrics_are_those_of_everything_at_once(samples: list[Sample]) -> None:
 def test_a_failing_sample_costs_itself_only(samples: list[Sample]) -> None:
     method = Darkness()
     broken = replace(samples[1], id="part/test/good/bad")
-    infinite = replace(samples[7], rgb=samples[7].rgb + torch.inf)
+    infinite = replace(samples[7], id="part/test/colour/infinite")
     evaluation = evaluate(method, [samples[0], broken, *samples[2:7], infinite, *samples[8:]], batch=4)
     assert evaluation.failed == {
         "part/test/good/bad": "part/test/good/bad: expected something else",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 _EXPORTS = {
     "EyecandiesDataset": "eyecandies",
     "FolderDataset": "folder",
+    "Frame": "frame",
     "MVTec3DDataset": "mvtec3d",
     "Preprocessing": "preprocessing",
     "Sample": "sample",
@@ -29,6 +30,7 @@ _EXPORTS = {
 __all__ = [
     "EyecandiesDataset",
     "FolderDataset",
+    "Frame",
     "MVTec3DDataset",
     "Preprocessing",
     "Sample",
@@ -48,6 +50,7 @@ __all__ = [
 if TYPE_CHECKING:
     from mmad_bank.data.eyecandies import EyecandiesDataset
     from mmad_bank.data.folder import FolderDataset
+    from mmad_bank.data.frame import Frame
     from mmad_bank.data.layouts import categories_of, open_dataset
     from mmad_bank.data.mvtec3d import MVTec3DDataset
     from mmad_bank.data.preparation import preparation_of, prepare

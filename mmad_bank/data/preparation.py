@@ -1,8 +1,9 @@
 """Preprocess a whole data set once: in parallel, resumably, into another folder.
 
 Each sample's point cloud is written last and carries, as its TIFF description, a key made of the source files' sizes
-and times and of all settings. A later run takes what has the right key as done. So there is no journal that a crash
-could leave behind the files, and a killed run loses no more than the samples that were being worked on.
+and times and of all settings, and behind it the sample's frame in the original picture. A later run takes what has the
+right key as done. So there is no journal that a crash could leave behind the files, and a killed run loses no more than
+the samples that were being worked on.
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ from mmad_bank.data._images import read_tag, write_png, write_xyz
 from mmad_bank.data._names import SPLITS
 from mmad_bank.data._parallel import run_parallel
 from mmad_bank.data.eyecandies import EyecandiesDataset
+from mmad_bank.data.frame import Frame
 from mmad_bank.data.preprocessing import Preprocessing, preprocess
 from mmad_bank.data.sample import Record, Sample, SampleDataset
 from mmad_bank.errors import InputError
 
 MANIFEST = "prepared.json"
 _KEY_PREFIX = "mmad-bank prepared "
+_FRAME_MARK = " frame "
 # Raise it when the same settings give other files.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass
@@ -178,6 +181,24 @@ def preparation_of(path: str | Path) -> Preprocessing | None:
         raise InputError(f"{root / MANIFEST}: expected settings of this version, found others; prepare anew") from None
 
 
+def frame_of(xyz: Path, size: tuple[int, int]) -> Frame | None:
+    """Read from a prepared point cloud's file where its pixels lie in the picture that it was made of.
+
+    Args:
+        xyz: The file.
+        size: Height and width of the prepared sample.
+
+    Returns:
+        None where the file does not say: older versions did not write it, and other programs do not.
+    """
+    _, mark, text = read_tag(xyz).partition(_FRAME_MARK)
+    try:
+        frame = Frame.from_text(text) if mark else None
+    except InputError:
+        return None
+    return frame if frame is not None and size == (frame.size, frame.size) else None
+
+
 def _open_splits(source: Path, categories: Sequence[str], layout: str) -> list[SampleDataset]:
     """Open whatever splits the categories have; a category needs one."""
     datasets = []
@@ -266,7 +287,12 @@ def _sources(record: Record) -> list[Path]:
 def _is_done(task: _Task) -> bool:
     """Say whether a sample's files are all there, made from these sources with these settings."""
     outputs = (task.rgb, task.xyz) if task.record.mask is None else (task.rgb, task.xyz, task.mask)
-    return all(path.is_file() for path in outputs) and read_tag(task.xyz) == (_key(task) or None)
+    return all(path.is_file() for path in outputs) and _key_of(task.xyz) == (_key(task) or None)
+
+
+def _key_of(xyz: Path) -> str:
+    """Read the key that a prepared point cloud carries; empty if there is none."""
+    return read_tag(xyz).partition(_FRAME_MARK)[0]
 
 
 def _run(task: _Task) -> tuple[str, str]:
@@ -290,7 +316,8 @@ def _write(task: _Task, sample: Sample, key: str) -> None:
     if sample.mask is not None and task.record.mask is not None:
         task.mask.parent.mkdir(parents=True, exist_ok=True)
         write_png(task.mask, sample.mask.numpy().astype(np.uint8) * 255)
-    write_xyz(task.xyz, sample.xyz.numpy().transpose(1, 2, 0), key)
+    assert sample.frame is not None
+    write_xyz(task.xyz, sample.xyz.numpy().transpose(1, 2, 0), key + _FRAME_MARK + sample.frame.as_text())
 
 
 def _remove_stale(out: Path, categories: Sequence[str], current: set[Path]) -> None:

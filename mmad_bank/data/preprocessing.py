@@ -14,6 +14,7 @@ import torch
 
 from mmad_bank.data._geometry import NOISE, dbscan, fit_plane
 from mmad_bank.data._images import import_extra
+from mmad_bank.data.frame import Frame, nearest_places
 from mmad_bank.data.sample import Sample, check_sample
 from mmad_bank.errors import InputError
 
@@ -94,6 +95,25 @@ class Preprocessing:
         """Return all settings for a JSON file."""
         return asdict(self)
 
+    def differences(self, other: Preprocessing) -> list[str]:
+        """Say what another preparation does otherwise; settings that neither of them uses do not count.
+
+        Example:
+            >>> Preprocessing.recipe("keep").differences(Preprocessing.recipe("keep", frame=3, pad="edge"))
+            ['pad: zero against edge']
+        """
+        idle: set[str] = set()
+        if "plane" not in (self.background, other.background):
+            idle |= {"frame", "inlier_distance", "n_sample", "n_hypotheses", "removal_distance", "seed"}
+        if self.eps is None and other.eps is None:
+            idle.add("min_points")
+        mine, others = self.as_json(), other.as_json()
+        return [
+            f"{name}: {value} against {others[name]}"
+            for name, value in mine.items()
+            if name not in idle and value != others[name]
+        ]
+
 
 _RECIPES = {
     "m3dm": Preprocessing(),
@@ -117,7 +137,8 @@ def preprocess(sample: Sample, settings: Preprocessing | None = None) -> Sample:
         settings: Default: those of M3DM, :meth:`Preprocessing.recipe`.
 
     Returns:
-        The sample with rgb (3, size, size) from 0 to 1 (:func:`normalise_rgb` is for the extractor), xyz and mask.
+        The sample with rgb (3, size, size) from 0 to 1 (:func:`normalise_rgb` is for the extractor), xyz and mask; its
+        ``preparation`` holds the settings, its ``frame`` the way back to the picture's pixels.
 
     Raises:
         InputError: There is no background plane, or nothing but background.
@@ -141,7 +162,8 @@ def preprocess(sample: Sample, settings: Preprocessing | None = None) -> Sample:
         raise InputError(f"{name}: nothing is left of the object in {settings.size}×{settings.size} pixels")
     return replace(
         sample,
-        prepared=True,
+        preparation=settings,
+        frame=Frame.centred(sample.size, square, settings.size),
         rgb=torch.from_numpy(rgb.transpose(2, 0, 1).astype(np.float32) / 255),
         xyz=torch.from_numpy(np.ascontiguousarray(xyz.transpose(2, 0, 1))),
         mask=None if mask is None else torch.from_numpy(mask.copy()),
@@ -272,5 +294,5 @@ def resize_bicubic(image: np.ndarray, size: int) -> np.ndarray:
 
 def resize_nearest(image: np.ndarray, size: int) -> np.ndarray:
     """Resize (H, W) or (H, W, C): a pixel takes the value under its centre."""
-    rows, columns = (((np.arange(size) + 0.5) * length / size).astype(np.int64) for length in image.shape[:2])
+    rows, columns = (nearest_places(length, size).numpy() for length in image.shape[:2])
     return image[rows[:, None], columns]

@@ -19,6 +19,7 @@ from mmad_bank.data._values import mask_tensor, rgb_tensor, xyz_tensor
 from mmad_bank.errors import InputError
 
 if TYPE_CHECKING:
+    from mmad_bank.data.frame import Frame
     from mmad_bank.data.preprocessing import Preprocessing
 
 _SPLIT_NAMES = {"val": "validation", "test_public": "test"}
@@ -42,7 +43,10 @@ class Sample:
         rgb_path: The colour image's file.
         xyz_path: The point cloud's (or depth image's) file.
         mask_path: The mask's file, if there is one.
-        prepared: Whether it has been preprocessed (:func:`mmad_bank.data.preprocess`).
+        preparation: The settings that it was preprocessed with (:func:`mmad_bank.data.preprocess`); None for one as
+            a sensor made it.
+        frame: Of a preprocessed one, where its pixels lie in the picture that it was made of; None where that is not
+            known.
     """
 
     rgb: torch.Tensor
@@ -56,7 +60,13 @@ class Sample:
     rgb_path: Path | None = None
     xyz_path: Path | None = None
     mask_path: Path | None = None
-    prepared: bool = False
+    preparation: Preprocessing | None = None
+    frame: Frame | None = None
+
+    @property
+    def prepared(self) -> bool:
+        """Whether it has been preprocessed."""
+        return self.preparation is not None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -163,7 +173,8 @@ class SampleDataset(torch.utils.data.Dataset[Sample]):
             InputError: A file is missing or damaged, image and cloud differ in size, or the cloud has no points.
             IndexError: There is no such sample.
         """
-        return replace(self.read(self.records[index]), prepared=self.preparation is not None)
+        sample = self.read(self.records[index])
+        return sample if self.preparation is None else _as_prepared(sample, self.preparation)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
@@ -280,15 +291,24 @@ def open_sample(rgb: str | Path, xyz: str | Path, mask: str | Path | None = None
     defect = GOOD if truth is None or not truth.any() else "anomalous"
     record = Record("", "test", defect, rgb.stem, rgb, xyz, None if mask is None else Path(mask))
     sample = make_sample(record, read_rgb(rgb), read_xyz(xyz), truth)
-    return replace(sample, id=rgb.stem, prepared=_in_prepared_dataset(rgb))
+    sample, preparation = replace(sample, id=rgb.stem), _preparation_around(rgb)
+    return sample if preparation is None else _as_prepared(sample, preparation)
 
 
-def _in_prepared_dataset(rgb: Path) -> bool:
-    """Say whether ``ROOT/CATEGORY/SPLIT/DEFECT/rgb/NAME`` lies in a data set that has been prepared."""
+def _preparation_around(rgb: Path) -> Preprocessing | None:
+    """Return how ``ROOT/CATEGORY/SPLIT/DEFECT/rgb/NAME``'s data set was prepared; None if it was not."""
     from mmad_bank.data.preparation import preparation_of
 
     folders = rgb.absolute().parents
-    return len(folders) > 3 and preparation_of(folders[3]) is not None
+    return preparation_of(folders[3]) if len(folders) > 3 else None
+
+
+def _as_prepared(sample: Sample, preparation: Preprocessing) -> Sample:
+    """Add to a sample of a prepared data set what is known of its preparation."""
+    from mmad_bank.data.preparation import frame_of
+
+    frame = None if sample.xyz_path is None else frame_of(sample.xyz_path, sample.size)
+    return replace(sample, preparation=preparation, frame=frame)
 
 
 def few_shot(dataset: AnyDataset, n: int, seed: int = 0) -> AnyDataset:

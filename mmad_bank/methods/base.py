@@ -271,16 +271,21 @@ class Method(ABC):
         """Preprocess a sample as those that the method was fitted on, unless that has been done.
 
         Raises:
-            InputError: The sample cannot be used, or was prepared in another size.
+            InputError: The sample cannot be used, or was prepared otherwise; the message says what differs.
         """
-        if isinstance(sample, Sample) and not sample.prepared:
-            assert self.preprocessing_ is not None
+        assert self.preprocessing_ is not None
+        if isinstance(sample, Sample) and sample.preparation is None:
             return preprocess(sample, self.preprocessing_)
         sample = check_sample(sample)
+        assert sample.preparation is not None
         if sample.size != (self.image_size, self.image_size):
             side, found = self.image_size, "×".join(map(str, sample.size))
             name = sample.rgb_path or sample.id or "sample"
             raise InputError(f"{name}: expected a prepared sample of {side}×{side} pixels (image_size), found {found}")
+        differences = sample.preparation.differences(self.preprocessing_)
+        if differences:
+            name = sample.rgb_path or sample.id or "sample"
+            raise InputError(f"{name}: prepared otherwise than what the model was fitted on ({'; '.join(differences)})")
         return sample
 
     # What a method defines.
@@ -307,7 +312,7 @@ class Method(ABC):
         return cls(**{**arguments, "device": device})
 
     def _choose_preprocessing(self, dataset: Samples) -> Preprocessing:
-        preparation = getattr(dataset, "preparation", None)
+        preparation = _preparation_of(dataset)
         if preparation is not None:
             return preparation
         layout = getattr(dataset, "layout", "folder")
@@ -355,6 +360,26 @@ def _check_replaceable(target: Path) -> None:
     """Refuse to replace what no method saved."""
     if target.exists() and not (target / MANIFEST).is_file() and not (target.is_dir() and not any(target.iterdir())):
         raise InputError(f"{target}: expected a new folder or a saved model to replace, found something else")
+
+
+def _preparation_of(dataset: Samples) -> Preprocessing | None:
+    """Tell how a data set or a list of samples was prepared; None if it was not.
+
+    Raises:
+        InputError: Its samples were prepared in different ways.
+    """
+    if isinstance(dataset, SampleDataset):
+        return dataset.preparation
+    first, *others = (getattr(sample, "preparation", None) for sample in dataset)
+    for number, other in enumerate(others, 1):
+        if (first is None) != (other is None):
+            kinds = " and ".join("prepared" if one else "raw" for one in (first, other))
+            raise InputError(f"dataset: expected samples prepared in one way, found samples 0 and {number} {kinds}")
+        differences = first.differences(other) if first is not None and other is not None else []
+        if differences:
+            found = f"samples 0 and {number} with {'; '.join(differences)}"
+            raise InputError(f"dataset: expected samples prepared in one way, found {found}")
+    return first
 
 
 def _ids(dataset: Samples) -> list[str]:

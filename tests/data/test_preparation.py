@@ -20,7 +20,17 @@ pytest.importorskip("scipy")
 
 from data_trees import add_eyecandy, add_sample, scene
 
-from mmad_bank.data import Preprocessing, open_dataset, preparation, preparation_of, prepare, preprocess
+from mmad_bank.data import (
+    Frame,
+    Preprocessing,
+    open_dataset,
+    open_sample,
+    preparation,
+    preparation_of,
+    prepare,
+    preprocess,
+)
+from mmad_bank.data._images import read_tag, read_xyz, write_xyz
 from mmad_bank.errors import InputError
 
 
@@ -59,11 +69,31 @@ def test_prepared_samples_are_what_preprocess_gives(source: Path, tmp_path: Path
         assert expected.mask is not None
         assert found.mask is not None
         assert torch.equal(expected.mask, found.mask)
+        assert expected.preparation == found.preparation == Preprocessing()
+        assert expected.frame == found.frame == Frame(40, 60, 30, 20, 100, 224)
+    files = [open_sample(record.rgb, record.xyz) for record in open_dataset(out, split="test").records]
+    assert {sample.preparation for sample in files} == {Preprocessing()}
+    assert {sample.frame for sample in files} == {Frame(40, 60, 30, 20, 100, 224)}
+    assert not any(sample.prepared for sample in raw)
     manifest = json.loads((out / "prepared.json").read_text())
     assert manifest["complete"] is True
     assert manifest["settings"] == Preprocessing().as_json()
     assert preparation_of(out) == preparation_of(out / "part") == Preprocessing()
     assert preparation_of(source) is None
+
+
+def test_prepared_data_of_other_programs_have_no_frame(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare(source, out)
+    path = open_dataset(out).records[0].xyz
+    cloud, tag = read_xyz(path), read_tag(path)
+    for other in ("a cloud", tag.partition(" frame ")[0], f"{tag} 7", tag[:-3] + "100", None):
+        write_xyz(path, cloud, other)
+        sample = open_dataset(out)[0]
+        assert sample.frame is None
+        assert sample.prepared
+    assert prepare(source, out).written == 1
+    assert open_dataset(out)[0].frame == Frame(40, 60, 30, 20, 100, 224)
 
 
 def test_only_what_has_changed_is_done_again(source: Path, tmp_path: Path) -> None:

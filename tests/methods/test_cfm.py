@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from mmad_bank import methods
-from mmad_bank.data import Sample
+from mmad_bank.data import Preprocessing, Sample
 from mmad_bank.errors import InputError, MmadBankError
 from mmad_bank.features import PointFeatureAlignment
 from mmad_bank.features.alignment import measured_points
@@ -26,6 +26,7 @@ from mmad_bank.methods.cfm import aggregate
 pytest.importorskip("timm")
 
 SIZE = 64
+AS_IS = Preprocessing.recipe("cfm", size=SIZE)
 SMALL = {
     "rgb_weights": "random", "xyz_weights": "random", "num_groups": 24, "group_size": 8, "image_size": SIZE,
     "grid": (8, 8), "map_size": 32, "epochs": 2, "batch": 2, "pixels_per_image": 100,
@@ -42,7 +43,8 @@ def a_part(seed: int, name: str = "") -> Sample:
     xyz[:, off] = 0
     rgb = torch.stack([(height - 0.28) * 25, x * 10, torch.rand(SIZE, SIZE, generator=generator) * 0.2 + 0.3])
     mask = torch.zeros(SIZE, SIZE, dtype=torch.bool)
-    return Sample(rgb.clamp(0, 1), xyz, mask, id=name or f"part/train/good/{seed:03d}", split="train", prepared=True)
+    name = name or f"part/train/good/{seed:03d}"
+    return Sample(rgb.clamp(0, 1), xyz, mask, id=name, split="train", preparation=AS_IS)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from mmad_bank import methods
-from mmad_bank.data import Sample
+from mmad_bank.data import Preprocessing, Sample
 from mmad_bank.errors import FormatError, InputError, MmadBankError
 from mmad_bank.memoryless.pdn import PDN, foreground_mask
 from mmad_bank.methods import MDSS
@@ -25,6 +25,7 @@ pytest.importorskip("timm")
 scipy_ndimage = pytest.importorskip("scipy.ndimage")
 
 SIZE = 48
+AS_IS = Preprocessing.recipe("mdss", size=SIZE)
 SMALL = {
     "rgb_weights": "random", "image_size": SIZE, "pdn_width": 8, "channels": 16, "teacher_steps": 3, "teacher_batch": 2,
     "student_steps": 3, "student_batch": 2, "patch_size": 60, "coverage": (2.0, 3.0), "sdf_steps": 3, "sdf_batch": 3,
@@ -41,7 +42,7 @@ def a_part(seed: int, split: str = "train") -> Sample:
     off = (x - 0.024) ** 2 + (y - 0.024) ** 2 > 0.016**2
     xyz[:, off] = rgb[:, off] = 0
     mask = torch.zeros(SIZE, SIZE, dtype=torch.bool)
-    return Sample(rgb, xyz, mask, id=f"part/{split}/good/{seed:03d}", split=split, prepared=True)
+    return Sample(rgb, xyz, mask, id=f"part/{split}/good/{seed:03d}", split=split, preparation=AS_IS)
 
 
 def parts(n: int = 4) -> list[Sample]:
