@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmad_bank.data._images import finite_points, is_defect
 from mmad_bank.errors import InputError
 
 # Half a step of 8 bits: what resampling and rounding add to the ends of 0 to 1, and no more.
@@ -103,17 +104,6 @@ def xyz_tensor(value: Any, name: str = "xyz") -> torch.Tensor:
     return torch.from_numpy(points)
 
 
-def finite_points(values: np.ndarray, axis: int) -> np.ndarray:
-    """Return points as float32 in memory of their own; those with a NaN or infinite component become zero.
-
-    A float64 beyond float32's range becomes infinite, and with that unmeasured, like any other infinity.
-    """
-    with np.errstate(over="ignore"):
-        points = values.astype(np.float32, order="C")
-    unmeasured = ~np.isfinite(points).all(axis=axis, keepdims=True)
-    return np.where(unmeasured, np.float32(0), points) if unmeasured.any() else points
-
-
 def mask_tensor(value: Any, name: str = "mask") -> torch.Tensor:
     """Return a mask as (H, W), bool, in memory of its own: what is neither zero nor NaN is a defect.
 
@@ -126,9 +116,3 @@ def mask_tensor(value: Any, name: str = "mask") -> torch.Tensor:
     if array.dtype.kind not in "buif":
         raise InputError(f"{name}: expected numbers, zero where nothing is wrong, found {array.dtype}")
     return torch.from_numpy(is_defect(array))
-
-
-def is_defect(values: np.ndarray) -> np.ndarray:
-    """Say where a mask's values mark a defect, in memory of its own: neither zero nor NaN."""
-    marked = np.array(values != 0)
-    return marked & ~np.isnan(values) if values.dtype.kind == "f" else marked

@@ -1,0 +1,59 @@
+"""Limits on what a picture's header may announce, checked before anything is decoded.
+
+A few hundred bytes can announce a picture of gigabytes. What is refused here costs its header only.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mmad_bank.errors import InputError
+
+MAX_PIXELS_VARIABLE = "MMAD_BANK_MAX_PIXELS"
+"""Environment variable with the most pixels that a file may have; 0 for no limit."""
+MAX_PIXELS = 2**26
+"""The limit without that variable: 8192×8192."""
+# Files that decode to no more than this are read however small they are: a black mask takes few bytes.
+_ALWAYS_BYTES = 2**26
+# The most that a larger file may grow. JPEG reaches 340 on pictures of one colour; deflate could reach 1032.
+_MOST_GROWTH = 400
+
+
+def check_announced(path: Path, height: int, width: int, bytes_per_pixel: int) -> None:
+    """Refuse a file whose header announces more pixels than the limit, or far more than its bytes can mean.
+
+    Args:
+        path: The file.
+        height: In pixels, as announced.
+        width: In pixels, as announced.
+        bytes_per_pixel: In memory, once decoded.
+
+    Raises:
+        InputError: It announces too much, or the variable holds something else than a number.
+    """
+    pixels, allowed = height * width, _allowed()
+    limit = MAX_PIXELS if allowed is None else allowed
+    advice = f"; set {MAX_PIXELS_VARIABLE} to read it"
+    if limit and pixels > limit:
+        found = f"{width}×{height} = {pixels:,}"
+        raise InputError(f"{path}: expected at most {limit:,} pixels, found a header of {found}{advice}")
+    decoded, size = pixels * bytes_per_pixel, path.stat().st_size
+    if allowed is None and decoded > max(_ALWAYS_BYTES, _MOST_GROWTH * size):
+        found = f"{size:,} bytes that announce {width}×{height} pixels"
+        raise InputError(f"{path}: expected a file of a size that fits its picture, found {found}{advice}")
+
+
+def limit_is_set() -> bool:
+    """Say whether the environment sets the limit."""
+    return _allowed() is not None
+
+
+def _allowed() -> int | None:
+    """Return the limit that the environment sets, if it does."""
+    text = os.environ.get(MAX_PIXELS_VARIABLE, "").strip()
+    if not text:
+        return None
+    if not text.isascii() or not text.isdigit():
+        raise InputError(f"{MAX_PIXELS_VARIABLE}: expected a number of pixels, or 0 for no limit, found {text!r}")
+    return int(text)
