@@ -14,7 +14,7 @@ from mmad_bank.data.sample import Sample
 from mmad_bank.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from mmad_bank.methods.base import Prediction
+    from mmad_bank.methods.base import Method, Prediction
 
 UNMEASURED = (229, 231, 235)
 """Colour of pixels without a point."""
@@ -63,11 +63,14 @@ def depth_picture(sample: Sample) -> np.ndarray:
     return picture.round().clip(0, 255).astype(np.uint8)
 
 
-def map_limits(predictions: Sequence[Prediction]) -> tuple[float, float]:
-    """Return the scores of the first and last colour for maps shown together.
+def map_limits(method: Method | None, predictions: Sequence[Prediction]) -> tuple[float, float]:
+    """Return the scores of the first and last colour for maps: the model's scale, one for all its pictures.
 
-    The first is the median over the objects: what is as usual as half of what is shown stays dark.
+    Without it (a model of an older version) the first is the median over the objects of what is shown, the last its
+    maximum.
     """
+    if method is not None and method.map_scale_ is not None:
+        return method.map_scale_.limits()
     if not predictions:
         return 0.0, 1.0
     on_objects = torch.cat([one.map[one.sample.measured] for one in predictions])

@@ -168,7 +168,7 @@ def draw(path: Path, evaluation: Evaluation, method: Method, train: SampleDatase
 
     examples = {example.role: example.prediction for example in evaluation.examples}
     predictions = {role: examples[role] for role in ROWS if role in examples}
-    limits = _pictures.map_limits(list(predictions.values()))
+    limits = _pictures.map_limits(method, list(predictions.values()))
     width, height = (4.1 + _REASONS_WIDTH) * _PANEL + 1.45, len(predictions) * _PANEL + 0.72
     figure = Figure(figsize=(width, height), dpi=110, facecolor="white")
     FigureCanvasAgg(figure)

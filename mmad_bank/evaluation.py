@@ -22,11 +22,9 @@ from mmad_bank._timing import collect_times, timed
 from mmad_bank.data._names import GOOD
 from mmad_bank.data.sample import Sample
 from mmad_bank.errors import InputError, MissingExtraError, MmadBankError
+from mmad_bank.methods._scale import FUSED
 from mmad_bank.methods.base import Method, Prediction, Samples
 from mmad_bank.metrics import AUPRO, AUROC, LIMITS
-
-FUSED = "fused"
-"""The name of a method's own result, beside those of its parts."""
 
 Curve = tuple[np.ndarray, np.ndarray]
 

@@ -163,7 +163,7 @@ def predict(
     split: Annotated[Literal["train", "validation", "test"], typer.Option(help="Of a data set.")] = "test",
     scale: Annotated[
         tuple[float, float] | None,
-        typer.Option(help="Scores of the first and last colour (default: the samples' own).", show_default=False),
+        typer.Option(help="Scores of the first and last colour (default: the model's).", show_default=False),
     ] = None,
     explain: Annotated[int, typer.Option(help="Normal patches to name for the worst patch of each bank.")] = 4,
     layout: Layout = "auto",
@@ -192,7 +192,7 @@ def predict(
         results, failed = _predict_all(method, samples, out, maps, explain, show_progress(as_json))
         if not results:
             raise InputError(next(iter(failed.values())))
-        limits = scale or (min(one["map_range"][0] for one in results), max(one["map_range"][1] for one in results))
+        limits = scale or _colour_scale(model, method, results)
         for one in results:
             _draw_overlay(Path(one["folder"]), limits)
     taken = time.perf_counter() - begin
@@ -203,6 +203,15 @@ def predict(
     }  # fmt: skip
     rows = {one["id"]: f"{one['score']:.4f}  {one['folder']}" for one in results}
     emit(result, {**rows, "time": seconds(taken)}, title=f"scored into {out}", as_json=as_json)
+
+
+def _colour_scale(model: Path, method: Method, results: list[dict[str, Any]]) -> tuple[float, float]:
+    """Return the scores of the first and last colour: the model's, or else the samples' own, which is said."""
+    if method.map_scale_ is not None:
+        return method.map_scale_.limits()
+    print(f"{model}: has no colour scale of normal images; colours go from these samples' lowest to highest score",
+          file=sys.stderr)  # fmt: skip
+    return min(one["map_range"][0] for one in results), max(one["map_range"][1] for one in results)
 
 
 def _inputs(

@@ -25,6 +25,7 @@ from mmad_bank.features.alignment import Recipe
 from mmad_bank.features.extraction import RANDOM, Extractors, make_rgb_extractor, make_xyz_extractor
 from mmad_bank.features.rgb import Precision as RGBPrecision
 from mmad_bank.methods._dumps import IMAGES_AT_ONCE, Dumps, extract_split
+from mmad_bank.methods._scale import FUSED, distances_to_others, spread
 from mmad_bank.methods.base import Method, Part, Prediction, Reason, Samples
 
 
@@ -114,6 +115,29 @@ class BankMethod(Method):
             extracted = extract_split(self, self.extractors_, "validation", validation, stages)[0]
             held_out = self._composed("validation", self._adapted("validation", extracted, stages), stages)
         self._learn_decision(dumps, held_out, stages)
+        origin = "training images, each compared with the others' patches"
+        self.map_scale_ = self._measured_scale(self._maps_of_others(dumps), origin, len(self.train_ids_), stages)
+
+    def _scale_maps(self, dataset: Samples, validation: Samples | None, stages: Stages) -> None:
+        """Nothing is left to do: the scale was measured on the features, which go with the end of the fit."""
+
+    def _maps_of_others(self, dumps: Dumps) -> Iterator[dict[str, Tensor]]:
+        """Yield maps of some training images as if they had not been trained on, see :func:`distances_to_others`."""
+        for image in spread(len(self.train_ids_)):
+            scores = {}
+            for name, bank in self.banks_.items():
+                patches = torch.from_numpy(np.array(dumps[name][image]))
+                distances = distances_to_others(bank, patches, image)
+                if distances is None:  # there is one image only
+                    return
+                scores[name] = Scores(distances[None], distances.max()[None], torch.empty(0))
+            results = {FUSED: self._decide(scores)[1]}
+            if len(scores) > 1:
+                results |= {name: own.patch for name, own in scores.items()}
+            size = (self.image_size, self.image_size)
+            yield {
+                name: scoring.anomaly_map(patch, self.grid, size, self.sigma)[0] for name, patch in results.items()
+            }
 
     def _composed(self, split: str, dumps: Dumps, stages: Stages) -> Dumps:
         """Write what is not a modality's own features to files, and map them."""

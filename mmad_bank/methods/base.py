@@ -7,8 +7,8 @@ import json
 import os
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -23,6 +23,7 @@ from mmad_bank._training import seeded
 from mmad_bank.data.preprocessing import Preprocessing, preprocess
 from mmad_bank.data.sample import Sample, SampleDataset, check_sample
 from mmad_bank.errors import FormatError, InputError, MmadBankError
+from mmad_bank.methods._scale import FUSED, MapScale, measure_scale, spread
 from mmad_bank.scoring import anomaly_map
 
 MANIFEST = "model.json"
@@ -110,6 +111,8 @@ class Method(ABC):
         train_ids_: Ids of the samples that the method was fitted on, in order.
         skipped_: By id, why a training sample could not be used.
         preprocessing_: What is done to every sample first.
+        map_scale_: The colour scale of the maps, measured on normal images; None where they were too few, and in models
+            that older versions saved.
     """
 
     name: ClassVar[str]
@@ -126,10 +129,11 @@ class Method(ABC):
     train_ids_: list[str]
     skipped_: dict[str, str]
     preprocessing_: Preprocessing | None
+    map_scale_: MapScale | None
 
     def _begin(self) -> None:
         """Make an unfitted method of stored arguments (constructors call it last)."""
-        self.train_ids_, self.skipped_, self.preprocessing_ = [], {}, None
+        self.train_ids_, self.skipped_, self.preprocessing_, self.map_scale_ = [], {}, None, None
 
     # The interface.
 
@@ -168,6 +172,7 @@ class Method(ABC):
             stages = Stages(Path(folder), self._fingerprint(dataset, validation), progress=progress)
             with seeded(self.seed):  # random extractors are the same when a fit is resumed
                 self._fit(dataset, validation, stages)
+                self._scale_maps(dataset, validation, stages)
         return self
 
     def predict(self, sample: Sample) -> Prediction:
@@ -223,6 +228,7 @@ class Method(ABC):
         content = {
             "format": _FORMAT, "version": _VERSION, "method": self.name, "arguments": self.arguments(),
             "preprocessing": self.preprocessing_.as_json(), "train_ids": self.train_ids_, "skipped": self.skipped_,
+            "map_scale": self.map_scale_ and self.map_scale_.as_json(),
         }  # fmt: skip
 
         _check_replaceable(Path(folder))
@@ -245,6 +251,8 @@ class Method(ABC):
             method.preprocessing_ = Preprocessing(**content["preprocessing"])
             method.train_ids_ = [str(name) for name in content["train_ids"]]
             method.skipped_ = {str(name): str(why) for name, why in content["skipped"].items()}
+            scale = content.get("map_scale")  # older versions measured none
+            method.map_scale_ = None if scale is None else MapScale.from_json(scale)
             method._load(Path(folder), content["learnt"])
         except MmadBankError:
             raise
@@ -293,6 +301,40 @@ class Method(ABC):
     @abstractmethod
     def _fit(self, dataset: Samples, validation: Samples | None, stages: Stages) -> None:
         """Learn, in stages that can be resumed; fills ``train_ids_`` and ``skipped_``."""
+
+    def _scale_maps(self, dataset: Samples, validation: Samples | None, stages: Stages) -> None:
+        """Measure the colour scale on some of the validation samples, or of the training samples if there are none.
+
+        Samples that cannot be used are left out.
+        """
+        held_out = validation is not None and len(validation) > 0
+        samples = validation if validation is not None and held_out else dataset
+
+        def maps() -> Iterator[dict[str, Tensor]]:
+            for number in spread(len(samples)):
+                with suppress(MmadBankError):
+                    yield self.maps_of(self.predict(samples[number]))
+
+        origin = "validation images" if held_out else "training images, which the method was fitted on"
+        self.map_scale_ = self._measured_scale(maps(), origin, len(samples), stages)
+
+    def _measured_scale(
+        self, maps: Iterator[Mapping[str, Tensor]], origin: str, n_images: int, stages: Stages
+    ) -> MapScale | None:
+        """Measure a scale as a stage of the training."""
+
+        def write(path: Path) -> None:
+            scale = measure_scale(maps, origin, len(spread(n_images)), progress=stages.progress)
+            path.write_text(json.dumps(scale and scale.as_json()))
+
+        content = json.loads(stages.run("map-scale.json", write).read_text())
+        return content and MapScale.from_json(content)
+
+    def maps_of(self, prediction: Prediction) -> dict[str, Tensor]:
+        """Return the maps (H, W) of a prediction by result: its own, and those of its parts if there are several."""
+        parts = prediction.parts if len(prediction.parts) > 1 else {}
+        sigma = getattr(self, "sigma", 4.0)
+        return {FUSED: prediction.map, **{name: one.map(prediction.size, sigma) for name, one in parts.items()}}
 
     @abstractmethod
     def _predict(self, samples: list[Sample]) -> list[Prediction]:

@@ -38,7 +38,7 @@ class Album:
     def __init__(self, evaluation: Evaluation, method: Method | None, training: SampleDataset | None) -> None:
         self.evaluation, self.method = evaluation, method
         self.results = list(evaluation.metrics)
-        self.limits = _pictures.map_limits([example.prediction for example in evaluation.examples])
+        self.limits = _pictures.map_limits(method, [example.prediction for example in evaluation.examples])
         self._training = training
         self._places = {} if training is None else {record.id: i for i, record in enumerate(training.records)}
         self.training_sample = lru_cache(maxsize=16)(self._training_sample)

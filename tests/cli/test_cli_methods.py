@@ -173,6 +173,23 @@ def test_predict_files_and_folder(parts: Path, model: Path, tmp_path: Path) -> N
         assert np.array_equal(values, np.load(tmp_path / "all" / record.id / "map.npy"))
 
 
+def test_colours_are_the_models(parts: Path, model: Path, tmp_path: Path) -> None:
+    record = open_dataset(parts / "prepared", "stud_tray", "test").records[0]
+    command = ("predict", model, record.rgb, record.xyz, "--out", tmp_path / "one")
+    scale = methods.load(model).map_scale_
+    assert scale is not None
+    assert facts(*command)["colour_scale"] == list(scale.limits())
+    assert facts(*command, "--scale", 1, 5, "--overwrite")["colour_scale"] == [1, 5]
+    old = shutil.copytree(model, tmp_path / "old")  # as versions before the scale saved it
+    manifest = json.loads((old / "model.json").read_text())
+    del manifest["map_scale"]
+    (old / "model.json").write_text(json.dumps(manifest))
+    result = call("predict", old, record.rgb, record.xyz, "--out", tmp_path / "two", "--json")
+    (sample,) = json.loads(result.stdout)["samples"]
+    assert json.loads(result.stdout)["colour_scale"] == sample["map_range"]
+    assert "has no colour scale of normal images" in result.stderr
+
+
 def test_a_raw_sample_is_prepared_as_the_training_was(parts: Path, model: Path, tmp_path: Path) -> None:
     raw, prepared = (open_dataset(parts / name, "stud_tray", "test").records[4] for name in ("raw", "prepared"))
     found = [
