@@ -14,7 +14,7 @@ from mmad_bank.errors import InputError
 
 ArrayLike = torch.Tensor | np.ndarray
 
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def as_float_tensor(value: Any, name: str, *, ndim: int | tuple[int, ...] = 2) -> torch.Tensor:
@@ -32,7 +32,7 @@ def as_float_tensor(value: Any, name: str, *, ndim: int | tuple[int, ...] = 2) -
             value = torch.from_numpy(value)
     if not isinstance(value, torch.Tensor):
         raise InputError(f"{name}: expected a torch.Tensor or a NumPy array, found {type(value).__name__}")
-    if value.dtype not in _FLOATS:
+    if value.dtype not in FLOATS:
         raise InputError(f"{name}: expected floating-point values, found {value.dtype}")
     wanted = (ndim,) if isinstance(ndim, int) else ndim
     if value.ndim not in wanted:

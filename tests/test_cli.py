@@ -109,8 +109,9 @@ def test_score_writes_what_the_library_would(tmp_path: Path, dump: Path, bank: P
     neighbors = int(options[3]) if len(options) > 2 else None
     expected = MemoryBank.load(bank).score(queries, reweight=rule, n_neighbors=neighbors)
     with np.load(tmp_path / "s.npz") as scores:
-        assert sorted(scores) == ["image", "nearest", "patch"]
-        for name in scores:
+        assert sorted(scores) == ["image", "names", "nearest", "patch"]
+        assert scores["names"].tolist() == [f"q[{i}]" for i in range(5)]
+        for name in ("image", "nearest", "patch"):
             assert np.array_equal(scores[name], getattr(expected, name).numpy())
         assert (scores["patch"].dtype, scores["nearest"].dtype) == (np.float32, np.int64)
     assert report["images"] == 5

@@ -15,10 +15,10 @@ from mmad_bank import ops, scoring
 from mmad_bank._checks import ArrayLike, as_features, as_float_tensor, check_finite, check_index
 from mmad_bank.bank import file_format
 from mmad_bank.bank._progress import Progress, reporting
-from mmad_bank.bank.dumps import FeatureDump, PathLike, open_dump
+from mmad_bank.bank.dumps import FeatureDump, Layout, PathLike, open_dump
 from mmad_bank.bank.indices import ExactIndex, FaissIndex
 from mmad_bank.bank.projection import SparseProjection
-from mmad_bank.bank.provenance import Origin, Source, locate
+from mmad_bank.bank.provenance import Origin, Source, describe_images, locate, restore_sources
 from mmad_bank.bank.selection import Moments, Standardisation, coreset_size, selection_space
 from mmad_bank.errors import FormatError, InputError
 from mmad_bank.ops.knn import Precision, check_precision
@@ -135,6 +135,9 @@ class MemoryBank:
         device: torch.device | str | None = None,
         vectors_on: VectorsOn = "device",
         extractor: str | None = None,
+        key: str | Sequence[str] | None = None,
+        layout: Layout = "auto",
+        by_image: bool = False,
     ) -> MemoryBank:
         """Select a bank by exact greedy k-centre (Sener and Savarese 2018; PatchCore's coreset).
 
@@ -144,8 +147,8 @@ class MemoryBank:
         :func:`mmad_bank.ops.k_center_greedy`). The bank is the same.
 
         Args:
-            features: (N, D) or (images, patches, D) array; a path, a folder or a list of paths; or a
-                :class:`FeatureDump`.
+            features: (N, D) or (images, patches, D) array, or maps of four axes; a path, a folder or a list of paths;
+                or a :class:`FeatureDump`.
             ratio: share of the rows that the bank takes, rounded down, at least one row.
             size: number of rows instead of a ratio.
             index: ``"exact"`` or a FAISS index_factory string such as ``"IVF256,Flat"``.
@@ -160,7 +163,10 @@ class MemoryBank:
             precision: of the resident search copy.
             device: where to select and search; default: where the features are.
             vectors_on: where the bank's vectors are kept, see :meth:`to`.
-            extractor: name of the feature extractor.
+            extractor: name of the feature extractor; default: the one in ``extraction.json`` beside the features.
+            key: array or layers to take of files that hold several, see :func:`mmad_bank.bank.open_dump`.
+            layout: of maps, likewise.
+            by_image: likewise.
 
         Raises:
             InputError: Features that are empty, not floating-point, of a wrong shape, NaN or infinite; an argument
@@ -173,9 +179,9 @@ class MemoryBank:
             >>> len(bank), bank.dim
             (40, 16)
             >>> bank.provenance([0])
-            [Origin(file='features', row=0, image=0, patch=0)]
+            [Origin(file='features', row=0, image=0, patch=0, name='features[0]', place=None)]
         """
-        dump = open_dump(features)
+        dump = open_dump(features, key=key, layout=layout, by_image=by_image)
         n_select = coreset_size(len(dump), ratio, size)
         check_index(start, "start", 0, len(dump) - 1, "the row numbers")
         projection = SparseProjection.create(dump.dim, len(dump), projection_dim, seed)
@@ -203,7 +209,7 @@ class MemoryBank:
         bank.sources = list(dump.sources)
         bank.projection = projection
         bank.standardisation = standardisation
-        bank.extractor = extractor
+        bank.extractor = dump.extractor if extractor is None else extractor
         bank._raw_radius = coreset.covering_radius
         bank = bank.to(coreset.indices.device if target is None else target, vectors_on=vectors_on)
         bank._make_index()
@@ -333,7 +339,7 @@ class MemoryBank:
         return found.gather(1, first)
 
     def provenance(self, rows: Tensor | Sequence[int] | None = None) -> list[Origin]:
-        """Say where bank vectors came from: file, row in it, and image and patch if the file had them.
+        """Say where bank vectors came from: file, row in it, image and its name, place of the patch if it is known.
 
         Args:
             rows: bank rows, for instance ``scores.nearest[0]``; default: all.
@@ -342,7 +348,7 @@ class MemoryBank:
             >>> import torch
             >>> bank = MemoryBank.build(torch.rand(2, 5, 3), size=1, start=7)
             >>> bank.provenance()
-            [Origin(file='features', row=7, image=1, patch=2)]
+            [Origin(file='features', row=7, image=1, patch=2, name='features[1]', place=None)]
         """
         chosen = torch.arange(len(self)) if rows is None else torch.as_tensor(rows).cpu().reshape(-1)
         if chosen.is_floating_point() or (len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(self)):
@@ -350,7 +356,15 @@ class MemoryBank:
         return locate(self.source_rows[chosen.long()], self.sources)
 
     def extend(
-        self, features: Features, *, radius: float | None = None, size: int | None = None, progress: Progress = False
+        self,
+        features: Features,
+        *,
+        radius: float | None = None,
+        size: int | None = None,
+        progress: Progress = False,
+        key: str | Sequence[str] | None = None,
+        layout: Layout = "auto",
+        by_image: bool = False,
     ) -> int:
         """Add normal samples collected since, by continuing the greedy selection against the bank's own vectors.
 
@@ -363,12 +377,16 @@ class MemoryBank:
             radius: in the unit of :attr:`radius`, which is the default. 0 takes every row that is new, up to ``size``.
             size: at most this many rows.
             progress: as for :meth:`build`.
+            key: as for :meth:`build`.
+            layout: as for :meth:`build`; the bank's own dimensions help to tell layouts apart.
+            by_image: as for :meth:`build`.
 
         Returns:
             The number of rows added.
 
         Raises:
-            InputError: Bad features; or neither ``radius`` nor ``size`` is given and the bank does not know its radius.
+            InputError: Bad features, or features of another extractor; or neither ``radius`` nor ``size`` is given and
+                the bank does not know its radius.
 
         Example:
             >>> import torch
@@ -377,9 +395,11 @@ class MemoryBank:
             >>> bank.extend(features), bank.extend(features + 5, size=3)
             (0, 3)
         """
-        dump = open_dump(features)
+        own = isinstance(features, FeatureDump)
+        dump = open_dump(features, key=key, layout=layout, by_image=by_image, dim=None if own else self.dim)
         if dump.dim != self.dim:
             raise InputError(f"features: expected vectors of length {self.dim} as in the bank, found {dump.dim}")
+        dump.check_extractor(self.extractor, "the bank")
         limit = self._raw_radius if radius is None else _check_radius(radius) * self._std
         if limit is None and size is None:
             raise InputError("radius: expected a radius or a size, the bank does not know its own radius")
@@ -462,7 +482,8 @@ class MemoryBank:
             "projection": self.projection and {"dim": self.projection.dim_out, "seed": self.projection.seed},
             "standardisation": self.standardisation and self.standardisation._asdict(),
             "extractor": self.extractor,
-            "sources": [source._asdict() for source in self.sources],
+            "sources": [{"file": one.file, "rows": one.rows, "patches": one.patches} for one in self.sources],
+            "images": describe_images(self.sources),
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -535,7 +556,7 @@ class MemoryBank:
             raise ValueError(f"source rows are {source_rows.dtype} {tuple(source_rows.shape)}")
         self._set(vectors, source_rows, str(header["index"]), precision)
         self._mapped = True
-        self.sources = [Source(**source) for source in header["sources"]]
+        self.sources = restore_sources(header["sources"], header.get("images", []))
         if header["projection"] is not None:
             self.projection = SparseProjection(self.dim, header["projection"]["dim"], header["projection"]["seed"])
         if header["standardisation"] is not None:

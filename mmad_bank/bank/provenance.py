@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -18,6 +20,27 @@ class Source(NamedTuple):
     rows: int
     patches: int | None
     """Rows an image has; None for a plain (N, D) dump."""
+    grid: tuple[int, int] | None = None
+    """(h, w) of the patches, row by row; None if it is not known."""
+    names: tuple[str, ...] | None = None
+    """Of the images; None if they have none of their own."""
+
+    @property
+    def images(self) -> int:
+        """Number of images; 1 for a plain (N, D) dump."""
+        return self.rows // (self.patches or self.rows)
+
+    def name(self, image: int) -> str:
+        """Return an image's name: its own, or the file's stem, with the number of the image if there are several.
+
+        Example:
+            >>> Source("train/rgb.npy", 20, 10).name(1), Source("train/a.npy", 20, 20).name(0)
+            ('rgb[1]', 'a')
+        """
+        if self.names is not None:
+            return self.names[image]
+        stem = PurePath(self.file).stem
+        return f"{stem}[{image}]" if self.images > 1 else stem
 
 
 class Origin(NamedTuple):
@@ -27,6 +50,10 @@ class Origin(NamedTuple):
     row: int
     image: int | None
     patch: int | None
+    name: str
+    """Of the image, see :meth:`Source.name`."""
+    place: tuple[int, int] | None
+    """(row, column) of the patch in its grid; None if the grid is not known."""
 
 
 def locate(rows: Tensor, sources: Sequence[Source]) -> list[Origin]:
@@ -43,4 +70,34 @@ def locate(rows: Tensor, sources: Sequence[Source]) -> list[Origin]:
 
 def _origin(row: int, source: Source) -> Origin:
     image, patch = divmod(row, source.patches) if source.patches else (None, None)
-    return Origin(source.file, row, image, patch)
+    place = None if source.grid is None or patch is None else divmod(patch, source.grid[1])
+    return Origin(source.file, row, image, patch, source.name(image or 0), place)
+
+
+def describe_images(sources: Sequence[Source]) -> list[dict[str, Any]]:
+    """Return the grids and names of sources, JSON-ready; empty if none has any."""
+    if all(source.grid is None and source.names is None for source in sources):
+        return []
+    return [
+        {"grid": source.grid and list(source.grid), "names": source.names and list(source.names)} for source in sources
+    ]
+
+
+def restore_sources(sources: Sequence[Mapping[str, Any]], images: Sequence[Mapping[str, Any]]) -> list[Source]:
+    """Return the sources that a bank's header lists; ``images`` is what :func:`describe_images` returned, or empty.
+
+    Raises:
+        ValueError: They do not fit together.
+    """
+    plain = [Source(source["file"], source["rows"], source["patches"]) for source in sources]
+    if not images:
+        return plain
+    restored = []
+    for source, told in zip(plain, images, strict=True):
+        grid, names = told["grid"], told["names"]
+        if grid is not None and (len(grid) != 2 or math.prod(grid) != source.patches):
+            raise ValueError(f"the grid {grid} is not that of {source.patches} patches")
+        if names is not None and (len(names) != source.images or not all(isinstance(name, str) for name in names)):
+            raise ValueError(f"{len(names)} names of {source.images} images")
+        restored.append(source._replace(grid=grid and tuple(grid), names=names and tuple(names)))
+    return restored

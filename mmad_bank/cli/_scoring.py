@@ -2,21 +2,57 @@
 
 from __future__ import annotations
 
+import csv
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from mmad_bank._checks import check_finite
 from mmad_bank._files import replacing
 from mmad_bank._progress import progress_bar
-from mmad_bank.bank import FeatureDump, MemoryBank, Scores
+from mmad_bank.bank import FeatureDump, MemoryBank, Scores, Source
 from mmad_bank.errors import InputError
 from mmad_bank.scoring import Reweight
 
 _ROWS_AT_ONCE = 16384
-_N_LISTED = 5
+_COLUMNS = (
+    "name", "file", "score", "worst_patch", "worst_row", "worst_column", "worst_score", "nearest", "source",
+    "source_file", "source_patch", "source_row", "source_column",
+)  # fmt: skip
+
+
+class Image(NamedTuple):
+    """An image that is scored."""
+
+    name: str
+    file: str
+    grid: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class ScoredImages:
+    """Images and their scores, in the order of the dump."""
+
+    images: list[Image]
+    scores: Scores
+    dim: int
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def worst(self) -> Tensor:
+        """Return the patch of each image that has the highest score, int64 (B,)."""
+        return self.scores.patch.argmax(dim=1)
+
+    def place(self, image: int, patch: int) -> tuple[int, int] | None:
+        """Return (row, column) of a patch, if the grid is known."""
+        grid = self.images[image].grid
+        return None if grid is None else divmod(patch, grid[1])
 
 
 def patches_of_an_image(dump: FeatureDump, patches: int | None) -> int:
@@ -42,6 +78,25 @@ def patches_of_an_image(dump: FeatureDump, patches: int | None) -> int:
     return expected
 
 
+def images_of(dump: FeatureDump, per_image: int) -> list[Image]:
+    """Return the images of a dump whose images have ``per_image`` patches."""
+    found: list[Image] = []
+    for source in dump.sources:
+        whole = _cut(source, per_image)
+        found += [Image(whole.name(number), whole.file, whole.grid) for number in range(whole.images)]
+    return found
+
+
+def _cut(source: Source, per_image: int) -> Source:
+    """Return a (N, D) source cut into images."""
+    if source.patches is not None:
+        return source
+    cut = source._replace(patches=per_image)
+    if source.names is None or cut.images == 1:
+        return cut
+    return cut._replace(names=tuple(f"{source.names[0]}[{number}]" for number in range(cut.images)))
+
+
 def score_images(
     bank: MemoryBank,
     dump: FeatureDump,
@@ -50,7 +105,7 @@ def score_images(
     neighbors: int | None,
     *,
     progress: bool = False,
-) -> Scores:
+) -> ScoredImages:
     """Score all images of a dump; in memory are a few images' features and the scores."""
     if dump.dim != bank.dim:
         raise InputError(f"features: expected vectors of length {bank.dim} as in the bank, found {dump.dim}")
@@ -62,49 +117,89 @@ def score_images(
         for part in dump.parts:
             for first in range(0, part.source.rows, step):
                 rows = part.read(first, min(step, part.source.rows - first))
+                check_finite(rows, part.label, first_row=first)
                 images = rows.view(-1, per_image, dump.dim)
                 parts.append(Scores(*(x.cpu() for x in bank.score(images, reweight=reweight, n_neighbors=neighbors))))
                 done += len(images)
                 report(done)
-    return Scores(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+    scores = Scores(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+    return ScoredImages(images_of(dump, per_image), scores, dump.dim)
 
 
-def save_scores(path: Path, scores: Scores) -> None:
-    """Write the arrays ``patch`` (B, P) and ``image`` (B,) float32 and ``nearest`` (B, P) int64 to an .npz file."""
+def save_scores(path: Path, scored: ScoredImages) -> None:
+    """Write the arrays ``patch`` (B, P) and ``image`` (B,) float32, ``nearest`` (B, P) int64, ``names`` (B,) text."""
+    scores = scored.scores
+    arrays = {name: getattr(scores, name).numpy() for name in ("patch", "image", "nearest")}
     with replacing(path) as partial, partial.open("wb") as file:
-        np.savez(file, patch=scores.patch.numpy(), image=scores.image.numpy(), nearest=scores.nearest.numpy())
+        np.savez(file, **arrays, names=np.array([image.name for image in scored.images], dtype=np.str_))
 
 
-def summarise(bank: MemoryBank, dump: FeatureDump, scores: Scores) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return JSON-able values, and the same for people: counts, the spread of the scores, the highest and why."""
+def save_table(path: Path, bank: MemoryBank, scored: ScoredImages) -> None:
+    """Write a line of CSV for each image: its name, score, worst patch, and the bank vector nearest to that.
+
+    Cells are empty where a grid is not known.
+    """
+    worst = scored.worst()
+    order = torch.arange(len(scored))
+    nearest = scored.scores.nearest[order, worst]
+    origins = bank.provenance(nearest)
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        table = csv.writer(file)
+        table.writerow(_COLUMNS)
+        for number, (patch, vector, origin) in enumerate(zip(worst.tolist(), nearest.tolist(), origins, strict=True)):
+            image = scored.images[number]
+            table.writerow(
+                [image.name, image.file, _digits(scored.scores.image[number]), patch,
+                 *(scored.place(number, patch) or ("", "")), _digits(scored.scores.patch[number, patch]), vector,
+                 origin.name, origin.file, origin.row if origin.patch is None else origin.patch,
+                 *(origin.place or ("", ""))]
+            )  # fmt: skip
+
+
+def _digits(value: Tensor) -> str:
+    """Word a float32 so that it can be read back."""
+    return f"{float(value):.9g}"
+
+
+def summarise(bank: MemoryBank, scored: ScoredImages, top: int) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return JSON-able values, and the same for people: the highest scores and why, counts, the scores' spread."""
+    scores = scored.scores
     n_images, n_patches = scores.patch.shape
     image = scores.image.double()
     spread = {"min": float(image.min()), "mean": float(image.mean()), "max": float(image.max())}
-    order = image.argsort(descending=True, stable=True)[:_N_LISTED].tolist()
-    worst = scores.patch[order].argmax(dim=1)
+    order = image.argsort(descending=True, stable=True)[:top].tolist()
+    worst = scored.worst()[order]
     nearest = scores.nearest[order, worst]
     highest = []
     for row, patch, vector, origin in zip(order, worst.tolist(), nearest, bank.provenance(nearest), strict=True):
         highest.append(
-            {"image": row, "score": float(image[row]), "patch": patch, "nearest": int(vector),
+            {"image": row, "name": scored.images[row].name, "file": scored.images[row].file, "score": float(image[row]),
+             "patch": patch, "place": scored.place(row, patch), "nearest": int(vector),
              **{f"origin_{name}": value for name, value in origin._asdict().items()}}
         )  # fmt: skip
-    result = {"images": n_images, "patches": n_patches, "dim": dump.dim, "vectors": len(bank), "image_scores": spread}
+    result = {"images": n_images, "patches": n_patches, "dim": scored.dim, "vectors": len(bank), "image_scores": spread}
+    width = max(len(entry["name"]) for entry in highest)
     lines = [
-        f"image {entry['image']}: {entry['score']:.4g}, patch {entry['patch']}, nearest to {_place(entry)}"
+        f"{entry['name']:<{width}}  {entry['score']:.4g}, patch {_place(entry['patch'], entry['place'])}, nearest to"
+        f" {_word_origin(entry)}"
         for entry in highest
     ]
     rows = {
-        "images": f"{n_images:,} of {n_patches:,} patches, {dump.dim} dimensions",
+        "highest": "\n".join(lines),
+        "images": f"{n_images:,} of {n_patches:,} patches, {scored.dim} dimensions",
         "bank": f"{len(bank):,} vectors",
         "image scores": f"{spread['min']:.4g} to {spread['max']:.4g}, mean {spread['mean']:.4g}",
-        "highest": "\n".join(lines),
     }
     return {**result, "highest": highest}, rows
 
 
-def _place(entry: dict[str, Any]) -> str:
+def _place(patch: int, place: tuple[int, int] | None) -> str:
+    """Word where a patch is: row and column, or its number."""
+    return str(patch) if place is None else f"at row {place[0]}, column {place[1]}"
+
+
+def _word_origin(entry: dict[str, Any]) -> str:
     """Word where a bank vector came from."""
     if entry["origin_image"] is None:
         return f"row {entry['origin_row']} of {entry['origin_file']}"
-    return f"image {entry['origin_image']}, patch {entry['origin_patch']} of {entry['origin_file']}"
+    return f"{entry['origin_name']}, patch {_place(entry['origin_patch'], entry['origin_place'])}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from mmad_bank.cli._dumps import ByImage, DumpLayout, Features, Key, Reading
 from mmad_bank.cli._options import Device, Json, Overwrite, check_device
 from mmad_bank.cli._output import check_output, emit, seconds, show_progress, size
 from mmad_bank.errors import InputError
@@ -15,15 +16,8 @@ from mmad_bank.errors import InputError
 if TYPE_CHECKING:
     from mmad_bank.bank import MemoryBank
 
-Features = Annotated[
-    list[Path],
-    typer.Argument(
-        metavar="FEATURES...",
-        help=".npy, .npz, .safetensors or .pt files, or folders of them: (N, D) or (images, patches, D).",
-        show_default=False,
-    ),
-]
 BankFile = Annotated[Path, typer.Argument(metavar="BANK", help="A bank file.", show_default=False)]
+_LISTED = 5
 PrecisionName = Literal["auto", "float32", "half", "int8"]
 Precision = Annotated[
     PrecisionName, typer.Option(help="Of the resident search copy. Memory and speed differ, answers do not.")
@@ -48,6 +42,9 @@ def build(
     standardize: Annotated[bool, typer.Option("--standardize", help="Divide by the dump's scalar std.")] = False,
     seed: Annotated[int, typer.Option(help="Of the projection.")] = 0,
     start: Annotated[int, typer.Option(help="Row that is selected first.")] = 0,
+    key: Key = None,
+    layout: DumpLayout = "auto",
+    by_image: ByImage = False,
     precision: Precision = "auto",
     device: Device = "cpu",
     overwrite: Overwrite = False,
@@ -58,11 +55,11 @@ def build(
         raise InputError("--ratio and --size: expected one of them, found both")
     check_output(out, "--out", inputs=tuple(features), overwrite=overwrite)
     dimensions = parse_projection(projection_dim)
-    from mmad_bank.bank import MemoryBank, open_dump
+    from mmad_bank.bank import MemoryBank
 
     target = check_device(device)
     begin = time.perf_counter()
-    dump = open_dump(list(features))
+    dump = Reading(key, layout, by_image).open(features)
     bank = MemoryBank.build(
         dump, 0.1 if ratio is None else ratio, size=n_vectors, index=index, projection_dim=dimensions, seed=seed,
         start=start, standardise=standardize, precision=precision, device=target if device != "cpu" else None,
@@ -76,11 +73,13 @@ def build(
         "rows": len(dump),
         "feature_bytes": len(dump) * dump.dim * 4,
         **_describe(bank, out),
+        "extractor": bank.extractor,
         "seconds": times,
     }
     rows = {
         "features": f"{len(dump):,} × {dump.dim}  ({size(result['feature_bytes'])} as float32)",
         **_describe_rows(bank, out),
+        **({} if bank.extractor is None else {"extractor": bank.extractor}),
         "time": f"build {seconds(times['build'])}, save {seconds(times['save'])}",
     }
     emit(result, rows, title=f"built {out}", as_json=as_json)
@@ -93,6 +92,9 @@ def extend(
     in_place: Annotated[bool, typer.Option("--in-place", help="Replace BANK itself.")] = False,
     radius: Annotated[float | None, typer.Option(help="Add rows farther than this (default: the bank's own).")] = None,
     n_vectors: Annotated[int | None, typer.Option("--size", help="Add at most this many rows.")] = None,
+    key: Key = None,
+    layout: DumpLayout = "auto",
+    by_image: ByImage = False,
     device: Device = "cpu",
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -108,7 +110,9 @@ def extend(
     target_device = check_device(device)
     begin = time.perf_counter()
     bank = MemoryBank.load(bank_file, device=target_device)
-    added = bank.extend(list(features), radius=radius, size=n_vectors, progress=show_progress(as_json))
+    dump = Reading(key, layout, by_image).open(features, bank.dim)
+    dump.check_extractor(bank.extractor, str(bank_file))
+    added = bank.extend(dump, radius=radius, size=n_vectors, progress=show_progress(as_json))
     extended = time.perf_counter()
     bank.save(target)
     times = {"extend": extended - begin, "save": time.perf_counter() - extended}
@@ -124,12 +128,23 @@ def extend(
 def score(
     bank_file: BankFile,
     features: Features,
-    out: Annotated[Path, typer.Option(help="File to write: arrays patch, image, nearest (.npz).", show_default=False)],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File to write: arrays patch, image, nearest, names (.npz).", show_default=False),
+    ] = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option(help="Table to write: image, score, worst patch, what it was nearest to.", show_default=False),
+    ] = None,
     reweight: Annotated[Literal["m3dm", "patchcore", "max"], typer.Option(help="Image-score rule.")] = "m3dm",
     neighbors: Annotated[
         int | None, typer.Option(help="Bank vectors that the rule looks at (default: m3dm 3, patchcore 9).")
     ] = None,
     patches: Annotated[int | None, typer.Option(help="Patches an image has, for (N, D) dumps.")] = None,
+    top: Annotated[int, typer.Option(help="Images with the highest scores to list.")] = 5,
+    key: Key = None,
+    layout: DumpLayout = "auto",
+    by_image: ByImage = False,
     precision: Precision = "auto",
     device: Device = "cpu",
     overwrite: Overwrite = False,
@@ -137,25 +152,37 @@ def score(
 ) -> None:
     """Score images against a bank and write patch scores, image scores and the vectors that explain them.
 
-    A (N, D) dump is one image of N patches unless --patches says how many an image has.
+    A (N, D) dump is one image of N patches unless --patches, or names that come with it, say how many an image has.
     """
-    check_output(out, "--out", inputs=(bank_file, *features), overwrite=overwrite)
-    from mmad_bank.bank import MemoryBank, open_dump
-    from mmad_bank.cli._scoring import save_scores, score_images, summarise
+    if out is None and csv is None:
+        raise InputError("--out and --csv: expected at least one of them, found neither")
+    for path, name in ((out, "--out"), (csv, "--csv")):
+        if path is not None:
+            check_output(path, name, inputs=(bank_file, *features), overwrite=overwrite)
+    if top < 1:
+        raise InputError(f"--top: expected at least 1, found {top}")
+    from mmad_bank.bank import MemoryBank
+    from mmad_bank.cli._scoring import save_scores, save_table, score_images, summarise
 
     target = check_device(device)
     begin = time.perf_counter()
-    dump = open_dump(list(features))
     bank = MemoryBank.load(bank_file, device=target, precision=precision)
+    dump = Reading(key, layout, by_image).open(features, bank.dim)
+    dump.check_extractor(bank.extractor, str(bank_file))
     loaded = time.perf_counter()
-    scores = score_images(bank, dump, patches, reweight, neighbors, progress=show_progress(as_json))
+    scored_images = score_images(bank, dump, patches, reweight, neighbors, progress=show_progress(as_json))
     scored = time.perf_counter()
-    save_scores(out, scores)
+    if out is not None:
+        save_scores(out, scored_images)
+    if csv is not None:
+        save_table(csv, bank, scored_images)
     times = {"load": loaded - begin, "score": scored - loaded, "save": time.perf_counter() - scored}
-    result, rows = summarise(bank, dump, scores)
+    result, rows = summarise(bank, scored_images, top)
     rows["time"] = f"load {seconds(times['load'])}, score {seconds(times['score'])}"
-    rows["per image"] = seconds(times["score"] / len(scores.image))
-    emit({"scores": str(out), **result, "seconds": times}, rows, title=f"scored into {out}", as_json=as_json)
+    rows["per image"] = seconds(times["score"] / len(scored_images))
+    written = {"scores": out and str(out), "table": csv and str(csv)}
+    title = f"scored into {' and '.join(str(path) for path in (out, csv) if path is not None)}"
+    emit({**written, **result, "seconds": times}, rows, title=title, as_json=as_json)
 
 
 def info(
@@ -224,13 +251,20 @@ def _describe_rows(bank: MemoryBank, path: Path) -> dict[str, str]:
 
 
 def _describe_sources(bank: MemoryBank) -> str:
-    """Name the files that a bank's vectors came from, the first few if there are many."""
+    """Name the files that a bank's vectors came from and their images, the first few if there are many."""
     lines = []
-    for source in bank.sources[:5]:
-        images = f", {source.rows // source.patches:,} images of {source.patches}" if source.patches else ""
-        lines.append(f"{source.file} ({source.rows:,} rows{images})")
-    if len(bank.sources) > 5:
-        lines.append(f"and {len(bank.sources) - 5} more")
+    for source in bank.sources[:_LISTED]:
+        words = [f"{source.rows:,} rows"]
+        if source.patches:
+            words.append(f"{source.images:,} images of {source.patches}")
+        if source.grid is not None:
+            words.append(f"grid {source.grid[0]} × {source.grid[1]}")
+        if source.names is not None:
+            more = ", …" if source.images > _LISTED else ""
+            words.append(f"names {', '.join(source.names[:_LISTED])}{more}")
+        lines.append(f"{source.file} ({', '.join(words)})")
+    if len(bank.sources) > _LISTED:
+        lines.append(f"and {len(bank.sources) - _LISTED} more")
     return "\n".join(lines)
 
 

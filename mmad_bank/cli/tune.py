@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mmad_bank._files import replacing
+from mmad_bank.cli._dumps import ByImage, DumpLayout, Features, Key, Reading
 from mmad_bank.cli._options import Json, Overwrite
 from mmad_bank.cli._output import check_output, show_progress, size
-from mmad_bank.cli.bank import Features, parse_projection
+from mmad_bank.cli.bank import parse_projection
 from mmad_bank.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mmad_bank.bank import FeatureDump
     from mmad_bank.tuning import Measured, Sweep
 
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -78,6 +80,9 @@ def tune(
     patches: Annotated[
         int | None, typer.Option(help="Patches a test image has, for (N, D) dumps.", show_default=False)
     ] = None,
+    key: Key = None,
+    layout: DumpLayout = "auto",
+    by_image: ByImage = False,
     reweight: Annotated[Literal["m3dm", "patchcore", "max"], typer.Option(help="Image-score rule.")] = "m3dm",
     projection_dim: Annotated[
         str | None, typer.Option(metavar="D|auto", help="Select in a random projection to D dimensions.")
@@ -107,11 +112,13 @@ def tune(
     if plot is not None:
         _check_plot(plot)
     _set_threads(threads)
-    queries, truth = _read_tests(test, anomalous or [], labels, patches, images)
+    reading = Reading(key, layout, by_image)
+    dump = reading.open(features)
+    queries, truth = _read_tests(reading, dump, test, anomalous or [], labels, patches, images)
     if by == "auroc" and (truth is None or len(set(truth)) < 2):
         raise InputError("--by auroc: expected normal and anomalous images (--labels or --anomalous), found one kind")
     swept = tuning.sweep(
-        list(features), queries, labels=truth, ratios=chosen[0] or tuning.RATIOS,
+        dump, queries, labels=truth, ratios=chosen[0] or tuning.RATIOS,
         precisions=chosen[1],  # type: ignore[arg-type]
         indices=index or None, reweight=reweight, projection_dim=dimensions, seed=seed,
         progress=show_progress(as_json),
@@ -231,22 +238,23 @@ def _set_threads(threads: int | None) -> None:
 
 
 def _read_tests(
-    test: Sequence[Path], anomalous: Sequence[Path], labels: Path | None, patches: int | None, most: int
-) -> tuple[Tensor, list[int] | None]:
+    reading: Reading, normal: FeatureDump, test: Sequence[Path], anomalous: Sequence[Path], labels: Path | None,
+    patches: int | None, most: int,
+) -> tuple[Tensor, list[int] | None]:  # fmt: skip
     """Return the test images' features (B, P, D) and labels, at most ``most`` images, spread over all."""
     import torch
 
-    from mmad_bank.bank import open_dump
     from mmad_bank.cli._scoring import patches_of_an_image
 
     if most < 0:
         raise InputError(f"--images: expected a number, or 0 for all, found {most}")
-    dump = open_dump([*test, *anomalous])
+    dump = reading.open([*test, *anomalous], normal.dim)
+    dump.check_extractor(normal.extractor, normal.sources[0].file)
     per_image = patches_of_an_image(dump, patches)
     n_images = len(dump) // per_image
     truth = None
     if anomalous:
-        n_normal = len(open_dump(list(test))) // per_image
+        n_normal = len(reading.open(test, normal.dim)) // per_image
         truth = [0] * n_normal + [1] * (n_images - n_normal)
     else:
         truth = _read_labels(labels, test, n_images)

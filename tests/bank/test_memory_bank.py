@@ -319,11 +319,11 @@ class TestProvenance:
     def test_of_arrays(self):
         bank = MemoryBank.build(features(30).reshape(5, 6, 12), size=4, start=20)
         origins = bank.provenance()
-        assert origins[0] == ("features", 20, 3, 2)
+        assert origins[0] == ("features", 20, 3, 2, "features[3]", None)
         assert [origin.row for origin in origins] == bank.source_rows.tolist()
         assert bank.provenance(torch.tensor([[1, 0]]))[1] == origins[0]
-        assert MemoryBank.build(features(30), size=1).provenance()[0] == ("features", 0, None, None)
-        assert MemoryBank(features(3)).provenance([2])[0] == ("vectors", 2, None, None)
+        assert MemoryBank.build(features(30), size=1).provenance()[0] == ("features", 0, None, None, "features", None)
+        assert MemoryBank(features(3)).provenance([2])[0] == ("vectors", 2, None, None, "vectors", None)
 
     def test_explains_a_score(self):
         bank = MemoryBank.build(features(30).reshape(5, 6, 12), size=10)
@@ -378,7 +378,7 @@ class TestExtend:
         origins = bank.provenance([0, 20])
         assert origins[0].file == "features"
         assert origins[1].file == str(tmp_path / "new.npy")
-        assert torch.equal(torch.from_numpy(np.load(tmp_path / "new.npy"))[origins[1][2:]], bank.vectors[20])
+        assert torch.equal(torch.from_numpy(np.load(tmp_path / "new.npy"))[origins[1][2:4]], bank.vectors[20])
         assert bank.extend(features(10, seed=5) - 50, size=2) == 2
         assert [source.rows for source in bank.sources] == [200, 30, 10]
         assert bank.provenance([24])[0].file == "features"

@@ -1,0 +1,67 @@
+"""Feature dumps as arguments: the options that say how they are read, the same in every command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+
+import typer
+
+if TYPE_CHECKING:
+    from mmad_bank.bank import FeatureDump
+
+Features = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="FEATURES...",
+        help=".npy, .npz, .safetensors or .pt files, or folders of them: (N, D), (images, patches, D), or maps.",
+        show_default=False,
+    ),
+]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,...",
+        help="Array to take of files that hold several; several layers are joined on the largest grid.",
+        show_default=False,
+    ),
+]
+DumpLayout = Annotated[
+    Literal["auto", "rows", "bchw", "bhwc"],
+    typer.Option("--layout", help="Axes of maps: images × channels × height × width, or channels last."),
+]
+ByImage = Annotated[
+    bool, typer.Option("--by-image", help="Every array of a file is one image, named by its key in the file.")
+]
+
+
+class Reading(NamedTuple):
+    """How dumps are read."""
+
+    key: str | None = None
+    layout: Literal["auto", "rows", "bchw", "bhwc"] = "auto"
+    by_image: bool = False
+
+    def open(self, paths: Sequence[Path], dim: int | None = None) -> FeatureDump:
+        """Open dumps; ``dim`` is the length of the vectors, if it is known."""
+        from mmad_bank.bank import open_dump
+
+        return open_dump(list(paths), key=self.keys, layout=self.layout, by_image=self.by_image, dim=dim)
+
+    @property
+    def keys(self) -> list[str] | None:
+        """The names in ``--key``."""
+        return None if self.key is None else [name.strip() for name in self.key.split(",") if name.strip()]
+
+    def options(self) -> list[str]:
+        """Return the command line's words for this."""
+        words = [] if self.key is None else ["--key", self.key]
+        words += [] if self.layout == "auto" else ["--layout", self.layout]
+        return words + (["--by-image"] if self.by_image else [])
+
+    def arguments(self) -> dict[str, object]:
+        """Return the arguments of :func:`mmad_bank.bank.open_dump` that differ from the defaults."""
+        keys = self.keys
+        chosen = {"key": keys[0] if keys and len(keys) == 1 else keys, "layout": self.layout, "by_image": self.by_image}
+        return {name: value for name, value in chosen.items() if value not in (None, "auto", False)}

@@ -1,0 +1,198 @@
+"""Names, shapes and extractors through the commands: what they read, and what they give back."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from mmad_bank.bank import MemoryBank
+from mmad_bank.cli import app
+
+GRID = (4, 5)
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def good(*arguments: object) -> str:
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def refused(*arguments: object) -> str:
+    result = call(*arguments)
+    assert (result.exit_code, result.stdout) == (2, ""), result.output
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def normal() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(6, 20, 8)).astype(np.float32)
+
+
+@pytest.fixture
+def train(tmp_path: Path, normal: np.ndarray) -> Path:
+    """Return a folder as ``extract`` leaves it."""
+    folder = tmp_path / "train"
+    folder.mkdir()
+    np.save(folder / "rgb.npy", normal)
+    write_extraction(folder, [f"part/train/good/{i:03}" for i in range(6)])
+    return folder
+
+
+def write_extraction(folder: Path, ids: list[str], extractor: str = "net 1") -> None:
+    dumps = {"rgb": {"file": "rgb.npy", "dim": 8, "extractor": extractor, "grid": GRID}}
+    (folder / "extraction.json").write_text(json.dumps({"ids": ids, "split": "train", "dumps": dumps}))
+
+
+@pytest.fixture
+def bank(tmp_path: Path, train: Path) -> Path:
+    report = json.loads(good("build", train / "rgb.npy", "--out", tmp_path / "bank", "--size", "30", "--json"))
+    assert report["extractor"] == "net 1"
+    return tmp_path / "bank"
+
+
+@pytest.fixture
+def queries(tmp_path: Path) -> Path:
+    """Return a folder of files, an image each, the second of which has a defect."""
+    folder = tmp_path / "query"
+    values = np.random.default_rng(1).normal(size=(3, 20, 8)).astype(np.float32)
+    values[1, 13] += 9
+    for name, image in zip(("good/a", "hole/b", "hole/c, d"), values, strict=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        np.save(folder / f"{name}.npy", image)
+    (folder / "extraction.json").write_text(json.dumps({"grid": GRID}))
+    return folder
+
+
+def test_names_come_back_in_arrays_tables_and_lists(tmp_path: Path, bank: Path, queries: Path, train: Path) -> None:
+    scores, table = tmp_path / "s.npz", tmp_path / "s.csv"
+    report = json.loads(good("score", bank, queries, "--out", scores, "--csv", table, "--top", 2, "--json"))
+    names = ["good/a", "hole/b", "hole/c, d"]
+    with np.load(scores) as arrays:  # plain text: nothing is pickled
+        assert arrays["names"].tolist() == names
+        patch, image, nearest = arrays["patch"], arrays["image"], arrays["nearest"]
+    rows = read_table(table)
+    assert [row["name"] for row in rows] == names
+    assert [row["file"] for row in rows] == [str(queries / f"{name}.npy") for name in names]
+    loaded = MemoryBank.load(bank)
+    for number, row in enumerate(rows):
+        worst = int(patch[number].argmax())
+        assert np.float32(row["score"]) == image[number]
+        assert np.float32(row["worst_score"]) == patch[number].max()
+        assert (int(row["worst_patch"]), int(row["worst_row"]), int(row["worst_column"])) == (worst, *divmod(worst, 5))
+        assert int(row["nearest"]) == nearest[number, worst]
+        (origin,) = loaded.provenance([int(row["nearest"])])
+        assert row["source"] == origin.name == f"part/train/good/{origin.image:03}"
+        assert row["source_file"] == str(train / "rgb.npy")
+        assert int(row["source_patch"]) == origin.patch
+        assert (int(row["source_row"]), int(row["source_column"])) == origin.place == divmod(origin.patch or 0, 5)
+    assert [entry["name"] for entry in report["highest"]] == [names[i] for i in image.argsort()[::-1][:2]]
+    assert report["highest"][0]["place"] == [2, 3]
+    text = good("score", bank, queries, "--csv", tmp_path / "again.csv")
+    first = text.splitlines()[1]
+    assert first.split()[:2] == ["highest", "hole/b"]
+    assert "patch at row 2, column 3, nearest to part/train/good/00" in first
+    assert (tmp_path / "again.csv").read_bytes() == table.read_bytes()
+
+
+def test_a_table_without_names_and_grids(tmp_path: Path, normal: np.ndarray) -> None:
+    np.save(tmp_path / "flat.npy", normal.reshape(-1, 8))
+    good("build", tmp_path / "flat.npy", "--out", tmp_path / "bank", "--size", "9")
+    np.save(tmp_path / "q.npy", normal[:2].reshape(-1, 8) + 1)
+    good("score", tmp_path / "bank", tmp_path / "q.npy", "--patches", "20", "--csv", tmp_path / "s.csv")
+    rows = read_table(tmp_path / "s.csv")
+    assert [row["name"] for row in rows] == ["q[0]", "q[1]"]
+    assert {row["worst_row"] for row in rows} == {row["source_column"] for row in rows} == {""}
+    assert {row["source"] for row in rows} == {"flat"}
+    assert "expected at least one of them, found neither" in refused("score", tmp_path / "bank", tmp_path / "q.npy")
+    assert "--top" in refused("score", tmp_path / "bank", tmp_path / "q.npy", "--csv", tmp_path / "t.csv", "--top", 0)
+    assert "no folder" in refused("score", tmp_path / "bank", tmp_path / "q.npy", "--csv", tmp_path / "none" / "t.csv")
+
+
+def test_features_of_another_extractor_are_refused(tmp_path: Path, bank: Path, train: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    np.save(other / "rgb.npy", np.load(train / "rgb.npy") + 1)
+    write_extraction(other, [str(i) for i in range(6)], "net 2")
+    words = f"{other / 'rgb.npy'}: expected features of the extractor 'net 1' as in {bank}, found 'net 2'"
+    assert words in refused("score", bank, other / "rgb.npy", "--out", tmp_path / "s.npz")
+    assert words in refused("extend", bank, other / "rgb.npy", "--out", tmp_path / "b2")
+    assert "'net 1'" in refused("build", train / "rgb.npy", other / "rgb.npy", "--out", tmp_path / "b2")
+    tuned = refused("tune", train / "rgb.npy", "--test", other / "rgb.npy")
+    assert "'net 1'" in tuned
+    assert "'net 2'" in tuned
+    assert not (tmp_path / "b2").exists()
+
+
+def test_info_shows_where_a_bank_came_from(bank: Path, train: Path) -> None:
+    text = good("info", bank)
+    assert "net 1" in text
+    assert "6 images of 20, grid 4 × 5, names part/train/good/000, " in text
+    report = json.loads(good("info", bank, "--json"))
+    assert report["extractor"] == "net 1"
+    assert report["sources"] == [{"file": str(train / "rgb.npy"), "rows": 120, "patches": 20}]
+    assert report["images"] == [{"grid": [4, 5], "names": [f"part/train/good/{i:03}" for i in range(6)]}]
+
+
+@pytest.fixture
+def layers(tmp_path: Path) -> dict[str, Any]:
+    """Return maps of two layers of training and of test images, by split, and write them to files."""
+    generator = torch.Generator().manual_seed(0)
+    found = {}
+    for split, n_images in (("train", 5), ("test", 4)):
+        a = torch.randn(n_images, 3, 6, 4, generator=generator)
+        b = torch.randn(n_images, 5, 3, 2, generator=generator)
+        names = [f"{split}{i}" for i in range(n_images)]
+        torch.save({"a": a, "b": b, "names": names}, tmp_path / f"{split}.pt")
+        larger = torch.nn.functional.interpolate(b, size=(6, 4), mode="bilinear", align_corners=False)
+        found[split] = torch.cat([a, larger], 1).permute(0, 2, 3, 1).reshape(n_images, 24, 8).numpy()
+    return found
+
+
+def test_every_command_reads_layers_in_the_same_way(tmp_path: Path, layers: dict[str, np.ndarray]) -> None:
+    options = ["--key", "a,b", "--layout", "bchw"]
+    train, test, bank = tmp_path / "train.pt", tmp_path / "test.pt", tmp_path / "bank"
+    assert "--layout" in refused("build", train, "--out", bank, "--key", "a,b")
+    listed = "found a float32 (5, 3, 6, 4), b float32 (5, 5, 3, 2)"
+    assert listed in refused("build", train, "--out", bank, "--key", "c")
+    good("build", train, "--out", bank, "--size", "20", *options)
+    built = MemoryBank.build(layers["train"], size=20)
+    assert torch.equal(MemoryBank.load(bank).vectors, built.vectors)
+    good("score", bank, test, "--out", tmp_path / "s.npz", "--key", "a,b")  # the bank's length tells the layout
+    with np.load(tmp_path / "s.npz") as scores:
+        assert scores["names"].tolist() == [f"test{i}" for i in range(4)]
+        assert np.array_equal(scores["patch"], built.score(layers["test"]).patch.numpy())
+    assert json.loads(good("extend", bank, test, "--in-place", "--size", "3", *options, "--json"))["added"] == 3
+    assert MemoryBank.load(bank).provenance([22])[0].name.startswith("test")
+    few = ["--ratios", "10%", "--precisions", "half", "--index", "exact", "--json"]
+    tuned = json.loads(good("tune", train, "--test", test, *options, *few))
+    assert (tuned["rows"], tuned["dim"], tuned["images"], tuned["patches"]) == (120, 8, 4, 24)
+
+
+def test_images_by_name(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "train.npz", **{f"t{i}": rng.normal(size=(10, 4)) for i in range(5)})
+    np.savez(tmp_path / "test.npz", **{f"q{i}": rng.normal(size=(10, 4)) for i in range(3)})
+    assert "--by-image" in refused("build", tmp_path / "train.npz", "--out", tmp_path / "b")
+    good("build", tmp_path / "train.npz", "--out", tmp_path / "b", "--by-image")
+    good("score", tmp_path / "b", tmp_path / "test.npz", "--csv", tmp_path / "s.csv", "--by-image")
+    rows = read_table(tmp_path / "s.csv")
+    assert [row["name"] for row in rows] == ["q0", "q1", "q2"]
+    assert {row["source"] for row in rows} <= {f"t{i}" for i in range(5)}
