@@ -170,6 +170,12 @@ def recover_folder(path: AnyPath) -> None:
         return  # somebody else has mended it, or may not be mended by this user: whoever reads will say what is missing
 
 
+def is_partial(path: AnyPath, target: AnyPath) -> bool:
+    """Tell whether a path is what a writer of the target makes on the way, and leaves behind if it is killed."""
+    name, whole = os.path.basename(path), Path(target)
+    return any(pattern.fullmatch(name) for pattern in (_OURS, _former(whole, _suffix(whole))))
+
+
 def reserve(path: AnyPath, size: int) -> None:
     """Take the disk space of a file that will be written through a mapping.
 

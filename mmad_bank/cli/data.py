@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from mmad_bank.cli._options import Json, Layout, Workers, count_workers
-from mmad_bank.cli._output import emit, seconds, show_progress
+from mmad_bank.cli._options import Json, Layout, Overwrite, Workers, count_workers
+from mmad_bank.cli._output import check_output_folder, emit, seconds, show_progress
 from mmad_bank.errors import InputError
 
 Categories = Annotated[
@@ -34,15 +34,18 @@ def synth(
     categories: Categories = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 0,
     workers: Workers = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Write a synthetic data set in the layout of MVTec 3D-AD: colour images, point clouds, masks of defects."""
-    from mmad_bank.data.synthetic import write_synthetic
+    from mmad_bank.data.synthetic import MANIFEST, write_synthetic
+
+    check_output_folder(out, "DIR", outputs=(MANIFEST,), overwrite=overwrite)
 
     begin = time.perf_counter()
     result = write_synthetic(
         out, size=size, n_train=train, n_validation=validation, n_test=test, categories=_names(categories), seed=seed,
-        workers=count_workers(workers), progress=show_progress(as_json),
+        workers=count_workers(workers), overwrite=overwrite, progress=show_progress(as_json),
     )  # fmt: skip
     taken = time.perf_counter() - begin
     rows = {
@@ -67,13 +70,16 @@ def prepare(
     layout: Layout = "auto",
     seed: Annotated[int, typer.Option(help="Of the plane's RANSAC.")] = 0,
     workers: Workers = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Remove backgrounds, keep the largest object, pad and resize: once, for a whole data set, originals untouched.
 
-    Run it again to resume, or to take in new samples. Samples that cannot be used are named and left out.
+    Run it again to resume, or to take in new samples. Samples that cannot be used are named and left out. Other
+    settings need another folder, or --overwrite.
     """
     from mmad_bank.data import preparation
+    from mmad_bank.data._replacing import SET_ASIDE
     from mmad_bank.data.preprocessing import Preprocessing
 
     changes: dict[str, Any] = {"seed": seed} if size is None else {"seed": seed, "size": size}
@@ -81,11 +87,13 @@ def prepare(
     begin = time.perf_counter()
     result = preparation.prepare(
         dataset, out, replace(base, **changes), categories=_names(categories), layout=layout,
-        workers=count_workers(workers), progress=show_progress(as_json),
+        workers=count_workers(workers), overwrite=overwrite, progress=show_progress(as_json),
     )  # fmt: skip
     taken = time.perf_counter() - begin
     for line in result.failed.values():
         print(f"left out: {' '.join(line.split())}", file=sys.stderr)
+    for name in result.set_aside:
+        print(f"set aside: {name} is gone or cannot be used now; moved to {out / SET_ASIDE}", file=sys.stderr)
     if not result.written + result.cached:
         raise InputError(f"{dataset}: expected samples, found none of {len(result.failed)} that can be used")
     rows = {

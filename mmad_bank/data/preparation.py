@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,17 @@ import numpy as np
 from mmad_bank._files import replacing
 from mmad_bank._progress import progress_bar
 from mmad_bank.data import layouts
-from mmad_bank.data._images import read_tag, write_png, write_xyz
+from mmad_bank.data._images import encode_png, encode_xyz, read_tag
 from mmad_bank.data._names import SPLITS
 from mmad_bank.data._parallel import run_parallel
+from mmad_bank.data._replacing import (
+    check_replaceable,
+    is_empty,
+    put_in_place,
+    read_manifest,
+    set_aside,
+    word_differences,
+)
 from mmad_bank.data.eyecandies import EyecandiesDataset
 from mmad_bank.data.frame import Frame
 from mmad_bank.data.preprocessing import Preprocessing, preprocess
@@ -31,6 +40,7 @@ from mmad_bank.data.sample import Record, Sample, SampleDataset
 from mmad_bank.errors import InputError
 
 MANIFEST = "prepared.json"
+_FILES = (("rgb", ".png"), ("xyz", ".tiff"), ("gt", ".png"))
 _KEY_PREFIX = "mmad-bank prepared "
 _FRAME_MARK = " frame "
 # Raise it when the same settings give other files.
@@ -46,6 +56,8 @@ class PreparationResult:
         written: Samples preprocessed in this run.
         cached: Samples found done.
         failed: Sample → the line that says why it is left out.
+        set_aside: Samples that an earlier run prepared and that are gone or cannot be used now: moved to the folder
+            ``.set_aside`` in the data set.
         settings: As in the manifest.
     """
 
@@ -53,6 +65,7 @@ class PreparationResult:
     written: int = 0
     cached: int = 0
     failed: dict[str, str] = field(default_factory=dict)
+    set_aside: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -62,6 +75,7 @@ class PreparationResult:
             "written": self.written,
             "cached": self.cached,
             "failed": self.failed,
+            "set_aside": self.set_aside,
             "settings": self.settings,
         }
 
@@ -90,6 +104,7 @@ def prepare(
     categories: Sequence[str] | None = None,
     layout: str = "auto",
     workers: int = 1,
+    overwrite: bool = False,
     progress: bool = False,
 ) -> PreparationResult:
     """Preprocess all samples of a data set into another folder, in the layout of MVTec 3D-AD.
@@ -97,20 +112,26 @@ def prepare(
     Samples that are done are skipped. A sample that cannot be read, or in which no object is found, is left out and
     reported; the others go on. The originals are only read.
 
+    Nothing that was prepared before is lost: other settings are refused without ``overwrite``; samples that are gone
+    are set aside; and where no sample can be used, what was there stays.
+
     Args:
         dataset_path: The data set.
-        out_dir: New folder, or one that was prepared with the same settings.
+        out_dir: New folder, or one that was prepared from the same data set with the same settings.
         settings: Default: M3DM's recipe, for Eyecandies ``"eyecandies"``.
         categories: Default: all.
         layout: As in :func:`mmad_bank.data.open_dataset`.
         workers: Processes. More than one need the caller's module guarded by ``if __name__ == "__main__"``.
+        overwrite: Prepare all anew in the folder ``out_dir.prepare``, and let that replace ``out_dir`` when it is
+            whole. A run that was stopped goes on there.
         progress: Whether to show a bar.
 
     Returns:
         What was done. ``out_dir/prepared.json`` holds the same.
 
     Raises:
-        InputError: There is no data set, or ``out_dir`` lies within it, holds something else or other settings.
+        InputError: There is no data set, or ``out_dir`` lies within it, holds something else or other settings; or
+            it should be overwritten and no sample can be used.
 
     Example:
         >>> prepare("mvtec_3d", "prepared", workers=8).failed  # doctest: +SKIP
@@ -127,15 +148,53 @@ def prepare(
     datasets = _open_splits(source, chosen, layout)
     if settings is None:
         settings = default_settings(source, layout)
-    _check_out(source, out, settings, chosen)
-    result = PreparationResult(out, settings=settings.as_json())
-    tasks = [_task(dataset, record, out, settings) for dataset in datasets for record in dataset.records]
-    out.mkdir(parents=True, exist_ok=True)
-    prepared = sorted({*_read_manifest(out).get("categories", ()), *chosen})
-    _write_manifest(result, prepared, complete=False)
+    _check_place(source, out)
+    job = _Job(source.resolve(), datasets, settings, chosen, workers, progress)
+    if not overwrite or not _read_manifest(out):
+        _check_same(out, job)
+        return _fill(out, job)
+    _check_overwritten(out, job)
+    work = out.with_name(f"{out.name}.prepare")
+    _clear_work(work, job)
+    result = _fill(work, job, replaces=out.name)
+    if not result.written + result.cached:
+        shutil.rmtree(work)
+        raise InputError(f"{source}: no sample can be used, {out} stays as it is; {next(iter(result.failed.values()))}")
+    put_in_place(work, out, MANIFEST)
+    return replace(result, path=out)
 
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be prepared, and how."""
+
+    source: Path
+    datasets: list[SampleDataset]
+    settings: Preprocessing
+    categories: list[str]
+    workers: int
+    progress: bool
+
+    def tasks(self, out: Path) -> list[_Task]:
+        """Return one task a sample."""
+        return [_task(dataset, record, out, self.settings) for dataset in self.datasets for record in dataset.records]
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """The data set that each category comes from."""
+        return dict.fromkeys(self.categories, str(self.source))
+
+
+def _fill(out: Path, job: _Job, **note: str) -> PreparationResult:
+    """Prepare what is not done into a folder that holds nothing else; ``note`` goes into its manifest."""
+    result = PreparationResult(out, settings=job.settings.as_json())
+    out.mkdir(parents=True, exist_ok=True)
+    earlier = _read_manifest(out)
+    manifest = _Manifest(out, earlier, job, note)
+    tasks = job.tasks(out)
     pending = [task for task in tasks if not _is_done(task)]
     result.cached = len(tasks) - len(pending)
+    manifest.write(result, complete=False)
 
     def report(done: int, outcome: tuple[str, str]) -> None:
         name, problem = outcome
@@ -145,11 +204,15 @@ def prepare(
             result.written += 1
         advance(result.cached + done)
 
-    with progress_bar("preparing", len(tasks)) if progress else nullcontext(lambda done: None) as advance:
-        run_parallel(_run, pending, workers, report)
-    _remove_stale(out, chosen, {task.xyz for task in tasks if task.name not in result.failed})
+    with progress_bar("preparing", len(tasks)) if job.progress else nullcontext(lambda done: None) as advance:
+        run_parallel(_run, pending, job.workers, report)
     result.failed = dict(sorted(result.failed.items()))
-    _write_manifest(result, prepared, complete=True)
+    if not result.written + result.cached and earlier:
+        manifest.restore()
+        return result
+    current = {task.xyz for task in tasks if task.name not in result.failed}
+    result.set_aside = set_aside(out, _stale(out, job.categories, current), _FILES)
+    manifest.write(result, complete=True)
     return result
 
 
@@ -215,53 +278,92 @@ def _open_splits(source: Path, categories: Sequence[str], layout: str) -> list[S
     return datasets
 
 
-def _check_out(source: Path, out: Path, settings: Preprocessing, categories: Sequence[str]) -> None:
-    """Refuse a folder in which something of the user's could be overwritten, or two kinds of data be mixed."""
+def _check_place(source: Path, out: Path) -> None:
+    """Refuse a folder in which something of the user's could be overwritten."""
     inner, outer = out.resolve(), source.resolve()
     if inner == outer or outer in inner.parents or inner in outer.parents:
         raise InputError(f"{out}: expected a folder outside the data set {source}, which stays as it is")
-    if not out.exists():
-        return
-    if not out.is_dir():
+    if out.exists() and not out.is_dir():
         raise InputError(f"{out}: expected a folder, found a file")
+    if out.exists() and not _read_manifest(out) and not is_empty(out, MANIFEST):
+        raise InputError(f"{out}: expected a new or prepared folder, found one that holds files, no {MANIFEST}")
+
+
+def _check_same(out: Path, job: _Job) -> None:
+    """Refuse to mix two kinds of data: what is there must have been prepared of this data set, with these settings."""
     manifest = _read_manifest(out)
     if not manifest:
-        if any(out.iterdir()):
-            raise InputError(f"{out}: expected a new or prepared folder, found one that holds files, no {MANIFEST}")
         return
-    others = set(manifest.get("categories", ())) - set(categories)
-    if manifest.get("settings") != settings.as_json() and others:
-        names = ", ".join(sorted(others))
-        raise InputError(f"{out}: {names} in it were prepared with other settings; expected another folder")
+    how = "name another folder, or replace it with --overwrite (overwrite=True)"
+    if manifest["settings"] != job.settings.as_json():
+        found = word_differences(manifest["settings"], job.settings.as_json())
+        raise InputError(f"{out}: prepared with other settings ({found}); {how}")
+    sources = manifest.get("sources", {})
+    for name in job.categories:
+        if sources.get(name, str(job.source)) != str(job.source) and not _has_moved(out, name, job):
+            raise InputError(f"{out}: {name} in it was prepared from {sources[name]}, not {job.source}; {how}")
+
+
+def _has_moved(out: Path, category: str, job: _Job) -> bool:
+    """Tell whether what was prepared of a category was made of these very files, under another name of the folder."""
+    return any(_is_done(task) for task in job.tasks(out) if task.record.category == category)
+
+
+def _check_overwritten(out: Path, job: _Job) -> None:
+    """Refuse to replace a prepared folder by one that lacks something of it, or with which other files would go."""
+    others = sorted(set(_read_manifest(out).get("categories", ())) - set(job.categories))
+    if others:
+        raise InputError(
+            f"{out}: holds {', '.join(others)} too, which would go; expected another folder, or all its categories"
+        )
+    check_replaceable(out, MANIFEST)
+
+
+def _clear_work(work: Path, job: _Job) -> None:
+    """Remove what a run with other settings, which was stopped, has left in the folder that this one works in."""
+    _check_place(job.source, work)
+    manifest = _read_manifest(work)
+    if manifest and "replaces" not in manifest:
+        raise InputError(f"{work}: expected no folder of this name, in which the new data set is prepared")
+    if manifest and (manifest["settings"], manifest.get("sources")) != (job.settings.as_json(), job.sources):
+        shutil.rmtree(work)
 
 
 def _read_manifest(out: Path) -> dict[str, Any]:
     """Read a prepared folder's manifest; empty if there is none."""
-    path = out / MANIFEST
-    if not path.is_file():
-        return {}
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        manifest = None
-    if not isinstance(manifest, dict) or "settings" not in manifest:
-        raise InputError(f"{path}: expected the manifest of a prepared data set, found something else")
-    return manifest
+    return read_manifest(out / MANIFEST, "settings", "prepared")
 
 
-def _write_manifest(result: PreparationResult, categories: Sequence[str], *, complete: bool) -> None:
-    """Write settings and outcome."""
-    facts = {"version": _VERSION, "complete": complete, "categories": list(categories), **result.as_json()}
-    del facts["path"]
-    with replacing(result.path / MANIFEST) as partial:
-        partial.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+class _Manifest:
+    """The file that says what a prepared folder holds: settings, sources and outcome."""
+
+    def __init__(self, out: Path, earlier: dict[str, Any], job: _Job, note: dict[str, str]) -> None:
+        self.path, self.earlier = out / MANIFEST, earlier
+        self.facts = {
+            "version": _VERSION, "complete": False, **note,
+            "categories": sorted({*earlier.get("categories", ()), *job.categories}),
+            "sources": {**earlier.get("sources", {}), **job.sources},
+        }  # fmt: skip
+
+    def write(self, result: PreparationResult, *, complete: bool) -> None:
+        """Write it; ``complete`` says that the run has come to its end."""
+        facts = {**self.facts, "complete": complete, **result.as_json()}
+        del facts["path"]
+        self._write(facts)
+
+    def restore(self) -> None:
+        """Put back what was there before the run."""
+        self._write(self.earlier)
+
+    def _write(self, facts: dict[str, Any]) -> None:
+        with replacing(self.path) as partial:
+            partial.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _task(dataset: SampleDataset, record: Record, out: Path, settings: Preprocessing) -> _Task:
     """Say where a sample goes."""
     folder = out / record.category / record.split / record.defect
-    paths = (folder / "rgb", folder / "xyz", folder / "gt")
-    rgb, xyz, mask = (path / f"{record.name}{end}" for path, end in zip(paths, (".png", ".tiff", ".png"), strict=True))
+    rgb, xyz, mask = (folder / kind / f"{record.name}{suffix}" for kind, suffix in _FILES)
     # Workers get the reader without its list of records: one sample a task is all they need.
     return _Task(dataset.select([]), record, rgb, xyz, mask, settings)
 
@@ -307,25 +409,30 @@ def _run(task: _Task) -> tuple[str, str]:
 
 def _write(task: _Task, sample: Sample, key: str) -> None:
     """Write a sample's files, the point cloud with the key last."""
-    # Without its cloud a sample is not taken for done, nor read together with another run's cloud.
-    task.xyz.unlink(missing_ok=True)
-    task.mask.unlink(missing_ok=True)
-    for path in (task.rgb, task.xyz):
+    masked = sample.mask is not None and task.record.mask is not None
+    for path in (task.rgb, task.xyz, *([task.mask] if masked else [])):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_png(task.rgb, (sample.rgb.numpy().transpose(1, 2, 0) * 255).round().astype(np.uint8))
-    if sample.mask is not None and task.record.mask is not None:
-        task.mask.parent.mkdir(parents=True, exist_ok=True)
-        write_png(task.mask, sample.mask.numpy().astype(np.uint8) * 255)
-    assert sample.frame is not None
-    write_xyz(task.xyz, sample.xyz.numpy().transpose(1, 2, 0), key + _FRAME_MARK + sample.frame.as_text())
+    with ExitStack() as stack:  # the names are given in reverse: the cloud's last
+        xyz, rgb = (stack.enter_context(replacing(path)) for path in (task.xyz, task.rgb))
+        encode_png(rgb, (sample.rgb.numpy().transpose(1, 2, 0) * 255).round().astype(np.uint8))
+        if masked:
+            assert sample.mask is not None
+            encode_png(stack.enter_context(replacing(task.mask)), sample.mask.numpy().astype(np.uint8) * 255)
+        assert sample.frame is not None
+        tag = key + _FRAME_MARK + sample.frame.as_text()
+        encode_xyz(xyz, sample.xyz.numpy().transpose(1, 2, 0), tag)
+        # All is whole beside its place. Without its cloud a sample is not taken for done, nor read together with
+        # another run's picture.
+        task.xyz.unlink(missing_ok=True)
+        if not masked:
+            task.mask.unlink(missing_ok=True)
 
 
-def _remove_stale(out: Path, categories: Sequence[str], current: set[Path]) -> None:
-    """Remove what an earlier run wrote for samples that are gone or bad now: only files that carry a key of ours."""
-    for category in categories:
-        for xyz in (out / category).glob("*/*/xyz/*.tiff"):
-            if xyz in current or not read_tag(xyz).startswith(_KEY_PREFIX):
-                continue
-            folder = xyz.parent.parent
-            for path in (xyz, folder / "rgb" / f"{xyz.stem}.png", folder / "gt" / f"{xyz.stem}.png"):
-                path.unlink(missing_ok=True)
+def _stale(out: Path, categories: Sequence[str], current: set[Path]) -> list[Path]:
+    """List the clouds of samples that an earlier run prepared and this one has not: only those that carry our key."""
+    return [
+        xyz
+        for category in categories
+        for xyz in sorted((out / category).glob("*/*/xyz/*.tiff"))
+        if xyz not in current and read_tag(xyz).startswith(_KEY_PREFIX)
+    ]

@@ -29,6 +29,7 @@ from mmad_bank.data._images import import_extra, write_png, write_xyz
 from mmad_bank.data._names import GOOD, SPLITS
 from mmad_bank.data._parallel import run_parallel
 from mmad_bank.data._parts import COMMON_FIELD, PARTS, WIDE, Mark, Part, smooth_noise
+from mmad_bank.data._replacing import check_replaceable, is_empty, read_manifest
 from mmad_bank.errors import InputError
 
 DEFECTS = ("color", "shape", "both", "combination")
@@ -306,6 +307,22 @@ def kinds_of_test(n: int) -> list[str]:
     return [GOOD] * n_good + [DEFECTS[i % len(DEFECTS)] for i in range(n - n_good)]
 
 
+def _check_target(target: Path, overwrite: bool) -> None:
+    """Refuse what is there, unless it is a synthetic data set, nothing else, and is to be overwritten."""
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target}: expected a new or empty folder, found a file")
+    if not target.exists() or is_empty(target, MANIFEST):
+        return
+    if not read_manifest(target / MANIFEST, "made_by", "synthetic"):
+        raise InputError(f"{target}: expected a new or empty folder, found one that holds files")
+    if not overwrite:
+        raise InputError(
+            f"{target}: expected a new or empty folder, found a synthetic data set; name another, or replace it with"
+            " overwrite=True"
+        )
+    check_replaceable(target, MANIFEST)
+
+
 def write_synthetic(
     path: str | Path,
     *,
@@ -316,12 +333,13 @@ def write_synthetic(
     categories: Sequence[str] | None = None,
     seed: int = 0,
     workers: int = 1,
+    overwrite: bool = False,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Write a synthetic data set; it appears whole or not at all.
 
     Args:
-        path: Folder to make; it must not exist, or be empty.
+        path: Folder to make; it must not exist, or be empty, unless it is overwritten.
         size: Side of a square image in pixels.
         n_train: Normal samples a category.
         n_validation: Normal samples a category.
@@ -329,6 +347,7 @@ def write_synthetic(
         categories: Default: all of :data:`CATEGORIES`.
         seed: The same seed gives the same files.
         workers: Processes. More than one need the caller's module guarded by ``if __name__ == "__main__"``.
+        overwrite: Replace a synthetic data set that is there, once the new one is whole.
         progress: Whether to show a bar.
 
     Returns:
@@ -345,9 +364,7 @@ def write_synthetic(
             raise InputError(f"{name}: expected at least 1, found {count}")
     if n_validation < 0 or seed < 0:
         raise InputError(f"n_validation and seed: expected at least 0, found {n_validation} and {seed}")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        found = "one that holds files" if target.is_dir() else "a file"
-        raise InputError(f"{target}: expected a new or empty folder, found {found}")
+    _check_target(target, overwrite)
     for package, module in (("pillow", "PIL.Image"), ("scikit-learn", "scipy.ndimage"), ("tifffile", "tifffile")):
         import_extra(package, module, "a synthetic data set")
     kinds = {"train": [GOOD] * n_train, "validation": [GOOD] * n_validation, "test": kinds_of_test(n_test)}

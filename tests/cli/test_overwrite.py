@@ -55,6 +55,8 @@ COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {
     "build": (("build", "{}/a.npy", "--out", "{new}/bank"), "bank"),
     "extend": (("extend", "{}/bank", "{}/b.npy", "--out", "{new}/bank"), "bank"),
     "score": (("score", "{}/bank", "{}/b.npy", "--out", "{new}/s.npz"), "s.npz"),
+    "synth": (("synth", "{new}/raw", "--size", "64", "--train", "1", "--validation", "0", "--test", "1",
+               "--categories", "stud_tray", "--workers", "1"), "raw/synthetic.json"),
     "extract": (("extract", "{}/data", "--out", "{new}/dumps", "--rgb-weights", "random", "--xyz", "none",
                  "--image-size", str(SIZE), "--grid", "4"), "dumps/rgb.npy"),
     "fit": (("fit", "patchcore", "{}/data", "--out", "{new}/model", *SMALL), "model/model.json"),

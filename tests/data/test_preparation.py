@@ -110,20 +110,22 @@ def test_only_what_has_changed_is_done_again(source: Path, tmp_path: Path) -> No
     now = contents(out)
     unchanged = [name for name in first if now.get(name) == first[name]]
     assert len(unchanged) == 2 * 10 + 0  # rgb and xyz of the ten that were done
-    other = prepare(source, out, Preprocessing.recipe(size=64))
-    assert (other.written, other.cached) == (13, 0)
-    assert open_dataset(out)[0].size == (64, 64)
 
 
-def test_samples_that_are_gone_go(source: Path, tmp_path: Path) -> None:
+def test_samples_that_are_gone_are_set_aside(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     prepare(source, out)
     for part, suffix in (("rgb", "png"), ("xyz", "tiff")):
         (source / f"part/train/good/{part}/004.{suffix}").unlink()
     (out / "part/train/good/xyz/note.tiff").write_bytes(b"somebody else's")
-    prepare(source, out)
+    cloud = (out / "part/train/good/xyz/004.tiff").read_bytes()
+    assert prepare(source, out).set_aside == ["part/train/good/004"]
     assert not (out / "part/train/good/xyz/004.tiff").exists()
     assert not (out / "part/train/good/rgb/004.png").exists()
+    assert (out / ".set_aside/part/train/good/xyz/004.tiff").read_bytes() == cloud
+    assert (out / ".set_aside/part/train/good/rgb/004.png").exists()
+    assert "004" not in [record.name for record in open_dataset(out).records]
+    assert prepare(source, out).set_aside == []
     assert (out / "part/train/good/xyz/note.tiff").read_bytes() == b"somebody else's"
 
 
@@ -155,12 +157,12 @@ def test_parallel_and_serial_runs_write_the_same(source: Path, tmp_path: Path) -
 KILLED = """
 import os, signal, sys
 from mmad_bank.data import preparation
-write_xyz, done = preparation.write_xyz, []
+encode_xyz, done = preparation.encode_xyz, []
 def dying(*arguments):
     if len(done) == 4:
-        os.kill(os.getpid(), signal.SIGKILL)  # colour image written, point cloud not
-    done.append(write_xyz(*arguments))
-preparation.write_xyz = dying
+        os.kill(os.getpid(), signal.SIGKILL)  # the picture is whole beside its place, the cloud is not
+    done.append(encode_xyz(*arguments))
+preparation.encode_xyz = dying
 preparation.prepare(sys.argv[1], sys.argv[2])
 """
 
@@ -218,10 +220,90 @@ def test_two_settings_do_not_share_a_folder(source: Path, tmp_path: Path) -> Non
     add_sample(source / "other" / "train" / "good", xyz=scene(40, 60))
     out = tmp_path / "out"
     prepare(source, out, categories=["part"])
-    with pytest.raises(InputError, match="part in it were prepared with other settings"):
-        prepare(source, out, Preprocessing.recipe("cfm"), categories=["other"])
+    other = Preprocessing.recipe("cfm")
+    with pytest.raises(InputError, match=r"other settings \(.*pad zero, not edge.*\); name another .* --overwrite"):
+        prepare(source, out, other, categories=["other"])
+    with pytest.raises(InputError, match="holds part too, which would go"):
+        prepare(source, out, other, categories=["other"], overwrite=True)
     prepare(source, out, categories=["other"])
     assert json.loads((out / "prepared.json").read_text())["categories"] == ["other", "part"]
+
+
+def test_other_settings_replace_what_is_there_on_request_and_whole(source: Path, tmp_path: Path) -> None:
+    """Each way in which the new data set does not become whole leaves the one before as it was."""
+    out, work = tmp_path / "out", tmp_path / "out.prepare"
+    other = Preprocessing.recipe(size=64)
+    prepare(source, out)
+    before = contents(out)
+    with pytest.raises(InputError, match=r"out: prepared with other settings \(size 224, not 64\)"):
+        prepare(source, out, other)
+    (out / "notes.txt").write_text("a user's")
+    with pytest.raises(InputError, match=r"cannot be replaced, as it holds .*notes\.txt"):
+        prepare(source, out, other, overwrite=True)
+    (out / "notes.txt").unlink()
+    work.mkdir()
+    (work / "mine").write_text("a user's")
+    with pytest.raises(InputError, match=r"out\.prepare: expected a new or prepared folder"):
+        prepare(source, out, other, overwrite=True)
+    (work / "mine").unlink()
+    never = Preprocessing.recipe(size=64, min_points=10**6)
+    with pytest.raises(InputError, match="no sample can be used, .*out stays as it is"):
+        prepare(source, out, never, overwrite=True)
+    assert contents(out) == before
+    assert not work.exists()
+    result = prepare(source, out, other, overwrite=True)
+    assert (result.path, result.written) == (out, 12)
+    assert open_dataset(out)[0].size == (64, 64)
+    assert {path.name for path in tmp_path.iterdir()} == {"raw", "out"}
+    assert prepare(source, out, other).cached == 12
+
+
+def test_a_killed_replacement_goes_on(source: Path, tmp_path: Path) -> None:
+    out, other = tmp_path / "out", Preprocessing.recipe(size=64)
+    prepare(source, out)
+    before = contents(out)
+    script = KILLED.replace("sys.argv[2])", "sys.argv[2], preparation.Preprocessing.recipe(size=64), overwrite=True)")
+    process = subprocess.run([sys.executable, "-c", script, str(source), str(out)], check=False, timeout=120)
+    assert process.returncode == -signal.SIGKILL
+    assert contents(out) == before
+    with pytest.raises(InputError, match="other settings"):
+        prepare(source, out, other)
+    result = prepare(source, out, other, overwrite=True)
+    assert (result.written, result.cached) == (8, 4)
+    assert {path.name for path in tmp_path.iterdir()} == {"raw", "out"}
+
+
+def test_where_no_sample_can_be_used_what_was_there_stays(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare(source, out)
+    before = contents(out)
+    for cloud in source.rglob("*.tiff"):
+        cloud.write_bytes(b"II*\0")
+    result = prepare(source, out)
+    assert (result.written, result.cached, len(result.failed), result.set_aside) == (0, 0, 12, [])
+    now = contents(out)
+    assert {name: x[0] for name, x in now.items()} == {name: x[0] for name, x in before.items()}
+
+
+def test_another_data_set_does_not_take_the_place_of_the_first(source: Path, tmp_path: Path) -> None:
+    out, moved, other = tmp_path / "out", tmp_path / "moved", tmp_path / "other"
+    prepare(source, out)
+    before = contents(out)
+    add_sample(other / "part" / "train" / "good", "000", xyz=scene(40, 60, seed=77))
+    with pytest.raises(InputError, match=r"part in it was prepared from .*raw, not .*other; name another"):
+        prepare(other, out)
+    assert contents(out) == before
+    source.rename(moved)
+    assert prepare(moved, out).cached == 12, "the same files in another place"
+
+
+def test_a_first_run_killed_at_its_manifest_is_resumed(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".prepared.abcd1234.partial.json").write_text("")
+    (out / ".prepared.mmad-0123abcd.partial.json").write_text("")
+    assert prepare(source, out).written == 12
+    assert sorted(path.name for path in out.iterdir()) == ["part", "prepared.json"]
 
 
 def test_eyecandies_come_out_in_the_common_layout(tmp_path: Path) -> None:
