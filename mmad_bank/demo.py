@@ -18,7 +18,7 @@ import numpy as np
 
 from mmad_bank import _pictures
 from mmad_bank._files import replacing
-from mmad_bank.errors import MissingExtraError
+from mmad_bank.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
     from mmad_bank.data import Sample, SampleDataset
@@ -60,11 +60,11 @@ class DemoResult:
 
 def run(
     folder: str | Path, *, n_train: int = 18, n_test: int = 18, size: int = 256, seed: int = 0, workers: int = 1,
-    progress: bool = False,
+    overwrite: bool = False, progress: bool = False,
 ) -> DemoResult:  # fmt: skip
     """Synthesise a category, prepare it, fit M3DM with embedded extractors, evaluate it, and write a report.
 
-    Run again in the same folder, it goes on where it was.
+    Stopped and run again in the same folder, it goes on where it was.
 
     Args:
         folder: Made if it is missing; receives ``data``, ``prepared``, ``model``, ``report`` and ``picture.png``.
@@ -74,10 +74,11 @@ def run(
         seed: Of everything random.
         workers: Processes that synthesise and prepare. More than one need the caller's module guarded by
             ``if __name__ == "__main__"``.
+        overwrite: Make a demo anew that has come to its end, or that had other settings.
         progress: Show progress bars.
 
     Raises:
-        InputError: The folder's ``data`` holds something else.
+        InputError: The folder holds a finished demo, one of other settings, or something else.
         MissingExtraError: A package of the extra ``demo`` is not installed.
         OSError: The folder cannot be written.
     """
@@ -91,10 +92,11 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
     settings = {"n_train": n_train, "n_validation": _N_VALIDATION, "n_test": n_test, "size": size, "seed": seed}
+    _check_folder(folder, settings, overwrite)
     with _timed(seconds, "synthesise"):
-        _synthesise(folder, settings, workers, progress)
+        anew = _synthesise(folder, settings, workers, progress)
     with _timed(seconds, "prepare"):
-        prepare(folder / "data", folder / "prepared", workers=workers, progress=progress)
+        prepare(folder / "data", folder / "prepared", workers=workers, overwrite=anew, progress=progress)
     train = open_dataset(folder / "prepared", CATEGORY, "train")
     with _timed(seconds, "fit"):
         _fit(folder, train, seed, progress)
@@ -107,6 +109,7 @@ def run(
         report.add(evaluation, method, train)
         page = report.write(folder / "report")
         draw(folder / "picture.png", evaluation, method, train)
+    _write_note(folder, settings, finished=True)
     return DemoResult(folder, Summary([evaluation]), page, folder / "picture.png", folder / "model", seconds)
 
 
@@ -127,17 +130,56 @@ def _require_packages() -> None:
     FPFH()  # says so if Open3D is there and a system library that it wants is not
 
 
-def _synthesise(folder: Path, settings: dict[str, Any], workers: int, progress: bool) -> None:
-    """Write the data set unless an earlier run has written the same one."""
+def _check_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
+    """Refuse to make a demo anew unasked; note what is made, so that a run that is stopped goes on."""
+    note, data = _read_note(folder), folder / "data"
+    if note and not overwrite:
+        how = "anew with --overwrite (overwrite=True)"
+        if note["settings"] != settings:
+            raise InputError(f"{folder}: holds a demo of other settings; name another folder, or make it {how}")
+        if note.get("finished"):
+            page = folder / "report" / "index.html"
+            raise InputError(f"{folder}: holds a finished demo, see {page}; name another folder, or make it {how}")
+    if not note and data.exists() and any(data.iterdir()) and not _is_data(data, settings):
+        raise InputError(f"{data}: expected a new or empty folder, found one that holds files")
+    _write_note(folder, settings, finished=False)
+
+
+def _read_note(folder: Path) -> dict[str, Any]:
+    """Return what an earlier run has noted; empty if there was none."""
+    try:
+        note = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(note, dict):
+        return {}
+    return note if "settings" in note else {"settings": note}  # version 0.1 noted the settings alone
+
+
+def _write_note(folder: Path, settings: Any, *, finished: bool) -> None:
+    with replacing(folder / _SETTINGS) as partial:
+        partial.write_text(json.dumps({"settings": settings, "finished": finished}, indent=2) + "\n", encoding="utf-8")
+
+
+def _is_data(data: Path, settings: dict[str, Any]) -> bool:
+    """Tell whether the data set was synthesised with these settings."""
+    try:
+        manifest = json.loads((data / "synthetic.json").read_text(encoding="utf-8"))
+        return manifest["categories"] == [CATEGORY] and all(manifest[name] == x for name, x in settings.items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _synthesise(folder: Path, settings: dict[str, Any], workers: int, progress: bool) -> bool:
+    """Write the data set unless an earlier run has written the same one; say whether it was written."""
     from mmad_bank.data import write_synthetic
 
-    note = folder / _SETTINGS
-    content = json.dumps(settings, indent=2) + "\n"
-    if (folder / "data").is_dir() and note.is_file() and note.read_text() == content:
-        return
-    write_synthetic(folder / "data", categories=[CATEGORY], workers=workers, progress=progress, **settings)
-    with replacing(note) as partial:
-        partial.write_text(content)
+    if _is_data(folder / "data", settings):
+        return False
+    # One of other settings is there only if it is to be replaced, see above.
+    options = {"workers": workers, "overwrite": True, "progress": progress}
+    write_synthetic(folder / "data", categories=[CATEGORY], **settings, **options)
+    return True
 
 
 def _fit(folder: Path, train: SampleDataset, seed: int, progress: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mmad_bank.cli._options import Json, Workers, count_workers
+from mmad_bank.cli._options import Json, Overwrite, Workers, count_workers
 from mmad_bank.cli._output import emit, seconds, show_progress
 
 
@@ -20,15 +20,16 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for data, model, report and picture.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     workers: Workers = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Synthesise a data set, fit M3DM with embedded extractors, evaluate it, and write an HTML report.
 
-    Run again with the same --out, it goes on where it was.
+    Stopped and run again with the same --out, it goes on where it was. A finished demo is made anew with --overwrite.
     """
     from mmad_bank.demo import run
 
-    result = run(out, seed=seed, workers=count_workers(workers), progress=show_progress(as_json))
+    result = run(out, seed=seed, workers=count_workers(workers), overwrite=overwrite, progress=show_progress(as_json))
     if not as_json:
         result.summary.print()
     rows = {

@@ -247,7 +247,7 @@ def test_other_settings_replace_what_is_there_on_request_and_whole(source: Path,
         prepare(source, out, other, overwrite=True)
     (work / "mine").unlink()
     never = Preprocessing.recipe(size=64, min_points=10**6)
-    with pytest.raises(InputError, match="no sample can be used, .*out stays as it is"):
+    with pytest.raises(InputError, match=r"no sample can be used, .*out stays as it is"):
         prepare(source, out, never, overwrite=True)
     assert contents(out) == before
     assert not work.exists()
