@@ -177,7 +177,7 @@ def _synthesise(folder: Path, settings: dict[str, Any], workers: int, progress: 
     if _is_data(folder / "data", settings):
         return False
     # One of other settings is there only if it is to be replaced, see above.
-    options = {"workers": workers, "overwrite": True, "progress": progress}
+    options: dict[str, Any] = {"workers": workers, "overwrite": True, "progress": progress}
     write_synthetic(folder / "data", categories=[CATEGORY], **settings, **options)
     return True
 
