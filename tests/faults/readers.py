@@ -1,0 +1,333 @@
+"""What is fuzzed: each kind of file that the package reads, tiny valid examples of it, and how it is read."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import mutators as damage
+import numpy as np
+import torch
+
+CATEGORY = "stud_tray"
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One kind of file.
+
+    Attributes:
+        name: On the command line.
+        make: Writes the valid example, a file or a folder, at a path.
+        files: What is damaged: names within the example ("" for an example that is one file), as glob patterns.
+        mutators: What damages them; sentinel is a file that must never come to be.
+        read: Reads the example as the package does, and uses it a little.
+        share: Of the mutants, in proportion: readers that build networks take longer.
+        suffix: Of the example's name.
+    """
+
+    name: str
+    make: Callable[[Path], None]
+    read: Callable[[Path], object]
+    mutators: Callable[[str], Sequence[damage.Mutator]]
+    files: tuple[str, ...] = ("",)
+    share: float = 1.0
+    suffix: str = ""
+
+
+# Banks.
+
+
+def _bank(path: Path, index: str = "exact", **options: object) -> None:
+    from mmad_bank import MemoryBank
+
+    rows = torch.rand(4, 10, 8, generator=torch.Generator().manual_seed(0))
+    MemoryBank.build(rows, size=12, index=index, **options).save(path)
+
+
+def _read_bank(path: Path) -> None:
+    """As ``info`` and one search do; without the FAISS index of a stranger, which is rebuilt."""
+    from mmad_bank import MemoryBank
+
+    bank = MemoryBank.load(path, rebuild_index=True)
+    json.dumps(bank.metadata(), allow_nan=False)
+    str((bank, bank.radius, bank.nbytes, bank.extractor, bank.sources, bank.standardisation))
+    bank.provenance()
+    bank.search(torch.zeros(1, bank.dim), k=1)
+
+
+def _multi_bank(path: Path) -> None:
+    from mmad_bank import MemoryBank, MultiBank
+
+    rows = torch.rand(12, 8, generator=torch.Generator().manual_seed(0))
+    MultiBank({"rgb": MemoryBank(rows), "xyz": MemoryBank(rows[:, :3])}).save(path)
+
+
+def _read_multi_bank(path: Path) -> None:
+    from mmad_bank import MultiBank
+
+    banks = MultiBank.load(path)
+    banks.search({name: torch.zeros(1, bank.dim) for name, bank in banks.items()})
+
+
+def _of_banks(file: str) -> Sequence[damage.Mutator]:
+    if file.endswith(".json"):
+        return (damage.json_text, damage.json_text, damage.any_bytes)
+    return (damage.any_bytes, damage.safetensors_table, damage.safetensors_values, damage.bank_header, damage.bank_header,
+            damage.bank_tensors)  # fmt: skip
+
+
+# Dumps.
+
+
+def _rows(path: Path | io.BytesIO, order: str = "C") -> None:
+    np.save(path, np.asarray(np.random.default_rng(0).random((4, 10, 8)), np.float32, order=order))
+
+
+def _npz(path: Path) -> None:
+    np.savez_compressed(
+        path, features=np.random.default_rng(0).random((4, 10, 8)).astype(np.float32), labels=np.arange(4)
+    )
+
+
+def _pt(path: Path, zipped: bool = True) -> None:
+    rows = {"features": torch.rand(4, 10, 8), "epoch": 3, "names": ["a", "b"]}
+    torch.save(rows, path, _use_new_zipfile_serialization=zipped)
+
+
+def _safetensors(path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"features": torch.rand(4, 10, 8), "labels": torch.arange(4)}, path)
+
+
+def _read_dump(path: Path) -> None:
+    from mmad_bank.bank import open_dump
+
+    dump = open_dump(path)
+    for _ in dump.blocks(16):
+        pass
+    dump.take(torch.tensor([0, len(dump) - 1]))
+
+
+def _of_zips(sentinel: str, file: str) -> Sequence[damage.Mutator]:
+    change = {"data.pkl": damage.pickle_code, ".npy": damage.npy_header}
+    return (damage.any_bytes, partial(damage.zip_members, change=change, sentinel=sentinel),
+            partial(damage.zip_members, change=change, sentinel=sentinel))  # fmt: skip
+
+
+# Pictures and data sets.
+
+
+def _picture(path: Path, kind: str, mode: str = "RGB", **options: object) -> None:
+    from PIL import Image
+
+    y, x = np.mgrid[:24, :32]
+    image = Image.fromarray(np.stack([x * 7, y * 9, x + y], axis=-1).astype(np.uint8)).convert(mode)
+    image.save(path, format=kind, **options)
+
+
+def _depth(path: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray((np.mgrid[:24, :32][1] * 900).astype(np.uint16)).save(path)
+
+
+def _cloud(path: Path, compression: str | None = None) -> None:
+    import tifffile
+
+    values = np.random.default_rng(0).random((24, 32, 3)).astype(np.float32)
+    tifffile.imwrite(path, values, photometric="rgb", compression=compression, description="mmad-bank prepared 0")
+
+
+def _read_cloud(path: Path) -> None:
+    from mmad_bank.data import _images
+
+    _images.read_tag(path)
+    _images.read_xyz(path)
+
+
+def _image_reader(name: str) -> Callable[[Path], object]:
+    def read(path: Path) -> None:
+        from mmad_bank.data import _images
+
+        getattr(_images, name)(path)
+
+    return read
+
+
+def _eyecandy(path: Path) -> None:
+    from data_trees import add_eyecandy
+
+    mask = np.zeros((24, 24), bool)
+    mask[:4] = True
+    values = "anomalous: 1\nbumps: 1.0\ndents: 0.0\ncolors: 0.0\nnormals: 0.0\n"
+    add_eyecandy(path / "Candy/test_public/data", "00", np.ones((24, 24)), anomalous=values, mask=mask)
+
+
+def _read_eyecandy(path: Path) -> None:
+    from mmad_bank.data import open_dataset
+
+    open_dataset(path, "Candy", "test", "eyecandies")[0]
+
+
+def _prepared(path: Path) -> None:
+    from data_trees import add_sample
+
+    from mmad_bank.data.preparation import prepare
+
+    add_sample(path.with_name("raw") / CATEGORY / "train/good")
+    prepare(path.with_name("raw"), path, categories=[CATEGORY])
+
+
+def _read_prepared(path: Path) -> None:
+    from mmad_bank.data import open_dataset
+
+    samples = open_dataset(path, CATEGORY, "train")
+    samples[0]
+    str(samples.preparation)
+
+
+def _stages(path: Path) -> None:
+    from mmad_bank._stages import Stages
+
+    Stages(path, {"seed": 0, "data": ["a", "b"]}).run("numbers.txt", lambda file: file.write_text("1 2 3"))
+
+
+def _read_stages(path: Path) -> None:
+    from mmad_bank._stages import Stages, fingerprint_of
+
+    fingerprint_of(path)
+    Stages(path, {"seed": 0, "data": ["a", "b"]}).run("numbers.txt", lambda file: file.write_text("1 2 3"))
+
+
+# Networks and models.
+
+
+def _checkpoint(path: Path) -> None:
+    from mmad_bank.fusion import FeatureFusion
+
+    # A NumPy number beside the weights, as published checkpoints have.
+    torch.save({"model": FeatureFusion(6, 4).state_dict(), "best": np.float64(0.5), "epoch": 3}, path)
+
+
+def _read_checkpoint(path: Path) -> None:
+    from mmad_bank.fusion import FeatureFusion
+
+    FeatureFusion(6, 4).load_checkpoint(path)
+
+
+def _weights(path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from mmad_bank.fusion import FeatureFusion
+
+    save_file(FeatureFusion(6, 4).state_dict(), path)
+
+
+def _mapping(path: Path) -> None:
+    from mmad_bank.methods.cfm import CrossmodalMapping
+
+    torch.save(CrossmodalMapping(6, 4).state_dict(), path, _use_new_zipfile_serialization=False)
+
+
+def _read_mapping(path: Path) -> None:
+    from mmad_bank.methods.cfm import CrossmodalMapping
+
+    CrossmodalMapping(6, 4).load_checkpoint(path)
+
+
+_SMALL = {"rgb": "efficientnet_lite0", "rgb_weights": "random", "rgb_layers": (1,), "image_size": 64, "grid": (8, 8)}
+
+
+def _model(name: str, path: Path, **options: object) -> None:
+    from mmad_bank.data import open_dataset, write_synthetic
+    from mmad_bank.methods import method_class
+
+    raw = path.with_name("raw")
+    write_synthetic(raw, size=64, n_train=2, n_validation=1, n_test=1, categories=[CATEGORY])
+    method_class(name)(**_SMALL, **options).fit(open_dataset(raw, CATEGORY, "train")).save(path)
+
+
+def _read_model(path: Path) -> None:
+    from mmad_bank import methods
+
+    method = methods.load(path)
+    str((method.arguments(), method.train_ids_, method.skipped_))
+
+
+def _of_models(file: str) -> Sequence[damage.Mutator]:
+    if file.endswith(".json"):
+        return (damage.json_text,) * 5 + (damage.any_bytes,)
+    return (damage.any_bytes, damage.safetensors_table, damage.safetensors_values)
+
+
+def _same(*mutators: damage.Mutator) -> Callable[[str], Sequence[damage.Mutator]]:
+    return lambda file: mutators
+
+
+def readers(sentinel: str) -> list[Reader]:
+    """List all readers. No mutant may make the file ``sentinel``."""
+    zips = partial(_of_zips, sentinel)
+    safe = _same(damage.any_bytes, damage.safetensors_table, damage.safetensors_table, damage.safetensors_values)
+    anything, json_file = _same(damage.any_bytes), _same(damage.json_text, damage.json_text, damage.any_bytes)
+    tiff, png = _same(damage.any_bytes, damage.tiff_tags, damage.tiff_tags), _same(damage.any_bytes, damage.png_chunks)
+    found = [
+        Reader("bank", _bank, _read_bank, _of_banks, share=2),
+        Reader("bank-projected", partial(_bank, projection_dim=4, standardise=True, extractor="a net"), _read_bank, _of_banks,
+               share=2),
+        Reader("multi-bank", _multi_bank, _read_multi_bank, _of_banks, ("banks.json", "banks.json", "*.safetensors")),
+        Reader("npy", _rows, _read_dump, _same(damage.any_bytes, damage.npy_header, damage.npy_header), suffix=".npy", share=2),
+        Reader("npy-fortran", partial(_rows, order="F"), _read_dump, _same(damage.any_bytes, damage.npy_header), suffix=".npy"),
+        Reader("npz", _npz, _read_dump, zips, suffix=".npz"),
+        Reader("pt", _pt, _read_dump, zips, suffix=".pt", share=2),
+        Reader("pt-old", partial(_pt, zipped=False), _read_dump, _same(damage.any_bytes, damage.pickle_code), suffix=".pt"),
+        Reader("safetensors", _safetensors, _read_dump, safe, suffix=".safetensors"),
+        Reader("png", partial(_picture, kind="PNG"), _image_reader("read_rgb"), png, suffix=".png"),
+        Reader("png-palette", partial(_picture, kind="PNG", mode="P"), _image_reader("read_rgb"), png, suffix=".png", share=0.5),
+        Reader("jpeg", partial(_picture, kind="JPEG"), _image_reader("read_rgb"), anything, suffix=".jpg"),
+        Reader("bmp", partial(_picture, kind="BMP"), _image_reader("read_rgb"), anything, suffix=".bmp"),
+        Reader("tiff-color", partial(_picture, kind="TIFF"), _image_reader("read_rgb"), tiff, suffix=".tif"),
+        Reader("tiff-packed", partial(_picture, kind="TIFF", compression="tiff_lzw"), _image_reader("read_rgb"), tiff, suffix=".tif"),
+        Reader("mask", partial(_picture, kind="PNG", mode="L"), _image_reader("read_mask"), png, suffix=".png"),
+        Reader("mask-1", partial(_picture, kind="PNG", mode="1"), _image_reader("read_mask"), png, suffix=".png", share=0.5),
+        Reader("depth", _depth, _image_reader("read_depth"), png, suffix=".png"),
+        Reader("cloud", _cloud, _read_cloud, tiff, suffix=".tiff", share=2),
+        Reader("cloud-packed", partial(_cloud, compression="zlib"), _read_cloud, tiff, suffix=".tiff", share=2),
+        Reader("eyecandies", _eyecandy, _read_eyecandy, _same(damage.words, damage.words, damage.any_bytes),
+               ("Candy/test_public/data/*.yaml", "Candy/test_public/data/*.txt")),
+        Reader("prepared", _prepared, _read_prepared, json_file, ("prepared.json",)),
+        Reader("stages", _stages, _read_stages, json_file, ("stages.json",)),
+        Reader("checkpoint", _checkpoint, _read_checkpoint, zips, suffix=".pth"),
+        Reader("checkpoint-old", _mapping, _read_mapping, _same(damage.any_bytes, damage.pickle_code), suffix=".pth"),
+        Reader("weights", _weights, _read_checkpoint, safe, suffix=".safetensors"),
+        *(
+            Reader(name, partial(_model, name, **options), _read_model, _of_models,
+                   ("model.json",) * 6 + ("*.safetensors", "banks/banks.json", "banks/*.safetensors"), share=0.3)
+            for name, options in _MODELS.items()
+        ),
+    ]  # fmt: skip
+    return found
+
+
+_MODELS: dict[str, dict[str, object]] = {
+    "patchcore": {},
+    "m3dm": {"xyz": "fpfh", "uff_steps": 1, "uff_batch": 2, "uff_patches": 16},
+    "cfm": {"xyz": "fpfh", "map_size": 16, "epochs": 1, "batch": 1, "pixels_per_image": 50},
+}
+
+
+def files_of(reader: Reader, example: Path) -> list[Path]:
+    """List the files of an example that may be damaged, as often as they are to be."""
+    found = [path for pattern in reader.files for path in (sorted(example.glob(pattern)) if pattern else [example])]
+    return [path for path in found if path.is_file()]
+
+
+def mutate(reader: Reader, file: Path, data: bytes, rng: random.Random) -> bytes:
+    """Damage a file's content."""
+    return rng.choice(reader.mutators(file.name))(rng, data)
