@@ -1,13 +1,19 @@
-"""Safetensors files, written one tensor after the other: what is written is never in memory twice."""
+"""Tensors in files, never in memory twice: safetensors written one tensor after the other, and mapped .npy files."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from mmad_bank._files import reserve
 
 # In the order in which the format's own writer lays tensors out: the widest first, which keeps all of them aligned.
 _TYPES = {
@@ -48,3 +54,37 @@ def write_tensors(
             data = tensor.detach().cpu().contiguous().reshape(-1)
             if data.numel():
                 file.write(data.view(torch.uint8).numpy().data)
+
+
+def new_array(path: str | os.PathLike[str], shape: tuple[int, ...], dtype: Any = np.float32) -> np.memmap:
+    """Write a .npy file of zeros and map it; a file that is there is emptied first.
+
+    The disk space is reserved: a full disk is an error here and not, as with a sparse file, a signal that ends the
+    process when the mapping is written to.
+
+    Raises:
+        InputError: The disk is full, or the file cannot be written; there is no file then.
+
+    Example:
+        >>> import tempfile
+        >>> array = new_array(Path(tempfile.mkdtemp()) / "rows.npy", (2, 3))
+        >>> array[1] = 5
+        >>> array.tolist()
+        [[0.0, 0.0, 0.0], [5.0, 5.0, 5.0]]
+    """
+    file, kind, start = Path(path), np.dtype(dtype), io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        start, {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": tuple(map(int, shape))}
+    )
+    header = start.getvalue()
+    try:
+        with file.open("wb"):
+            pass
+        reserve(file, len(header) + int(np.prod(shape, dtype=object)) * kind.itemsize)
+        with file.open("rb+") as stream:
+            stream.write(header)
+        array: np.memmap = np.lib.format.open_memmap(file, "r+")
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
+    return array

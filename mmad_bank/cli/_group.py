@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Any
@@ -34,8 +35,14 @@ def _describe_os_error(error: OSError) -> str:
     """Say which file and what happened, as the operating system words it."""
     if error.strerror is None:
         return _one_line(error)
-    place = f"{os.fspath(error.filename)!s}: " if isinstance(error.filename, (str, bytes, os.PathLike)) else ""
-    return f"{place}{error.strerror}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{_place(error)}the disk is full: {error.strerror}"
+    return f"{_place(error)}{error.strerror}"
+
+
+def _place(error: OSError) -> str:
+    name = error.filename
+    return f"{os.fsdecode(name)}: " if isinstance(name, (str, bytes, os.PathLike)) else ""
 
 
 def _translate(error: BaseException) -> _Stop:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from mmad_bank._checkpoints import load_matching, read_torch
+from mmad_bank._files import replacing
 from mmad_bank._progress import progress_bar
-from mmad_bank._tensor_files import write_tensors
+from mmad_bank._tensor_files import new_array, write_tensors
 from mmad_bank._timing import timed
 from mmad_bank.data.sample import Sample
 from mmad_bank.errors import InputError
@@ -315,8 +316,7 @@ def extract_to(
                     continue
                 for name, rows in features.items():
                     if name not in tables:
-                        shape = (len(samples), *rows.shape)
-                        tables[name] = np.lib.format.open_memmap(paths[name], "w+", np.float32, shape)
+                        tables[name] = new_array(paths[name], (len(samples), *rows.shape))
                     tables[name][len(ids)] = rows.cpu().numpy()
                 ids.append(sample.id or str(len(ids)))
             report(len(ids) + len(skipped))
@@ -355,9 +355,8 @@ def _describe(
 def _shorten(path: Path, n_images: int) -> None:
     """Rewrite a .npy file with its first images only, as long as it had room for samples that were left out."""
     whole = np.load(path, mmap_mode="r")
-    partial = path.with_name(f"{path.name}.short")
-    short = np.lib.format.open_memmap(partial, "w+", np.float32, (n_images, *whole.shape[1:]))
-    for image in range(n_images):
-        short[image] = whole[image]
-    short.flush()
-    partial.replace(path)
+    with replacing(path) as partial:
+        short = new_array(partial, (n_images, *whole.shape[1:]))
+        for image in range(n_images):
+            short[image] = whole[image]
+        short.flush()

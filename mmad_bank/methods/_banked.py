@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mmad_bank import scoring
 from mmad_bank._progress import progress_bar
 from mmad_bank._stages import Stages
+from mmad_bank._tensor_files import new_array
 from mmad_bank._timing import timed
 from mmad_bank.adaptation.lsfa import FeatureAdaptation
 from mmad_bank.bank import MemoryBank, MultiBank, Scores
@@ -172,7 +173,7 @@ class BankMethod(Method):
             for first, features in self._batches(dumps):
                 rows = make(features)
                 if table is None:
-                    table = np.lib.format.open_memmap(path, "w+", np.float32, (n_images, *rows.shape[1:]))
+                    table = new_array(path, (n_images, *rows.shape[1:]))
                 table[first : first + len(rows)] = rows.cpu().numpy()
             assert table is not None
             table.flush()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mmad_bank._checkpoints import load_matching, read_torch
 from mmad_bank._progress import progress_bar
 from mmad_bank._stages import Stages
-from mmad_bank._tensor_files import write_tensors
+from mmad_bank._tensor_files import new_array, write_tensors
 from mmad_bank._timing import timed
 from mmad_bank._training import seeded
 from mmad_bank.data.sample import Sample
@@ -361,8 +361,8 @@ class _TrainingData:
     def _write(self, dataset: Samples, paths: list[Path], progress: bool) -> None:
         self.ids, self.skipped = [], {}
         size = self.method.image_size
-        rgb = np.lib.format.open_memmap(paths[0], "w+", np.float32, (len(dataset), 3, size, size))
-        masks = np.lib.format.open_memmap(paths[1], "w+", np.bool_, (len(dataset), size, size))
+        rgb = new_array(paths[0], (len(dataset), 3, size, size))
+        masks = new_array(paths[1], (len(dataset), size, size), np.bool_)
         patches, counts = [np.zeros((0, self.method.patch_size, 3), np.float32)], [np.zeros(0, np.int64)]
         prepared = usable(dataset, self._prepare, self.skipped)
         for sample in _counted("patches", prepared, len(dataset), progress):
