@@ -14,6 +14,8 @@ app = typer.Typer(
     name="mmad-bank",
     cls=Group,
     help="Memory-bank anomaly detection: select a bank from patch features, search it exactly, score with it.",
+    epilog="Exit codes: 0 done; 2 bad input, in one line; 3 done, but for samples that could not be used, each named in"
+    " a line; 130 and 143 stopped by Ctrl-C and SIGTERM; 1 anything else.",
     invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,

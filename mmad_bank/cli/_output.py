@@ -10,9 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from mmad_bank._files import replacing
 from mmad_bank.errors import InputError
 
+LEFT_OUT = 3
+"""Exit code of a command that is done, but for samples that could not be used."""
 _UNFINISHED = ".unfinished.json"
 
 
@@ -67,6 +71,22 @@ def emit(result: Mapping[str, Any], rows: Mapping[str, str], *, title: str, as_j
     for name, value in rows.items():
         for i, line in enumerate(value.splitlines()):
             console.print(Text(f"  {'' if i else name:<{width}}  ", style="dim").append(line, style="not dim"))
+
+
+def end(left_out: Mapping[str, str], *, said: bool = False) -> None:
+    """End a command that went over many samples: name those that were left out, a line each, and say so by the code.
+
+    Args:
+        left_out: By sample, why it could not be used; the line names its file.
+        said: Whether the summary has named them.
+
+    Raises:
+        typer.Exit: With :data:`LEFT_OUT`, if there are any.
+    """
+    for line in () if said else left_out.values():
+        print(f"left out: {' '.join(line.split())}", file=sys.stderr)
+    if left_out:
+        raise typer.Exit(LEFT_OUT)
 
 
 def check_output(path: Path, name: str, *, inputs: tuple[Path, ...] = (), overwrite: bool = False) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from mmad_bank.cli._options import Json, Layout, Overwrite, Workers, count_workers
-from mmad_bank.cli._output import check_output_folder, emit, seconds, show_progress
+from mmad_bank.cli._output import check_output_folder, emit, end, seconds, show_progress
 from mmad_bank.errors import InputError
 
 Categories = Annotated[
@@ -90,8 +90,6 @@ def prepare(
         workers=count_workers(workers), overwrite=overwrite, progress=show_progress(as_json),
     )  # fmt: skip
     taken = time.perf_counter() - begin
-    for line in result.failed.values():
-        print(f"left out: {' '.join(line.split())}", file=sys.stderr)
     for name in result.set_aside:
         print(f"set aside: {name} is gone or cannot be used now; moved to {out / SET_ASIDE}", file=sys.stderr)
     if not result.written + result.cached:
@@ -102,7 +100,9 @@ def prepare(
         "left out": f"{len(result.failed):,} samples",
         "time": seconds(taken),
     }
-    emit({**result.as_json(), "seconds": taken}, rows, title=f"prepared {out}", as_json=as_json)
+    facts = {**result.as_json(), "left_out": result.failed, "seconds": taken}
+    emit(facts, rows, title=f"prepared {out}", as_json=as_json)
+    end(result.failed)
 
 
 def _names(text: str | None) -> list[str] | None:

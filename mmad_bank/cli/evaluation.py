@@ -20,6 +20,7 @@ from mmad_bank.cli._output import (
     check_output,
     check_output_folder,
     emit,
+    end,
     is_unfinished,
     seconds,
     show_progress,
@@ -82,7 +83,8 @@ def evaluate(
             page.add(evaluation, method, _training_split(dataset, name, layout))
         evaluation.examples.clear()
     summary = Summary(evaluations)
-    result = {"model": str(model), "dataset": str(dataset), **summary.as_json()}
+    left_out = {name: why for one in evaluations for name, why in one.failed.items()}
+    result = {"model": str(model), "dataset": str(dataset), **summary.as_json(), "left_out": left_out}
     if page is not None and report is not None:
         result["report"] = str(page.write(report))
     if out is not None:
@@ -91,11 +93,12 @@ def evaluate(
         _write_text(markdown, summary.to_markdown())
     if as_json:
         print(json.dumps(result, indent=2, allow_nan=False))
-        return
-    summary.print()
-    for path in (result.get("report"), out, markdown):
-        if path is not None:
-            print(path)
+    else:
+        summary.print()
+        for path in (result.get("report"), out, markdown):
+            if path is not None:
+                print(path)
+    end(left_out, said=not as_json)
 
 
 def _open_report(folder: Path | None, overwrite: bool) -> Any:
@@ -196,13 +199,12 @@ def predict(
         for one in results:
             _draw_overlay(Path(one["folder"]), limits)
     taken = time.perf_counter() - begin
-    for line in failed.values():
-        print(f"left out: {line}", file=sys.stderr)
     result = {
         "model": str(model), "samples": results, "left_out": failed, "colour_scale": list(limits), "seconds": taken
     }  # fmt: skip
     rows = {one["id"]: f"{one['score']:.4f}  {one['folder']}" for one in results}
     emit(result, {**rows, "time": seconds(taken)}, title=f"scored into {out}", as_json=as_json)
+    end(failed)
 
 
 def _colour_scale(model: Path, method: Method, results: list[dict[str, Any]]) -> tuple[float, float]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sys
-import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,6 +16,7 @@ from mmad_bank.cli._options import Batch, Category, DatasetFolder, Device, Json,
 from mmad_bank.cli._output import (
     check_output_folder,
     emit,
+    end,
     is_unfinished,
     seconds,
     show_progress,
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from mmad_bank.data import Sample, SampleDataset
     from mmad_bank.methods import Method
 
+_EXTRACTION = "extraction.json"
 Split = Annotated[Literal["train", "validation", "test"], typer.Option(help="Of the data set.")]
 
 
@@ -65,22 +65,22 @@ def extract(
     target = check_device(device)
     wanted = {"rgb": (rgb, rgb_weights), "xyz": (xyz, xyz_weights)}
     job = {"extract": str(dataset.resolve()), "category": category, "split": split, **wanted}
-    files = ("extraction.json", *(f"{name}.npy" for name, (model, _) in wanted.items() if model != "none"))
+    files = (_EXTRACTION, *(f"{name}.npy" for name, (model, _) in wanted.items() if model != "none"))
     check_output_folder(out, "--out", outputs=files, overwrite=overwrite or is_unfinished(out, job))
     samples = open_dataset(dataset, category, split, layout)
     shared: dict[str, Any] = {"grid": (grid, grid), "image_size": image_size}
     begin = time.perf_counter()
     networks = _networks(wanted, shared)
-    with unfinished(out, job):
-        facts = _extract(samples, out, networks, target, image_size, batch, show_progress(as_json))
+    with _place_for_dumps(out, job) as folder:
+        facts = _extract(samples, folder, out, networks, target, image_size, batch, show_progress(as_json))
     facts |= {"dataset": str(dataset), "split": split, "seconds": time.perf_counter() - begin}
-    _say_left_out(facts["left_out"])
     rows = {
         "images": f"{len(facts['ids']):,}" + (f", {len(facts['left_out'])} left out" if facts["left_out"] else ""),
         **{name: f"{one['file']}, {one['dim']} dimensions, {one['extractor']}" for name, one in facts["dumps"].items()},
         "time": seconds(facts["seconds"]),
     }
     emit({"path": str(out), **facts}, rows, title=f"extracted into {out}", as_json=as_json)
+    end(facts["left_out"])
 
 
 def _networks(wanted: Mapping[str, tuple[str, str]], shared: dict[str, Any]) -> dict[str, Any]:
@@ -97,35 +97,61 @@ def _networks(wanted: Mapping[str, tuple[str, str]], shared: dict[str, Any]) -> 
 
 
 def _extract(
-    samples: SampleDataset, out: Path, networks: dict[str, Any], device: Any, image_size: int, batch: int,
-    progress: bool,
+    samples: SampleDataset, folder: Path, out: Path, networks: dict[str, Any], device: Any, image_size: int,
+    batch: int, progress: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write the dumps beside their places, then put them there, the list of what is in them last."""
-    from mmad_bank._files import replacing
+    """Write the dumps and the list of what is in them into a folder whose files will be in ``out``."""
     from mmad_bank.features.extraction import Extractors, extract_to
 
     extractors = Extractors(networks, device)
     prepare = _preparing(samples, image_size)
-    with tempfile.TemporaryDirectory(prefix=".extract.", dir=out) as folder:
-        ids, left_out = extract_to(
-            folder, samples, extractors, prepare, batch=batch, progress=progress
-        )
-        _remove_extraction(out)
-        for name in networks:
-            os.replace(Path(folder) / f"{name}.npy", out / f"{name}.npy")
+    ids, left_out = extract_to(folder, samples, extractors, prepare, batch=batch, progress=progress)
     dumps = {
         name: {"file": str(out / f"{name}.npy"), "dim": dim, "extractor": extractors.names[name]}
         for name, dim in extractors.dims.items()
     }
     facts: dict[str, Any] = {"ids": ids, "left_out": left_out, "dumps": dumps}
-    with replacing(out / "extraction.json") as partial:
-        partial.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
+    (folder / _EXTRACTION).write_text(text, encoding="utf-8")
     return facts
+
+
+@contextmanager
+def _place_for_dumps(out: Path, job: Mapping[str, Any]) -> Iterator[Path]:
+    """Yield an empty folder; when the block ends well, its files are in ``out``, where they replace older ones.
+
+    A folder that is new or holds an extraction only is replaced as one. In a folder with other files, which stay, the
+    list of the old extraction goes first and that of the new one comes last; should the process be killed between the
+    two, a note of the job is there, and the same command may be given again.
+    """
+    from mmad_bank._files import replacing_folder
+
+    if _holds_an_extraction_only(out):
+        with replacing_folder(out) as folder:
+            yield folder
+        return
+    with unfinished(out, job):
+        beside = out / ".extraction"
+        with replacing_folder(beside) as folder:
+            yield folder
+        _remove_extraction(out)
+        for file in sorted(beside.iterdir(), key=lambda file: file.name == _EXTRACTION):
+            file.replace(out / file.name)
+        beside.rmdir()
+
+
+def _holds_an_extraction_only(out: Path) -> bool:
+    if not out.exists():
+        return True
+    names = {path.name for path in out.iterdir()}
+    if out.is_mount() or out.samefile(Path.cwd()):
+        return False
+    return _EXTRACTION in names and names <= {_EXTRACTION, "rgb.npy", "xyz.npy"}
 
 
 def _remove_extraction(out: Path) -> None:
     """Remove an extraction whose successor is whole: its list, and the dumps that the list names."""
-    listing = out / "extraction.json"
+    listing = out / _EXTRACTION
     try:
         dumps = dict(json.loads(listing.read_text(encoding="utf-8"))["dumps"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -198,12 +224,12 @@ def fit(
         remove_stages(job.workdir)
     rows = {}
     for model in models:
-        _say_left_out(model["left_out"])
         rows[model["category"]] = f"{model['path']}, {size(model['bytes'])}, fitted on {model['images']} images in " + (
             seconds(model["seconds"]) if model["seconds"] else "an earlier run"
         )
     result = {"method": job.method.name, "arguments": job.arguments, "models": models}
     emit(result, rows, title=f"fitted {job.method.name}", as_json=as_json)
+    end({name: why for model in models for name, why in model["left_out"].items()})
 
 
 class _Job:
@@ -328,9 +354,3 @@ def _describe_model(category: str, path: Path, taken: float) -> dict[str, Any]:
         "category": category, "path": str(path), "images": len(manifest["train_ids"]), "left_out": manifest["skipped"],
         "bytes": n_bytes, "seconds": taken,
     }  # fmt: skip
-
-
-def _say_left_out(reasons: Mapping[str, str]) -> None:
-    """Name on standard error the samples that could not be used."""
-    for line in reasons.values():
-        print(f"left out: {' '.join(line.split())}", file=sys.stderr)

@@ -210,21 +210,53 @@ def test_extract_writes_what_build_takes(parts: Path, tmp_path: Path) -> None:
     assert facts("build", out / "rgb.npy", "--out", tmp_path / "bank")["vectors"] == 25
 
 
+def test_extract_replaces_an_extraction_as_one_and_leaves_other_files_alone(parts: Path, tmp_path: Path) -> None:
+    command = ("extract", parts / "prepared", "--category", "stud_tray", "--rgb-weights", "random", "--image-size", SIZE)
+    out = tmp_path / "dumps"
+    facts(*command, "--grid", 4, "--out", out)
+    before = out.stat().st_ino
+    facts(*command, "--grid", 8, "--xyz", "none", "--out", out, "--overwrite")
+    assert out.stat().st_ino != before  # another folder in its place: no reader sees one old dump and one new
+    assert sorted(path.name for path in out.iterdir()) == ["extraction.json", "rgb.npy"]
+    (out / "notes.txt").write_text("mine")
+    (out / "more").mkdir()
+    (out / "more" / "notes.txt").write_text("mine")
+    before = out.stat().st_ino
+    facts(*command, "--grid", 4, "--out", out, "--overwrite")
+    assert out.stat().st_ino == before
+    names = sorted(str(path.relative_to(out)) for path in out.rglob("*"))
+    assert names == ["extraction.json", "more", "more/notes.txt", "notes.txt", "rgb.npy", "xyz.npy"]
+    assert np.load(out / "rgb.npy").shape == (4, 16, 656)
+    assert json.loads((out / "extraction.json").read_text())["dumps"]["xyz"]["file"] == str(out / "xyz.npy")
+    result = call(*command, "--out", out)
+    assert result.exit_code == 2
+    assert "--overwrite" in result.stderr
+
+
 def test_damaged_samples_are_named_and_left_out(parts: Path, model: Path, tmp_path: Path) -> None:
     shutil.copytree(parts / "prepared", tmp_path / "data")
     test = tmp_path / "data" / "stud_tray" / "test" / "good"
     train = tmp_path / "data" / "stud_tray" / "train" / "good"
     (test / "rgb" / "000.png").write_bytes((test / "rgb" / "000.png").read_bytes()[:200])
     (train / "xyz" / "001.tiff").write_bytes(b"II*\0")
-    found = facts("evaluate", model, tmp_path / "data", "--category", "stud_tray", "--batch", 3)["categories"][0]
-    assert list(found["failed"]) == ["stud_tray/test/good/000"]
-    assert len(found["scores"]) == 5
+    result = call("evaluate", model, tmp_path / "data", "--category", "stud_tray", "--batch", 3, "--json")
+    found = json.loads(result.stdout)
+    assert (result.exit_code, list(found["left_out"])) == (3, ["stud_tray/test/good/000"])
+    assert len(found["categories"][0]["scores"]) == 5
+    assert "000.png" in result.stderr
+    again = call("evaluate", model, tmp_path / "data", "--category", "stud_tray", "--batch", 3)
+    assert (again.exit_code, again.stderr) == (3, "")
+    assert "stud_tray/test/good/000 left out: " in again.stdout
     result = call("predict", model, tmp_path / "data", "--category", "stud_tray", "--out", tmp_path / "out", "--json")
-    assert list(json.loads(result.stdout)["left_out"]) == ["stud_tray/test/good/000"]
+    assert (result.exit_code, list(json.loads(result.stdout)["left_out"])) == (3, ["stud_tray/test/good/000"])
     assert result.stderr.startswith("left out: ")
+    options = ("--rgb-weights", "random", "--xyz", "none", "--image-size", SIZE, "--grid", 8)
+    result = call("extract", tmp_path / "data", "--category", "stud_tray", "--out", tmp_path / "dumps", *options, "--json")
+    assert (result.exit_code, list(json.loads(result.stdout)["left_out"])) == (3, ["stud_tray/train/good/001"])
+    assert np.load(tmp_path / "dumps" / "rgb.npy").shape == (3, 64, 656)
     command = ("fit", "patchcore", tmp_path / "data", "--category", "stud_tray", "--out", tmp_path / "m", *SMALL)
     result = call(*command, "--json")
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 3, result.output
     assert json.loads(result.stdout)["models"][0]["images"] == 3
     assert "001.tiff" in result.stderr
 

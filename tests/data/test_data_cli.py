@@ -28,15 +28,15 @@ def test_synthesise_then_prepare(tmp_path: Path) -> None:
     assert json.loads(result.stdout)["samples"] == 6
     (raw / "stud_tray/test/color/rgb/001.png").write_bytes(b"broken")
     result = call("prepare", raw, "--out", out, "--recipe", "cfm", "--size", "64", "--workers", "1", "--json")
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 3, result.output
     facts = json.loads(result.stdout)
-    assert (facts["written"], facts["cached"], list(facts["failed"])) == (5, 0, ["stud_tray/test/color/001"])
+    assert (facts["written"], facts["cached"], list(facts["left_out"])) == (5, 0, ["stud_tray/test/color/001"])
     assert (facts["settings"]["pad"], facts["settings"]["size"]) == ("edge", 64)
     assert result.stderr.startswith("left out: ")
     assert result.stderr.count("\n") == 1
     assert open_dataset(out, "stud_tray")[0].size == (64, 64)
     again = call("prepare", raw, "--out", out, "--recipe", "cfm", "--size", "64", "--workers", "1")
-    assert again.exit_code == 0
+    assert again.exit_code == 3
     assert "done before  5 samples" in again.stdout
 
 
