@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class MmadBankError(Exception):
     """Base of every error that mmad-bank raises on purpose; the command line prints it as one line."""
@@ -20,3 +23,14 @@ class MissingExtraError(MmadBankError, ImportError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package '{package}': pip install 'mmad-bank[{extra}]'")
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """Return a question about the name that is nearest to a misspelt word, for a message; empty if none is near.
+
+    Example:
+        >>> did_you_mean("patchcor", ["btf", "patchcore"]), did_you_mean("x", ["btf"])
+        (" (did you mean 'patchcore'?)", '')
+    """
+    near = difflib.get_close_matches(word.lower(), list(names), 1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -35,7 +35,7 @@ def refused(*arguments: object) -> str:
     """Expect one line of error, nothing on standard output, and exit code 2."""
     result = call(*arguments)
     assert result.exit_code == 2, result.output
-    assert result.stdout == ""
+    assert result.stdout == "" or "--json" in arguments
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
     assert "Traceback" not in result.stderr

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
-from mmad_bank.errors import InputError
+from mmad_bank.errors import InputError, did_you_mean
 from mmad_bank.methods.base import Method
 
 _SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def _parse_float(text: str) -> float:
+    """Read a number or a percentage."""
+    return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+
+
+_NUMBERS: dict[Any, Callable[[str], Any]] = {int: int, float: _parse_float}
 
 
 def parse_settings(method: type[Method], settings: Sequence[str]) -> dict[str, Any]:
@@ -30,7 +38,8 @@ def parse_settings(method: type[Method], settings: Sequence[str]) -> dict[str, A
         if not equals:
             raise InputError(f"--set: expected NAME=VALUE, found {setting!r}")
         if name not in hints:
-            raise InputError(f"--set: {method.name} has no argument {name!r}; it has {', '.join(hints)}")
+            near = did_you_mean(name, hints)
+            raise InputError(f"--set: {method.name} has no argument {name!r}{near}; it has {', '.join(hints)}")
         try:
             arguments[name] = parse(text.strip(), hints[name])
         except ValueError:
@@ -53,6 +62,8 @@ def parse(text: str, hint: Any) -> Any:
     Example:
         >>> parse("28,28", tuple[int, int]), parse("none", int | None), parse("yes", bool)
         ((28, 28), None, True)
+        >>> parse("10%", float)
+        0.1
     """
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
@@ -65,7 +76,7 @@ def parse(text: str, hint: Any) -> Any:
         return _one_of(text.lower(), _BOOLEANS)
     if hint is type(None):
         return _one_of(text.lower(), {"none": None})
-    return hint(text) if hint in (int, float) else text
+    return _NUMBERS[hint](text) if hint in _NUMBERS else text
 
 
 def _one_of(text: str, values: dict[str, Any]) -> Any:

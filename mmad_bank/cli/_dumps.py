@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
+from mmad_bank.cli._swapped import check_features
+
 if TYPE_CHECKING:
     from mmad_bank.bank import FeatureDump
 
@@ -15,7 +17,7 @@ Features = Annotated[
     list[Path],
     typer.Argument(
         metavar="FEATURES...",
-        help=".npy, .npz, .safetensors or .pt files, or folders of them: (N, D), (images, patches, D), or maps.",
+        help="Feature files (.npy, .npz, .safetensors, .pt) or folders of them: (N, D), (images, patches, D), or maps.",
         show_default=False,
     ),
 ]
@@ -23,7 +25,7 @@ Key = Annotated[
     str | None,
     typer.Option(
         metavar="NAME,...",
-        help="Array to take of files that hold several; several layers are joined on the largest grid.",
+        help="Arrays to take from files that hold several; several layers are joined on the largest grid.",
         show_default=False,
     ),
 ]
@@ -45,6 +47,7 @@ class Reading(NamedTuple):
 
     def open(self, paths: Sequence[Path], dim: int | None = None) -> FeatureDump:
         """Open dumps; ``dim`` is the length of the vectors, if it is known."""
+        check_features(paths)
         from mmad_bank.bank import open_dump
 
         return open_dump(list(paths), key=self.keys, layout=self.layout, by_image=self.by_image, dim=dim)

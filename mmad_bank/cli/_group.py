@@ -1,29 +1,52 @@
-"""One way out for every error: a line on standard error and an exit code, never a traceback."""
+"""One way out for every error: a line on standard error and an exit code, never a traceback.
+
+With ``--json`` the same stands on standard output as an object, ``{"error": {"kind", "message", "exit_code"}}``.
+"""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
 from mmad_bank.cli import _signals
-from mmad_bank.errors import MmadBankError
+from mmad_bank.errors import FormatError, InputError, MissingExtraError, MmadBankError
 
 BAD_INPUT = 2
 UNEXPECTED = 1
 DEBUG_VARIABLE = "MMAD_BANK_DEBUG"
 
 
-class _Stop(Exception):
-    """A command's end by an error: the line to print, and the exit code."""
+FORMER_OPTIONS = {
+    "build": {"--size": "--bank-size"},
+    "extend": {"--size": "--at-most"},
+    "synth": {"--size": "--image-size"},
+    "prepare": {"--size": "--image-size"},
+    "fit": {"--embedded": "--bundled"},
+}
+"""By command, spellings of options that are still taken and no longer shown."""
 
-    def __init__(self, message: str, code: int) -> None:
+_KINDS = {FormatError: "format", MissingExtraError: "missing package", InputError: "input", MmadBankError: "input"}
+
+
+class _Stop(Exception):
+    """A command's end by an error.
+
+    Args:
+        message: The line to print.
+        code: The exit code.
+        kind: For programs: usage, input, format, missing package, file, memory, interrupted or unexpected.
+    """
+
+    def __init__(self, message: str, code: int, kind: str) -> None:
         super().__init__(message)
-        self.code = code
+        self.code, self.kind = code, kind
 
 
 def _one_line(error: BaseException) -> str:
@@ -49,19 +72,30 @@ def _translate(error: BaseException) -> _Stop:
     """Turn what a command raised into a line and an exit code."""
     # A signal that came within a library may leave it as any error.
     if isinstance(error, KeyboardInterrupt) or _signals.received():
-        return _Stop(_signals.word(), _signals.code())
-    if isinstance(error, MmadBankError):
-        return _Stop(_one_line(error), BAD_INPUT)
+        return _interrupted()
+    for class_, kind in _KINDS.items():
+        if isinstance(error, class_):
+            return _Stop(_one_line(error), BAD_INPUT, kind)
     if isinstance(error, OSError):
-        return _Stop(_describe_os_error(error), BAD_INPUT)
+        return _Stop(_describe_os_error(error), BAD_INPUT, "file")
     if isinstance(error, MemoryError):
-        return _Stop(f"out of memory {_one_line(error)}".strip(), BAD_INPUT)
-    kind = type(error).__name__
-    return _Stop(f"unexpected {kind}: {_one_line(error)} (set {DEBUG_VARIABLE}=1 for the traceback)", UNEXPECTED)
+        return _Stop(f"out of memory {_one_line(error)}".strip(), BAD_INPUT, "memory")
+    name = type(error).__name__
+    line = f"unexpected {name}: {_one_line(error)} (set {DEBUG_VARIABLE}=1 for the traceback)"
+    return _Stop(line, UNEXPECTED, "unexpected")
+
+
+def _interrupted() -> _Stop:
+    return _Stop(_signals.word(), _signals.code(), "interrupted")
 
 
 class Group(TyperGroup):
     """A command group whose commands may raise: usage errors and bad input end in ``error: ...`` and exit code 2."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """Find the command; put options' present names for former ones."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command, _present_options(name or "", rest)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; translate what it raises."""
@@ -84,24 +118,36 @@ class Group(TyperGroup):
         extra["standalone_mode"] = False
         if not standalone:
             return super().main(*args, **extra)
+        words = list(args[0] if args and args[0] is not None else extra.get("args") or sys.argv[1:])
+        as_json = "--json" in (words[: words.index("--")] if "--" in words else words)
         try:
             code = super().main(*args, **extra)
         except _Stop as stop:
-            self._leave(str(stop), stop.code)
+            self._leave(stop, as_json)
         except typer.Abort:
-            self._leave(_signals.word(), _signals.code())
+            self._leave(_interrupted(), as_json)
         except Exception as error:
             # Click's usage errors word themselves; typer carries its own copy of click in some versions.
             message = getattr(error, "format_message", None)
             if message is None:
                 raise
-            self._leave(" ".join(message().split()), BAD_INPUT)
+            self._leave(_Stop(" ".join(message().split()), BAD_INPUT, "usage"), as_json)
         if _signals.received():  # between commands typer itself makes an exit code of an interrupt
-            self._leave(_signals.word(), _signals.code())
+            self._leave(_interrupted(), as_json)
         sys.exit(code if isinstance(code, int) else 0)
 
     @staticmethod
-    def _leave(message: str, code: int) -> None:
+    def _leave(stop: _Stop, as_json: bool) -> None:
+        if as_json:
+            print(json.dumps({"error": {"kind": stop.kind, "message": str(stop), "exit_code": stop.code}}, indent=2))
         sys.stdout.flush()
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(code)
+        print(f"error: {stop}", file=sys.stderr)
+        sys.exit(stop.code)
+
+
+def _present_options(command: str, words: Sequence[str]) -> list[str]:
+    """Put the present names of a command's options for former ones."""
+    former = FORMER_OPTIONS.get(command, {})
+    end = words.index("--") if "--" in words else len(words)
+    options = [word.partition("=") for word in words[:end]]
+    return ["".join((former.get(name, name), *value)) for name, *value in options] + list(words[end:])

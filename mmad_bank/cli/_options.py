@@ -12,16 +12,36 @@ from mmad_bank.errors import InputError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace what is at the output's place; without it the command refuses.")
+    bool, typer.Option("--overwrite", help="Replace output that exists; without this option it is refused.")
 ]
-Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
+Device = Annotated[str, typer.Option(help="Device to compute on: cpu, cuda, cuda:1, ...")]
 DatasetFolder = Annotated[
     Path, typer.Argument(metavar="DATASET", help="Folder of the categories, raw or prepared.", show_default=False)
 ]
-Category = Annotated[str | None, typer.Option(help="Only this one (default: all).", show_default=False)]
-Layout = Annotated[Literal["auto", "mvtec3d", "eyecandies", "folder"], typer.Option(help="Of the data set.")]
-Workers = Annotated[int | None, typer.Option(help="Processes (default: one a core).", show_default=False)]
-Batch = Annotated[int, typer.Option(help="Images computed together. Results do not depend on it.")]
+Category = Annotated[str | None, typer.Option(help="Category to take (default: all).", show_default=False)]
+Layout = Annotated[Literal["auto", "mvtec3d", "eyecandies", "folder"], typer.Option(help="Layout of the data set.")]
+Workers = Annotated[int | None, typer.Option(help="Number of processes (default: one per core).", show_default=False)]
+Batch = Annotated[int, typer.Option(help="Number of images computed together; results do not depend on it.")]
+
+
+def parse_share(text: str, name: str) -> float:
+    """Read a share of something, as a number or in percent.
+
+    Raises:
+        InputError: It is neither, or not above 0 and up to 1.
+
+    Example:
+        >>> parse_share("10%", "--ratio"), parse_share("0.1", "--ratio")
+        (0.1, 0.1)
+    """
+    word = text.strip()
+    try:
+        share = float(word[:-1]) / 100 if word.endswith("%") else float(word)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise InputError(f"{name}: expected a share above 0 and up to 1, such as 0.1 or 10%, found {text!r}")
+    return share
 
 
 def check_device(name: str) -> Any:

@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mmad_bank.cli._dumps import ByImage, DumpLayout, Features, Key, Reading
-from mmad_bank.cli._options import Device, Json, Overwrite, check_device
+from mmad_bank.cli._options import Device, Json, Overwrite, check_device, parse_share
 from mmad_bank.cli._output import check_output, emit, seconds, show_progress, size
+from mmad_bank.cli._swapped import check_bank_first
 from mmad_bank.errors import InputError
 
 if TYPE_CHECKING:
     from mmad_bank.bank import MemoryBank
 
-BankFile = Annotated[Path, typer.Argument(metavar="BANK", help="A bank file.", show_default=False)]
+BankFile = Annotated[Path, typer.Argument(metavar="BANK", help="Bank file.", show_default=False)]
 _LISTED = 5
 PrecisionName = Literal["auto", "float32", "half", "int8"]
 Precision = Annotated[
-    PrecisionName, typer.Option(help="Of the resident search copy. Memory and speed differ, answers do not.")
+    PrecisionName,
+    typer.Option(help="Precision of the search copy in memory. It changes memory and speed, not the answers."),
 ]
 
 
@@ -33,14 +35,23 @@ def register(app: typer.Typer) -> None:
 def build(
     features: Features,
     out: Annotated[Path, typer.Option(help="Bank file to write.", show_default=False)],
-    ratio: Annotated[float | None, typer.Option(help="Share of the rows to select (default: 0.1).")] = None,
-    n_vectors: Annotated[int | None, typer.Option("--size", help="Number of rows to select, instead.")] = None,
-    index: Annotated[str, typer.Option(help="exact, or a FAISS index_factory string (IVF256,Flat).")] = "exact",
+    ratio: Annotated[
+        str | None,
+        typer.Option(metavar="SHARE", help="Share of the rows to select, such as 0.1 or 10% (default: 10%)."),
+    ] = None,
+    n_vectors: Annotated[
+        int | None, typer.Option("--bank-size", help="Number of rows to select, in place of a share.")
+    ] = None,
+    index: Annotated[
+        str, typer.Option(help="Search index: exact, or a FAISS index_factory string such as IVF256,Flat.")
+    ] = "exact",
     projection_dim: Annotated[
         str | None, typer.Option(metavar="D|auto", help="Select in a random projection to D dimensions.")
     ] = None,
-    standardize: Annotated[bool, typer.Option("--standardize", help="Divide by the dump's scalar std.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the projection.")] = 0,
+    standardize: Annotated[
+        bool, typer.Option("--standardize", help="Measure distances in units of the features' standard deviation.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the random projection.")] = 0,
     start: Annotated[int, typer.Option(help="Row that is selected first.")] = 0,
     key: Key = None,
     layout: DumpLayout = "auto",
@@ -52,7 +63,8 @@ def build(
 ) -> None:
     """Select a memory bank from feature dumps (exact greedy k-centre) and write it to a file."""
     if ratio is not None and n_vectors is not None:
-        raise InputError("--ratio and --size: expected one of them, found both")
+        raise InputError("--ratio and --bank-size: expected one of them, found both")
+    share = 0.1 if ratio is None else parse_share(ratio, "--ratio")
     check_output(out, "--out", inputs=tuple(features), overwrite=overwrite)
     dimensions = parse_projection(projection_dim)
     from mmad_bank.bank import MemoryBank
@@ -61,7 +73,7 @@ def build(
     begin = time.perf_counter()
     dump = Reading(key, layout, by_image).open(features)
     bank = MemoryBank.build(
-        dump, 0.1 if ratio is None else ratio, size=n_vectors, index=index, projection_dim=dimensions, seed=seed,
+        dump, share, size=n_vectors, index=index, projection_dim=dimensions, seed=seed,
         start=start, standardise=standardize, precision=precision, device=target if device != "cpu" else None,
         progress=show_progress(as_json),
     )  # fmt: skip
@@ -90,8 +102,10 @@ def extend(
     features: Features,
     out: Annotated[Path | None, typer.Option(help="Bank file to write.", show_default=False)] = None,
     in_place: Annotated[bool, typer.Option("--in-place", help="Replace BANK itself.")] = False,
-    radius: Annotated[float | None, typer.Option(help="Add rows farther than this (default: the bank's own).")] = None,
-    n_vectors: Annotated[int | None, typer.Option("--size", help="Add at most this many rows.")] = None,
+    radius: Annotated[
+        float | None, typer.Option(help="Distance beyond which a row is added (default: the bank's covering radius).")
+    ] = None,
+    n_vectors: Annotated[int | None, typer.Option("--at-most", help="Largest number of rows to add.")] = None,
     key: Key = None,
     layout: DumpLayout = "auto",
     by_image: ByImage = False,
@@ -100,6 +114,7 @@ def extend(
     as_json: Json = False,
 ) -> None:
     """Add normal samples to a bank: those that lie farther from it than its covering radius."""
+    check_bank_first("extend", bank_file, features)
     if (out is None) != in_place:
         raise InputError(f"--out and --in-place: expected one of them, found {'both' if in_place else 'neither'}")
     target = bank_file if out is None else out
@@ -134,14 +149,19 @@ def score(
     ] = None,
     csv: Annotated[
         Path | None,
-        typer.Option(help="Table to write: image, score, worst patch, what it was nearest to.", show_default=False),
+        typer.Option(
+            help="Table to write: image, score, worst patch, and the normal patch nearest to it.", show_default=False
+        ),
     ] = None,
-    reweight: Annotated[Literal["m3dm", "patchcore", "max"], typer.Option(help="Image-score rule.")] = "m3dm",
+    reweight: Annotated[
+        Literal["m3dm", "patchcore", "max"],
+        typer.Option(help="Rule that makes an image's score of its patches' scores."),
+    ] = "m3dm",
     neighbors: Annotated[
-        int | None, typer.Option(help="Bank vectors that the rule looks at (default: m3dm 3, patchcore 9).")
+        int | None, typer.Option(help="Number of bank vectors that the rule looks at (default: m3dm 3, patchcore 9).")
     ] = None,
-    patches: Annotated[int | None, typer.Option(help="Patches an image has, for (N, D) dumps.")] = None,
-    top: Annotated[int, typer.Option(help="Images with the highest scores to list.")] = 5,
+    patches: Annotated[int | None, typer.Option(help="Number of patches per image, for (N, D) files.")] = None,
+    top: Annotated[int, typer.Option(help="Number of highest-scoring images to list.")] = 5,
     key: Key = None,
     layout: DumpLayout = "auto",
     by_image: ByImage = False,
@@ -154,6 +174,7 @@ def score(
 
     A (N, D) dump is one image of N patches unless --patches, or names that come with it, say how many an image has.
     """
+    check_bank_first("score", bank_file, features)
     if out is None and csv is None:
         raise InputError("--out and --csv: expected at least one of them, found neither")
     for path, name in ((out, "--out"), (csv, "--csv")):
@@ -186,7 +207,7 @@ def score(
 
 
 def info(
-    bank_file: Annotated[Path | None, typer.Argument(metavar="[BANK]", help="A bank file.", show_default=False)] = None,
+    bank_file: Annotated[Path | None, typer.Argument(metavar="[BANK]", help="Bank file.", show_default=False)] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Compare all data with their checksums.")] = False,
     system: Annotated[bool, typer.Option("--system", help="Say what this machine and this build can run.")] = False,
     as_json: Json = False,

@@ -29,23 +29,33 @@ def register(app: typer.Typer) -> None:
 def bench(
     methods: Annotated[
         str | None,
-        typer.Option(metavar="A,B,...", help="Names of the table or of methods (default: all).", show_default=False),
+        typer.Option(
+            metavar="A,B,...", help="Methods or rows of the table to measure (default: all).", show_default=False
+        ),
     ] = None,
-    batch: Annotated[str, typer.Option(metavar="N,M,...", help="Batch sizes for the throughput.")] = "1,4",
-    rounds: Annotated[int, typer.Option(help="Timed images a contestant, alternating.")] = 5,
-    vectors: Annotated[int | None, typer.Option(help="In each bank (default: 19129).", show_default=False)] = None,
+    batch: Annotated[str, typer.Option(metavar="N,M,...", help="Batch sizes to measure the throughput at.")] = "1,4",
+    rounds: Annotated[int, typer.Option(help="Number of timed images per method; the methods take turns.")] = 5,
+    vectors: Annotated[
+        int | None, typer.Option(help="Number of vectors in each bank (default: 19129).", show_default=False)
+    ] = None,
     images: Annotated[
-        int | None, typer.Option(help="Whose patches fill the banks (default: 244).", show_default=False)
+        int | None,
+        typer.Option(help="Number of images whose patches fill the banks (default: 244).", show_default=False),
     ] = None,
-    precision: Annotated[str, typer.Option(help="Of the extractors: float32 or bfloat16.")] = "float32",
+    precision: Annotated[str, typer.Option(help="Compute dtype of the extractors: float32 or bfloat16.")] = "float32",
     device: Device = "cpu",
-    threads: Annotated[int | None, typer.Option(help="Of PyTorch (default: all cores).", show_default=False)] = None,
-    memory: Annotated[bool, typer.Option(help="Measure memory too, each method in a process of its own.")] = True,
-    quick: Annotated[bool, typer.Option("--quick", help="Tiny networks and banks: does it run?")] = False,
-    workdir: Annotated[
-        Path | None, typer.Option(help="Keep the fits here; a later run starts from them.", show_default=False)
+    threads: Annotated[
+        int | None, typer.Option(help="Number of PyTorch's threads (default: one per core).", show_default=False)
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Also write the JSON to a file.", show_default=False)] = None,
+    memory: Annotated[bool, typer.Option(help="Measure the memory too, each method in a process of its own.")] = True,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Take tiny networks and banks, to see whether it runs.")
+    ] = False,
+    workdir: Annotated[
+        Path | None,
+        typer.Option(help="Folder to keep the fitted models in, which a later run starts from.", show_default=False),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write, with all results.", show_default=False)] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:

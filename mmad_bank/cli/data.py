@@ -15,7 +15,7 @@ from mmad_bank.cli._output import check_output_folder, emit, end, seconds, show_
 from mmad_bank.errors import InputError
 
 Categories = Annotated[
-    str | None, typer.Option(metavar="A,B,...", help="Only these categories (default: all).", show_default=False)
+    str | None, typer.Option(metavar="A,B,...", help="Categories to take (default: all).", show_default=False)
 ]
 
 
@@ -27,12 +27,17 @@ def register(app: typer.Typer) -> None:
 
 def synth(
     out: Annotated[Path, typer.Argument(metavar="DIR", help="New folder for the data set.", show_default=False)],
-    size: Annotated[int, typer.Option(help="Side of an image in pixels.")] = 256,
-    train: Annotated[int, typer.Option(help="Normal training samples a category.")] = 30,
-    validation: Annotated[int, typer.Option(help="Normal validation samples a category.")] = 6,
-    test: Annotated[int, typer.Option(help="Test samples a category: a third normal, four kinds of defects.")] = 36,
+    size: Annotated[int, typer.Option("--image-size", help="Side of the images in pixels.")] = 256,
+    train: Annotated[int, typer.Option(help="Number of normal training samples per category.")] = 30,
+    validation: Annotated[int, typer.Option(help="Number of normal validation samples per category.")] = 6,
+    test: Annotated[
+        int,
+        typer.Option(
+            help="Number of test samples per category: a third normal, the others with four kinds of defects."
+        ),
+    ] = 36,
     categories: Categories = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the samples; the same seed gives the same files.")] = 0,
     workers: Workers = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -58,17 +63,22 @@ def synth(
 
 def prepare(
     dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of the categories.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Folder for the prepared data set.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder to write the prepared data set to.", show_default=False)],
     recipe: Annotated[
         Literal["auto", "m3dm", "cfm", "mdss", "eyecandies", "keep"],
-        typer.Option(help="Whose preprocessing (auto: m3dm, and eyecandies for Eyecandies)."),
+        typer.Option(
+            help="Paper whose preprocessing is done (auto: eyecandies for Eyecandies, else m3dm; keep: the background stays)."
+        ),
     ] = "auto",
     size: Annotated[
-        int | None, typer.Option(help="Side of the result in pixels (default: the recipe's).", show_default=False)
+        int | None,
+        typer.Option(
+            "--image-size", help="Side of the prepared images in pixels (default: the recipe's).", show_default=False
+        ),
     ] = None,
     categories: Categories = None,
     layout: Layout = "auto",
-    seed: Annotated[int, typer.Option(help="Of the plane's RANSAC.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the search for the background plane (RANSAC).")] = 0,
     workers: Workers = None,
     overwrite: Overwrite = False,
     as_json: Json = False,

@@ -17,13 +17,13 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for data, model, report and picture.")] = Path("demo"),
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder to write data, model, report and picture to.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     workers: Workers = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Synthesise a data set, fit M3DM with embedded extractors, evaluate it, and write an HTML report.
+    """Synthesise a data set, fit M3DM with bundled extractors, evaluate it, and write an HTML report.
 
     Stopped and run again with the same --out, it goes on where it was. A finished demo is made anew with --overwrite.
     """

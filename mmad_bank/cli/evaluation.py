@@ -26,6 +26,7 @@ from mmad_bank.cli._output import (
     show_progress,
     unfinished,
 )
+from mmad_bank.cli._swapped import check_model_first, check_picture_first
 from mmad_bank.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from mmad_bank.methods import Method, Prediction
 
 ModelFolder = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="Folder of a saved model, or of one a category.", show_default=False)
+    Path,
+    typer.Argument(metavar="MODEL", help="Folder of a saved model, or of one model per category.", show_default=False),
 ]
 _EXAMPLES = 2
 
@@ -49,10 +51,12 @@ def evaluate(
     dataset: DatasetFolder,
     category: Category = None,
     report: Annotated[
-        Path | None, typer.Option(help="Folder for an HTML report, REPORT/index.html.", show_default=False)
+        Path | None, typer.Option(help="Folder to write an HTML report to, REPORT/index.html.", show_default=False)
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="JSON file for all results.", show_default=False)] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Markdown file for the tables.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write, with all results.", show_default=False)] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Markdown file to write, with the tables.", show_default=False)
+    ] = None,
     batch: Batch = 1,
     layout: Layout = "auto",
     device: Device = "cpu",
@@ -60,6 +64,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a test split: I-AUROC, P-AUROC and AUPRO of the result, of each bank and of each kind of defect."""
+    check_model_first("evaluate", model, [dataset], "MODEL DATASET")
     from mmad_bank import methods
     from mmad_bank.data import open_dataset
     from mmad_bank.evaluation import Summary
@@ -151,24 +156,36 @@ def predict(
     inputs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RGB XYZ...", help="Files of a sample or several, or a data set's folder.", show_default=False
+            metavar="RGB XYZ...", help="Files of one sample or several, or a data set's folder.", show_default=False
         ),
     ],
     out: Annotated[
         Path,
-        typer.Option(help="For score.json, map.npy, image.png, overlay.png; of several OUT/ID.", show_default=False),
+        typer.Option(
+            help="Folder to write score.json, map.npy, image.png and overlay.png to, OUT/ID for several samples.",
+            show_default=False,
+        ),
     ],
     maps: Annotated[
         Path | None,
-        typer.Option(help="Also write each map to MAPS/ID.tiff, as MVTec's evaluation reads them.", show_default=False),
+        typer.Option(
+            help="Folder to write each map to as well, MAPS/ID.tiff, as MVTec's evaluation reads them.",
+            show_default=False,
+        ),
     ] = None,
     category: Category = None,
-    split: Annotated[Literal["train", "validation", "test"], typer.Option(help="Of a data set.")] = "test",
+    split: Annotated[
+        Literal["train", "validation", "test"], typer.Option(help="Split to score, of a data set.")
+    ] = "test",
     scale: Annotated[
         tuple[float, float] | None,
-        typer.Option(help="Scores of the first and last colour (default: the model's).", show_default=False),
+        typer.Option(
+            help="Scores that the first and the last colour stand for (default: the model's).", show_default=False
+        ),
     ] = None,
-    explain: Annotated[int, typer.Option(help="Normal patches to name for the worst patch of each bank.")] = 4,
+    explain: Annotated[
+        int, typer.Option(help="Number of normal patches to name for the worst patch of each bank.")
+    ] = 4,
     layout: Layout = "auto",
     device: Device = "cpu",
     overwrite: Overwrite = False,
@@ -179,6 +196,7 @@ def predict(
     A map is in the frame of the prepared image, image.png. Samples that cannot be used are named and left
     out. After a crash the same command may be given again; whatever else would be replaced needs --overwrite.
     """
+    check_model_first("predict", model, inputs, "MODEL RGB XYZ" if len(inputs) > 1 else "MODEL DATASET")
     from mmad_bank import methods
 
     target = str(check_device(device))
@@ -231,6 +249,7 @@ def _inputs(
         raise InputError(f"RGB XYZ: expected pairs of files or the folder of a data set, found {len(paths)} paths")
     names: set[str] = set()
     for rgb, xyz in zip(paths[::2], paths[1::2], strict=True):
+        check_picture_first(rgb, xyz)
         name = rgb.stem if rgb.stem not in names else f"{rgb.stem}-{len(names)}"
         names.add(name)
         yield name, partial(open_sample, rgb, xyz)

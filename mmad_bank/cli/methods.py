@@ -23,6 +23,7 @@ from mmad_bank.cli._output import (
     size,
     unfinished,
 )
+from mmad_bank.cli._swapped import check_method_first
 from mmad_bank.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from mmad_bank.methods import Method
 
 _EXTRACTION = "extraction.json"
-Split = Annotated[Literal["train", "validation", "test"], typer.Option(help="Of the data set.")]
+Split = Annotated[Literal["train", "validation", "test"], typer.Option(help="Split of the data set.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -42,17 +43,23 @@ def register(app: typer.Typer) -> None:
 
 def extract(
     dataset: DatasetFolder,
-    out: Annotated[Path, typer.Option(help="Folder for rgb.npy, xyz.npy and extraction.json.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option(help="Folder to write rgb.npy, xyz.npy and extraction.json to.", show_default=False)
+    ],
     category: Category = None,
     split: Split = "train",
     rgb: Annotated[
-        str, typer.Option(help="A model's name in timm, efficientnet_lite0, or none.")
+        str, typer.Option(help="Extractor of colour images: efficientnet_lite0, any model's name in timm, or none.")
     ] = "efficientnet_lite0",
-    rgb_weights: Annotated[str, typer.Option(help="pretrained, random, or a checkpoint file.")] = "pretrained",
-    xyz: Annotated[str, typer.Option(help="fpfh, point_mae, or none.")] = "fpfh",
-    xyz_weights: Annotated[str, typer.Option(help="Of point_mae: its checkpoint file, or random.")] = "pretrained",
-    image_size: Annotated[int, typer.Option(help="Pixels a side of the prepared images.")] = 224,
-    grid: Annotated[int, typer.Option(help="Patches a side.")] = 28,
+    rgb_weights: Annotated[
+        str, typer.Option(help="Weights of that extractor: pretrained, random, or a checkpoint file.")
+    ] = "pretrained",
+    xyz: Annotated[str, typer.Option(help="Extractor of point clouds: fpfh, point_mae, or none.")] = "fpfh",
+    xyz_weights: Annotated[
+        str, typer.Option(help="Weights of point_mae: its checkpoint file, or random.")
+    ] = "pretrained",
+    image_size: Annotated[int, typer.Option(help="Side of the prepared images in pixels.")] = 224,
+    grid: Annotated[int, typer.Option(help="Number of patches along each side of an image.")] = 28,
     batch: Batch = 4,
     layout: Layout = "auto",
     device: Device = "cpu",
@@ -183,26 +190,38 @@ def _preparing(samples: SampleDataset, image_size: int) -> Any:
 
 
 def fit(
-    method: Annotated[str, typer.Argument(metavar="METHOD", help="m3dm, btf, patchcore, ...", show_default=False)],
+    method: Annotated[
+        str, typer.Argument(metavar="METHOD", help="Method: patchcore, btf, m3dm, lsfa, cfm, mdss.", show_default=False)
+    ],
     dataset: DatasetFolder,
     out: Annotated[
-        Path, typer.Option(help="Folder for the model; for several categories OUT/CATEGORY.", show_default=False)
+        Path,
+        typer.Option(help="Folder for the model, or for one model per category: OUT/CATEGORY.", show_default=False),
     ],
     category: Category = None,
     embedded: Annotated[
-        bool, typer.Option("--embedded", help="Small extractors that need no download: EfficientNet-Lite0 and FPFH.")
+        bool,
+        typer.Option("--bundled", help="Take small extractors that need no download: EfficientNet-Lite0 and FPFH."),
     ] = False,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A constructor argument, repeatable.", show_default=False),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Set an argument of the method's constructor, such as ratio=10%; repeatable.",
+            show_default=False,
+        ),
     ] = None,
     few_shot: Annotated[
-        int | None, typer.Option(help="Fit on so many drawn samples, without validation.", show_default=False)
+        int | None,
+        typer.Option(help="Number of training samples to draw and fit on, without validation.", show_default=False),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the method and of the few-shot draw.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the method and of the few-shot draw.")] = 0,
     workdir: Annotated[
         Path | None,
-        typer.Option(help="For the stages' results (default: OUT.fit, removed at the end).", show_default=False),
+        typer.Option(
+            help="Folder for the results of the stages (default: OUT.fit, removed at the end).", show_default=False
+        ),
     ] = None,
     layout: Layout = "auto",
     device: Device = "cpu",
@@ -239,8 +258,9 @@ class _Job:
         self, method: str, dataset: Path, out: Path, category: str | None, workdir: Path | None, layout: str,
         few_shot: int | None, seed: int, progress: bool,
     ) -> None:  # fmt: skip
-        from mmad_bank.methods import method_class
+        from mmad_bank.methods import method_class, names
 
+        check_method_first(method, dataset, names())
         self.method = method_class(method.lower())
         self.dataset, self.out, self.category, self.layout = dataset, out, category, layout
         self.workdir = workdir or out.with_name(f"{out.name}.fit")

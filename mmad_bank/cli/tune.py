@@ -14,7 +14,7 @@ import typer
 
 from mmad_bank._files import replacing
 from mmad_bank.cli._dumps import ByImage, DumpLayout, Features, Key, Reading
-from mmad_bank.cli._options import Json, Overwrite
+from mmad_bank.cli._options import Json, Overwrite, parse_share
 from mmad_bank.cli._output import check_output, show_progress, size
 from mmad_bank.cli.bank import parse_projection
 from mmad_bank.errors import InputError
@@ -51,46 +51,62 @@ def tune(
     ],
     anomalous: Annotated[
         list[Path] | None,
-        typer.Option(help="Features of anomalous images; --test is normal then. Repeatable.", show_default=False),
+        typer.Option(
+            help="Features of anomalous images, those of --test being normal; repeatable.", show_default=False
+        ),
     ] = None,
     labels: Annotated[
         Path | None,
         typer.Option(
-            help="0 or 1 for each image of --test: .npy, a text file of lines, or what extract wrote, extraction.json"
+            help="Labels of the images of --test, 0 or 1: .npy, lines of text, or extraction.json as extract writes it"
             " (default: the one beside --test, if there is one).",
             show_default=False,
         ),
     ] = None,
     memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Budget, 200MB or 1.5GiB.", show_default=False)
+        str | None,
+        typer.Option(metavar="SIZE", help="Largest memory of the bank, such as 200MB or 1.5GiB.", show_default=False),
     ] = None,
-    fps: Annotated[float | None, typer.Option(help="Images a second to reach.", show_default=False)] = None,
-    by: Annotated[Literal["error", "auroc"], typer.Option(help="What the recommendation looks at.")] = "error",
+    fps: Annotated[
+        float | None, typer.Option(help="Frame rate to reach, images per second.", show_default=False)
+    ] = None,
+    by: Annotated[
+        Literal["error", "auroc"], typer.Option(help="Measure by which the most accurate setting is recommended.")
+    ] = "error",
     ratios: Annotated[
-        str | None, typer.Option(metavar="A,B,...", help="Of the rows, 0.1%,10% or 0.1.", show_default=False)
+        str | None,
+        typer.Option(metavar="A,B,...", help="Shares of the rows to try, such as 0.1%,10% or 0.1.", show_default=False),
     ] = None,
     precisions: Annotated[
-        str, typer.Option(metavar="A,B,...", help="Of the exact search's copy.")
+        str, typer.Option(metavar="A,B,...", help="Precisions of the exact search's copy to try.")
     ] = "auto,float32,half,int8",
     index: Annotated[
         list[str] | None,
-        typer.Option(help="exact or a FAISS factory string, repeatable (default: some of each).", show_default=False),
+        typer.Option(
+            help="Index to try: exact or a FAISS factory string; repeatable (default: some of each).",
+            show_default=False,
+        ),
     ] = None,
-    images: Annotated[int, typer.Option(help="Test images to score, spread over all; 0: all.")] = 32,
+    images: Annotated[int, typer.Option(help="Number of test images to score, spread over all; 0 takes all.")] = 32,
     patches: Annotated[
-        int | None, typer.Option(help="Patches a test image has, for (N, D) dumps.", show_default=False)
+        int | None, typer.Option(help="Number of patches per test image, for (N, D) files.", show_default=False)
     ] = None,
     key: Key = None,
     layout: DumpLayout = "auto",
     by_image: ByImage = False,
-    reweight: Annotated[Literal["m3dm", "patchcore", "max"], typer.Option(help="Image-score rule.")] = "m3dm",
+    reweight: Annotated[
+        Literal["m3dm", "patchcore", "max"],
+        typer.Option(help="Rule that makes an image's score of its patches' scores."),
+    ] = "m3dm",
     projection_dim: Annotated[
         str | None, typer.Option(metavar="D|auto", help="Select in a random projection to D dimensions.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the projection.")] = 0,
-    threads: Annotated[int | None, typer.Option(help="Of the search (default: all cores).", show_default=False)] = None,
-    out: Annotated[Path | None, typer.Option(help="Also write the JSON to a file.", show_default=False)] = None,
-    plot: Annotated[Path | None, typer.Option(help="Picture of the settings, .png, .svg or .pdf.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the random projection.")] = 0,
+    threads: Annotated[
+        int | None, typer.Option(help="Number of the search's threads (default: one per core).", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write, with all results.", show_default=False)] = None,
+    plot: Annotated[Path | None, typer.Option(help="Picture of the settings to write, .png, .svg or .pdf.")] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -208,19 +224,7 @@ def _check_plot(path: Path) -> None:
 
 
 def _parse_ratios(text: str | None) -> list[float] | None:
-    if text is None:
-        return None
-    found = []
-    for part in text.split(","):
-        word = part.strip()
-        try:
-            ratio = float(word[:-1]) / 100 if word.endswith("%") else float(word)
-        except ValueError:
-            ratio = 0.0
-        if not 0 < ratio <= 1:
-            raise InputError(f"--ratios: expected shares above 0 and up to 100% such as 0.1%,10%,1, found {word!r}")
-        found.append(ratio)
-    return found
+    return None if text is None else [parse_share(word, "--ratios") for word in text.split(",")]
 
 
 def _set_threads(threads: int | None) -> None:

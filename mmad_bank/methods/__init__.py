@@ -9,7 +9,7 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from mmad_bank.errors import FormatError, InputError
+from mmad_bank.errors import FormatError, InputError, did_you_mean
 
 _METHODS = {"patchcore": "PatchCore", "btf": "BTF", "m3dm": "M3DM", "cfm": "CFM", "lsfa": "LSFA", "mdss": "MDSS"}
 _EXPORTS = {
@@ -48,7 +48,7 @@ def method_class(name: str) -> type[Method]:
         InputError: There is no such method.
     """
     if name not in _METHODS:
-        raise InputError(f"method: expected one of {', '.join(_METHODS)}, found {name!r}")
+        raise InputError(f"method: expected one of {', '.join(_METHODS)}, found {name!r}{did_you_mean(name, _METHODS)}")
     return getattr(importlib.import_module(f"mmad_bank.methods.{name}"), _METHODS[name])
 
 

@@ -1,0 +1,97 @@
+"""Arguments in the wrong order, told by what they are: one line says how they belong."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmad_bank.errors import InputError
+
+_CLOUDS = (".tif", ".tiff", ".pcd", ".ply", ".npy")
+_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+_LARGEST_HEADER = 100_000_000  # bytes
+
+
+def is_model(path: Path) -> bool:
+    """Tell whether a folder holds a saved model, or one per category."""
+    return (path / "model.json").is_file() or (path.is_dir() and any(path.glob("*/model.json")))
+
+
+def is_bank(path: Path) -> bool:
+    """Tell whether a file is a bank, by its header alone."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= _LARGEST_HEADER:
+                return False
+            table = json.loads(file.read(length))
+    except (OSError, ValueError):
+        return False
+    return isinstance(table, dict) and "mmad_bank" in (table.get("__metadata__") or {})
+
+
+def check_bank_first(command: str, bank: Path, features: Sequence[Path]) -> None:
+    """Refuse FEATURES BANK where BANK FEATURES belong.
+
+    Raises:
+        InputError: A bank is among the features, and the first argument is none.
+    """
+    banks = [path for path in features if is_bank(path)]
+    if banks and not is_bank(bank):
+        others = [path for path in (bank, *features) if path != banks[0]]
+        raise _swapped("BANK FEATURES", "FEATURES BANK", command, banks[0], *others)
+    check_features(features)
+
+
+def check_features(features: Sequence[Path]) -> None:
+    """Refuse a bank where feature dumps belong.
+
+    Raises:
+        InputError: There is one.
+    """
+    for path in features:
+        if is_bank(path):
+            raise InputError(
+                f"{path}: is a memory bank; expected the feature dumps that a bank is built from"
+                " (mmad-bank score BANK FEATURES, mmad-bank info BANK)"
+            )
+
+
+def check_model_first(command: str, model: Path, others: Sequence[Path], expected: str) -> None:
+    """Refuse a model among the other arguments where it belongs first; ``expected`` names them all.
+
+    Raises:
+        InputError: It is there, and the first argument is no model.
+    """
+    models = [path for path in others if is_model(path)]
+    if models and not is_model(model):
+        rest = [path for path in (model, *others) if path != models[0]]
+        first, *names = expected.split()
+        raise _swapped(expected, " ".join((*names, first)), command, models[0], *rest)
+
+
+def check_method_first(method: str, dataset: Path, names: Sequence[str]) -> None:
+    """Refuse DATASET METHOD where METHOD DATASET belong.
+
+    Raises:
+        InputError: The second argument is a method, and the first is none.
+    """
+    if str(dataset).lower() in names and method.lower() not in names:
+        raise _swapped("METHOD DATASET", "DATASET METHOD", "fit", dataset, method)
+
+
+def check_picture_first(rgb: Path, xyz: Path) -> None:
+    """Refuse XYZ RGB where RGB XYZ belong.
+
+    Raises:
+        InputError: The first file is a point cloud and the second a picture, by their suffixes.
+    """
+    if rgb.suffix.lower() in _CLOUDS and xyz.suffix.lower() in _PICTURES:
+        raise InputError(f"RGB XYZ: expected the picture first, found the point cloud: give {xyz} {rgb}")
+
+
+def _swapped(expected: str, found: str, command: str, *words: object) -> InputError:
+    line = shlex.join(["mmad-bank", command, *map(str, words)])
+    return InputError(f"expected {expected}, found {found}: {line} ...")

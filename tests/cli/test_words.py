@@ -1,0 +1,198 @@
+"""What the command line says and understands: errors as JSON, shares, arguments in the wrong order, misspelt names."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from mmad_bank import MemoryBank
+from mmad_bank.cli import app
+from mmad_bank.cli._arguments import parse
+from mmad_bank.cli._group import FORMER_OPTIONS
+from mmad_bank.cli._options import parse_share
+from mmad_bank.errors import InputError, MissingExtraError
+
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def refused(*arguments: object) -> str:
+    result = call(*arguments)
+    assert (result.exit_code, result.stdout) == (2, ""), result.output
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr.removeprefix("error: ").rstrip()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    rows = np.random.default_rng(0).normal(size=(4, 8, 4)).astype(np.float32)
+    np.save(tmp_path / "a.npy", rows)
+    MemoryBank.build(rows, 0.5).save(tmp_path / "bank")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.json").write_text("{}")
+    (tmp_path / "data" / "part" / "train" / "good" / "rgb").mkdir(parents=True)
+    return tmp_path
+
+
+# Errors as JSON.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "raised", "kind", "code"),
+    [
+        (("fly", "--json"), None, "usage", 2),
+        (("info", "--json"), None, "input", 2),
+        (("info", "x", "--json", "--rato"), None, "usage", 2),
+        (("score", "--json"), None, "usage", 2),
+        (("info", "{}/data/part", "--json"), None, "input", 2),
+        (("info", "{}/a.npy", "--json"), None, "format", 2),
+        (("info", "{}/bank", "--json"), OSError(28, "No space left on device", "file"), "file", 2),
+        (("info", "{}/bank", "--json"), MissingExtraError("faiss-cpu", "faiss", "this"), "missing package", 2),
+        (("info", "{}/bank", "--json"), MemoryError("1 GiB"), "memory", 2),
+        (("info", "{}/bank", "--json"), RuntimeError("two\nlines"), "unexpected", 1),
+        (("info", "{}/bank", "--json"), KeyboardInterrupt(), "interrupted", 130),
+    ],
+)
+def test_json_says_errors_too(
+    arguments: tuple[str, ...], raised: BaseException | None, kind: str, code: int, place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def load(*arguments: Any, **options: Any) -> Any:
+        assert raised is not None
+        raise raised
+
+    if raised is not None:
+        monkeypatch.setattr(MemoryBank, "load", load)
+    result = call(*(word.replace("{}", str(place)) for word in arguments))
+    error = json.loads(result.stdout)["error"]
+    assert (error["kind"], error["exit_code"], result.exit_code) == (kind, code, code)
+    assert result.stderr == f"error: {error['message']}\n"
+    assert "\n" not in error["message"]
+
+
+def test_without_json_nothing_is_on_standard_output(place: Path) -> None:
+    refused("info", place / "a.npy")
+    assert "found both" in refused("build", place / "a.npy", "--out", place / "b", "--ratio", 1, "--bank-size", 3)
+    refused("build", "--out", place / "b", "--", "--json")  # after -- it is a word like others
+
+
+# Values.
+
+
+@pytest.mark.parametrize(("text", "share"), [("10%", 0.1), ("0.1", 0.1), (" 100 %", 1.0), ("1", 1.0), ("0.5%", 0.005)])
+def test_shares(text: str, share: float) -> None:
+    assert parse_share(text, "--ratio") == pytest.approx(share)
+
+
+@pytest.mark.parametrize("text", ["0", "0%", "1.5", "101%", "-1%", "%", "", "nan", "inf", "1e400", "ten"])
+def test_what_is_no_share(text: str) -> None:
+    with pytest.raises(InputError, match=r"--ratio: expected a share above 0 and up to 1, such as 0\.1 or 10%"):
+        parse_share(text, "--ratio")
+
+
+def test_percent_everywhere(place: Path) -> None:
+    built = call("build", place / "a.npy", "--out", place / "b", "--ratio", "25%", "--json")
+    assert json.loads(built.stdout)["vectors"] == 8
+    np.save(place / "other.npy", np.load(place / "a.npy") + 1)
+    tuned = call(
+        "tune", place / "a.npy", "--test", place / "other.npy", "--ratios", "50%,1", "--precisions", "float32",
+        "--index", "exact", "--json",
+    )  # fmt: skip
+    assert tuned.exit_code == 0, tuned.output
+    assert {one["ratio"] for one in json.loads(tuned.stdout)["settings"]} == {0.5, 1.0}
+    assert parse("10%", float) == parse("10%", float | None) == 0.1
+    assert parse("10%", str) == "10%"
+
+
+@pytest.mark.parametrize(("command", "former"), [(c, o) for c, table in FORMER_OPTIONS.items() for o in table])
+def test_former_spellings_are_taken_and_not_shown(command: str, former: str) -> None:
+    present = FORMER_OPTIONS[command][former]
+    options = {name for parameter in COMMANDS[command].params for name in parameter.opts}
+    assert present in options
+    assert former not in options
+    # A flag takes no value, an option of numbers no word: either way the message names the present option.
+    assert present in refused(command, f"{former}=word")
+
+
+def test_a_former_spelling_does_what_the_present_one_does(place: Path) -> None:
+    built = call("build", place / "a.npy", "--out", place / "b", "--size", "5", "--json")
+    assert json.loads(built.stdout)["vectors"] == 5
+
+
+# Arguments in the wrong order.
+
+
+def test_swapped_arguments_are_recognised(place: Path) -> None:
+    bank, dump, model, data = place / "bank", place / "a.npy", place / "model", place / "data"
+    rgb, xyz = place / "000.png", place / "000.tiff"
+    out = ("--out", place / "out")
+    for arguments, message in (
+        (("fit", data, "patchcore", *out), "expected METHOD DATASET, found DATASET METHOD: mmad-bank fit patchcore "),
+        (("evaluate", data, model), f"expected MODEL DATASET, found DATASET MODEL: mmad-bank evaluate {model} {data}"),
+        (("predict", data, model, *out), f"found DATASET MODEL: mmad-bank predict {model} {data}"),
+        (("predict", rgb, xyz, model, *out), f"found RGB XYZ MODEL: mmad-bank predict {model} {rgb} {xyz}"),
+        (("predict", rgb, model, xyz, *out), f"mmad-bank predict {model} {rgb} {xyz}"),
+        (("predict", model, xyz, rgb, *out), f"expected the picture first, found the point cloud: give {rgb} {xyz}"),
+        (("score", dump, bank, *out), f"expected BANK FEATURES, found FEATURES BANK: mmad-bank score {bank} {dump}"),
+        (("extend", dump, bank, *out), f"mmad-bank extend {bank} {dump}"),
+        (("score", bank, bank, *out), "is a memory bank; expected the feature dumps"),
+        (("build", bank, *out), "is a memory bank; expected the feature dumps"),
+        (("tune", bank, "--test", dump), "is a memory bank; expected the feature dumps"),
+        (("tune", dump, "--test", bank), "is a memory bank; expected the feature dumps"),
+    ):  # fmt: skip
+        assert message in refused(*arguments), arguments
+    assert not (place / "out").exists()
+
+
+def test_order_that_is_right_is_not_complained_of(place: Path) -> None:
+    assert call("score", place / "bank", place / "a.npy", "--out", place / "s.npz").exit_code == 0
+    assert "METHOD DATASET" not in refused("fit", "patchcore", place / "no", "--out", place / "m")
+    (place / "patchcore").mkdir()
+    assert "METHOD DATASET" not in refused("fit", "patchcore", place / "patchcore", "--out", place / "m")
+
+
+# Misspelt names.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "nearest"),
+    [
+        (("biuld",), "build"),
+        (("evalute", "x", "y"), "evaluate"),
+        (("build", "x", "--out", "y", "--raito", "1"), "--ratio"),
+        (("fit", "pathcore", "x", "--out", "y"), "patchcore"),
+        (("fit", "m3dn", "x", "--out", "y"), "m3dm"),
+        (("fit", "patchcore", "x", "--out", "y", "--set", "rato=1"), "ratio"),
+        (("fit", "patchcore", "x", "--out", "y", "--set", "rgb_wieghts=a"), "rgb_weights"),
+    ],
+)
+def test_misspelt_names_are_guessed(arguments: tuple[str, ...], nearest: str) -> None:
+    assert re.search(rf"[Dd]id you mean '{nearest}'|Possible options: {nearest}", refused(*arguments))
+
+
+# Help.
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_made_of_sentences_or_names_of_things(name: str) -> None:
+    """Every argument is explained, by more than a fragment such as "Of the projection."."""
+    command = COMMANDS[name]
+    assert command.help
+    assert command.help[0].isupper()
+    for parameter in command.params:
+        words = getattr(parameter, "help", None)
+        assert words, (name, parameter.name)
+        assert words[0].isupper(), (name, parameter.opts, words)
+        assert words.rstrip().endswith((".", "...", ")")), (name, parameter.opts, words)
+        assert not re.match(r"(Of|In|For|Whose|With|By|To|From|At|On) ", words), (name, parameter.opts, words)
