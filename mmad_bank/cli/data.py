@@ -67,7 +67,7 @@ def prepare(
     recipe: Annotated[
         Literal["auto", "m3dm", "cfm", "mdss", "eyecandies", "keep"],
         typer.Option(
-            help="Paper whose preprocessing is done (auto: eyecandies for Eyecandies, else m3dm; keep: the background stays)."
+            help="Preprocessing to do, by paper (auto: eyecandies for Eyecandies, else m3dm; keep: backgrounds stay)."
         ),
     ] = "auto",
     size: Annotated[
