@@ -65,7 +65,7 @@ def test_errors_name_the_argument() -> None:
     assert parse_settings(method, ["ratio=0.05", "banks=rgb,xyz"]) == {"ratio": 0.05, "banks": ("rgb", "xyz")}
     for setting, message in (
         ("ratio", "expected NAME=VALUE, found 'ratio'"),
-        ("rato=1", "has no argument 'rato'; it has rgb, "),
+        ("rato=1", r"has no argument 'rato' \(did you mean 'ratio'\?\); it has rgb, "),
         ("ratio=big", "--set ratio: expected a number, found 'big'"),
         ("projection_dim=x", "expected a whole number or auto or none, found 'x'"),
         ("seed=1", "no argument 'seed'"),

@@ -288,7 +288,7 @@ def test_bad_input_is_one_line(parts: Path, model: Path, tmp_path: Path) -> None
         (("evaluate", model, data, "--batch", 0), "batch: expected 1 to"),
         (("predict", model, record.rgb, "--out", out), "expected pairs of files"),
         (("predict", model, record.rgb, tmp_path / "no.tiff", "--out", out), "no.tiff: file not found"),
-        (("predict", model, record.xyz, record.rgb, "--out", out), "cannot be read as"),
+        (("predict", model, record.xyz, record.rgb, "--out", out), "expected the picture first"),
         (("predict", model, tmp_path / "file", record.xyz, "--out", out), "cannot be read as an 8-bit colour image"),
         (("predict", model, record.rgb, record.xyz, "--out", tmp_path / "file"), "--out: expected a folder"),
         (("extract", data, "--out", out, "--rgb", "none", "--xyz", "none"), "expected an extractor"),
