@@ -21,6 +21,7 @@ from canvas import DPI, GREY, WIDTH, Dot, empty, head, label_dots, label_ends, l
 from common import machine_slug
 
 from mmad_bank import tuning
+from mmad_bank._pictures import stage_colour
 from mmad_bank.evaluation import FUSED
 
 Result = Mapping[str, Any]
@@ -31,12 +32,6 @@ FAMILIES = {
     "AST": "#4b5563",
 }  # fmt: skip
 """A method's colour; its variants share it."""
-STAGES = {
-    "rgb features": "#2563eb", "xyz features": "#93c5fd", "feature fusion": "#7c3aed", "feature adaptation": "#c4b5fd",
-    "mappings": "#059669", "bank search and scores": "#ea580c", "decision and map": "#fdba74",
-    "student and teacher": "#db2777", "signed distances": "#f9a8d4", "alignment and map": "#fde68a",
-}  # fmt: skip
-MORE_STAGES = ("#0891b2", "#a5f3fc", "#65a30d", "#d9f99d", "#a16207", "#dc2626")
 PROGRAMS = {
     "mmad-bank": "#2563eb", "mmad-bank, exact": "#2563eb", "field's loop": "#ea580c", "faiss IndexFlatL2": "#ea580c",
     "faiss IVF, nprobe 1": "#86d5b5", "faiss IVF, nprobe 8": "#34a77c", "faiss IVF, nprobe 32": "#065f46",
@@ -303,7 +298,7 @@ def _stages(rows: Sequence[Row], subtitle: str) -> Any:
         left = 0.0
         for name in names:
             seconds = row["stages"].get(name, 0.0)
-            axes.barh(number, seconds, left=left, height=0.68, color=_stage_colour(names, name), label=name)
+            axes.barh(number, seconds, left=left, height=0.68, color=stage_colour(name), label=name)
             left += seconds
         words = f"{_seconds(row['median_s'])} · {row['fps']:.{2 if row['fps'] < 10 else 1}f} fps"
         axes.text(left + 0.01 * longest, number, words, va="center", fontsize=7.5, color=GREY)
@@ -330,14 +325,6 @@ def _stage_names(rows: Sequence[Row]) -> list[str]:
             places.setdefault(name, []).append(number / max(1, len(own) - 1))
     names = sorted(places, key=lambda name: (statistics.mean(places[name]), name))
     return [*names, *(["other"] if any("other" in row["stages"] for row in rows) else [])]
-
-
-def _stage_colour(names: Sequence[str], name: str) -> str:
-    """Return a stage's colour: its own if it is a known one, so that all machines' figures agree."""
-    if name == "other":
-        return "#d1d5db"
-    unknown = [other for other in names if other not in STAGES and other != "other"]
-    return STAGES.get(name) or MORE_STAGES[unknown.index(name) % len(MORE_STAGES)]
 
 
 def _seconds(value: float) -> str:

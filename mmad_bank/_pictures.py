@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,19 @@ UNMEASURED = (229, 231, 235)
 OUTLINE = (34, 211, 238)
 """Colour of a defect's outline."""
 MAP_COLOURS, DEPTH_COLOURS = "inferno", "viridis"
+STAGE_COLOURS = {
+    "reading": "#94a3b8", "preprocessing": "#64748b", "rgb features": "#2563eb", "xyz features": "#93c5fd",
+    "feature fusion": "#7c3aed", "feature adaptation": "#c4b5fd", "mappings": "#059669",
+    "bank search and scores": "#ea580c", "decision and map": "#fdba74", "student and teacher": "#db2777",
+    "signed distances": "#f9a8d4", "alignment and map": "#fde68a", "other": "#d1d5db",
+}  # fmt: skip
+"""A stage has one colour in all charts."""
+_OTHER_STAGES = ("#0891b2", "#a5f3fc", "#65a30d", "#d9f99d", "#a16207", "#dc2626")
+
+
+def stage_colour(name: str) -> str:
+    """Return the colour of a stage; one that is not known has its own by its name, whatever else is in the chart."""
+    return STAGE_COLOURS.get(name) or _OTHER_STAGES[zlib.crc32(name.encode()) % len(_OTHER_STAGES)]
 
 
 def colour_map(name: str) -> Any:
@@ -109,6 +123,32 @@ def _grown(mask: Tensor) -> Tensor:
     return torch.nn.functional.max_pool2d(mask[None].float(), 3, 1, 1)[0] > 0
 
 
+def shrunk(picture: np.ndarray, side: int) -> np.ndarray:
+    """Return the picture (H, W, 3) with at most ``side`` pixels on its longer side."""
+    height, width = picture.shape[:2]
+    scale = min(1.0, side / max(height, width))
+    if scale == 1:
+        return picture
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(_image_module().fromarray(picture).resize(size, _image_module().Resampling.BOX))
+
+
+def shrunk_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the mask (H, W) in another size; what is small in it stays."""
+    return torch.nn.functional.adaptive_max_pool2d(mask[None].float(), size)[0] > 0
+
+
+def shrunk_map(scores: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Return the map (H, W) in another size, float32: the means of its areas."""
+    return torch.nn.functional.adaptive_avg_pool2d(scores[None].float(), size)[0].numpy()
+
+
+def has_depth(sample: Sample) -> bool:
+    """Say whether there is a depth to show: a cloud that is not all in one plane before the camera."""
+    depth = sample.xyz[2][sample.measured]
+    return bool(len(depth)) and bool(depth.max() > depth.min())
+
+
 def crop_box(place: tuple[int, int], grid: tuple[int, int], size: tuple[int, int], side: int) -> tuple[int, int]:
     """Return the top left corner of a crop around a patch, moved to lie inside the image.
 
@@ -125,10 +165,14 @@ def crop_box(place: tuple[int, int], grid: tuple[int, int], size: tuple[int, int
 
 def encoded(picture: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
     """Return the picture as an image file's bytes."""
+    file = io.BytesIO()
+    _image_module().fromarray(picture).save(file, format=kind, **options)
+    return file.getvalue()
+
+
+def _image_module() -> Any:
     try:
         from PIL import Image
     except ImportError as error:
         raise MissingExtraError("pillow", "multimodal", "drawing pictures") from error
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, format=kind, **options)
-    return file.getvalue()
+    return Image

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,8 +23,11 @@ from mmad_bank.data._names import GOOD
 from mmad_bank.data.sample import Sample
 from mmad_bank.errors import InputError, MissingExtraError, MmadBankError
 from mmad_bank.methods._scale import FUSED
-from mmad_bank.methods.base import Method, Prediction, Samples
+from mmad_bank.methods.base import Method, Part, Prediction, Samples
 from mmad_bank.metrics import AUPRO, AUROC, LIMITS
+
+RESULT = "result"
+"""What a reader is told of it: "fused" is too near to the bank of fused features."""
 
 Curve = tuple[np.ndarray, np.ndarray]
 
@@ -95,6 +98,7 @@ class Evaluation:
         roc: By result, the ROC curve of the images: false and true positive rates.
         pro: By result, the PRO curve: false positive rates of pixels and mean overlaps.
         examples: The predictions kept: highest and lowest scores of good and of anomalous images.
+        labels: What a reader is told of each result: ``"result"`` for the method's own, ``"fusion bank"``, …
     """
 
     method: str
@@ -110,6 +114,11 @@ class Evaluation:
     roc: dict[str, Curve] = field(default_factory=dict, repr=False)
     pro: dict[str, Curve] = field(default_factory=dict, repr=False)
     examples: list[Example] = field(default_factory=list, repr=False)
+    labels: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def label(self, result: str) -> str:
+        """Return the name of a result for a reader; in JSON and in code it has its short name."""
+        return self.labels.get(result, RESULT if result == FUSED else result)
 
     def as_json(self) -> dict[str, Any]:
         """Return JSON-able values with full precision, without curves and examples; no NaN among them."""
@@ -124,6 +133,7 @@ class Evaluation:
             "method": self.method,
             "category": self.category,
             "images": {"good": self.n_good, "anomalous": len(self.scores) - self.n_good, "failed": len(self.failed)},
+            "labels": {name: self.label(name) for name in self.metrics},
             "metrics": {name: values.as_json() for name, values in self.metrics.items()},
             "kinds": kinds,
             "seconds_per_image": self.seconds,
@@ -166,6 +176,7 @@ def evaluate(
     limits: Sequence[float] = LIMITS,
     batch: int = 1,
     examples: int = 0,
+    watch: Callable[[Prediction], None] | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """Score a test split and measure the result: the method's own, each of its parts', and by kind of defect.
@@ -179,6 +190,8 @@ def evaluate(
         limits: False positive rates in (0, 1] up to which AUPRO integrates.
         batch: Images scored together. Scores do not depend on it, up to rounding.
         examples: Predictions of each role to keep for a report.
+        watch: Is shown every prediction that counts, in the order of ``scores``
+            (:meth:`mmad_bank.report.Report.watch` keeps small pictures of them).
         progress: Show a bar on a terminal.
 
     Raises:
@@ -192,7 +205,7 @@ def evaluate(
     check_index(batch, "batch", 1, 2**31 - 1, "images scored together")
     if len(dataset) == 0:
         raise InputError("dataset: expected test samples, found none")
-    tally = _Tally(tuple(limits), getattr(method, "sigma", 4.0), examples)
+    tally = _Tally(tuple(limits), getattr(method, "sigma", 4.0), examples, watch)
     bar = progress_bar("evaluating", len(dataset)) if progress else nullcontext(lambda done: None)
     with bar as report, collect_times() as stages:
         for samples in _batches(dataset, batch, tally):
@@ -242,9 +255,12 @@ def _score(method: Method, samples: list[Sample], tally: _Tally) -> list[Predict
 class _Tally:
     """What is known of the images so far."""
 
-    def __init__(self, limits: tuple[float, ...], sigma: float, n_examples: int) -> None:
+    def __init__(
+        self, limits: tuple[float, ...], sigma: float, n_examples: int, watch: Callable[[Prediction], None] | None
+    ) -> None:
         self.limits, self.sigma = limits, sigma
-        self.n_examples = n_examples
+        self.n_examples, self.watch = n_examples, watch
+        self.labels: dict[str, str] = {}
         self.scores: list[SampleScore] = []
         self.failed: dict[str, str] = {}
         self.categories: dict[str, None] = {}
@@ -280,7 +296,11 @@ class _Tally:
         else:
             for result, values in maps.items():
                 self._of(result, kind).update(sample.mask, values)
+        if not self.labels:
+            self.labels = {FUSED: RESULT, **{part: _part_label(part, prediction.parts[part]) for part in results}}
         self._keep(prediction, number)
+        if self.watch is not None:
+            self.watch(prediction)
 
     def _of(self, result: str, kind: str) -> AUPRO:
         kinds = self._pixels.setdefault(result, {})
@@ -314,6 +334,7 @@ class _Tally:
             notes=self._notes(),
             seconds=total / n_images,
             stages={name: taken / n_images for name, taken in stages.items()},
+            labels=self.labels,
         )
         for result in results:
             evaluation.roc[result] = self._images(result, kinds).curve()
@@ -363,6 +384,11 @@ def _kind(sample: Sample) -> str:
     return sample.defect if sample.defect != GOOD else "anomalous"
 
 
+def _part_label(name: str, part: Part) -> str:
+    """Word a part: a bank's says so, so that nobody takes the bank of fused features for the result."""
+    return f"{name} {'branch' if part.nearest is None else 'bank'}"
+
+
 def _defined(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
@@ -392,6 +418,10 @@ class Summary:
         """Names of the results that all categories have."""
         first = self.evaluations[0].metrics
         return tuple(name for name in first if all(name in evaluation.metrics for evaluation in self.evaluations))
+
+    def label(self, result: str) -> str:
+        """Return the name of a result for a reader, see :meth:`Evaluation.label`."""
+        return self.evaluations[0].label(result)
 
     @property
     def metric_names(self) -> list[str]:
@@ -437,13 +467,13 @@ class Summary:
             rows.append(["mean", *map(word, self.mean()), str(images), f"{times:.2f}"])
         tables = [("results by category", ["category", *heads], rows)]
         if len(self.results) > 1:
-            rows = [[result, *map(word, self.mean(result))] for result in self.results]
+            rows = [[self.label(result), *map(word, self.mean(result))] for result in self.results]
             tables.append(("the result and its parts" + self._averaged, ["result", *self.metric_names], rows))
         kinds = self.kinds()
         if kinds:
             for title, column in (("I-AUROC", 0), (self.metric_names[2], 2)):
                 rows = [[kind, *(word(by[result][column]) for result in self.results)] for kind, by in kinds.items()]
-                heads = ["kind of defect", *self.results]
+                heads = ["kind of defect", *map(self.label, self.results)]
                 tables.append((f"{title} of each kind against the good images{self._averaged}", heads, rows))
         return tables
 

@@ -1,9 +1,12 @@
-"""The HTML report: self-contained, escaped, complete, and honest about what is not there."""
+"""The HTML report: self-contained, escaped, complete, for everybody to read, and honest about what is not there."""
 
 from __future__ import annotations
 
+import json
 import re
+from base64 import b64encode
 from dataclasses import replace
+from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,16 +17,19 @@ import torch
 for package in ("scipy", "matplotlib", "PIL"):
     pytest.importorskip(package)
 
-from scored_samples import Darkness, make
+from scored_samples import SIZE, Darkness, make
 
+import mmad_bank
+from mmad_bank import _pictures
 from mmad_bank.data import Sample
 from mmad_bank.errors import InputError
 from mmad_bank.evaluation import evaluate
 from mmad_bank.methods import Part, Prediction, Reason
-from mmad_bank.report import Report, charts
+from mmad_bank.methods._scale import MapScale
+from mmad_bank.report import Origin, Report, charts
 
 EVIL = '<script>alert("x")</script>&"\'</title></style>'
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "br", "input"}
 
 
 class Strict(HTMLParser):
@@ -33,24 +39,27 @@ class Strict(HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.tags: list[str] = []
+        self.elements: list[tuple[str, list[tuple[str, str | None]]]] = []
         self.attributes: list[tuple[str, str, str]] = []
         self.text: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        self.elements.append((tag, attrs))
         self.attributes += [(tag, name, value or "") for name, value in attrs]
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        self.elements.append((tag, attrs))
         self.attributes += [(tag, name, value or "") for name, value in attrs]
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.text.append(data)
 
 
@@ -74,6 +83,11 @@ class Training:
         return make(7)
 
 
+def deep(sample: Sample) -> Sample:
+    """Give a sample a cloud that is not all at one depth."""
+    return replace(sample, xyz=torch.linspace(0.5, 1, 3 * SIZE * SIZE).view(3, SIZE, SIZE))
+
+
 def parse(page: str) -> Strict:
     parser = Strict()
     parser.feed(page)
@@ -85,34 +99,39 @@ def parse(page: str) -> Strict:
 def render(samples: list[Sample], method: Darkness | None = None, training: object = None) -> str:
     report = Report()
     method = method or Explained()
-    report.add(evaluate(method, samples, examples=2), method, training)  # type: ignore[arg-type]
+    report.add(evaluate(method, samples, examples=2, watch=report.watch), method, training)  # type: ignore[arg-type]
     return report.to_html()
 
 
 @pytest.fixture(scope="module")
 def page() -> str:
-    samples = [make(i, kind, category=EVIL) for kind in ("good", "colour", EVIL) for i in range(4)]
+    samples = [deep(make(i, kind, category=EVIL)) for kind in ("good", "colour", EVIL) for i in range(4)]
     samples.append(replace(samples[0], id=f"{EVIL}bad"))
     return render(samples, training=Training())
 
 
 def test_no_name_can_inject_html(page: str) -> None:
     parsed = parse(page)
-    assert not {"script", "iframe", "object", "link", "base", "form"} & set(parsed.tags)
+    assert not {"iframe", "object", "link", "base", "form"} & set(parsed.tags)
+    assert parsed.tags.count("script") == 1, "the page's own, which the policy knows by its hash"
     assert parsed.tags.count("title") >= 1
     assert not any(name.startswith("on") for _, name, _ in parsed.attributes)
     assert EVIL in "".join(parsed.text), "it is shown as it is"
-    assert "<script" not in page
+    assert page.count("<script") == 1
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    hashed = b64encode(sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{hashed}'\"" in page
 
 
 def test_page_needs_nothing_else(page: str) -> None:
     parsed = parse(page)
     for tag, name, value in parsed.attributes:
         if name in ("src", "href", "data", "poster", "srcset"):
-            assert value.startswith(("data:image/", "#")), (tag, name, value[:80])
+            assert re.match(r"data:image/|#|images/1-\d{6}\.jpg$", value), (tag, name, value[:80])
     style = re.search(r"<style>(.*?)</style>", page, re.DOTALL)
     assert style is not None
     assert "url(" not in page
+    assert not re.search(r"(?:https?|ftp):|src=\W*//", re.sub(r"base64,[^\"]*", "", page))
     assert "@import" not in style[1]
     targets = {value for _, name, value in parsed.attributes if name == "id"}
     assert {value[1:] for _, name, value in parsed.attributes if name == "href"} <= targets
@@ -125,6 +144,7 @@ def test_what_is_shown(page: str) -> None:
         "I-AUROC", "P-AUROC", "AUPRO @30%", "ROC of the images", "PRO of the pixels", "Image scores", "depth: near",
         "Highest scores of good images", "Lowest scores of defective images", "above 4 of 4 good images", "left out",
         "7, distance 0.25", "not recorded, distance 0.5", "gone, distance 0.75", "the defect's outline",
+        "All 12 images", "none was set", "xyz branch",
     ):  # fmt: skip
         assert words in text, words
     pictures = page.count("data:image/jpeg;base64,")
@@ -154,13 +174,136 @@ def test_write(tmp_path: Path) -> None:
     assert '<a href="#category-2">two</a>' in text
     assert '<tr class="mean">' in text
     parse(text)
+    facts = json.loads((path.parent / "report.json").read_text())
+    assert [one["category"] for one in facts["categories"]] == ["one", "two"]
+    assert facts["about"]["threshold"].startswith("none was set")
+
+
+def test_all_images_are_there(tmp_path: Path) -> None:
+    from PIL import Image
+
+    report = Report(Origin("mmad-bank evaluate <model>", "parts & more", "test", "model"))
+    samples = [make(i % 8, kind) for i in range(60) for kind in ("good", "colour")]
+    report.add(evaluate(Darkness(), samples, watch=report.watch), Darkness())
+    path = report.write(tmp_path / "report")
+    text = path.read_text(encoding="utf-8")
+    parsed = parse(text)
+    cards = [dict(attributes) for tag, attributes in parsed.elements if tag == "li" and ("class", "card") in attributes]
+    scores = [float(card["data-score"]) for card in cards]
+    assert len(cards) == 120
+    assert scores == sorted(scores, reverse=True)
+    assert [card["data-label"] for card in cards].count("good") == 60
+    pictures = [dict(attributes) for tag, attributes in parsed.elements if tag == "img"]
+    listed = [one for one in pictures if one["src"].startswith("images/")]
+    assert len({one["src"] for one in listed}) == 120
+    assert all(one["loading"] == "lazy" for one in listed)
+    for one in listed:
+        with Image.open(path.parent / one["src"]) as picture:
+            assert picture.size == (64, 32), "the picture, and beside it the map"
+    words = "".join(parsed.text)
+    facts = ("mmad-bank evaluate <model>", "parts & more, split test", "Darkness, fitted on 1 normal images, model")
+    for fact in facts:
+        assert fact in words
+
+
+def test_the_list_names_images_whose_pictures_were_not_kept() -> None:
+    report = Report()
+    report.add(evaluate(Darkness(), [make(i, kind) for kind in ("good", "x") for i in range(2)]))
+    assert report.to_html().count('<li class="card"') == 4
+
+
+def test_pictures_of_another_category_are_refused() -> None:
+    report = Report()
+    evaluate(Darkness(), [make(i) for i in range(3)], watch=report.watch)
+    with pytest.raises(InputError, match="3 images watched, 2 scored"):
+        report.add(evaluate(Darkness(), [make(i) for i in range(2)]))
+
+
+def test_everybody_can_read_it(page: str) -> None:
+    """Every picture has words, every table a caption and headings with a scope, every control a label."""
+    parsed = parse(page)
+    for tag, pairs in parsed.elements:
+        attributes = dict(pairs)
+        if tag == "img":
+            assert attributes["alt"].strip()
+        if tag == "th":
+            assert attributes["scope"] in ("col", "row")
+        if tag == "svg":
+            assert attributes.get("aria-hidden") == "true" or attributes["aria-label"]
+        if tag in ("select", "input"):
+            assert ("label", "for", attributes["id"]) in parsed.attributes
+        if tag == "html":
+            assert attributes["lang"] == "en"
+    tables = re.findall(r"<table>(.*?)</table>", page, re.DOTALL)
+    assert len(tables) >= 4
+    assert all(table.startswith("<caption>") for table in tables)
+    assert page.count('<div class="scroll" tabindex="0" role="region" aria-label="') == len(tables)
+    ids = [value for _, name, value in parsed.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+
+
+def test_one_scale_for_all_pictures_of_a_model() -> None:
+    method = Explained()
+    method.map_scale_ = MapScale(7, "training images", {"fused": dict.fromkeys((0.5, 0.9), 0.25) | {0.999: 0.75}})
+    samples = [make(i, kind) for kind in ("good", "colour") for i in range(4)]
+    for chosen in (samples, samples[:5]):
+        text = " ".join(parse(render(chosen, method)).text)
+        assert "Of 7 training images, nine pixels in ten stay below 0.25 (the first colour)" in text
+        assert "one in a thousand is above 0.75" in text
+    assert "the model has none of normal images" in render(samples, Darkness())
+
+
+def test_no_depth_no_panel() -> None:
+    samples = [make(i, kind) for kind in ("good", "x") for i in range(2)]
+    assert "depth: near" not in render(samples)
+    assert "depth: near" in render([deep(one) for one in samples])
+
+
+def test_only_a_report_is_replaced(tmp_path: Path) -> None:
+    report = Report()
+    samples = [make(i, kind) for kind in ("good", "x") for i in range(2)]
+    report.add(evaluate(Darkness(), samples, watch=report.watch))
+    target = tmp_path / "report"
+    target.mkdir()
+    report.write(target)
+    report.write(target)
+    for name in ("thesis.txt", "images/holiday.jpg"):
+        (target / name).write_text("years of work")
+        with pytest.raises(InputError, match=f"a report and nothing else, found '{name}'"):
+            report.write(target)
+        assert (target / name).read_text() == "years of work"
+        (target / name).unlink()
+    (target / "report.json").write_text("{}")
+    with pytest.raises(InputError, match=r"nothing else, found 'images', 'index\.html'"):
+        report.write(target)
+
+
+def test_a_page_of_ones_own_is_not_replaced(tmp_path: Path) -> None:
+    report = Report()
+    report.add(evaluate(Darkness(), [make(i) for i in range(2)]))
+    page = tmp_path / "index.html"
+    page.write_text("my page")
+    with pytest.raises(InputError, match="a report and nothing else"):
+        report.write(tmp_path)
+    page.write_text(report.to_html())  # as older versions wrote it: the page alone
+    report.write(tmp_path)
+    assert (tmp_path / "report.json").is_file()
+
+
+def test_every_stage_of_the_package_has_a_colour_of_its_own() -> None:
+    sources = (Path(mmad_bank.__file__).parent).rglob("*.py")
+    named = {name for path in sources for name in re.findall(r'timed\("([^"]+)"\)', path.read_text(encoding="utf-8"))}
+    known = {*named - {"sleep"}, "rgb features", "xyz features"}
+    assert known <= set(_pictures.STAGE_COLOURS)
+    assert len({_pictures.stage_colour(name) for name in known}) == len(known)
+    assert _pictures.stage_colour("one's own") == _pictures.stage_colour("one's own")
 
 
 def test_curves_end_at_the_limit_and_keep_their_corners() -> None:
     x, y = np.array([0.0, 0.1, 0.2, 0.6, 1.0]), np.array([0.0, 0.5, 1.0, 1.0, 1.0])
     drawn = charts.curves({"a<b": (x, y), "none": (np.empty(0), np.empty(0))}, "x", "y", 0.4)
     assert "a&lt;b" in drawn
-    (path,) = re.findall(r'd="M([^"]*)" stroke="#16191d"', drawn)
+    (path,) = re.findall(r'd="M([^"]*)" style="stroke:var\(--ink\)"', drawn)
     points = [tuple(map(float, point.split())) for point in path.split("L")]
     assert len(points) == 3, "start, corner, limit: the point on the straight stretch is left out"
     assert points[-1][0] == pytest.approx(342 - 10, abs=0.2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,13 @@ _UNFINISHED = ".unfinished.json"
 def show_progress(as_json: bool) -> bool:
     """Progress bars go to a terminal only."""
     return not as_json and sys.stderr.isatty()
+
+
+def command_line() -> str:
+    """Return the command that the program was called by, as a shell takes it."""
+    program = Path(sys.argv[0]).name
+    called = ["python", "-m", "mmad_bank.cli"] if program == "__main__.py" else [program]
+    return shlex.join([*called, *sys.argv[1:]])
 
 
 def size(n_bytes: float) -> str:

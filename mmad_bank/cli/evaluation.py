@@ -19,6 +19,7 @@ from mmad_bank.cli._options import Batch, Category, DatasetFolder, Device, Json,
 from mmad_bank.cli._output import (
     check_output,
     check_output_folder,
+    command_line,
     emit,
     end,
     is_unfinished,
@@ -74,15 +75,16 @@ def evaluate(
     for path, name in ((out, "--out"), (markdown, "--markdown")):
         if path is not None:
             check_output(path, name, overwrite=overwrite)
-    page = _open_report(report, overwrite)
+    page = _open_report(report, overwrite, model, dataset)
     chosen = _choose_models(model, dataset, category, layout)
     splits = {name: open_dataset(dataset, name, "test", layout) for name in chosen}
     evaluations = []
     for name, folder in chosen.items():
         method = methods.load(folder, target)
         evaluation = run(
-            method, splits[name], batch=batch, examples=_EXAMPLES if page else 0, progress=show_progress(as_json)
-        )
+            method, splits[name], batch=batch, examples=_EXAMPLES if page else 0, watch=page and page.watch,
+            progress=show_progress(as_json),
+        )  # fmt: skip
         evaluations.append(evaluation)
         if page is not None:
             page.add(evaluation, method, _training_split(dataset, name, layout))
@@ -106,14 +108,15 @@ def evaluate(
     end(left_out, said=not as_json)
 
 
-def _open_report(folder: Path | None, overwrite: bool) -> Any:
+def _open_report(folder: Path | None, overwrite: bool, model: Path, dataset: Path) -> Any:
     """Return an empty report, if one is wanted and can be written."""
     if folder is None:
         return None
-    from mmad_bank.report import PAGE, Report
+    from mmad_bank.report import PAGE, Origin, Report, check_report_folder
 
     check_output_folder(folder, "--report", outputs=(PAGE,), overwrite=overwrite)
-    return Report()
+    check_report_folder(folder)
+    return Report(Origin(command_line(), str(dataset), "test", str(model)))
 
 
 def _choose_models(model: Path, dataset: Path, category: str | None, layout: str) -> dict[str, Path]:

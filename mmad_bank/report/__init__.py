@@ -1,48 +1,97 @@
-"""The HTML report of an evaluation: one file that needs nothing else, neither network nor scripts.
+"""The HTML report of an evaluation: a folder that needs nothing else; it works from a file, without network.
 
-Tables, curves and histograms of every category; and for the images with the highest and lowest scores colour image,
-depth, ground truth, anomaly map, the scores of each bank, and the normal patches that explain them.
+Tables, curves and histograms of every category; for the images with the highest and lowest scores colour image, depth,
+ground truth, anomaly map, the scores of each part, and the normal patches that explain them; and all images, small, to
+choose from and to page through.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+import platform
+from base64 import b64encode
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from hashlib import sha256
 from html import escape
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
 import mmad_bank
-from mmad_bank._files import replacing
+from mmad_bank import _pictures
+from mmad_bank._files import replacing_folder
 from mmad_bank.data.sample import SampleDataset
 from mmad_bank.errors import InputError
 from mmad_bank.evaluation import Evaluation, Summary, word
-from mmad_bank.methods.base import Method
+from mmad_bank.methods.base import Method, Prediction
 from mmad_bank.report.cases import Album, render_cases
-from mmad_bank.report.charts import colour_of, curves, histograms, key
+from mmad_bank.report.charts import Curve, colour_of, curves, histograms, key
+from mmad_bank.report.gallery import FOLDER, Thumbnails, is_picture, render_gallery, write_pictures
 
-__all__ = ["Report"]
+__all__ = ["Origin", "Report", "check_report_folder"]
 
 PAGE = "index.html"
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_STAGE_COLOURS = ("#c3cad3", "#e2e6eb", "#2563eb", "#d97706", "#7c3aed", "#059669", "#0891b2", "#db2777")
+FACTS = "report.json"
+_FORMAT = "mmad-bank report"
+_EYEBROW = '<p class="eyebrow">Anomaly detection report</p>'
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a report's figures come from, in its words.
+
+    Attributes:
+        command: The command line that made it.
+        dataset: The data set's folder.
+        split: What was scored.
+        model: The model's folder.
+        date: Of the evaluation, with its time zone.
+    """
+
+    command: str | None = None
+    dataset: str | None = None
+    split: str = "test"
+    model: str | None = None
+    date: datetime = field(default_factory=lambda: datetime.now().astimezone())
+
+
+@dataclass(frozen=True)
+class _Category:
+    """What is kept of a category until the report is written."""
+
+    evaluation: Evaluation
+    html: str
+    thumbnails: Thumbnails | None
+    limits: tuple[float, float]
 
 
 class Report:
     """A report that categories are added to one by one; pictures are encoded on the way.
 
+    Args:
+        origin: What the report says of where its figures come from.
+
     Example:
-        >>> report = Report()  # doctest: +SKIP
-        >>> report.add(evaluate(model, test, examples=2), model, train)  # doctest: +SKIP
+        >>> report = Report(Origin(dataset="parts"))  # doctest: +SKIP
+        >>> report.add(evaluate(model, test, examples=2, watch=report.watch), model, train)  # doctest: +SKIP
         >>> report.write("report")  # doctest: +SKIP
         PosixPath('report/index.html')
     """
 
-    def __init__(self) -> None:
-        self._evaluations: list[Evaluation] = []
-        self._sections: list[str] = []
-        self._method: tuple[str, dict[str, Any]] = ("", {})
+    def __init__(self, origin: Origin | None = None) -> None:
+        self.origin = origin or Origin()
+        self._categories: list[_Category] = []
+        self._method: Method | None = None
+        self._watched: Thumbnails | None = None
+
+    def watch(self, prediction: Prediction) -> None:
+        """Keep a small picture of an image of the category that is added next, for the list of all images."""
+        if self._watched is None:
+            self._watched = Thumbnails()
+        self._watched.add(prediction)
 
     def add(self, evaluation: Evaluation, method: Method | None = None, training: SampleDataset | None = None) -> None:
         """Add a category.
@@ -51,77 +100,164 @@ class Report:
             evaluation: With the examples to show.
             method: The method that was evaluated; without it nothing is explained.
             training: Its training split; without it the normal patches are named, not shown.
+
+        Raises:
+            InputError: Since the last category other images were watched than this one's.
         """
-        if method is not None:
-            self._method = type(method).__name__, method.arguments()
+        thumbnails, self._watched = self._watched, None
+        if thumbnails is not None and len(thumbnails) != len(evaluation.scores):
+            found = f"{len(thumbnails)} images watched, {len(evaluation.scores)} scored"
+            raise InputError(f"evaluation: expected the one whose images were watched last, found {found}")
+        self._method = method or self._method
         album = Album(evaluation, method, training)
-        number = len(self._sections) + 1
+        number = len(self._categories) + 1
         parts = [
             f'<section id="category-{number}"><h2>{escape(evaluation.category or "test split")}</h2>',
             f'<p class="hint">{_counts(evaluation)}</p>',
             _charts(evaluation),
             _stages(evaluation),
             render_cases(album),
+            render_gallery(evaluation, number, thumbnails is not None),
             "</section>",
         ]
-        self._sections.append("".join(parts))
-        self._evaluations.append(evaluation)
+        self._categories.append(_Category(evaluation, "".join(parts), thumbnails, album.limits))
 
     def write(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``index.html`` to a folder, which is made if it is missing.
+        """Write the report to a folder: ``index.html``, ``images`` and ``report.json``, whole or not at all.
+
+        A report that is there already is replaced.
+
+        Returns:
+            The path of ``index.html``, for a browser.
 
         Raises:
-            InputError: Nothing has been added.
-            OSError: It cannot be written.
+            InputError: Nothing has been added, the folder holds something else, or it cannot be written.
         """
-        if not self._evaluations:
+        if not self._categories:
             raise InputError("report: expected at least one evaluation, found none")
-        path = Path(folder) / PAGE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
-            partial.write_text(self.to_html(), encoding="utf-8")
-        return path
+        check_report_folder(folder)
+        with replacing_folder(folder) as partial:
+            for number, category in enumerate(self._categories, 1):
+                if category.thumbnails is not None:
+                    write_pictures(partial, number, category.thumbnails, category.limits)
+            (partial / PAGE).write_text(self.to_html(), encoding="utf-8")
+            facts = {"format": _FORMAT, "version": 1, "about": dict(self._facts()), **self._summary().as_json()}
+            (partial / FACTS).write_text(json.dumps(facts, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        return Path(folder) / PAGE
+
+    def _summary(self) -> Summary:
+        return Summary([category.evaluation for category in self._categories])
+
+    @property
+    def _name(self) -> str:
+        return type(self._method).__name__ if self._method else self._categories[0].evaluation.method
 
     def to_html(self) -> str:
-        """Return the page."""
-        summary = Summary(self._evaluations)
-        name = self._method[0] or self._evaluations[0].method
-        style = resources.files(__name__).joinpath("style.css").read_text(encoding="utf-8")
-        title = escape(f"{name}: {', '.join(e.category for e in self._evaluations)}")
+        """Return the page; the small pictures of all images lie beside it, where :meth:`write` puts them."""
+        summary = self._summary()
+        title = escape(f"{self._name}: {', '.join(e.category for e in summary.evaluations)}")
+        script = _resource("page.js")
+        hashed = b64encode(sha256(script.encode()).digest()).decode()
+        policy = (
+            f"default-src 'none'; img-src data: 'self' file:; style-src 'unsafe-inline'; script-src 'sha256-{hashed}'"
+        )
+        sections = "".join(category.html for category in self._categories)
         return "\n".join([
             "<!doctype html>",
             '<html lang="en"><head><meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{title}</title><style>{style}</style></head><body>",
-            self._head(summary, name),
-            f'<main><div class="tables">{_tables(summary)}</div>{_remarks(summary)}{"".join(self._sections)}',
+            f"<title>{title}</title><style>{_resource('style.css')}</style></head><body>",
+            self._head(summary),
+            f'<main>{self._about()}<div class="tables">{_tables(summary)}</div>{_remarks(summary)}{sections}',
             f"{self._arguments()}</main>",
-            f"<footer><p>mmad-bank {escape(mmad_bank.__version__)}. {_EXPLANATION}</p></footer></body></html>\n",
+            f"<footer><p>{_EXPLANATION}</p></footer><script>{script}</script></body></html>\n",
         ])  # fmt: skip
 
-    def _head(self, summary: Summary, name: str) -> str:
+    def _head(self, summary: Summary) -> str:
         evaluations = summary.evaluations
         n_images = sum(len(e.scores) for e in evaluations)
         what = evaluations[0].category if len(evaluations) == 1 else f"{len(evaluations)} categories"
         links = [
             f'<a href="#category-{number}">{escape(e.category)}</a>' for number, e in enumerate(evaluations, 1)
         ]  # fmt: skip
-        nav = f"<nav>{''.join(links)}</nav>" if len(links) > 1 else ""
-        lead = f"{n_images:,} test images of {what}: what was found, how surely, and which normal patches explain it."
+        nav = f'<nav aria-label="Categories">{"".join(links)}</nav>' if len(links) > 1 else ""
+        lead = f"{n_images:,} images of {what}: what was found, how surely, and which normal patches explain it."
         return (
-            f'<header class="page"><p class="eyebrow">Anomaly detection report</p><h1>{escape(name)}</h1>'
+            f'<header class="page">{_EYEBROW}<h1>{escape(self._name)}</h1>'
             f'<p class="lead">{escape(lead)}</p>{_figures(summary)}{nav}</header>'
         )
 
+    def _facts(self) -> Iterator[tuple[str, str]]:
+        """Yield what the report says of itself."""
+        origin, method = self.origin, self._method
+        yield "date", origin.date.strftime("%Y-%m-%d %H:%M %z")
+        if origin.dataset is not None:
+            yield "data set", f"{origin.dataset}, split {origin.split}"
+        if method is not None:
+            model = "" if origin.model is None else f", {origin.model}"
+            yield "model", f"{type(method).__name__}, fitted on {len(method.train_ids_):,} normal images{model}"
+            if method.preprocessing_ is not None:
+                settings = method.preprocessing_.as_json()
+                yield "preparation", ", ".join(f"{name} {_value(value)}" for name, value in settings.items())
+        yield "threshold", "none was set: images are ranked by their scores, none is judged good or defective"
+        if origin.command is not None:
+            yield "command", origin.command
+        packages = ("torch", "numpy")
+        versions = [("mmad-bank", mmad_bank.__version__), ("Python", platform.python_version())]
+        versions += [(name, metadata.version(name)) for name in packages]
+        yield "versions", ", ".join(f"{name} {version}" for name, version in versions)
+
+    def _about(self) -> str:
+        entries = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in self._facts())
+        return f'<section class="about"><h3>About this report</h3><dl>{entries}</dl></section>'
+
     def _arguments(self) -> str:
-        name, arguments = self._method
-        if not arguments:
+        if self._method is None:
             return ""
         entries = "".join(
-            f"<div><dt>{escape(key)}</dt><dd>{escape(_value(value))}</dd></div>" for key, value in arguments.items()
+            f"<div><dt>{escape(key)}</dt><dd>{escape(_value(value))}</dd></div>"
+            for key, value in self._method.arguments().items()
         )
-        return f'<section><h2>Settings of {escape(name)}</h2><dl class="arguments">{entries}</dl></section>'
+        return f'<section><h2>Settings of {escape(self._name)}</h2><dl class="arguments">{entries}</dl></section>'
+
+
+def check_report_folder(folder: str | os.PathLike[str]) -> None:
+    """Refuse a folder that a report must not replace: one that holds anything but a report.
+
+    Raises:
+        InputError: It is a file, or something else is in it.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        if path.exists():
+            raise InputError(f"report: expected a folder, found the file {str(path)!r}")
+        return
+    names = {entry.name for entry in path.iterdir()}
+    foreign = sorted(names - {PAGE, FACTS, FOLDER})
+    foreign += [f"{FOLDER}/{name}" for name in sorted(_names(path / FOLDER)) if not is_picture(name)]
+    if foreign or (names and not _is_report(path)):
+        found = ", ".join(repr(name) for name in (foreign or sorted(names))[:3])
+        expected = "expected a new folder, or one with a report and nothing else"
+        raise InputError(f"report: {expected}, found {found} in {path}")
+
+
+def _names(folder: Path) -> list[str]:
+    return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+
+
+def _is_report(folder: Path) -> bool:
+    """Tell a report by its facts, or one of an older version, which has none, by the words at its page's head."""
+    try:
+        if (folder / FACTS).exists():
+            return bool(json.loads((folder / FACTS).read_text(encoding="utf-8"))["format"] == _FORMAT)
+        return _names(folder) == [PAGE] and _EYEBROW in (folder / PAGE).read_text(encoding="utf-8")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _resource(name: str) -> str:
+    return resources.files(__name__).joinpath(name).read_text(encoding="utf-8")
 
 
 _EXPLANATION = (
@@ -150,7 +286,7 @@ def _figures(summary: Summary) -> str:
     shown = [(name if name.startswith(("I", "P", "A")) else f"AUPRO {name}", word(values[name])) for name in names]
     cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{value}</dd></div>" for name, value in shown)
     time = f"{seconds:.2f} <small>s</small>" if seconds >= 1 else f"{1000 * seconds:.0f} <small>ms</small>"
-    return f'<dl class="figures">{cells}<div><dt>time an image</dt><dd>{time}</dd></div></dl>'
+    return f'<dl class="figures">{cells}<div><dt>time per image</dt><dd>{time}</dd></div></dl>'
 
 
 def _tables(summary: Summary) -> str:
@@ -161,16 +297,17 @@ def _tables(summary: Summary) -> str:
 
 
 def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in heads)
+    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in heads)
     body = "".join(_row(row, row is rows[-1]) for row in rows)
-    name = title[0].upper() + title[1:]
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<div><h3>{escape(name)}</h3><div class="scroll">{table}</div></div>'
+    name = escape(title[0].upper() + title[1:], quote=True)
+    table = f"<table><caption><span>{name}</span></caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{name}">{table}</div>'
 
 
 def _row(cells: Sequence[str], last: bool) -> str:
     kind = ' class="mean"' if last and cells[0] == "mean" else ""
-    return f"<tr{kind}>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+    values = "".join(f"<td>{escape(cell)}</td>" for cell in cells[1:])
+    return f'<tr{kind}><th scope="row">{escape(cells[0])}</th>{values}</tr>'
 
 
 def _remarks(summary: Summary) -> str:
@@ -188,12 +325,12 @@ def _charts(evaluation: Evaluation) -> str:
     figures = []
     if any(len(x) for x, _ in evaluation.roc.values()):
         values = {name: word(evaluation.metrics[name].image_auroc) for name in results}
-        drawn = curves(evaluation.roc, "false positive rate", "true positive rate", chance=True)
-        figures.append(("ROC of the images", drawn, _legend(results, values, "I-AUROC")))
+        drawn = curves(_labelled(evaluation, evaluation.roc), "false positive rate", "true positive rate", chance=True)
+        figures.append(("ROC of the images", drawn, _legend(evaluation, values, "I-AUROC")))
     if any(len(x) for x, _ in evaluation.pro.values()):
         values = {name: word(evaluation.metrics[name].aupro[limit]) for name in results}
-        drawn = curves(evaluation.pro, "false positive rate of pixels", "mean overlap", limit)
-        figures.append(("PRO of the pixels", drawn, _legend(results, values, f"AUPRO @{100 * limit:g}%")))
+        drawn = curves(_labelled(evaluation, evaluation.pro), "false positive rate of pixels", "mean overlap", limit)
+        figures.append(("PRO of the pixels", drawn, _legend(evaluation, values, f"AUPRO @{100 * limit:g}%")))
     if any(groups.values()):
         drawn = histograms({name: values for name, values in groups.items() if values})
         figures.append(("Image scores", drawn, '<p class="hint">Grey: the good images, behind each kind.</p>'))
@@ -201,9 +338,15 @@ def _charts(evaluation: Evaluation) -> str:
     return f'<div class="charts">{"".join(cells)}</div>'
 
 
-def _legend(results: Sequence[str], values: dict[str, str], metric: str) -> str:
+def _labelled(evaluation: Evaluation, lines: Mapping[str, Curve]) -> dict[str, Curve]:
+    return {evaluation.label(name): line for name, line in lines.items()}
+
+
+def _legend(evaluation: Evaluation, values: Mapping[str, str], metric: str) -> str:
+    results = list(evaluation.metrics)
     rows = "".join(
-        f"<li>{key(colour_of(results, name))}{escape(name)}<b>{values[name]}</b></li>" for name in results
+        f"<li>{key(colour_of(results, name))}{escape(evaluation.label(name))}<b>{values[name]}</b></li>"
+        for name in results
     )
     return f'<ul class="legend"><li class="head"><b>{escape(metric)}</b></li>{rows}</ul>'
 
@@ -215,14 +358,14 @@ def _stages(evaluation: Evaluation) -> str:
         return ""
     stages = [(name, taken) for name, taken in evaluation.stages.items() if taken / total >= 0.002]
     bars, names = [], []
-    for number, (name, taken) in enumerate(stages):
-        colour = _STAGE_COLOURS[number % len(_STAGE_COLOURS)]
+    for name, taken in stages:
+        colour = _pictures.stage_colour(name)
         bars.append(f'<i style="width:{100 * taken / total:.2f}%;background:{colour}"></i>')
         words = f"{1000 * taken:.0f} ms" if taken < 10 else f"{taken:.1f} s"
         names.append(f"<li>{key(colour)}{escape(name)}<b>{words}</b></li>")
     seconds = evaluation.seconds
     took = f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
     return (
-        f'<h3>Time of an image: {took}</h3><div class="stages">{"".join(bars)}</div>'
+        f'<h3>Time per image: {took}</h3><div class="stages" aria-hidden="true">{"".join(bars)}</div>'
         f'<ul class="stage-names">{"".join(names)}</ul>'
     )

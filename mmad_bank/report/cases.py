@@ -75,21 +75,31 @@ def render_cases(album: Album) -> str:
         chosen = [example for example in examples if example.role == role]
         if chosen:
             plural = title if len(chosen) == 1 else title.replace("score of a", "scores of").replace("image", "images")
-            if not parts:
-                parts.append(f"<h3>{escape(plural)}</h3>{_scale(album.limits)}")
-            else:
-                parts.append(f"<h3>{escape(plural)}</h3>")
+            parts.append(f"<h3>{escape(plural)}</h3>")
             parts += [_case(album, example) for example in chosen]
-    return "".join(parts)
+    return render_scale(album) + "".join(parts)
 
 
-def _scale(limits: tuple[float, float]) -> str:
-    """Return the colour scale that all maps of the category share."""
+def render_scale(album: Album) -> str:
+    """Return the legend of the colours that all maps share."""
     colours = (_pictures.colour_map(_pictures.MAP_COLOURS)(np.linspace(0, 1, 9))[:, :3] * 255).round().astype(int)
     stops = ", ".join(f"rgb({r} {g} {b})" for r, g, b in colours)
-    low, high = (f"{limit:.4g}" for limit in limits)
+    low, high = (f"{limit:.4g}" for limit in album.limits)
     bar = f'<i style="background:linear-gradient(90deg, {stops})"></i>'
-    return f'<div class="scale">{low}{bar}{high}<span>one scale for all maps of this category</span></div>'
+    scale = None if album.method is None else album.method.map_scale_
+    if scale is None:
+        words = "one scale for the maps of this page; the model has none of normal images, and so a good image may be"
+        words += " as bright as a defect"
+    else:
+        extreme = scale.quantiles[FUSED][0.999]
+        words = (
+            f"the model's scale, one for all its maps. Of {scale.images} {scale.origin}, nine pixels in ten stay below"
+            f" {low} (the first colour) and one in a thousand is above {extreme:.4g}."
+        )
+    return (
+        f'<h3>Colours of the anomaly maps</h3><div class="scale" role="img" aria-label="from {low}, dark, to {high},'
+        f' bright">{low}{bar}{high}</div><p class="hint">{escape(words)}</p>'
+    )
 
 
 def _case(album: Album, example: Example) -> str:
@@ -119,14 +129,16 @@ def _pictures_of(album: Album, prediction: Prediction) -> str:
         truth = _pictures.outlined(colour, sample.mask)
         words = "ground truth: the defect's outline" if defective else "ground truth: no defect"
     frames = _frames(album, prediction)
+    shown = _pictures.has_depth(sample)
+    depth = [(_pictures.depth_picture(sample), "depth: near is light; grey: not measured", "")] if shown else []
     cells = (
         (colour, "colour; framed: each bank's worst patch" if frames else "colour", frames),
-        (_pictures.depth_picture(sample), "depth: near is light; grey: not measured", ""),
+        *depth,
         (truth, words, ""),
         (map_picture, "anomaly map", ""),
     )
     figures = "".join(
-        f"<figure>{_picture(picture, words, extra)}<figcaption>{words}</figcaption></figure>"
+        f"<figure>{_picture(picture, f'{words}, {sample.id}', extra)}<figcaption>{words}</figcaption></figure>"
         for picture, words, extra in cells
     )
     return f'<div class="pictures">{figures}</div>'
@@ -142,19 +154,20 @@ def _frames(album: Album, prediction: Prediction) -> str:
         top, left = _pictures.crop_box(part.worst, part.grid, size, side)
         box = f'x="{left + 1}" y="{top + 1}" width="{side - 2}" height="{side - 2}" rx="2"'
         frames.append(f'<rect {box} stroke="#fff" stroke-width="3.2" stroke-opacity="0.75"/>')
-        frames.append(f'<rect {box} stroke="{album.colour(name)}" stroke-width="1.8"/>')
-    return f'<svg viewBox="0 0 {size[1]} {size[0]}" fill="none">{"".join(frames)}</svg>' if frames else ""
+        frames.append(f'<rect {box} style="stroke:{album.colour(name)}" stroke-width="1.8"/>')
+    box = f'viewBox="0 0 {size[1]} {size[0]}"'
+    return f'<svg {box} fill="none" aria-hidden="true">{"".join(frames)}</svg>' if frames else ""
 
 
 def _bank(album: Album, prediction: Prediction, name: str) -> str:
     """Return a part's score, its worst patch, and the normal patches nearest to that."""
     part = prediction.parts[name]
     rank = f" <span class='hint'>{album.rank(name, part.score)}</span>" if album.evaluation.scores[0].parts else ""
-    head = f"<p>{key(album.colour(name))}<b>{escape(name)}</b> {part.score:#.4g}{rank}</p>"
+    head = f"<p>{key(album.colour(name))}<b>{escape(album.evaluation.label(name))}</b> {part.score:#.4g}{rank}</p>"
     reasons = [] if album.method is None else album.method.explain(prediction, name, place=part.worst, n=_N_REASONS)
     if not reasons:
         return f'<div class="bank">{head}</div>'
-    depth = any(word in name.lower() for word in _DEPTH_PARTS)
+    depth = any(word in name.lower() for word in _DEPTH_PARTS) and _pictures.has_depth(prediction.sample)
     worst = _crop(prediction.sample, part, part.worst, "its worst patch", depth, album.colour(name))
     nearest = "".join(_reason(album, part, reason, depth) for reason in reasons)
     return f'<div class="bank">{head}<div class="crops">{worst}{nearest}</div></div>'

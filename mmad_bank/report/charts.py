@@ -7,11 +7,11 @@ from html import escape
 
 import numpy as np
 
-INK = "#16191d"
+INK = "var(--ink)"
 COLOURS = ("#2563eb", "#d97706", "#059669", "#7c3aed", "#db2777", "#0891b2")
 """Of a method's parts, in their order; the fused result is drawn in ink."""
 DEFECT, GOOD = "#c62a36", "#b4bac2"
-_RULE, _AXIS = "#e3e6ea", "#8b949e"
+_RULE, _AXIS = "var(--rule)", "var(--faint)"
 _WIDTH, _HEIGHT = 340.0, 250.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 8.0, 8.0, 38.0
 
@@ -43,14 +43,15 @@ def curves(lines: Mapping[str, Curve], x_name: str, y_name: str, x_max: float = 
     """
     parts = [_axes(x_name, y_name, x_max)]
     if chance:
-        parts.append(f'<path d="M{_x(0, 1)} {_y(0)}L{_x(1, 1)} {_y(1)}" stroke="{_AXIS}" stroke-dasharray="2 4"/>')
+        diagonal = f"M{_x(0, 1)} {_y(0)}L{_x(1, 1)} {_y(1)}"
+        parts.append(f'<path d="{diagonal}" style="stroke:{_AXIS}" stroke-dasharray="2 4"/>')
     names = list(lines)
     for name in reversed(names):
         x, y = _until(*lines[name], x_max)
         if len(x):
             points = "L".join(f"{_x(a, x_max):.1f} {_y(b):.1f}" for a, b in _thinned(x, y))
             width = 2.4 if name == names[0] else 1.5
-            stroke = f'stroke="{colour_of(names, name)}" stroke-width="{width}" stroke-linejoin="round"'
+            stroke = f'style="stroke:{colour_of(names, name)}" stroke-width="{width}" stroke-linejoin="round"'
             parts.append(f'<path d="M{points}" {stroke}><title>{escape(name)}</title></path>')
     return _svg(_HEIGHT, parts, f"{y_name} over {x_name}")
 
@@ -59,7 +60,8 @@ def _axes(x_name: str, y_name: str, x_max: float) -> str:
     lines = []
     for i in range(5):
         level = i / 4
-        lines.append(f'<path d="M{_LEFT} {_y(level):.1f}H{_WIDTH - _RIGHT}" stroke="{_AXIS if i == 0 else _RULE}"/>')
+        colour = _AXIS if i == 0 else _RULE
+        lines.append(f'<path d="M{_LEFT} {_y(level):.1f}H{_WIDTH - _RIGHT}" style="stroke:{colour}"/>')
         lines.append(_text(_LEFT - 7, _y(level) + 4, f"{level:g}", "end"))
         x = _x(level * x_max, x_max)
         lines.append(_text(x, _HEIGHT - _BOTTOM + 16, f"{level * x_max:g}", "end" if i == 4 else "middle"))
@@ -113,7 +115,7 @@ def histograms(groups: Mapping[str, Sequence[float]], n_bins: int = 26) -> str:
             parts.append(_bars(shares[names[0]], base, (row - _LABEL) / top, GOOD, 0.55))
         title = f"{name}: {len(groups[name])} images"
         parts.append(_bars(shares[name], base, (row - _LABEL) / top, DEFECT if number else "#8b949e", 0.82, title))
-        parts.append(f'<path d="M2 {base:.1f}H{_WIDTH - 2}" stroke="{_AXIS}" stroke-width="0.8"/>')
+        parts.append(f'<path d="M2 {base:.1f}H{_WIDTH - 2}" style="stroke:{_AXIS}" stroke-width="0.8"/>')
         parts.append(_text(2, base - row + 13, f"{_short(name)}  ({len(groups[name])})", "start"))
     for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
         value = f"{low + (high - low) * share:.4g}"
