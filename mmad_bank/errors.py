@@ -14,6 +14,10 @@ class InputError(MmadBankError, ValueError):
     """An argument, array or file holds something else than what was asked for."""
 
 
+class MissingSplitError(InputError):
+    """A data set has no samples of the split that was asked for."""
+
+
 class FormatError(MmadBankError, ValueError):
     """A bank file is truncated, altered, foreign, or of a newer format."""
 

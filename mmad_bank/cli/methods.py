@@ -352,7 +352,7 @@ class _Job:
         """Say what the models depend on."""
         arguments = {name: value for name, value in self.arguments.items() if name != "device"}
         samples = {
-            name: [[record.id, record.rgb.stat().st_mtime_ns] for split in splits if split for record in split.records]
+            name: [[record.id, record.changed] for split in splits if split for record in split.records]
             for name, splits in self.splits.items()
         }
         content = {"method": self.method.name, "arguments": arguments, "samples": samples, "path": str(self.dataset)}

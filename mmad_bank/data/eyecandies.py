@@ -13,9 +13,8 @@ from typing import ClassVar
 import numpy as np
 
 from mmad_bank.data._images import read_depth, read_mask, read_rgb
-from mmad_bank.data._names import GOOD
-from mmad_bank.data.folder import describe, subfolders
-from mmad_bank.data.sample import Record, Sample, SampleDataset, check_split, make_sample
+from mmad_bank.data._names import GOOD, describe, in_order, split_folder, split_named, subfolders
+from mmad_bank.data.sample import Record, Sample, SampleDataset, check_split, make_sample, missing_split
 from mmad_bank.errors import InputError
 
 CATEGORIES = (
@@ -34,7 +33,6 @@ LAYOUT = "CATEGORY/{train,val,test_public}/data"
 FOCAL_LENGTH = 711.11
 """Pixels, for the data set's images of 512×512."""
 IMAGE_SIDE = 512
-_FOLDERS = {"train": "train", "validation": "val", "test": "test_public"}
 _N_LIGHTS = 6
 _NOT_QUITE_ZERO = 1e-12
 _DEFECTS = ("bumps", "colors", "dents", "normals")
@@ -72,8 +70,7 @@ class EyecandiesDataset(SampleDataset):
         names = self.choose_categories(root, category)
         records = [record for name in names for record in _records(root / name, name, split, light)]
         if not records:
-            where = root / (category or "*") / _FOLDERS[split] / "data"
-            raise InputError(f"{where}: found no samples; expected NNN_image_{light}.png and NNN_depth.png in it")
+            raise missing_split(root, names, split, f"data/NNN_image_{light}.png and NNN_depth.png")
         super().__init__(root, records)
 
     @classmethod
@@ -100,7 +97,7 @@ class EyecandiesDataset(SampleDataset):
 
 def is_category(folder: Path) -> bool:
     """Say whether a folder is a category in this layout."""
-    return any((folder / name / "data").is_dir() for name in _FOLDERS.values())
+    return any((entry / "data").is_dir() for entry in subfolders(folder) if split_named(entry.name))
 
 
 def unproject(depth: np.ndarray, pose: np.ndarray) -> np.ndarray:
@@ -130,13 +127,14 @@ def unproject(depth: np.ndarray, pose: np.ndarray) -> np.ndarray:
 
 def _records(folder: Path, category: str, split: str, light: int) -> list[Record]:
     """List a category's samples; a number has as many digits as it has."""
-    data = folder / _FOLDERS[split] / "data"
-    if not data.is_dir():
+    place = split_folder(folder, split)
+    data = None if place is None else place / "data"
+    if data is None or not data.is_dir():
         return []
-    pattern = re.compile(rf"(\d+)_(?:image_{light}|depth)\.png")
+    pattern = re.compile(rf"([0-9]+)_(?:image_{light}|depth)\.png")
     names = {match[1] for match in map(pattern.fullmatch, (path.name for path in data.iterdir())) if match}
     records = []
-    for name in sorted(names, key=lambda text: (int(text), text)):
+    for name in sorted(names, key=in_order):
         mask = data / f"{name}_mask.png"
         records.append(
             Record(

@@ -1,6 +1,7 @@
 """One's own parts, in the layout of MVTec 3D-AD: ``CATEGORY/{train,validation,test}/{good|DEFECT}/{rgb,xyz,gt}/NAME``.
 
-Colour images may be PNG, JPEG, BMP or TIFF, point clouds are TIFF. A defect without a mask is scored, not localised.
+Colour images and masks may be PNG, JPEG, BMP or TIFF, point clouds are TIFF. A defect without a mask is scored, not
+localised. docs/data.md lists the names that are taken for a split and for good samples.
 """
 
 from __future__ import annotations
@@ -9,12 +10,23 @@ from pathlib import Path
 from typing import ClassVar
 
 from mmad_bank.data._images import read_mask, read_rgb, read_xyz
-from mmad_bank.data._names import GOOD, SPLITS
-from mmad_bank.data.sample import Record, Sample, SampleDataset, check_split, make_sample
+from mmad_bank.data._names import (
+    CLOUDS,
+    GOOD,
+    IMAGES,
+    SPLITS,
+    defect_named,
+    describe,
+    files_by_stem,
+    in_order,
+    split_folder,
+    split_named,
+    subfolder,
+    subfolders,
+)
+from mmad_bank.data.sample import Record, Sample, SampleDataset, check_split, make_sample, missing_split
 from mmad_bank.errors import InputError
 
-_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-_CLOUDS = (".tiff", ".tif")
 LAYOUT = "CATEGORY/{train,validation,test}/{good|DEFECT}/{rgb,xyz,gt}"
 
 
@@ -42,18 +54,17 @@ class FolderDataset(SampleDataset):
         names = self.choose_categories(root, category)
         records = [record for name in names for record in _records(root / name, name, split)]
         if not records:
-            where = root / (category or "*") / split
-            raise InputError(f"{where}: found no samples; expected {{good|DEFECT}}/{{rgb,xyz}}/NAME in it")
+            raise missing_split(root, names, split, "{good|DEFECT}/{rgb,xyz}/NAME")
         super().__init__(root, records)
 
     @classmethod
     def find_categories(cls, root: Path) -> list[str]:
-        """Name the categories in a folder, sorted.
+        """Name the categories in a folder, in order.
 
         Raises:
             InputError: There are none.
         """
-        names = sorted(folder.name for folder in subfolders(root) if is_category(folder))
+        names = [folder.name for folder in subfolders(root) if is_category(folder)]
         if not names:
             raise InputError(f"{root}: expected {LAYOUT} in it, found {describe(root)}")
         return names
@@ -64,37 +75,10 @@ class FolderDataset(SampleDataset):
         return make_sample(record, rgb, xyz, None if record.mask is None else read_mask(record.mask))
 
 
-def subfolders(path: Path) -> list[Path]:
-    """Return a folder's visible subfolders, sorted.
-
-    Raises:
-        InputError: It is no folder.
-    """
-    if not path.is_dir():
-        found = "a file" if path.exists() else "nothing"
-        raise InputError(f"{path}: expected a folder with a data set, found {found}")
-    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
-def describe(path: Path) -> str:
-    """Name what a folder holds, for an error's line."""
-    names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in path.iterdir())
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") if names else "nothing"
-
-
 def is_category(folder: Path) -> bool:
     """Say whether a folder has a split with at least one folder of point clouds."""
-    return any(
-        (kind / "xyz").is_dir() for split in SPLITS if (folder / split).is_dir() for kind in subfolders(folder / split)
-    )
-
-
-def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """Map the names of a folder's files, without suffix, to their paths."""
-    if not folder.is_dir():
-        return {}
-    files = (path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith("."))
-    return {path.stem: path for path in files}
+    splits = [entry for entry in subfolders(folder) if split_named(entry.name) in SPLITS]
+    return any(subfolder(kind, "xyz").is_dir() for split in splits for kind in subfolders(split))
 
 
 def _records(folder: Path, category: str, split: str) -> list[Record]:
@@ -103,13 +87,15 @@ def _records(folder: Path, category: str, split: str) -> list[Record]:
     A sample is listed if it has either modality; reading it says which one is missing, so that one incomplete sample
     does not stop the others.
     """
-    records = []
-    for kind in subfolders(folder / split) if (folder / split).is_dir() else []:
-        rgb, xyz = _files(kind / "rgb", _IMAGES), _files(kind / "xyz", _CLOUDS)
-        masks = _files(kind / "gt", _IMAGES)
-        for name in sorted(rgb.keys() | xyz.keys()):
-            image, cloud = rgb.get(name, kind / "rgb" / f"{name}.png"), xyz.get(name, kind / "xyz" / f"{name}.tiff")
-            mask = masks.get(name)
-            records.append(Record(category, split, kind.name, name, image, cloud, mask))
-    order = {GOOD: ""}
-    return sorted(records, key=lambda record: (order.get(record.defect, record.defect), record.name))
+    records: dict[str, Record] = {}
+    place = split_folder(folder, split)
+    for kind in [] if place is None else subfolders(place):
+        images, clouds, truths = (subfolder(kind, name) for name in ("rgb", "xyz", "gt"))
+        rgb, xyz, masks = files_by_stem(images, IMAGES), files_by_stem(clouds, CLOUDS), files_by_stem(truths, IMAGES)
+        for name in rgb.keys() | xyz.keys():
+            image, cloud = rgb.get(name, images / f"{name}.png"), xyz.get(name, clouds / f"{name}.tiff")
+            record = Record(category, split, defect_named(kind.name), name, image, cloud, masks.get(name))
+            other = records.setdefault(record.id, record)
+            if other is not record:
+                raise InputError(f"{record.id}: expected one sample of this name, found {other.rgb} and {record.rgb}")
+    return sorted(records.values(), key=lambda one: (one.defect != GOOD, in_order(one.defect), in_order(one.name)))

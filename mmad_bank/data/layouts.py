@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmad_bank.data import eyecandies, folder, mvtec3d
+from mmad_bank.data._names import describe, split_named, subfolder, subfolders
 from mmad_bank.data.eyecandies import EyecandiesDataset
 from mmad_bank.data.folder import FolderDataset
 from mmad_bank.data.mvtec3d import MVTec3DDataset
@@ -61,14 +64,36 @@ def layout_of(path: str | Path, layout: str = "auto") -> str:
     return _reader(_root(Path(path), None)[0], layout).layout
 
 
+def unread_folders(path: str | Path, categories: Sequence[str] | None = None, layout: str = "auto") -> list[Path]:
+    """List the folders that hold samples as a split does, but have no split's name: nothing reads them.
+
+    Args:
+        path: Folder of the categories, or one category's own folder.
+        categories: Whose; default: all.
+        layout: As in :func:`open_dataset`.
+    """
+    root, own = _root(Path(path), None)
+    names = [own] if own is not None else categories or categories_of(path, layout)
+    inner = "data" if layout_of(path, layout) == EyecandiesDataset.layout else "xyz"
+    return [
+        entry
+        for name in names
+        for entry in subfolders(root / name)
+        if split_named(entry.name) is None
+        and any(subfolder(kind, inner).is_dir() for kind in (entry, *subfolders(entry)))
+    ]
+
+
 def _root(path: Path, category: str | None) -> tuple[Path, str | None]:
     """Return the folder of the categories and the category, where the path may be a category's own."""
-    folder.subfolders(path)  # says so when it is no folder
+    subfolders(path)  # says so when it is no folder
     if not (folder.is_category(path) or eyecandies.is_category(path)):
         return path, category
-    if category not in (None, path.name):
+    if category not in (None, Path(os.path.abspath(path)).name):
         raise InputError(f"category: {path} is the folder of one category; expected {path.name!r}, found {category!r}")
-    return path.resolve().parent, path.resolve().name
+    # The name that the user gives, also where it is a link to a folder of another name.
+    path = Path(os.path.abspath(path))
+    return path.parent, path.name
 
 
 def _reader(root: Path, layout: str) -> type[MVTec3DDataset | EyecandiesDataset | FolderDataset]:
@@ -77,11 +102,11 @@ def _reader(root: Path, layout: str) -> type[MVTec3DDataset | EyecandiesDataset 
         return _LAYOUTS[layout]
     if layout != "auto":
         raise InputError(f"layout: expected auto, {', '.join(_LAYOUTS)}, found {layout!r}")
-    folders = folder.subfolders(root)
+    folders = subfolders(root)
     if any(eyecandies.is_category(entry) for entry in folders):
         return EyecandiesDataset
     parts = {entry.name for entry in folders if folder.is_category(entry)}
     if not parts:
         layouts = f"{folder.LAYOUT} (MVTec 3D-AD) or {eyecandies.LAYOUT} (Eyecandies)"
-        raise InputError(f"{root}: expected {layouts} in it, found {folder.describe(root)}")
+        raise InputError(f"{root}: expected {layouts} in it, found {describe(root)}")
     return MVTec3DDataset if parts <= set(mvtec3d.CATEGORIES) else FolderDataset

@@ -37,7 +37,7 @@ from mmad_bank.data.eyecandies import EyecandiesDataset
 from mmad_bank.data.frame import Frame
 from mmad_bank.data.preprocessing import Preprocessing, preprocess
 from mmad_bank.data.sample import Record, Sample, SampleDataset
-from mmad_bank.errors import InputError
+from mmad_bank.errors import InputError, MissingSplitError
 
 MANIFEST = "prepared.json"
 _FILES = (("rgb", ".png"), ("xyz", ".tiff"), ("gt", ".png"))
@@ -270,7 +270,7 @@ def _open_splits(source: Path, categories: Sequence[str], layout: str) -> list[S
         for split in SPLITS:
             try:
                 opened.append(layouts.open_dataset(source, category, split, layout))
-            except InputError as error:
+            except MissingSplitError as error:
                 problem = error
         if not opened:
             raise problem

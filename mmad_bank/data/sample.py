@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
@@ -14,15 +15,13 @@ import numpy as np
 import torch
 
 from mmad_bank.data._images import read_mask, read_rgb, read_xyz
-from mmad_bank.data._names import GOOD, SPLITS
+from mmad_bank.data._names import GOOD, SPLITS, split_named, subfolders
 from mmad_bank.data._values import mask_tensor, rgb_tensor, xyz_tensor
-from mmad_bank.errors import InputError
+from mmad_bank.errors import InputError, MissingSplitError
 
 if TYPE_CHECKING:
     from mmad_bank.data.frame import Frame
     from mmad_bank.data.preprocessing import Preprocessing
-
-_SPLIT_NAMES = {"val": "validation", "test_public": "test"}
 
 AnyDataset = TypeVar("AnyDataset", bound="SampleDataset")
 
@@ -148,6 +147,11 @@ class Record:
         """All files that the sample is read from."""
         return (self.rgb, self.xyz) if self.mask is None else (self.rgb, self.xyz, self.mask)
 
+    @property
+    def changed(self) -> int:
+        """When the last of the files that are there was changed, in nanoseconds since 1970; 0 if none is there."""
+        return max((path.stat().st_mtime_ns for path in self.files if path.is_file()), default=0)
+
 
 class SampleDataset(torch.utils.data.Dataset[Sample]):
     """A list of samples that are read when they are asked for.
@@ -233,10 +237,20 @@ def check_split(split: str) -> str:
         >>> check_split("val")
         'validation'
     """
-    name = _SPLIT_NAMES.get(split, split)
-    if name not in SPLITS:
+    name = split_named(split)
+    if name is None:
         raise InputError(f"split: expected one of {', '.join(SPLITS)}, found {split!r}")
     return name
+
+
+def missing_split(root: Path, categories: Sequence[str], split: str, layout: str) -> MissingSplitError:
+    """Return the error that says that categories have no samples of a split, and which folders they have."""
+    folder = root / categories[0]
+    there = ", ".join(f"{entry.name}/" for entry in subfolders(folder)) or "none"
+    also = f" and {len(categories) - 1} other categories" if len(categories) > 1 else ""
+    return MissingSplitError(
+        f"{folder}{also}: found no samples of the {split} split; expected {layout} in {split}/; folders found: {there}"
+    )
 
 
 def make_sample(record: Record, rgb: np.ndarray, xyz: np.ndarray, mask: np.ndarray | None) -> Sample:
@@ -336,6 +350,6 @@ def few_shot(dataset: AnyDataset, n: int, seed: int = 0) -> AnyDataset:
         if len(normal) < n:
             raise InputError(f"n: expected at most {len(normal)}, the normal samples of {category!r}, found {n}")
         # The category's name is part of the seed: a category's draw does not depend on which others are open.
-        order = np.random.default_rng([seed, *category.encode()]).permutation(len(normal))
+        order = np.random.default_rng([seed, *os.fsencode(category)]).permutation(len(normal))
         chosen += [normal[i] for i in order[:n]]
     return dataset.select(sorted(chosen))

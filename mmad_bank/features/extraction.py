@@ -265,16 +265,41 @@ class _naming:
 
 
 def usable(
-    samples: Sequence[Sample] | Any, prepare: Callable[[Sample], Sample], skipped: dict[str, str]
+    samples: Sequence[Sample] | Any,
+    prepare: Callable[[Sample], Sample],
+    skipped: dict[str, str],
+    *,
+    normal: bool = False,
 ) -> Iterator[Sample]:
-    """Yield the prepared samples that can be read and used; note by id why the others cannot."""
+    """Yield the prepared samples that can be read and used; note by id why the others cannot.
+
+    Args:
+        samples: A data set.
+        prepare: What is done to a sample first.
+        skipped: Filled with the reasons.
+        normal: Leave out samples that are labelled anomalous too: nothing may learn them as normal.
+    """
     records = getattr(samples, "records", None)
     for number in range(len(samples)):
-        name = records[number].id if records is not None else samples[number].id or str(number)
+        if records is not None and normal and records[number].label:
+            skipped[records[number].id] = _say_anomalous(records[number])
+            continue
+        name = records[number].id if records is not None else str(number)
         try:
-            yield prepare(samples[number])
+            sample = samples[number]
+            if isinstance(sample, Sample):  # whatever else a list holds, prepare says so
+                name = sample.id or name
+            if normal and isinstance(sample, Sample) and sample.label:
+                skipped[name] = _say_anomalous(sample)
+                continue
+            yield prepare(sample)
         except InputError as error:
             skipped[name] = str(error)
+
+
+def _say_anomalous(sample: Any) -> str:
+    """Say why a sample (or its record) is not learnt."""
+    return f"{sample.id or 'sample'}: labelled anomalous ({sample.defect!r}), expected normal samples to learn"
 
 
 def extract_to(
@@ -285,6 +310,7 @@ def extract_to(
     *,
     names: dict[str, str] | None = None,
     batch: int = 4,
+    normal: bool = False,
     progress: bool = False,
 ) -> tuple[list[str], dict[str, str]]:
     """Write the features of samples to one ``.npy`` file a modality (or output), a few images at a time.
@@ -296,6 +322,7 @@ def extract_to(
         prepare: what is done to a sample first.
         names: other names of the files, by output.
         batch: images described together.
+        normal: leave out samples that are labelled anomalous.
         progress: show a bar on a terminal.
 
     Returns:
@@ -322,7 +349,7 @@ def extract_to(
             report(len(ids) + len(skipped))
 
         waiting: list[Sample] = []
-        for sample in usable(samples, prepare, skipped):
+        for sample in usable(samples, prepare, skipped, normal=normal):
             waiting.append(sample)
             if len(waiting) == batch:
                 write(waiting)

@@ -15,6 +15,7 @@ from torch import Tensor
 from mmad_bank._checks import check_index
 from mmad_bank._training import as_tensor, check_rate, generator_at, sample_order, seeded, train
 from mmad_bank.data._images import read_rgb
+from mmad_bank.data._names import IMAGES, in_order, is_visible
 from mmad_bank.data.preprocessing import resize_bicubic
 from mmad_bank.errors import InputError
 from mmad_bank.memoryless.pdn import (
@@ -27,7 +28,6 @@ from mmad_bank.memoryless.pdn import (
     squared_difference,
 )
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 _WEIGHT_DECAY = 1e-5  # EfficientAD's, for the teacher
 _SMALLEST_CROP, _P_GREY = 0.5, 0.1
 _MOST_FOR_STATISTICS = 10_000  # images, as EfficientAD's
@@ -80,9 +80,10 @@ class ImageFolder:
         if not folder.is_dir():
             raise InputError(f"{path}: expected a folder of images, found none")
         self.size = check_index(size, "size", 1, 2**15, "pixels a side")
-        self.paths = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
+        files = (file for file in folder.rglob("*") if file.suffix.lower() in IMAGES and is_visible(file))
+        self.paths = sorted(files, key=lambda file: [in_order(part) for part in file.relative_to(folder).parts])
         if not self.paths:
-            raise InputError(f"{path}: expected images ({', '.join(sorted(_SUFFIXES))}), found none")
+            raise InputError(f"{path}: expected images ({', '.join(IMAGES)}), found none")
 
     def __len__(self) -> int:
         return len(self.paths)

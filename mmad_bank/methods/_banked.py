@@ -113,7 +113,8 @@ class BankMethod(Method):
         self.banks_ = MultiBank(self._build_banks(dumps, stages))
         held_out = None
         if validation is not None and len(validation):
-            extracted = extract_split(self, self.extractors_, "validation", validation, stages)[0]
+            extracted, _, left_out = extract_split(self, self.extractors_, "validation", validation, stages)
+            self.skipped_ = {**self.skipped_, **left_out}
             held_out = self._composed("validation", self._adapted("validation", extracted, stages), stages)
         self._learn_decision(dumps, held_out, stages)
         origin = "training images, each compared with the others' patches"

@@ -44,7 +44,7 @@ def extract_split(
     def write(path: Path) -> None:
         ids, skipped = extract_to(
             stages.folder, dataset, extractors, method.prepare, names=names, batch=IMAGES_AT_ONCE,
-            progress=stages.progress,
+            normal=True, progress=stages.progress,
         )  # fmt: skip
         path.write_text(json.dumps({"ids": ids, "skipped": skipped}))
 

@@ -427,5 +427,5 @@ def _preparation_of(dataset: Samples) -> Preprocessing | None:
 def _ids(dataset: Samples) -> list[str]:
     """Tell samples apart: a data set's by folder, id and time of change, others by number."""
     if isinstance(dataset, SampleDataset):
-        return [f"{dataset.path.resolve()}:{record.id}:{record.rgb.stat().st_mtime_ns}" for record in dataset.records]
+        return [f"{dataset.path.resolve()}:{record.id}:{record.changed}" for record in dataset.records]
     return [sample.id or str(number) for number, sample in enumerate(dataset)]

@@ -236,7 +236,8 @@ class MDSS(Method):
 
         def write(path: Path) -> None:
             moments = {name: Moments() for name in BRANCHES}
-            for sample in _counted("alignment", usable(samples, self.prepare, {}), len(samples), stages.progress):
+            normal = usable(samples, self.prepare, self.skipped_, normal=True)
+            for sample in _counted("alignment", normal, len(samples), stages.progress):
                 for name, part in self._parts([sample])[0].items():
                     scores = self._map(name, part)
                     moments[name].update(scores if self.statistics == "all" else scores[scores != 0])
@@ -364,7 +365,7 @@ class _TrainingData:
         rgb = new_array(paths[0], (len(dataset), 3, size, size))
         masks = new_array(paths[1], (len(dataset), size, size), np.bool_)
         patches, counts = [np.zeros((0, self.method.patch_size, 3), np.float32)], [np.zeros(0, np.int64)]
-        prepared = usable(dataset, self._prepare, self.skipped)
+        prepared = usable(dataset, self._prepare, self.skipped, normal=True)
         for sample in _counted("patches", prepared, len(dataset), progress):
             number = len(self.ids)
             rgb[number], masks[number] = sample.rgb.numpy(), foreground_mask(sample.xyz[None])[0].numpy()

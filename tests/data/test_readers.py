@@ -16,7 +16,7 @@ from data_trees import add_sample, scene
 from PIL import Image
 
 from mmad_bank.data import FolderDataset, MVTec3DDataset, categories_of, few_shot, open_dataset, open_sample
-from mmad_bank.errors import InputError
+from mmad_bank.errors import InputError, MissingSplitError
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_wrong_layouts_are_named(mvtec: Path, tmp_path: Path) -> None:
             open_dataset(path)
     with pytest.raises(InputError, match=r"category: expected one of bagel, rope \(in .*\), found 'tire'"):
         open_dataset(mvtec, "tire")
-    with pytest.raises(InputError, match=r"bagel.test: found no samples"):
+    with pytest.raises(MissingSplitError, match=r"bagel: found no samples of the test split; .* folders found: train/"):
         open_dataset(mvtec, "bagel", "test")
     with pytest.raises(InputError, match="split: expected one of train, validation, test, found 'dev'"):
         open_dataset(mvtec, "rope", "dev")
