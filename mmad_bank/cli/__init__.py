@@ -17,9 +17,16 @@ def main() -> None:
 
 
 def _program() -> None:
+    import io
+    import sys
     import warnings
 
     from mmad_bank.cli._app import app
+
+    # A file's name may hold what the terminal's encoding does not: it is escaped, and no command ends for it.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
     # What libraries say to programmers is no message to a user, whose line is the error or the summary.
     warnings.filterwarnings("ignore", module=r"torch\.")

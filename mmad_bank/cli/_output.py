@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -186,3 +186,11 @@ def is_unfinished(folder: Path, job: Mapping[str, Any]) -> bool:
         return bool(json.loads((folder / _UNFINISHED).read_text(encoding="utf-8")) == json.loads(json.dumps(job)))
     except (OSError, ValueError):
         return False
+
+
+def say_unread(dataset: Path, categories: Sequence[str] | None, layout: str) -> None:
+    """Name on standard error the folders that hold samples as a split does, but are none by their name."""
+    from mmad_bank.data.layouts import unread_folders
+
+    for folder in unread_folders(dataset, categories, layout):
+        print(f"note: {folder} is not read; a split is named train, validation (val, valid) or test", file=sys.stderr)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from mmad_bank.cli._options import Json, Layout, Overwrite, Workers, count_workers
-from mmad_bank.cli._output import check_output_folder, emit, end, seconds, show_progress
+from mmad_bank.cli._output import check_output_folder, emit, end, say_unread, seconds, show_progress
 from mmad_bank.errors import InputError
 
 Categories = Annotated[
@@ -100,6 +100,7 @@ def prepare(
         workers=count_workers(workers), overwrite=overwrite, progress=show_progress(as_json),
     )  # fmt: skip
     taken = time.perf_counter() - begin
+    say_unread(dataset, _names(categories), layout)
     for name in result.set_aside:
         print(f"set aside: {name} is gone or cannot be used now; moved to {out / SET_ASIDE}", file=sys.stderr)
     if not result.written + result.cached:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mmad_bank._files import replacing
+from mmad_bank._json import json_text
 from mmad_bank._progress import progress_bar
 from mmad_bank.cli._options import Batch, Category, DatasetFolder, Device, Json, Layout, Overwrite, check_device
 from mmad_bank.cli._output import (
@@ -306,7 +307,7 @@ def _write_prediction(folder: Path, name: str, method: Method, prediction: Predi
         "map_range": [float(values.min()), float(values.max())],
         "explanation": {part: _explain(method, prediction, part, n) for part in prediction.parts} if n else {},
     }
-    _write_text(folder / "score.json", json.dumps(result, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    _write_text(folder / "score.json", json_text(result))
     return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,13 +19,14 @@ from mmad_bank.cli._output import (
     emit,
     end,
     is_unfinished,
+    say_unread,
     seconds,
     show_progress,
     size,
     unfinished,
 )
 from mmad_bank.cli._swapped import check_method_first
-from mmad_bank.errors import InputError
+from mmad_bank.errors import InputError, MissingSplitError
 
 if TYPE_CHECKING:
     from mmad_bank._stages import Stages
@@ -108,6 +110,7 @@ def _extract(
     batch: int, progress: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the dumps and the list of what is in them into a folder whose files will be in ``out``."""
+    from mmad_bank._json import json_text
     from mmad_bank.features.extraction import Extractors, extract_to
 
     extractors = Extractors(networks, device)
@@ -118,8 +121,7 @@ def _extract(
         for name, dim in extractors.dims.items()
     }
     facts: dict[str, Any] = {"ids": ids, "left_out": left_out, "dumps": dumps}
-    text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
-    (folder / _EXTRACTION).write_text(text, encoding="utf-8")
+    (folder / _EXTRACTION).write_text(json_text(facts), encoding="utf-8")
     return facts
 
 
@@ -294,11 +296,19 @@ class _Job:
             if self.few_shot is not None:
                 self.splits[name] = few_shot(train, self.few_shot, self.seed), None
                 continue
-            try:
-                validation = open_dataset(self.dataset, name, "validation", self.layout)
-            except InputError:  # not every data set has one
-                validation = None
-            self.splits[name] = train, validation
+            self.splits[name] = train, self._open_validation(name)
+        say_unread(self.dataset, names, self.layout)
+
+    def _open_validation(self, category: str) -> SampleDataset | None:
+        """Open the validation split; not every data set has one, but a method that asks for it is fitted otherwise."""
+        from mmad_bank.data import open_dataset
+
+        try:
+            return open_dataset(self.dataset, category, "validation", self.layout)
+        except MissingSplitError as error:
+            if getattr(self.make(), "uses_validation", True):
+                print(f"note: fitted without validation: {error}", file=sys.stderr)
+            return None
 
     def check_outputs(self, overwrite: bool) -> None:
         """Refuse models that are there, unless an earlier run of this job, which did not end, has saved them."""

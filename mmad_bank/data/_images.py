@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,6 +23,8 @@ _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 _STORED = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
 _DEEP = ("I", "F")
 _GREYS = ("1", "L", *_DEEP)
+# How an open file shows itself in Pillow's messages.
+_HANDLE = re.compile(r" <_io\.\w+ name=.*>")
 _PILLOWS_LIMIT = threading.Lock()
 
 
@@ -48,7 +51,8 @@ def _naming(path: Path, kind: str) -> Iterator[None]:
     except MmadBankError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split()).replace(str(path), "the file") or type(error).__name__
+        words = _HANDLE.sub("", " ".join(str(error).split())).replace(str(path), "the file")
+        reason = words or type(error).__name__
         raise InputError(f"{path}: cannot be read as {kind} ({reason[:120]})") from None
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from mmad_bank._files import replacing
+from mmad_bank._json import json_text
 from mmad_bank._progress import progress_bar
 from mmad_bank.data import layouts
 from mmad_bank.data._images import encode_png, encode_xyz, read_tag
@@ -357,7 +358,7 @@ class _Manifest:
 
     def _write(self, facts: dict[str, Any]) -> None:
         with replacing(self.path) as partial:
-            partial.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            partial.write_text(json_text(facts), encoding="utf-8")
 
 
 def _task(dataset: SampleDataset, record: Record, out: Path, settings: Preprocessing) -> _Task:

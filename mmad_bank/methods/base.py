@@ -313,7 +313,9 @@ class Method(ABC):
         def maps() -> Iterator[dict[str, Tensor]]:
             for number in spread(len(samples)):
                 with suppress(MmadBankError):
-                    yield self.maps_of(self.predict(samples[number]))
+                    sample = samples[number]
+                    if not sample.label:  # the training left it out as well
+                        yield self.maps_of(self.predict(sample))
 
         origin = "validation images" if held_out else "training images, which the method was fitted on"
         self.map_scale_ = self._measured_scale(maps(), origin, len(samples), stages)
@@ -428,4 +430,4 @@ def _ids(dataset: Samples) -> list[str]:
     """Tell samples apart: a data set's by folder, id and time of change, others by number."""
     if isinstance(dataset, SampleDataset):
         return [f"{dataset.path.resolve()}:{record.id}:{record.changed}" for record in dataset.records]
-    return [sample.id or str(number) for number, sample in enumerate(dataset)]
+    return [getattr(sample, "id", "") or str(number) for number, sample in enumerate(dataset)]

@@ -298,3 +298,21 @@ def test_bad_input_is_one_line(parts: Path, model: Path, tmp_path: Path) -> None
         assert message in refused(*arguments), arguments
     assert not out.exists()
     assert (tmp_path / "full" / "mine").read_text() == "text"
+
+
+def test_fit_says_when_there_is_no_validation_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import shutil
+
+    from mmad_bank.cli.methods import _Job
+
+    write_synthetic(tmp_path / "raw", size=64, n_train=1, n_validation=1, n_test=1, categories=["stud_tray"])
+    category = tmp_path / "raw/stud_tray"
+    for name, said in (("Val", False), ("held_out", True)):
+        shutil.move(next(path for path in category.iterdir() if path.name not in ("train", "test")), category / name)
+        job = _Job("mdss", tmp_path / "raw", tmp_path / "model", None, None, "auto", None, 0, progress=False)
+        job.choose_arguments([], embedded=True, device="cpu")
+        job.open()
+        assert (job.splits["stud_tray"][1] is None) == said
+        words = capsys.readouterr().err
+        assert (f"fitted without validation: {category}: found no samples of the validation split" in words) == said
+        assert (f"{category / name} is not read" in words) == said

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,8 @@ from typer.testing import CliRunner, Result
 
 pytest.importorskip("tifffile")
 pytest.importorskip("scipy")
+
+from data_trees import add_sample
 
 from mmad_bank.cli import app
 from mmad_bank.data import open_dataset
@@ -61,3 +66,28 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
         assert last.startswith("error: ")
         assert message in last
         assert "Traceback" not in result.stderr
+
+
+def test_a_folder_of_no_splits_name_is_said(tmp_path: Path) -> None:
+    for split in ("train", "holdout"):
+        add_sample(tmp_path / "raw/part" / split / "good")
+    result = call("prepare", tmp_path / "raw", "--out", tmp_path / "out", "--workers", "1")
+    assert result.exit_code == 0, result.output
+    assert "prepared     1 samples" in result.stdout
+    folder = tmp_path / "raw/part/holdout"
+    assert result.stderr == f"note: {folder} is not read; a split is named train, validation (val, valid) or test\n"
+
+
+def test_names_that_are_no_utf_8_are_escaped(tmp_path: Path) -> None:
+    """In a process of its own: the streams of tests are not those of a terminal."""
+    root = tmp_path / os.fsdecode(b"\xffraw")
+    add_sample(root / "part/train/good")
+    broken = root / "part/train/good/rgb" / os.fsdecode(b"\xfe.png")
+    broken.write_bytes(b"broken")
+    command = [sys.executable, "-m", "mmad_bank.cli", "prepare", root, "--out", root.with_name("out"), "--workers", "1"]
+    result = subprocess.run([*command, "--json"], capture_output=True, check=False)
+    assert result.returncode == 3, result.stderr
+    assert b"left out" in result.stderr
+    assert b"\\udcfe.png: cannot be read" in result.stderr
+    assert b"Traceback" not in result.stderr
+    assert list(json.loads(result.stdout)["failed"]) == [f"part/train/good/{broken.stem}"]

@@ -47,3 +47,18 @@ def test_a_sample_of_other_values_is_left_out_of_training(model: PatchCore) -> N
     small = PatchCore(**model.arguments()).fit([good, bad])
     assert small.train_ids_ == [good.id]
     assert "found 0" in small.skipped_["part/train/good/bright"]
+
+
+def test_defects_are_not_learnt_as_normal(model: PatchCore) -> None:
+    """By label, in lists and data sets, of training and validation samples; they are named."""
+    defect = replace(a_part(6), label=1, defect="hole", id="part/train/hole/006")
+    small = PatchCore(**model.arguments()).fit([a_part(4), defect, a_part(5)])
+    assert small.train_ids_ == [a_part(4).id, a_part(5).id]
+    assert small.skipped_ == {defect.id: f"{defect.id}: labelled anomalous ('hole'), expected normal samples to learn"}
+    with pytest.raises(InputError, match="no sample can be used; part/train/hole/006: labelled anomalous"):
+        PatchCore(**model.arguments()).fit([defect])
+
+
+def test_a_list_of_something_else_is_named(model: PatchCore) -> None:
+    with pytest.raises(InputError, match="no sample can be used; sample: expected a Sample, found Tensor"):
+        PatchCore(**model.arguments()).fit([torch.zeros(3, 8, 8)])
