@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from mmad_bank._checks import ArrayLike, as_float_tensor, check_finite, check_index
+from mmad_bank.bank import file_format
 from mmad_bank.bank._progress import Progress, Report, reporting
 from mmad_bank.bank.dumps import open_dump
 from mmad_bank.bank.memory_bank import Features, MemoryBank
@@ -72,7 +73,8 @@ class Measured:
     memory: int
     """Bytes that scoring needs in memory: ``resident``, and the vectors where every image reads all of them."""
     resident: int
-    """``MemoryBank.nbytes`` of the loaded bank: the search copy or FAISS's index, and the source rows."""
+    """``MemoryBank.nbytes`` of the loaded bank: the search copy or FAISS's index, the source rows, and vectors that are
+    few enough to be read instead of mapped."""
     vector_bytes: int
     """The float32 vectors in the bank file, memory-mapped: the system caches the pages that are read and lets them go
     when memory is short. The exact search reads a few vectors for each patch; a FAISS index reads none for patch
@@ -345,7 +347,8 @@ class _Measuring:
         self, setting: Setting, bank: MemoryBank, scored: _Scored, reference: _Scored, build_seconds: float
     ) -> Measured:
         assert self.whole is not None
-        resident = bank.nbytes - bank.vectors.nbytes  # a bank that is loaded has its vectors in the file
+        mapped = bank.vectors.nbytes > file_format.LARGEST_READ  # where its vectors stay when it is loaded
+        resident = bank.nbytes - (bank.vectors.nbytes if mapped else 0)
         reads_all = not setting.is_exact and self.reweight != "max"
         median = statistics.median(scored.seconds)
         errors: dict[str, Any] = dict(zip(_ERRORS, scored.difference(self.whole), strict=True))
@@ -353,7 +356,7 @@ class _Measuring:
             errors[f"index_{name}"] = value
         return Measured(
             setting.ratio, setting.index, setting.precision, vectors=len(bank), dim=bank.dim,
-            memory=resident + (bank.vectors.nbytes if reads_all else 0), resident=resident,
+            memory=resident + (bank.vectors.nbytes if reads_all and mapped else 0), resident=resident,
             vector_bytes=bank.vectors.nbytes, fps=1 / median, seconds=median, build_seconds=build_seconds,
             **errors, auroc=None if self.labels is None else auroc(self.labels, torch.cat(scored.image)),
         )  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmad_bank import tuning
-from mmad_bank.bank import MemoryBank
+from mmad_bank.bank import MemoryBank, file_format
 from mmad_bank.errors import InputError
 from mmad_bank.tuning import Measured, Setting, Sweep
 
@@ -92,12 +92,15 @@ def test_errors_are_those_of_the_banks_that_build_selects(
         assert one.image_error == pytest.approx(float(gaps.mean()), abs=1e-12)
 
 
+@pytest.mark.parametrize("mapped", [True, False], ids=["mapped", "read"])
 @pytest.mark.parametrize(
     "setting", [Setting(0.5, "exact", "int8"), Setting(0.5, "exact", "half"), Setting(0.5, "Flat")], ids=str
 )
 def test_memory_is_what_a_loaded_bank_holds(
-    setting: Setting, normal: torch.Tensor, images: torch.Tensor, tmp_path: Path
-) -> None:
+    setting: Setting, mapped: bool, normal: torch.Tensor, images: torch.Tensor, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(file_format, "LARGEST_READ", 0 if mapped else 1 << 20)
     if setting.index != "exact":
         pytest.importorskip("faiss")
     found = tuning.sweep(
@@ -108,13 +111,14 @@ def test_memory_is_what_a_loaded_bank_holds(
     loaded.score(images)
     assert found.resident == loaded.nbytes
     assert found.vector_bytes == loaded.vectors.nbytes
-    assert found.memory == found.resident + (0 if setting.index == "exact" else found.vector_bytes)
+    assert found.memory == found.resident + (found.vector_bytes if mapped and setting.index != "exact" else 0)
 
 
 def test_a_faiss_index_whose_image_score_asks_nothing_needs_no_vectors(
-    normal: torch.Tensor, images: torch.Tensor
+    normal: torch.Tensor, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("faiss")
+    monkeypatch.setattr(file_format, "LARGEST_READ", 0)
     for reweight, counted in (("max", False), ("patchcore", True)):
         (one,) = tuning.sweep(normal, images, ratios=[1], indices=["Flat"], reweight=reweight).settings
         assert one.memory == one.resident + counted * one.vector_bytes

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
+import threading
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -13,15 +13,20 @@ from torch import Tensor
 
 from mmad_bank import ops, scoring
 from mmad_bank._checks import ArrayLike, as_features, as_float_tensor, check_finite, check_index
+from mmad_bank._decoding import decoding
 from mmad_bank.bank import file_format
 from mmad_bank.bank._progress import Progress, reporting
 from mmad_bank.bank.dumps import FeatureDump, Layout, PathLike, open_dump
-from mmad_bank.bank.indices import ExactIndex, FaissIndex
+from mmad_bank.bank.file_format import BankFile, FileState
+from mmad_bank.bank.indices import ExactIndex, FaissIndex, Sample, SearchSettings, check_factory
 from mmad_bank.bank.projection import SparseProjection
 from mmad_bank.bank.provenance import Origin, Source, describe_images, locate, restore_sources
 from mmad_bank.bank.selection import Moments, Standardisation, coreset_size, selection_space
 from mmad_bank.errors import FormatError, InputError
 from mmad_bank.ops.knn import Precision, check_precision
+
+_AS_IT_TAKES = SearchSettings()
+_NO_BANK = "altered, its header does not describe a memory bank"
 
 VectorsOn = Literal["device", "host"]
 Features = FeatureDump | ArrayLike | PathLike | Sequence[PathLike]
@@ -47,13 +52,19 @@ class MemoryBank:
     Vectors are kept as they came. A bank that standardises does not store (f - mean)/std: with one scalar
     mean and std the mean drops out of every difference, so it divides distances by std instead.
 
+    Threads may search, extend and save one bank at the same time: a search sees the bank before an extension or after
+    it. Banks can be pickled and copied (their vectors with them, also where these are a mapped file).
+
     Args:
-        vectors: (M, D) features.
+        vectors: (M, D) features; copied, so that what happens to the array later does not change the bank.
         source_rows: int64 (M,) row of each vector in the dump it was taken from; default 0 to M - 1.
         index: ``"exact"`` or a FAISS index_factory string.
         precision: of the exact search's resident copy, see :class:`mmad_bank.ops.SearchIndex`; answers do not change.
         standardisation: (mean, std) of the features, or None.
         extractor: name of the feature extractor, kept in the file for whoever reads it.
+        nprobe: lists of an inverted file (``"IVF..."``) that a query looks into; default: as many as it takes to find
+            99 % of the nearest vectors of a sample. Kept in the file.
+        ef_search: candidates that the search of a graph (``"HNSW..."``) keeps; default and file as for ``nprobe``.
 
     Attributes:
         sources: the files that the features came from, in order.
@@ -75,9 +86,11 @@ class MemoryBank:
     extractor: str | None
     _device: torch.device  # where it searches
     _raw_radius: float | None  # in the selection space, before standardisation
-    _mapped: bool  # the vectors are a file on disk
+    _mapped: FileState | None  # the file on disk that the vectors are
     _index: ExactIndex | FaissIndex | None  # None until it is needed
     _faiss_bytes: Tensor | None  # the saved index, until it is needed
+    _settings: SearchSettings  # of a FAISS index that is not made yet
+    _lock: threading.RLock  # held by whoever changes the bank or needs all of it as it is now
 
     def __init__(
         self,
@@ -88,11 +101,15 @@ class MemoryBank:
         precision: Precision = "auto",
         standardisation: tuple[float, float] | None = None,
         extractor: str | None = None,
+        nprobe: int | None = None,
+        ef_search: int | None = None,
     ) -> None:
         rows = as_features(vectors, "vectors")
         check_finite(rows, "vectors")
-        _check_search(index, precision)
-        self._set(rows, torch.arange(len(rows)) if source_rows is None else source_rows, index, precision)
+        _check_search(index, precision, SearchSettings(nprobe, ef_search))
+        given = torch.arange(len(rows)) if source_rows is None else source_rows.detach().clone()
+        self._set(_own(rows, vectors), given, index, precision)
+        self._settings = SearchSettings(nprobe, ef_search)
         if self.source_rows.dtype != torch.int64 or self.source_rows.shape != (len(rows),):
             raise InputError(
                 f"source_rows: expected int64 ({len(rows)},), found {self.source_rows.dtype}"
@@ -101,7 +118,7 @@ class MemoryBank:
         self.sources = [Source("vectors", int(self.source_rows.max()) + 1, None)]
         self.standardisation = None if standardisation is None else _check_standardisation(standardisation)
         self.extractor = extractor
-        self._make_index()
+        self.search_index  # noqa: B018 (made here, so that what FAISS cannot build is told here)
 
     def _set(self, vectors: Tensor, source_rows: Tensor, index: str, precision: Precision) -> None:
         self._vectors = vectors
@@ -114,9 +131,11 @@ class MemoryBank:
         self.standardisation = None
         self.extractor = None
         self._raw_radius = None
-        self._mapped = False
+        self._mapped = None
         self._index = None
         self._faiss_bytes = None
+        self._settings = SearchSettings()
+        self._lock = threading.RLock()
 
     @classmethod
     def build(
@@ -138,6 +157,8 @@ class MemoryBank:
         key: str | Sequence[str] | None = None,
         layout: Layout = "auto",
         by_image: bool = False,
+        nprobe: int | None = None,
+        ef_search: int | None = None,
     ) -> MemoryBank:
         """Select a bank by exact greedy k-centre (Sener and Savarese 2018; PatchCore's coreset).
 
@@ -167,6 +188,9 @@ class MemoryBank:
             key: array or layers to take of files that hold several, see :func:`mmad_bank.bank.open_dump`.
             layout: of maps, likewise.
             by_image: likewise.
+            nprobe: of a FAISS index with inverted lists, see :class:`MemoryBank`. With a FAISS index the recall on a
+                sample of the rows that were not selected is measured, see :attr:`recall`.
+            ef_search: of a FAISS index with a graph.
 
         Raises:
             InputError: Features that are empty, not floating-point, of a wrong shape, NaN or infinite; an argument
@@ -185,7 +209,9 @@ class MemoryBank:
         n_select = coreset_size(len(dump), ratio, size)
         check_index(start, "start", 0, len(dump) - 1, "the row numbers")
         projection = SparseProjection.create(dump.dim, len(dump), projection_dim, seed)
-        _check_search(index, precision)
+        _check_search(index, precision, SearchSettings(nprobe, ef_search))
+        if index != "exact":  # said now, not after the selection
+            FaissIndex.check(index, n_select, dump.dim, SearchSettings(nprobe, ef_search))
         target = None if device is None else ops.resolve_device(device)
         _check_vectors_on(vectors_on)
         given = None if isinstance(standardise, bool) else _check_standardisation(standardise)
@@ -211,15 +237,22 @@ class MemoryBank:
         bank.standardisation = standardisation
         bank.extractor = dump.extractor if extractor is None else extractor
         bank._raw_radius = coreset.covering_radius
+        bank._settings = SearchSettings(nprobe, ef_search)
         bank = bank.to(coreset.indices.device if target is None else target, vectors_on=vectors_on)
-        bank._make_index()
+        bank._index = bank._made_index(None if index == "exact" else _left_out(dump, bank.source_rows))
         return bank
 
     def __len__(self) -> int:
-        return self.vectors.shape[0]
+        return self._vectors.shape[0]
 
     def __repr__(self) -> str:
-        return f"MemoryBank({len(self)} x {self.dim}, index={self.index!r}, device={str(self.device)!r})"
+        facts = [f"{len(self)} x {self.dim}", f"index={self.index!r}"]
+        settings = self._settings_now()
+        facts += [f"{name}={value:.4g}" for name, value in settings._asdict().items() if value is not None]
+        facts += [] if self.radius is None else [f"radius={self.radius:.4g}"]
+        facts += [] if self.extractor is None else [f"extractor={self.extractor!r}"]
+        facts += [f"device={str(self.device)!r}"] + ([] if self._mapped is None else [f"mapped={self._mapped.path!r}"])
+        return f"MemoryBank({', '.join(facts)})"
 
     @property
     def device(self) -> torch.device:
@@ -228,7 +261,12 @@ class MemoryBank:
 
     @property
     def vectors(self) -> Tensor:
-        """(M, D) float32 features, as they came."""
+        """(M, D) float32 features, as they came; not to be written to.
+
+        Raises:
+            InputError: They are a mapped file that was changed in place.
+        """
+        self._check_file()
         return self._vectors
 
     @property
@@ -239,13 +277,26 @@ class MemoryBank:
     @property
     def dim(self) -> int:
         """Length of a feature vector."""
-        return self.vectors.shape[1]
+        return self._vectors.shape[1]
 
     @property
     def nbytes(self) -> int:
         """Bytes held in memory: the search copy once it is made, and the vectors unless they are memory-mapped."""
-        held = 0 if self._mapped else self.vectors.nbytes
+        held = 0 if self._mapped else self._vectors.nbytes
         return held + self.source_rows.nbytes + (self._index.nbytes if self._index is not None else 0)
+
+    @property
+    def recall(self) -> float | None:
+        """Share of a sample of queries whose nearest vector a FAISS index finds with its present settings.
+
+        Measured against the exact search when the index is made: on rows of the dump that were not selected
+        (:meth:`build`) or on the bank's own vectors, each without itself. None for the exact search, and where it was
+        not measured with these settings.
+        """
+        return self._settings_now().recall
+
+    def _settings_now(self) -> SearchSettings:
+        return self._index.settings if isinstance(self._index, FaissIndex) else self._settings
 
     @property
     def radius(self) -> float | None:
@@ -262,18 +313,31 @@ class MemoryBank:
     @property
     def search_index(self) -> ExactIndex | FaissIndex:
         """What the bank is searched with; ``search_index.faiss_index`` takes FAISS settings such as ``nprobe``."""
-        if self._index is None:
-            self._make_index()
-        assert self._index is not None
-        return self._index
+        self._check_file()
+        index = self._index
+        if index is None:
+            with self._lock:
+                index = self._index = self._index or self._made_index()
+        return index
 
-    def _make_index(self) -> None:
+    def _made_index(self, sample: Tensor | None = None) -> ExactIndex | FaissIndex:
+        """Make the index; ``sample`` are features to measure the recall of FAISS's on, by default the bank's own."""
         if self.index == "exact":
-            self._index = ExactIndex(self.vectors, self.precision, self.device, mapped=self._mapped)
-        elif self._faiss_bytes is not None:
-            self._index = FaissIndex.deserialize(self.vectors, self._faiss_bytes)
-        else:
-            self._index = FaissIndex(self.vectors, self.index)
+            return ExactIndex(self._vectors, self.precision, self.device, mapped=self._mapped is not None)
+        if self._faiss_bytes is not None:
+            return FaissIndex.deserialize(self._vectors, self._faiss_bytes).set(self._settings)
+        index = FaissIndex(self._vectors, self.index).set(self._settings)
+        if self._settings.recall is None:
+            drawn = Sample.draw(self._vectors, sample)
+            if self._settings == _AS_IT_TAKES:
+                index.tune(drawn)
+            else:
+                index.measure(drawn)
+        return index
+
+    def _check_file(self) -> None:
+        if self._mapped is not None:
+            self._mapped.check()
 
     def search(self, queries: ArrayLike, k: int = 1) -> tuple[Tensor, Tensor]:
         """Find the k nearest bank vectors of each query.
@@ -315,28 +379,20 @@ class MemoryBank:
             raise InputError(f"patches: expected shape (B, P, {self.dim}), not empty, found {tuple(rows.shape)}")
         if not (rows.is_cuda and torch.cuda.is_current_stream_capturing()):
             check_finite(rows.view(-1, self.dim), "patches")
-        distances, nearest = self.search(rows.view(-1, self.dim))
+        wanted = min(wanted, len(self))
+        index = self.search_index  # the same one for all that follows, also if the bank is extended meanwhile
+        distances, nearest = index.search(rows.view(-1, self.dim), 1)
+        distances = distances / self._std if self.standardisation else distances
         patch, nearest = distances.view(rows.shape[:2]), nearest.view(rows.shape[:2])
         largest, where = patch.max(dim=1)
         if reweight == "max":
             return Scores(patch, largest, nearest)
         image = torch.arange(len(rows), device=rows.device)
-        around = self._neighborhood(nearest[image, where], min(wanted, len(self)))
+        around = _neighborhood(index, nearest[image, where], wanted)
         # The distances from the few patches f* are taken from differences: nothing cancels.
-        gaps = self.search_index.gather(around).double() - rows[image, where].double()[:, None]
+        gaps = index.gather(around).double() - rows[image, where].double()[:, None]
         spread = gaps.square_().sum(-1).sqrt_() / self._std
         return Scores(patch, scoring.image_score(largest, spread, self.dim, reweight), nearest)
-
-    def _neighborhood(self, center: Tensor, n: int) -> Tensor:
-        """Return bank row m* and its n - 1 nearest others, (B,) -> (B, n), also where the bank holds m* many times."""
-        if n == 1:
-            return center[:, None]
-        found = self.search_index.neighbors(center, n)
-        absent = ~(found == center[:, None]).any(1)  # n copies of m* with lower row numbers came first
-        last = torch.where(absent, center, found[:, -1])
-        found = torch.cat([found[:, :-1], last[:, None]], 1)
-        first = (found != center[:, None]).int().argsort(dim=1, stable=True)
-        return found.gather(1, first)
 
     def provenance(self, rows: Tensor | Sequence[int] | None = None) -> list[Origin]:
         """Say where bank vectors came from: file, row in it, image and its name, place of the patch if it is known.
@@ -400,12 +456,13 @@ class MemoryBank:
         if dump.dim != self.dim:
             raise InputError(f"features: expected vectors of length {self.dim} as in the bank, found {dump.dim}")
         dump.check_extractor(self.extractor, "the bank")
-        limit = self._raw_radius if radius is None else _check_radius(radius) * self._std
-        if limit is None and size is None:
+        wanted = None if radius is None else _check_radius(radius) * self._std
+        if wanted is None and self._raw_radius is None and size is None:
             raise InputError("radius: expected a radius or a size, the bank does not know its own radius")
         if size is not None:
             size = min(check_index(size, "size", 1, 2**31 - 1, "rows to add"), len(dump))
-        with reporting(progress) as report:
+        with reporting(progress) as report, self._lock:
+            limit = self._raw_radius if wanted is None else wanted
             space = selection_space(dump, self.projection, report, device=self.device, n_select=size or len(dump))
             covered = self.vectors if self.projection is None else self._projected_vectors()
             coreset = ops.extend_coreset(
@@ -421,8 +478,8 @@ class MemoryBank:
             if len(rows):
                 new = space[rows] if self.projection is None else dump.take(rows)
                 self._append(new.to(self.vectors.device), rows.cpu(), dump.sources)
-        if self._raw_radius is not None:
-            self._raw_radius = max(self._raw_radius, coreset.covering_radius)
+            if self._raw_radius is not None:
+                self._raw_radius = max(self._raw_radius, coreset.covering_radius)
         return len(rows)
 
     def _projected_vectors(self) -> Tensor:
@@ -431,14 +488,17 @@ class MemoryBank:
 
     def _append(self, new: Tensor, picks: Tensor, sources: Sequence[Source]) -> None:
         vectors = torch.cat([self.vectors, new])
-        index = self.search_index
-        if isinstance(index, FaissIndex):
-            index.add(new, vectors)
-        self._source_rows = torch.cat([self.source_rows, picks + sum(source.rows for source in self.sources)])
+        old = self.search_index
+        if isinstance(old, FaissIndex):
+            index: ExactIndex | FaissIndex = old.extended(new, vectors)
+        else:
+            index = ExactIndex(vectors, self.precision, self.device)
+        # Searches go on meanwhile, with the old index or the new one. Whoever reads source rows finds their sources.
+        before = sum(source.rows for source in self.sources)
         self.sources = [*self.sources, *sources]
-        self._vectors, self._mapped, self._faiss_bytes = vectors, False, None
-        if not isinstance(index, FaissIndex):
-            self._make_index()
+        self._source_rows = torch.cat([self.source_rows, picks + before])
+        self._vectors, self._mapped, self._faiss_bytes = vectors, None, None
+        self._index = index
 
     def to(self, device: torch.device | str, *, vectors_on: VectorsOn = "device") -> MemoryBank:
         """Return the bank with its exact search on ``device``; itself if it is there already.
@@ -464,20 +524,48 @@ class MemoryBank:
         vectors = self.vectors.to("cpu" if vectors_on == "host" else target)
         if vectors is self.vectors and target == self.device:
             return self
-        moved = copy.copy(self)
-        moved._vectors, moved._device, moved._mapped, moved._index = vectors, target, False, None
+        moved = self.__copy__()
+        mapped = self._mapped if vectors is self._vectors else None
+        moved._vectors, moved._device, moved._mapped, moved._index = vectors, target, mapped, None
         if isinstance(self._index, FaissIndex):
-            moved._faiss_bytes = self._index.serialize()
+            moved._faiss_bytes, moved._settings = self._index.serialize(), self._index.settings
         return moved
+
+    def __copy__(self) -> MemoryBank:
+        """Return a bank of its own that shares vectors and index; extending one leaves the other as it is."""
+        twin = type(self).__new__(type(self))
+        with self._lock:
+            twin.__dict__.update(self.__dict__)
+        twin.sources, twin._lock = list(self.sources), threading.RLock()
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what makes the bank anew elsewhere: of an index FAISS's bytes alone, and vectors in memory."""
+        with self._lock:
+            self._check_file()
+            state = dict(self.__dict__)
+        index = state["_index"]
+        if isinstance(index, FaissIndex):
+            state["_faiss_bytes"], state["_settings"] = index.serialize(), index.settings
+        state |= {name: _alone(state[name]) for name in ("_vectors", "_source_rows", "_faiss_bytes")}
+        state |= {"_index": None, "_mapped": None}
+        del state["_lock"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
 
     def metadata(self) -> dict[str, Any]:
         """Return what the bank knows about itself, as JSON-ready values; the header of its file."""
+        settings = self._settings_now()
         return {
             "metric": "euclidean",
             "dtype": "float32",
             "vectors": len(self),
             "dim": self.dim,
             "index": self.index,
+            "search": None if settings == _AS_IT_TAKES else settings._asdict(),
             "radius": self._raw_radius,
             "projection": self.projection and {"dim": self.projection.dim_out, "seed": self.projection.seed},
             "standardisation": self.standardisation and self.standardisation._asdict(),
@@ -494,12 +582,14 @@ class MemoryBank:
         Raises:
             InputError: The file cannot be written; the message says why.
         """
-        tensors = {"vectors": self.vectors, "source_rows": self.source_rows}
-        if isinstance(self._index, FaissIndex):
-            tensors["faiss_index"] = self._index.serialize()
-        elif self._faiss_bytes is not None:
-            tensors["faiss_index"] = self._faiss_bytes
-        file_format.write(path, self.metadata(), tensors)
+        with self._lock:
+            tensors = {"vectors": self.vectors, "source_rows": self.source_rows}
+            if isinstance(self._index, FaissIndex):
+                tensors["faiss_index"] = self._index.serialize()
+            elif self._faiss_bytes is not None:
+                tensors["faiss_index"] = self._faiss_bytes
+            header = self.metadata()
+        file_format.write(path, header, tensors)
 
     @classmethod
     def load(
@@ -509,13 +599,19 @@ class MemoryBank:
         *,
         precision: Precision = "auto",
         verify: bool = True,
-        rebuild_index: bool = False,
+        rebuild_index: bool | None = None,
+        trust_index: bool = False,
         vectors_on: VectorsOn = "device",
+        mapped: bool | None = None,
     ) -> MemoryBank:
-        """Load a saved bank. On the CPU its vectors stay on disk, memory-mapped, until they are touched.
+        """Load a saved bank. Vectors of more than 16 MiB stay on disk, memory-mapped, until they are touched.
 
-        Trust: reading the file runs no code, whoever wrote it. A FAISS index in it is parsed by FAISS, whose reader is
-        not made for hostile bytes, at the first search; take ``rebuild_index`` for a file from a stranger.
+        Trust: reading the file runs no code, whoever wrote it. A FAISS index in it is left alone and built anew from
+        the vectors at the first search, because FAISS's reader is not made for hostile bytes. That takes a while for
+        graphs over millions of vectors: take ``trust_index`` for a file that you have saved yourself.
+
+        A mapped file may be replaced (by :meth:`save`, by renaming) or removed at any time. It must not be overwritten
+        or cut in place: a search says so where it can, see docs/files.md.
 
         Args:
             path: the file.
@@ -523,8 +619,11 @@ class MemoryBank:
             precision: of the resident search copy.
             verify: compare the vectors with their checksum (one pass over the file, several GB/s). The header is
                 always checked.
-            rebuild_index: build the FAISS index anew from the vectors instead of reading it from the file.
+            rebuild_index: the contrary of ``trust_index``, and wins over it.
+            trust_index: let FAISS read the index that is in the file.
             vectors_on: where the vectors are kept, see :meth:`to`.
+            mapped: False to read the vectors into memory, whatever their size: then nothing that happens to the file
+                later matters. True to map them in any case.
 
         Raises:
             InputError: No such file, or it cannot be read.
@@ -538,39 +637,88 @@ class MemoryBank:
             5
         """
         _check_search("exact", precision)
-        header, tensors = file_format.read(path, verify=verify)
+        trusted = trust_index if rebuild_index is None else not rebuild_index
+        file = file_format.read(path, verify=verify, mapped=mapped)
         bank = cls.__new__(cls)
-        try:
-            bank._restore(header, tensors, precision, rebuild_index)
-        except (KeyError, TypeError, ValueError) as error:
-            raise FormatError(f"{path}: altered, its header does not describe a memory bank ({error})") from error
+        with decoding(path, _NO_BANK, error=FormatError):
+            try:
+                bank._restore(file, precision, trusted)
+            except InputError as error:  # about a value of the header
+                raise FormatError(f"{path}: {_NO_BANK} ({error})") from error
         return bank.to(device, vectors_on=vectors_on)
 
-    def _restore(
-        self, header: dict[str, Any], tensors: dict[str, Tensor], precision: Precision, rebuild_index: bool
-    ) -> None:
+    def _restore(self, file: BankFile, precision: Precision, trusted: bool) -> None:
+        header, tensors = file.header, file.tensors
+        shape = (header.integer("vectors", 1), header.integer("dim", 1))
         vectors, source_rows = tensors["vectors"], tensors["source_rows"]
-        if (vectors.dtype, vectors.shape) != (torch.float32, (header["vectors"], header["dim"])) or not vectors.numel():
+        if (vectors.dtype, vectors.shape) != (torch.float32, shape):
             raise ValueError(f"vectors are {vectors.dtype} {tuple(vectors.shape)}")
         if (source_rows.dtype, source_rows.shape) != (torch.int64, (len(vectors),)):
             raise ValueError(f"source rows are {source_rows.dtype} {tuple(source_rows.shape)}")
-        self._set(vectors, source_rows, str(header["index"]), precision)
-        self._mapped = True
-        self.sources = restore_sources(header["sources"], header.get("images", []))
-        if header["projection"] is not None:
-            self.projection = SparseProjection(self.dim, header["projection"]["dim"], header["projection"]["seed"])
-        if header["standardisation"] is not None:
-            self.standardisation = _check_standardisation(tuple(header["standardisation"].values()))
-        self.extractor = header["extractor"]
-        self._raw_radius = None if header["radius"] is None else _check_radius(header["radius"])
-        if self.index != "exact" and not rebuild_index:
-            self._faiss_bytes = tensors["faiss_index"]
+        self._set(vectors, source_rows, header.text("index"), precision)
+        self._mapped = file.mapped
+        self.sources = restore_sources(header)
+        projection, standardisation = header.optional_table("projection"), header.optional_table("standardisation")
+        if projection is not None:
+            self.projection = SparseProjection(
+                self.dim, projection.integer("dim"), projection.integer("seed", 0, 2**63)
+            )
+        if standardisation is not None:
+            pair = (standardisation.number("mean"), standardisation.number("std"))
+            self.standardisation = _check_standardisation(pair)
+        self.extractor = header.optional_text("extractor")
+        radius = header.optional_number("radius")
+        self._raw_radius = None if radius is None else _check_radius(radius)
+        if self.index != "exact":
+            check_factory(self.index, *shape)
+            search = header.optional_table("search")
+            if search is not None:
+                self._settings = SearchSettings(
+                    search.optional_integer("nprobe", 1), search.optional_integer("ef_search", 1),
+                    search.optional_number("recall"),
+                )  # fmt: skip
+            self._faiss_bytes = tensors.get("faiss_index") if trusted else None
 
 
-def _check_search(index: str, precision: str) -> None:
+def _neighborhood(index: ExactIndex | FaissIndex, center: Tensor, n: int) -> Tensor:
+    """Return bank row m* and its n - 1 nearest others, (B,) -> (B, n), also where the bank holds m* many times."""
+    if n == 1:
+        return center[:, None]
+    found = index.neighbors(center, n)
+    absent = ~(found == center[:, None]).any(1)  # n copies of m* with lower row numbers came first
+    last = torch.where(absent, center, found[:, -1])
+    found = torch.cat([found[:, :-1], last[:, None]], 1)
+    first = (found != center[:, None]).int().argsort(dim=1, stable=True)
+    return found.gather(1, first)
+
+
+def _left_out(dump: FeatureDump, selected: Tensor, n: int = 256, least: int = 16) -> Tensor | None:
+    """Return a few rows of a dump that were not selected; None if there are hardly any."""
+    drawn = torch.randint(len(dump), (8 * n,), generator=torch.Generator().manual_seed(0)).unique()
+    others = drawn[~torch.isin(drawn, selected)]
+    others = others[torch.randperm(len(others), generator=torch.Generator().manual_seed(0))[:n]]
+    return dump.take(others) if len(others) >= least else None
+
+
+def _alone(rows: Tensor | None) -> Tensor | None:
+    """Return a tensor whose storage holds nothing else: a pickle takes the storage."""
+    return rows if rows is None or rows.untyped_storage().nbytes() == rows.nbytes else rows.clone()
+
+
+def _own(rows: Tensor, given: ArrayLike) -> Tensor:
+    """Return rows that share no memory with what the caller gave."""
+    address = given.data_ptr() if isinstance(given, Tensor) else given.__array_interface__["data"][0]
+    return rows.clone() if rows.data_ptr() == address else rows
+
+
+def _check_search(index: str, precision: str, settings: SearchSettings = _AS_IT_TAKES) -> None:
     """Say what is wrong before the long work, not at the first search."""
     if not isinstance(index, str):
         raise InputError(f"index: expected 'exact' or a FAISS factory string, found {index!r}")
+    if index == "exact" and settings.nprobe is not None:
+        raise InputError(f"nprobe: expected an index with inverted lists (IVF...), found {index!r}")
+    if index == "exact" and settings.ef_search is not None:
+        raise InputError(f"ef_search: expected an index with a graph (HNSW), found {index!r}")
     check_precision(precision)
 
 

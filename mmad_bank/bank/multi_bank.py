@@ -7,14 +7,14 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmad_bank import scoring
 from mmad_bank._checks import ArrayLike
-from mmad_bank._files import replacing
+from mmad_bank._files import read_folder, replacing_folder
+from mmad_bank._manifest import check_format, read_json
 from mmad_bank.bank.memory_bank import MemoryBank, Scores, VectorsOn
 from mmad_bank.errors import FormatError, InputError
 from mmad_bank.ops.knn import Precision
@@ -60,7 +60,8 @@ class MultiBank(Mapping[str, MemoryBank]):
         return len(self._banks)
 
     def __repr__(self) -> str:
-        return f"MultiBank({self._banks!r})"
+        banks = "".join(f"\n    {name}: {bank!r}," for name, bank in self.items())
+        return f"MultiBank({banks}\n)"
 
     @property
     def nbytes(self) -> int:
@@ -95,29 +96,21 @@ class MultiBank(Mapping[str, MemoryBank]):
             raise InputError(f"{what}: expected a dictionary with {', '.join(sorted(self))}, found {found or 'none'}")
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write each bank to a file in ``folder`` and then ``banks.json``, which names them.
+        """Write a folder with a file for each bank and ``banks.json``, which names them: the whole set or nothing.
 
-        New bank files do not take the names of the old ones, and the old ones go when ``banks.json`` has been replaced:
-        a crash at any time leaves the old set or the new one.
+        Banks that are there already are replaced, in one step: a crash at any time leaves the old set or the new one,
+        and :meth:`load` in another process gives one of them.
 
         Raises:
-            InputError: The folder cannot be made or written.
+            InputError: The folder holds something else, cannot be made or written, or the disk is full.
         """
-        target = Path(folder)
-        manifest = target / _MANIFEST
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-            old = set(_read_manifest(target).values()) if manifest.exists() else set()
-            files = {name: _unused_name(name, target) for name in self}
+        _check_replaceable(Path(folder))
+        files = {name: f"{name}.safetensors" for name in self}
+        with replacing_folder(folder) as partial:
             for name, bank in self.items():
-                bank.save(target / files[name])
-            with replacing(manifest) as partial:
-                content = {"format": _FORMAT, "version": _VERSION, "banks": files}
-                partial.write_text(json.dumps(content, indent=2) + "\n")
-            for file in old:
-                (target / file).unlink(missing_ok=True)
-        except OSError as error:
-            raise InputError(f"{folder}: cannot be written ({error.strerror})") from error
+                bank.save(partial / files[name])
+            content = {"format": _FORMAT, "version": _VERSION, "banks": files}
+            (partial / _MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
 
     @classmethod
     def load(
@@ -127,41 +120,54 @@ class MultiBank(Mapping[str, MemoryBank]):
         *,
         precision: Precision = "auto",
         vectors_on: VectorsOn = "device",
+        verify: bool = True,
+        rebuild_index: bool | None = None,
+        trust_index: bool = False,
+        mapped: bool | None = None,
     ) -> MultiBank:
-        """Load the banks that :meth:`save` wrote, memory-mapped, see :meth:`MemoryBank.load`."""
+        """Load the banks that :meth:`save` wrote, all of one save; the arguments are those of :meth:`MemoryBank.load`.
+
+        Raises:
+            InputError: There is no such folder, or a file is missing.
+            FormatError: A file is damaged, foreign or newer.
+        """
         target = Path(folder)
-        if not (target / _MANIFEST).is_file():
-            raise InputError(f"{folder}: expected a folder with {_MANIFEST}, found none")
-        return cls(
-            {
-                name: MemoryBank.load(target / file, device, precision=precision, vectors_on=vectors_on)
-                for name, file in _read_manifest(target).items()
-            }
+
+        def read() -> MultiBank:
+            if not (target / _MANIFEST).is_file():
+                raise InputError(f"{folder}: expected a folder with {_MANIFEST}, found none")
+            return cls(
+                {
+                    name: MemoryBank.load(
+                        target / file, device, precision=precision, vectors_on=vectors_on, verify=verify,
+                        rebuild_index=rebuild_index, trust_index=trust_index, mapped=mapped,
+                    )
+                    for name, file in _read_manifest(target).items()
+                }
+            )  # fmt: skip
+
+        return read_folder(target, read)
+
+
+def _check_replaceable(target: Path) -> None:
+    """Refuse to replace a folder with anything in it that is not of a set of banks."""
+    if not target.is_dir():
+        return
+    listed = set(_read_manifest(target).values()) if (target / _MANIFEST).is_file() else set()
+    # Bank files that version 0.1 left there when it was killed, NAME-1.safetensors, were listed once.
+    others = [name for name in sorted(os.listdir(target)) if name != _MANIFEST and name not in listed]
+    foreign = [name for name in others if not (listed and re.fullmatch(r"[A-Za-z0-9_-]+-\d+\.safetensors", name))]
+    if foreign:
+        raise InputError(
+            f"{target}: expected a new or empty folder or saved banks to replace, found {foreign[0]} in it"
         )
-
-
-def _unused_name(name: str, folder: Path) -> str:
-    number = 1
-    while (folder / f"{name}-{number}.safetensors").exists():
-        number += 1
-    return f"{name}-{number}.safetensors"
 
 
 def _read_manifest(folder: Path) -> dict[str, str]:
     """Return the file of each bank; names that lead out of the folder are refused."""
     path = folder / _MANIFEST
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-        if content["format"] != _FORMAT:
-            raise FormatError(f"{path}: foreign, expected the format '{_FORMAT}', found {content['format']!r}")
-        if int(content["version"]) > _VERSION:
-            raise FormatError(f"{path}: newer, version {content['version']}; this mmad-bank reads up to {_VERSION}")
-        files = dict(content["banks"])
-    except FormatError:
-        raise
-    except (ValueError, TypeError, KeyError) as error:
-        raise FormatError(f"{path}: truncated or altered, it cannot be read") from error
+    files = check_format(read_json(path), str(path), _FORMAT, _VERSION).texts_by_name("banks")
     for file in files.values():
-        if not isinstance(file, str) or not re.fullmatch(r"[A-Za-z0-9_-]+\.safetensors", file):
+        if not re.fullmatch(r"[A-Za-z0-9_-]+\.safetensors", file):
             raise FormatError(f"{path}: altered, expected bank files in the same folder, found {file!r}")
     return files

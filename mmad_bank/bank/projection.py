@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Literal
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from mmad_bank._checks import check_index
 
 _EPS = 0.9  # the distortion that PatchCore and M3DM allow
+_ENTRIES_AT_ONCE = 1 << 20  # of the matrix, while it is drawn
 
 
 def johnson_lindenstrauss_dim(n_rows: int, eps: float = _EPS) -> int:
@@ -53,14 +55,34 @@ class SparseProjection:
         self.dim_in = dim_in
         self.dim_out = check_index(dim_out, "projection_dim", 1, dim_in, "the length of a feature vector")
         self.seed = check_index(seed, "seed", 0, 2**63 - 1, "seeds are not negative")
-        density = 1 / math.sqrt(dim_in)
-        raw = np.random.PCG64(self.seed).random_raw(dim_in * dim_out).reshape(dim_out, dim_in)
-        # The upper 63 bits decide whether an entry is there, the lowest one its sign.
-        outputs, inputs = np.nonzero((raw >> np.uint64(1)) < np.uint64(density * 2**63))
-        self._inputs = torch.from_numpy(inputs)
-        self._starts = torch.from_numpy(np.searchsorted(outputs, np.arange(dim_out)))
-        self._signs = torch.from_numpy(1.0 - 2.0 * (raw[outputs, inputs] & np.uint64(1)).astype(np.float32))
-        self._scale = 1 / math.sqrt(density * dim_out)
+        self._density = 1 / math.sqrt(dim_in)
+        self._scale = 1 / math.sqrt(self._density * dim_out)
+
+    @functools.cached_property
+    def _entries(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs (n,) and signs (n,) of the non-zero entries, output after output, and where each output's start.
+
+        Made when they are first needed, some outputs at a time: a bank that is only searched does not need them, and a
+        file's header alone may not ask for memory.
+        """
+        threshold = np.uint64(self._density * 2**63)
+        generator = np.random.PCG64(self.seed)
+        inputs, signs, counts = [], [], []
+        step = max(1, _ENTRIES_AT_ONCE // self.dim_in)
+        for first in range(0, self.dim_out, step):
+            rows = min(step, self.dim_out - first)
+            raw = generator.random_raw(rows * self.dim_in).reshape(rows, self.dim_in)
+            # The upper 63 bits decide whether an entry is there, the lowest one its sign.
+            outputs, found = np.nonzero((raw >> np.uint64(1)) < threshold)
+            inputs.append(found)
+            signs.append(1.0 - 2.0 * (raw[outputs, found] & np.uint64(1)).astype(np.float32))
+            counts.append(np.bincount(outputs, minlength=rows))
+        starts = np.concatenate([[0], np.cumsum(np.concatenate(counts))[:-1]])
+        return (
+            torch.from_numpy(np.concatenate(inputs)),
+            torch.from_numpy(starts),
+            torch.from_numpy(np.concatenate(signs)),
+        )
 
     @classmethod
     def create(
@@ -81,7 +103,7 @@ class SparseProjection:
     def __call__(self, rows: Tensor) -> Tensor:
         """Project rows: (N, dim_in) float32 -> (N, dim_out) float32 on the same device."""
         projected = torch.empty(len(rows), self.dim_out, dtype=torch.float32, device=rows.device)
-        inputs, starts, signs = (t.to(rows.device) for t in (self._inputs, self._starts, self._signs))
+        inputs, starts, signs = (tensor.to(rows.device) for tensor in self._entries)
         # A few hundred rows at a time stay in the CPU's cache; each of their columns is read dim_out / sqrt(D) times.
         step = 4096 if rows.is_cuda else 512
         for first in range(0, len(rows), step):

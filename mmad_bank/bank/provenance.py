@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
+from mmad_bank._manifest import Manifest
 from mmad_bank.errors import InputError
 
 
@@ -83,21 +83,26 @@ def describe_images(sources: Sequence[Source]) -> list[dict[str, Any]]:
     ]
 
 
-def restore_sources(sources: Sequence[Mapping[str, Any]], images: Sequence[Mapping[str, Any]]) -> list[Source]:
-    """Return the sources that a bank's header lists; ``images`` is what :func:`describe_images` returned, or empty.
+def restore_sources(header: Manifest) -> list[Source]:
+    """Return the sources that a bank's header lists, with the grids and names of :func:`describe_images` if it has any.
 
     Raises:
+        FormatError: A value is missing or of another kind.
         ValueError: They do not fit together.
     """
-    plain = [Source(source["file"], source["rows"], source["patches"]) for source in sources]
-    if not images:
+    plain = [
+        Source(source.text("file"), source.integer("rows", 1), source.optional_integer("patches", 1))
+        for source in header.tables("sources")
+    ]
+    if not header.content.get("images"):
         return plain
     restored = []
-    for source, told in zip(plain, images, strict=True):
-        grid, names = told["grid"], told["names"]
-        if grid is not None and (len(grid) != 2 or math.prod(grid) != source.patches):
+    for source, told in zip(plain, header.tables("images"), strict=True):
+        grid = tuple(told.integers("grid")) if told.content["grid"] is not None else None
+        names = tuple(told.texts("names")) if told.content["names"] is not None else None
+        if grid is not None and (len(grid) != 2 or grid[0] * grid[1] != source.patches):
             raise ValueError(f"the grid {grid} is not that of {source.patches} patches")
-        if names is not None and (len(names) != source.images or not all(isinstance(name, str) for name in names)):
+        if names is not None and len(names) != source.images:
             raise ValueError(f"{len(names)} names of {source.images} images")
-        restored.append(source._replace(grid=grid and tuple(grid), names=names and tuple(names)))
+        restored.append(source._replace(grid=grid, names=names))
     return restored

@@ -101,7 +101,7 @@ class TestRoundTrip:
         assert (tmp_path / "again").read_bytes() == path.read_bytes()
 
     def test_vectors_stay_on_disk_until_they_are_touched(self, path):
-        bank = MemoryBank.load(path)
+        bank = MemoryBank.load(path, mapped=True)
         assert bank.nbytes == bank.source_rows.nbytes
         with open("/proc/self/maps") as maps:
             ranges = [line.split("-")[0] for line in maps if line.rstrip().endswith(str(path))]
@@ -182,12 +182,66 @@ class TestRefused:
             lambda header, tensors: header["tensors"]["vectors"].update(shape=[12, 40]),
             lambda header, tensors: tensors.update(more=torch.zeros(3)),
             lambda header, tensors: tensors.pop("source_rows"),
-            lambda header, tensors: header.update(index="Flat"),
+            lambda header, tensors: header.update(index=5),
+            lambda header, tensors: header.update(index="IVF99999999,Flat"),
+            lambda header, tensors: header.update(index="PQ1x24"),
+            lambda header, tensors: header.update(index="HNSW" + "9" * 5000),
+            lambda header, tensors: header.update(index="Flat," * 100),
+            lambda header, tensors: header.update(extractor=5),
+            lambda header, tensors: header.update(standardisation=[0.0, 1.0]),
+            lambda header, tensors: header.update(standardisation={"mean": "0", "std": 1.0}),
+            lambda header, tensors: header.update(projection=[3, 0]),
+            lambda header, tensors: header.update(projection={"dim": 3, "seed": -1}),
+            lambda header, tensors: header.update(sources=[{"file": "x", "rows": 2**70, "patches": None}]),
+            lambda header, tensors: header.update(sources=[{"file": 5, "rows": 300, "patches": None}]),
+            lambda header, tensors: header.update(sources=[{"file": "x", "rows": 300, "patches": 0}]),
+            lambda header, tensors: header.update(tensors={name: [1] for name in header["tensors"]}),
+            lambda header, tensors: header.update(dim="12"),
+            lambda header, tensors: header.update(dim=True),
+            lambda header, tensors: header.update(radius=True),
+            lambda header, tensors: header.update(version="one"),
+            lambda header, tensors: header.update(version=0),
         ],
     )
     def test_headers_that_describe_no_bank(self, path, change):
         rewrite(path, change)
         refused(path, "altered")
+
+    @pytest.mark.parametrize(
+        "text",
+        ["[" * 100_000, '{"a":' * 5000, "[]", "3", '{"format": "mmad-bank", "version": 1e999}', '{"version": NaN}',
+         '{"format": "mmad-bank", "version": ' + "9" * 5000 + "}", '{"format": "mmad-bank"}', "", '"\\ud800"'],
+    )  # fmt: skip
+    def test_texts_that_are_no_header(self, path, text):
+        save_file({"vectors": torch.rand(3, 4)}, path, {"mmad_bank": text})
+        assert len(refused(path, "")) < 500
+
+    @pytest.mark.parametrize(
+        "table",
+        [b'{"a":' + b"[" * 50_000 + b"]" * 50_000 + b"}", b'{"__metadata__":3}', b'{"a":{"data_offsets":[0,1e999]}}',
+         b'{"a":{"data_offsets":[0,' + b"9" * 400 + b"]}}", b"{\xff}", b'{"__metadata__":{"mmad_bank":7}}'],
+    )  # fmt: skip
+    def test_tables_that_are_none(self, path, table):
+        path.write_bytes(len(table).to_bytes(8, "little") + table)
+        assert len(refused(path, "")) < 500
+
+    def test_a_header_alone_takes_no_memory(self, tmp_path):
+        bank = MemoryBank(np.ones((1, 12000), np.float32))
+        header = {**bank.metadata(), "projection": {"dim": 12000, "seed": 0}}
+        file_format.write(tmp_path / "b", header, {"vectors": bank.vectors, "source_rows": bank.source_rows})
+        code = """
+            import resource, sys, mmad_bank
+            mmad_bank.MemoryBank
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            print(mmad_bank.MemoryBank.load(sys.argv[1]).projection.dim_out)
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+        """
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "b")],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        dim, kibibytes = done.stdout.split()
+        assert (dim, int(kibibytes) < 50_000) == ("12000", True)
 
     def test_foreign_safetensors(self, path):
         save_file({"vectors": torch.rand(3, 4)}, path)
@@ -223,6 +277,80 @@ class TestRefused:
         path.write_bytes(pickle.dumps(Bomb(), 0))
         refused(path, "foreign")
         assert not fuse.exists()
+
+
+class TestAFileThatChanges:
+    """A bank that was loaded, and what happens to its file afterwards."""
+
+    @pytest.mark.parametrize("mapped", [True, False, None])
+    def test_replaced_or_removed(self, path, mapped):
+        bank = MemoryBank.load(path, mapped=mapped)
+        expected = bank.vectors.clone()
+        MemoryBank(features(9)).save(path)
+        assert torch.equal(bank.vectors, expected)
+        path.unlink()
+        assert torch.equal(bank.search(expected)[1][:, 0], torch.arange(40))
+
+    @pytest.mark.parametrize("change", ["overwritten", "cut"])
+    def test_changed_in_place(self, path, tmp_path, change):
+        bank, apart = MemoryBank.load(path, mapped=True), MemoryBank.load(path)
+        expected = bank.vectors.clone()
+        bank.search(expected)
+        MemoryBank(features(40, seed=9)).save(tmp_path / "other")
+        if change == "cut":
+            os.truncate(path, 4096)
+        else:
+            path.write_bytes((tmp_path / "other").read_bytes())
+        for use in (
+            lambda: bank.search(expected), lambda: bank.score(expected[None]), lambda: bank.vectors,
+            lambda: bank.extend(features(5)), lambda: bank.save(tmp_path / "copy"), lambda: pickle.dumps(bank),
+        ):  # fmt: skip
+            with pytest.raises(InputError, match=r"bank\.safetensors: was changed in place"):
+                use()
+        assert torch.equal(apart.search(expected)[1][:, 0], torch.arange(40))  # a small bank is in memory
+
+    def test_large_banks_are_mapped_and_small_ones_read(self, path, monkeypatch):
+        assert MemoryBank.load(path).nbytes > MemoryBank.load(path).vectors.nbytes
+        monkeypatch.setattr(file_format, "LARGEST_READ", 1000)
+        assert MemoryBank.load(path).nbytes == MemoryBank.load(path).source_rows.nbytes
+        assert MemoryBank.load(path, mapped=False).nbytes > MemoryBank.load(path).vectors.nbytes
+
+    def test_a_load_beside_a_replacement_is_of_one_file(self, tmp_path):
+        path = tmp_path / "b"
+        banks = [
+            MemoryBank(torch.full((500, 16), float(i)) + 0.1 * torch.rand(500, 16), standardisation=(0.0, float(i)))
+            for i in (1, 2)
+        ]
+        banks[0].save(path)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                for number in range(10_000):
+                    banks[number % 2].save(path)
+            finally:
+                os._exit(0)
+        try:
+            for number in range(150):
+                bank = MemoryBank.load(path, mapped=bool(number % 2))
+                assert bank.standardisation.std == int(bank.vectors[0, 0])
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+    def test_two_savers_at_once(self, path):
+        bank = MemoryBank(features(40, seed=3))
+        children = []
+        for _ in range(2):
+            children.append(os.fork())
+            if children[-1] == 0:
+                try:
+                    for _ in range(20):
+                        bank.save(path)
+                except BaseException:
+                    os._exit(1)
+                os._exit(0)
+        assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0]
+        assert leftovers(path.parent) == []
 
 
 def leftovers(folder):

@@ -1,8 +1,8 @@
 import builtins
 
-import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mmad_bank import MemoryBank
 from mmad_bank.bank.indices import ExactIndex, FaissIndex, exact_search
@@ -18,18 +18,93 @@ def features(n=400, dim=16, seed=0):
 FACTORIES = ["Flat", "IVF8,Flat", "HNSW16", "PQ4x4", "IVF4,PQ4x4", "PCA8,Flat"]
 
 
-@pytest.mark.parametrize("factory", FACTORIES)
-def test_is_what_faiss_gives(factory):
+@pytest.mark.parametrize(
+    "factory", [*FACTORIES, "L2norm,Flat", "OPQ4,IVF4,PQ4x4", "IVF8,PQ4x4,RFlat", "LSH", "SQ8", "Pad32,Flat"]
+)
+def test_the_nearest_of_what_faiss_finds_with_true_distances(factory):
     vectors, queries = features(), features(30, seed=1)
     bank = MemoryBank(vectors, index=factory)
     distances, rows = bank.search(queries, k=3)
-    index = faiss.index_factory(16, factory)
-    index.train(vectors.numpy())
-    index.add(vectors.numpy())
-    squared, expected = index.search(queries.numpy(), 3)
-    assert (rows.numpy() == expected).all()
-    np.testing.assert_allclose(distances.numpy(), np.sqrt(squared.clip(0)), rtol=1e-5)
+    exact = (queries[:, None].double() - vectors[rows].double()).norm(dim=-1)
+    torch.testing.assert_close(distances.double(), exact, rtol=1e-6, atol=0)
+    assert (distances.diff(dim=1) >= 0).all()
+    _, found = bank.search_index.faiss_index.search(queries.numpy(), 3 * bank.search_index._more)
+    assert all(set(row.tolist()) <= set(more.tolist()) for row, more in zip(rows, found, strict=True))
+    assert bank.search_index._more == (
+        1 if factory in ("Flat", "IVF8,Flat", "HNSW16", "Pad32,Flat") else 4
+    ) or factory in ("SQ8", "IVF8,PQ4x4,RFlat")
     assert bank.nbytes > vectors.nbytes
+
+
+def test_equal_distances_go_to_the_lowest_row():
+    vectors = features(40).repeat(3, 1)
+    for factory in ("Flat", "HNSW16"):
+        found = MemoryBank(vectors, index=factory).search(vectors[:40], k=3)[1]
+        assert (found.diff(dim=1) > 0).all(), factory
+
+
+class TestThoroughness:
+    """nprobe, ef_search, and the recall that they give."""
+
+    def test_the_default_finds_nearly_everything(self):
+        bank = MemoryBank.build(features(3000), size=2000, index="IVF64,Flat")
+        settings = bank.search_index.settings
+        assert 8 <= settings.nprobe <= 64
+        assert settings.recall >= 0.99 or settings.nprobe == 64
+        right = bank.search(features(500, seed=5))[1] == MemoryBank(bank.vectors).search(features(500, seed=5))[1]
+        assert abs(float(right.double().mean()) - bank.recall) < 0.03
+        assert f"nprobe={settings.nprobe}, recall={bank.recall:.4g}" in repr(bank)
+
+    @pytest.mark.parametrize(("index", "name"), [("IVF64,Flat", "nprobe"), ("HNSW8", "ef_search")])
+    def test_what_is_asked_for_is_kept_in_the_file(self, index, name, tmp_path):
+        bank = MemoryBank.build(features(1500), size=1000, index=index, **{name: 3})
+        assert getattr(bank.search_index.settings, name) == 3
+        assert bank.recall < 0.9
+        bank.save(tmp_path / "b")
+        for trusted in (False, True):
+            loaded = MemoryBank.load(tmp_path / "b", trust_index=trusted)
+            assert loaded.recall == bank.recall
+            assert loaded.search_index.settings == bank.search_index.settings
+        bank.extend(features(40, seed=2) + 20, size=40)
+        assert getattr(bank.search_index.settings, name) == 3
+        assert bank.recall is None  # not measured since
+
+    def test_settings_by_hand_forget_the_recall(self):
+        bank = MemoryBank(features(), index="IVF8,Flat")
+        assert bank.recall is not None
+        bank.search_index.faiss_index.nprobe = 2
+        assert bank.recall is None
+        assert bank.metadata()["search"] == {"nprobe": 2, "ef_search": None, "recall": None}
+
+    @pytest.mark.parametrize("index", ["exact", "Flat", "PQ4x4"])
+    def test_indices_without_settings(self, index):
+        bank = MemoryBank(features(), index=index)
+        assert (bank.recall is None) == (index == "exact")
+        assert (bank.recall == 1.0) == (index == "Flat")
+        with pytest.raises(InputError, match="nprobe: expected an index with inverted lists"):
+            MemoryBank(features(), index=index, nprobe=4)
+        with pytest.raises(InputError, match=r"ef_search: expected an index with a graph \(HNSW\)"):
+            MemoryBank(features(), index=index, ef_search=4)
+
+    def test_wrong_settings(self):
+        for value in (0, -1, 1.5, True):
+            with pytest.raises(InputError, match="nprobe: expected"):
+                MemoryBank(features(), index="IVF8,Flat", nprobe=value)
+
+    def test_inner_indices_are_reached(self):
+        for factory in ("OPQ4,IVF8,PQ4x4", "IVF8,PQ4x4,RFlat"):
+            assert MemoryBank(features(), index=factory, nprobe=5).search_index.settings.nprobe == 5
+        assert MemoryBank(features(), index="PCA8,HNSW8", ef_search=5).search_index.settings.ef_search == 5
+
+
+def test_what_faiss_cannot_build_is_said_before_the_selection(monkeypatch):
+    monkeypatch.setattr("mmad_bank.ops.k_center_greedy", lambda *a, **b: pytest.fail("selected"))
+    for factory in ("Fat", "IVF41,Flat", "PQ5x4", "IVF100000000,Flat", "PQ1x24"):
+        with pytest.raises(InputError, match=r"^index: ") as caught:
+            MemoryBank.build(features(), size=40, index=factory)
+        assert repr(factory) in str(caught.value)
+    with pytest.raises(InputError, match="nprobe"):
+        MemoryBank.build(features(), size=40, index="HNSW8", nprobe=3)
 
 
 @pytest.mark.parametrize("factory", FACTORIES)
@@ -39,12 +114,12 @@ def test_scores_and_survives_a_file_and_an_extension(tmp_path, factory):
     before = bank.score(patches)
     assert torch.isfinite(before.image).all()
     bank.save(tmp_path / "b.safetensors")
-    loaded = MemoryBank.load(tmp_path / "b.safetensors")
+    loaded = MemoryBank.load(tmp_path / "b.safetensors", trust_index=True)
     after = loaded.score(patches)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert loaded.extend(features(20, seed=3) + 30, size=2) == 2
     assert loaded.search_index.faiss_index.ntotal == 302
-    assert loaded.search(features(20, seed=3) + 30)[1].min() >= 300 or "PQ" in factory
+    assert loaded.search(features(20, seed=3) + 30)[1].min() >= 300
     loaded.save(tmp_path / "b.safetensors")
     assert MemoryBank.load(tmp_path / "b.safetensors").search_index.faiss_index.ntotal == 302
 
@@ -58,7 +133,7 @@ def test_flat_scores_as_the_exact_search_does():
 
 
 def test_short_inverted_lists_are_completed_exactly():
-    bank = MemoryBank(features(), index="IVF64,Flat")  # one probed list holds about 6 of the 400 vectors
+    bank = MemoryBank(features(), index="IVF64,Flat", nprobe=1)  # one list holds about 6 of the 400 vectors
     distances, rows = bank.search(features(50, seed=1), k=40)
     assert rows.min() >= 0
     assert torch.isfinite(distances).all()
@@ -82,8 +157,10 @@ def test_bad_factory_strings(factory):
 
 
 def test_too_few_vectors_to_train():
-    with pytest.raises(InputError, match="index: FAISS cannot build 'IVF256,Flat' on 20 vectors"):
+    with pytest.raises(InputError, match="for 20 vectors of 16 dimensions, found 'IVF256,Flat' with 256 lists"):
         MemoryBank(features(20), index="IVF256,Flat")
+    with pytest.raises(InputError, match="index: FAISS cannot build 'PQ4x8' on 20 vectors"):
+        MemoryBank(features(20), index="PQ4x8")
 
 
 def test_bad_queries():
@@ -108,11 +185,30 @@ def test_saved_bytes_are_checked_against_the_bank():
         FaissIndex.deserialize(features(50), torch.from_numpy(faiss.serialize_index(inner)))
 
 
-def test_rebuild_index_never_shows_faiss_the_bytes(tmp_path, monkeypatch):
-    MemoryBank(features(), index="IVF8,Flat").save(tmp_path / "b.safetensors")
-    monkeypatch.setattr(faiss, "deserialize_index", lambda data: pytest.fail("parsed"))
-    bank = MemoryBank.load(tmp_path / "b.safetensors", rebuild_index=True)
-    assert bank.search_index.faiss_index.ntotal == 400
+@pytest.mark.parametrize(
+    ("arguments", "parsed"),
+    [({}, 0), ({"rebuild_index": True}, 0), ({"trust_index": True}, 1), ({"rebuild_index": False}, 1),
+     ({"rebuild_index": True, "trust_index": True}, 0)],
+)  # fmt: skip
+def test_faiss_sees_the_bytes_of_a_file_only_if_it_is_trusted(arguments, parsed, tmp_path, monkeypatch):
+    path = tmp_path / "b.safetensors"
+    bank = MemoryBank(features(), index="IVF8,Flat")
+    bank.save(path)
+    calls, deserialize = [], faiss.deserialize_index
+    monkeypatch.setattr(faiss, "deserialize_index", lambda data: (calls.append(len(data)), deserialize(data))[1])
+    loaded = MemoryBank.load(path, **arguments)
+    assert not calls
+    assert torch.equal(loaded.search(features(9, seed=1), 3)[1], bank.search(features(9, seed=1), 3)[1])
+    loaded.extend(features(3, seed=2) + 30, size=3)
+    assert len(calls) == parsed
+
+
+def test_a_strangers_bytes_are_not_passed_on(tmp_path):
+    MemoryBank(features(), index="IVF8,Flat").save(tmp_path / "b")
+    MemoryBank.load(tmp_path / "b").save(tmp_path / "c")
+    assert "faiss_index" in load_file(tmp_path / "b")
+    assert "faiss_index" not in load_file(tmp_path / "c")
+    assert MemoryBank.load(tmp_path / "c", trust_index=True).search_index.faiss_index.ntotal == 400
 
 
 class FakeGpuIndex:

@@ -6,6 +6,7 @@ import torch
 
 from mmad_bank import MemoryBank, ops
 from mmad_bank.bank import dumps
+from mmad_bank.bank.memory_bank import _neighborhood
 from mmad_bank.bank.projection import SparseProjection
 from mmad_bank.bank.selection import selection_space
 from mmad_bank.errors import InputError
@@ -231,7 +232,7 @@ class TestScore:
         # m* is found as row 0; row 5 is one of its copies. Around it there is nothing else within three.
         vectors = torch.cat([torch.zeros(6, 2), torch.tensor([[3.0, 0.0]])])
         bank = MemoryBank(vectors)
-        assert bank._neighborhood(torch.tensor([5, 0]), 3).tolist() == [[5, 0, 1], [0, 1, 2]]
+        assert _neighborhood(bank.search_index, torch.tensor([5, 0]), 3).tolist() == [[5, 0, 1], [0, 1, 2]]
         scores = bank.score(torch.tensor([[[0.0, 1.0]]]))
         assert scores.image.item() == pytest.approx(1 - 1 / 2)
         assert scores.nearest.item() == 0
@@ -449,7 +450,7 @@ def test_vectors_on_the_host_are_where_the_cpu_searches(tmp_path):
     assert bank.device == bank.vectors.device == torch.device("cpu")
     assert torch.equal(bank.source_rows, MemoryBank.build(features(60), size=9).source_rows)
     bank.save(tmp_path / "b.safetensors")
-    loaded = MemoryBank.load(tmp_path / "b.safetensors", vectors_on="host")
+    loaded = MemoryBank.load(tmp_path / "b.safetensors", vectors_on="host", mapped=True)
     assert loaded.nbytes < bank.vectors.nbytes  # still memory-mapped
     assert loaded.to("cpu", vectors_on="host") is loaded
 

@@ -1,4 +1,8 @@
 import json
+import os
+import random
+import signal
+import time
 
 import pytest
 import torch
@@ -90,8 +94,10 @@ def test_wrong_names(banks, patches):
     ("content", "message"),
     [
         ("{", "truncated or altered"),
-        ("[]", "truncated or altered"),
-        ('{"format": "mmad-multibank", "version": 1, "banks": 3}', "truncated or altered"),
+        ("[]", "altered, expected a JSON object, found a list"),
+        ('{"format": "mmad-multibank", "version": 1, "banks": 3}', "altered, expected an object for 'banks', found 3"),
+        ('{"format": "mmad-multibank", "version": 1e999, "banks": {}}', "whole number for 'version', found inf"),
+        ("[" * 100_000, "truncated or altered"),
         ('{"format": "other", "version": 1}', "foreign"),
         ('{"format": "mmad-multibank", "version": 9}', "newer"),
         ('{"format": "mmad-multibank", "version": 1, "banks": {"rgb": "../../etc/passwd"}}', "altered"),
@@ -123,3 +129,62 @@ def test_missing_files(tmp_path, banks):
     (tmp_path / json.loads((tmp_path / "banks.json").read_text())["banks"]["xyz"]).unlink()
     with pytest.raises(InputError, match="cannot be read"):
         MultiBank.load(tmp_path)
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path, banks):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"expected a new or empty folder or saved banks to replace, found notes.txt"):
+        banks.save(tmp_path)
+    (tmp_path / "notes.txt").unlink()
+    banks.save(tmp_path)
+    (tmp_path / "thesis.safetensors").write_text("mine")
+    with pytest.raises(InputError, match=r"found thesis\.safetensors in it"):
+        banks.save(tmp_path)
+    (tmp_path / "thesis.safetensors").rename(tmp_path / "rgb-2.safetensors")  # as a killed version 0.1 left it
+    banks.save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["banks.json", "rgb.safetensors", "xyz.safetensors"]
+
+
+def test_a_set_of_version_0_1_is_read_and_replaced(tmp_path, banks):
+    banks.save(tmp_path)
+    (tmp_path / "rgb.safetensors").rename(tmp_path / "rgb-1.safetensors")
+    content = (tmp_path / "banks.json").read_text()
+    (tmp_path / "banks.json").write_text(content.replace('"rgb.', '"rgb-1.'))
+    assert len(MultiBank.load(tmp_path)["rgb"]) == 50
+    banks.save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["banks.json", "rgb.safetensors", "xyz.safetensors"]
+
+
+def test_killed_saves_leave_a_set_and_the_next_one_nothing_else(tmp_path):
+    sets = [
+        MultiBank({name: MemoryBank(torch.full((400, 8), float(value))) for name in ("rgb", "xyz")}) for value in (1, 2)
+    ]
+    sets[0].save(tmp_path / "m")
+    draw = random.Random(0)
+    for _ in range(15):
+        pid = os.fork()
+        if pid == 0:
+            for number in range(100_000):
+                sets[number % 2].save(tmp_path / "m")
+        time.sleep(draw.uniform(0.0, 0.05))
+        if draw.random() < 0.5:  # a reader beside the saver
+            loaded = MultiBank.load(tmp_path / "m", mapped=True)
+            assert len({float(bank.vectors[0, 0]) for bank in loaded.values()}) == 1
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        loaded = MultiBank.load(tmp_path / "m")
+        assert len({float(bank.vectors[0, 0]) for bank in loaded.values()}) == 1
+    sets[0].save(tmp_path / "m")
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+    assert len(list((tmp_path / "m").iterdir())) == 3
+
+
+def test_a_strangers_index_is_left_alone_unless_it_is_trusted(tmp_path, monkeypatch):
+    faiss = pytest.importorskip("faiss")
+    MultiBank({"rgb": MemoryBank(features(), index="HNSW8")}).save(tmp_path)
+    calls, deserialize = [], faiss.deserialize_index
+    monkeypatch.setattr(faiss, "deserialize_index", lambda data: (calls.append(1), deserialize(data))[1])
+    MultiBank.load(tmp_path)["rgb"].search(features(3))
+    assert not calls
+    MultiBank.load(tmp_path, trust_index=True)["rgb"].search(features(3))
+    assert calls

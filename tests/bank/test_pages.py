@@ -47,7 +47,7 @@ def resident(path: Path) -> int:
 
 
 def test_the_first_search_leaves_little_of_a_mapped_bank_in_memory(saved: Path) -> None:
-    bank = MemoryBank.load(saved)
+    bank = MemoryBank.load(saved, mapped=True)
     before = bank.vectors.clone()
     assert resident(saved) > ROWS * DIM * 3, "reading the vectors brings them in"
     bank.search_index.gather(torch.tensor([7]))
@@ -59,7 +59,7 @@ def test_compact_banks_keep_nothing_between_searches_and_find_the_same(saved: Pa
     queries = draw(500, rank, seed=1)
     held, found = {}, {}
     for precision in ("auto", "int8"):
-        bank = MemoryBank.load(saved, precision=precision)
+        bank = MemoryBank.load(saved, precision=precision, mapped=True)
         found[precision] = bank.search(queries, 3)
         held[precision] = resident(saved)
         again = bank.search(queries, 3)

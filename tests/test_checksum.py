@@ -3,7 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from mmad_bank.bank import _checksum
+from mmad_bank import _checksum
 
 
 def by_the_definition(data: bytes, segment: int, lanes: int) -> str:
