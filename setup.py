@@ -103,8 +103,8 @@ def core_extension() -> Pybind11Extension:
         depends=[str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.hpp")],
         cxx_std=17,
         # The bounds in operand.hpp are proved for IEEE arithmetic: no fast-math here, ever.
-        extra_compile_args=["-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"],
-        extra_link_args=["-fopenmp"],
+        extra_compile_args=["-O3", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"],
+        extra_link_args=["-pthread"],
     )
 
 

@@ -1,7 +1,7 @@
 // The Python face of the core: NumPy arrays in, NumPy arrays out. Arguments were checked in Python; nothing is checked
 // twice here.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
+#include "bindings.hpp"
+
 #include <pybind11/stl.h>
 
 #include <stdexcept>
@@ -11,11 +11,13 @@
 #include "mmad/cpu_features.hpp"
 #include "mmad/k_center_greedy.hpp"
 #include "mmad/knn.hpp"
-#include "mmad/matrix.hpp"
+#include "mmad/memory.hpp"
 
 namespace py = pybind11;
 
-using FloatRows = py::array_t<float, py::array::c_style>;
+using mmad::python::FloatRows;
+using mmad::python::Released;
+using mmad::python::view;
 
 void bind_points(py::module_& module);  // bindings_points.cpp
 #ifdef MMAD_WITH_CUDA
@@ -23,8 +25,6 @@ void bind_cuda(py::module_& module);  // bindings_cuda.cpp
 #endif
 
 namespace {
-
-mmad::Matrix<const float> view(const FloatRows& rows) { return {rows.data(), rows.shape(0), rows.shape(1)}; }
 
 std::string format_name(mmad::Format format) {
   switch (format) {
@@ -40,7 +40,7 @@ mmad::KnnIndex make_index(const FloatRows& bank, const std::string& precision, i
   const mmad::Isa isa = mmad::active_isa();
   const mmad::Format format = mmad::screening_format(precision, isa);
   const bool coarse = precision == "auto" || precision == "int8";
-  py::gil_scoped_release release;
+  const Released released;
   return mmad::KnnIndex(view(bank), format, isa, coarse, threads);
 }
 
@@ -51,7 +51,7 @@ py::tuple search(const mmad::KnnIndex& index, const FloatRows& queries, std::int
     const auto rows = view(queries);
     float* to_distances = distances.mutable_data();
     std::int64_t* to_indices = indices.mutable_data();
-    py::gil_scoped_release release;
+    const Released released;
     index.search(rows, k, to_distances, to_indices, threads);
   }
   return py::make_tuple(distances, indices);
@@ -86,7 +86,7 @@ py::tuple k_center_greedy(const FloatRows& rows, const FloatRows& centers, std::
   mmad::KCenterResult result;
   {
     const auto source = view(rows), earlier = view(centers);
-    py::gil_scoped_release release;
+    const Released released;
     result = mmad::k_center_greedy(source, earlier, count, options);
   }
   return py::make_tuple(py::array_t<std::int64_t>(static_cast<py::ssize_t>(result.rows.size()), result.rows.data()),
@@ -98,6 +98,15 @@ py::tuple k_center_greedy(const FloatRows& rows, const FloatRows& centers, std::
 
 PYBIND11_MODULE(_core, module) {
   module.doc() = "Native kernels of mmad-bank.";
+  py::register_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const mmad::OutOfMemory& failure) {
+      PyErr_SetString(PyExc_MemoryError, failure.what());
+    } catch (const std::bad_alloc&) {
+      PyErr_SetString(PyExc_MemoryError, "out of memory in the native core");
+    }
+  });
   module.def("best_isa", [] { return mmad::isa_name(mmad::best_isa()); });
   module.def("active_isa", [] { return mmad::isa_name(mmad::active_isa()); });
   module.def("has_avx512_vnni", &mmad::has_avx512_vnni);

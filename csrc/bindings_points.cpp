@@ -1,26 +1,24 @@
 // Python face of the point cloud kernels. Outputs are allocated here, inputs were checked in Python.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-
+#include "bindings.hpp"
 #include "mmad/farthest_point_sample.hpp"
 #include "mmad/interpolate_features.hpp"
 #include "mmad/knn_group.hpp"
 
 namespace py = pybind11;
 
+using mmad::python::FloatRows;
+using mmad::python::Indices;
+using mmad::python::Released;
+using mmad::python::view;
+
 namespace {
-
-using FloatRows = py::array_t<float, py::array::c_style>;
-using Indices = py::array_t<std::int64_t, py::array::c_style>;
-
-mmad::Matrix<const float> view(const FloatRows& rows) { return {rows.data(), rows.shape(0), rows.shape(1)}; }
 
 Indices farthest_point_sample(const FloatRows& points, const Indices& first_rows, const Indices& lengths,
                               std::int64_t n_select, std::int64_t start, double min_norm_sq, int threads) {
   Indices selected({lengths.shape(0), static_cast<py::ssize_t>(n_select)});
   const mmad::Clouds clouds{view(points), first_rows.data(), lengths.data(), lengths.shape(0)};
   std::int64_t* output = selected.mutable_data();
-  py::gil_scoped_release release;
+  const Released released;
   mmad::farthest_point_sample(clouds, n_select, start, min_norm_sq, threads, output);
   return selected;
 }
@@ -29,7 +27,7 @@ Indices knn_group(const FloatRows& points, const FloatRows& centers, std::int64_
   Indices indices({centers.shape(0), static_cast<py::ssize_t>(k)});
   const auto from = view(points), to = view(centers);
   std::int64_t* output = indices.mutable_data();
-  py::gil_scoped_release release;
+  const Released released;
   mmad::knn_group(from, to, k, threads, output);
   return indices;
 }
@@ -39,7 +37,7 @@ FloatRows interpolation_weights(const FloatRows& points, const FloatRows& center
   FloatRows weights({points.shape(0), centers.shape(0)});
   const auto to = view(points), from = view(centers);
   const mmad::Matrix<float> output(weights.mutable_data(), points.shape(0), centers.shape(0));
-  py::gil_scoped_release release;
+  const Released released;
   mmad::interpolation_weights(to, from, {k, power, eps}, threads, output);
   return weights;
 }
@@ -48,7 +46,7 @@ void interpolate_features(const FloatRows& points, const FloatRows& centers, con
                           double power, double eps, int threads, FloatRows& output) {
   const auto to = view(points), from = view(centers), rows = view(features);
   const mmad::Matrix<float> result(output.mutable_data(), output.shape(0), output.shape(1));
-  py::gil_scoped_release release;
+  const Released released;
   mmad::interpolate_features(to, from, rows, {k, power, eps}, threads, result);
 }
 

@@ -5,6 +5,7 @@
 // j choices the balls that can still improve cover about N / j points: N log n distances in all instead of N n.
 #include "mmad/farthest_point_sample.hpp"
 
+#include "cpu/parallel.hpp"
 #include "cpu/point_tree.hpp"
 #include "mmad/cpu_features.hpp"
 
@@ -12,7 +13,8 @@ namespace mmad {
 namespace {
 
 constexpr std::int64_t kLeafSize = 64;
-constexpr double kChosen = -1.0;  // below every squared distance: never the largest again
+constexpr std::int64_t kBetweenChecks = 64;  // choices between looks at whether the caller still wants them
+constexpr double kChosen = -1.0;             // below every squared distance: never the largest again
 constexpr std::int64_t kUnknown = -1;
 
 struct Sampler {
@@ -103,23 +105,25 @@ MMAD_INLINE Point retire(Sampler& s, std::int64_t slot) {
   return chosen;
 }
 
-MMAD_INLINE void sample(Sampler& s, Point start, std::int64_t n_select, std::int64_t* selected) {
+MMAD_INLINE void sample(Sampler& s, Point start, std::int64_t n_select, std::int64_t* selected, Items& items) {
   add_choice(s, start);
   for (std::int64_t i = 1; i < n_select; ++i) {
     const std::int64_t slot = farthest_slot(s);
     selected[i] = s.tree.index[slot];
     if (i + 1 == n_select) break;
+    if (i % kBetweenChecks == 0) items.check();
     add_choice(s, retire(s, slot));
   }
 }
 
-void sample_generic(Sampler& s, Point start, std::int64_t n_select, std::int64_t* selected) {
-  sample(s, start, n_select, selected);
+void sample_generic(Sampler& s, Point start, std::int64_t n_select, std::int64_t* selected, Items& items) {
+  sample(s, start, n_select, selected, items);
 }
 
 #if defined(__x86_64__)
-MMAD_TARGET_AVX2 void sample_avx2(Sampler& s, Point start, std::int64_t n_select, std::int64_t* selected) {
-  sample(s, start, n_select, selected);
+MMAD_TARGET_AVX2 void sample_avx2(Sampler& s, Point start, std::int64_t n_select, std::int64_t* selected,
+                                  Items& items) {
+  sample(s, start, n_select, selected, items);
 }
 #endif
 
@@ -133,26 +137,27 @@ std::vector<std::int64_t> eligible_rows(Matrix<const float> cloud, std::int64_t 
 }
 
 void sample_cloud(Matrix<const float> cloud, std::int64_t n_select, std::int64_t start, double min_norm_sq,
-                  std::int64_t* selected) {
+                  std::int64_t* selected, Items& items) {
   selected[0] = start;
   Sampler sampler(PointTree(cloud, eligible_rows(cloud, start, min_norm_sq), kLeafSize));
   const Point first = point_at(cloud, start);
 #if defined(__x86_64__)
-  if (active_isa() >= Isa::avx2) return sample_avx2(sampler, first, n_select, selected);
+  if (active_isa() >= Isa::avx2) return sample_avx2(sampler, first, n_select, selected, items);
 #endif
-  sample_generic(sampler, first, n_select, selected);
+  sample_generic(sampler, first, n_select, selected, items);
 }
 
 }  // namespace
 
 void farthest_point_sample(const Clouds& clouds, std::int64_t n_select, std::int64_t start, double min_norm_sq,
                            int threads, std::int64_t* selected) {
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-  for (std::int64_t b = 0; b < clouds.count; ++b) {
-    const Matrix<const float> cloud(clouds.points.row(clouds.first_rows[b]), clouds.lengths[b], 3,
-                                    clouds.points.stride);
-    sample_cloud(cloud, n_select, start, min_norm_sq, selected + b * n_select);
-  }
+  parallel(threads, clouds.count, 1, [&](Items& items) {
+    items.each([&](std::int64_t b) {
+      const Matrix<const float> cloud(clouds.points.row(clouds.first_rows[b]), clouds.lengths[b], 3,
+                                      clouds.points.stride);
+      sample_cloud(cloud, n_select, start, min_norm_sq, selected + b * n_select, items);
+    });
+  });
 }
 
 }  // namespace mmad

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "cpu/parallel.hpp"
 #include "cpu/point_tree.hpp"
 #include "mmad/cpu_features.hpp"
 
@@ -92,11 +93,9 @@ WeightedSum choose_weighted_sum() {
 // k = all centres: nothing to search.
 void weigh_all(Matrix<const float> points, Matrix<const float> centers, const InverseDistance& rule, int threads,
                Matrix<float> weights) {
-#pragma omp parallel num_threads(threads)
-  {
+  parallel(threads, points.rows, kChunk, [&](Items& items) {
     std::vector<double> value(centers.rows);
-#pragma omp for schedule(static)
-    for (std::int64_t n = 0; n < points.rows; ++n) {
+    items.each([&](std::int64_t n) {
       const Point point = point_at(points, n);
       double sum = 0.0;
       for (std::int64_t g = 0; g < centers.rows; ++g) {
@@ -104,23 +103,21 @@ void weigh_all(Matrix<const float> points, Matrix<const float> centers, const In
         sum += value[g];
       }
       for (std::int64_t g = 0; g < centers.rows; ++g) weights.row(n)[g] = static_cast<float>(value[g] / sum);
-    }
-  }
+    });
+  });
 }
 
 template <typename Visit>
 void for_each_point(Matrix<const float> points, Matrix<const float> centers, const InverseDistance& rule, int threads,
                     const Visit& visit) {
   const PointTree tree(centers, kLeafSize);
-#pragma omp parallel num_threads(threads)
-  {
+  parallel(threads, points.rows, kChunk, [&](Items& items) {
     Neighbours neighbours(tree, centers, rule);
-#pragma omp for schedule(dynamic, kChunk)
-    for (std::int64_t n = 0; n < points.rows; ++n) {
+    items.each([&](std::int64_t n) {
       neighbours.move_to(point_at(points, n));
       visit(n, neighbours);
-    }
-  }
+    });
+  });
 }
 
 }  // namespace

@@ -17,7 +17,9 @@
 #include <numeric>
 
 #include "cpu/clones.hpp"
+#include "cpu/parallel.hpp"
 #include "cpu/screen.hpp"
+#include "mmad/memory.hpp"
 
 namespace mmad {
 namespace {
@@ -83,13 +85,11 @@ class PoolProducts {
     products_.resize(static_cast<std::size_t>(tiles * kernel.rows * stride_));
     lower_.resize(static_cast<std::size_t>(stride_));
     const std::int64_t bytes = rows.row_bytes();
-#pragma omp parallel num_threads(threads)
-    {
+    parallel(threads, tiles, equal_chunk(tiles, threads), [&](Items& items) {
       std::vector<std::uint8_t> values(static_cast<std::size_t>(kernel.rows * bytes));
       alignas(64) float tile[kMaxTileRows * kMaxTileColumns];
-      kernel.begin();
-#pragma omp for schedule(static)
-      for (std::int64_t t = 0; t < tiles; ++t) {
+      const TileSession session(kernel);
+      items.each([&](std::int64_t t) {
         for (int r = 0; r < kernel.rows; ++r) {
           std::copy_n(rows.row(pool[std::min(n - 1, t * kernel.rows + r)]), bytes, values.data() + r * bytes);
         }
@@ -99,9 +99,8 @@ class PoolProducts {
             std::copy_n(tile + r * columns, columns, row(t * kernel.rows + r) + p * kPanelWidth);
           }
         }
-      }
-      kernel.end();
-    }
+      });
+    });
   }
 
   // Calls visit(p) for every p < n whose distance to the pool's row `at` may be within limits[p]. The limits are those
@@ -127,7 +126,7 @@ class PoolProducts {
   }
 
   float within(double squared) const {
-    return std::nextafter(static_cast<float>(squared * level_->stretch), std::numeric_limits<float>::infinity());
+    return std::nextafter(static_cast<float>(level_->reach(squared)), std::numeric_limits<float>::infinity());
   }
   std::int64_t stride() const { return stride_; }
 
@@ -209,25 +208,24 @@ class Selection {
     const std::int64_t fitting = std::max<std::int64_t>(1, kRowBlockBytes / screen_.first(rows_).row_bytes() / rows);
     const std::int64_t share = (size / (4 * options_.threads) + rows) / rows;
     const std::int64_t capacity = std::min(fitting, share) * rows;
-#pragma omp parallel num_threads(options_.threads)
-    {
+    parallel(options_.threads, (size + capacity - 1) / capacity, 1, [&](Items& items) {
       RowBlock block(screen_, rows_, capacity);
-      screen_.begin();
-#pragma omp for schedule(dynamic)
-      for (std::int64_t from = 0; from < size; from += capacity) {
+      const TileSession session(screen_.kernel());
+      items.each([&](std::int64_t item) {
+        const std::int64_t from = item * capacity;
         for (std::int64_t r = from; r < std::min(size, from + capacity); ++r)
           block.add((*stale)[r], squared_[(*stale)[r]]);
-        update_block(&block, cutoff);
-      }
-      screen_.end();
-    }
+        update_block(&block, cutoff, items);
+      });
+    });
   }
 
   // The block's rows stand in rising order of the centres that they have seen.
-  void update_block(RowBlock* block, double cutoff) {
+  void update_block(RowBlock* block, double cutoff, Items& items) {
     const std::int64_t step = screen_.panels(), panels = centers_.full.panel_count();
     std::int64_t p = seen_[block->index(0)] / kPanelWidth / step * step;
     while (p < panels && block->size() > 0) {
+      items.check();
       const std::int64_t end = std::min(panels, p + kPanelsBetweenChecks);
       for (; p < end; p += step) {
         for (std::int64_t r = 0; r < block->size(); r += screen_.tile_rows()) {
@@ -270,20 +268,24 @@ class Selection {
     // Blocks lower the bar by about the same factor each. All rows that may stand above the next one are brought up to
     // date together; if too few are left there, the bar sinks further.
     const double last = outside_.squared > 0.0 ? outside_.squared : bar_;
-    if (last < bar_) bar_ = last * last / bar_;
+    if (last < bar_) bar_ = last * (last / bar_);
     const auto wanted = static_cast<std::size_t>(std::min(source_.rows - picks(), pool_size_ + 1));
     while (true) {
       std::vector<std::int64_t> stale;
+      double below = 0.0;  // the largest value under the bar
       top_.clear();
       for (std::int64_t i = 0; i < source_.rows; ++i) {
-        if (squared_[i] < bar_) continue;
+        if (squared_[i] < bar_) {
+          below = std::max(below, squared_[i]);
+          continue;
+        }
         top_.push_back({squared_[i], i});
         if (!fresh(i)) stale.push_back(i);
       }
       if (!stale.empty()) {
         update(&stale, bar_);
       } else if (top_.size() < wanted) {
-        bar_ = bar_ > 1e-30 ? kSinking * bar_ : 0.0;
+        bar_ = std::min(kSinking * bar_, below);  // over a gap at once; at 0 every row is in
       } else {
         return choose_pool();
       }

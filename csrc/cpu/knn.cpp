@@ -8,7 +8,9 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/parallel.hpp"
 #include "cpu/screen.hpp"
+#include "mmad/memory.hpp"
 
 namespace mmad {
 namespace {
@@ -26,6 +28,25 @@ struct Candidate {
   std::int64_t row;
 };
 
+// The k nearest of `candidates` by float64 distance, the lowest rows among equal ones: (squared distance, row), in order.
+using Decided = std::vector<std::pair<double, std::int64_t>>;
+Decided decide(Matrix<const float> bank, const float* query, std::vector<Candidate>& candidates, std::size_t k) {
+  std::sort(candidates.begin(), candidates.end(),
+            [](const Candidate& a, const Candidate& b) { return std::tie(a.low, a.row) < std::tie(b.low, b.row); });
+  Decided best;  // max-heap
+  for (const Candidate& candidate : candidates) {
+    // And so for all that follow.
+    if (best.size() == k && std::make_pair(candidate.low, candidate.row) > best.front()) break;
+    best.emplace_back(squared_distance(query, bank.row(candidate.row), bank.cols), candidate.row);
+    std::push_heap(best.begin(), best.end());
+    if (best.size() <= k) continue;
+    std::pop_heap(best.begin(), best.end());
+    best.pop_back();
+  }
+  std::sort_heap(best.begin(), best.end());
+  return best;
+}
+
 // What one query has found: the k smallest upper bounds, of which the largest is the limit that no neighbour exceeds,
 // and the rows whose lower bounds do not rule them out.
 class Findings {
@@ -39,29 +60,46 @@ class Findings {
     return largest == 0.0 ? -1.0 : largest;
   }
 
-  void add(Interval squared, std::int64_t row) {
-    if (squared.low > limit()) return;
+  // Rows come in ascending order. One whose distance is at least the limit loses to the k rows before it that are within,
+  // equal or not.
+  void add(Interval squared, std::int64_t row, Matrix<const float> bank, const float* query) {
+    if (squared.low >= largest_upper()) return;
     add_upper(squared.high);
     candidates_.push_back({squared.low, row});
-    if (candidates_.size() >= compact_at_) compact();
+    if (candidates_.size() < compact_at_) return;
+    compact();
+    if (candidates_.size() >= crowd()) settle(bank, query);
   }
 
-  // Takes over what another range of the bank found for the same query.
+  // Takes over what a later range of the bank found for the same query.
   void join(const Findings& other) {
     for (const double value : other.upper_) add_upper(value);
     candidates_.insert(candidates_.end(), other.candidates_.begin(), other.candidates_.end());
   }
 
-  // The candidates that the limit leaves, the most promising first.
+  // The candidates that the limit leaves.
   std::vector<Candidate>& contenders() {
     compact();
-    std::sort(candidates_.begin(), candidates_.end(),
-              [](const Candidate& a, const Candidate& b) { return std::tie(a.low, a.row) < std::tie(b.low, b.row); });
     return candidates_;
   }
 
  private:
   double largest_upper() const { return upper_.size() == k_ ? upper_.front() : kInfinity; }
+
+  // Many rows at one distance, or nearly so, are told apart now and then: memory stays bounded.
+  std::size_t crowd() const { return std::max(kCrowd, 4 * k_); }
+
+  void settle(Matrix<const float> bank, const float* query) {
+    const Decided best = decide(bank, query, candidates_, k_);
+    upper_.clear();
+    candidates_.clear();
+    for (const auto& [squared, row] : best) {
+      upper_.push_back(squared);
+      candidates_.push_back({squared, row});
+    }
+    std::make_heap(upper_.begin(), upper_.end());
+    compact_at_ = crowd();
+  }
 
   void add_upper(double value) {
     if (upper_.size() == k_) {
@@ -81,31 +119,13 @@ class Findings {
     compact_at_ = std::max<std::size_t>(256, 2 * candidates_.size());
   }
 
+  static constexpr std::size_t kCrowd = 1024;
+
   std::size_t k_;
   std::size_t compact_at_ = 256;
   std::vector<double> upper_;  // max-heap
   std::vector<Candidate> candidates_;
 };
-
-// The k nearest contenders by float64 distance; among equal distances the lowest rows.
-void decide(Matrix<const float> bank, const float* query, std::vector<Candidate>& contenders, std::size_t k,
-            float* distances, std::int64_t* indices) {
-  std::vector<std::pair<double, std::int64_t>> best;  // max-heap by (squared distance, row)
-  for (const Candidate& candidate : contenders) {
-    // And so for all that follow.
-    if (best.size() == k && std::make_pair(candidate.low, candidate.row) > best.front()) break;
-    best.emplace_back(squared_distance(query, bank.row(candidate.row), bank.cols), candidate.row);
-    std::push_heap(best.begin(), best.end());
-    if (best.size() <= k) continue;
-    std::pop_heap(best.begin(), best.end());
-    best.pop_back();
-  }
-  std::sort_heap(best.begin(), best.end());
-  for (std::size_t i = 0; i < k; ++i) {
-    distances[i] = static_cast<float>(std::sqrt(best[i].first));
-    indices[i] = best[i].second;
-  }
-}
 
 // How the work is cut: blocks of queries, and ranges of the bank where there are fewer blocks than threads.
 struct Plan {
@@ -143,27 +163,30 @@ struct KnnIndex::Prepared {
   // Searches queries [from, to) in panels [first, last). How much the coarse level rules out depends on how far the
   // queries are from the bank, against the spread of the bank: where it is too little, the rest goes without it.
   void scan(Matrix<const float> queries, const ScreenRows& rows, std::int64_t from, std::int64_t to, std::int64_t first,
-            std::int64_t last, Findings* findings) const {
+            std::int64_t last, Findings* findings, Items& items) const {
     const std::int64_t trial = std::min(last, first + kTrialPanels);
     const std::int64_t middle = first + (trial - first) / 4 * 2;  // kernels take two panels at a time
     RowBlock block(screen, rows, to - from);
     for (std::int64_t q = from; q < to; ++q) block.add(q, kInfinity);
-    scan_panels(screen, queries, &block, first, middle, findings);
+    scan_panels(screen, queries, &block, first, middle, findings, items);
     block.left_over();  // the first limits are loose and say nothing
-    scan_panels(screen, queries, &block, middle, trial, findings);
-    if (block.left_over() < kWorthwhileLeftOver) return scan_panels(screen, queries, &block, trial, last, findings);
+    scan_panels(screen, queries, &block, middle, trial, findings, items);
+    if (block.left_over() < kWorthwhileLeftOver) {
+      return scan_panels(screen, queries, &block, trial, last, findings, items);
+    }
     RowBlock whole(plain, rows, to - from);
     for (std::int64_t q = from; q < to; ++q) whole.add(q, block.limit(q - from));
-    scan_panels(plain, queries, &whole, trial, last, findings);
+    scan_panels(plain, queries, &whole, trial, last, findings, items);
   }
 
   void scan_panels(const Screen& level, Matrix<const float> queries, RowBlock* block, std::int64_t first,
-                   std::int64_t last, Findings* findings) const {
+                   std::int64_t last, Findings* findings, Items& items) const {
     TileResult result;
     const Panels& columns = level.first(panels);
     const std::int64_t step = level.panels() * columns.panel_bytes();
     const std::int64_t share = step * level.tile_rows() / block->size() + kCacheLine;
     for (std::int64_t p = first; p < last; p += level.panels()) {
+      items.check();
       const std::uint8_t* next = columns.panel(p) + step;
       for (std::int64_t r = 0; r < block->size(); r += level.tile_rows()) {
         // A panel is used by one block of queries and then not for long: the next one comes from memory meanwhile.
@@ -198,17 +221,14 @@ struct KnnIndex::Prepared {
       Interval squared{};
       if (lower != nullptr) squared = screen.interval(block, r, panels.full, row, lower[j]);
       if (squared.low <= 0.0) squared = computed(query, bank.row(row));
-      findings->add(squared, row);
+      findings->add(squared, row, bank, query);
     }
   }
 
   // From the original rows. Equal ones are told exactly: patches without a measurement are all the same vector, in the
   // bank and among the queries, and an interval around 0 would let each of them stay a candidate.
   Interval computed(const float* query, const float* row) const {
-    const float squared = squared_distance_float(query, row, bank.cols);
-    if (squared != 0.0f) return interval_of(squared, bank.cols);
-    const double exact = squared_distance(query, row, bank.cols);
-    return {exact, exact};
+    return squared_distance_interval(query, row, bank.cols);
   }
 };
 
@@ -234,7 +254,8 @@ std::int64_t KnnIndex::nbytes() const {
   const ScreenSpace& space = prepared_->space;
   const std::int64_t coarse =
       space.coarse() ? prepared_->panels.coarse.nbytes() + space.subspace.directions.nbytes() : 0;
-  return prepared_->panels.full.nbytes() + coarse + static_cast<std::int64_t>(space.center.size() * sizeof(float));
+  return prepared_->panels.full.nbytes() + coarse +
+         static_cast<std::int64_t>(space.frame.center.size() * sizeof(float));
 }
 
 void KnnIndex::search(Matrix<const float> queries, std::int64_t k, float* distances, std::int64_t* indices,
@@ -243,26 +264,32 @@ void KnnIndex::search(Matrix<const float> queries, std::int64_t k, float* distan
   const ScreenRows rows(queries, prepared_->space, threads);
   const std::int64_t panels = prepared_->panels.full.panel_count();
   const Plan plan(queries.rows, rows.full.row_bytes(), panels, prepared_->screen, threads);
-  std::vector<Findings> findings(static_cast<std::size_t>(queries.rows * plan.ranges), Findings(k));
-#pragma omp parallel num_threads(threads)
-  {
-    prepared_->screen.begin();
-#pragma omp for schedule(dynamic) collapse(2)
-    for (std::int64_t range = 0; range < plan.ranges; ++range) {
-      for (std::int64_t block = 0; block < plan.blocks; ++block) {
-        const std::int64_t from = block * plan.block, first = range * plan.range;
-        prepared_->scan(queries, rows, from, std::min(queries.rows, from + plan.block), first,
-                        std::min(panels, first + plan.range), &findings[range * queries.rows + from]);
-      }
+  std::vector<Findings> findings;
+  resize_for("the candidates of the queries", &findings, queries.rows * plan.ranges, Findings(k));
+  const auto answer = [&](std::int64_t q) {
+    Findings& found = findings[q];
+    for (std::int64_t range = 1; range < plan.ranges; ++range) found.join(findings[range * queries.rows + q]);
+    const Decided best = decide(prepared_->bank, queries.row(q), found.contenders(), static_cast<std::size_t>(k));
+    if (best.size() != static_cast<std::size_t>(k)) throw std::logic_error("knn: fewer candidates than neighbours");
+    for (std::int64_t i = 0; i < k; ++i) {
+      distances[q * k + i] = static_cast<float>(std::sqrt(best[i].first));
+      indices[q * k + i] = best[i].second;
     }
-    prepared_->screen.end();
-#pragma omp for schedule(dynamic, 16)
-    for (std::int64_t q = 0; q < queries.rows; ++q) {
-      for (std::int64_t range = 1; range < plan.ranges; ++range) findings[q].join(findings[range * queries.rows + q]);
-      decide(prepared_->bank, queries.row(q), findings[q].contenders(), static_cast<std::size_t>(k), distances + q * k,
-             indices + q * k);
-    }
-  }
+    found = Findings();
+  };
+  parallel(threads, plan.ranges * plan.blocks, 1, [&](Items& items) {
+    const TileSession session(prepared_->screen.kernel());
+    items.each([&](std::int64_t item) {
+      const std::int64_t range = item / plan.blocks;
+      const std::int64_t from = item % plan.blocks * plan.block, to = std::min(queries.rows, from + plan.block);
+      const std::int64_t first = range * plan.range;
+      prepared_->scan(queries, rows, from, to, first, std::min(panels, first + plan.range),
+                      &findings[range * queries.rows + from], items);
+      for (std::int64_t q = from; q < to && plan.ranges == 1; ++q) answer(q);
+    });
+  });
+  if (plan.ranges == 1) return;
+  parallel(threads, queries.rows, 16, [&](Items& items) { items.each(answer); });
 }
 
 }  // namespace mmad

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cpu/parallel.hpp"
 #include "cpu/point_tree.hpp"
 
 namespace mmad {
@@ -15,15 +16,13 @@ std::int64_t leaf_size(std::int64_t k) { return std::clamp<std::int64_t>((k + 15
 void knn_group(Matrix<const float> points, Matrix<const float> centers, std::int64_t k, int threads,
                std::int64_t* indices) {
   const PointTree tree(points, leaf_size(k));
-#pragma omp parallel num_threads(threads)
-  {
+  parallel(threads, centers.rows, 16, [&](Items& items) {
     NearestSearch nearest;
-#pragma omp for schedule(dynamic, 16)
-    for (std::int64_t g = 0; g < centers.rows; ++g) {
+    items.each([&](std::int64_t g) {
       nearest.run(tree, point_at(centers, g), k);
       for (std::int64_t j = 0; j < k; ++j) indices[g * k + j] = nearest.found[j].second;
-    }
-  }
+    });
+  });
 }
 
 }  // namespace mmad

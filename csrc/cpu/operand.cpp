@@ -9,6 +9,8 @@
 #include <string>
 
 #include "cpu/clones.hpp"
+#include "cpu/parallel.hpp"
+#include "mmad/memory.hpp"
 
 namespace mmad {
 namespace {
@@ -19,18 +21,20 @@ constexpr float kUnit = 1.0f / (1 << 24);
 constexpr float kWiden = 1.0f + 1.0f / 1024;
 constexpr std::int64_t kBlock = 4096;
 constexpr double kLargestInt16Norm = 46340.0;  // floor(sqrt(2^31 - 1))
+constexpr std::int64_t kRowsAtATime = 64;      // of a thread
+constexpr std::int64_t kPanelsAtATime = 4;
 
 struct RowSums {
-  double squared;  // of fl(x - c)
-  float largest;   // max |x - c|
+  double squared;  // of y
+  float largest;   // max |y|
 };
 
-MMAD_CLONES RowSums center_row(const float* x, const float* c, float* y, std::int64_t dim) {
+MMAD_CLONES RowSums center_row(const float* x, const float* c, float factor, float* y, std::int64_t dim) {
   double squared = 0.0;
   float largest = 0.0f;
 #pragma omp simd reduction(+ : squared) reduction(max : largest)
   for (std::int64_t i = 0; i < dim; ++i) {
-    const float v = x[i] - c[i];
+    const float v = (x[i] - c[i]) * factor;
     y[i] = v;
     squared += static_cast<double>(v) * v;
     largest = std::max(largest, std::fabs(v));
@@ -38,18 +42,21 @@ MMAD_CLONES RowSums center_row(const float* x, const float* c, float* y, std::in
   return {squared, largest};
 }
 
-// v = rint(y / s), and the squared residual of y - s v.
+bool within_screen(const RowSums& sums) { return sums.squared <= kScreenNorm * kScreenNorm; }  // false for NaN too
+
+// v = rint(y / s), and the squared residual of y / s - v: in units of the step, where nothing underflows that matters.
 template <typename T>
-inline double quantise_body(const float* y, float inverse, float scale, T* v, std::int64_t dim) {
+inline double quantise_body(const float* y, float inverse, T* v, std::int64_t dim) {
   double total = 0.0;
   for (std::int64_t from = 0; from < dim; from += kBlock) {
     const std::int64_t to = std::min(dim, from + kBlock);
     float squared = 0.0f;
 #pragma omp simd reduction(+ : squared)
     for (std::int64_t i = from; i < to; ++i) {
-      const float rounded = __builtin_rintf(y[i] * inverse);
+      const float scaled = y[i] * inverse;
+      const float rounded = __builtin_rintf(scaled);
       v[i] = static_cast<T>(static_cast<std::int32_t>(rounded));
-      const float rest = y[i] - scale * rounded;
+      const float rest = scaled - rounded;
       squared += rest * rest;
     }
     total += squared;
@@ -57,12 +64,12 @@ inline double quantise_body(const float* y, float inverse, float scale, T* v, st
   return total;
 }
 
-MMAD_CLONES double quantise16(const float* y, float inverse, float scale, std::int16_t* v, std::int64_t dim) {
-  return quantise_body(y, inverse, scale, v, dim);
+MMAD_CLONES double quantise16(const float* y, float inverse, std::int16_t* v, std::int64_t dim) {
+  return quantise_body(y, inverse, v, dim);
 }
 
-MMAD_CLONES double quantise8(const float* y, float inverse, float scale, std::int8_t* v, std::int64_t dim) {
-  return quantise_body(y, inverse, scale, v, dim);
+MMAD_CLONES double quantise8(const float* y, float inverse, std::int8_t* v, std::int64_t dim) {
+  return quantise_body(y, inverse, v, dim);
 }
 
 // Round to nearest even on the upper half of the float's bits; `factor` is a power of two, so scaling is exact.
@@ -83,49 +90,61 @@ MMAD_CLONES double to_bfloat16(const float* y, float factor, float scale, std::u
   return squared;
 }
 
-// Rounds one row into `values` (row-major, zero-padded beforehand) and records its terms; false if it is not usable.
-bool round_row(const float* x, const float* center, std::int64_t dim, Format format, float* y, void* values,
-               RowBounds* bounds, std::int64_t at) {
-  const RowSums sums = center_row(x, center, y, dim);
-  if (!(sums.squared <= kLargestNorm * kLargestNorm)) return false;  // NaN fails the comparison too
-  const double norm = std::sqrt(sums.squared);
+// Integers of a row of this norm must not exceed kLargestInt16Norm together: rounding adds at most sqrt(dim) / 2.
+double integer_room(double norm, std::int64_t dim) {
+  return (kLargestInt16Norm - 1.0 - 0.5 * std::sqrt(static_cast<double>(dim))) / norm;
+}
+
+struct Rounding {
   float scale = 1.0f;
-  double rest = 0.0;
-  if (format == Format::fixed16 && norm > 0.0) {
-    const double room = kLargestInt16Norm - 1.0 - 0.5 * std::sqrt(static_cast<double>(dim));
-    const float inverse = static_cast<float>(std::min(room / norm, 32766.0 / sums.largest));
-    scale = 1.0f / inverse;
-    rest = quantise16(y, inverse, scale, static_cast<std::int16_t*>(values), dim);
-  } else if (format == Format::fixed8 && norm > 0.0) {
-    const float inverse = 126.9f / sums.largest;
-    scale = 1.0f / inverse;
-    rest = quantise8(y, inverse, scale, static_cast<std::int8_t*>(values), dim);
-  } else if (format == Format::bfloat16 && norm > 0.0) {
-    // A power of two brings the norm to [1, 2): far from underflow, whatever the unit does with subnormal numbers.
-    const int exponent = std::ilogb(norm);
-    scale = std::ldexp(1.0f, exponent);
-    rest = to_bfloat16(y, std::ldexp(1.0f, -exponent), scale, static_cast<std::uint16_t*>(values), dim);
-  } else if (format == Format::float32) {
+  double residual = 0.0;  // |y - scale v| but for the rounding of y / scale
+};
+
+Rounding round_values(const float* y, const RowSums& sums, double norm, std::int64_t dim, Format format, void* values) {
+  if (format == Format::float32) {
     std::memcpy(values, y, static_cast<std::size_t>(dim) * sizeof(float));
+    return {};
   }
+  if (norm == 0.0) return {};
+  if (format == Format::bfloat16) {
+    // A power of two brings the norm to [1, 2): far from underflow, whatever the unit does with subnormal numbers.
+    const int exponent = std::max(std::ilogb(norm), std::ilogb(kLeastScale));
+    const float scale = std::ldexp(1.0f, exponent);
+    const double rest = to_bfloat16(y, std::ldexp(1.0f, -exponent), scale, static_cast<std::uint16_t*>(values), dim);
+    return {scale, std::sqrt(rest)};
+  }
+  const double highest = format == Format::fixed16 ? 32766.0 : 126.9;
+  const double wanted = std::min(integer_room(norm, dim), highest / sums.largest);
+  const auto inverse = static_cast<float>(std::min(wanted, 1.0 / static_cast<double>(kLeastScale)));
+  const double rest = format == Format::fixed16 ? quantise16(y, inverse, static_cast<std::int16_t*>(values), dim)
+                                                : quantise8(y, inverse, static_cast<std::int8_t*>(values), dim);
+  return {1.0f / inverse, std::sqrt(rest) / inverse};
+}
+
+// Rounds one row into `values` (row-major, zero beforehand) and records its terms.
+void round_row(const float* x, const Frame& frame, std::int64_t dim, Format format, float* y, void* values,
+               RowBounds* bounds, std::int64_t at) {
+  const RowSums sums = center_row(x, frame.center.data(), frame.factor, y, dim);
+  if (!within_screen(sums)) {  // too long, or not finite
+    bounds->slack[at] = kNoScreen;
+    return;
+  }
+  const double norm = std::sqrt(sums.squared);
+  const Rounding rounding = round_values(y, sums, norm, dim, format, values);
   // |x - x^| <= |y - x^| + u |x - c|; the second term is the rounding of the subtraction of the centre, and twice more
-  // cover the evaluation of y - s v in float32.
-  const double residual = std::sqrt(rest) + 4.0 * kUnit * norm;
-  bounds->scale[at] = scale;
+  // cover that of y / s and of s, in float32.
+  const double residual = rounding.residual + 4.0 * kUnit * norm;
+  bounds->scale[at] = rounding.scale;
   bounds->residual[at] = static_cast<float>(residual) * kWiden + kTiny;
   bounds->norm[at] = static_cast<float>(norm + residual) * kWiden + kTiny;
   bounds->squared[at] = static_cast<float>(sums.squared);
   bounds->slack[at] = kSlack * bounds->norm[at] * bounds->norm[at] + kTiny;
-  return true;
 }
 
 void resize(RowBounds* bounds, std::int64_t size) {
-  const auto n = static_cast<std::size_t>(size);
-  bounds->scale.resize(n, 0.0f);
-  bounds->norm.resize(n, 0.0f);
-  bounds->residual.resize(n, 0.0f);
-  bounds->squared.resize(n, 0.0f);
-  bounds->slack.resize(n, 0.0f);
+  for (auto* one : {&bounds->scale, &bounds->norm, &bounds->residual, &bounds->squared, &bounds->slack}) {
+    resize_for<float>("bounds of the rows", one, size);
+  }
 }
 
 std::int64_t padded_depth(std::int64_t dim) { return (dim + kDepthStep - 1) / kDepthStep * kDepthStep; }
@@ -147,12 +166,22 @@ void place_in_panel(const void* row, std::int64_t depth, Format format, int colu
   }
 }
 
+bool finite(const float* row, std::int64_t dim) {
+  return std::all_of(row, row + dim, [](float value) { return std::isfinite(value); });
+}
+
+// Rows that the frame cannot hold are rare, and are looked at again.
+bool acceptable(const float* row, const Frame& frame, std::vector<float>* y) {
+  const RowSums sums = center_row(row, frame.center.data(), 1.0f, y->data(), static_cast<std::int64_t>(y->size()));
+  return sums.squared <= kLargestNorm * kLargestNorm;  // NaN fails the comparison too
+}
+
 void check_rows(Matrix<const float> rows, std::int64_t bad) {
   if (bad < 0) return;
-  const float* row = rows.row(bad);
-  const bool finite = std::all_of(row, row + rows.cols, [](float value) { return std::isfinite(value); });
   const std::string name = "row " + std::to_string(bad);
-  if (!finite) throw std::invalid_argument(name + " holds NaN or infinity; expected finite values");
+  if (!finite(rows.row(bad), rows.cols)) {
+    throw std::invalid_argument(name + " holds NaN or infinity; expected finite values");
+  }
   throw std::invalid_argument(name + " has a norm above 1e18; squared distances would not fit float32");
 }
 
@@ -160,54 +189,6 @@ void lower_bad_row(std::atomic<std::int64_t>* bad, std::int64_t row) {
   std::int64_t seen = bad->load();
   while ((seen < 0 || row < seen) && !bad->compare_exchange_weak(seen, row)) {
   }
-}
-
-}  // namespace
-
-int bytes_per_value(Format format) {
-  switch (format) {
-    case Format::float32: return 4;
-    case Format::fixed8: return 1;
-    default: return 2;
-  }
-}
-
-Format row_format(Format packed, bool bfloat16_unit) {
-  if (packed == Format::fixed8) return bfloat16_unit ? Format::bfloat16 : Format::fixed16;
-  return packed;
-}
-
-float accumulation_error(Format rows, std::int64_t k) {
-  if (rows == Format::fixed16) return 0.0f;
-  const float ku = static_cast<float>(k + 2) * kUnit;
-  return 1.01f * ku / (1.0f - ku);
-}
-
-std::int64_t Panels::nbytes() const {
-  const auto floats = bounds.scale.size() * 5 + base.size();
-  return static_cast<std::int64_t>(values.size() + floats * sizeof(float));
-}
-
-void Panels::reserve(std::int64_t rows, std::int64_t dim_, Format format_) {
-  format = format_;
-  dim = dim_;
-  depth = padded_depth(dim_);
-  const std::int64_t pairs = (rows + 2 * kPanelWidth - 1) / (2 * kPanelWidth);  // kernels read two panels at a time
-  values.resize(static_cast<std::size_t>(pairs * 2 * panel_bytes()), 0);
-  resize(&bounds, pairs * 2 * kPanelWidth);
-  base.resize(static_cast<std::size_t>(pairs * 2 * kPanelWidth), std::numeric_limits<float>::infinity());
-}
-
-void Panels::append(const Rows& rows, std::int64_t row) {
-  const std::int64_t at = count++;
-  std::uint8_t* panel = values.data() + at / kPanelWidth * panel_bytes();
-  place_in_panel(rows.row(row), depth, format, static_cast<int>(at % kPanelWidth), panel);
-  bounds.scale[at] = rows.bounds.scale[row];
-  bounds.norm[at] = rows.bounds.norm[row];
-  bounds.residual[at] = rows.bounds.residual[row];
-  bounds.squared[at] = rows.bounds.squared[row];
-  bounds.slack[at] = rows.bounds.slack[row];
-  base[at] = bounds.squared[at] - bounds.slack[at];
 }
 
 std::vector<float> robust_center(Matrix<const float> rows) {
@@ -229,51 +210,124 @@ std::vector<float> robust_center(Matrix<const float> rows) {
   return center;
 }
 
-Rows round_rows(Matrix<const float> rows, const float* center, Format format, int threads) {
+float screening_factor(Matrix<const float> rows, const std::vector<float>& center) {
+  constexpr std::int64_t kSample = 4096;
+  constexpr int kTarget = 32, kLeast = -28, kMost = 126;
+  const std::int64_t taken = std::min(rows.rows, kSample);
+  std::vector<float> y(static_cast<std::size_t>(rows.cols));
+  double largest = 0.0;
+  for (std::int64_t i = 0; i < taken; ++i) {
+    const float* row = rows.row(i * rows.rows / taken);
+    const double squared = center_row(row, center.data(), 1.0f, y.data(), rows.cols).squared;
+    if (squared <= kLargestNorm * kLargestNorm) largest = std::max(largest, squared);
+  }
+  if (largest == 0.0) return 1.0f;
+  return std::ldexp(1.0f, std::clamp(kTarget - std::ilogb(std::sqrt(largest)), kLeast, kMost));
+}
+
+}  // namespace
+
+int bytes_per_value(Format format) {
+  switch (format) {
+    case Format::float32: return 4;
+    case Format::fixed8: return 1;
+    default: return 2;
+  }
+}
+
+Format row_format(Format packed, bool bfloat16_unit) {
+  if (packed == Format::fixed8) return bfloat16_unit ? Format::bfloat16 : Format::fixed16;
+  return packed;
+}
+
+float accumulation_error(Format rows, std::int64_t k) {
+  if (rows == Format::fixed16) return 0.0f;
+  return 1.01f * static_cast<float>(std::expm1(static_cast<double>(k + 2) * kUnit));
+}
+
+std::int64_t Panels::nbytes() const {
+  const auto floats = bounds.scale.size() * 5 + base.size();
+  return static_cast<std::int64_t>(values.size() + floats * sizeof(float));
+}
+
+void Panels::reserve(std::int64_t rows, std::int64_t dim_, Format format_) {
+  format = format_;
+  dim = dim_;
+  depth = padded_depth(dim_);
+  const std::int64_t pairs = (rows + 2 * kPanelWidth - 1) / (2 * kPanelWidth);  // kernels read two panels at a time
+  resize_for<std::uint8_t>("the search copy of the bank", &values, pairs * 2 * panel_bytes());
+  resize(&bounds, pairs * 2 * kPanelWidth);
+  resize_for("bounds of the rows", &base, pairs * 2 * kPanelWidth, std::numeric_limits<float>::infinity());
+}
+
+void Panels::append(const Rows& rows, std::int64_t row) {
+  const std::int64_t at = count++;
+  std::uint8_t* panel = values.data() + at / kPanelWidth * panel_bytes();
+  place_in_panel(rows.row(row), depth, format, static_cast<int>(at % kPanelWidth), panel);
+  bounds.scale[at] = rows.bounds.scale[row];
+  bounds.norm[at] = rows.bounds.norm[row];
+  bounds.residual[at] = rows.bounds.residual[row];
+  bounds.squared[at] = rows.bounds.squared[row];
+  bounds.slack[at] = rows.bounds.slack[row];
+  base[at] = bounds.squared[at] - bounds.slack[at];
+}
+
+Frame screening_frame(Matrix<const float> rows) {
+  Frame frame;
+  if (rows.rows == 0) {
+    frame.center.assign(static_cast<std::size_t>(rows.cols), 0.0f);
+    return frame;
+  }
+  frame.center = robust_center(rows);
+  frame.factor = screening_factor(rows, frame.center);
+  return frame;
+}
+
+bool to_frame(const float* x, const Frame& frame, float* y, std::int64_t dim) {
+  return within_screen(center_row(x, frame.center.data(), frame.factor, y, dim));
+}
+
+Rows round_rows(Matrix<const float> rows, const Frame& frame, Format format, int threads) {
   Rows out;
   out.format = format;
   out.count = rows.rows;
   out.dim = rows.cols;
   out.depth = padded_depth(rows.cols);
   // Tile kernels read whole tiles: spare rows behind the last one.
-  out.values.resize(static_cast<std::size_t>((out.count + kSpareRows) * out.row_bytes()), 0);
+  resize_for<std::uint8_t>("the rounded rows", &out.values, (out.count + kSpareRows) * out.row_bytes());
   resize(&out.bounds, out.count);
   std::atomic<std::int64_t> bad{-1};
-#pragma omp parallel num_threads(threads)
-  {
+  parallel(threads, out.count, kRowsAtATime, [&](Items& items) {
     std::vector<float> y(static_cast<std::size_t>(out.dim));
-#pragma omp for schedule(static)
-    for (std::int64_t i = 0; i < out.count; ++i) {
+    items.each([&](std::int64_t i) {
       std::uint8_t* values = out.values.data() + i * out.row_bytes();
-      if (!round_row(rows.row(i), center, out.dim, format, y.data(), values, &out.bounds, i)) lower_bad_row(&bad, i);
-    }
-  }
+      round_row(rows.row(i), frame, out.dim, format, y.data(), values, &out.bounds, i);
+      if (out.bounds.slack[i] == kNoScreen && !acceptable(rows.row(i), frame, &y)) lower_bad_row(&bad, i);
+    });
+  });
   check_rows(rows, bad.load());
   return out;
 }
 
-Panels pack_rows(Matrix<const float> rows, const float* center, Format format, int threads) {
+Panels pack_rows(Matrix<const float> rows, const Frame& frame, Format format, int threads) {
   Panels out;
   out.reserve(rows.rows, rows.cols, format);
   out.count = rows.rows;
   std::atomic<std::int64_t> bad{-1};
-#pragma omp parallel num_threads(threads)
-  {
+  parallel(threads, out.panel_count(), kPanelsAtATime, [&](Items& items) {
     std::vector<float> y(static_cast<std::size_t>(out.dim));
     std::vector<std::uint32_t> row(static_cast<std::size_t>(out.depth), 0);
-#pragma omp for schedule(static)
-    for (std::int64_t p = 0; p < out.panel_count(); ++p) {
+    items.each([&](std::int64_t p) {
       std::uint8_t* panel = out.values.data() + p * out.panel_bytes();
       for (std::int64_t i = p * kPanelWidth; i < std::min(out.count, (p + 1) * kPanelWidth); ++i) {
         std::fill(row.begin(), row.end(), 0u);
-        if (!round_row(rows.row(i), center, out.dim, format, y.data(), row.data(), &out.bounds, i)) {
-          lower_bad_row(&bad, i);
-        }
+        round_row(rows.row(i), frame, out.dim, format, y.data(), row.data(), &out.bounds, i);
+        if (out.bounds.slack[i] == kNoScreen && !acceptable(rows.row(i), frame, &y)) lower_bad_row(&bad, i);
         place_in_panel(row.data(), out.depth, format, static_cast<int>(i % kPanelWidth), panel);
         out.base[i] = out.bounds.squared[i] - out.bounds.slack[i];
       }
-    }
-  }
+    });
+  });
   check_rows(rows, bad.load());
   return out;
 }

@@ -6,6 +6,8 @@
 #include <numeric>
 
 #include "cpu/clones.hpp"
+#include "cpu/parallel.hpp"
+#include "mmad/memory.hpp"
 
 namespace mmad {
 namespace {
@@ -15,6 +17,7 @@ constexpr double kUnit = 1.0 / (1 << 24);
 constexpr double kWorthwhileEnergy = 0.75;
 constexpr double kSplit = 1e-3;  // t in coarse_rows()
 constexpr std::int64_t kLeastDim = 192;
+constexpr std::int64_t kBlocksAtATime = 4;  // of a thread, of rows to project
 // Computing a pair from the original rows waits for memory: beyond this many, the whole tile is cheaper.
 constexpr int kPairsWorthATile = 6;
 
@@ -26,10 +29,18 @@ bool screen_tile(const Level& level, const std::uint8_t* rows, std::int64_t row_
   return level.kernel.screen(accumulators, n, terms, columns, result->lower, result->passed);
 }
 
+MMAD_CLONES double squared_norm(const float* y, std::int64_t dim) {
+  double sum = 0.0;
+#pragma omp simd reduction(+ : sum)
+  for (std::int64_t i = 0; i < dim; ++i) sum += static_cast<double>(y[i]) * y[i];
+  return sum;
+}
+
 // Rows in the coordinates of the leading directions.
 struct Projections {
   std::int64_t dims;
-  std::vector<float> values, slack, origin;  // slack: what the projection adds to the half-width of the intervals
+  std::vector<float> values, slack;  // slack: what the projection adds to the half-width of the intervals
+  Frame frame;                       // of the projections, which are scaled already
 
   Projections(Matrix<const float> rows, const ScreenSpace& space, int threads);
   Matrix<const float> rows() const { return {values.data(), static_cast<std::int64_t>(slack.size()), dims}; }
@@ -38,16 +49,16 @@ struct Projections {
 }  // namespace
 
 ScreenSpace::ScreenSpace(Matrix<const float> rows, Format packed_format, Isa isa_, bool coarse)
-    : center(robust_center(rows)), packed(packed_format), isa(isa_) {
-  if (coarse && rows.cols >= kLeastDim) subspace = leading_subspace(rows, center.data());
+    : frame(screening_frame(rows)), packed(packed_format), isa(isa_) {
+  if (coarse && rows.cols >= kLeastDim) subspace = leading_subspace(rows, frame);
   if (subspace.energy < kWorthwhileEnergy) subspace.dims = 0;
 }
 
 ScreenRows::ScreenRows(Matrix<const float> rows, const ScreenSpace& space, int threads)
-    : full(round_rows(rows, space.center.data(), space.rows_format(), threads)) {
+    : full(round_rows(rows, space.frame, space.rows_format(), threads)) {
   if (!space.coarse()) return;
   const Projections projected(rows, space, threads);
-  coarse = round_rows(projected.rows(), projected.origin.data(), space.rows_format(), threads);
+  coarse = round_rows(projected.rows(), projected.frame, space.rows_format(), threads);
   for (std::int64_t i = 0; i < rows.rows; ++i) coarse.bounds.slack[i] += projected.slack[i];
 }
 
@@ -62,10 +73,10 @@ void ScreenPanels::append(const ScreenRows& rows, std::int64_t row) {
 }
 
 ScreenPanels::ScreenPanels(Matrix<const float> rows, const ScreenSpace& space, int threads)
-    : full(pack_rows(rows, space.center.data(), space.packed, threads)) {
+    : full(pack_rows(rows, space.frame, space.packed, threads)) {
   if (!space.coarse()) return;
   const Projections projected(rows, space, threads);
-  coarse = pack_rows(projected.rows(), projected.origin.data(), space.packed, threads);
+  coarse = pack_rows(projected.rows(), projected.frame, space.packed, threads);
   for (std::int64_t i = 0; i < rows.rows; ++i) {
     coarse.bounds.slack[i] += projected.slack[i];
     coarse.base[i] = coarse.bounds.squared[i] - coarse.bounds.slack[i];
@@ -80,7 +91,7 @@ RowTerms Level::terms(const RowBounds& rows, std::int64_t i, double limit) const
 // A tile's lower bounds leave out |x|^2 and the row's own slack.
 float Level::threshold(const RowBounds& rows, std::int64_t i, double limit) const {
   if (limit < 0.0) return -std::numeric_limits<float>::infinity();
-  const double value = limit * stretch - rows.squared[i] + rows.slack[i];
+  const double value = reach(limit) - rows.squared[i] + rows.slack[i];
   return std::nextafter(static_cast<float>(value), std::numeric_limits<float>::infinity());
 }
 
@@ -123,10 +134,12 @@ void RowBlock::move(std::int64_t from, std::int64_t to) {
 }
 
 Screen::Screen(const ScreenSpace& space, std::int64_t dim, bool use_coarse)
-    : use_coarse_(use_coarse && space.coarse()), gathers_(use_coarse_ && space.packed == Format::fixed8) {
-  full_ = {tile_kernel(space.packed, space.isa), accumulation_error(space.rows_format(), dim + kDepthStep), 1.0};
+    : unit_(space.unit()),
+      use_coarse_(use_coarse && space.coarse()),
+      gathers_(use_coarse_ && space.packed == Format::fixed8) {
+  full_ = {tile_kernel(space.packed, space.isa), accumulation_error(space.rows_format(), dim + kDepthStep), unit_};
   coarse_ = {full_.kernel, accumulation_error(space.rows_format(), space.subspace.dims + kDepthStep),
-             space.subspace.stretch * (1.0 + kSplit)};
+             space.subspace.stretch * (1.0 + kSplit) * unit_};
 }
 
 ColumnTerms column_terms(const Panels& panels, std::int64_t column) {
@@ -210,8 +223,10 @@ Interval Screen::interval(const RowBlock& block, std::int64_t r, const Panels& f
   const double error = 2.0 * (rows.residual[i] + full_.gamma * norm) * column_norm +
                        2.0 * norm * full.bounds.residual[column] + full.bounds.slack[column] + rows.slack[i];
   const double low = static_cast<double>(lower) + rows.squared[i] - rows.slack[i];
-  return {low, low + 2.0 * error};
+  return {low / unit_, (low + 2.0 * error) / unit_};
 }
+
+namespace {
 
 MMAD_CLONES float squared_distance_float(const float* a, const float* b, std::int64_t dim) {
   float sum = 0.0f;
@@ -223,16 +238,29 @@ MMAD_CLONES float squared_distance_float(const float* a, const float* b, std::in
   return sum;
 }
 
-// Each of the positive terms and each addition errs by u: (dim + 4) u in all, relative to the sum. An estimate that
-// overflowed or came near underflow says nothing.
-Interval interval_of(float squared, std::int64_t dim) {
-  if (!std::isfinite(squared) || squared < 1e-30f) return {0.0, std::numeric_limits<double>::infinity()};
-  const double error = static_cast<double>(dim + 8) * kUnit;
-  return {squared * (1.0 - error), squared * (1.0 + error)};
+// Each of the positive terms and each addition errs by u: computed = true (1 + d) with |d| <= n u / (1 - n u), n = dim + 4.
+// With g = (dim + 8) u the true value lies in [computed (1 - g), computed (1 - g) / (1 - 2 g)]. A sum that overflowed says
+// nothing, nor one near underflow, where each of up to 2^24 squares may have lost 2^-126; nor do longer rows.
+bool float_suffices(float squared, double g) { return std::isfinite(squared) && squared >= 0x1p-70f && g < 0.25; }
+
+double float_error(std::int64_t dim) { return static_cast<double>(dim + 8) * kUnit; }
+
+}  // namespace
+
+Interval squared_distance_interval(const float* a, const float* b, std::int64_t dim) {
+  const double g = float_error(dim);
+  const float squared = squared_distance_float(a, b, dim);
+  if (float_suffices(squared, g)) return {squared * (1.0 - g), squared * (1.0 - g) / (1.0 - 2.0 * g)};
+  const double exact = squared_distance(a, b, dim);
+  return {exact, exact};
 }
 
 double squared_distance_within(const float* a, const float* b, std::int64_t dim, double limit) {
-  if (interval_of(squared_distance_float(a, b, dim), dim).low > limit) return std::numeric_limits<double>::infinity();
+  if (std::isfinite(limit)) {
+    const double g = float_error(dim);
+    const float squared = squared_distance_float(a, b, dim);
+    if (float_suffices(squared, g) && squared * (1.0 - g) > limit) return std::numeric_limits<double>::infinity();
+  }
   const double squared = squared_distance(a, b, dim);
   return squared <= limit ? squared : std::numeric_limits<double>::infinity();
 }
@@ -242,35 +270,36 @@ namespace {
 // y = V'(x - c) in float32. Each coordinate is an inner product of D terms with a unit vector, so the computed y differs
 // from the true one by at most err = gamma sqrt(dims) |x - c|. What is screened is the computed y. A true distance
 // below L means |y_a - y_b| <= sqrt(L stretch) + err_a + err_b, and for any t > 0, (u + v)^2 <= (1 + t) u^2 +
-// (1 + 1/t) v^2: the limit is stretched by 1 + t, and each side adds 2 (1 + 1/t) err^2 to its slack.
-Projections::Projections(Matrix<const float> rows, const ScreenSpace& space, int threads)
-    : dims(space.subspace.dims),
-      values(static_cast<std::size_t>(rows.rows * dims)),
-      slack(static_cast<std::size_t>(rows.rows)),
-      origin(static_cast<std::size_t>(dims), 0.0f) {
+// (1 + 1/t) v^2: the limit is stretched by 1 + t, and each side adds 2 (1 + 1/t) err^2 to its slack. Underflow is far
+// below kTiny, which the slack holds already. Directions are of length 1 within rounding, so a row that the frame holds
+// has a projection of at most sqrt(dims) <= 8 times its norm, which float32 and kLargestNorm hold.
+Projections::Projections(Matrix<const float> rows, const ScreenSpace& space, int threads) : dims(space.subspace.dims) {
+  resize_for<float>("projections", &values, rows.rows * dims);
+  resize_for<float>("projections", &slack, rows.rows);
+  frame.center.assign(static_cast<std::size_t>(dims), 0.0f);
   const Subspace& subspace = space.subspace;
   const TileKernel kernel = tile_kernel(Format::float32, space.isa);
   const std::int64_t columns = kernel.panels * kPanelWidth, depth = subspace.directions.depth;
   const std::int64_t padded = (subspace.dims + columns - 1) / columns * columns;
-  const double gamma =
-      1.01 * static_cast<double>(rows.cols + 4) * kUnit * std::sqrt(static_cast<double>(subspace.dims));
-#pragma omp parallel num_threads(threads)
-  {
+  const double gamma = 1.01 * std::expm1(static_cast<double>(rows.cols + 4) * kUnit) *
+                       std::sqrt(static_cast<double>(subspace.dims) * subspace.stretch);
+  const std::int64_t blocks = (rows.rows + kernel.rows - 1) / kernel.rows;
+  parallel(threads, blocks, kBlocksAtATime, [&](Items& items) {
     std::vector<float> block(static_cast<std::size_t>(kernel.rows * depth), 0.0f);
     std::vector<float> products(static_cast<std::size_t>(kernel.rows * padded));
     alignas(64) float tile[kMaxTileRows * kMaxTileColumns];
-#pragma omp for schedule(static)
-    for (std::int64_t from = 0; from < rows.rows; from += kernel.rows) {
-      const std::int64_t n = std::min<std::int64_t>(kernel.rows, rows.rows - from);
+    items.each([&](std::int64_t b) {
+      const std::int64_t from = b * kernel.rows, n = std::min<std::int64_t>(kernel.rows, rows.rows - from);
       for (std::int64_t r = 0; r < n; ++r) {
-        double squared = 0.0;
-        for (std::int64_t i = 0; i < rows.cols; ++i) {
-          const float v = rows.row(from + r)[i] - space.center[i];
-          block[r * depth + i] = v;
-          squared += static_cast<double>(v) * v;
+        float* y = &block[r * depth];
+        if (to_frame(rows.row(from + r), space.frame, y, rows.cols)) {
+          const double norm = std::sqrt(squared_norm(y, rows.cols));
+          const auto error = static_cast<float>(gamma * norm);
+          slack[from + r] = static_cast<float>(2.01 * (1.0 + 1.0 / kSplit)) * error * error;
+        } else {
+          std::fill_n(y, rows.cols, 0.0f);
+          slack[from + r] = kNoScreen;
         }
-        const auto error = static_cast<float>(gamma * std::sqrt(squared * subspace.stretch));
-        slack[from + r] = static_cast<float>(2.01 * (1.0 + 1.0 / kSplit)) * error * error;
       }
       for (std::int64_t p = 0; p * kPanelWidth < padded; p += kernel.panels) {
         kernel.multiply(block.data(), depth * 4, subspace.directions.panel(p), subspace.directions.panel_bytes(), depth,
@@ -282,8 +311,8 @@ Projections::Projections(Matrix<const float> rows, const ScreenSpace& space, int
       for (std::int64_t r = 0; r < n; ++r) {
         std::copy_n(&products[r * padded], dims, &values[(from + r) * dims]);
       }
-    }
-  }
+    });
+  });
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 // file, are first multiplied on the full level. The levels never change an answer.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -24,11 +25,11 @@ struct Subspace {
   double energy = 0.0;    // share of the sample's squared norm that the directions keep
 };
 
-Subspace leading_subspace(Matrix<const float> rows, const float* center);
+Subspace leading_subspace(Matrix<const float> rows, const Frame& frame);
 
-// Where rows are screened: the centre and the directions that both sides of a pair share.
+// Where rows are screened: the frame and the directions that both sides of a pair share.
 struct ScreenSpace {
-  std::vector<float> center;
+  Frame frame;
   Subspace subspace;  // dims = 0: full level only
   Format packed = Format::float32;
   Isa isa = Isa::generic;
@@ -36,6 +37,8 @@ struct ScreenSpace {
   ScreenSpace(Matrix<const float> rows, Format packed_format, Isa isa, bool coarse);
   Format rows_format() const { return row_format(packed, isa >= Isa::amx); }
   bool coarse() const { return subspace.dims > 0; }
+  // What a squared distance is multiplied with in the frame: in float64, where it neither overflows nor underflows.
+  double unit() const { return static_cast<double>(frame.factor) * frame.factor; }
 };
 
 struct ScreenRows {
@@ -57,12 +60,16 @@ struct ScreenPanels {
   std::int64_t count() const { return full.count; }
 };
 
+constexpr double kReach = 0x1p127;  // above every lower bound; a float32
+
 // One level's arithmetic.
 struct Level {
   TileKernel kernel;
   float gamma;     // relative error of an accumulated product
-  double stretch;  // 1 on the full level
+  double stretch;  // from true squared distances to this level's, at most
 
+  // A bound that no true squared distance up to `limit` exceeds on this level.
+  double reach(double limit) const { return std::min(limit * stretch, kReach); }
   RowTerms terms(const RowBounds& rows, std::int64_t i, double limit) const;
   float threshold(const RowBounds& rows, std::int64_t i, double limit) const;
 };
@@ -137,8 +144,7 @@ class Screen {
   int tile_rows() const { return full_.kernel.rows; }
   int panels() const { return full_.kernel.panels; }
   int tile_columns() const { return panels() * kPanelWidth; }
-  void begin() const { full_.kernel.begin(); }
-  void end() const { full_.kernel.end(); }
+  const TileKernel& kernel() const { return full_.kernel; }
 
  private:
   void gather(RowBlock* block, const TileResult& result) const;
@@ -146,16 +152,17 @@ class Screen {
   bool tile_full(RowBlock* block, const Panels& panels, std::int64_t panel, TileResult* result) const;
 
   Level full_, coarse_;
+  double unit_;
   bool use_coarse_;
   bool gathers_;  // the rows that the coarse level leaves, for the full level
 };
 
 ColumnTerms column_terms(const Panels& panels, std::int64_t column);
 
-// The squared distance of two original rows in float64 from differences if it does not exceed `limit`; otherwise
-// infinity, mostly without computing it: a float32 sum of differences has a relative error of at most (dim + 4) u.
-float squared_distance_float(const float* a, const float* b, std::int64_t dim);
-Interval interval_of(float squared, std::int64_t dim);  // of the true value behind squared_distance_float
+// A squared distance of original rows from differences: an interval from a float32 sum, or the float64 value itself where
+// float32 does not hold it.
+Interval squared_distance_interval(const float* a, const float* b, std::int64_t dim);
+// In float64 if it does not exceed `limit`; otherwise infinity, mostly without computing it.
 double squared_distance_within(const float* a, const float* b, std::int64_t dim, double limit);
 
 }  // namespace mmad

@@ -16,6 +16,7 @@ namespace {
 constexpr std::int64_t kDims = 64;  // a power of two
 constexpr std::int64_t kSample = 512;
 constexpr int kIterations = 1;
+constexpr float kShortest = 1e-30f;  // vectors below it are taken as zero
 
 using Vectors = std::vector<float>;  // row-major, one vector a row
 
@@ -40,22 +41,25 @@ void orthonormalise(Vectors* vectors, std::int64_t count, std::int64_t dim) {
         add_scaled(row, vectors->data() + u * dim, -dot(row, &(*vectors)[u * dim], dim), dim);
     }
     const float norm = std::sqrt(dot(row, row, dim));
-    const float factor = norm > 1e-30f ? 1.0f / norm : 0.0f;  // rank-deficient samples leave zero vectors
+    const float factor = norm > kShortest ? 1.0f / norm : 0.0f;  // rank-deficient samples leave zero vectors
     for (std::int64_t i = 0; i < dim; ++i) row[i] *= factor;
   }
 }
 
-Vectors centred_sample(Matrix<const float> rows, const float* center, std::int64_t* taken) {
+Vectors centred_sample(Matrix<const float> rows, const Frame& frame, std::int64_t* taken) {
   *taken = std::min(rows.rows, kSample);
   Vectors sample(static_cast<std::size_t>(*taken * rows.cols));
   for (std::int64_t i = 0; i < *taken; ++i) {
     const float* row = rows.row(i * rows.rows / *taken);
     float* to = &sample[i * rows.cols];
-    for (std::int64_t j = 0; j < rows.cols; ++j) to[j] = row[j] - center[j];
+    const bool held = to_frame(row, frame, to, rows.cols);
     // A few rows of huge norm would take all directions to themselves.
-    const float norm = std::sqrt(dot(to, to, rows.cols));
-    const float factor = std::isfinite(norm) && norm > 1e-30f ? 1.0f / norm : 0.0f;
-    for (std::int64_t j = 0; j < rows.cols; ++j) to[j] *= factor;
+    const float norm = held ? std::sqrt(dot(to, to, rows.cols)) : 0.0f;
+    if (norm > kShortest) {
+      for (std::int64_t j = 0; j < rows.cols; ++j) to[j] /= norm;
+    } else {
+      std::fill_n(to, rows.cols, 0.0f);
+    }
   }
   return sample;
 }
@@ -121,10 +125,10 @@ double stretch_of(const Vectors& vectors, std::int64_t dims, std::int64_t dim) {
 
 }  // namespace
 
-Subspace leading_subspace(Matrix<const float> rows, const float* center) {
+Subspace leading_subspace(Matrix<const float> rows, const Frame& frame) {
   Subspace out;
   std::int64_t taken = 0;
-  const Vectors sample = centred_sample(rows, center, &taken);
+  const Vectors sample = centred_sample(rows, frame, &taken);
   const std::int64_t dims = std::min({kDims, rows.cols, taken});
   Vectors vectors = starting_vectors(sample, taken, dims, rows.cols);
   orthonormalise(&vectors, dims, rows.cols);
@@ -137,9 +141,9 @@ Subspace leading_subspace(Matrix<const float> rows, const float* center) {
   out.energy = iterate(sample, taken, &last, dims, rows.cols);
   out.stretch = stretch_of(vectors, dims, rows.cols);
   out.dims = dims;
-  const std::vector<float> origin(static_cast<std::size_t>(rows.cols), 0.0f);
+  const Frame origin{std::vector<float>(static_cast<std::size_t>(rows.cols), 0.0f), 1.0f};
   const Matrix<const float> directions{vectors.data(), dims, rows.cols};
-  out.directions = pack_rows(directions, origin.data(), Format::float32, 1);
+  out.directions = pack_rows(directions, origin, Format::float32, 1);
   return out;
 }
 

@@ -47,6 +47,18 @@ struct TileKernel {
   void (*end)();
 };
 
+// Around a thread's products.
+class TileSession {
+ public:
+  explicit TileSession(const TileKernel& kernel) : kernel_(kernel) { kernel_.begin(); }
+  ~TileSession() { kernel_.end(); }
+  TileSession(const TileSession&) = delete;
+  TileSession& operator=(const TileSession&) = delete;
+
+ private:
+  const TileKernel& kernel_;
+};
+
 // The kernel for a format of the packed operand; the other side is float32 for float32, and row_format() otherwise.
 TileKernel tile_kernel(Format format, Isa isa);
 

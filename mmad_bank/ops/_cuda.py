@@ -154,7 +154,7 @@ class CudaIndex:
         if self.vectors.device.type == "cuda":
             return self.vectors[rows]
         numbers = rows.contiguous()
-        output = torch.empty(*rows.shape, self.vectors.shape[1], device=self.device)
+        output = torch.empty(*rows.shape, self.vectors.shape[1], dtype=torch.float32, device=self.device)
         if output.numel() == 0:
             return output
         with _current(self.device):
@@ -177,7 +177,7 @@ class CudaIndex:
                 self._wide = _knn_torch.TorchIndex(self.vectors.to(self.device))
             return self._wide.search(queries, k)
         queries = _aligned(queries)
-        distances = torch.empty(len(queries), k, device=self.device)
+        distances = torch.empty(len(queries), k, dtype=torch.float32, device=self.device)
         indices = torch.empty(len(queries), k, dtype=torch.int64, device=self.device)
         if len(queries) == 0:
             return distances, indices
@@ -335,7 +335,7 @@ def interpolate_features(points: Tensor, centers: Tensor, features: Tensor, k: i
     if k > MAX_INTERPOLATION:
         return _points_torch.interpolate_features(points, centers, features, k, power, eps, dense=True)
     points, centers, features = points.contiguous(), centers.contiguous(), features.contiguous()
-    output = torch.empty(len(points), features.shape[1], device=points.device)
+    output = torch.empty(len(points), features.shape[1], dtype=torch.float32, device=points.device)
     if len(points) == 0:
         return output
     with _current(points.device):

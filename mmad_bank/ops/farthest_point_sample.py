@@ -13,6 +13,7 @@ from mmad_bank import _core
 from mmad_bank._checks import ArrayLike, as_float_tensor, check_finite, check_index
 from mmad_bank.errors import InputError
 from mmad_bank.ops import _points_torch
+from mmad_bank.ops._native import array_of, thread_count
 from mmad_bank.ops._point_checks import check_columns, check_same_device
 
 
@@ -63,9 +64,9 @@ def farthest_point_sample(
         floor = _check_floor(min_norm_sq)
         _check_eligible(rows, first_rows, sizes, n_select, start, floor)
     if rows.device.type == "cpu":
-        threads = torch.get_num_threads()
+        array = array_of(rows)
         return torch.from_numpy(
-            _core.farthest_point_sample(rows.numpy(), first_rows, sizes, n_select, start, floor, threads)
+            _core.farthest_point_sample(array, first_rows, sizes, n_select, start, floor, thread_count())
         )
     cuda = _points_torch.cuda_kernels(rows.device)
     if cuda is not None:

@@ -12,7 +12,9 @@ from mmad_bank import _core
 from mmad_bank._checks import ArrayLike, as_features, check_finite, check_index
 from mmad_bank.errors import InputError
 from mmad_bank.ops import _points_torch
+from mmad_bank.ops._native import array_of, thread_count
 from mmad_bank.ops._point_checks import as_points, check_same_device
+from mmad_bank.ops._precision import exact_float32
 
 _GATHER_UP_TO = 64  # neighbours; beyond, one matrix product with the whole table of weights is faster than the gather
 _TABLE_BYTES = 64 << 20  # bound on a block of that table
@@ -71,16 +73,17 @@ def interpolate_features(
 
 
 def _interpolate_cpu(points: Tensor, centers: Tensor, features: Tensor, k: int, power: float, eps: float) -> Tensor:
-    output = torch.empty(len(points), features.shape[1])
-    threads = torch.get_num_threads()
+    output = torch.empty(len(points), features.shape[1], dtype=torch.float32)
+    threads = thread_count()
     if k <= _GATHER_UP_TO:
-        arrays = points.numpy(), centers.numpy(), features.numpy()
-        _core.interpolate_features(*arrays, k, power, eps, threads, output.numpy())
+        arrays = array_of(points), array_of(centers), array_of(features)
+        _core.interpolate_features(*arrays, k, power, eps, threads, array_of(output))
         return output
     step = max(1, _TABLE_BYTES // (4 * len(centers)))
-    for block, result in zip(points.split(step), output.split(step), strict=True):
-        weights = _core.interpolation_weights(block.numpy(), centers.numpy(), k, power, eps, threads)
-        torch.mm(torch.from_numpy(weights), features, out=result)
+    with exact_float32(points.device):
+        for block, result in zip(points.split(step), output.split(step), strict=True):
+            weights = _core.interpolation_weights(array_of(block), array_of(centers), k, power, eps, threads)
+            torch.mm(torch.from_numpy(weights), features, out=result)
     return output
 
 

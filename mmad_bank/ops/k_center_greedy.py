@@ -15,6 +15,7 @@ from mmad_bank._progress import progress_bar
 from mmad_bank.errors import InputError
 from mmad_bank.ops import _k_center_torch
 from mmad_bank.ops._devices import resolve_device
+from mmad_bank.ops._native import array_of, thread_count
 from mmad_bank.ops._points_torch import cuda_kernels
 
 Progress = bool | Callable[[int, int], None]
@@ -165,7 +166,7 @@ def _select(
             check_finite(centers, "bank")
         with naming_bad_rows("features"):
             chosen, distances, covering = _core.k_center_greedy(
-                rows.numpy(), earlier.numpy(), n_select, start, radius, 0, "auto", torch.get_num_threads(), report
+                array_of(rows), array_of(earlier), n_select, start, radius, 0, "auto", thread_count(), report
             )
     return Coreset(torch.from_numpy(chosen), torch.from_numpy(distances).float(), covering)
 

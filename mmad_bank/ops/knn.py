@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, get_args
+from copy import deepcopy
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from mmad_bank._checks import ArrayLike, as_features, check_finite, check_index,
 from mmad_bank.errors import InputError
 from mmad_bank.ops import _knn_torch
 from mmad_bank.ops._devices import resolve_device
+from mmad_bank.ops._native import array_of, thread_count
 from mmad_bank.ops._points_torch import cuda_kernels
 
 Precision = Literal["auto", "float32", "half", "int8"]
@@ -22,7 +24,8 @@ class SearchIndex:
 
     Args:
         vectors: (M, D) float tensor or array; kept by reference (a memory-mapped array stays on disk) and read only
-            for the few candidates that the low-precision product cannot tell apart.
+            for the few candidates that the low-precision product cannot tell apart. They must stay as they are: what is
+            changed in place after this is not found, and a storage that was resized is refused.
         precision: ``"float32"``, ``"half"`` (16 bits a value), ``"int8"`` or ``"auto"``: the units'
             own 16-bit format (float32 where there is none). On the CPU, ``"auto"`` and ``"int8"`` have a coarse level
             in front where the data allow it, for a tenth more memory. The answers are the same for all of them; memory
@@ -53,6 +56,13 @@ class SearchIndex:
         self.precision = check_precision(precision)
         self.device = self.vectors.device if device is None else resolve_device(device)
         self._engine = _make_engine(self.vectors, self.precision, self.device)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the vectors alone: who loads or copies an index prepares it anew."""
+        return _restore, (self.vectors, self.precision, self.device)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SearchIndex:
+        return _restore(deepcopy(self.vectors, memo), self.precision, self.device)
 
     def __len__(self) -> int:
         return self.vectors.shape[0]
@@ -87,6 +97,10 @@ class SearchIndex:
         if rows.dtype != torch.int64 or rows.device != self.device:
             raise InputError(f"rows: expected int64 on {self.device}, found {rows.dtype} on {rows.device}")
         return self._engine.gather(rows)
+
+
+def _restore(vectors: Tensor, precision: Precision, device: torch.device) -> SearchIndex:
+    return SearchIndex(vectors, precision=precision, device=device)
 
 
 def knn(queries: ArrayLike, bank: ArrayLike, k: int = 1, *, precision: Precision = "auto") -> tuple[Tensor, Tensor]:
@@ -127,20 +141,30 @@ class _NativeIndex:
 
     def __init__(self, vectors: Tensor, precision: Precision) -> None:
         self._vectors = vectors
+        self._address = vectors.data_ptr()
         with naming_bad_rows("bank"):
-            self._index = _core.KnnIndex(vectors.numpy(), precision, torch.get_num_threads())
+            self._index = _core.KnnIndex(array_of(vectors), precision, thread_count())
 
     @property
     def nbytes(self) -> int:
         return self._index.nbytes
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        self._check_memory()
         with naming_bad_rows("queries"):
-            distances, indices = self._index.search(queries.numpy(), k, torch.get_num_threads())
+            distances, indices = self._index.search(array_of(queries), k, thread_count())
         return torch.from_numpy(distances), torch.from_numpy(indices)
 
     def gather(self, rows: Tensor) -> Tensor:
+        self._check_memory()
         return self._vectors[rows]
+
+    def _check_memory(self) -> None:
+        """Refuse to read what is not there any more: the storage is the caller's, who may have resized it."""
+        vectors = self._vectors
+        end = (vectors.storage_offset() + vectors.numel()) * vectors.element_size()
+        if vectors.data_ptr() != self._address or vectors.untyped_storage().nbytes() < end:
+            raise InputError("bank: expected the vectors that the index was made of, found their storage resized")
 
 
 def _make_engine(vectors: Tensor, precision: Precision, device: torch.device) -> _Engine:

@@ -9,6 +9,7 @@ from mmad_bank import _core
 from mmad_bank._checks import ArrayLike, check_index
 from mmad_bank.errors import InputError
 from mmad_bank.ops import _points_torch
+from mmad_bank.ops._native import array_of, thread_count
 from mmad_bank.ops._point_checks import as_points, check_same_device
 
 
@@ -49,7 +50,7 @@ def knn_group(points: ArrayLike, centers: ArrayLike, k: int) -> Tensor:
 
 def _knn_group(points: Tensor, centers: Tensor, k: int) -> Tensor:
     if points.device.type == "cpu":
-        return torch.from_numpy(_core.knn_group(points.numpy(), centers.numpy(), k, torch.get_num_threads()))
+        return torch.from_numpy(_core.knn_group(array_of(points), array_of(centers), k, thread_count()))
     cuda = _points_torch.cuda_kernels(points.device)
     if cuda is not None:
         return cuda.knn_group(points, centers, k)

@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(not all(map(shutil.which, ("cc", "c++", "objdump"))), reason="needs cc, c++ and objdump"),
 ]
 
-FLAGS = ["-std=c++17", "-O3", "-fopenmp", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
+FLAGS = ["-std=c++17", "-O3", "-fopenmp-simd", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
 # Clones are chosen by the real processor when the library is loaded: compile the AVX-512 ones only.
 AVX512_CLONES = ["-march=x86-64-v4", "-DMMAD_CLONES="]
 POINT_CLOUDS = {"point_tree", "farthest_point_sample", "knn_group", "interpolate_features"}  # nothing beyond AVX2 there
@@ -45,7 +45,7 @@ def compile_kernels(folder: Path) -> Path:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compile_one, [*sources, HERE / "cpu_emulated_kernels.cpp"]))
     library = folder / "kernels.so"
-    subprocess.run(["c++", "-shared", "-fopenmp", "-o", library, *objects], check=True)
+    subprocess.run(["c++", "-shared", "-pthread", "-o", library, *objects], check=True)
     return library
 
 

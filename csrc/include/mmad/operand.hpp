@@ -10,6 +10,23 @@
 // |q|^2 + |m|^2 - 2 s_q s_m <v_q, v_m>  +-  e. The slack, kSlack = 32 u with u = 2^-24, covers the rounding of |q|^2
 // and |m|^2 to float32 (3 u each, the subtraction of the centre included), of the expression itself (at most six
 // operations on terms that do not exceed 2 (N_q^2 + N_m^2)), and of e.
+//
+// Extreme values. Squares of float32 numbers leave float32's range, so the whole problem is first scaled by a power of two
+// (Frame::factor) that takes the longest of a sample of the rows to a norm in [2^32, 2^33). What follows is said of the
+// scaled rows, and holds for any factor: the sample decides about speed alone.
+// - Scaling. x - c is exact where it is subnormal, and its product with the factor is exact but for underflow, which
+//   loses at most 2^-126 a value (subnormal results, flushed or not). Factors lie in [2^-28, 2^126]: they take the
+//   smallest subnormal to 2^-23 at least where nothing is longer than 2^-86, and the longest accepted row to 2^33.
+// - Long rows. A row with a norm above kScreenNorm = 2^56 (of a search, say, whose bank lies within 2^-24 of its centre
+//   in comparison) is not multiplied at all: its values are zero, and its slack kNoScreen = 2^126 is above every
+//   sum of the others' terms (squares are at most 2^112, every term of e at most 2^115), so nothing is ruled out for it.
+// - Short rows. Scales are at least kLeastScale = 2^-100, so s_m times an integer sum is not subnormal, and every other
+//   product that underflows loses at most 2^-126, an inner product of k terms k 2^-126 of the scaled values. kTiny =
+//   2^-100 in rho, N and the slack covers all of them up to k = 2^24. What a short row is rounded to (for all of
+//   v = 0: nothing is left of it) is told by rho as for every row: its intervals are wide, not wrong.
+//   Pairs within 2^-50 of each other pass the screen and are computed from differences.
+// - No values at all (every row is the centre): the factor is 1, all bounds are kTiny, everything passes.
+// - float32 and bfloat16: sums of k <= 2^24 products of norms up to 2^56 stay below 2^113. fixed16 and fixed8: see Format.
 #pragma once
 
 #include <cstdint>
@@ -23,13 +40,20 @@ constexpr int kPanelWidth = 16;
 constexpr int kDepthStep = 32;  // rows are zero-padded to a multiple of this: one AMX tile of bfloat16 pairs
 constexpr int kSpareRows = 32;  // readable rows behind the last one: kernels take whole tiles
 constexpr float kSlack = 32.0f / (1 << 24);
-constexpr float kTiny = 1e-36f;        // covers underflow in the float32 bounds
-constexpr double kLargestNorm = 1e18;  // squares of larger norms would not fit float32
+constexpr float kTiny = 0x1p-100f;        // covers underflow in the float32 bounds
+constexpr float kLeastScale = 0x1p-100f;  // of a rounded row
+constexpr double kScreenNorm = 0x1p56;    // longer rows, after scaling, are not screened
+constexpr float kNoScreen = 0x1p126f;     // the slack of such rows
+constexpr double kLargestNorm = 1e18;     // squares of larger norms, and of differences, would not fit float32
 
 enum class Format {
   float32,
-  fixed16,  // int16 with |v| <= 46340, so that int32 accumulators cannot overflow: |sum| <= |v_q| |v_m| < 2^31
-  fixed8,   // int8 (a packed operand only; multiplied with fixed16 or bfloat16 rows)
+  // int16 with |v| <= 46340 for the whole row, so that int32 accumulators cannot overflow, however long the rows are: by
+  // Cauchy-Schwarz every partial sum is within |v_q| |v_m| < 2^31.
+  fixed16,
+  // int8 (a packed operand only; multiplied with fixed16 or bfloat16 rows), with the same |v| <= 46340. Rows of fewer than
+  // 131 072 values reach 127; of longer ones, those without large values use less of the eight bits.
+  fixed8,
   bfloat16,
 };
 
@@ -38,7 +62,7 @@ int bytes_per_value(Format format);
 // The format of the rows that a packed operand of this format is multiplied with.
 Format row_format(Format packed, bool bfloat16_unit);
 
-// gamma for inner products of `k` terms: k u / (1 - k u) for floating-point accumulation, 0 for integers.
+// gamma for inner products of `k` terms: (1 + u)^k - 1 for floating-point accumulation in any order, 0 for integers.
 float accumulation_error(Format rows, std::int64_t k);
 
 // Per-row terms of the bound.
@@ -79,13 +103,23 @@ struct Panels {
   void append(const Rows& rows, std::int64_t row);
 };
 
-// The centre that rows are shifted by before they are rounded: the mean of the middle half of a sample of the rows in
-// every coordinate, so that a few rows of huge norm do not push all the others far from the origin.
-std::vector<float> robust_center(Matrix<const float> rows);
+// Where rows are rounded: a row x becomes factor (x - center).
+struct Frame {
+  std::vector<float> center;
+  float factor = 1.0f;  // a power of two
+};
 
-// Rounds rows. Throws std::invalid_argument that names the first row which is not finite or longer than kLargestNorm.
-Rows round_rows(Matrix<const float> rows, const float* center, Format format, int threads);
-Panels pack_rows(Matrix<const float> rows, const float* center, Format format, int threads);
+// The centre is the mean of the middle half of a sample of the rows in every coordinate, so that a few rows of huge norm
+// do not push all the others far from the origin; the factor takes the longest of a sample to [2^32, 2^33).
+Frame screening_frame(Matrix<const float> rows);
+
+// y = factor (x - center), and false where y is longer than kScreenNorm or not finite.
+bool to_frame(const float* x, const Frame& frame, float* y, std::int64_t dim);
+
+// Rounds rows. Throws std::invalid_argument that names the first row which is not finite, or farther than kLargestNorm
+// from the centre.
+Rows round_rows(Matrix<const float> rows, const Frame& frame, Format format, int threads);
+Panels pack_rows(Matrix<const float> rows, const Frame& frame, Format format, int threads);
 
 // Squared distance of two original rows from differences in float64: what decides between contenders.
 double squared_distance(const float* a, const float* b, std::int64_t dim);
