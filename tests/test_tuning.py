@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ import torch
 
 from mmad_bank import tuning
 from mmad_bank.bank import MemoryBank, file_format
+from mmad_bank.bank.projection import SparseProjection
 from mmad_bank.errors import InputError
-from mmad_bank.tuning import Measured, Setting, Sweep
+from mmad_bank.metrics import auroc
+from mmad_bank.tuning import Measured, Setting, Sweep, measuring
 
 N_PATCHES, DIM = 60, 24
 
@@ -157,7 +160,7 @@ def test_few_images_come_again_until_there_are_rounds(normal: torch.Tensor, imag
         normal, images[:2], ratios=[0.1], precisions=["half"], indices=["exact"], rounds=7,
         progress=lambda *stage: stages.append(stage),
     )  # fmt: skip
-    names = ["Reading features", "Preparing 100 %", "Scoring with 100 %", "Selecting the coreset", "Preparing 10 %"]
+    names = ["Reading features", "Selecting 10 %", "Preparing with 10 %", "Scoring with 10 %", "Scoring with 100 %"]
     assert list(dict.fromkeys(name for name, _, _ in stages if name in names)) == names
     assert [done for name, done, total in stages if (name, total) == ("Scoring with 10 %", 7)] == [*range(1, 8)]
 
@@ -174,6 +177,8 @@ def test_labels_of_one_class_give_no_auroc(normal: torch.Tensor, images: torch.T
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"timed": -1.0}, "timed: expected a finite number of seconds"),
+        ({"time_limit": float("nan")}, "time_limit: expected a finite number of seconds"),
         ({"images": torch.zeros(2, 3, 5)}, r"images: expected shape \(B, P, 24\)"),
         ({"images": torch.full((1, 3, DIM), torch.nan)}, "images: row 0 holds NaN"),
         ({"labels": [0, 1]}, "labels: expected one for each of 6 images"),
@@ -259,3 +264,131 @@ def test_picture_of_one_setting_without_error(by: tuning.By) -> None:
     drawn.canvas.draw()
     assert [text.get_text() for text in drawn.axes[0].texts] == ["10 %"]
     assert drawn.axes[1].lines[-1].get_xdata() == [2.0, 2.0]
+
+
+def test_ratios_spread_from_the_first_on(normal: torch.Tensor, images: torch.Tensor) -> None:
+    assert tuning.order_of_ratios([0.5]) == [0.5]
+    assert tuning.order_of_ratios([1.0, 0.02, 0.3, 1.0]) == [0.02, 1.0, 0.3]
+    told: list[list[float]] = []
+    whole = tuning.sweep(
+        normal, images, ratios=[0.5, 0.01, 0.1, 1], precisions=["half", "int8"], indices=["exact"],
+        found=lambda sofar: told.append([one.ratio for one in sofar.settings]),
+    )  # fmt: skip
+    assert told[:4] == [[0.01], [0.01, 1.0], [0.01, 0.1, 1.0], [0.01, 0.1, 0.5, 1.0]]
+    assert told[-1] == [one.ratio for one in whole.settings]
+
+
+def test_the_time_ends_it_with_what_there_is(
+    normal: torch.Tensor, images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments: dict[str, Any] = {
+        "ratios": [0.01, 0.1, 1], "precisions": ["half", "int8"], "indices": ["exact"], "labels": LABELS,
+    }  # fmt: skip
+    first = tuning.sweep(normal, images, time_limit=0.0, workdir=tmp_path / "w", **arguments)
+    assert [one.setting for one in first.settings] == [Setting(0.01, "exact", "half")]
+    assert first.reference == 0.01
+    assert (first.settings[0].patch_error, first.settings[0].gap) == (0.0, 0.0)
+    assert first.waiting == ["1 %, int8", "10 %, half", "10 %, int8", "100 %, half", "100 %, int8"]
+    measured: list[Setting] = []
+    original = measuring._Measuring._make
+    monkeypatch.setattr(
+        measuring._Measuring, "_make", lambda self, rows, one: measured.append(one) or original(self, rows, one)
+    )
+    again = tuning.sweep(normal, images, workdir=tmp_path / "w", **arguments)
+    assert Setting(0.01, "exact", "half") not in measured
+    assert len(measured) == 5
+    assert (again.reference, again.waiting) == (1.0, [])
+    whole = tuning.sweep(normal, images, **arguments)
+    for one, other in zip(again.settings, whole.settings, strict=True):
+        assert (one.setting, one.patch_error, one.image_error, one.auroc, one.gap_low, one.memory) == (
+            other.setting, other.patch_error, other.image_error, other.auroc, other.gap_low, other.memory
+        )  # fmt: skip
+    assert again.settings[0].seconds == first.settings[0].seconds  # kept, not timed again
+    measured.clear()
+    tuning.sweep(normal, images + 1, workdir=tmp_path / "w", **arguments)
+    assert len(measured) == 6  # of other images nothing is taken over
+
+
+def test_selection_in_steps_is_that_of_one_go() -> None:
+    rng = np.random.default_rng(0)
+    many = torch.from_numpy(rng.normal(size=(40, 4)).astype(np.float32))
+    rows = torch.cat([many, many[:20], many[:20]])  # half of the rows are copies
+    for projection_dim in (None, 3):
+        projection = SparseProjection.create(4, len(rows), projection_dim, 0)
+        picks = measuring._Picks(rows, projection, None, lambda stage, done, total: None)
+        for ratio in (0.05, 0.2, 0.7):
+            found = picks.vectors(ratio)
+            assert torch.equal(found, MemoryBank.build(rows, ratio, projection_dim=projection_dim).vectors)
+
+
+def test_rounds_and_times(normal: torch.Tensor, images: torch.Tensor) -> None:
+    (one,) = tuning.sweep(normal, images, ratios=[1], precisions=["half"], indices=["exact"], timed=0.05).settings
+    assert one.fps_low is not None
+    assert one.fps_high is not None
+    assert one.fps_low <= one.fps <= one.fps_high
+    scored = measuring._Scored(torch.zeros(1, 1), torch.zeros(1), [5.0, 1.0, 1.0, 2.0, 2.0, 2.0], 0.0, 1, 1, 1, 1)
+    assert scored.rounds(3) == [1.5, 2.0, 3.0]
+    assert scored.rounds(9) == [1.0, 1.0, 2.0, 2.0, 2.0, 5.0]
+
+
+def test_bootstrap_against_its_definition() -> None:
+    rng = np.random.default_rng(4)
+    labels = torch.tensor([False] * 9 + [True] * 7)
+    first, second = Setting(0.1), Setting(0.2)
+    scores = {one: torch.from_numpy(rng.integers(0, 9, 16) + 2.0 * labels.numpy()) for one in (first, second)}
+    found = tuning.AUROCs.of(labels, scores, seed=3)
+    again = np.random.default_rng(3)
+    normal = again.multinomial(9, np.full(9, 1 / 9), tuning.uncertainty.SAMPLES)
+    anomalous = again.multinomial(7, np.full(7, 1 / 7), tuning.uncertainty.SAMPLES)
+    for one, image in scores.items():
+        assert found.own[one] == pytest.approx(auroc(labels, image))
+        for sample in range(0, tuning.uncertainty.SAMPLES, 400):
+            drawn = np.repeat(np.arange(16), np.concatenate([normal[sample], anomalous[sample]]))
+            assert found.samples[one][sample] == pytest.approx(auroc(labels[drawn], image[drawn]))
+        low, high = found.interval(one)
+        assert low < found.own[one] < high
+    gap, low, high = found.difference(first, second)
+    assert gap == found.own[first] - found.own[second]
+    assert (low, high) == pytest.approx(np.quantile(found.samples[first] - found.samples[second], (0.025, 0.975)))
+
+
+def test_an_interval_holds_the_truth_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    truth, held = 0.760, 0  # of normal distributions one standard deviation apart
+    labels = torch.tensor([False] * 40 + [True] * 40)
+    for _ in range(60):
+        scores = {Setting(0.1): torch.from_numpy(rng.normal(size=80) + labels.numpy())}
+        low, high = tuning.AUROCs.of(labels, scores).interval(Setting(0.1))
+        held += low <= truth <= high
+    assert 51 <= held <= 60
+
+
+def choice_of(n_images: int, noise: float, shifts: tuple[float, ...]) -> tuning.Choice:
+    """Choose among banks of rising size and these qualities by as many images of each class."""
+    rng = np.random.default_rng(1)
+    labels = torch.tensor([False] * n_images + [True] * n_images)
+    shared = rng.normal(size=2 * n_images)
+    settings = [replace(made(memory), ratio=memory / 100) for memory in (10, 20, 40)]
+    scores = {
+        one.setting: torch.from_numpy(shared + shift * labels.numpy() + noise * rng.normal(size=2 * n_images))
+        for one, shift in zip(settings, shifts, strict=True)
+    }
+    aurocs = tuning.AUROCs.of(labels, scores)
+    settings = [replace(one, auroc=aurocs.own[one.setting]) for one in settings]
+    found = tuning.choose(settings, fps=0.5, by="auroc", aurocs=aurocs)
+    assert found is not None
+    return found
+
+
+def test_of_settings_that_images_cannot_tell_apart_the_cheapest_is_taken() -> None:
+    many = choice_of(100, 0.3, (0.2, 1.9, 2.0))
+    assert (many.best.memory, many.alike, many.within) == (20, 2, 3)
+    assert "2 of 3 settings cannot be told from the highest I-AUROC" in many.note
+    few = choice_of(4, 1.0, (1.9, 1.9, 2.0))
+    assert (few.best.memory, few.alike) == (10, 3)
+    assert "cannot tell the 3 settings apart" in few.note
+    assert "more test images are needed" in few.note
+    alone = tuning.choose([made(auroc=0.5)], memory=100, by="error")
+    assert alone is not None
+    assert alone.note == ""
+    assert tuning.choose([made()], memory=99) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mmad_bank._files import replacing
+from mmad_bank._files import cache_dir, replacing
 from mmad_bank.cli._dumps import ByImage, DumpLayout, Features, Key, Reading
 from mmad_bank.cli._options import Json, Overwrite, parse_share
 from mmad_bank.cli._output import check_output, show_progress, size
@@ -23,8 +24,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mmad_bank.bank import FeatureDump
-    from mmad_bank.tuning import Measured, Sweep
+    from mmad_bank.tuning import Choice, Measured, Sweep
 
+_NOTE_OF_AUROC = (
+    "I-AUROC: 95 % of bootstrap samples of the images lie within; to all rows: the difference to the exact bank of all"
+    " rows, of the same samples"
+)
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _WIDE = 110
 _NOTES = (
@@ -73,6 +78,12 @@ def tune(
     by: Annotated[
         Literal["error", "auroc"], typer.Option(help="Measure by which the most accurate setting is recommended.")
     ] = "error",
+    budget: Annotated[
+        str, typer.Option(metavar="TIME", help="Time to measure in, such as 90s, 10m or 2h; none for all of it.")
+    ] = "10m",
+    timing: Annotated[
+        str, typer.Option(metavar="TIME", help="Time that each setting is timed for at least.")
+    ] = "1s",
     ratios: Annotated[
         str | None,
         typer.Option(metavar="A,B,...", help="Shares of the rows to try, such as 0.1%,10% or 0.1.", show_default=False),
@@ -106,24 +117,32 @@ def tune(
         int | None, typer.Option(help="Number of the search's threads (default: one per core).", show_default=False)
     ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write, with all results.", show_default=False)] = None,
+    workdir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for results as they come (default: OUT.tune, or in the cache folder).", show_default=False
+        ),
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Picture of the settings to write, .png, .svg or .pdf.")] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Measure a bank's ratios, storages and indices on test images; recommend one for a memory or a frame rate.
 
-    Exit code 1 if no setting keeps to the budget.
+    Results are kept as they come: after a stop, or when the time was up, the same command goes on where it was. Exit
+    code 1 if no setting keeps to the budget of memory and frame rate.
     """
-    limit = None if memory is None else parse_size(memory)
-    budget = _check_budget(limit, fps)
+    limits = _check_limits(None if memory is None else parse_size(memory), fps)
     for path, name in ((out, "--out"), (plot, "--plot")):
         if path is not None:
             check_output(path, name, inputs=(*features, *test, *(anomalous or ())), overwrite=overwrite)
     if anomalous and labels is not None:
         raise InputError("--anomalous and --labels: expected one of them, found both")
     chosen = _parse_ratios(ratios), [name.strip() for name in precisions.split(",")]
+    time_limit, timed = parse_duration(budget, "--budget"), parse_duration(timing, "--timing")
     dimensions = parse_projection(projection_dim)
     from mmad_bank import tuning
+    from mmad_bank._stages import remove_stages
 
     if plot is not None:
         _check_plot(plot)
@@ -133,31 +152,45 @@ def tune(
     queries, truth = _read_tests(reading, dump, test, anomalous or [], labels, patches, images)
     if by == "auroc" and (truth is None or len(set(truth)) < 2):
         raise InputError("--by auroc: expected normal and anomalous images (--labels or --anomalous), found one kind")
-    swept = tuning.sweep(
-        dump, queries, labels=truth, ratios=chosen[0] or tuning.RATIOS,
-        precisions=chosen[1],  # type: ignore[arg-type]
-        indices=index or None, reweight=reweight, projection_dim=dimensions, seed=seed,
-        progress=show_progress(as_json),
-    )  # fmt: skip
-    best = tuning.recommend(swept.settings, by=by, **budget) if budget else None
-    options = _Build(features, projection_dim, seed)
-    result = _facts(swept, best, budget, by, options)
+    folder = workdir or _default_workdir(out, [*features, *test, *(anomalous or [])])
+    progress = show_progress(as_json)
+    try:
+        swept = tuning.sweep(
+            dump, queries, labels=truth, ratios=chosen[0] or tuning.RATIOS,
+            precisions=chosen[1],  # type: ignore[arg-type]
+            indices=index or None, reweight=reweight, projection_dim=dimensions, seed=seed, timed=timed or 0.0,
+            time_limit=time_limit, workdir=folder, found=_Telling() if progress else lambda sofar: None,
+            progress=progress,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        print(f"what has been measured is kept in {folder}; the same command goes on from there", file=sys.stderr)
+        raise
+    choice = tuning.choose(swept.settings, by=by, aurocs=swept.aurocs, **limits) if limits else None
+    options = _Build(features, test, reading, projection_dim, seed, patches, reweight)
+    result = _facts(swept, choice, limits, by, options, time_limit)
     text = json.dumps(result, indent=2, allow_nan=False)
     if out is not None:
         with replacing(out) as partial:
             partial.write_text(text + "\n", encoding="utf-8")
     if plot is not None:
         title = f"{swept.rows:,} × {swept.dim}, {swept.images} images of {swept.patches} patches"
-        drawn = tuning.figure(swept.settings, by=by, recommended=best, title=title, **budget)
+        best = None if choice is None else choice.best
+        drawn = tuning.figure(swept.settings, by=by, recommended=best, title=title, **limits)
         with replacing(plot) as partial:
             drawn.savefig(partial, metadata={"Software": None} if plot.suffix == ".png" else None)
+    if workdir is None and not swept.waiting:
+        remove_stages(folder)
     if as_json:
         print(text)
     else:
         _print(swept, result)
-    if budget and best is None:
+    if limits and choice is None:
         sys.stdout.flush()
-        print(f"no setting keeps to {_word_budget(budget)}; nearest: {result['nearest']['words']}", file=sys.stderr)
+        nearest = result["nearest"]
+        print(
+            f"no setting keeps to {_word_limits(limits)}; nearest: {nearest['words']}: {nearest['command']}",
+            file=sys.stderr,
+        )
         raise typer.Exit(1)
 
 
@@ -178,23 +211,76 @@ def parse_size(text: str) -> int:
     return int(float(found[1]) * factor)
 
 
-class _Build:
-    """The command and the call that build a bank with a setting."""
+def parse_duration(text: str, name: str) -> float | None:
+    """Read a time with its unit, s, m or h, in seconds; None for "none".
 
-    def __init__(self, features: Sequence[Path], projection_dim: str | None, seed: int) -> None:
-        self.features = [str(path) for path in features]
+    Raises:
+        InputError: No number, or an unknown unit; ``name`` is the option's.
+
+    Example:
+        >>> parse_duration("90s", "--budget"), parse_duration("1.5h", "--budget"), parse_duration("none", "--budget")
+        (90.0, 5400.0, None)
+    """
+    if text.strip().lower() == "none":
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([smh])\s*", text.lower())
+    if found is None:
+        raise InputError(f"{name}: expected a time such as 90s, 10m or 2h, or none, found {text!r}")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def _default_workdir(out: Path | None, inputs: Sequence[Path]) -> Path:
+    """Return the folder for what is measured: beside ``--out``, or in the cache by the names of the inputs."""
+    if out is not None:
+        return out.with_name(f"{out.name}.tune")
+    names = json.dumps([str(path.resolve()) for path in inputs])
+    return cache_dir() / "tune" / hashlib.blake2b(names.encode(errors="replace"), digest_size=8).hexdigest()
+
+
+class _Telling:
+    """Says on standard error what has been measured, a line each."""
+
+    def __init__(self) -> None:
+        self._told: set[Any] = set()
+
+    def __call__(self, sofar: Sweep) -> None:
+        """Say what is new."""
+        for one in sofar.settings:
+            if one.setting not in self._told:
+                self._told.add(one.setting)
+                print(f"measured: {_words(one)}", file=sys.stderr)
+
+
+class _Build:
+    """The commands and the calls that build, load and use a bank with a setting."""
+
+    def __init__(
+        self, features: Sequence[Path], test: Sequence[Path], reading: Reading, projection_dim: str | None, seed: int,
+        patches: int | None, reweight: str,
+    ) -> None:  # fmt: skip
+        self.features, self.test = ([_argument(path) for path in paths] for paths in (features, test))
+        self.reading, self.patches, self.reweight = reading, patches, reweight
+        self.bank = str(_unused(Path(f"{Path(features[0]).resolve().stem}.bank")))
         self.more: dict[str, str] = {}
         if projection_dim is not None:
             self.more = {"projection_dim": projection_dim} | ({"seed": str(seed)} if seed else {})
 
     def command(self, one: Measured) -> str:
-        """Return the command line; BANK is the file that the user names."""
-        words = ["mmad-bank", "build", *self.features, "--out", "BANK", "--ratio", f"{one.ratio:.12g}"]
+        """Return the command line that builds the bank."""
+        words = ["mmad-bank", "build", *self.features, "--out", self.bank, "--ratio", f"{one.ratio:.12g}"]
         words += ["--index", one.index] if one.index != "exact" else []
         words += ["--precision", one.precision] if one.precision != "auto" else []
         for name, value in self.more.items():
             words += [f"--{name.replace('_', '-')}", value]
-        return shlex.join(words)
+        return shlex.join([*words, *self.reading.options()])
+
+    def score_command(self, one: Measured) -> str:
+        """Return the command line that scores the test images; the precision must be named again."""
+        words = ["mmad-bank", "score", self.bank, *self.test, "--csv", str(_unused(Path("scores.csv")))]
+        words += ["--precision", one.precision] if one.precision != "auto" else []
+        words += ["--reweight", self.reweight] if self.reweight != "m3dm" else []
+        words += ["--patches", str(self.patches)] if self.patches is not None else []
+        return shlex.join([*words, *self.reading.options()])
 
     def call(self, one: Measured) -> str:
         """Return the call in Python."""
@@ -202,14 +288,30 @@ class _Build:
         words += [f"index={one.index!r}"] if one.index != "exact" else []
         words += [f"precision={one.precision!r}"] if one.precision != "auto" else []
         words += [f"{name}={value if value.isdigit() else repr(value)}" for name, value in self.more.items()]
-        return f"MemoryBank.build(features, {', '.join(words)})"
+        words += [f"{name}={value!r}" for name, value in self.reading.arguments().items()]
+        features = repr(self.features[0] if len(self.features) == 1 else self.features)
+        return f"MemoryBank.build({features}, {', '.join(words)})"
 
     def load(self, one: Measured) -> str:
         """Return the call that loads the bank; the file holds float32 vectors, so it must name the precision again."""
-        return "MemoryBank.load(BANK" + (f", precision={one.precision!r})" if one.precision != "auto" else ")")
+        precision = f", precision={one.precision!r}" if one.precision != "auto" else ""
+        return f"MemoryBank.load({self.bank!r}{precision})"
 
 
-def _check_budget(memory: int | None, fps: float | None) -> dict[str, Any]:
+def _argument(path: Path) -> str:
+    """Return a path so that it is not taken for an option."""
+    return f"./{path}" if str(path).startswith("-") else str(path)
+
+
+def _unused(path: Path) -> Path:
+    """Return a path at which nothing is, with a number if need be."""
+    number, found = 2, path
+    while found.exists():
+        number, found = number + 1, path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return found
+
+
+def _check_limits(memory: int | None, fps: float | None) -> dict[str, Any]:
     if fps is not None and not 0 < fps < float("inf"):
         raise InputError(f"--fps: expected a number above 0, found {fps:g}")
     return {name: value for name, value in (("memory", memory), ("fps", fps)) if value is not None}
@@ -317,44 +419,58 @@ def _zeros_and_ones(path: Path) -> list[int]:
 
 
 def _facts(
-    swept: Sweep, best: Measured | None, budget: dict[str, Any], by: Literal["error", "auroc"], options: _Build
-) -> dict[str, Any]:
+    swept: Sweep, choice: Choice | None, limits: dict[str, Any], by: Literal["error", "auroc"], options: _Build,
+    time_limit: float | None,
+) -> dict[str, Any]:  # fmt: skip
     """Return what the JSON says: the settings, the front, the recommendation or what comes nearest to it."""
     import torch
 
     from mmad_bank import ops, tuning
 
     front = tuning.pareto(swept.settings, by)
-    missed = tuning.nearest(swept.settings, **budget) if budget and best is None else None
+    missed = tuning.nearest(swept.settings, **limits) if limits and choice is None else None
     return {
         "rows": swept.rows, "dim": swept.dim, "images": swept.images, "patches": swept.patches,
         "threads": torch.get_num_threads(), "instructions": ops.system_info()["cpu"]["in use"],
-        "budget": budget, "by": by,
+        "budget": limits, "by": by, "time_limit": time_limit, "reference": swept.reference,
         "settings": [{**one.as_json(), "pareto": on} for one, on in zip(swept.settings, front, strict=True)],
-        "left_out": swept.left_out,
-        "recommendation": None if best is None else _describe(best, options),
+        "left_out": swept.left_out, "waiting": swept.waiting,
+        "recommendation": None if choice is None else _describe(choice.best, options) | {
+            "alike": choice.alike, "within": choice.within, "note": choice.note,
+        },
         "nearest": None if missed is None else _describe(missed, options),
     }  # fmt: skip
 
 
 def _describe(one: Measured, options: _Build) -> dict[str, Any]:
-    command, load = options.command(one), options.load(one)
-    words = (
-        f"{command} ({size(one.memory)}, {_rate(one.fps)} fps, patch error {one.patch_error:.2%}"
-        + ("" if one.auroc is None else f", I-AUROC {one.auroc:.3f}")
-        + ("" if one.precision == "auto" else f"; load it with precision {one.precision} too")
-        + ")"
-    )
-    return {**one.as_json(), "command": command, "call": options.call(one), "load": load, "words": words}
+    return {
+        **one.as_json(), "words": _words(one), "command": options.command(one),
+        "score_command": options.score_command(one), "call": options.call(one), "load": options.load(one),
+    }  # fmt: skip
+
+
+def _words(one: Measured) -> str:
+    """Word a setting and what was measured of it."""
+    from mmad_bank.tuning import share
+
+    search = f"exact, {one.precision}" if one.setting.is_exact else one.index
+    said = [size(one.memory), f"{_rate(one.fps)} fps", f"patch error {one.patch_error:.2%}"]
+    if one.auroc is not None:
+        said.append(f"I-AUROC {one.auroc:.3f} ({one.auroc_low:.3f} to {one.auroc_high:.3f})")
+    return f"{share(one.ratio)}, {search} ({', '.join(said)})"
 
 
 def _rate(fps: float) -> str:
     return f"{fps:,.0f}" if fps >= 100 else f"{fps:.1f}"
 
 
-def _word_budget(budget: dict[str, Any]) -> str:
+def _percent(value: float) -> str:
+    return f"{value:.0%}" if value >= 1 else f"{value:.1%}" if value >= 0.1 else f"{value:.2%}"
+
+
+def _word_limits(limits: dict[str, Any]) -> str:
     words = {"memory": size, "fps": lambda value: f"{value:g} fps"}
-    return " and ".join(words[name](value) for name, value in budget.items())
+    return " and ".join(words[name](value) for name, value in limits.items())
 
 
 def _print(swept: Sweep, result: dict[str, Any]) -> None:
@@ -369,10 +485,21 @@ def _print(swept: Sweep, result: dict[str, Any]) -> None:
     front = [row["pareto"] for row in result["settings"]]
     console.print(_table(swept.settings, front, wide=console.width >= _WIDE), markup=False)
     plain = Console(highlight=False, soft_wrap=True)
-    for line in (*_NOTES, *(f"left out: {name}: {reason}" for name, reason in swept.left_out.items())):
+    about = () if swept.aurocs is None else (_NOTE_OF_AUROC,)
+    for line in (*_NOTES, *about, *(f"left out: {name}: {reason}" for name, reason in swept.left_out.items())):
         plain.print(Text(line, style="dim"))
-    if result["recommendation"] is not None:
-        plain.print(Text("recommended: ", style="bold").append(result["recommendation"]["words"]))
+    if swept.waiting:
+        plain.print(Text(f"not measured, the time was up: {'; '.join(swept.waiting)}", style="dim"))
+        plain.print(Text("the same command goes on with them; --budget gives it longer", style="dim"))
+    best = result["recommendation"]
+    if best is not None:
+        plain.print(Text("recommended: ", style="bold").append(best["words"], style="not bold"))
+        if best["note"]:
+            plain.print(Text(f"  {best['note']}"))
+        plain.print(Text(f"  {best['command']}"))
+        if best["precision"] != "auto":
+            plain.print(Text(f"load it with precision {best['precision']} too:"))
+        plain.print(Text(f"  {best['score_command']}"))
     elif not result["budget"]:
         plain.print(Text("no recommendation without a budget: --memory 200MB, --fps 30, or both"))
 
@@ -389,14 +516,21 @@ def _table(settings: Sequence[Measured], front: Sequence[bool], *, wide: bool) -
         "search": lambda one: f"exact, {one.precision}" if one.setting.is_exact else one.index,
         "memory": lambda one: size(one.memory),
         "fps": lambda one: _rate(one.fps),
-        "patches": lambda one: f"{one.patch_error:.2%}",
-        "images": lambda one: f"{one.image_error:.2%}",
-        "of index": lambda one: f"{one.index_patch_error:.2%}",
+        "patches": lambda one: _percent(one.patch_error),
+        "images": lambda one: _percent(one.image_error),
     }
+    if wide or settings[0].auroc is None:
+        columns["of index"] = lambda one: _percent(one.index_patch_error)
     if wide:
-        columns |= {"vectors": lambda one: f"{one.vectors:,}", "in the file": lambda one: size(one.vector_bytes)}
+        columns |= {
+            "fps of rounds": lambda one: f"{_rate(one.fps_low or one.fps)} to {_rate(one.fps_high or one.fps)}",
+            "vectors": lambda one: f"{one.vectors:,}", "in the file": lambda one: size(one.vector_bytes),
+        }  # fmt: skip
     if settings[0].auroc is not None:
         columns["I-AUROC"] = lambda one: f"{one.auroc:.3f}"
+        columns["95 %"] = lambda one: f"{one.auroc_low:.2f}–{one.auroc_high:.2f}"
+        if wide:
+            columns["to all rows"] = lambda one: f"{one.gap:+.3f} ({one.gap_low:+.2f} to {one.gap_high:+.2f})"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1 if wide else 0))
     for heading in ("", *columns):
         table.add_column(heading, justify="left" if heading == "search" else "right", no_wrap=True)

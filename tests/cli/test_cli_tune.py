@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,14 @@ from mmad_bank.cli import app
 from mmad_bank.cli.tune import parse_size, read_labels
 from mmad_bank.errors import InputError
 
-FEW = ("--ratios", "1%,10%,1", "--precisions", "half,int8", "--index", "exact")
+FEW = ("--ratios", "1%,10%,1", "--precisions", "half,int8", "--index", "exact", "--timing", "0s")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MMAD_BANK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "cache"
 
 
 def call(*arguments: object) -> Result:
@@ -70,11 +81,10 @@ def test_recommended_command_builds_what_was_measured(train: Path, queries: Path
     report = found(train, "--test", queries, "--memory", f"{budget}B", "--projection-dim", "4", "--seed", "3")
     best = report["recommendation"]
     assert (best["ratio"], best["precision"], best["memory"]) == (0.1, "int8", budget)
-    words = shlex.split(best["command"].replace("BANK", str(tmp_path / "bank")))
+    words = shlex.split(best["command"])
     assert words[0] == "mmad-bank"
     assert CliRunner().invoke(app, words[1:]).exit_code == 0
-    names = {"BANK": tmp_path / "bank", "MemoryBank": MemoryBank, "features": train}
-    loaded, built = eval(best["load"], names), eval(best["call"], names)
+    loaded, built = eval(best["load"], {"MemoryBank": MemoryBank}), eval(best["call"], {"MemoryBank": MemoryBank})
     images = np.load(queries)
     loaded.score(images)
     assert loaded.nbytes == budget
@@ -90,7 +100,8 @@ def test_a_budget_that_nothing_keeps_to(train: Path, queries: Path, tmp_path: Pa
     result = call(train, "--test", queries, *FEW, "--memory", "10B", "--fps", "1", "--json", "--out", out)
     assert result.exit_code == 1
     assert len(result.stderr.splitlines()) == 1
-    assert result.stderr.startswith("no setting keeps to 10 B and 1 fps; nearest: mmad-bank build")
+    assert result.stderr.startswith("no setting keeps to 10 B and 1 fps; nearest: 1 %, exact, int8 (")
+    assert ": mmad-bank build " in result.stderr
     report = json.loads(result.stdout)
     assert report == json.loads(out.read_text(encoding="utf-8"))
     assert report["recommendation"] is None
@@ -151,8 +162,8 @@ def test_sizes_that_are_none(text: str) -> None:
     [
         (("--memory", "lots"), "--memory: expected a size such as 200MB or 1.5GiB, found 'lots'"),
         (("--fps", "0"), "--fps: expected a number above 0, found 0"),
-        (("--ratios", "1%,200%"), "--ratios: expected shares above 0 and up to 100%"),
-        (("--ratios", "few"), "--ratios: expected shares above 0 and up to 100%"),
+        (("--ratios", "1%,200%"), "--ratios: expected a share above 0 and up to 1, such as 0.1 or 10%"),
+        (("--ratios", "few"), "--ratios: expected a share above 0 and up to 1, such as 0.1 or 10%"),
         (("--precisions", "int4"), "precision: expected one of auto, float32, half, int8, found 'int4'"),
         (("--by", "auroc"), "--by auroc: expected normal and anomalous images"),
         (("--labels", "missing.txt"), "--labels: no such file 'missing.txt'"),
@@ -160,6 +171,8 @@ def test_sizes_that_are_none(text: str) -> None:
         (("--labels", "{short}"), "--labels: expected a label for each of the 4 images of --test, found 2"),
         (("--labels", "{short}", "--anomalous", "{train}"), "--anomalous and --labels: expected one of them"),
         (("--images", "-1"), "--images: expected a number, or 0 for all, found -1"),
+        (("--budget", "soon"), "--budget: expected a time such as 90s, 10m or 2h, or none, found 'soon'"),
+        (("--timing", "1"), "--timing: expected a time such as 90s, 10m or 2h, or none, found '1'"),
         (("--threads", "0"), "--threads: expected at least 1, found 0"),
         (("--plot", "{folder}/front.gif"), "--plot: expected a .png, .svg or .pdf file, found '.gif'"),
         (("--out", "nowhere/x.json"), "--out: expected a file in an existing folder"),
@@ -185,3 +198,98 @@ def test_training_features_are_no_test(train: Path) -> None:
     result = call(train, "--test", train, *FEW)
     assert result.exit_code == 2
     assert result.stderr.startswith("error: images: expected others than the features are of")
+
+
+PROGRAM = "import sys; from mmad_bank.cli import main; sys.argv[0] = 'mmad-bank'; main()"
+
+
+def test_printed_commands_can_be_pasted(tmp_path: Path) -> None:
+    """Names with spaces and quotes, several files, layers of a layout: what is printed runs as it stands."""
+    rng = np.random.default_rng(0)
+    inside = tmp_path / "a folder; with 'quotes'"
+    inside.mkdir()
+    for name, n_images, shift in (("train 1", 4, 0.0), ("train 2", 3, 0.0), ("test $x", 3, 0.0), ("-bad", 3, 2.0)):
+        a, b = rng.normal(size=(n_images, 4, 5, 6)) + shift, rng.normal(size=(n_images, 3, 5, 6)) + shift
+        np.savez(inside / f"{name}.npz", a=a, b=b)
+    (tmp_path / "train 1.bank").write_text("in the way")
+    program = tmp_path / "bin" / "mmad-bank"  # tells what a shell makes of the line; the command itself runs in here
+    program.parent.mkdir()
+    program.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
+    program.chmod(0o755)
+    folder = inside.name
+    result = call(
+        f"{folder}/train 1.npz", f"{folder}/train 2.npz", "--test", f"{folder}/test $x.npz", "--anomalous",
+        f"{folder}/-bad.npz", "--key", "a,b", "--layout", "bchw", "--projection-dim", "4", "--seed", "3", "--fps", "1",
+        "--by", "auroc", "--reweight", "max", *FEW,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    commands = [line.strip() for line in result.stdout.splitlines() if line.startswith("  mmad-bank ")]
+    assert [line.split()[1] for line in commands] == ["build", "score"]
+    environment = os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}"}
+    for command in commands:
+        done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, check=True)
+        ran = CliRunner().invoke(app, json.loads(done.stdout))
+        assert ran.exit_code == 0, ran.output
+    bank = MemoryBank.load(tmp_path / "train 1-2.bank")
+    assert [Path(source.file).name for source in bank.sources] == ["train 1.npz", "train 2.npz"]
+    assert bank.projection is not None
+    assert (bank.dim, bank.projection.dim_out) == (7, 4)
+    assert len((tmp_path / "scores.csv").read_text().splitlines()) == 4
+    assert (tmp_path / "train 1.bank").read_text() == "in the way"
+
+
+def test_it_goes_on_after_the_time_and_after_a_kill(train: Path, queries: Path, tmp_path: Path, cache: Path) -> None:
+    short = json.loads(call(train, "--test", queries, *FEW, "--json", "--budget", "0s").stdout)
+    assert [one["ratio"] for one in short["settings"]] == [0.01]
+    assert len(short["waiting"]) == 5
+    assert short["time_limit"] == 0
+    kept = list((cache / "tune").glob("*/0.01-*.npz"))
+    assert len(kept) == 1
+    text = call(train, "--test", queries, *FEW, "--budget", "0s").stdout
+    assert "not measured, the time was up: 1 %, int8; 10 %, half" in text
+    before = kept[0].stat().st_mtime_ns
+    # A kill at the third setting leaves the first two.
+    script = (
+        "import os, signal, sys\n"
+        "from mmad_bank.tuning import measuring\n"
+        "keep = measuring._Measuring._keep\n"
+        "def killing(self, setting, scored):\n"
+        "    keep(self, setting, scored)\n"
+        "    if len(self.scored) == 3:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "measuring._Measuring._keep = killing\n" + PROGRAM
+    )
+    arguments = ["tune", str(train), "--test", str(queries), *FEW, "--json"]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert kept[0].stat().st_mtime_ns == before
+    assert len(list((cache / "tune").glob("*/*-half-*.npz"))) == 3
+    whole = json.loads(call(train, "--test", queries, *FEW, "--json").stdout)
+    assert whole["settings"][0]["seconds"] == short["settings"][0]["seconds"]
+    assert (len(whole["settings"]), whole["waiting"]) == (6, [])
+    assert not list((cache / "tune").glob("*"))  # all is measured: nothing is kept
+
+
+def test_results_are_kept_beside_out(train: Path, queries: Path, tmp_path: Path) -> None:
+    out = tmp_path / "t.json"
+    assert call(train, "--test", queries, *FEW, "--budget", "0s", "--out", out).exit_code == 0
+    assert (tmp_path / "t.json.tune" / "stages.json").is_file()
+    assert call(train, "--test", queries, *FEW, "--out", out, "--overwrite").exit_code == 0
+    assert not (tmp_path / "t.json.tune").exists()
+    assert call(train, "--test", queries, *FEW, "--workdir", tmp_path / "w").exit_code == 0
+    assert len(list((tmp_path / "w").glob("*.npz"))) == 6
+
+
+def test_the_table_says_how_sure_it_is(train: Path, queries: Path, anomalous: Path) -> None:
+    given = (train, "--test", queries, "--anomalous", anomalous, *FEW, "--fps", "1", "--by", "auroc")
+    text = call(*given).stdout
+    assert "I-AUROC" in text
+    assert "1.00–1.00" in text
+    assert "cannot tell the 6 settings apart" in text
+    report = json.loads(call(*given, "--json").stdout)
+    best = report["recommendation"]
+    assert (best["ratio"], best["precision"], best["alike"], best["within"]) == (0.01, "int8", 6, 6)
+    for one in report["settings"]:
+        assert one["auroc_low"] <= one["auroc"] <= one["auroc_high"]
+        assert one["gap_low"] <= one["gap"] <= one["gap_high"]
+        assert one["fps_low"] <= one["fps"] <= one["fps_high"]
