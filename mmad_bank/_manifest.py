@@ -131,7 +131,7 @@ def parse_json(
     if len(text) > largest:
         raise FormatError(f"{place}: {damaged} (larger than {largest >> 20} MiB)")
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError as error:
         raise FormatError(f"{place}: {damaged} (nested too deeply)") from error
     except (ValueError, MemoryError) as error:
@@ -169,6 +169,13 @@ def check_format(content: Any, place: str, kind: str, newest: int) -> Manifest:
             f"{place}: newer, format version {version}; this mmad-bank reads up to version {newest}: upgrade it"
         )
     return manifest
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"expected finite numbers, found {text[:20]}")
+    return value
 
 
 def _refuse_constant(name: str) -> Any:

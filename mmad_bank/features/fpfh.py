@@ -58,12 +58,17 @@ class FPFH:
                 raise InputError(f"{name}_radius: expected a positive finite number, found {radius}")
             check_index(getattr(self, f"{name}_neighbors"), f"{name}_neighbors", 3, 2**31 - 1, "a plane needs three")
         try:
-            import open3d
+            import open3d  # noqa: F401 (is it there?)
         except ModuleNotFoundError as error:
             raise MissingExtraError("open3d", "multimodal", "the extractor FPFH") from error
         except (ImportError, OSError) as error:  # it is there, but a system library that it wants is not
             raise InputError(f"open3d: installed, but it cannot be loaded ({error})") from error
-        self._open3d: Any = open3d  # its stubs lag behind its defaults
+
+    @property
+    def _open3d(self) -> Any:  # its stubs lag behind its defaults; a module cannot be pickled with the extractor
+        import open3d
+
+        return open3d
 
     @property
     def name(self) -> str:

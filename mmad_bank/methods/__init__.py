@@ -52,12 +52,14 @@ def method_class(name: str) -> type[Method]:
     return getattr(importlib.import_module(f"mmad_bank.methods.{name}"), _METHODS[name])
 
 
-def load(folder: str | os.PathLike[str], device: str = "cpu") -> Method:
+def load(folder: str | os.PathLike[str], device: str = "cpu", *, trust_index: bool = False) -> Method:
     """Load a model that a method saved. Nothing in it is executed.
 
     Args:
         folder: What :meth:`Method.save` wrote.
         device: Where to put it.
+        trust_index: Let FAISS read the indices of its banks, see :meth:`mmad_bank.MemoryBank.load`; by default they
+            are built anew from the vectors.
 
     Raises:
         InputError: There is no model.
@@ -68,12 +70,14 @@ def load(folder: str | os.PathLike[str], device: str = "cpu") -> Method:
         >>> model.predict(sample).score  # doctest: +SKIP
         1.84
     """
-    from mmad_bank.methods.base import read_manifest
+    from mmad_bank._files import recover_folder
+    from mmad_bank.methods._manifest import read_manifest
 
+    recover_folder(folder)
     name = str(read_manifest(folder)["method"])
     if name not in _METHODS:
         raise FormatError(f"{folder}: a saved {name}; this version has {', '.join(_METHODS)}")
-    return method_class(name).load(folder, device)
+    return method_class(name).load(folder, device, trust_index=trust_index)
 
 
 def __getattr__(name: str) -> Any:

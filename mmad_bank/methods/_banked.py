@@ -298,7 +298,9 @@ class BankMethod(Method):
             adaptation = FeatureAdaptation(dims["xyz"], dims["rgb"])
             adaptation.load_checkpoint(folder / "adaptation.safetensors")
             self.adaptation_ = adaptation.to(self.device).eval()
-        self.banks_ = MultiBank.load(folder / "banks", self.device, precision=self.storage)
+        self.banks_ = MultiBank.load(
+            folder / "banks", self.device, precision=self.storage, trust_index=self._trust_index
+        )
         if tuple(self.banks_) != self._bank_names():
             raise KeyError(f"banks {', '.join(self._bank_names())}")
 

@@ -16,19 +16,27 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from mmad_bank._files import replacing_folder
+from mmad_bank._decoding import decoding
+from mmad_bank._files import read_folder, replacing_folder
 from mmad_bank._stages import Stages
 from mmad_bank._timing import timed
 from mmad_bank._training import seeded
 from mmad_bank.data.preprocessing import Preprocessing, preprocess
 from mmad_bank.data.sample import Sample, SampleDataset, check_sample
 from mmad_bank.errors import FormatError, InputError, MmadBankError
+from mmad_bank.methods._manifest import (
+    FORMAT,
+    MANIFEST,
+    VERSION,
+    check_replaceable,
+    check_sizes,
+    checksum_of,
+    describe_files,
+    read_manifest,
+    verify_files,
+)
 from mmad_bank.methods._scale import FUSED, MapScale, measure_scale, spread
 from mmad_bank.scoring import anomaly_map
-
-MANIFEST = "model.json"
-_FORMAT = "mmad-bank method"
-_VERSION = 1
 
 AnyMethod = TypeVar("AnyMethod", bound="Method")
 Samples = SampleDataset | Sequence[Sample]
@@ -125,6 +133,7 @@ class Method(ABC):
     image_size: int
     seed: int
     device: str
+    _trust_index: bool = False  # whether FAISS may read the indices of the banks that are loaded
 
     train_ids_: list[str]
     skipped_: dict[str, str]
@@ -218,46 +227,56 @@ class Method(ABC):
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the method to a folder of safetensors and JSON, complete or not at all.
 
-        A model that is there already is replaced.
+        A model that is there already is replaced, in one step. ``model.json`` keeps a checksum of each file (banks have
+        checksums of their own), which :meth:`load` compares.
 
         Raises:
-            InputError: Nothing is fitted, the folder holds something else, or it cannot be written.
+            InputError: Nothing is fitted, the folder holds something else, it cannot be written, or the disk is full.
         """
         self._check_fitted()
         assert self.preprocessing_ is not None
         content = {
-            "format": _FORMAT, "version": _VERSION, "method": self.name, "arguments": self.arguments(),
+            "format": FORMAT, "version": VERSION, "method": self.name, "arguments": self.arguments(),
             "preprocessing": self.preprocessing_.as_json(), "train_ids": self.train_ids_, "skipped": self.skipped_,
             "map_scale": self.map_scale_ and self.map_scale_.as_json(),
         }  # fmt: skip
 
-        _check_replaceable(Path(folder))
+        check_replaceable(Path(folder))
         with replacing_folder(folder) as into:
             content["learnt"] = self._save(into)
+            content["files"] = describe_files(into)
+            content["checksum"] = checksum_of(content)
             (into / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
 
     @classmethod
     def load(
-        cls: type[AnyMethod], folder: str | os.PathLike[str], device: str | torch.device = "cpu"
+        cls: type[AnyMethod],
+        folder: str | os.PathLike[str],
+        device: str | torch.device = "cpu",
+        *,
+        trust_index: bool = False,
     ) -> AnyMethod:
         """Read what :meth:`save` wrote, see :func:`mmad_bank.methods.load`."""
+        return read_folder(folder, lambda: cls._read(Path(folder), str(device), trust_index))
+
+    @classmethod
+    def _read(cls: type[AnyMethod], folder: Path, device: str, trust_index: bool) -> AnyMethod:
         content = read_manifest(folder)
         if content["method"] != cls.name:
             raise FormatError(f"{folder}: expected a saved {cls.name}, found a saved {content['method']}")
-        try:
+        with decoding(folder, "altered or of another version, it cannot be read", error=FormatError):
+            check_sizes({**content["preprocessing"], **content["arguments"]}, str(folder / MANIFEST))
+            verify_files(folder, content.get("files", {}))
             arguments = {key: tuple(x) if isinstance(x, list) else x for key, x in content["arguments"].items()}
-            method = cls._for_loading(arguments, str(device))
+            method = cls._for_loading(arguments, device)
             method._begin()
+            method._trust_index = trust_index
             method.preprocessing_ = Preprocessing(**content["preprocessing"])
             method.train_ids_ = [str(name) for name in content["train_ids"]]
             method.skipped_ = {str(name): str(why) for name, why in content["skipped"].items()}
             scale = content.get("map_scale")  # older versions measured none
             method.map_scale_ = None if scale is None else MapScale.from_json(scale)
-            method._load(Path(folder), content["learnt"])
-        except MmadBankError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
-            raise FormatError(f"{folder}: altered or of another version, it cannot be read ({error})") from error
+            method._load(folder, content["learnt"])
         return method
 
     def arguments(self) -> dict[str, Any]:
@@ -374,36 +393,6 @@ class Method(ABC):
         samples = [_ids(dataset), [] if validation is None else _ids(validation)]
         content = {"method": self.name, "arguments": arguments, "data": samples}
         return json.loads(json.dumps({**content, "preprocessing": self.preprocessing_.as_json()}))
-
-
-def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return a model folder's ``model.json``.
-
-    Raises:
-        InputError: There is no model.
-        FormatError: The file is truncated, foreign or newer.
-    """
-    path = Path(folder) / MANIFEST
-    if not path.is_file():
-        raise InputError(f"{folder}: expected a folder with {MANIFEST} that a method saved, found none")
-    try:
-        content = json.loads(path.read_text())
-        if content["format"] != _FORMAT:
-            raise FormatError(f"{path}: foreign, expected the format '{_FORMAT}', found {content['format']!r}")
-        if int(content["version"]) > _VERSION:
-            raise FormatError(f"{path}: newer, version {content['version']}; this mmad-bank reads up to {_VERSION}")
-        str(content["method"])
-    except FormatError:
-        raise
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise FormatError(f"{path}: truncated or altered, it cannot be read") from error
-    return dict(content)
-
-
-def _check_replaceable(target: Path) -> None:
-    """Refuse to replace what no method saved."""
-    if target.exists() and not (target / MANIFEST).is_file() and not (target.is_dir() and not any(target.iterdir())):
-        raise InputError(f"{target}: expected a new folder or a saved model to replace, found something else")
 
 
 def _preparation_of(dataset: Samples) -> Preprocessing | None:

@@ -182,7 +182,7 @@ def test_colours_are_the_models(parts: Path, model: Path, tmp_path: Path) -> Non
     assert facts(*command, "--scale", 1, 5, "--overwrite")["colour_scale"] == [1, 5]
     old = shutil.copytree(model, tmp_path / "old")  # as versions before the scale saved it
     manifest = json.loads((old / "model.json").read_text())
-    del manifest["map_scale"]
+    del manifest["map_scale"], manifest["checksum"]
     (old / "model.json").write_text(json.dumps(manifest))
     result = call("predict", old, record.rgb, record.xyz, "--out", tmp_path / "two", "--json")
     (sample,) = json.loads(result.stdout)["samples"]

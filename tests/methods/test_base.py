@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
+import pickle
+import random
+import signal
+import stat
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from test_cfm import SIZE, a_part
 
-from mmad_bank import methods
+from mmad_bank import MemoryBank, MultiBank, methods
 from mmad_bank._stages import Stages
 from mmad_bank.data import Sample
 from mmad_bank.errors import FormatError, InputError
 from mmad_bank.methods import PatchCore
+from mmad_bank.methods._manifest import checksum_of
 
 pytest.importorskip("timm")
 
@@ -92,27 +100,150 @@ def test_a_save_that_fails_leaves_the_old_model(
     ("change", "message"),
     [
         ({"format": "other"}, "foreign, expected the format 'mmad-bank method', found 'other'"),
-        ({"version": 2}, "newer, version 2; this mmad-bank reads up to 1"),
+        ({"format": [[]]}, "foreign, expected the format 'mmad-bank method', found a list of 1"),
+        ({"version": 2}, "newer, format version 2; this mmad-bank reads up to version 1"),
+        ({"version": "1"}, "altered, expected a whole number for 'version', found '1'"),
+        ({"version": None}, "altered, expected a whole number for 'version', found None"),
         ({"method": "magic"}, "a saved magic; this version has patchcore"),
+        ({"method": 5}, "altered, expected a text for 'method', found 5"),
         ({"arguments": {"colour": 1}}, "altered or of another version"),
+        ({"arguments": 3}, "altered or of another version"),
         ({"preprocessing": None}, "altered or of another version"),
+        ({"preprocessing": {"size": 10**9}}, "altered, expected 0 to 16384 for 'size', found 1000000000"),
+        ({"arguments": {"sigma": 1e300}}, "altered, expected 0 to 10000 for 'sigma'"),
+        ({"arguments": {"image_size": -4}}, "altered, expected 0 to 16384 for 'image_size', found -4"),
+        ({"train_ids": 4}, "altered or of another version"),
+        ({"skipped": []}, "altered or of another version"),
+        ({"files": []}, "altered, expected a JSON object, found a list of 0"),
+        ({"files": {"../../etc/passwd": {"bytes": 1, "checksum": ""}}}, "expected files in the model's folder"),
+        ({"files": {"extractor-rgb.safetensors": {"bytes": "1"}}}, "expected a whole number for 'bytes'"),
+        ({"files": {"more.safetensors": {"bytes": 1, "checksum": ""}}}, "more.safetensors: missing"),
     ],
-    ids=["foreign", "newer", "unknown", "arguments", "preprocessing"],
+    ids=str,
 )
 def test_altered_manifests_are_refused(change: dict[str, Any], message: str, model: Path) -> None:
     path = model / "model.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(FormatError, match=message):
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, **change}))
+    with pytest.raises(FormatError, match=r"altered, it does not match its checksum|foreign|newer|expected a whole"):
         methods.load(model)
+    content |= change
+    path.write_text(json.dumps({**content, "checksum": checksum_of(content)}))  # by somebody who means it
+    with pytest.raises(FormatError, match=message) as caught:
+        methods.load(model)
+    assert str(caught.value).startswith(str(model))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"format": "mmad-bank method", "version": 1e999, "method": "btf"}', "[]", "5", "", '"\\ud800"',
+     '{"format": "mmad-bank method", "version": ' + "9" * 5000 + "}", '{"format": "mmad-bank method", "version": NaN}',
+     '{"format": "mmad-bank method", "version": true, "method": "btf"}'],
+    ids=lambda text: text[:12],
+)  # fmt: skip
+def test_manifests_that_are_none_are_refused(text: str, model: Path) -> None:
+    (model / "model.json").write_text(text)
+    for load in (lambda: methods.load(model), lambda: PatchCore.load(model)):
+        with pytest.raises(FormatError, match=r"^[^\n]*model\.json: (truncated or altered|altered), ") as caught:
+            load()
+        assert len(str(caught.value)) < 500
+    (model / "model.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(FormatError, match="truncated or altered"):
+        methods.load(model)
+
+
+def test_a_flipped_bit_in_any_file_is_noticed(model: Path) -> None:
+    for path in sorted(path for path in model.rglob("*") if path.is_file()):
+        content = bytearray(path.read_bytes())
+        for place in range(1, len(content), max(1, len(content) // 7)):
+            content[place] ^= 4
+            path.write_bytes(content)
+            with pytest.raises(FormatError) as caught:
+                methods.load(model)
+            assert path.name in str(caught.value)
+            content[place] ^= 4
+        path.write_bytes(content)
+    methods.load(model)
+
+
+def test_models_of_version_0_1_are_read(model: Path, parts: list[Sample]) -> None:
+    expected = methods.load(model).predict(parts[0]).score
+    content = json.loads((model / "model.json").read_text())
+    del content["checksum"], content["files"]
+    (model / "model.json").write_text(json.dumps(content, indent=2) + "\n")
+    assert methods.load(model).predict(parts[0]).score == expected
+    methods.load(model).save(model)
+    assert "files" in json.loads((model / "model.json").read_text())
+
+
+def test_a_saved_model_can_be_read_by_others(model: Path) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in [model, *model.rglob("*")]:
+        assert stat.S_IMODE(path.stat().st_mode) == (0o777 if path.is_dir() else 0o666) & ~umask, path
+
+
+def test_an_index_of_a_stranger_is_left_alone(model: Path, parts: list[Sample], monkeypatch: Any) -> None:
+    faiss = pytest.importorskip("faiss")
+    method = methods.load(model)
+    bank = method.banks_["rgb"]
+    method.banks_ = MultiBank({"rgb": MemoryBank(bank.vectors, source_rows=bank.source_rows, index="Flat")})
+    method.save(model)
+    calls, deserialize = [], faiss.deserialize_index
+    monkeypatch.setattr(faiss, "deserialize_index", lambda data: (calls.append(1), deserialize(data))[1])
+    expected = method.predict(parts[0]).score
+    assert methods.load(model).predict(parts[0]).score == expected
+    assert not calls
+    assert methods.load(model, trust_index=True).predict(parts[0]).score == expected
+    assert calls
+
+
+@pytest.mark.parametrize("how", ["pickle", "deepcopy"])
+def test_methods_are_copied_before_and_after_a_prediction(how: str, model: Path, parts: list[Sample]) -> None:
+    method = methods.load(model)
+    expected = methods.load(model).predict(parts[0]).score
+    for _ in range(2):
+        twin = pickle.loads(pickle.dumps(method)) if how == "pickle" else copy.deepcopy(method)
+        assert twin.predict(parts[0]).score == expected
+        assert method.predict(parts[0]).score == expected
+
+
+def test_every_extractor_is_pickled() -> None:
+    pytest.importorskip("open3d")
+    from mmad_bank.features.extraction import make_xyz_extractor
+
+    twin = pickle.loads(pickle.dumps(make_xyz_extractor("fpfh")))
+    assert twin.name == make_xyz_extractor("fpfh").name
+
+
+def test_saves_and_loads_beside_each_other_and_kills_leave_one_model(model: Path) -> None:
+    method, draw = methods.load(model), random.Random(0)
+    for _ in range(6):
+        pid = os.fork()
+        if pid == 0:
+            while True:
+                method.save(model)
+        time.sleep(draw.uniform(0.0, 0.05))
+        methods.load(model)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        methods.load(model)
+    method.save(model)
+    assert [path.name for path in model.parent.iterdir()] == ["model"]
 
 
 def test_truncated_and_missing_files_are_refused(model: Path, tmp_path: Path) -> None:
     weights = model / "extractor-rgb.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
-    with pytest.raises(FormatError, match=r"extractor-rgb.safetensors: not a safetensors file, or a truncated one"):
+    with pytest.raises(FormatError, match=r"extractor-rgb\.safetensors: truncated, expected \d+ bytes, found 500"):
         methods.load(model)
     weights.unlink()
-    with pytest.raises(InputError, match=r"extractor-rgb.safetensors: no such checkpoint file"):
+    with pytest.raises(FormatError, match=r"extractor-rgb\.safetensors: missing"):
+        methods.load(model)
+    (model / "banks" / "rgb.safetensors").unlink()
+    content = json.loads((model / "model.json").read_text())
+    (model / "model.json").write_text(json.dumps({**content, "files": {}, "checksum": None}))
+    with pytest.raises(FormatError, match="expected a text for 'checksum', found None"):
         methods.load(model)
     (model / "model.json").write_text("{")
     with pytest.raises(FormatError, match="truncated or altered"):

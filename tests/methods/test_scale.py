@@ -88,7 +88,7 @@ def test_scale_goes_with_the_model(model: PatchCore, parts: list[Sample], tmp_pa
     assert methods.load(tmp_path / "model").map_scale_ == model.map_scale_
     manifest = tmp_path / "model" / "model.json"
     content = json.loads(manifest.read_text())
-    del content["map_scale"]  # as older versions saved it
+    del content["map_scale"], content["checksum"]  # as older versions saved it
     manifest.write_text(json.dumps(content))
     old = methods.load(tmp_path / "model")
     assert old.map_scale_ is None
@@ -109,9 +109,10 @@ def test_an_altered_scale_is_refused(model: PatchCore, tmp_path: Path, change: d
     model.save(tmp_path / "model")
     manifest = tmp_path / "model" / "model.json"
     content = json.loads(manifest.read_text())
+    del content["checksum"]
     content["map_scale"] |= change
     manifest.write_text(json.dumps(content))
-    with pytest.raises(FormatError, match="altered or of another version"):
+    with pytest.raises(FormatError, match=r"altered or of another version|truncated or altered"):
         methods.load(tmp_path / "model")
 
 

@@ -1,0 +1,131 @@
+"""A saved model's ``model.json``: what the folder holds, checksums, and limits for what a stranger may ask for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmad_bank._checksum import checksum
+from mmad_bank._manifest import Manifest, check_format, read_json
+from mmad_bank.errors import FormatError, InputError
+
+MANIFEST = "model.json"
+FORMAT = "mmad-bank method"
+VERSION = 1
+
+_BANKS = "banks"  # the folder of a MultiBank; its bank files have checksums of their own
+_BANK_FILE = re.compile(r"banks/(banks\.json|[A-Za-z0-9_-]+\.safetensors)")
+_LIMITS = {  # of what the memory of loading and predicting grows with
+    "image_size": 2**14, "map_size": 2**14, "size": 2**14, "pad_multiple": 2**14, "frame": 2**14, "sigma": 1e4,
+    "min_points": 2**31, "n_sample": 2**31, "n_hypotheses": 2**31,
+}  # fmt: skip
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return a model folder's ``model.json``, whose values have been checked as far as they are the same for all.
+
+    Raises:
+        InputError: There is no model.
+        FormatError: The file is truncated, altered, foreign or newer.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise InputError(f"{folder}: expected a folder with {MANIFEST} that a method saved, found none")
+    manifest = check_format(read_json(path), str(path), FORMAT, VERSION)
+    if "checksum" in manifest.content:  # version 0.1 wrote none
+        found = manifest.text("checksum")
+        if found != checksum_of(manifest.content):
+            raise FormatError(f"{path}: altered, it does not match its checksum")
+    manifest.text("method")
+    return manifest.content
+
+
+def checksum_of(content: Mapping[str, Any]) -> str:
+    """Return the checksum of all fields but ``checksum``: BLAKE2b (16 bytes) over them as JSON with sorted keys."""
+    rest = json.dumps({name: value for name, value in content.items() if name != "checksum"}, sort_keys=True)
+    return hashlib.blake2b(rest.encode(), digest_size=16).hexdigest()
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return size and checksum of each file that a method wrote into its folder; banks have their own."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = {path.relative_to(folder).as_posix(): path for path in files}
+    return {
+        name: {"bytes": path.stat().st_size, "checksum": _file_checksum(path)}
+        for name, path in names.items()
+        if not (name.startswith(f"{_BANKS}/") and name.endswith(".safetensors"))
+    }
+
+
+def verify_files(folder: Path, files: Any) -> None:
+    """Compare a model's files with what was noted of them.
+
+    Raises:
+        FormatError: One is missing, truncated or altered.
+    """
+    listed = Manifest(str(folder / MANIFEST), files)
+    for name in listed.content:
+        facts, path = listed.table(name), folder / name
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or ".." in name:
+            raise FormatError(f"{folder / MANIFEST}: altered, expected files in the model's folder, found {name!r}")
+        if not path.is_file():
+            raise FormatError(f"{path}: missing, the model was saved with it")
+        try:
+            size = path.stat().st_size
+            if size != facts.integer("bytes"):
+                which = "truncated" if size < facts.integer("bytes") else "altered"
+                raise FormatError(f"{path}: {which}, expected {facts.integer('bytes')} bytes, found {size}")
+            if _file_checksum(path) != facts.text("checksum"):
+                raise FormatError(f"{path}: altered, it does not match its checksum")
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def check_sizes(arguments: Mapping[str, Any], place: str) -> None:
+    """Refuse numbers out of any use, which would take memory when a model is loaded or predicts.
+
+    Raises:
+        FormatError: The message names the argument.
+    """
+    for name, largest in _LIMITS.items():
+        value = arguments.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= largest:
+            raise FormatError(f"{place}: altered, expected 0 to {largest:g} for '{name}', found {str(value)[:60]}")
+
+
+def check_replaceable(target: Path) -> None:
+    """Refuse to replace a folder with anything in it that no method saved.
+
+    Raises:
+        InputError: The message names what was found.
+    """
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise InputError(f"{target}: expected a new folder or a saved model to replace, found something else")
+    names = [path.relative_to(target).as_posix() for path in sorted(target.rglob("*")) if not path.is_dir()]
+    if not names:
+        return
+    if MANIFEST not in names:
+        raise InputError(f"{target}: expected a new folder or a saved model to replace, found something else")
+    try:
+        files = read_manifest(target).get("files")
+    except FormatError:  # a damaged model may be replaced
+        files = None
+    for name in names:
+        listed = name in files if isinstance(files, dict) else re.fullmatch(r"[^/]+\.safetensors", name)
+        if not (listed or name == MANIFEST or _BANK_FILE.fullmatch(name)):
+            raise InputError(f"{target}: expected nothing but a saved model to replace, found {name} in it")
+
+
+def _file_checksum(path: Path) -> str:
+    return checksum(np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8))
