@@ -45,12 +45,16 @@ class Reading(NamedTuple):
     layout: Literal["auto", "rows", "bchw", "bhwc"] = "auto"
     by_image: bool = False
 
-    def open(self, paths: Sequence[Path], dim: int | None = None) -> FeatureDump:
-        """Open dumps; ``dim`` is the length of the vectors, if it is known."""
+    def open(
+        self, paths: Sequence[Path], dim: int | None = None, left_out: dict[str, str] | None = None
+    ) -> FeatureDump:
+        """Open dumps; ``dim`` is the vectors' length, if known; ``left_out`` takes up files that cannot be used."""
         check_features(paths)
         from mmad_bank.bank import open_dump
 
-        return open_dump(list(paths), key=self.keys, layout=self.layout, by_image=self.by_image, dim=dim)
+        return open_dump(
+            list(paths), key=self.keys, layout=self.layout, by_image=self.by_image, dim=dim, left_out=left_out
+        )
 
     @property
     def keys(self) -> list[str] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from mmad_bank._checks import check_finite
 from mmad_bank._files import replacing
 from mmad_bank._progress import progress_bar
 from mmad_bank.bank import FeatureDump, MemoryBank, Scores, Source
+from mmad_bank.bank.dumps import Part
 from mmad_bank.errors import InputError
 from mmad_bank.scoring import Reweight
 
@@ -41,6 +43,8 @@ class ScoredImages:
     images: list[Image]
     scores: Scores
     dim: int
+    left_out: dict[str, str]
+    """By file, why its images have no scores."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -78,13 +82,10 @@ def patches_of_an_image(dump: FeatureDump, patches: int | None) -> int:
     return expected
 
 
-def images_of(dump: FeatureDump, per_image: int) -> list[Image]:
-    """Return the images of a dump whose images have ``per_image`` patches."""
-    found: list[Image] = []
-    for source in dump.sources:
-        whole = _cut(source, per_image)
-        found += [Image(whole.name(number), whole.file, whole.grid) for number in range(whole.images)]
-    return found
+def images_of(source: Source, per_image: int) -> list[Image]:
+    """Return the images of a source whose images have ``per_image`` patches."""
+    whole = _cut(source, per_image)
+    return [Image(whole.name(number), whole.file, whole.grid) for number in range(whole.images)]
 
 
 def _cut(source: Source, per_image: int) -> Source:
@@ -106,24 +107,52 @@ def score_images(
     *,
     progress: bool = False,
 ) -> ScoredImages:
-    """Score all images of a dump; in memory are a few images' features and the scores."""
+    """Score all images of a dump; in memory are a few images' features and the scores.
+
+    A file with rows that cannot be read or used is left out as a whole.
+
+    Raises:
+        InputError: Features and bank do not fit together, or no file can be used; the reason is the first one's.
+    """
     if dump.dim != bank.dim:
         raise InputError(f"features: expected vectors of length {bank.dim} as in the bank, found {dump.dim}")
     per_image = patches_of_an_image(dump, patches)
-    step = max(1, _ROWS_AT_ONCE // per_image) * per_image
     parts: list[Scores] = []
-    done = 0
+    images: list[Image] = []
+    left_out: dict[str, str] = {}
     with progress_bar("scoring", len(dump) // per_image) if progress else nullcontext(lambda done: None) as report:
         for part in dump.parts:
-            for first in range(0, part.source.rows, step):
-                rows = part.read(first, min(step, part.source.rows - first))
-                check_finite(rows, part.label, first_row=first)
-                images = rows.view(-1, per_image, dump.dim)
-                parts.append(Scores(*(x.cpu() for x in bank.score(images, reweight=reweight, n_neighbors=neighbors))))
-                done += len(images)
-                report(done)
+            own: list[Scores] = []
+            try:
+                for rows in _blocks(part, per_image):
+                    found = bank.score(rows.view(-1, per_image, dump.dim), reweight=reweight, n_neighbors=neighbors)
+                    own.append(Scores(*(column.cpu() for column in found)))
+                    report(len(images) + sum(len(one.image) for one in own))
+            except _Unusable as error:
+                left_out[part.label] = str(error)
+                continue
+            parts += own
+            images += images_of(part.source, per_image)
+    if not parts:
+        raise InputError(next(iter(left_out.values())))
     scores = Scores(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
-    return ScoredImages(images_of(dump, per_image), scores, dump.dim)
+    return ScoredImages(images, scores, dump.dim, left_out)
+
+
+class _Unusable(Exception):
+    """A file's rows cannot be read or used."""
+
+
+def _blocks(part: Part, per_image: int) -> Iterator[Tensor]:
+    """Yield the rows of a few images at a time."""
+    step = max(1, _ROWS_AT_ONCE // per_image) * per_image
+    for first in range(0, part.source.rows, step):
+        try:
+            rows = part.read(first, min(step, part.source.rows - first))
+            check_finite(rows, part.label, first_row=first)
+        except InputError as error:
+            raise _Unusable(error) from error
+        yield rows
 
 
 def save_scores(path: Path, scored: ScoredImages) -> None:

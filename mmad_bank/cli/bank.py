@@ -10,7 +10,7 @@ import typer
 
 from mmad_bank.cli._dumps import ByImage, DumpLayout, Features, Key, Reading
 from mmad_bank.cli._options import Device, Json, Overwrite, check_device, parse_share
-from mmad_bank.cli._output import check_output, emit, seconds, show_progress, size
+from mmad_bank.cli._output import check_output, emit, end, seconds, show_progress, size
 from mmad_bank.cli._swapped import check_bank_first
 from mmad_bank.errors import InputError
 
@@ -172,6 +172,8 @@ def score(
 ) -> None:
     """Score images against a bank and write patch scores, image scores and the vectors that explain them.
 
+    Files that cannot be used are named and left out, and the exit code is 3.
+
     A (N, D) dump is one image of N patches unless --patches, or names that come with it, say how many an image has.
     """
     check_bank_first("score", bank_file, features)
@@ -188,11 +190,13 @@ def score(
     target = check_device(device)
     begin = time.perf_counter()
     bank = MemoryBank.load(bank_file, device=target, precision=precision)
-    dump = Reading(key, layout, by_image).open(features, bank.dim)
+    left_out: dict[str, str] = {}
+    dump = Reading(key, layout, by_image).open(features, bank.dim, left_out)
     dump.check_extractor(bank.extractor, str(bank_file))
     loaded = time.perf_counter()
     scored_images = score_images(bank, dump, patches, reweight, neighbors, progress=show_progress(as_json))
     scored = time.perf_counter()
+    left_out |= scored_images.left_out
     if out is not None:
         save_scores(out, scored_images)
     if csv is not None:
@@ -203,7 +207,8 @@ def score(
     rows["per image"] = seconds(times["score"] / len(scored_images))
     written = {"scores": out and str(out), "table": csv and str(csv)}
     title = f"scored into {' and '.join(str(path) for path in (out, csv) if path is not None)}"
-    emit({**written, **result, "seconds": times}, rows, title=title, as_json=as_json)
+    emit({**written, **result, "left_out": left_out, "seconds": times}, rows, title=title, as_json=as_json)
+    end(left_out)
 
 
 def info(

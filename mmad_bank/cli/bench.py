@@ -14,7 +14,7 @@ import typer
 
 from mmad_bank._files import replacing
 from mmad_bank.cli._options import Device, Json, Overwrite, check_device
-from mmad_bank.cli._output import check_output, seconds, show_progress, size
+from mmad_bank.cli._output import check_output, end, seconds, show_progress, size
 from mmad_bank.errors import InputError, MmadBankError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def bench(
 ) -> None:
     """Measure frames a second, time by stage and memory of the methods, end to end, with random weights.
 
-    A method that cannot run here is named and left out, and the exit code is 1.
+    A method that cannot run here is named and left out, and the exit code is 3.
     """
     import torch
 
@@ -103,11 +103,7 @@ def bench(
         print(text)
     else:
         _print(facts, results)
-    if left_out:
-        sys.stdout.flush()
-        for name, reason in left_out.items():
-            print(f"left out: {name}: {' '.join(reason.split())}", file=sys.stderr)
-        raise typer.Exit(1)
+    end({name: f"{name}: {reason}" for name, reason in left_out.items()})
 
 
 def _make_all(names: Sequence[str], make: Callable[[str], Method]) -> tuple[dict[str, Method], dict[str, str]]:

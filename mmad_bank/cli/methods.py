@@ -117,10 +117,16 @@ def _extract(
     prepare = _preparing(samples, image_size)
     ids, left_out = extract_to(folder, samples, extractors, prepare, batch=batch, progress=progress)
     dumps = {
-        name: {"file": str(out / f"{name}.npy"), "dim": dim, "extractor": extractors.names[name]}
+        name: {
+            "file": str(out / f"{name}.npy"), "dim": dim, "extractor": extractors.names[name],
+            "grid": list(extractors.networks[name].grid),  # type: ignore[arg-type]
+        }
         for name, dim in extractors.dims.items()
-    }
-    facts: dict[str, Any] = {"ids": ids, "left_out": left_out, "dumps": dumps}
+    }  # fmt: skip
+    facts: dict[str, Any] = {
+        "dataset": str(samples.path), "split": samples.records[0].split, "image_size": image_size, "ids": ids,
+        "left_out": left_out, "dumps": dumps,
+    }  # fmt: skip
     (folder / _EXTRACTION).write_text(json_text(facts), encoding="utf-8")
     return facts
 

@@ -196,3 +196,30 @@ def test_images_by_name(tmp_path: Path) -> None:
     rows = read_table(tmp_path / "s.csv")
     assert [row["name"] for row in rows] == ["q0", "q1", "q2"]
     assert {row["source"] for row in rows} <= {f"t{i}" for i in range(5)}
+
+
+def test_a_file_that_cannot_be_used_is_named_and_the_rest_is_scored(tmp_path: Path, bank: Path, queries: Path) -> None:
+    (queries / "extraction.json").write_text(json.dumps({"grid": GRID, "ids": [f"picture {i}" for i in range(6)]}))
+    nan = np.zeros((20, 8), np.float32)
+    nan[7, 3] = np.nan
+    np.save(queries / "good" / "nan.npy", nan)
+    np.save(queries / "good" / "narrow.npy", nan[:, :5])
+    (queries / "hole" / "aa.npy").write_bytes((queries / "hole" / "b.npy").read_bytes()[:200])
+    result = call("score", bank, queries, "--out", tmp_path / "s.npz", "--csv", tmp_path / "s.csv", "--json")
+    assert result.exit_code == 3, result.output
+    report = json.loads(result.stdout)
+    assert report["images"] == 3
+    assert list(report["left_out"]) == [str(queries / f"{name}.npy") for name in ("good/narrow", "hole/aa", "good/nan")]
+    assert len(result.stderr.splitlines()) == 3
+    assert f"left out: {queries}/good/nan.npy: row 7 holds NaN" in result.stderr
+    names = ["picture 0", "picture 4", "picture 5"]  # each keeps its own
+    assert [row["name"] for row in read_table(tmp_path / "s.csv")] == names
+    with np.load(tmp_path / "s.npz") as scores:
+        assert scores["names"].tolist() == names
+        whole = np.stack([np.load(queries / f"{name}.npy") for name in ("good/a", "hole/b")])
+        assert np.array_equal(scores["patch"][:2], MemoryBank.load(bank).score(whole).patch.numpy())
+    message = refused("score", bank, queries / "good" / "nan.npy", "--csv", tmp_path / "t.csv")
+    assert "row 7 holds NaN" in message
+    assert not (tmp_path / "t.csv").exists()
+    assert "truncated" in refused("score", bank, queries / "hole" / "aa.npy", "--csv", tmp_path / "t.csv")
+    assert "row 7 holds NaN" in refused("build", queries / "good" / "nan.npy", "--out", tmp_path / "b3")

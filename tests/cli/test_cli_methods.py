@@ -205,9 +205,15 @@ def test_extract_writes_what_build_takes(parts: Path, tmp_path: Path) -> None:
     done = facts("extract", parts / "prepared", "--category", "stud_tray", "--out", out, *options)
     dump = np.load(out / "rgb.npy")
     assert dump.shape == (4, 64, 656)
-    assert json.loads((out / "extraction.json").read_text())["ids"] == done["ids"]
+    written = json.loads((out / "extraction.json").read_text())
+    assert written["ids"] == done["ids"]
+    assert (written["split"], written["image_size"], written["dumps"]["rgb"]["grid"]) == ("train", SIZE, [8, 8])
     assert sorted(path.name for path in out.iterdir()) == ["extraction.json", "rgb.npy"]
     assert facts("build", out / "rgb.npy", "--out", tmp_path / "bank")["vectors"] == 25
+    bank = MemoryBank.load(tmp_path / "bank")
+    assert bank.extractor == written["dumps"]["rgb"]["extractor"]
+    (origin,) = bank.provenance([3])
+    assert (origin.name, origin.place) == (done["ids"][origin.image], divmod(origin.patch, 8))
 
 
 def test_extract_replaces_an_extraction_as_one_and_leaves_other_files_alone(parts: Path, tmp_path: Path) -> None:

@@ -136,6 +136,7 @@ def open_dump(
     layout: Layout = "auto",
     by_image: bool = False,
     dim: int | None = None,
+    left_out: dict[str, str] | None = None,
 ) -> FeatureDump:
     """Open features: an array, a file, a folder of files, or several of these paths (see docs/dumps.md).
 
@@ -152,6 +153,8 @@ def open_dump(
             are, and maps where only one layout fits ``dim`` or what ``extraction.json`` says.
         by_image: every array of a file is one image, named by its key. Keys with suffixes of pictures say so too.
         dim: length that the vectors are expected to have, to tell layouts apart.
+        left_out: takes up, by file, why some of the files cannot be used; the others are opened. Default: the first
+            such file is an error. If all are, that is one in any case.
 
     Raises:
         InputError: Nothing to read, a file that cannot be read, no floating-point values, a shape that is wrong or can
@@ -166,7 +169,7 @@ def open_dump(
         (192, 10, (8, 8), ('a', 'b', 'c'))
     """
     check_layout(layout)
-    opener = _Opener(_check_key(key), layout, by_image, dim)
+    opener = _Opener(_check_key(key), layout, by_image, dim, left_out)
     if isinstance(features, FeatureDump):
         if opener != _Opener():
             raise InputError("features: expected key, layout, by_image and dim of open_dump, found an open dump")
@@ -177,7 +180,10 @@ def open_dump(
         features = [features]
     if not isinstance(features, Sequence) or not all(isinstance(path, (str, os.PathLike)) for path in features):
         raise InputError(f"features: expected an array, a path or a list of paths, found {type(features).__name__}")
-    return FeatureDump([part for path in features for part in opener.open_path(Path(path))])
+    parts = [part for path in features for part in opener.open_path(Path(path))]
+    if not parts and left_out:
+        raise InputError(next(iter(left_out.values())))
+    return FeatureDump(parts)
 
 
 def _check_key(key: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -195,6 +201,7 @@ class _Opener:
     layout: Layout = "auto"
     by_image: bool = False
     dim: int | None = None
+    left_out: dict[str, str] | None = field(default=None, compare=False)
     descriptions: Descriptions = field(default_factory=Descriptions, compare=False)
 
     def open_path(self, path: Path) -> list[Part]:
@@ -202,14 +209,32 @@ class _Opener:
         files = _files_of(path)
         root = path if path.is_dir() else path.parent
         told = {file: self.descriptions.of(file, root) for file in files}
-        parts = {file: self._open_file(file, told[file]) for file in files}
-        for by, ids, own in _groups(told):
+        parts = {file: found for file in files if (found := self._try_file(file, told[file])) is not None}
+        for by, all_ids, all_files in _groups(told):
+            own, ids = [file for file in all_files if file in parts], all_ids
+            if len(own) < len(all_files):
+                if len(ids) != len(all_files):
+                    continue  # whose ids those of the files that are left out were cannot be told
+                ids = tuple(name for name, file in zip(ids, all_files, strict=True) if file in parts)
             together = [part for file in own for part in parts[file]]
             if all(part.source.names is None for part in together):  # a file's own names are closer to it
                 named = iter(with_names(together, ids, by))
                 parts |= {file: [next(named) for _ in parts[file]] for file in own}
         labels = names_of_files(files, root) if path.is_dir() else {}
-        return [_labelled(part, labels.get(file, file.stem)) for file in files for part in parts[file]]
+        return [_labelled(part, labels.get(file, file.stem)) for file in parts for part in parts[file]]
+
+    def _try_file(self, path: Path, told: Description | None) -> list[Part] | None:
+        """Open a file; None if it cannot be used and may be left out."""
+        try:
+            parts = self._open_file(path, told)
+            if self.left_out is not None and self.dim is not None and parts[0].dim != self.dim:
+                raise InputError(f"{path}: expected vectors of length {self.dim} as in the bank, found {parts[0].dim}")
+        except InputError as error:
+            if self.left_out is None:
+                raise
+            self.left_out[str(path)] = str(error)
+            return None
+        return parts
 
     def open_array(self, stored: Stored, told: Description | None = None) -> Part:
         """Open an array that is there by itself."""
