@@ -17,7 +17,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done; 2 bad input, in one line; 3 done, but for samples that could not be used, each named in"
     " a line; 130 and 143 stopped by Ctrl-C and SIGTERM; 1 anything else.",
     invoke_without_command=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -197,9 +197,22 @@ def _preparing(samples: SampleDataset, image_size: int) -> Any:
     return prepare
 
 
+def _methods_from(incomplete: str) -> list[str]:
+    """Complete a method's name in the shell."""
+    from mmad_bank.methods import names
+
+    return [name for name in names() if name.startswith(incomplete.lower())]
+
+
 def fit(
     method: Annotated[
-        str, typer.Argument(metavar="METHOD", help="Method: patchcore, btf, m3dm, lsfa, cfm, mdss.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="METHOD",
+            help="Method: patchcore, btf, m3dm, lsfa, cfm, mdss.",
+            autocompletion=_methods_from,
+            show_default=False,
+        ),
     ],
     dataset: DatasetFolder,
     out: Annotated[
