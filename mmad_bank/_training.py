@@ -91,10 +91,10 @@ def train(
     file = None if resume is None else Path(resume)
     state = _State(kind, dict(arguments), stateful, optimizer)
     first = state.load(file, device) if file is not None and file.exists() else 0
-    bar = progress_bar(kind, steps) if progress else nullcontext(_silent)
+    bar = progress_bar(f"training {kind}", steps) if progress else nullcontext(_silent)
     with torch.enable_grad(), _global_generator(device) as reseed, bar as report:
+        report(first)
         for step in range(first, steps):
-            report(step)
             reseed(_mixed(seed, _STEP_STREAM, step))
             if rate is not None:
                 for group in optimizer.param_groups:
@@ -105,6 +105,7 @@ def train(
                 loss.backward()
             optimizer.step()
             done, last = step + 1, step + 1 == steps
+            report(done)
             if last or (file is not None and done % save_every == 0):
                 _check_weights(stateful, step, steps, caller)
                 if file is not None:

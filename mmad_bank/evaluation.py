@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from mmad_bank._checks import check_index
-from mmad_bank._progress import progress_bar
+from mmad_bank._progress import doing, progress_bar
 from mmad_bank._timing import collect_times, timed
 from mmad_bank.data._names import GOOD
 from mmad_bank.data.sample import Sample
@@ -206,7 +206,7 @@ def evaluate(
     if len(dataset) == 0:
         raise InputError("dataset: expected test samples, found none")
     tally = _Tally(tuple(limits), getattr(method, "sigma", 4.0), examples, watch)
-    bar = progress_bar("evaluating", len(dataset)) if progress else nullcontext(lambda done: None)
+    bar = progress_bar("scoring test images", len(dataset)) if progress else nullcontext(lambda done: None)
     with bar as report, collect_times() as stages:
         for samples in _batches(dataset, batch, tally):
             for prediction in _score(method, samples, tally):
@@ -214,7 +214,8 @@ def evaluate(
             report(tally.seen)
     if not tally.scores:
         raise InputError(f"dataset: no sample can be scored; {next(iter(tally.failed.values()))}")
-    return tally.finish(method.name, dict(stages))
+    with doing("computing the metrics"):
+        return tally.finish(method.name, dict(stages))
 
 
 def _batches(dataset: Samples, batch: int, tally: _Tally) -> Iterator[list[Sample]]:

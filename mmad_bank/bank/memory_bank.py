@@ -14,6 +14,7 @@ from torch import Tensor
 from mmad_bank import ops, scoring
 from mmad_bank._checks import ArrayLike, as_features, as_float_tensor, check_finite, check_index
 from mmad_bank._decoding import decoding
+from mmad_bank._progress import doing
 from mmad_bank.bank import file_format
 from mmad_bank.bank._progress import Progress, reporting
 from mmad_bank.bank.dumps import FeatureDump, Layout, PathLike, open_dump
@@ -326,13 +327,14 @@ class MemoryBank:
             return ExactIndex(self._vectors, self.precision, self.device, mapped=self._mapped is not None)
         if self._faiss_bytes is not None:
             return FaissIndex.deserialize(self._vectors, self._faiss_bytes).set(self._settings)
-        index = FaissIndex(self._vectors, self.index).set(self._settings)
-        if self._settings.recall is None:
-            drawn = Sample.draw(self._vectors, sample)
-            if self._settings == _AS_IT_TAKES:
-                index.tune(drawn)
-            else:
-                index.measure(drawn)
+        with doing(f"building the index {self.index}"):
+            index = FaissIndex(self._vectors, self.index).set(self._settings)
+            if self._settings.recall is None:
+                drawn = Sample.draw(self._vectors, sample)
+                if self._settings == _AS_IT_TAKES:
+                    index.tune(drawn)
+                else:
+                    index.measure(drawn)
         return index
 
     def _check_file(self) -> None:

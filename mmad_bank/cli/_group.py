@@ -15,6 +15,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from mmad_bank._progress import doing, talk
 from mmad_bank.cli import _signals
 from mmad_bank.errors import FormatError, InputError, MissingExtraError, MmadBankError
 
@@ -100,7 +101,8 @@ class Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; translate what it raises."""
         try:
-            return super().invoke(ctx)
+            with doing("loading the libraries", until_other=True):
+                return super().invoke(ctx)
         except (typer.Exit, typer.Abort, _Stop):
             raise
         except BrokenPipeError:
@@ -120,6 +122,7 @@ class Group(TyperGroup):
             return super().main(*args, **extra)
         words = list(args[0] if args and args[0] is not None else extra.get("args") or sys.argv[1:])
         as_json = "--json" in (words[: words.index("--")] if "--" in words else words)
+        talk(sys.stderr.isatty() and not as_json)
         try:
             code = super().main(*args, **extra)
         except _Stop as stop:

@@ -120,7 +120,8 @@ def score_images(
     parts: list[Scores] = []
     images: list[Image] = []
     left_out: dict[str, str] = {}
-    with progress_bar("scoring", len(dump) // per_image) if progress else nullcontext(lambda done: None) as report:
+    bar = progress_bar("scoring images", len(dump) // per_image) if progress else nullcontext(lambda done: None)
+    with bar as report:
         for part in dump.parts:
             own: list[Scores] = []
             try:

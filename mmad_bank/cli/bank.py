@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from mmad_bank._progress import doing
 from mmad_bank.cli._dumps import ByImage, DumpLayout, Features, Key, Reading
 from mmad_bank.cli._options import Device, Json, Overwrite, check_device, parse_share
 from mmad_bank.cli._output import check_output, emit, end, seconds, show_progress, size
@@ -78,7 +79,8 @@ def build(
         progress=show_progress(as_json),
     )  # fmt: skip
     built = time.perf_counter()
-    bank.save(out)
+    with doing(f"saving {out}"):
+        bank.save(out)
     times = {"build": built - begin, "save": time.perf_counter() - built}
     result = {
         "bank": str(out),
@@ -124,12 +126,14 @@ def extend(
 
     target_device = check_device(device)
     begin = time.perf_counter()
-    bank = MemoryBank.load(bank_file, device=target_device)
+    with doing(f"loading {bank_file}"):
+        bank = MemoryBank.load(bank_file, device=target_device)
     dump = Reading(key, layout, by_image).open(features, bank.dim)
     dump.check_extractor(bank.extractor, str(bank_file))
     added = bank.extend(dump, radius=radius, size=n_vectors, progress=show_progress(as_json))
     extended = time.perf_counter()
-    bank.save(target)
+    with doing(f"saving {target}"):
+        bank.save(target)
     times = {"extend": extended - begin, "save": time.perf_counter() - extended}
     result = {"bank": str(target), "added": added, **_describe(bank, target), "seconds": times}
     rows = {
@@ -189,7 +193,8 @@ def score(
 
     target = check_device(device)
     begin = time.perf_counter()
-    bank = MemoryBank.load(bank_file, device=target, precision=precision)
+    with doing(f"loading {bank_file}"):
+        bank = MemoryBank.load(bank_file, device=target, precision=precision)
     left_out: dict[str, str] = {}
     dump = Reading(key, layout, by_image).open(features, bank.dim, left_out)
     dump.check_extractor(bank.extractor, str(bank_file))
@@ -215,12 +220,18 @@ def info(
     bank_file: Annotated[Path | None, typer.Argument(metavar="[BANK]", help="Bank file.", show_default=False)] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Compare all data with their checksums.")] = False,
     system: Annotated[bool, typer.Option("--system", help="Say what this machine and this build can run.")] = False,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Say which networks' weights are here, and which would be downloaded.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Describe a bank file, or with --system the compute backends."""
-    if (bank_file is None) != system:
-        found = "both" if system else "neither"
-        raise InputError(f"BANK and --system: expected one of them, found {found}")
+    """Describe a bank file, or with --system the compute backends, or with --weights the networks' weights."""
+    if (bank_file is not None) + system + weights != 1:
+        found = "neither" if bank_file is None and not system else "both"
+        raise InputError(f"BANK, --system and --weights: expected one of them, found {found}")
+    if weights:
+        _describe_weights(as_json)
+        return
     if bank_file is None:
         from mmad_bank import ops
 
@@ -238,6 +249,25 @@ def info(
         "checksums": "header and data agree" if verify else "header agrees (--verify checks the data)",
     }
     emit(result, rows, title=str(bank_file), as_json=as_json)
+
+
+def _describe_weights(as_json: bool) -> None:
+    """Print where all weights come from and whether they are here."""
+    from dataclasses import asdict
+
+    from mmad_bank import _weights
+
+    facts, rows = [], {}
+    for one in _weights.TABLE:
+        path, state = _weights.place_of(one), _weights.state_of(one)
+        methods = list(_weights.users(one))
+        facts.append({**asdict(one), "methods": methods, "path": path and str(path), "state": state})
+        size_ = f"{'' if one.sha256 else 'about '}{_weights.megabytes(one.n_bytes)}"
+        rows[one.name] = "\n".join((
+            state, f"{one.file}, {size_}, license: {one.license}", f"from {one.source}",
+            f"for {', '.join(methods)}; a path by {' or '.join(one.arguments)}",
+        ))  # fmt: skip
+    emit({"weights": facts}, rows, title="weights (of the methods with * by default)", as_json=as_json)
 
 
 def parse_projection(text: str | None) -> int | Literal["auto"] | None:

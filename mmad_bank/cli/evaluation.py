@@ -15,7 +15,7 @@ import typer
 
 from mmad_bank._files import replacing
 from mmad_bank._json import json_text
-from mmad_bank._progress import progress_bar
+from mmad_bank._progress import doing, progress_bar, within
 from mmad_bank.cli._options import Batch, Category, DatasetFolder, Device, Json, Layout, Overwrite, check_device
 from mmad_bank.cli._output import (
     check_output,
@@ -80,16 +80,19 @@ def evaluate(
     chosen = _choose_models(model, dataset, category, layout)
     splits = {name: open_dataset(dataset, name, "test", layout) for name in chosen}
     evaluations = []
-    for name, folder in chosen.items():
-        method = methods.load(folder, target)
-        evaluation = run(
-            method, splits[name], batch=batch, examples=_EXAMPLES if page else 0, watch=page and page.watch,
-            progress=show_progress(as_json),
-        )  # fmt: skip
-        evaluations.append(evaluation)
-        if page is not None:
-            page.add(evaluation, method, _training_split(dataset, name, layout))
-        evaluation.examples.clear()
+    for number, (name, folder) in enumerate(chosen.items(), 1):
+        with within(name, number, len(chosen)):
+            with doing(f"loading {folder}"):
+                method = methods.load(folder, target)
+            evaluation = run(
+                method, splits[name], batch=batch, examples=_EXAMPLES if page else 0, watch=page and page.watch,
+                progress=show_progress(as_json),
+            )  # fmt: skip
+            evaluations.append(evaluation)
+            if page is not None:
+                with doing("drawing the report"):
+                    page.add(evaluation, method, _training_split(dataset, name, layout))
+            evaluation.examples.clear()
     summary = Summary(evaluations)
     left_out = {name: why for one in evaluations for name, why in one.failed.items()}
     result = {"model": str(model), "dataset": str(dataset), **summary.as_json(), "left_out": left_out}
@@ -211,15 +214,17 @@ def predict(
     check_output_folder(out, "--out", outputs=[f"{place}/score.json" for place in places], overwrite=mine)
     if maps is not None:
         check_output_folder(maps, "--maps", outputs=[f"{name}.tiff" for name, _ in samples], overwrite=mine)
-    method = methods.load(model, target)
+    with doing(f"loading {model}"):
+        method = methods.load(model, target)
     begin = time.perf_counter()
     with unfinished(out, job):
         results, failed = _predict_all(method, samples, out, maps, explain, show_progress(as_json))
         if not results:
             raise InputError(next(iter(failed.values())))
         limits = scale or _colour_scale(model, method, results)
-        for one in results:
-            _draw_overlay(Path(one["folder"]), limits)
+        with doing("drawing overlays"):
+            for one in results:
+                _draw_overlay(Path(one["folder"]), limits)
     taken = time.perf_counter() - begin
     result = {
         "model": str(model), "samples": results, "left_out": failed, "colour_scale": list(limits), "seconds": taken
@@ -272,7 +277,7 @@ def _predict_all(
 
     results: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
-    with progress_bar("predicting", len(samples)) if progress else nullcontext(lambda done: None) as report:
+    with progress_bar("scoring samples", len(samples)) if progress else nullcontext(lambda done: None) as report:
         for number, (name, read) in enumerate(samples, 1):
             folder = out if len(samples) == 1 else out / name
             try:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from mmad_bank._progress import doing, within
 from mmad_bank.cli._options import Batch, Category, DatasetFolder, Device, Json, Layout, Overwrite, check_device
 from mmad_bank.cli._output import (
     check_output_folder,
@@ -307,6 +308,10 @@ class _Job:
 
     def open(self) -> None:
         """Open all splits and look at all outputs before the work."""
+        with doing(f"looking through {self.dataset}"):
+            self._open_splits()
+
+    def _open_splits(self) -> None:
         from mmad_bank.data import categories_of, few_shot, open_dataset
 
         names = categories_of(self.dataset, self.layout) if self.category is None else [self.category]
@@ -350,7 +355,11 @@ class _Job:
         from mmad_bank._stages import Stages
 
         stages = Stages(self.workdir, self._fingerprint())
-        return [self._fit_once(category, stages) for category in self.splits]
+        models = []
+        for number, category in enumerate(self.splits, 1):
+            with within(category, number, len(self.splits)):
+                models.append(self._fit_once(category, stages))
+        return models
 
     def _fit_once(self, category: str, stages: Stages) -> dict[str, Any]:
         """Fit a category's model unless it is there; a note says so, the stages' results have gone by then."""
@@ -374,7 +383,8 @@ class _Job:
         train, validation = self.splits[category]
         begin = time.perf_counter()
         model = self.make().fit(train, validation=validation, workdir=workdir, progress=self.progress)
-        model.save(self.target(category))
+        with doing("saving the model"):
+            model.save(self.target(category))
         return _describe_model(category, self.target(category), time.perf_counter() - begin)
 
     def _fingerprint(self) -> dict[str, Any]:

@@ -205,7 +205,7 @@ def _fill(out: Path, job: _Job, **note: str) -> PreparationResult:
             result.written += 1
         advance(result.cached + done)
 
-    with progress_bar("preparing", len(tasks)) if job.progress else nullcontext(lambda done: None) as advance:
+    with progress_bar("preparing samples", len(tasks)) if job.progress else nullcontext(lambda done: None) as advance:
         run_parallel(_run, pending, job.workers, report)
     result.failed = dict(sorted(result.failed.items()))
     if not result.written + result.cached and earlier:

@@ -380,7 +380,7 @@ def write_synthetic(
         for folder in {task.folder for task in tasks}:
             for part in ("rgb", "xyz", *(("gt",) if folder.parent.name == "test" else ())):
                 (folder / part).mkdir(parents=True, exist_ok=True)
-        with progress_bar("rendering", len(tasks)) if progress else nullcontext(lambda done: None) as report:
+        with progress_bar("rendering samples", len(tasks)) if progress else nullcontext(lambda done: None) as report:
             run_parallel(_write_sample, tasks, workers, lambda done, result: report(done))
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return {**manifest, "samples": len(tasks)}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmad_bank._checkpoints import load_matching, read_torch
 from mmad_bank._files import replacing
-from mmad_bank._progress import progress_bar
+from mmad_bank._progress import doing, progress_bar
 from mmad_bank._tensor_files import new_array, write_tensors
 from mmad_bank._timing import timed
 from mmad_bank.data.sample import Sample
@@ -115,15 +115,17 @@ def make_rgb_extractor(
     """
     if model == EMBEDDED_RGB:
         options: dict[str, Any] = {} if layers is None else {"stages": tuple(layers)}
-        network = EfficientNetLite0(grid=grid, pretrained=weights == PRETRAINED, **options)
+        with doing(f"loading {model}"):
+            network = EfficientNetLite0(grid=grid, pretrained=weights == PRETRAINED, **options)
         if weights not in (PRETRAINED, RANDOM):
             load_matching(network, read_torch(weights), weights)
         return network
     checkpoint = None if weights in (PRETRAINED, RANDOM) else weights
-    return RGBExtractor(
-        model, checkpoint, layers=layers, image_size=image_size, grid=grid, download=weights == PRETRAINED,
-        precision=precision,
-    )  # fmt: skip
+    with doing(f"loading {model}"):
+        return RGBExtractor(
+            model, checkpoint, layers=layers, image_size=image_size, grid=grid, download=weights == PRETRAINED,
+            precision=precision,
+        )  # fmt: skip
 
 
 def make_xyz_extractor(
@@ -156,13 +158,15 @@ def make_xyz_extractor(
         FormatError: The file is for another architecture.
     """
     if kind == "fpfh":
-        return FPFHPatches(FPFH(grid))
+        with doing("loading Open3D for FPFH"):
+            return FPFHPatches(FPFH(grid))
     if kind != "point_mae":
         raise InputError(f"xyz: expected point_mae or fpfh, found {kind!r}")
     if weights == PRETRAINED:
         raise InputError(
-            "xyz_weights: expected the file of Point-MAE's published checkpoint (pretrain.pth of the Point-MAE project,"
-            " which no package brings) or 'random'; the extractor 'fpfh' needs no weights"
+            "xyz_weights: expected the file of Point-MAE's published checkpoint, which no package brings"
+            " (--set xyz_weights=PATH of fit, --xyz-weights PATH of extract; pretrain.pth from"
+            " https://github.com/Pang-Yatian/Point-MAE/releases), or 'random'; xyz='fpfh' needs no weights (--bundled)"
         )
     network = PointMAE(num_groups, group_size, layers=layers, recipe=recipe, precision=precision)
     if weights != RANDOM:
@@ -335,7 +339,7 @@ def extract_to(
     tables: dict[str, np.memmap] = {}
     ids: list[str] = []
     skipped: dict[str, str] = {}
-    with progress_bar("features", len(samples)) if progress else nullcontext(lambda done: None) as report:
+    with progress_bar("extracting features", len(samples)) if progress else nullcontext(lambda done: None) as report:
 
         def write(part: list[Sample]) -> None:
             for sample, features in zip(part, _describe(part, extractors, skipped), strict=True):

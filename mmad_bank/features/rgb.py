@@ -15,11 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmad_bank._checkpoints import load_matching, read_torch
+from mmad_bank._progress import announce
+from mmad_bank._weights import cached_file, find, megabytes
 from mmad_bank.errors import FormatError, InputError, MissingExtraError
 
 Precision = Literal["float32", "bfloat16"]
 
 DEFAULT_MODEL = "vit_base_patch8_224.dino"
+HOW_WITHOUT_DOWNLOAD = (
+    "give a file that you have (--set rgb_weights=PATH of fit, --rgb-weights PATH of extract, checkpoint=PATH here), or"
+    " take the bundled extractor (--bundled, rgb='efficientnet_lite0'); docs/weights.md names all files"
+)
 """ViT-B/8 trained by DINO: M3DM's and CFM's RGB extractor."""
 
 
@@ -173,6 +179,8 @@ def _create(model: str, image_size: int, download: bool) -> Any:
     if not timm.is_model(model.split(".", maxsplit=1)[0]):
         raise InputError(f"model: timm {timm.__version__} has no model {model!r}")
     options: dict[str, Any] = {"num_classes": 0, "pretrained": download}
+    if download:
+        _announce_download(model)
     try:
         with _quiet_hub():
             try:
@@ -185,10 +193,23 @@ def _create(model: str, image_size: int, download: bool) -> Any:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if download:
             raise InputError(
-                f"model: the weights of {model} could not be fetched ({reason});"
-                " give a file that you have as checkpoint"
+                f"model: the weights of {model} could not be fetched ({reason}); {HOW_WITHOUT_DOWNLOAD}"
             ) from error
         raise InputError(f"model: timm cannot make {model} of {image_size} pixels ({reason})") from error
+
+
+def _announce_download(model: str) -> None:
+    """Say what is about to be fetched, unless it is in timm's cache."""
+    import timm
+
+    if cached_file(model) is not None:
+        return
+    known, config = find(model), timm.get_pretrained_cfg(model, allow_unregistered=True)
+    source = "an unknown place" if config is None else f"huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else (
+        config.url or "an unknown place"
+    )  # fmt: skip
+    size = f", about {megabytes(known.n_bytes)}" if known is not None else ""
+    announce(f"downloading the weights of {model} from {source}{size}; to avoid it, {HOW_WITHOUT_DOWNLOAD}")
 
 
 @contextmanager

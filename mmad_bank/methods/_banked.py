@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mmad_bank import scoring
-from mmad_bank._progress import progress_bar
+from mmad_bank._progress import progress_bar, within
 from mmad_bank._stages import Stages
 from mmad_bank._tensor_files import new_array
 from mmad_bank._timing import timed
@@ -171,11 +171,13 @@ class BankMethod(Method):
 
         def write(path: Path) -> None:
             table: np.memmap | None = None
-            for first, features in self._batches(dumps):
-                rows = make(features)
-                if table is None:
-                    table = new_array(path, (n_images, *rows.shape[1:]))
-                table[first : first + len(rows)] = rows.cpu().numpy()
+            with _bar(f"writing {file.removesuffix('.npy')} features", n_images, stages) as report:
+                for first, features in self._batches(dumps):
+                    rows = make(features)
+                    if table is None:
+                        table = new_array(path, (n_images, *rows.shape[1:]))
+                    table[first : first + len(rows)] = rows.cpu().numpy()
+                    report(first + len(rows))
             assert table is not None
             table.flush()
 
@@ -194,6 +196,10 @@ class BankMethod(Method):
         """Select a bank from a dump, or take the one that an earlier run has selected."""
 
         def write(path: Path) -> None:
+            with within(f"{name} bank", *self._place_of(name)):
+                select(path)
+
+        def select(path: Path) -> None:
             bank = MemoryBank.build(
                 table, self.ratio, size=size, projection_dim=self.projection_dim, seed=self.seed,
                 progress=stages.progress, standardise=self._standardise(name), device=self.device,
@@ -204,6 +210,11 @@ class BankMethod(Method):
 
         return MemoryBank.load(stages.run(f"bank-{name}.safetensors", write), self.device, precision=self.storage)
 
+    def _place_of(self, bank: str) -> tuple[int, int]:
+        """Which of the banks a bank is, from 1, and of how many."""
+        names = self._bank_names()
+        return names.index(bank) + 1, len(names)
+
     def _extractor_name(self, bank: str) -> str:
         names = self.extractors_.names
         name = names.get(bank) or " + ".join(names.values())
@@ -212,10 +223,10 @@ class BankMethod(Method):
     def _train_scores(self, dumps: Dumps, stages: Stages) -> Iterator[dict[str, Scores]]:
         """Yield the banks' scores of the images of dumps, a few at a time."""
         n_images = len(next(iter(dumps.values())))
-        with progress_bar("scores", n_images) if stages.progress else nullcontext(lambda done: None) as report:
+        with _bar("scoring normal images for the decision", n_images, stages) as report:
             for first, features in self._batches(dumps):
                 yield self.banks_.score(features, reweight=self.reweight, n_neighbors=self.n_neighbors)
-                report(first)
+                report(min(first + IMAGES_AT_ONCE, n_images))
 
     # Predicting.
 
@@ -305,6 +316,9 @@ class BankMethod(Method):
             raise KeyError(f"banks {', '.join(self._bank_names())}")
 
 
+def _bar(description: str, total: int, stages: Stages) -> AbstractContextManager[Callable[[int], None]]:
+    """Return a bar if the training shows any."""
+    return progress_bar(description, total) if stages.progress else nullcontext(lambda done: None)
 
 
 class PointBankMethod(BankMethod):

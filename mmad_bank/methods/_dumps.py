@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmad_bank._progress import within
 from mmad_bank._stages import Stages
 from mmad_bank.features.extraction import Extractors, extract_to
 from mmad_bank.methods.base import Method, Samples
@@ -42,10 +43,11 @@ def extract_split(
         stages.state(name)
 
     def write(path: Path) -> None:
-        ids, skipped = extract_to(
-            stages.folder, dataset, extractors, method.prepare, names=names, batch=IMAGES_AT_ONCE,
-            normal=True, progress=stages.progress,
-        )  # fmt: skip
+        with within("training images" if split == "train" else f"{split} images"):
+            ids, skipped = extract_to(
+                stages.folder, dataset, extractors, method.prepare, names=names, batch=IMAGES_AT_ONCE,
+                normal=True, progress=stages.progress,
+            )  # fmt: skip
         path.write_text(json.dumps({"ids": ids, "skipped": skipped}))
 
     done = json.loads(stages.run(whole, write).read_text())

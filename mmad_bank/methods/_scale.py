@@ -92,7 +92,7 @@ def measure_scale(maps: Iterable[Mapping[str, Tensor]], origin: str, total: int,
     """
     pixels: dict[str, list[np.ndarray]] = {}
     images = 0
-    with progress_bar("colour scale", total) if progress else nullcontext(lambda done: None) as report:
+    with progress_bar("measuring the colour scale", total) if progress else nullcontext(lambda done: None) as report:
         for one in maps:
             images += 1
             for name, values in one.items():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmad_bank import scoring
+from mmad_bank._progress import doing
 from mmad_bank._stages import Stages
 from mmad_bank.adaptation.lsfa import Layer
 from mmad_bank.bank import MemoryBank, Scores
@@ -249,7 +250,9 @@ class M3DM(PointBankMethod):
 
         def write(path: Path) -> None:
             held_out = None if validation is None else self._training_scores(validation, stages, dlf.max_pixels)
-            dlf.fit(*self._training_scores(dumps, stages, dlf.max_pixels), held_out=held_out)
+            scores = self._training_scores(dumps, stages, dlf.max_pixels)
+            with doing("fitting the decision"):
+                dlf.fit(*scores, held_out=held_out)
             dlf.save(path)
 
         self.dlf_ = DecisionFusion.load(stages.run("dlf.safetensors", write))

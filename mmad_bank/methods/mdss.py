@@ -237,7 +237,7 @@ class MDSS(Method):
         def write(path: Path) -> None:
             moments = {name: Moments() for name in BRANCHES}
             normal = usable(samples, self.prepare, self.skipped_, normal=True)
-            for sample in _counted("alignment", normal, len(samples), stages.progress):
+            for sample in _counted("aligning the branches' maps", normal, len(samples), stages.progress):
                 for name, part in self._parts([sample])[0].items():
                     scores = self._map(name, part)
                     moments[name].update(scores if self.statistics == "all" else scores[scores != 0])
@@ -366,7 +366,7 @@ class _TrainingData:
         masks = new_array(paths[1], (len(dataset), size, size), np.bool_)
         patches, counts = [np.zeros((0, self.method.patch_size, 3), np.float32)], [np.zeros(0, np.int64)]
         prepared = usable(dataset, self._prepare, self.skipped, normal=True)
-        for sample in _counted("patches", prepared, len(dataset), progress):
+        for sample in _counted("cutting patches", prepared, len(dataset), progress):
             number = len(self.ids)
             rgb[number], masks[number] = sample.rgb.numpy(), foreground_mask(sample.xyz[None])[0].numpy()
             if "xyz" in self.method.branches:
@@ -392,6 +392,6 @@ class _TrainingData:
 def _counted(description: str, samples: Iterable[Sample], total: int, progress: bool) -> Iterator[Sample]:
     """Yield samples under a progress bar."""
     with progress_bar(description, total) if progress else nullcontext(lambda done: None) as report:
-        for number, sample in enumerate(samples):
-            report(number)
+        for number, sample in enumerate(samples, 1):
             yield sample
+            report(number)

