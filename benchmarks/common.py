@@ -268,7 +268,13 @@ class Column:
         value = row.get(self.key)
         if value is None:
             return "–"
+        if self.key == "result":
+            return RESULTS.get(value, str(value))
         return str(value) if isinstance(value, (str, bool)) else format(value, self.format)
+
+
+RESULTS = {"fused": "result", "fusion": "fusion bank"}
+"""What a reader is told of a result, where its short name in JSON may be mistaken."""
 
 
 @dataclass

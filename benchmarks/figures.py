@@ -44,7 +44,7 @@ SAME_SETUP = {
     "M3DM, 8-bit banks": ("M3DM", FUSED),
     "M3DM, RGB bank": ("M3DM", "rgb"),
     "M3DM, point bank": ("M3DM", "xyz"),
-    "M3DM, fused bank": ("M3DM", "fusion"),
+    "M3DM, fusion bank": ("M3DM", "fusion"),
     "M3DM, two banks": ("M3DM, two banks added", FUSED),
 }
 """The accuracy of a method of the inference benchmark, where it is not the one under its name: method and result."""

@@ -59,7 +59,7 @@ CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "M3DM, 8-bit banks": ("m3dm", {"storage": "int8"}),
     "M3DM, RGB bank": ("m3dm", {"banks": ("rgb",)}),
     "M3DM, point bank": ("m3dm", {"banks": ("xyz",)}),
-    "M3DM, fused bank": ("m3dm", {"banks": ("fusion",)}),
+    "M3DM, fusion bank": ("m3dm", {"banks": ("fusion",)}),
     "M3DM, two banks": ("m3dm", {"banks": ("xyz", "rgb"), "decision": "add"}),
     "LSFA": ("lsfa", {"grid": (28, 28), "adaptation_steps": 1, "adaptation_batch": 1, "queue_size": 784}),
     "CFM": ("cfm", {}),

@@ -241,7 +241,7 @@ def _means(title: str, rows: list[dict[str, Any]]) -> Table:
         values = {column.key: _spread(own, column.key) for column in _MEAN_COLUMNS[2:]}
         table.rows.append({"method": method, "result": part, **values})
     table.notes = [
-        "Means over categories and seeds ± standard deviation of the seeds' means. 'fused' is the method's own result;"
+        "Means over categories and seeds ± standard deviation of the seeds' means. 'result' is the method's own;"
         " the others are its banks or branches alone, of the same fit.",
     ]
     return table
