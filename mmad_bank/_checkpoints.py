@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from mmad_bank._decoding import decoding
 from mmad_bank.errors import FormatError, InputError
 
 _SHOWN = 4  # names listed in a message
+_SAFE_TORCH = (2, 10)  # the first PyTorch without a known hole in weights_only
 
 
 def read_torch(
@@ -81,7 +83,23 @@ def _shown(names: Any) -> str:
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "") if names else "nothing"
 
 
+def check_restricted_loading(path: str | os.PathLike[str]) -> None:
+    """Refuse a PyTorch file where PyTorch's restricted loading has known holes, through which a file could run code.
+
+    Raises:
+        InputError: PyTorch is older than 2.10 (CVE-2025-32434 until 2.5.1, CVE-2026-24747 before 2.10).
+    """
+    found = re.match(r"(\d+)\.(\d+)", torch.__version__)
+    if found is None or (int(found[1]), int(found[2])) < _SAFE_TORCH:
+        raise InputError(
+            f"{path}: not read, because PyTorch {torch.__version__} has holes through which such a file can run code"
+            f" (CVE-2025-32434, CVE-2026-24747); upgrade to torch>={_SAFE_TORCH[0]}.{_SAFE_TORCH[1]}, or take a"
+            " .safetensors file"
+        )
+
+
 def _load(file: Path) -> Any:
+    check_restricted_loading(file)
     with decoding(file, "not a PyTorch checkpoint, or a truncated one", error=FormatError):
         try:
             with warnings.catch_warnings(), _numpy_scalars():

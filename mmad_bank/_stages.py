@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mmad_bank._files import replacing
-from mmad_bank.errors import InputError
+from mmad_bank._manifest import Manifest, read_json
+from mmad_bank.errors import FormatError, InputError
 
 _MANIFEST = "stages.json"
 
@@ -76,11 +77,12 @@ class Stages:
 
 
 def _read(manifest: Path) -> dict[str, Any]:
+    """Return what the manifest says; nothing if there is none, or what is there is no such thing."""
     try:
-        content = json.loads(manifest.read_text())
-    except (FileNotFoundError, ValueError):
+        found = Manifest(str(manifest), read_json(manifest))
+        return {"fingerprint": found.table("fingerprint").content, "files": found.texts("files")}
+    except (InputError, FormatError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def fingerprint_of(folder: Path) -> dict[str, Any]:

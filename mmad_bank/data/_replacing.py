@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmad_bank._files import is_partial, replacing_folder
-from mmad_bank.errors import InputError
+from mmad_bank._manifest import read_json
+from mmad_bank.errors import FormatError, InputError
 
 SET_ASIDE = ".set_aside"
 """In a prepared folder: what was prepared of samples that the data set does not have any more."""
@@ -30,8 +30,8 @@ def read_manifest(path: Path, key: str, kind: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        manifest = read_json(path)
+    except FormatError:
         manifest = None
     if not isinstance(manifest, dict) or key not in manifest:
         raise InputError(f"{path}: expected the manifest of a {kind} data set, found something else")

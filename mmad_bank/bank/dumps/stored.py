@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmad_bank._checkpoints import check_restricted_loading
 from mmad_bank._checks import FLOATS, ArrayLike, as_float_tensor
 from mmad_bank._decoding import decoding
 from mmad_bank.errors import InputError
@@ -336,6 +337,7 @@ def _parse_list(text: str) -> Any:
 
 
 def _load_torch(path: Path, *, mmap: bool) -> Any:
+    check_restricted_loading(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's remarks on pickle protocols; a refusal says enough
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)

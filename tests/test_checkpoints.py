@@ -1,0 +1,33 @@
+"""PyTorch files where PyTorch's own restricted loading is not to be trusted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mmad_bank._checkpoints import read_torch
+from mmad_bank.bank import open_dump
+from mmad_bank.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("version", "safe"),
+    [("2.2.0", False), ("2.5.1+cu121", False), ("2.9.1", False), ("2.10.0", True), ("2.14.1+cpu", True), ("3.0.0", True),
+     ("10.2.0a0", True)],
+)  # fmt: skip
+def test_old_versions_read_no_pt_files(
+    version: str, safe: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({"a": torch.rand(2, 3)}, tmp_path / "a.pt")
+    save_file({"a": torch.rand(2, 3)}, tmp_path / "a.safetensors")
+    monkeypatch.setattr(torch, "__version__", version)
+    for read in (read_torch, open_dump):
+        read(tmp_path / "a.safetensors")
+        if safe:
+            read(tmp_path / "a.pt")
+        else:
+            with pytest.raises(InputError, match=r"a\.pt: not read, because PyTorch .* upgrade to torch>=2\.10"):
+                read(tmp_path / "a.pt")
