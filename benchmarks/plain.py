@@ -21,6 +21,7 @@ from mmad_bank import bench
 from mmad_bank._timing import timed
 from mmad_bank.data import Sample
 from mmad_bank.methods import Method, Part, Prediction
+from mmad_bank.methods._banked import window_cells
 from mmad_bank.methods.m3dm import M3DM
 
 
@@ -63,7 +64,10 @@ class PlainM3DM(M3DM):
         with timed("feature fusion"):
             patches = self._compose(features)
         with timed("bank search and scores"):
-            found = {name: self._score(name, rows[0].cpu()) for name, rows in patches.items()}
+            whole = (slice(0, self.grid[0]), slice(0, self.grid[1]))
+            inside, repeated = window_cells(self.grid, whole if sample.frame is None else sample.frame.cells(self.grid))
+            scores = {name: self._score(name, rows[0].cpu()[inside]) for name, rows in patches.items()}
+            found = {name: (patch[repeated], image, near[repeated]) for name, (patch, image, near) in scores.items()}
         with timed("decision and map"):
             maps = {name: self._enlarge(distances) for name, (distances, _, _) in found.items()}
             images = {name: image[None] for name, (_, image, _) in found.items()}

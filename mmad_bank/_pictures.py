@@ -87,8 +87,8 @@ def map_limits(method: Method | None, predictions: Sequence[Prediction]) -> tupl
         return method.map_scale_.limits()
     if not predictions:
         return 0.0, 1.0
-    on_objects = torch.cat([one.map[one.sample.measured] for one in predictions])
-    return float(on_objects.median()), max(float(one.map.max()) for one in predictions)
+    on_objects = torch.cat([one.prepared_map[one.sample.measured] for one in predictions])
+    return float(on_objects.median()), max(float(one.prepared_map.max()) for one in predictions)
 
 
 def overlay(picture: np.ndarray, scores: np.ndarray, limits: tuple[float, float]) -> np.ndarray:

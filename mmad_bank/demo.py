@@ -267,7 +267,7 @@ def _draw_row(
     colour = _pictures.rgb_picture(sample)
     pictures = (
         colour, _pictures.depth_picture(sample), _pictures.outlined(colour, sample.mask),
-        _pictures.overlay(colour, prediction.map.numpy(), limits),
+        _pictures.overlay(colour, prediction.prepared_map.numpy(), limits),
     )  # fmt: skip
     axes = [
         _show(figure, place, picture, title)

@@ -20,7 +20,9 @@ from mmad_bank._checks import check_index
 from mmad_bank._progress import doing, progress_bar
 from mmad_bank._timing import collect_times, timed
 from mmad_bank.data._names import GOOD
+from mmad_bank.data.frame import picture_of
 from mmad_bank.data.sample import Sample
+from mmad_bank.data.sequences import as_samples
 from mmad_bank.errors import InputError, MissingExtraError, MmadBankError
 from mmad_bank.methods._scale import FUSED
 from mmad_bank.methods.base import Method, Part, Prediction, Samples
@@ -177,12 +179,14 @@ def evaluate(
     batch: int = 1,
     examples: int = 0,
     watch: Callable[[Prediction], None] | None = None,
+    force: bool = False,
     progress: bool = False,
 ) -> Evaluation:
     """Score a test split and measure the result: the method's own, each of its parts', and by kind of defect.
 
     Memory does not grow with the number of images, but for 4 bytes a pixel of each result, on disk past a limit. A
     sample that cannot be read or scored is left out and named; anomalous samples without a mask count for I-AUROC only.
+    Pixels are those of the prepared square, as in the papers, but for its padding, which is in no picture.
 
     Args:
         method: A fitted one.
@@ -192,10 +196,13 @@ def evaluate(
         examples: Predictions of each role to keep for a report.
         watch: Is shown every prediction that counts, in the order of ``scores``
             (:meth:`mmad_bank.report.Report.watch` keeps small pictures of them).
+        force: Evaluate on data that the method was not made for too (prepared otherwise, of other categories); the
+            evaluation's notes say so.
         progress: Show a bar on a terminal.
 
     Raises:
-        InputError: There is no sample, or none can be scored; the reason is the first one's.
+        InputError: There is no sample, or none can be scored; the reason is the first one's. Or the method was not made
+            for the data.
 
     Example:
         >>> evaluation = evaluate(model, open_dataset("parts", "bagel", "test"))  # doctest: +SKIP
@@ -203,13 +210,16 @@ def evaluate(
         0.953
     """
     check_index(batch, "batch", 1, 2**31 - 1, "images scored together")
+    dataset = as_samples(dataset, "dataset")
     if len(dataset) == 0:
         raise InputError("dataset: expected test samples, found none")
+    if not force:
+        method.check(dataset, "dataset")
     tally = _Tally(tuple(limits), getattr(method, "sigma", 4.0), examples, watch)
     bar = progress_bar("scoring test images", len(dataset)) if progress else nullcontext(lambda done: None)
     with bar as report, collect_times() as stages:
         for samples in _batches(dataset, batch, tally):
-            for prediction in _score(method, samples, tally):
+            for prediction in _score(method, samples, tally, force):
                 tally.add(prediction)
             report(tally.seen)
     if not tally.scores:
@@ -237,16 +247,16 @@ def _batches(dataset: Samples, batch: int, tally: _Tally) -> Iterator[list[Sampl
         yield waiting
 
 
-def _score(method: Method, samples: list[Sample], tally: _Tally) -> list[Prediction]:
+def _score(method: Method, samples: list[Sample], tally: _Tally, force: bool) -> list[Prediction]:
     """Score a batch; where it fails, one by one, so that a sample that cannot be used costs itself only."""
     begin = time.perf_counter()
     try:
-        predictions = method.predict_batch(samples)
+        predictions = method.predict_batch(samples, force=force)
     except MissingExtraError:
         raise
     except MmadBankError as error:
         if len(samples) > 1:
-            return [one for sample in samples for one in _score(method, [sample], tally)]
+            return [one for sample in samples for one in _score(method, [sample], tally, force)]
         tally.fail(samples[0].id, error)
         return []
     tally.seconds += time.perf_counter() - begin
@@ -265,6 +275,7 @@ class _Tally:
         self.scores: list[SampleScore] = []
         self.failed: dict[str, str] = {}
         self.categories: dict[str, None] = {}
+        self.warnings: dict[str, None] = {}  # in order, each once
         self.maskless = 0
         self.seconds = 0.0
         self._pixels: dict[str, dict[str, AUPRO]] = {}  # by result and kind
@@ -282,8 +293,8 @@ class _Tally:
         """Measure a prediction."""
         sample, number = prediction.sample, self.seen
         results = {name: part.score for name, part in prediction.parts.items()} if len(prediction.parts) > 1 else {}
-        maps = {name: prediction.parts[name].map(prediction.size, self.sigma) for name in results}
-        maps = {FUSED: prediction.map, **maps}
+        maps = {name: prediction.parts[name].map(prediction.prepared_size, self.sigma) for name in results}
+        maps = {FUSED: prediction.prepared_map, **maps}
         finite = all(math.isfinite(score) for score in (prediction.score, *results.values()))
         if not finite or not all(bool(torch.isfinite(values).all()) for values in maps.values()):
             self.fail(sample.id, InputError(f"{sample.id}: the method gave NaN or infinity"))
@@ -292,11 +303,13 @@ class _Tally:
         kind = _kind(sample)
         self.scores.append(SampleScore(name, int(sample.label > 0), kind, float(prediction.score), results))
         self.categories[sample.category] = None
+        self.warnings |= dict.fromkeys(prediction.notes)
         if sample.mask is None:
             self.maskless += 1
         else:
+            truth = picture_of(sample.mask, sample.frame)
             for result, values in maps.items():
-                self._of(result, kind).update(sample.mask, values)
+                self._of(result, kind).update(truth, picture_of(values, sample.frame))
         if not self.labels:
             self.labels = {FUSED: RESULT, **{part: _part_label(part, prediction.parts[part]) for part in results}}
         self._keep(prediction, number)
@@ -372,7 +385,7 @@ class _Tally:
         return AUPRO.union(groups or [AUPRO(self.limits)])
 
     def _notes(self) -> list[str]:
-        notes = []
+        notes = list(self.warnings)
         if self.maskless:
             notes.append(f"{self.maskless} images have no mask: they count for I-AUROC only")
         return notes

@@ -39,7 +39,14 @@ ModelFolder = Annotated[
     Path,
     typer.Argument(metavar="MODEL", help="Folder of a saved model, or of one model per category.", show_default=False),
 ]
+Force = Annotated[
+    bool, typer.Option("--force", help="Score data that were prepared otherwise, or of another category, too.")
+]
 _EXAMPLES = 2
+_NO_FRAME = (
+    "prepared by an older version, which did not note the pictures' sizes: the map is in the prepared square's pixels;"
+    " prepare the data again for maps in the pictures'"
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -62,6 +69,7 @@ def evaluate(
     batch: Batch = 1,
     layout: Layout = "auto",
     device: Device = "cpu",
+    force: Force = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -86,7 +94,7 @@ def evaluate(
                 method = methods.load(folder, target)
             evaluation = run(
                 method, splits[name], batch=batch, examples=_EXAMPLES if page else 0, watch=page and page.watch,
-                progress=show_progress(as_json),
+                force=force, progress=show_progress(as_json),
             )  # fmt: skip
             evaluations.append(evaluation)
             if page is not None:
@@ -195,16 +203,19 @@ def predict(
     ] = 4,
     layout: Layout = "auto",
     device: Device = "cpu",
+    force: Force = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Score samples that no truth is known of: image score, anomaly map, and the normal patches that explain them.
 
-    A map is in the frame of the prepared image, image.png. Samples that cannot be used are named and left
-    out. After a crash the same command may be given again; whatever else would be replaced needs --overwrite.
+    Maps, overlays and the places of patches are in the pixels of the picture, image.png: padding and resizing are
+    undone. Samples that cannot be used are named and left out. After a crash the same command may be given again;
+    whatever else would be replaced needs --overwrite.
     """
     check_model_first("predict", model, inputs, "MODEL RGB XYZ" if len(inputs) > 1 else "MODEL DATASET")
     from mmad_bank import methods
+    from mmad_bank.data import open_dataset
 
     target = str(check_device(device))
     samples = list(_inputs(inputs, category, split, layout))
@@ -216,9 +227,11 @@ def predict(
         check_output_folder(maps, "--maps", outputs=[f"{name}.tiff" for name, _ in samples], overwrite=mine)
     with doing(f"loading {model}"):
         method = methods.load(model, target)
+    if not force and len(inputs) == 1:
+        method.check(open_dataset(inputs[0], category, split, layout), str(inputs[0]))
     begin = time.perf_counter()
     with unfinished(out, job):
-        results, failed = _predict_all(method, samples, out, maps, explain, show_progress(as_json))
+        results, failed = _predict_all(method, samples, out, maps, explain, force, show_progress(as_json))
         if not results:
             raise InputError(next(iter(failed.values())))
         limits = scale or _colour_scale(model, method, results)
@@ -226,6 +239,8 @@ def predict(
             for one in results:
                 _draw_overlay(Path(one["folder"]), limits)
     taken = time.perf_counter() - begin
+    for line in dict.fromkeys(note for one in results for note in one["notes"]):
+        print(f"note: {line}", file=sys.stderr)
     result = {
         "model": str(model), "samples": results, "left_out": failed, "colour_scale": list(limits), "seconds": taken
     }  # fmt: skip
@@ -270,6 +285,7 @@ def _predict_all(
     out: Path,
     maps: Path | None,
     explain: int,
+    force: bool,
     progress: bool,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Score and write samples one by one; return what is said of them, and why others were left out."""
@@ -281,7 +297,7 @@ def _predict_all(
         for number, (name, read) in enumerate(samples, 1):
             folder = out if len(samples) == 1 else out / name
             try:
-                prediction = method.predict(read())
+                prediction = method.predict(read(), force=force)
             except InputError as error:
                 failed[name] = " ".join(str(error).split())
             else:
@@ -293,21 +309,26 @@ def _predict_all(
 
 
 def _write_prediction(folder: Path, name: str, method: Method, prediction: Prediction, n: int) -> dict[str, Any]:
-    """Write a sample's map.npy, the image in its frame, and score.json."""
+    """Write a sample's map.npy, its picture, and score.json."""
     import numpy as np
 
     from mmad_bank._pictures import rgb_picture
     from mmad_bank.data._images import write_png
 
     folder.mkdir(parents=True, exist_ok=True)
+    notes = list(prediction.notes)
+    if prediction.sample.frame is None:
+        notes.append(_NO_FRAME)
     values = prediction.map.numpy()
     with replacing(folder / "map.npy") as beside:
         np.save(beside, values)
-    write_png(folder / "image.png", rgb_picture(prediction.sample))
+    write_png(folder / "image.png", rgb_picture(prediction.original))
     result = {
         "id": name,
         "folder": str(folder),
         "score": prediction.score,
+        "size": list(prediction.size),
+        "notes": notes,
         "parts": {part: one.score for part, one in prediction.parts.items()},
         "map_range": [float(values.min()), float(values.max())],
         "explanation": {part: _explain(method, prediction, part, n) for part in prediction.parts} if n else {},
@@ -320,8 +341,11 @@ def _explain(method: Method, prediction: Prediction, part: str, n: int) -> dict[
     """Name the normal patches that are nearest to a part's worst patch."""
     place, grid = prediction.parts[part].worst, prediction.parts[part].grid
     reasons = method.explain(prediction, part, place=place, n=n)
-    nearest = [{"sample": one.sample, "place": one.place, "distance": one.distance} for one in reasons]
-    return {"worst_patch": place, "grid": list(grid), "nearest_normal_patches": nearest}
+    nearest = [
+        {"sample": one.sample, "place": one.place, "box": one.box, "distance": one.distance} for one in reasons
+    ]
+    box = prediction.box(part, place)
+    return {"worst_patch": place, "grid": list(grid), "box": box, "nearest_normal_patches": nearest}
 
 
 def _draw_overlay(folder: Path, limits: tuple[float, float]) -> None:

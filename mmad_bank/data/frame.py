@@ -162,6 +162,16 @@ class Frame:
         return cls(*map(int, words))
 
 
+def picture_of(values: Tensor, frame: Frame | None) -> Tensor:
+    """Cut what shows the picture out of maps (..., size, size) of the prepared square; all of it without a frame.
+
+    Example:
+        >>> picture_of(torch.zeros(224, 224), Frame.centred((400, 900), 900, 224)).shape
+        torch.Size([100, 224])
+    """
+    return values if frame is None else values[..., frame.rows, frame.columns]
+
+
 def nearest_places(length: int, size: int) -> Tensor:
     """Return for each of ``size`` pixels the one of ``length`` that its centre falls on, (size,) int64."""
     return ((torch.arange(size, dtype=torch.float64) + 0.5) * length / size).long()

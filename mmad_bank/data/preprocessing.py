@@ -25,6 +25,10 @@ _BELT_HEIGHT, _BELT_DEPTH, _BELT_WIDTH = 0.02, 1.8, 1.0
 _BELT_SCALE = (0.1, -0.1, 0.1)
 
 
+class OtherPreparation(InputError):
+    """A sample was prepared otherwise than those that it comes together with."""
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """What is done to a sample; every length in metres unless it says pixels.

@@ -17,6 +17,7 @@ from mmad_bank._files import replacing
 from mmad_bank._progress import doing, progress_bar
 from mmad_bank._tensor_files import new_array, write_tensors
 from mmad_bank._timing import timed
+from mmad_bank.data.preprocessing import OtherPreparation
 from mmad_bank.data.sample import Sample
 from mmad_bank.errors import InputError
 from mmad_bank.features.alignment import PointFeatureAlignment, Recipe, measured_points
@@ -282,6 +283,9 @@ def usable(
         prepare: What is done to a sample first.
         skipped: Filled with the reasons.
         normal: Leave out samples that are labelled anomalous too: nothing may learn them as normal.
+
+    Raises:
+        OtherPreparation: Samples were prepared in different ways.
     """
     records = getattr(samples, "records", None)
     for number in range(len(samples)):
@@ -297,6 +301,8 @@ def usable(
                 skipped[name] = _say_anomalous(sample)
                 continue
             yield prepare(sample)
+        except OtherPreparation:
+            raise
         except InputError as error:
             skipped[name] = str(error)
 
@@ -313,9 +319,11 @@ def extract_to(
     prepare: Callable[[Sample], Sample],
     *,
     names: dict[str, str] | None = None,
+    kept: Callable[[Sample], Any] | None = None,
     batch: int = 4,
     normal: bool = False,
     progress: bool = False,
+    name: str = "dataset",
 ) -> tuple[list[str], dict[str, str]]:
     """Write the features of samples to one ``.npy`` file a modality (or output), a few images at a time.
 
@@ -325,9 +333,11 @@ def extract_to(
         extractors: what describes them.
         prepare: what is done to a sample first.
         names: other names of the files, by output.
+        kept: called with each prepared sample whose features are in the files, in their order.
         batch: images described together.
         normal: leave out samples that are labelled anomalous.
         progress: show a bar on a terminal.
+        name: what an error calls the samples.
 
     Returns:
         The ids of the samples in the files, in order, and by id why others were left out.
@@ -335,7 +345,7 @@ def extract_to(
     Raises:
         InputError: No sample can be used; the reason is the first one's.
     """
-    paths = {name: Path(folder) / (names or {}).get(name, f"{name}.npy") for name in extractors.outputs}
+    paths = {output: Path(folder) / (names or {}).get(output, f"{output}.npy") for output in extractors.outputs}
     tables: dict[str, np.memmap] = {}
     ids: list[str] = []
     skipped: dict[str, str] = {}
@@ -345,11 +355,13 @@ def extract_to(
             for sample, features in zip(part, _describe(part, extractors, skipped), strict=True):
                 if features is None:
                     continue
-                for name, rows in features.items():
-                    if name not in tables:
-                        tables[name] = new_array(paths[name], (len(samples), *rows.shape))
-                    tables[name][len(ids)] = rows.cpu().numpy()
+                for output, rows in features.items():
+                    if output not in tables:
+                        tables[output] = new_array(paths[output], (len(samples), *rows.shape))
+                    tables[output][len(ids)] = rows.cpu().numpy()
                 ids.append(sample.id or str(len(ids)))
+                if kept is not None:
+                    kept(sample)
             report(len(ids) + len(skipped))
 
         waiting: list[Sample] = []
@@ -361,11 +373,11 @@ def extract_to(
         if waiting:
             write(waiting)
     if not ids:
-        raise InputError(f"dataset: no sample can be used; {next(iter(skipped.values()))}")
-    for name in list(tables):
-        tables.pop(name).flush()
+        raise InputError(f"{name}: no sample can be used; {next(iter(skipped.values()))}")
+    for output in list(tables):
+        tables.pop(output).flush()
         if len(ids) < len(samples):
-            _shorten(paths[name], len(ids))
+            _shorten(paths[output], len(ids))
     return ids, skipped
 
 

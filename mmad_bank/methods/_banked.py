@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -17,9 +17,11 @@ from mmad_bank._progress import progress_bar, within
 from mmad_bank._stages import Stages
 from mmad_bank._tensor_files import new_array
 from mmad_bank._timing import timed
+from mmad_bank._torch_state import plain_torch
 from mmad_bank.adaptation.lsfa import FeatureAdaptation
 from mmad_bank.bank import MemoryBank, MultiBank, Scores
-from mmad_bank.bank.provenance import Source
+from mmad_bank.bank.provenance import Origin, Source
+from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.sample import Sample
 from mmad_bank.errors import InputError
 from mmad_bank.features.alignment import Recipe
@@ -54,12 +56,14 @@ class BankMethod(Method):
     extractors_: Extractors
     banks_: MultiBank
     adaptation_: FeatureAdaptation | None
+    _split_frames: dict[str, list[Frame | None]]  # of the samples that a fit sees, by split
     _described: tuple[Sample, dict[str, Tensor]] | None  # the last explained sample and its patch features
 
     def _begin(self) -> None:
         super()._begin()
         self.adaptation_ = None
         self._described = None
+        self._split_frames = {}
 
     # What a method defines.
 
@@ -105,7 +109,9 @@ class BankMethod(Method):
 
     def _fit(self, dataset: Samples, validation: Samples | None, stages: Stages) -> None:
         self.extractors_ = Extractors(self._networks(None), self.device)
-        dumps, self.train_ids_, self.skipped_ = extract_split(self, self.extractors_, "train", dataset, stages)
+        dumps, seen = extract_split(self, self.extractors_, "train", dataset, stages)
+        seen.note(self)
+        self._split_frames = {"train": seen.frames}
         self._learn_adaptation(dumps, stages)
         dumps = self._adapted("train", dumps, stages)
         self._learn_features(dumps, stages)
@@ -113,8 +119,9 @@ class BankMethod(Method):
         self.banks_ = MultiBank(self._build_banks(dumps, stages))
         held_out = None
         if validation is not None and len(validation):
-            extracted, _, left_out = extract_split(self, self.extractors_, "validation", validation, stages)
-            self.skipped_ = {**self.skipped_, **left_out}
+            extracted, seen = extract_split(self, self.extractors_, "validation", validation, stages)
+            self.skipped_ |= seen.skipped
+            self._split_frames["validation"] = seen.frames
             held_out = self._composed("validation", self._adapted("validation", extracted, stages), stages)
         self._learn_decision(dumps, held_out, stages)
         origin = "training images, each compared with the others' patches"
@@ -126,20 +133,25 @@ class BankMethod(Method):
     def _maps_of_others(self, dumps: Dumps) -> Iterator[dict[str, Tensor]]:
         """Yield maps of some training images as if they had not been trained on, see :func:`distances_to_others`."""
         for image in spread(len(self.train_ids_)):
-            scores = {}
+            frame, scores = self._split_frames["train"][image], {}
+            inside, repeated = window_cells(self.grid, self._window(frame))
             for name, bank in self.banks_.items():
                 patches = torch.from_numpy(np.array(dumps[name][image]))
                 distances = distances_to_others(bank, patches, image)
                 if distances is None:  # there is one image only
                     return
+                distances = distances[inside][repeated]
                 scores[name] = Scores(distances[None], distances.max()[None], torch.empty(0))
             results = {FUSED: self._decide(scores)[1]}
             if len(scores) > 1:
                 results |= {name: own.patch for name, own in scores.items()}
             size = (self.image_size, self.image_size)
-            yield {
-                name: scoring.anomaly_map(patch, self.grid, size, self.sigma)[0] for name, patch in results.items()
-            }
+            maps = {name: scoring.anomaly_map(one, self.grid, size, self.sigma)[0] for name, one in results.items()}
+            yield {name: picture_of(one, frame) for name, one in maps.items()}
+
+    def _window(self, frame: Frame | None) -> tuple[slice, slice]:
+        """Return rows and columns of the grid that lie in the picture; all of them where its frame is not known."""
+        return (slice(0, self.grid[0]), slice(0, self.grid[1])) if frame is None else frame.cells(self.grid)
 
     def _composed(self, split: str, dumps: Dumps, stages: Stages) -> Dumps:
         """Write what is not a modality's own features to files, and map them."""
@@ -220,13 +232,52 @@ class BankMethod(Method):
         name = names.get(bank) or " + ".join(names.values())
         return name if self.adaptation_ is None else f"{name} adapted"
 
-    def _train_scores(self, dumps: Dumps, stages: Stages) -> Iterator[dict[str, Scores]]:
-        """Yield the banks' scores of the images of dumps, a few at a time."""
+    def _train_scores(
+        self, dumps: Dumps, frames: Sequence[Frame | None], stages: Stages
+    ) -> Iterator[tuple[list[Frame | None], dict[str, Scores]]]:
+        """Yield the frames of images of dumps, and the banks' scores of those, a few images at a time."""
         n_images = len(next(iter(dumps.values())))
         with _bar("scoring normal images for the decision", n_images, stages) as report:
             for first, features in self._batches(dumps):
-                yield self.banks_.score(features, reweight=self.reweight, n_neighbors=self.n_neighbors)
+                own = list(frames[first : first + len(next(iter(features.values())))])
+                yield own, self._score_patches(features, own)
                 report(min(first + IMAGES_AT_ONCE, n_images))
+
+    def _score_patches(self, patches: Mapping[str, Tensor], frames: Sequence[Frame | None]) -> dict[str, Scores]:
+        """Score the patches of images by the banks; those of padding are left out.
+
+        They are features of nothing, and would have a say in the image's score. In the result each repeats the nearest
+        patch of the picture, so that nothing of them reaches the map either, which is enlarged and blurred.
+        """
+        options: dict[str, Any] = {"reweight": self.reweight, "n_neighbors": self.n_neighbors}
+        groups: dict[tuple[int, ...], list[int]] = {}
+        windows = [self._window(frame) for frame in frames]
+        for b, (rows, columns) in enumerate(windows):
+            groups.setdefault((rows.start, rows.stop, columns.start, columns.stop), []).append(b)
+        if list(groups) == [(0, self.grid[0], 0, self.grid[1])]:
+            return self.banks_.score(patches, **options)
+        found = [self._score_window(patches, images, windows[images[0]], options) for images in groups.values()]
+        order = torch.tensor([b for images in groups.values() for b in images]).argsort()
+
+        def joined(parts: Sequence[Tensor]) -> Tensor:
+            return torch.cat(list(parts))[order.to(parts[0].device)]
+
+        return {
+            name: Scores(*map(joined, zip(*(part[name] for part in found), strict=True))) for name in found[0]
+        }
+
+    def _score_window(
+        self, patches: Mapping[str, Tensor], images: list[int], window: tuple[slice, slice], options: dict[str, Any]
+    ) -> dict[str, Scores]:
+        """Score the patches in a window of the grid of some images, and repeat the outermost ones around it."""
+        inside, repeated = window_cells(self.grid, window)
+        own = {name: rows[images][:, inside.to(rows.device)] for name, rows in patches.items()}
+
+        def spread(values: Tensor) -> Tensor:
+            return values[:, repeated.to(values.device)]
+
+        scores = self.banks_.score(own, **options)
+        return {name: Scores(spread(one.patch), one.image, spread(one.nearest)) for name, one in scores.items()}
 
     # Predicting.
 
@@ -242,18 +293,18 @@ class BankMethod(Method):
         with timed("feature fusion"):
             patches = self._compose(features)
         with timed("bank search and scores"):
-            scores = self.banks_.score(patches, reweight=self.reweight, n_neighbors=self.n_neighbors)
+            scores = self._score_patches(patches, [sample.frame for sample in samples])
         with timed("decision and map"):
             image, patch = self._decide(scores)
             maps = scoring.anomaly_map(patch, self.grid, (self.image_size, self.image_size), self.sigma).cpu()
         return [
-            Prediction(float(image[b]), maps[b], sample, {name: self._part(x, b) for name, x in scores.items()})
+            Prediction(float(image[b]), maps[b], sample, {name: self._part(x, b, sample) for name, x in scores.items()})
             for b, sample in enumerate(samples)
         ]
 
-    def _part(self, scores: Scores, b: int) -> Part:
+    def _part(self, scores: Scores, b: int, sample: Sample) -> Part:
         nearest = scores.nearest[b].view(self.grid).cpu()
-        return Part(float(scores.image[b]), scores.patch[b].view(self.grid).cpu(), nearest)
+        return Part(float(scores.image[b]), scores.patch[b].view(self.grid).cpu(), nearest, sample.frame)
 
     def explain(
         self, prediction: Prediction, part: str | None = None, *, place: tuple[int, int] | None = None, n: int = 4
@@ -266,20 +317,37 @@ class BankMethod(Method):
         if place is None:
             place = prediction.parts[name].worst
         bank = self.banks_[name]
-        query = self._patches_of(prediction.sample)[name][0, place[0] * self.grid[1] + place[1]][None]
-        distances, rows = bank.search(query, min(n, len(bank)))
-        reasons = []
-        for distance, origin in zip(distances[0].tolist(), bank.provenance(rows[0]), strict=True):
-            known = origin.image is not None and origin.patch is not None
-            where = divmod(int(origin.patch or 0), self.grid[1]) if known else None
-            reasons.append(Reason(self.train_ids_[int(origin.image or 0)] if known else None, where, distance))
-        return reasons
+        with plain_torch(), torch.no_grad():
+            query = self._patches_of(prediction.sample)[name][0, place[0] * self.grid[1] + place[1]][None]
+            distances, rows = bank.search(query, min(n, len(bank)))
+        return [
+            self._reason(origin, distance)
+            for distance, origin in zip(distances[0].tolist(), bank.provenance(rows[0]), strict=True)
+        ]
+
+    def _reason(self, origin: Origin, distance: float) -> Reason:
+        """Say of a bank vector which training picture it came from, and where it lies in it."""
+        if origin.image is None or origin.patch is None:
+            return Reason(None, None, distance)
+        place = (int(origin.patch) // self.grid[1], int(origin.patch) % self.grid[1])
+        frame = self.frames_[int(origin.image)] if self.frames_ else None
+        box = None if frame is None else frame.box(place, self.grid)
+        return Reason(self.train_ids_[int(origin.image)], place, distance, box)
 
     def _patches_of(self, sample: Sample) -> dict[str, Tensor]:
         """Return a sample's patch features by bank; the last sample's are kept, for the next bank."""
-        if self._described is None or self._described[0] is not sample:
-            self._described = sample, self._compose(self._features([sample]))
-        return self._described[1]
+        kept = self._described  # one look: another thread may put its own sample there
+        if kept is None or kept[0] is not sample:
+            kept = self._described = sample, self._compose(self._features([sample]))
+        return kept[1]
+
+    def _facts(self) -> list[str]:
+        return [f"bank {name} {len(bank):,} × {bank.dim:,}" for name, bank in self.banks_.items()]
+
+    @property
+    def modalities(self) -> frozenset[str]:
+        """What of a prepared sample the method looks at: ``"rgb"``, ``"xyz"``, or both."""
+        return frozenset(self.extractors_.networks)
 
     @property
     def nbytes(self) -> int:
@@ -319,6 +387,15 @@ class BankMethod(Method):
 def _bar(description: str, total: int, stages: Stages) -> AbstractContextManager[Callable[[int], None]]:
     """Return a bar if the training shows any."""
     return progress_bar(description, total) if stages.progress else nullcontext(lambda done: None)
+
+
+def window_cells(grid: tuple[int, int], window: tuple[slice, slice]) -> tuple[Tensor, Tensor]:
+    """Return the numbers of a window's patches (V,), and for each patch of the grid (P,) the nearest of those V."""
+    rows, columns = window
+    width = columns.stop - columns.start
+    row, column = (torch.arange(n).clamp(part.start, part.stop - 1) for n, part in zip(grid, window, strict=True))
+    inside = torch.arange(grid[0] * grid[1]).view(grid)[rows, columns].flatten()
+    return inside, ((row - rows.start)[:, None] * width + (column - columns.start)).flatten()
 
 
 class PointBankMethod(BankMethod):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from torch import Tensor
 
 from mmad_bank._progress import within
 from mmad_bank._stages import Stages
+from mmad_bank.data.frame import Frame
+from mmad_bank.data.sample import Sample
 from mmad_bank.features.extraction import Extractors, extract_to
-from mmad_bank.methods.base import Method, Samples
+from mmad_bank.methods.base import Method, Samples, category_of
 
 IMAGES_AT_ONCE = 4
 
@@ -26,13 +29,55 @@ def files_of_split(split: str, outputs: Sequence[str]) -> tuple[str, ...]:
     return (*(f"{split}-{output}.npy" for output in outputs), f"{split}.json")
 
 
+@dataclass
+class Seen:
+    """What a training saw of a split's samples, as it is kept with their features.
+
+    Attributes:
+        ids: Of the samples that were used, in order.
+        skipped: By id, why others were left out.
+        frames: Of the samples that were used, in order; None where it is not known.
+        categories: Of those samples, sorted.
+    """
+
+    ids: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    frames: list[Frame | None] = field(default_factory=list)
+    categories: set[str] = field(default_factory=set)
+
+    def take(self, sample: Sample) -> None:
+        """Note a prepared sample that is used."""
+        self.frames.append(sample.frame)
+        self.categories |= {sample.category or category_of(sample.id)} - {""}
+
+    def write(self, path: Path) -> None:
+        """Write it to a JSON file."""
+        frames = [None if frame is None else frame.as_text() for frame in self.frames]
+        content = {"ids": self.ids, "skipped": self.skipped, "frames": frames, "categories": sorted(self.categories)}
+        path.write_text(json.dumps(content))
+
+    @classmethod
+    def read(cls, path: Path) -> Seen:
+        """Read what :meth:`write` wrote; an older version wrote ids and skipped ones only."""
+        content = json.loads(path.read_text())
+        texts = content.get("frames", [None] * len(content["ids"]))
+        frames = [None if text is None else Frame.from_text(text) for text in texts]
+        categories = content.get("categories", [category_of(name) for name in content["ids"]])
+        return cls(content["ids"], content["skipped"], frames, {*categories} - {""})
+
+    def note(self, method: Method) -> None:
+        """Let a method know what it is fitted on."""
+        method.train_ids_, method.frames_ = self.ids, self.frames
+        method.skipped_, method.categories_ = dict(self.skipped), sorted(self.categories)
+
+
 def extract_split(
     method: Method, extractors: Extractors, split: str, dataset: Samples, stages: Stages
-) -> tuple[Dumps, list[str], dict[str, str]]:
+) -> tuple[Dumps, Seen]:
     """Write the features of a split to files, one an output of the extractors, and map them.
 
     Returns:
-        The features, the ids of the images in them, and by id why others were left out.
+        The features, and what is known of the samples in them.
 
     Raises:
         InputError: No sample can be used.
@@ -43,16 +88,18 @@ def extract_split(
         stages.state(name)
 
     def write(path: Path) -> None:
+        seen = Seen()
         with within("training images" if split == "train" else f"{split} images"):
-            ids, skipped = extract_to(
-                stages.folder, dataset, extractors, method.prepare, names=names, batch=IMAGES_AT_ONCE,
-                normal=True, progress=stages.progress,
+            seen.ids, seen.skipped = extract_to(
+                stages.folder, dataset, extractors, method.prepare_for_training, names=names, kept=seen.take,
+                batch=IMAGES_AT_ONCE, normal=True, progress=stages.progress,
+                name="dataset" if split == "train" else split,
             )  # fmt: skip
-        path.write_text(json.dumps({"ids": ids, "skipped": skipped}))
+        seen.write(path)
 
-    done = json.loads(stages.run(whole, write).read_text())
+    seen = Seen.read(stages.run(whole, write))
     dumps = {output: np.load(stages.folder / name, mmap_mode="r") for output, name in names.items()}
-    return dumps, done["ids"], done["skipped"]
+    return dumps, seen
 
 
 class Pairs:

@@ -9,9 +9,9 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -20,9 +20,21 @@ from mmad_bank._decoding import decoding
 from mmad_bank._files import read_folder, replacing_folder
 from mmad_bank._stages import Stages
 from mmad_bank._timing import timed
+from mmad_bank._torch_state import plain_torch
 from mmad_bank._training import seeded
-from mmad_bank.data.preprocessing import Preprocessing, preprocess
+from mmad_bank.data.frame import Frame, picture_of
+from mmad_bank.data.preprocessing import OtherPreparation, Preprocessing, preprocess
 from mmad_bank.data.sample import Sample, SampleDataset, check_sample
+from mmad_bank.data.sequences import (
+    Joined,
+    Samples,
+    as_samples,
+    categories_of_samples,
+    named,
+    preparation_of_samples,
+    preparations_of_samples,
+    recipe_of_samples,
+)
 from mmad_bank.errors import FormatError, InputError, MmadBankError
 from mmad_bank.methods._manifest import (
     FORMAT,
@@ -36,77 +48,12 @@ from mmad_bank.methods._manifest import (
     verify_files,
 )
 from mmad_bank.methods._scale import FUSED, MapScale, measure_scale, spread
-from mmad_bank.scoring import anomaly_map
+from mmad_bank.methods.inputs import Input, is_dataset, to_sample
+from mmad_bank.methods.prediction import Part, Prediction, Reason
 
 AnyMethod = TypeVar("AnyMethod", bound="Method")
-Samples = SampleDataset | Sequence[Sample]
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one bank or branch of a method says of an image, before the parts are fused.
-
-    Attributes:
-        score: Of the image.
-        scores: (h, w) float32 on the CPU: of the patches, or of the pixels.
-        nearest: (h, w) int64, the bank row that is nearest to each patch; None for a method without banks.
-    """
-
-    score: float
-    scores: Tensor
-    nearest: Tensor | None = None
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(h, w) of the scores."""
-        return int(self.scores.shape[0]), int(self.scores.shape[1])
-
-    @property
-    def worst(self) -> tuple[int, int]:
-        """(row, column) of the highest score."""
-        row, column = divmod(int(self.scores.argmax()), self.grid[1])
-        return row, column
-
-    def map(self, size: tuple[int, int], sigma: float = 4.0) -> Tensor:
-        """Return the scores as an anomaly map (H, W), see :func:`mmad_bank.scoring.anomaly_map`."""
-        return anomaly_map(self.scores.reshape(1, -1), self.grid, size, sigma)[0]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a method says of a sample.
-
-    Attributes:
-        score: Of the image; larger is more anomalous.
-        map: (S, S) float32 on the CPU: of every pixel of the prepared image.
-        sample: The sample after preprocessing: the frame of ``map``, with the mask brought to it.
-        parts: By bank or branch, what was fused.
-    """
-
-    score: float
-    map: Tensor
-    sample: Sample
-    parts: Mapping[str, Part] = field(default_factory=dict)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the map in pixels."""
-        return int(self.map.shape[0]), int(self.map.shape[1])
-
-
-@dataclass(frozen=True)
-class Reason:
-    """A normal patch that explains a score.
-
-    Attributes:
-        sample: The id of the training sample that it was taken from; None if that is not known.
-        place: (row, column) of the patch in the training image's patch grid; None if that is not known.
-        distance: To the patch that is explained, in the unit of the patch scores.
-    """
-
-    sample: str | None
-    place: tuple[int, int] | None
-    distance: float
+__all__ = ["MANIFEST", "Method", "Part", "Prediction", "Reason", "Samples", "read_manifest"]
+_AT_ONCE = 8  # samples of a list that are scored together
 
 
 class Method(ABC):
@@ -117,10 +64,12 @@ class Method(ABC):
 
     Attributes:
         train_ids_: Ids of the samples that the method was fitted on, in order.
-        skipped_: By id, why a training sample could not be used.
+        skipped_: By id, why a training or validation sample could not be used.
         preprocessing_: What is done to every sample first.
         map_scale_: The colour scale of the maps, measured on normal images; None where they were too few, and in models
             that older versions saved.
+        categories_: The categories of those samples, sorted; empty where they named none.
+        frames_: Where each of those samples' prepared pixels lie in its picture, in order; None where not known.
     """
 
     name: ClassVar[str]
@@ -139,10 +88,13 @@ class Method(ABC):
     skipped_: dict[str, str]
     preprocessing_: Preprocessing | None
     map_scale_: MapScale | None
+    categories_: list[str]
+    frames_: list[Frame | None]
 
     def _begin(self) -> None:
         """Make an unfitted method of stored arguments (constructors call it last)."""
         self.train_ids_, self.skipped_, self.preprocessing_, self.map_scale_ = [], {}, None, None
+        self.categories_, self.frames_ = [], []
 
     # The interface.
 
@@ -157,10 +109,12 @@ class Method(ABC):
         """Learn what is normal.
 
         Args:
-            dataset: Normal samples, usually a category's training split; raw ones are preprocessed on the way, prepared
-                ones (:func:`mmad_bank.data.prepare`) are taken as they are. Samples that cannot be read or used are
-                left out and named in ``skipped_``.
-            validation: Normal samples for what is calibrated on data kept out of training.
+            dataset: Normal samples, usually a category's training split: a data set, a list of samples, or PyTorch's
+                ``Subset``, ``ConcatDataset`` or ``DataLoader`` of those. Raw ones are preprocessed on the way, prepared
+                ones (:func:`mmad_bank.data.prepare`) are taken as they are; all must have been prepared in one way.
+                Samples that cannot be read or used are left out and named in ``skipped_``.
+            validation: Normal samples for what is calibrated on data kept out of training, likewise. A method that
+                calibrates nothing (:attr:`uses_validation`) does not look at them.
             workdir: Folder for what the stages of the training leave. With the same arguments and samples, a later call
                 goes on behind the last finished stage. Default: a temporary folder.
             progress: Show bars on a terminal.
@@ -169,30 +123,83 @@ class Method(ABC):
             The method itself.
 
         Raises:
-            InputError: No sample can be used, or an argument does not fit the data.
+            InputError: No sample can be used, some were prepared otherwise than others, or an argument does not fit the
+                data.
             MmadBankError: A training diverged; the message names the step.
         """
         self._begin()
-        if len(dataset) == 0:
+        samples = as_samples(dataset, "dataset")
+        if len(samples) == 0:
             raise InputError("dataset: expected normal samples, found none")
-        self.preprocessing_ = self._choose_preprocessing(dataset)
-        with ExitStack() as stack:
+        self.preprocessing_ = self._choose_preprocessing(samples)
+        held_out = self._held_out(validation)
+        with plain_torch(), ExitStack() as stack:
             folder = workdir or stack.enter_context(tempfile.TemporaryDirectory(prefix="mmad-bank-fit-"))
-            stages = Stages(Path(folder), self._fingerprint(dataset, validation), progress=progress)
+            stages = Stages(Path(folder), self._fingerprint(samples, held_out), progress=progress)
             with seeded(self.seed):  # random extractors are the same when a fit is resumed
-                self._fit(dataset, validation, stages)
-                self._scale_maps(dataset, validation, stages)
+                self._fit(samples, held_out, stages)
+                self._scale_maps(samples, held_out, stages)
         return self
 
-    def predict(self, sample: Sample) -> Prediction:
-        """Score one sample, see :meth:`predict_batch`."""
-        return self.predict_batch([sample])[0]
+    @property
+    def uses_validation(self) -> bool:
+        """Whether :meth:`fit` calibrates something on validation samples."""
+        return False
 
-    def predict_batch(self, samples: Sequence[Sample]) -> list[Prediction]:
-        """Score samples together.
+    @property
+    def modalities(self) -> frozenset[str]:
+        """What of a prepared sample the method looks at: ``"rgb"``, ``"xyz"``, or both."""
+        return frozenset({"rgb", "xyz"})
+
+    @overload
+    def predict(self, sample: list[Any] | SampleDataset, *, force: bool = False) -> list[Prediction]: ...
+
+    @overload
+    def predict(self, sample: Input, *, force: bool = False) -> Prediction: ...
+
+    def predict(self, sample: Any, *, force: bool = False) -> Prediction | list[Prediction]:
+        """Score a sample, or several.
 
         Args:
-            samples: Raw or prepared ones.
+            sample: A :class:`mmad_bank.data.Sample`; a pair ``(rgb, xyz)`` of files, arrays or tensors; a picture
+                alone, whose point cloud lies beside it as in a data set (``.../rgb/NAME.png``, ``.../xyz/NAME.tiff``)
+                or is not needed; or a list (or data set) of those. Pictures are (H, W, 3) or (3, H, W), clouds
+                likewise.
+            force: Score data that the model was not made for too, see :meth:`objections`; the prediction's ``notes``
+                say so.
+
+        Returns:
+            A prediction; for a list, one of each.
+
+        Raises:
+            InputError: Nothing is fitted, or a sample cannot be used; the line names it and says what was expected.
+
+        Example:
+            >>> model.predict("parts/bagel/test/hole/rgb/003.png").score  # doctest: +SKIP
+            1.84
+            >>> model.predict((picture, cloud)).map.shape == picture.shape[:2]  # doctest: +SKIP
+            True
+        """
+        if isinstance(sample, list) or is_dataset(sample):
+            several = sample if isinstance(sample, list) else as_samples(sample, "sample")
+            return [
+                one
+                for first in range(0, len(several), _AT_ONCE)
+                for one in self.predict_batch(
+                    [several[i] for i in range(first, min(first + _AT_ONCE, len(several)))], force=force
+                )
+            ]
+        return self.predict_batch([sample], force=force)[0]
+
+    def predict_batch(self, samples: Sequence[Input], *, force: bool = False) -> list[Prediction]:
+        """Score samples together.
+
+        Several threads may predict with one method at a time. Autocast, inference mode and the default dtype of the
+        caller change nothing: everything is float32 here but what ``precision`` says.
+
+        Args:
+            samples: Raw or prepared ones, or what :meth:`predict` takes in place of a sample.
+            force: As in :meth:`predict`.
 
         Returns:
             A prediction a sample, in their order; the same as one by one, up to rounding.
@@ -203,9 +210,63 @@ class Method(ABC):
         self._check_fitted()
         if not samples:
             return []
-        with timed("preprocessing"):
-            prepared = [self.prepare(sample) for sample in samples]
-        return self._predict(prepared)
+        with plain_torch(), torch.no_grad():
+            with timed("preprocessing"):
+                given = [self._as_sample(sample) for sample in samples]
+                prepared = [self.prepare(sample, force=True) if force else self.prepare(sample) for sample in given]
+            predictions = self._predict(prepared)
+        notes = [tuple(self.objections(sample)) if force else () for sample in given]
+        return [
+            replace(prediction, given=own, notes=(*prediction.notes, *words))
+            for prediction, own, words in zip(predictions, given, notes, strict=True)
+        ]
+
+    def _as_sample(self, value: Input) -> Sample:
+        """Read what was given in place of a sample."""
+        assert self.preprocessing_ is not None
+        by_cloud = self.preprocessing_.background != "keep" or self.preprocessing_.eps is not None
+        return to_sample(value, needs_cloud=by_cloud or "xyz" in self.modalities)
+
+    def objections(self, data: Sample | Samples) -> list[str]:
+        """Say why this model was not made for a sample or a data set, a line for each reason; nothing is read for it.
+
+        Data prepared with other settings than those it was fitted on, and data of other categories, are scored only
+        with ``force``. Samples that name no category are of any.
+
+        Args:
+            data: A sample, a data set, or a list of samples.
+
+        Example:
+            >>> model.objections(open_dataset("parts", "rope", "test"))  # doctest: +SKIP
+            ['of category rope, while the model was fitted on bagel']
+        """
+        self._check_fitted()
+        assert self.preprocessing_ is not None
+        samples = [data] if isinstance(data, Sample) else as_samples(data, "dataset")
+        reasons: dict[str, None] = {}
+        for preparation in preparations_of_samples(samples):
+            differences = [] if preparation is None else preparation.differences(self.preprocessing_)
+            if differences:
+                what = "; ".join(differences)
+                reasons[f"prepared otherwise than what the model was fitted on ({what})"] = None
+        others = categories_of_samples(samples) - set(self.categories_)
+        if others and self.categories_:
+            own = ", ".join(self.categories_)
+            reasons[f"of category {', '.join(sorted(others))}, while the model was fitted on {own}"] = None
+        return list(reasons)
+
+    def check(self, data: Sample | Samples, name: str = "dataset") -> None:
+        """Refuse data that the model was not made for.
+
+        Args:
+            data: As in :meth:`objections`.
+            name: Of the data, for the error's line.
+
+        Raises:
+            InputError: There is an objection.
+        """
+        for line in self.objections(data):
+            raise InputError(f"{name}: {line}; force=True (--force) scores it all the same")
 
     def explain(
         self, prediction: Prediction, part: str | None = None, *, place: tuple[int, int] | None = None, n: int = 4
@@ -239,6 +300,7 @@ class Method(ABC):
             "format": FORMAT, "version": VERSION, "method": self.name, "arguments": self.arguments(),
             "preprocessing": self.preprocessing_.as_json(), "train_ids": self.train_ids_, "skipped": self.skipped_,
             "map_scale": self.map_scale_ and self.map_scale_.as_json(),
+            "categories": self.categories_, "frames": _pack(self.frames_),
         }  # fmt: skip
 
         check_replaceable(Path(folder))
@@ -268,16 +330,24 @@ class Method(ABC):
             check_sizes({**content["preprocessing"], **content["arguments"]}, str(folder / MANIFEST))
             verify_files(folder, content.get("files", {}))
             arguments = {key: tuple(x) if isinstance(x, list) else x for key, x in content["arguments"].items()}
-            method = cls._for_loading(arguments, device)
-            method._begin()
-            method._trust_index = trust_index
-            method.preprocessing_ = Preprocessing(**content["preprocessing"])
-            method.train_ids_ = [str(name) for name in content["train_ids"]]
-            method.skipped_ = {str(name): str(why) for name, why in content["skipped"].items()}
-            scale = content.get("map_scale")  # older versions measured none
-            method.map_scale_ = None if scale is None else MapScale.from_json(scale)
-            method._load(folder, content["learnt"])
+            with plain_torch():
+                method = cls._for_loading(arguments, device)
+                method._begin()
+                method._trust_index = trust_index
+                method._restore(content)
+                method._load(folder, content["learnt"])
         return method
+
+    def _restore(self, content: Mapping[str, Any]) -> None:
+        """Take back what a manifest says of the training data; older ones say less of them."""
+        self.preprocessing_ = Preprocessing(**content["preprocessing"])
+        self.train_ids_ = [str(name) for name in content["train_ids"]]
+        self.skipped_ = {str(name): str(why) for name, why in content["skipped"].items()}
+        known = content.get("categories", [category_of(name) for name in self.train_ids_])
+        self.categories_ = sorted({str(name) for name in known} - {""})
+        scale = content.get("map_scale")
+        self.map_scale_ = None if scale is None else MapScale.from_json(scale)
+        self.frames_ = _unpack(content["frames"], len(self.train_ids_)) if "frames" in content else []
 
     def arguments(self) -> dict[str, Any]:
         """Return the constructor's arguments, as they were given."""
@@ -294,26 +364,59 @@ class Method(ABC):
         """
         return tuple(inspect.signature(cls).parameters)
 
-    def prepare(self, sample: Sample) -> Sample:
+    def prepare(self, sample: Sample, *, force: bool = False) -> Sample:
         """Preprocess a sample as those that the method was fitted on, unless that has been done.
 
+        Args:
+            sample: A raw or a prepared one.
+            force: Take one that the model was not made for too, see :meth:`objections`. Its size must fit all the same.
+
         Raises:
-            InputError: The sample cannot be used, or was prepared otherwise; the message says what differs.
+            InputError: The sample cannot be used, or the model was not made for it.
         """
         assert self.preprocessing_ is not None
-        if isinstance(sample, Sample) and sample.preparation is None:
-            return preprocess(sample, self.preprocessing_)
-        sample = check_sample(sample)
-        assert sample.preparation is not None
-        if sample.size != (self.image_size, self.image_size):
-            side, found = self.image_size, "×".join(map(str, sample.size))
-            name = sample.rgb_path or sample.id or "sample"
+        if not isinstance(sample, Sample):
+            raise InputError(f"sample: expected a Sample, found {type(sample).__name__}")
+        name = str(sample.rgb_path or sample.id or "sample")
+        if not force and self.train_ids_:
+            self.check(sample, name)
+        prepared = preprocess(sample, self.preprocessing_) if sample.preparation is None else check_sample(sample)
+        if prepared.size != (self.image_size, self.image_size):
+            side, found = self.image_size, "×".join(map(str, prepared.size))
             raise InputError(f"{name}: expected a prepared sample of {side}×{side} pixels (image_size), found {found}")
-        differences = sample.preparation.differences(self.preprocessing_)
+        return prepared
+
+    def __repr__(self) -> str:
+        defaults = inspect.signature(type(self)).parameters
+        chosen = [
+            f"{name}={getattr(self, name)!r}"
+            for name, one in defaults.items()
+            if getattr(self, name, one.default) != one.default
+        ]
+        fitted = "not fitted"
+        if self.preprocessing_ is not None and self.train_ids_:
+            of = f" of {', '.join(self.categories_)}" if self.categories_ else ""
+            fitted = "; ".join([f"fitted on {len(self.train_ids_)} images{of}", *self._facts()])
+        return f"<{type(self).__name__}({', '.join(chosen)}): {fitted}>"
+
+    def _facts(self) -> list[str]:
+        """Say of a fitted method what its representation shows beside the training data."""
+        return []
+
+    def prepare_for_training(self, sample: Sample) -> Sample:
+        """Preprocess a sample of a training; one prepared otherwise than the others ends it.
+
+        Raises:
+            InputError: The sample cannot be used.
+            OtherPreparation: It was prepared otherwise.
+        """
+        assert self.preprocessing_ is not None
+        preparation = sample.preparation if isinstance(sample, Sample) else None
+        differences = [] if preparation is None else preparation.differences(self.preprocessing_)
         if differences:
             name = sample.rgb_path or sample.id or "sample"
-            raise InputError(f"{name}: prepared otherwise than what the model was fitted on ({'; '.join(differences)})")
-        return sample
+            raise OtherPreparation(f"{name}: prepared otherwise than the samples before it ({'; '.join(differences)})")
+        return self.prepare(sample)
 
     # What a method defines.
 
@@ -334,7 +437,9 @@ class Method(ABC):
                 with suppress(MmadBankError):
                     sample = samples[number]
                     if not sample.label:  # the training left it out as well
-                        yield self.maps_of(self.predict(sample))
+                        prediction = self.predict_batch([sample])[0]
+                        maps = self.maps_of(prediction)
+                        yield {name: picture_of(one, prediction.sample.frame) for name, one in maps.items()}
 
         origin = "validation images" if held_out else "training images, which the method was fitted on"
         self.map_scale_ = self._measured_scale(maps(), origin, len(samples), stages)
@@ -352,10 +457,13 @@ class Method(ABC):
         return content and MapScale.from_json(content)
 
     def maps_of(self, prediction: Prediction) -> dict[str, Tensor]:
-        """Return the maps (H, W) of a prediction by result: its own, and those of its parts if there are several."""
+        """Return the prepared maps (S, S) of a prediction by result: its own, and its parts' if there are several."""
         parts = prediction.parts if len(prediction.parts) > 1 else {}
         sigma = getattr(self, "sigma", 4.0)
-        return {FUSED: prediction.map, **{name: one.map(prediction.size, sigma) for name, one in parts.items()}}
+        return {
+            FUSED: prediction.prepared_map,
+            **{name: one.map(prediction.prepared_size, sigma) for name, one in parts.items()},
+        }
 
     @abstractmethod
     def _predict(self, samples: list[Sample]) -> list[Prediction]:
@@ -374,13 +482,27 @@ class Method(ABC):
         """Make the method anew on a device."""
         return cls(**{**arguments, "device": device})
 
-    def _choose_preprocessing(self, dataset: Samples) -> Preprocessing:
-        preparation = _preparation_of(dataset)
+    def _choose_preprocessing(self, samples: Samples) -> Preprocessing:
+        """Return how the samples were prepared, or, where they are raw, how they will be."""
+        preparation = preparation_of_samples(samples, "dataset")
         if preparation is not None:
             return preparation
-        layout = getattr(dataset, "layout", "folder")
-        recipe = "eyecandies" if layout == "eyecandies" else self.recipe_of_data
+        recipe = recipe_of_samples(samples, "dataset") or self.recipe_of_data
         return Preprocessing.recipe(recipe, size=self.image_size)
+
+    def _held_out(self, validation: Samples | None) -> Samples | None:
+        """Return the validation samples, if there are some and they are of use; refuse those prepared otherwise."""
+        if validation is None or not self.uses_validation:
+            return None
+        samples = as_samples(validation, "validation")
+        if len(samples) == 0:
+            return None
+        preparation = preparation_of_samples(samples, "validation")
+        assert self.preprocessing_ is not None
+        differences = [] if preparation is None else preparation.differences(self.preprocessing_)
+        if differences:
+            raise InputError(f"validation: prepared otherwise than the training samples ({'; '.join(differences)})")
+        return samples
 
     def _check_fitted(self) -> None:
         if self.preprocessing_ is None or not self.train_ids_:
@@ -395,28 +517,44 @@ class Method(ABC):
         return json.loads(json.dumps({**content, "preprocessing": self.preprocessing_.as_json()}))
 
 
-def _preparation_of(dataset: Samples) -> Preprocessing | None:
-    """Tell how a data set or a list of samples was prepared; None if it was not.
+def category_of(sample_id: str) -> str:
+    """Return the category that a sample's id names; empty if it names none.
+
+    Example:
+        >>> category_of("bagel/train/good/000"), category_of("IMG_2041")
+        ('bagel', '')
+    """
+    parts = sample_id.split("/")
+    return parts[0] if len(parts) == 4 else ""
+
+
+def _pack(frames: Sequence[Frame | None]) -> dict[str, Any]:
+    """Return frames for a JSON file, each one once: the pictures of a category mostly have one size."""
+    different = list(dict.fromkeys(frame for frame in frames if frame is not None))
+    numbers = {frame: number for number, frame in enumerate(different)}
+    return {
+        "frames": [frame.as_text() for frame in different],
+        "of": [None if frame is None else numbers[frame] for frame in frames],
+    }
+
+
+def _unpack(content: Mapping[str, Any], n: int) -> list[Frame | None]:
+    """Read what :func:`_pack` gave.
 
     Raises:
-        InputError: Its samples were prepared in different ways.
+        ValueError: It does not fit ``n`` samples.
     """
-    if isinstance(dataset, SampleDataset):
-        return dataset.preparation
-    first, *others = (getattr(sample, "preparation", None) for sample in dataset)
-    for number, other in enumerate(others, 1):
-        if (first is None) != (other is None):
-            kinds = " and ".join("prepared" if one else "raw" for one in (first, other))
-            raise InputError(f"dataset: expected samples prepared in one way, found samples 0 and {number} {kinds}")
-        differences = first.differences(other) if first is not None and other is not None else []
-        if differences:
-            found = f"samples 0 and {number} with {'; '.join(differences)}"
-            raise InputError(f"dataset: expected samples prepared in one way, found {found}")
-    return first
+    frames = [Frame.from_text(str(text)) for text in content["frames"]]
+    chosen = [None if number is None else frames[range(len(frames))[number]] for number in content["of"]]
+    if len(chosen) not in (0, n):
+        raise ValueError(f"frames of {len(chosen)} samples, expected {n}")
+    return chosen
 
 
-def _ids(dataset: Samples) -> list[str]:
+def _ids(samples: Samples) -> list[str]:
     """Tell samples apart: a data set's by folder, id and time of change, others by number."""
-    if isinstance(dataset, SampleDataset):
-        return [f"{dataset.path.resolve()}:{record.id}:{record.changed}" for record in dataset.records]
-    return [getattr(sample, "id", "") or str(number) for number, sample in enumerate(dataset)]
+    if isinstance(samples, Joined):
+        return [one for part in samples.parts for one in _ids(part)]
+    if isinstance(samples, SampleDataset):
+        return [f"{samples.path.resolve()}:{record.id}:{record.changed}" for record in samples.records]
+    return [name for name, _ in named(samples)]

@@ -16,7 +16,9 @@ from mmad_bank._checkpoints import load_matching, read_torch
 from mmad_bank._stages import Stages
 from mmad_bank._tensor_files import write_tensors
 from mmad_bank._timing import timed
+from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.sample import Sample
+from mmad_bank.data.sequences import categories_of_samples, named
 from mmad_bank.errors import InputError
 from mmad_bank.features.alignment import Recipe, measured_points, nearest_groups
 from mmad_bank.features.extraction import (
@@ -43,7 +45,7 @@ from mmad_bank.memoryless.crossmodal import (
     train_mappings,
 )
 from mmad_bank.methods._dumps import Dumps, extract_split
-from mmad_bank.methods.base import Method, Part, Prediction, Samples
+from mmad_bank.methods.base import Method, Part, Prediction, Samples, category_of
 
 Variant = Literal["L", "M", "S", "T"]
 Aggregation = Literal["product", "sum", "max", "rgb", "xyz"]
@@ -209,12 +211,15 @@ class CFM(Method):
         del validation
         self.extractors_ = MapExtractors(self._networks(None), self.device)
         if self.rgb_to_xyz_weights != TRAIN:
-            self.train_ids_ = [one.id or str(number) for number, one in enumerate(getattr(dataset, "records", dataset))]
+            self.train_ids_ = [name for name, _ in named(dataset)]
+            known = {category_of(name) for name in self.train_ids_} | categories_of_samples(dataset)
+            self.categories_ = sorted(known - {""})
             self.mappings_ = self._new_mappings()
             self.mappings_["xyz"].load_checkpoint(self.rgb_to_xyz_weights)
             self.mappings_["rgb"].load_checkpoint(self.xyz_to_rgb_weights)
             return
-        dumps, self.train_ids_, self.skipped_ = extract_split(self, self.extractors_, "train", dataset, stages)
+        dumps, seen = extract_split(self, self.extractors_, "train", dataset, stages)
+        seen.note(self)
         self.mappings_ = train_mappings(
             _Images(self, dumps), epochs=self.epochs, batch=self.batch, pixels_per_image=self.pixels_per_image,
             lr=self.lr, architecture=self.architecture, mode=self.mode, seed=self.seed,
@@ -236,13 +241,14 @@ class CFM(Method):
                 apart = discrepancies(self.mappings_, image, self.mode, precision=self.precision)
             with timed("decision and map"):
                 smooth = self._smooth(aggregate(apart, self.aggregation))
-                score, own = self._finish(smooth)
-                parts = {name: self._part(maps) for name, maps in apart.items()}
+                score, own = self._finish(smooth, sample.frame)
+                parts = {name: self._part(maps, sample.frame) for name, maps in apart.items()}
             predictions.append(Prediction(score, own.cpu(), sample, parts))
         return predictions
 
-    def _part(self, discrepancy: Tensor) -> Part:
-        return Part(float(self._smooth(discrepancy).max()), discrepancy.view(self._map_size, self._map_size).cpu())
+    def _part(self, discrepancy: Tensor, frame: Frame | None) -> Part:
+        score = float(picture_of(self._smooth(discrepancy), frame).max())
+        return Part(score, discrepancy.view(self._map_size, self._map_size).cpu(), frame=frame)
 
     def _smooth(self, discrepancy: Tensor) -> Tensor:
         """Enlarge and smooth a map (map_size²,) to (image_size, image_size)."""
@@ -253,14 +259,15 @@ class CFM(Method):
         boxes = _box_filters(self.image_size).to(enlarged)
         return boxes @ enlarged @ boxes.T
 
-    def _finish(self, smooth: Tensor) -> tuple[float, Tensor]:
-        """Return the score of the image and the map."""
+    def _finish(self, smooth: Tensor, frame: Frame | None) -> tuple[float, Tensor]:
+        """Return the score of the image, in which padding has no say, and the map."""
+        largest = picture_of(smooth, frame).max()
         if self.recipe == "paper":
-            return float(smooth.max()), smooth
+            return float(largest), smooth
         positive = smooth[smooth != 0]
         mean = positive.mean() if len(positive) else smooth.new_ones(())
         divisor = mean if self.normalise_for == "aupro" else smooth.mean().sqrt()
-        return float(smooth.max() / mean.sqrt()), smooth / divisor.clamp(min=torch.finfo(smooth.dtype).tiny)
+        return float(largest / mean.sqrt()), smooth / divisor.clamp(min=torch.finfo(smooth.dtype).tiny)
 
     @property
     def nbytes(self) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,6 +17,7 @@ from mmad_bank._stages import Stages
 from mmad_bank.adaptation.lsfa import Layer
 from mmad_bank.bank import MemoryBank, Scores
 from mmad_bank.bank.provenance import Source
+from mmad_bank.data.frame import Frame
 from mmad_bank.errors import InputError
 from mmad_bank.features.alignment import Recipe
 from mmad_bank.features.extraction import EMBEDDED_STAGES, PRETRAINED
@@ -242,6 +244,11 @@ class M3DM(PointBankMethod):
 
     # Section 3.4, second half: decision layer fusion.
 
+    @property
+    def uses_validation(self) -> bool:
+        """Whether DLF is learnt, whose sign is looked for on validation samples."""
+        return len(self.banks) > 1 and self.decision == "dlf"
+
     def _learn_decision(self, dumps: Dumps, validation: Dumps | None, stages: Stages) -> None:
         if len(self.banks) == 1 or self.decision == "add":
             return
@@ -249,8 +256,10 @@ class M3DM(PointBankMethod):
         dlf = DecisionFusion(factors, seed=self.seed)
 
         def write(path: Path) -> None:
-            held_out = None if validation is None else self._training_scores(validation, stages, dlf.max_pixels)
-            scores = self._training_scores(dumps, stages, dlf.max_pixels)
+            held_out, most = None, dlf.max_pixels
+            if validation is not None:
+                held_out = self._training_scores(validation, self._split_frames["validation"], stages, most)
+            scores = self._training_scores(dumps, self._split_frames["train"], stages, most)
             with doing("fitting the decision"):
                 dlf.fit(*scores, held_out=held_out)
             dlf.save(path)
@@ -258,21 +267,33 @@ class M3DM(PointBankMethod):
         self.dlf_ = DecisionFusion.load(stages.run("dlf.safetensors", write))
 
     def _training_scores(
-        self, dumps: Dumps, stages: Stages, max_pixels: int
+        self, dumps: Dumps, frames: Sequence[Frame | None], stages: Stages, max_pixels: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the banks' scores of images (n,) and of their pixels, so many of each as D_s can take."""
-        n_images, n_pixels = len(next(iter(dumps.values()))), self.image_size**2
+        """Return the banks' scores of images (n,) and of their pixels, so many of each as D_s can take.
+
+        Pixels of padding are not drawn.
+        """
+        n_images, size = len(next(iter(dumps.values()))), (self.image_size, self.image_size)
         drawn = np.random.default_rng(self.seed)
-        an_image = min(n_pixels, max(1, max_pixels // n_images))
+        an_image = max(1, max_pixels // n_images)
         images: dict[str, list[Tensor]] = {name: [] for name in self._bank_names()}
         pixels: dict[str, list[Tensor]] = {name: [] for name in self._bank_names()}
-        for scores in self._train_scores(dumps, stages):
-            places = torch.from_numpy(np.sort(drawn.choice(n_pixels, an_image, replace=False)))
+        for own_frames, scores in self._train_scores(dumps, frames, stages):
+            maps = {name: scoring.anomaly_map(own.patch, self.grid, size, self.sigma) for name, own in scores.items()}
             for name, own in scores.items():
-                maps = scoring.anomaly_map(own.patch, self.grid, (self.image_size, self.image_size), self.sigma)
                 images[name].append(self._image_scores(own).cpu())
-                pixels[name].append(maps.flatten(1)[:, places.to(maps.device)].flatten().cpu())
+            for frame, group in groupby(range(len(own_frames)), key=own_frames.__getitem__):
+                shown = self._shown_pixels(frame)
+                chosen = np.sort(drawn.choice(len(shown), min(len(shown), an_image), replace=False))
+                places, rows = shown[torch.from_numpy(chosen)], list(group)
+                for name, one in maps.items():
+                    pixels[name].append(one[rows].flatten(1)[:, places.to(one.device)].flatten().cpu())
         return tuple({name: torch.cat(x) for name, x in table.items()} for table in (images, pixels))  # type: ignore[return-value]
+
+    def _shown_pixels(self, frame: Frame | None) -> Tensor:
+        """Return the numbers of the prepared square's pixels that show the picture."""
+        numbers = torch.arange(self.image_size**2).view(self.image_size, self.image_size)
+        return (numbers if frame is None else numbers[frame.rows, frame.columns]).flatten()
 
     def _image_scores(self, scores: Scores) -> Tensor:
         two_published = self.recipe == "published" and len(self.banks) == 2

@@ -20,6 +20,7 @@ from mmad_bank._stages import Stages
 from mmad_bank._tensor_files import new_array, write_tensors
 from mmad_bank._timing import timed
 from mmad_bank._training import seeded
+from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.sample import Sample
 from mmad_bank.errors import InputError
 from mmad_bank.features.alignment import measured_points
@@ -34,6 +35,7 @@ from mmad_bank.memoryless.signed_distance import (
     train_signed_distance,
 )
 from mmad_bank.memoryless.student_teacher import ImageFolder, Images, train_student, train_teacher
+from mmad_bank.methods._dumps import Seen
 from mmad_bank.methods.base import Method, Part, Prediction, Samples
 
 BRANCHES = ("rgb", "xyz")
@@ -174,9 +176,14 @@ class MDSS(Method):
 
     # Fitting.
 
+    @property
+    def uses_validation(self) -> bool:
+        """Whether two branches are aligned, by their scores of validation samples."""
+        return len(self.branches) == len(BRANCHES)
+
     def _fit(self, dataset: Samples, validation: Samples | None, stages: Stages) -> None:
         data = _TrainingData(self, dataset, stages)
-        self.train_ids_, self.skipped_ = data.ids, data.skipped
+        data.seen.note(self)
         if "rgb" in self.branches:
             self.teacher_ = self._make_teacher(data, stages)
             self.student_ = train_student(
@@ -236,14 +243,19 @@ class MDSS(Method):
 
         def write(path: Path) -> None:
             moments = {name: Moments() for name in BRANCHES}
-            normal = usable(samples, self.prepare, self.skipped_, normal=True)
-            for sample in _counted("aligning the branches' maps", normal, len(samples), stages.progress):
+            prepared = usable(samples, self.prepare_for_training, unusable, normal=True)
+            for sample in _counted("aligning the branches' maps", prepared, len(samples), stages.progress):
                 for name, part in self._parts([sample])[0].items():
-                    scores = self._map(name, part)
+                    scores = picture_of(self._map(name, part), sample.frame)
                     moments[name].update(scores if self.statistics == "all" else scores[scores != 0])
+            if len(unusable) == len(samples):
+                raise InputError(f"validation: no sample can be used; {next(iter(unusable.values()))}")
             path.write_text(json.dumps(asdict(ScoreAlignment.of(moments["rgb"], moments["xyz"]))))
 
-        return ScoreAlignment(**json.loads(stages.run("alignment.json", write).read_text()))
+        unusable: dict[str, str] = {}
+        alignment = ScoreAlignment(**json.loads(stages.run("alignment.json", write).read_text()))
+        self.skipped_ |= unusable
+        return alignment
 
     # Predicting.
 
@@ -272,7 +284,8 @@ class MDSS(Method):
             with timed("signed distances"):
                 scores["xyz"] = [self._distances(sample) for sample in samples]
         return [
-            {name: self._part(name, branch[b]) for name, branch in scores.items()} for b in range(len(samples))
+            {name: self._part(name, branch[b], sample.frame) for name, branch in scores.items()}
+            for b, sample in enumerate(samples)
         ]
 
     def _differences(self, samples: list[Sample]) -> list[Tensor]:
@@ -295,8 +308,9 @@ class MDSS(Method):
         )
         return scores.view(sample.size)
 
-    def _part(self, name: str, scores: Tensor) -> Part:
-        return Part(float(self._map(name, Part(0.0, scores)).max()), scores)
+    def _part(self, name: str, scores: Tensor, frame: Frame | None) -> Part:
+        largest = picture_of(self._map(name, Part(0.0, scores)), frame).max()
+        return Part(float(largest), scores, frame=frame)
 
     def _map(self, name: str, part: Part) -> Tensor:
         """Bring a branch's scores to the image; only the 3-D ones are blurred."""
@@ -340,8 +354,7 @@ class _TrainingData:
         masks: (n, S, S) bool, the foreground.
         patches: (P, K, 3) float32, memory-mapped; empty without a 3-D branch.
         counts: (P,) int64, distinct points of each.
-        ids: Of the n samples.
-        skipped: By id, why others were left out.
+        seen: What is known of the n samples, and of those that were left out.
     """
 
     def __init__(self, method: MDSS, dataset: Samples, stages: Stages) -> None:
@@ -351,32 +364,32 @@ class _TrainingData:
 
         def write(path: Path) -> None:
             self._write(dataset, paths, stages.progress)
-            path.write_text(json.dumps({"ids": self.ids, "skipped": self.skipped}))
+            self.seen.write(path)
 
-        done = json.loads(stages.run("train.json", write).read_text())
-        self.ids, self.skipped = done["ids"], done["skipped"]
+        self.seen = Seen()
+        self.seen = Seen.read(stages.run("train.json", write))
         rgb, masks, patches, counts = (np.load(path, mmap_mode="r") for path in paths)
-        self.images, self.masks = rgb[: len(self.ids)], masks[: len(self.ids)]
+        self.images, self.masks = rgb[: len(self.seen.ids)], masks[: len(self.seen.ids)]
         self.patches, self.counts = patches, torch.from_numpy(np.array(counts))
 
     def _write(self, dataset: Samples, paths: list[Path], progress: bool) -> None:
-        self.ids, self.skipped = [], {}
-        size = self.method.image_size
+        seen, size = self.seen, self.method.image_size
         rgb = new_array(paths[0], (len(dataset), 3, size, size))
         masks = new_array(paths[1], (len(dataset), size, size), np.bool_)
         patches, counts = [np.zeros((0, self.method.patch_size, 3), np.float32)], [np.zeros(0, np.int64)]
-        prepared = usable(dataset, self._prepare, self.skipped, normal=True)
+        prepared = usable(dataset, self._prepare, seen.skipped, normal=True)
         for sample in _counted("cutting patches", prepared, len(dataset), progress):
-            number = len(self.ids)
+            number = len(seen.ids)
             rgb[number], masks[number] = sample.rgb.numpy(), foreground_mask(sample.xyz[None])[0].numpy()
             if "xyz" in self.method.branches:
                 points, _ = measured_points(sample.xyz.permute(1, 2, 0))
                 cut = cut_patches(points, size=self.method.patch_size, coverage=self.method.coverage[0])
                 patches.append(cut.points.numpy())
                 counts.append(np.full(len(cut.points), cut.count))
-            self.ids.append(sample.id or str(number))
-        if not self.ids:
-            raise InputError(f"dataset: no sample can be used; {next(iter(self.skipped.values()))}")
+            seen.ids.append(sample.id or str(number))
+            seen.take(sample)
+        if not seen.ids:
+            raise InputError(f"dataset: no sample can be used; {next(iter(seen.skipped.values()))}")
         rgb.flush()
         masks.flush()
         np.save(paths[2], np.concatenate(patches))
@@ -384,7 +397,7 @@ class _TrainingData:
 
     def _prepare(self, sample: Sample) -> Sample:
         """Prepare a sample, and let one without measured points be skipped."""
-        prepared = self.method.prepare(sample)
+        prepared = self.method.prepare_for_training(sample)
         measured_points(prepared.xyz.permute(1, 2, 0), str(prepared.xyz_path or prepared.id or "sample"))
         return prepared
 

@@ -121,7 +121,7 @@ def _pictures_of(album: Album, prediction: Prediction) -> str:
     """Return the four pictures of an image, the worst patches framed in the first and the last."""
     sample = prediction.sample
     colour = _pictures.rgb_picture(sample)
-    map_picture = _pictures.overlay(colour, prediction.map.numpy(), album.limits)
+    map_picture = _pictures.overlay(colour, prediction.prepared_map.numpy(), album.limits)
     if sample.mask is None:
         truth, words = colour, "ground truth: not known"
     else:
@@ -147,7 +147,7 @@ def _pictures_of(album: Album, prediction: Prediction) -> str:
 def _frames(album: Album, prediction: Prediction) -> str:
     """Return an SVG layer with a frame around each part's worst patch, in the part's colour."""
     frames = []
-    size = prediction.size
+    size = prediction.prepared_size
     side = _side(size)
     for name in album.part_names(prediction):
         part = prediction.parts[name]

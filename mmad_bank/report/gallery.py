@@ -49,7 +49,7 @@ class Thumbnails:
         colour = _pictures.shrunk(_pictures.rgb_picture(sample), SIDE)
         height, width = colour.shape[:2]
         mask = None if sample.mask is None else _pictures.shrunk_mask(sample.mask, (height, width))
-        scores = _pictures.shrunk_map(prediction.map, (height, width))
+        scores = _pictures.shrunk_map(prediction.prepared_map, (height, width))
         start = self._file.seek(0, 2)
         for values in (colour, _pictures.outlined(colour, mask), scores):
             self._file.write(np.ascontiguousarray(values).tobytes())

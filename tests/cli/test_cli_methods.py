@@ -15,10 +15,11 @@ for package in ("scipy", "tifffile", "timm", "matplotlib", "PIL"):
     pytest.importorskip(package)
 
 import tifffile
+from PIL import Image
 
 from mmad_bank import MemoryBank, methods
 from mmad_bank.cli import app
-from mmad_bank.data import open_dataset
+from mmad_bank.data import Preprocessing, open_dataset, prepare
 from mmad_bank.data.synthetic import write_synthetic
 from mmad_bank.features.extraction import Extractors
 
@@ -60,6 +61,15 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     options = ("--recipe", "keep", "--size", SIZE, "--workers", 1)
     assert call("prepare", folder / "raw", "--out", folder / "prepared", *options).exit_code == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A category of wide pictures, raw and padded to multiples of 50 pixels."""
+    folder = tmp_path_factory.mktemp("wide")
+    write_synthetic(folder / "raw", size=96, n_train=2, n_validation=1, n_test=2, categories=["laid_rope"], workers=1)
+    prepare(folder / "raw", folder / "kept", Preprocessing.recipe("keep", size=SIZE, pad_multiple=50))
     return folder
 
 
@@ -122,7 +132,7 @@ def test_fit_goes_on_where_it_stopped(parts: Path, tmp_path: Path, monkeypatch: 
     done = facts(*command)
     assert [one["seconds"] == 0 for one in done["models"]] == [True, False]
     assert len(built) == 3, "the first model is not fitted again"
-    assert set(described) == {"stud_tray validation"}, "the training's features are there"
+    assert described == [], "the training's features are there, and nothing is learnt from validation"
     assert [path.name for path in (tmp_path / "models.fit").iterdir()] == ["mine.txt"]
 
 
@@ -154,13 +164,20 @@ def test_predict_files_and_folder(parts: Path, model: Path, tmp_path: Path) -> N
     one = facts("predict", model, records[0].rgb, records[0].xyz, "--out", tmp_path / "one")["samples"][0]
     assert one["score"] == pytest.approx(scores[records[0].id], rel=1e-5)
     assert json.loads((tmp_path / "one/score.json").read_text()) == one
-    assert np.load(tmp_path / "one/map.npy").shape == (SIZE, SIZE)
+    assert np.load(tmp_path / "one/map.npy").shape == (96, 96), "the picture's size, not the prepared one"
+    assert one["size"] == [96, 96]
+    with Image.open(tmp_path / "one/image.png") as image, Image.open(tmp_path / "one/overlay.png") as overlay:
+        assert image.size == overlay.size == (96, 96)
+    top, left, bottom, right = one["explanation"]["rgb"]["box"]
+    assert 0 <= top < bottom <= 96
+    assert 0 <= left < right <= 96
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == [
         "image.png", "map.npy", "overlay.png", "score.json"
     ]  # fmt: skip
     reasons = one["explanation"]["rgb"]["nearest_normal_patches"]
     assert len(reasons) == 4
     assert reasons[0]["sample"].startswith("stud_tray/train/good/")
+    assert len(reasons[0]["box"]) == 4
     files = [path for record in records[1:3] for path in (record.rgb, record.xyz)]
     assert len(facts("predict", model, *files, "--out", tmp_path / "two")["samples"]) == 2
     options = ("--category", "stud_tray", "--out", tmp_path / "all", "--maps", tmp_path / "maps")
@@ -170,6 +187,7 @@ def test_predict_files_and_folder(parts: Path, model: Path, tmp_path: Path) -> N
     for record in records:  # the layout of MVTec's evaluation: category/test/defect/number.tiff
         values = tifffile.imread(tmp_path / "maps" / f"{record.id}.tiff")
         assert values.dtype == np.float32
+        assert values.shape == (96, 96)
         assert np.array_equal(values, np.load(tmp_path / "all" / record.id / "map.npy"))
 
 
@@ -197,6 +215,58 @@ def test_a_raw_sample_is_prepared_as_the_training_was(parts: Path, model: Path, 
         for name, record in (("raw", raw), ("prepared", prepared))
     ]
     assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_maps_have_the_pictures_size_and_place(wide: Path, tmp_path: Path) -> None:
+    """As MVTec's evaluation wants them, which compares each with the original's mask; from raw and prepared data."""
+    for name in ("raw", "kept"):
+        model, maps = tmp_path / f"{name}.model", tmp_path / "maps" / name
+        done = call("fit", "patchcore", wide / name, "--out", model, *SMALL)
+        assert done.exit_code == 0, done.output
+        found = facts("predict", model, wide / name, "--out", tmp_path / name, "--maps", maps)
+        for one in found["samples"]:
+            values, place = tifffile.imread(maps / f"{one['id']}.tiff"), Path(one["id"])
+            picture = np.asarray(Image.open(wide / "raw" / place.parent / "rgb" / f"{place.name}.png"))
+            assert values.shape == picture.shape[:2] == (72, 144)
+            shown = np.asarray(Image.open(Path(one["folder"]) / "image.png")).astype(float)
+            assert np.abs(shown - picture).mean() < (1e-9 if name == "raw" else 12), "the picture that was given"
+            assert one["notes"] == []
+
+
+def test_data_of_another_kind_need_force(parts: Path, model: Path, wide: Path, tmp_path: Path) -> None:
+    cookies = ("--category", "chip_cookie")
+    words = "of category chip_cookie, while the model was fitted on stud_tray; force=True (--force) scores it"
+    for arguments in (
+        ("evaluate", model, parts / "prepared", *cookies, "--report", tmp_path / "report"),
+        ("predict", model, parts / "prepared", *cookies, "--out", tmp_path / "out", "--maps", tmp_path / "maps"),
+    ):
+        assert words in refused(*arguments)
+        assert sorted(path.name for path in tmp_path.iterdir()) == []
+    result = call("evaluate", model, parts / "prepared", *cookies, "--force")
+    assert result.exit_code == 0
+    assert "chip_cookie: of category chip_cookie, while the model was fitted on stud_tray" in result.stdout
+    result = call("predict", model, parts / "prepared", *cookies, "--force", "--out", tmp_path / "out")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("note: of category chip_cookie")
+    assert json.loads(next((tmp_path / "out").rglob("score.json")).read_text())["notes"]
+    record = open_dataset(wide / "kept", split="test").records[0]
+    assert "prepared otherwise than what the model was fitted on (pad_multiple: 50 against 100)" in refused(
+        "predict", model, record.rgb, record.xyz, "--out", tmp_path / "other"
+    )
+    assert not (tmp_path / "other").exists()
+
+
+def test_data_that_an_older_version_prepared_are_scored(wide: Path, tmp_path: Path) -> None:
+    from mmad_bank.data._images import read_tag, read_xyz, write_xyz
+
+    shutil.copytree(wide / "kept", tmp_path / "old")
+    for path in (tmp_path / "old").rglob("*.tiff"):
+        write_xyz(path, read_xyz(path), read_tag(path).partition(" frame ")[0])
+    assert call("fit", "patchcore", tmp_path / "old", "--out", tmp_path / "model", *SMALL).exit_code == 0
+    result = call("predict", tmp_path / "model", tmp_path / "old", "--out", tmp_path / "out", "--json")
+    assert json.loads(result.stdout)["samples"][0]["size"] == [SIZE, SIZE]
+    assert result.stderr.count("\n") == 1
+    assert "prepare the data again" in result.stderr
 
 
 def test_extract_writes_what_build_takes(parts: Path, tmp_path: Path) -> None:

@@ -259,7 +259,7 @@ def test_samples_that_cannot_be_used_are_left_out_and_named(parts: list[Sample])
     with pytest.raises(InputError, match="part/train/good/few: expected at least 24 points"):
         method.predict_batch([parts[0], few])
     empty = replace(few, xyz=torch.zeros(3, SIZE, SIZE), id="part/test/good/empty")
-    with pytest.raises(InputError, match="part/test/good/empty: expected measured points, found a cloud with none"):
+    with pytest.raises(InputError, match="part/test/good/empty: xyz: expected measured points, found none"):
         method.predict(empty)
     with pytest.raises(InputError, match="dataset: no sample can be used; part/train/good/few: expected at least"):
         M3DM(**SMALL).fit([few])
@@ -289,7 +289,7 @@ def test_wrong_arguments_are_one_line(parts: list[Sample]) -> None:
 
 def test_samples_prepared_in_another_size_are_refused(fitted: M3DM) -> None:
     sample = a_part(72)
-    other = replace(sample, rgb=sample.rgb[:, :32, :32], xyz=sample.xyz[:, :32, :32])
+    other = replace(sample, rgb=sample.rgb[:, :32, :32], xyz=sample.xyz[:, :32, :32], mask=None)
     with pytest.raises(InputError, match=r"expected a prepared sample of 64×64 pixels \(image_size\), found 32×32"):
         fitted.predict(other)
 

@@ -60,5 +60,5 @@ def test_defects_are_not_learnt_as_normal(model: PatchCore) -> None:
 
 
 def test_a_list_of_something_else_is_named(model: PatchCore) -> None:
-    with pytest.raises(InputError, match="no sample can be used; sample: expected a Sample, found Tensor"):
+    with pytest.raises(InputError, match=r"dataset\[0\]: expected a Sample, found Tensor"):
         PatchCore(**model.arguments()).fit([torch.zeros(3, 8, 8)])

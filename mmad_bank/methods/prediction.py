@@ -1,0 +1,155 @@
+"""What a method says of a sample, in the pixels of the picture that it was given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from torch import Tensor
+
+from mmad_bank.data.frame import Frame
+from mmad_bank.data.sample import Sample
+from mmad_bank.scoring import anomaly_map
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one bank or branch of a method says of an image, before the parts are fused.
+
+    Attributes:
+        score: Of the image; padding has no say in it.
+        scores: (h, w) float32 on the CPU: of the patches, or of the pixels. Patches of padding were not scored; with
+            banks they repeat the nearest patch of the picture.
+        nearest: (h, w) int64, the bank row that is nearest to each patch; None for a method without banks.
+        frame: Where the grid lies in the picture; None where that is not known: all of it then.
+    """
+
+    score: float
+    scores: Tensor
+    nearest: Tensor | None = None
+    frame: Frame | None = None
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the scores."""
+        return int(self.scores.shape[0]), int(self.scores.shape[1])
+
+    @property
+    def shown(self) -> tuple[slice, slice]:
+        """Rows and columns of the grid that lie in the picture, at least in part; the others are padding."""
+        rows, columns = self.grid
+        return (slice(0, rows), slice(0, columns)) if self.frame is None else self.frame.cells(self.grid)
+
+    @property
+    def worst(self) -> tuple[int, int]:
+        """(row, column) in the grid of the highest score in the picture."""
+        rows, columns = self.shown
+        inside = self.scores[rows, columns]
+        row, column = divmod(int(inside.argmax()), inside.shape[1])
+        return row + rows.start, column + columns.start
+
+    def map(self, size: tuple[int, int], sigma: float = 4.0) -> Tensor:
+        """Return the scores as an anomaly map (H, W) of the prepared square.
+
+        See :func:`mmad_bank.scoring.anomaly_map`, and :attr:`Prediction.frame` for the way to the picture.
+        """
+        return anomaly_map(self.scores.reshape(1, -1), self.grid, size, sigma)[0]
+
+
+@dataclass(frozen=True, repr=False)
+class Prediction:
+    """What a method says of a sample.
+
+    Two frames are told apart: that of the *picture* which was given, whose pixels :attr:`map`, :attr:`original` and
+    :meth:`box` speak of, and the *prepared* square that the networks see (background removed, padded, resized), to
+    which :attr:`prepared_map` and :attr:`sample` belong. Metrics are measured in the square, without its padding.
+
+    Attributes:
+        score: Of the image; larger is more anomalous.
+        prepared_map: (S, S) float32 on the CPU: of every pixel of the prepared square.
+        sample: The sample after preprocessing, with the mask brought to the square.
+        parts: By bank or branch, what was fused.
+        given: The sample as it was given.
+        notes: What a reader must know of the score: that the data were prepared otherwise, for instance.
+    """
+
+    score: float
+    prepared_map: Tensor
+    sample: Sample
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    given: Sample | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def frame(self) -> Frame:
+        """Where the prepared square's pixels lie in the picture; where that is not known, the square is the picture."""
+        return self.sample.frame or Frame.centred(self.sample.size, max(self.sample.size))
+
+    @cached_property
+    def map(self) -> Tensor:
+        """(H, W) float32 on the CPU: the anomaly map in the picture's pixels, padding and resizing undone.
+
+        Of a sample that was prepared elsewhere and does not know its frame it is the prepared square's.
+        """
+        return self.frame.to_picture(self.prepared_map)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the picture in pixels."""
+        return self.frame.picture
+
+    @property
+    def prepared_size(self) -> tuple[int, int]:
+        """Height and width of the prepared square in pixels."""
+        return int(self.prepared_map.shape[0]), int(self.prepared_map.shape[1])
+
+    @cached_property
+    def original(self) -> Sample:
+        """The sample in the picture's pixels: as it was given, or, of a prepared one, with padding and resizing undone.
+
+        The latter's background stays removed, and its details are those of the prepared square.
+        """
+        if self.given is not None and not self.given.prepared:
+            return self.given
+        sample, frame = self.sample, self.frame
+        return replace(
+            sample,
+            rgb=frame.to_picture(sample.rgb),
+            xyz=frame.nearest_to_picture(sample.xyz),
+            mask=None if sample.mask is None else frame.nearest_to_picture(sample.mask),
+        )
+
+    def box(self, part: str, place: tuple[int, int] | None = None) -> tuple[int, int, int, int]:
+        """Return the picture's pixels that a patch covers: (top, left, bottom, right), the last two not included.
+
+        Args:
+            part: One of :attr:`parts`.
+            place: (row, column) in the part's grid; default: where its score is highest.
+        """
+        one = self.parts[part]
+        return self.frame.box(one.worst if place is None else place, one.grid)
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{name} {part.score:.4g}" for name, part in self.parts.items())
+        name = f" of {self.sample.id}" if self.sample.id else ""
+        height, width = self.size
+        return f"<Prediction{name}: score {self.score:.4g} ({parts}), map {height}×{width}>"
+
+
+@dataclass(frozen=True)
+class Reason:
+    """A normal patch that explains a score.
+
+    Attributes:
+        sample: The id of the training sample that it was taken from; None if that is not known.
+        place: (row, column) of the patch in the training image's patch grid; None if that is not known.
+        distance: To the patch that is explained, in the unit of the patch scores.
+        box: (top, left, bottom, right), the pixels of the training picture that the patch covers, the last two not
+            included; None if that is not known.
+    """
+
+    sample: str | None
+    place: tuple[int, int] | None
+    distance: float
+    box: tuple[int, int, int, int] | None = None
