@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,9 +19,10 @@ from mmad_bank._progress import progress_bar
 from mmad_bank.bank import FeatureDump, MemoryBank, Scores, Source
 from mmad_bank.bank.dumps import Part
 from mmad_bank.errors import InputError
-from mmad_bank.scoring import Reweight
+from mmad_bank.scoring import Reweight, anomaly_map
 
 _ROWS_AT_ONCE = 16384
+_PIXELS_A_PATCH = 8
 _COLUMNS = (
     "name", "file", "score", "worst_patch", "worst_row", "worst_column", "worst_score", "nearest", "source",
     "source_file", "source_patch", "source_row", "source_column",
@@ -34,6 +35,8 @@ class Image(NamedTuple):
     name: str
     file: str
     grid: tuple[int, int] | None
+    size: tuple[int, int] | None
+    """(H, W) of its map: the image's where that is known, otherwise eight pixels a patch; None without a grid."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +85,13 @@ def patches_of_an_image(dump: FeatureDump, patches: int | None) -> int:
     return expected
 
 
-def images_of(source: Source, per_image: int) -> list[Image]:
-    """Return the images of a source whose images have ``per_image`` patches."""
-    whole = _cut(source, per_image)
-    return [Image(whole.name(number), whole.file, whole.grid) for number in range(whole.images)]
+def images_of(part: Part, per_image: int) -> list[Image]:
+    """Return the images of a part whose images have ``per_image`` patches."""
+    whole = _cut(part.source, per_image)
+    size = None if whole.grid is None else (whole.grid[0] * _PIXELS_A_PATCH, whole.grid[1] * _PIXELS_A_PATCH)
+    if size is not None and part.image_size is not None:
+        size = part.image_size, part.image_size
+    return [Image(whole.name(number), whole.file, whole.grid, size) for number in range(whole.images)]
 
 
 def _cut(source: Source, per_image: int) -> Source:
@@ -133,7 +139,7 @@ def score_images(
                 left_out[part.label] = str(error)
                 continue
             parts += own
-            images += images_of(part.source, per_image)
+            images += images_of(part, per_image)
     if not parts:
         raise InputError(next(iter(left_out.values())))
     scores = Scores(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
@@ -184,6 +190,39 @@ def save_table(path: Path, bank: MemoryBank, scored: ScoredImages) -> None:
                  origin.name, origin.file, origin.row if origin.patch is None else origin.patch,
                  *(origin.place or ("", ""))]
             )  # fmt: skip
+
+
+def map_files(images: Sequence[Image], maps: Path) -> list[Path]:
+    """Return the file of each image's map in a folder: by its name, which may have folders in it.
+
+    Raises:
+        InputError: A grid is not known, two images have one name, or a name leads out of the folder.
+    """
+    files: dict[Path, str] = {}
+    for image in images:
+        if image.grid is None:
+            raise InputError(
+                f"--maps: expected the grid of the patches of {image.file}, found none; maps of four axes have it, and"
+                " extraction.json may tell it"
+            )
+        name = PurePosixPath(image.name.replace("\\", "/"))
+        if name.is_absolute() or ".." in name.parts or not name.name:
+            raise InputError(f"--maps: expected names that stay in the folder, found {image.name!r}")
+        path = maps / f"{name}.tiff"
+        if path in files:
+            raise InputError(f"--maps: expected a name for each image, found {image.name!r} twice")
+        files[path] = image.name
+    return list(files)
+
+
+def save_maps(maps: Path, scored: ScoredImages) -> None:
+    """Write the anomaly map of each image, float32, as TIFF."""
+    from mmad_bank.data._images import write_map
+
+    for number, (image, path) in enumerate(zip(scored.images, map_files(scored.images, maps), strict=True)):
+        assert image.grid is not None
+        assert image.size is not None
+        write_map(path, anomaly_map(scored.scores.patch[number : number + 1], image.grid, image.size)[0].numpy())
 
 
 def _digits(value: Tensor) -> str:

@@ -11,7 +11,7 @@ import typer
 from mmad_bank._progress import doing
 from mmad_bank.cli._dumps import ByImage, DumpLayout, Features, Key, Reading
 from mmad_bank.cli._options import Device, Json, Overwrite, check_device, parse_share
-from mmad_bank.cli._output import check_output, emit, end, seconds, show_progress, size
+from mmad_bank.cli._output import check_output, check_output_folder, emit, end, seconds, show_progress, size
 from mmad_bank.cli._swapped import check_bank_first
 from mmad_bank.errors import InputError
 
@@ -157,6 +157,10 @@ def score(
             help="Table to write: image, score, worst patch, and the normal patch nearest to it.", show_default=False
         ),
     ] = None,
+    maps: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write each image's anomaly map to, MAPS/NAME.tiff.", show_default=False),
+    ] = None,
     reweight: Annotated[
         Literal["m3dm", "patchcore", "max"],
         typer.Option(help="Rule that makes an image's score of its patches' scores."),
@@ -181,15 +185,24 @@ def score(
     A (N, D) dump is one image of N patches unless --patches, or names that come with it, say how many an image has.
     """
     check_bank_first("score", bank_file, features)
-    if out is None and csv is None:
-        raise InputError("--out and --csv: expected at least one of them, found neither")
+    if out is None and csv is None and maps is None:
+        raise InputError("--out, --csv and --maps: expected at least one of them, found none")
     for path, name in ((out, "--out"), (csv, "--csv")):
         if path is not None:
             check_output(path, name, inputs=(bank_file, *features), overwrite=overwrite)
     if top < 1:
         raise InputError(f"--top: expected at least 1, found {top}")
     from mmad_bank.bank import MemoryBank
-    from mmad_bank.cli._scoring import save_scores, save_table, score_images, summarise
+    from mmad_bank.cli._scoring import (
+        images_of,
+        map_files,
+        patches_of_an_image,
+        save_maps,
+        save_scores,
+        save_table,
+        score_images,
+        summarise,
+    )
 
     target = check_device(device)
     begin = time.perf_counter()
@@ -198,6 +211,14 @@ def score(
     left_out: dict[str, str] = {}
     dump = Reading(key, layout, by_image).open(features, bank.dim, left_out)
     dump.check_extractor(bank.extractor, str(bank_file))
+    if maps is not None:
+        from mmad_bank.data._images import import_extra
+
+        import_extra("tifffile", "tifffile", "writing anomaly maps")  # missing: said before the work
+        per_image = patches_of_an_image(dump, patches)
+        files = map_files([image for part in dump.parts for image in images_of(part, per_image)], maps)
+        names = [str(path.relative_to(maps)) for path in files]
+        check_output_folder(maps, "--maps", outputs=names, overwrite=overwrite)
     loaded = time.perf_counter()
     scored_images = score_images(bank, dump, patches, reweight, neighbors, progress=show_progress(as_json))
     scored = time.perf_counter()
@@ -206,12 +227,14 @@ def score(
         save_scores(out, scored_images)
     if csv is not None:
         save_table(csv, bank, scored_images)
+    if maps is not None:
+        save_maps(maps, scored_images)
     times = {"load": loaded - begin, "score": scored - loaded, "save": time.perf_counter() - scored}
     result, rows = summarise(bank, scored_images, top)
     rows["time"] = f"load {seconds(times['load'])}, score {seconds(times['score'])}"
     rows["per image"] = seconds(times["score"] / len(scored_images))
-    written = {"scores": out and str(out), "table": csv and str(csv)}
-    title = f"scored into {' and '.join(str(path) for path in (out, csv) if path is not None)}"
+    written = {"scores": out and str(out), "table": csv and str(csv), "maps": maps and str(maps)}
+    title = f"scored into {' and '.join(str(path) for path in (out, csv, maps) if path is not None)}"
     emit({**written, **result, "left_out": left_out, "seconds": times}, rows, title=title, as_json=as_json)
     end(left_out)
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from mmad_bank.bank import MemoryBank
 from mmad_bank.cli import app
+from mmad_bank.scoring import anomaly_map
 
 GRID = (4, 5)
 
@@ -121,7 +122,7 @@ def test_a_table_without_names_and_grids(tmp_path: Path, normal: np.ndarray) -> 
     assert [row["name"] for row in rows] == ["q[0]", "q[1]"]
     assert {row["worst_row"] for row in rows} == {row["source_column"] for row in rows} == {""}
     assert {row["source"] for row in rows} == {"flat"}
-    assert "expected at least one of them, found neither" in refused("score", tmp_path / "bank", tmp_path / "q.npy")
+    assert "expected at least one of them, found none" in refused("score", tmp_path / "bank", tmp_path / "q.npy")
     assert "--top" in refused("score", tmp_path / "bank", tmp_path / "q.npy", "--csv", tmp_path / "t.csv", "--top", 0)
     assert "no folder" in refused("score", tmp_path / "bank", tmp_path / "q.npy", "--csv", tmp_path / "none" / "t.csv")
 
@@ -223,3 +224,31 @@ def test_a_file_that_cannot_be_used_is_named_and_the_rest_is_scored(tmp_path: Pa
     assert not (tmp_path / "t.csv").exists()
     assert "truncated" in refused("score", bank, queries / "hole" / "aa.npy", "--csv", tmp_path / "t.csv")
     assert "row 7 holds NaN" in refused("build", queries / "good" / "nan.npy", "--out", tmp_path / "b3")
+
+
+def test_maps_have_the_images_names(tmp_path: Path, bank: Path, queries: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    maps = tmp_path / "maps"
+    good("score", bank, queries, "--out", tmp_path / "s.npz", "--maps", maps)
+    assert sorted(str(path.relative_to(maps)) for path in maps.rglob("*.*")) == [
+        "good/a.tiff", "hole/b.tiff", "hole/c, d.tiff",
+    ]  # fmt: skip
+    with np.load(tmp_path / "s.npz") as scores:
+        expected = anomaly_map(scores["patch"], GRID, (32, 40)).numpy()
+    found = tifffile.imread(maps / "hole" / "b.tiff")
+    assert found.dtype == np.float32
+    assert np.array_equal(found, expected[1])
+    assert "--overwrite" in refused("score", bank, queries, "--maps", maps)
+    (queries / "extraction.json").write_text(json.dumps({"grid": GRID, "image_size": 64}))
+    good("score", bank, queries, "--maps", maps, "--overwrite")
+    assert tifffile.imread(maps / "hole" / "b.tiff").shape == (64, 64)
+    for ids, words in {
+        ("a", "../b", "c"): "expected names that stay in the folder, found '../b'",
+        ("a", "/b", "c"): "expected names that stay in the folder, found '/b'",
+        ("a", "b", "a"): "expected a name for each image, found 'a' twice",
+    }.items():
+        (queries / "extraction.json").write_text(json.dumps({"grid": GRID, "ids": ids}))
+        assert f"--maps: {words}" in refused("score", bank, queries, "--maps", tmp_path / "more")
+    (queries / "extraction.json").unlink()
+    assert "--maps: expected the grid of the patches of" in refused("score", bank, queries, "--maps", tmp_path / "more")
+    assert not (tmp_path / "more").exists()

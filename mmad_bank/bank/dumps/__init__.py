@@ -254,7 +254,10 @@ class _Opener:
             layers = [contents.open(key) for key in _pick(contents, self.keys)]
             parts = [self._part(str(path), layers, told)]
         if told is not None:
-            parts = [replace(with_grid(part, told.grid, told.path), extractor=told.extractor) for part in parts]
+            parts = [
+                replace(with_grid(part, told.grid, told.path), extractor=told.extractor, image_size=told.image_size)
+                for part in parts
+            ]
         return with_names(parts, contents.names, path)
 
     def _open_images(self, contents: Contents, told: Description | None) -> list[Part]:

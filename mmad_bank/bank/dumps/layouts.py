@@ -61,6 +61,8 @@ class Part:
     unit: int = 1
     """Rows that can only be read together: those of an image whose values do not lie place by place."""
     extractor: str | None = None
+    image_size: int | None = None
+    """Pixels a side of the images that the features are of, if that is known."""
     key: str = ""
     """Of the array, if its file holds several parts."""
 
