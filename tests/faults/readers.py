@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import mutators as damage
 import numpy as np
@@ -96,7 +97,7 @@ def _npz(path: Path) -> None:
 
 
 def _pt(path: Path, zipped: bool = True) -> None:
-    rows = {"features": torch.rand(4, 10, 8), "epoch": 3, "names": ["a", "b"]}
+    rows = {"features": torch.rand(4, 10, 8), "epoch": 3, "names": ["a", "b", "c", "d"]}
     torch.save(rows, path, _use_new_zipfile_serialization=zipped)
 
 
@@ -106,13 +107,36 @@ def _safetensors(path: Path) -> None:
     save_file({"features": torch.rand(4, 10, 8), "labels": torch.arange(4)}, path)
 
 
-def _read_dump(path: Path) -> None:
+def _layers(path: Path) -> None:
+    layers = {"a": torch.rand(3, 4, 5, 6), "b": torch.rand(3, 2, 3, 3)}
+    names = ["x", "y", "z"]
+    if path.suffix == ".pt":
+        torch.save({"net": layers, "names": names}, path)
+    elif path.suffix == ".npz":
+        np.savez(path, **{f"net.{key}": value.numpy() for key, value in layers.items()}, names=np.array(names))
+    else:
+        from safetensors.torch import save_file
+
+        save_file({f"net.{key}": value for key, value in layers.items()}, path, {"names": json.dumps(names)})
+
+
+def _described(path: Path) -> None:
+    path.mkdir()
+    np.save(path / "maps.npy", np.random.default_rng(0).random((3, 4, 5, 6)).astype(np.float32))
+    facts = {"ids": ["x", "y", "z"], "split": "train", "grid": [5, 6]}
+    facts["dumps"] = {"maps": {"file": "maps.npy", "dim": 4, "extractor": "net", "layout": "bchw"}}
+    (path / "extraction.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _read_dump(path: Path, **arguments: Any) -> None:
     from mmad_bank.bank import open_dump
 
-    dump = open_dump(path)
+    dump = open_dump(path, **arguments)
     for _ in dump.blocks(16):
         pass
     dump.take(torch.tensor([0, len(dump) - 1]))
+    for source in dump.sources:
+        source.name(source.images - 1)
 
 
 def _of_zips(sentinel: str, file: str) -> Sequence[damage.Mutator]:
@@ -277,6 +301,7 @@ def readers(sentinel: str) -> list[Reader]:
     safe = _same(damage.any_bytes, damage.safetensors_table, damage.safetensors_table, damage.safetensors_values)
     anything, json_file = _same(damage.any_bytes), _same(damage.json_text, damage.json_text, damage.any_bytes)
     tiff, png = _same(damage.any_bytes, damage.tiff_tags, damage.tiff_tags), _same(damage.any_bytes, damage.png_chunks)
+    layers = partial(_read_dump, key=["net.a", "net.b"], layout="bchw")
     found = [
         Reader("bank", _bank, _read_bank, _of_banks, share=2),
         Reader("bank-projected", partial(_bank, projection_dim=4, standardise=True, extractor="a net"), _read_bank, _of_banks,
@@ -288,6 +313,10 @@ def readers(sentinel: str) -> list[Reader]:
         Reader("pt", _pt, _read_dump, zips, suffix=".pt", share=2),
         Reader("pt-old", partial(_pt, zipped=False), _read_dump, _same(damage.any_bytes, damage.pickle_code), suffix=".pt"),
         Reader("safetensors", _safetensors, _read_dump, safe, suffix=".safetensors"),
+        Reader("npz-layers", _layers, layers, zips, suffix=".npz"),
+        Reader("pt-layers", _layers, layers, zips, suffix=".pt"),
+        Reader("safetensors-layers", _layers, layers, safe, suffix=".safetensors"),
+        Reader("described", _described, _read_dump, _same(damage.json_text, damage.any_bytes), ("extraction.json",)),
         Reader("png", partial(_picture, kind="PNG"), _image_reader("read_rgb"), png, suffix=".png"),
         Reader("png-palette", partial(_picture, kind="PNG", mode="P"), _image_reader("read_rgb"), png, suffix=".png", share=0.5),
         Reader("jpeg", partial(_picture, kind="JPEG"), _image_reader("read_rgb"), anything, suffix=".jpg"),
