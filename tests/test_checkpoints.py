@@ -15,8 +15,8 @@ from mmad_bank.errors import InputError
 
 @pytest.mark.parametrize(
     ("version", "safe"),
-    [("2.2.0", False), ("2.5.1+cu121", False), ("2.9.1", False), ("2.10.0", True), ("2.14.1+cpu", True), ("3.0.0", True),
-     ("10.2.0a0", True)],
+    [("2.2.0", False), ("2.5.1+cu121", False), ("2.9.1", False), ("2.10.0", True), ("2.14.1+cpu", True),
+     ("3.0.0", True), ("10.2.0a0", True)],
 )  # fmt: skip
 def test_old_versions_read_no_pt_files(
     version: str, safe: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -15,6 +15,13 @@ Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace output that exists; without this option it is refused.")
 ]
 Device = Annotated[str, typer.Option(help="Device to compute on: cpu, cuda, cuda:1, ...")]
+TrustIndex = Annotated[
+    bool,
+    typer.Option(
+        "--trust-index",
+        help="Let FAISS read the index in a file of your own; without this option it is built anew from the vectors.",
+    ),
+]
 DatasetFolder = Annotated[
     Path, typer.Argument(metavar="DATASET", help="Folder of the categories, raw or prepared.", show_default=False)
 ]

@@ -10,7 +10,7 @@ import typer
 
 from mmad_bank._progress import doing
 from mmad_bank.cli._dumps import ByImage, DumpLayout, Features, Key, Reading
-from mmad_bank.cli._options import Device, Json, Overwrite, check_device, parse_share
+from mmad_bank.cli._options import Device, Json, Overwrite, TrustIndex, check_device, parse_share
 from mmad_bank.cli._output import check_output, check_output_folder, emit, end, seconds, show_progress, size
 from mmad_bank.cli._swapped import check_bank_first
 from mmad_bank.errors import InputError
@@ -46,6 +46,13 @@ def build(
     index: Annotated[
         str, typer.Option(help="Search index: exact, or a FAISS index_factory string such as IVF256,Flat.")
     ] = "exact",
+    nprobe: Annotated[
+        int | None,
+        typer.Option(help="Lists that a query looks into, of IVF indices (default: enough to find 99 % on a sample)."),
+    ] = None,
+    ef_search: Annotated[
+        int | None, typer.Option(help="Candidates that a search keeps, of HNSW indices (default: likewise).")
+    ] = None,
     projection_dim: Annotated[
         str | None, typer.Option(metavar="D|auto", help="Select in a random projection to D dimensions.")
     ] = None,
@@ -76,7 +83,7 @@ def build(
     bank = MemoryBank.build(
         dump, share, size=n_vectors, index=index, projection_dim=dimensions, seed=seed,
         start=start, standardise=standardize, precision=precision, device=target if device != "cpu" else None,
-        progress=show_progress(as_json),
+        progress=show_progress(as_json), nprobe=nprobe, ef_search=ef_search,
     )  # fmt: skip
     built = time.perf_counter()
     with doing(f"saving {out}"):
@@ -111,6 +118,7 @@ def extend(
     key: Key = None,
     layout: DumpLayout = "auto",
     by_image: ByImage = False,
+    trust_index: TrustIndex = False,
     device: Device = "cpu",
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -127,7 +135,7 @@ def extend(
     target_device = check_device(device)
     begin = time.perf_counter()
     with doing(f"loading {bank_file}"):
-        bank = MemoryBank.load(bank_file, device=target_device)
+        bank = MemoryBank.load(bank_file, device=target_device, trust_index=trust_index)
     dump = Reading(key, layout, by_image).open(features, bank.dim)
     dump.check_extractor(bank.extractor, str(bank_file))
     added = bank.extend(dump, radius=radius, size=n_vectors, progress=show_progress(as_json))
@@ -174,6 +182,7 @@ def score(
     layout: DumpLayout = "auto",
     by_image: ByImage = False,
     precision: Precision = "auto",
+    trust_index: TrustIndex = False,
     device: Device = "cpu",
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -207,7 +216,7 @@ def score(
     target = check_device(device)
     begin = time.perf_counter()
     with doing(f"loading {bank_file}"):
-        bank = MemoryBank.load(bank_file, device=target, precision=precision)
+        bank = MemoryBank.load(bank_file, device=target, precision=precision, trust_index=trust_index)
     left_out: dict[str, str] = {}
     dump = Reading(key, layout, by_image).open(features, bank.dim, left_out)
     dump.check_extractor(bank.extractor, str(bank_file))
@@ -309,6 +318,7 @@ def _describe(bank: MemoryBank, path: Path) -> dict[str, Any]:
         "vectors": len(bank),
         "dim": bank.dim,
         "index": bank.index,
+        "search": bank.metadata()["search"],
         "radius": bank.radius,
         "file_bytes": path.stat().st_size,
         "resident_bytes": bank.nbytes,
@@ -324,6 +334,13 @@ def _describe_rows(bank: MemoryBank, path: Path) -> dict[str, str]:
     }
     if bank.projection is not None:
         rows["selected in"] = f"a random projection to {bank.projection.dim_out} dimensions"
+    search = bank.metadata()["search"]
+    if search is not None:
+        names = {"nprobe": "lists per query (nprobe)", "ef_search": "candidates (ef_search)"}
+        words = [f"{search[name]} {what}" for name, what in names.items() if search[name] is not None]
+        recall = search["recall"]
+        words.append("recall not measured" if recall is None else f"finds {recall:.1%} of a sample's nearest vectors")
+        rows["search"] = ", ".join(words)
     if bank.standardisation is not None:
         rows["standardised by"] = f"mean {bank.standardisation.mean:.6g}, std {bank.standardisation.std:.6g}"
     return rows

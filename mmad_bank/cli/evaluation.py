@@ -16,7 +16,17 @@ import typer
 from mmad_bank._files import replacing
 from mmad_bank._json import json_text
 from mmad_bank._progress import doing, progress_bar, within
-from mmad_bank.cli._options import Batch, Category, DatasetFolder, Device, Json, Layout, Overwrite, check_device
+from mmad_bank.cli._options import (
+    Batch,
+    Category,
+    DatasetFolder,
+    Device,
+    Json,
+    Layout,
+    Overwrite,
+    TrustIndex,
+    check_device,
+)
 from mmad_bank.cli._output import (
     check_output,
     check_output_folder,
@@ -68,6 +78,7 @@ def evaluate(
     ] = None,
     batch: Batch = 1,
     layout: Layout = "auto",
+    trust_index: TrustIndex = False,
     device: Device = "cpu",
     force: Force = False,
     overwrite: Overwrite = False,
@@ -91,7 +102,7 @@ def evaluate(
     for number, (name, folder) in enumerate(chosen.items(), 1):
         with within(name, number, len(chosen)):
             with doing(f"loading {folder}"):
-                method = methods.load(folder, target)
+                method = methods.load(folder, target, trust_index=trust_index)
             evaluation = run(
                 method, splits[name], batch=batch, examples=_EXAMPLES if page else 0, watch=page and page.watch,
                 force=force, progress=show_progress(as_json),
@@ -202,6 +213,7 @@ def predict(
         int, typer.Option(help="Number of normal patches to name for the worst patch of each bank.")
     ] = 4,
     layout: Layout = "auto",
+    trust_index: TrustIndex = False,
     device: Device = "cpu",
     force: Force = False,
     overwrite: Overwrite = False,
@@ -226,7 +238,7 @@ def predict(
     if maps is not None:
         check_output_folder(maps, "--maps", outputs=[f"{name}.tiff" for name, _ in samples], overwrite=mine)
     with doing(f"loading {model}"):
-        method = methods.load(model, target)
+        method = methods.load(model, target, trust_index=trust_index)
     if not force and len(inputs) == 1:
         method.check(open_dataset(inputs[0], category, split, layout), str(inputs[0]))
     begin = time.perf_counter()
@@ -341,9 +353,7 @@ def _explain(method: Method, prediction: Prediction, part: str, n: int) -> dict[
     """Name the normal patches that are nearest to a part's worst patch."""
     place, grid = prediction.parts[part].worst, prediction.parts[part].grid
     reasons = method.explain(prediction, part, place=place, n=n)
-    nearest = [
-        {"sample": one.sample, "place": one.place, "box": one.box, "distance": one.distance} for one in reasons
-    ]
+    nearest = [{"sample": one.sample, "place": one.place, "box": one.box, "distance": one.distance} for one in reasons]
     box = prediction.box(part, place)
     return {"worst_patch": place, "grid": list(grid), "box": box, "nearest_normal_patches": nearest}
 
