@@ -311,7 +311,7 @@ class _Tally:
             for result, values in maps.items():
                 self._of(result, kind).update(truth, picture_of(values, sample.frame))
         if not self.labels:
-            self.labels = {FUSED: RESULT, **{part: _part_label(part, prediction.parts[part]) for part in results}}
+            self.labels = {FUSED: RESULT, **{name: _part_label(name, one) for name, one in prediction.parts.items()}}
         self._keep(prediction, number)
         if self.watch is not None:
             self.watch(prediction)

@@ -248,7 +248,7 @@ def test_one_scale_for_all_pictures_of_a_model() -> None:
     samples = [make(i, kind) for kind in ("good", "colour") for i in range(4)]
     for chosen in (samples, samples[:5]):
         text = " ".join(parse(render(chosen, method)).text)
-        assert "Of 7 training images, nine pixels in ten stay below 0.25 (the first colour)" in text
+        assert "Of 7 training images, nine pixels in ten stay below 0.25, the first colour" in text
         assert "one in a thousand is above 0.75" in text
     assert "the model has none of normal images" in render(samples, Darkness())
 

@@ -21,7 +21,7 @@ QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
 IMAGES = 16
 """Normal images that are looked at, evenly spread."""
 _FIRST, _EXTREME = 0.9, 0.999
-_STRETCH = 2.5
+_STRETCH = 2.0  # the extreme stands in the middle of the scale
 _FIRST_NEIGHBORS = 8
 
 
@@ -36,7 +36,7 @@ class MapScale:
 
     Example:
         >>> MapScale(4, "validation images", {"fused": {0.5: 0.1, 0.9: 1.0, 0.99: 1.5, 0.999: 2.0, 1.0: 3.0}}).limits()
-        (1.0, 3.5)
+        (1.0, 3.0)
     """
 
     images: int
@@ -46,8 +46,8 @@ class MapScale:
     def limits(self, result: str = FUSED) -> tuple[float, float]:
         """Return the scores of the first and of the last colour.
 
-        Nine in ten pixels of normal images get the first colour. What only one in a thousand of them reaches stands
-        well below the middle of the scale, so that the upper colours are left to what normal images do not have.
+        Nine in ten pixels of normal images get the first colour. What one in a thousand of them reaches stands in the
+        middle of the scale: the upper colours are left to what normal images do not have.
 
         Raises:
             KeyError: There is no such result.

@@ -13,7 +13,7 @@ from mmad_bank.data.sample import Sample, SampleDataset
 from mmad_bank.errors import InputError
 from mmad_bank.evaluation import FUSED, Evaluation, Example
 from mmad_bank.methods.base import Method, Part, Prediction, Reason
-from mmad_bank.report.charts import colour_of, key
+from mmad_bank.report.charts import COLOURS, colour_of, key
 
 _N_REASONS = 4
 _CROP = 0.22  # side of a patch's crop, in sides of the image
@@ -57,8 +57,8 @@ class Album:
         return [name for name in self.results if name in prediction.parts] or list(prediction.parts)
 
     def colour(self, part: str) -> str:
-        """Return a part's colour in the curves; a method's only part is the result itself."""
-        return colour_of(self.results, part if part in self.results else FUSED)
+        """Return a part's colour in the curves; a method's only part has none there, as it is the result itself."""
+        return colour_of(self.results, part) if part in self.results else COLOURS[0]
 
     def rank(self, part: str, score: float) -> str:
         """Say how a score stands to those of the good images."""
@@ -88,13 +88,13 @@ def render_scale(album: Album) -> str:
     bar = f'<i style="background:linear-gradient(90deg, {stops})"></i>'
     scale = None if album.method is None else album.method.map_scale_
     if scale is None:
-        words = "one scale for the maps of this page; the model has none of normal images, and so a good image may be"
-        words += " as bright as a defect"
+        words = "One scale for the maps of this page; the model has none of normal images, and so a good image may be"
+        words += " as bright as a defect."
     else:
         extreme = scale.quantiles[FUSED][0.999]
         words = (
-            f"the model's scale, one for all its maps. Of {scale.images} {scale.origin}, nine pixels in ten stay below"
-            f" {low} (the first colour) and one in a thousand is above {extreme:.4g}."
+            f"The model's scale, one for all its maps. Of {scale.images} {scale.origin}, nine pixels in ten stay below"
+            f" {low}, the first colour, and one in a thousand is above {extreme:.4g}."
         )
     return (
         f'<h3>Colours of the anomaly maps</h3><div class="scale" role="img" aria-label="from {low}, dark, to {high},'
@@ -132,7 +132,7 @@ def _pictures_of(album: Album, prediction: Prediction) -> str:
     shown = _pictures.has_depth(sample)
     depth = [(_pictures.depth_picture(sample), "depth: near is light; grey: not measured", "")] if shown else []
     cells = (
-        (colour, "colour; framed: each bank's worst patch" if frames else "colour", frames),
+        (colour, "colour; framed: each part's worst patch" if frames else "colour", frames),
         *depth,
         (truth, words, ""),
         (map_picture, "anomaly map", ""),
