@@ -143,6 +143,13 @@ def shrunk_map(scores: Tensor, size: tuple[int, int]) -> np.ndarray:
     return torch.nn.functional.adaptive_avg_pool2d(scores[None].float(), size)[0].numpy()
 
 
+def shown(sample: Sample) -> tuple[slice, slice]:
+    """Return rows and columns of a prepared sample that show its picture; the others are padding."""
+    if sample.frame is None:
+        return slice(0, sample.size[0]), slice(0, sample.size[1])
+    return sample.frame.rows, sample.frame.columns
+
+
 def has_depth(sample: Sample) -> bool:
     """Say whether there is a depth to show: a cloud that is not all in one plane before the camera."""
     depth = sample.xyz[2][sample.measured]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from dataclasses import replace
 from hashlib import sha256
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from scored_samples import SIZE, Darkness, make
 import mmad_bank
 from mmad_bank import _pictures
 from mmad_bank.data import Sample
+from mmad_bank.data.frame import Frame
 from mmad_bank.errors import InputError
 from mmad_bank.evaluation import evaluate
 from mmad_bank.methods import Part, Prediction, Reason
@@ -288,6 +290,25 @@ def test_a_page_of_ones_own_is_not_replaced(tmp_path: Path) -> None:
     page.write_text(report.to_html())  # as older versions wrote it: the page alone
     report.write(tmp_path)
     assert (tmp_path / "report.json").is_file()
+
+
+def test_padding_is_not_shown(tmp_path: Path) -> None:
+    """A picture of half the square's height is shown as such, and so is what frames its worst patch."""
+    from PIL import Image
+
+    frame = Frame.centred((SIZE // 2, SIZE), SIZE)
+    samples = [replace(deep(make(i, kind)), frame=frame) for kind in ("good", "x") for i in range(2)]
+    report = Report()
+    report.add(evaluate(Darkness(), samples, examples=1, watch=report.watch), Darkness())
+    path = report.write(tmp_path / "report")
+    text = path.read_text(encoding="utf-8")
+    shapes = {
+        Image.open(BytesIO(b64decode(data))).size for data in re.findall(r'src="data:image/jpeg;base64,([^"]*)"', text)
+    }
+    assert shapes == {(SIZE, SIZE // 2)}
+    assert f'viewBox="0 {SIZE // 4} {SIZE} {SIZE // 2}"' in text
+    with Image.open(path.parent / "images" / "1-000000.jpg") as picture:
+        assert picture.size == (2 * SIZE, SIZE // 2)
 
 
 def test_every_stage_of_the_package_has_a_colour_of_its_own() -> None:

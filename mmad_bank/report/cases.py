@@ -137,8 +137,10 @@ def _pictures_of(album: Album, prediction: Prediction) -> str:
         (truth, words, ""),
         (map_picture, "anomaly map", ""),
     )
+    inside = _pictures.shown(sample)
     figures = "".join(
-        f"<figure>{_picture(picture, f'{words}, {sample.id}', extra)}<figcaption>{words}</figcaption></figure>"
+        f"<figure>{_picture(np.ascontiguousarray(picture[inside]), f'{words}, {sample.id}', extra)}"
+        f"<figcaption>{words}</figcaption></figure>"
         for picture, words, extra in cells
     )
     return f'<div class="pictures">{figures}</div>'
@@ -155,7 +157,9 @@ def _frames(album: Album, prediction: Prediction) -> str:
         box = f'x="{left + 1}" y="{top + 1}" width="{side - 2}" height="{side - 2}" rx="2"'
         frames.append(f'<rect {box} stroke="#fff" stroke-width="3.2" stroke-opacity="0.75"/>')
         frames.append(f'<rect {box} style="stroke:{album.colour(name)}" stroke-width="1.8"/>')
-    box = f'viewBox="0 0 {size[1]} {size[0]}"'
+    rows, columns = _pictures.shown(prediction.sample)
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    box = f'viewBox="{columns.start} {rows.start} {width} {height}"'
     return f'<svg {box} fill="none" aria-hidden="true">{"".join(frames)}</svg>' if frames else ""
 
 
@@ -192,7 +196,7 @@ def _crop(
     side = _side(sample.size)
     top, left = _pictures.crop_box(place, part.grid, sample.size, side)
     picture = _pictures.depth_picture(sample) if depth else _pictures.rgb_picture(sample)
-    style = f' style="outline-color:{frame}"' if frame else ""
+    style = f"outline-color:{frame}" if frame else ""
     image = _picture(np.ascontiguousarray(picture[top : top + side, left : left + side]), hint or words, style=style)
     kind = "crop worst" if frame else "crop"
     opening = f'<figure class="{kind}" title="{escape(hint, quote=True)}">'
@@ -202,7 +206,8 @@ def _crop(
 def _picture(picture: np.ndarray, words: str, extra: str = "", style: str = "") -> str:
     data = b64encode(_pictures.encoded(picture, "JPEG", quality=90, subsampling=0)).decode("ascii")
     image = f'<img src="data:image/jpeg;base64,{data}" alt="{escape(words, quote=True)}">'
-    return f'<div class="picture"{style}>{image}{extra}</div>'
+    height, width = picture.shape[:2]
+    return f'<div class="picture" style="aspect-ratio:{width}/{height};{style}">{image}{extra}</div>'
 
 
 def _side(size: tuple[int, int]) -> int:

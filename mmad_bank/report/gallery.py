@@ -46,10 +46,11 @@ class Thumbnails:
     def add(self, prediction: Prediction) -> None:
         """Keep an image's picture, the same with its defect's outline, and its map, all made small."""
         sample = prediction.sample
-        colour = _pictures.shrunk(_pictures.rgb_picture(sample), SIDE)
+        inside = _pictures.shown(sample)
+        colour = _pictures.shrunk(_pictures.rgb_picture(sample)[inside], SIDE)
         height, width = colour.shape[:2]
-        mask = None if sample.mask is None else _pictures.shrunk_mask(sample.mask, (height, width))
-        scores = _pictures.shrunk_map(prediction.prepared_map, (height, width))
+        mask = None if sample.mask is None else _pictures.shrunk_mask(sample.mask[inside], (height, width))
+        scores = _pictures.shrunk_map(prediction.prepared_map[inside], (height, width))
         start = self._file.seek(0, 2)
         for values in (colour, _pictures.outlined(colour, mask), scores):
             self._file.write(np.ascontiguousarray(values).tobytes())
