@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -248,3 +249,15 @@ def test_a_file_that_is_replaced_is_read_anew(tmp_path: Path) -> None:
         for value in (1.0, 2.0):
             write(path, torch.full((3, 4), value))
             assert rows_of(open_dump(path)).unique().tolist() == [value]
+
+
+def test_layers_of_an_archive_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = {f"layer{i}": np.full((9, 2, 4, 4), i, np.float32) for i in range(3)}
+    np.savez_compressed(tmp_path / "f.npz", **layers)
+    dump = open_dump(tmp_path / "f.npz", key=list(layers), layout="bchw")
+    opened: list[str] = []
+    original = zipfile.ZipFile.open
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda self, name: opened.append(name) or original(self, name))
+    for _ in dump.blocks(16):  # an image at a time, of all layers
+        pass
+    assert sorted(opened) == [f"{name}.npy" for name in layers]

@@ -33,6 +33,7 @@ _LARGEST_NPY_HEADER = 1 << 16  # bytes; NumPy itself refuses to parse more than 
 _LARGEST_NAMES = 1 << 28  # bytes
 _DEEPEST = 4  # dictionaries in dictionaries
 _FILES_OPEN = 16
+_STREAMS_OPEN = 16  # of one file: as many layers can be joined without reading any of them again
 _MAPPED_BYTES = 32 << 20  # read of a mapped file, until it is mapped anew: pages that were read go with the old mapping
 _LISTED = 8
 
@@ -192,23 +193,24 @@ def _look_into_npy(path: Path) -> Contents:
 
 
 class _Archive:
-    """The members of an .npz file. One of them stays open: a compressed stream is cheap to read front to back only."""
+    """The members of an .npz file. A few of them stay open: a compressed stream is cheap to read front to back only."""
 
     def __init__(self, path: Path) -> None:
         self.file = zipfile.ZipFile(path)
         self.members = {name.removesuffix(".npy"): name for name in self.file.namelist()}
         self._lock = threading.Lock()
-        self._key: str | None = None
-        self._stream: Any = None
+        self._streams: dict[str, Any] = {}  # the one read last comes last
 
     def read(self, key: str, start: int, wanted: memoryview) -> None:
         """Fill a buffer with a member's bytes from ``start`` on."""
         with self._lock:
-            if self._key != key:
-                self._stream, self._key = self.file.open(self.members[key]), key
-            self._stream.seek(start)  # forwards for free, backwards by starting again
+            stream: Any = self._streams.pop(key, None) or self.file.open(self.members[key])
+            self._streams[key] = stream
+            if len(self._streams) > _STREAMS_OPEN:
+                self._streams.pop(next(iter(self._streams))).close()
+            stream.seek(start)  # forwards for free, backwards by starting again
             while len(wanted):
-                got = self._stream.readinto(wanted)
+                got = stream.readinto(wanted)
                 if not got:
                     raise EOFError("the array ends early")
                 wanted = wanted[got:]
