@@ -429,13 +429,17 @@ def parse(made: argparse.ArgumentParser, *counts: str) -> argparse.Namespace:
 
 
 def chosen(contestants: Mapping[str, tuple[str, Any]], wanted: Sequence[str] | None) -> list[str]:
-    """Return the contestants whose name or method (the first of each pair) was asked for; all of them for None."""
+    """Return the contestants whose name or method (the first of each pair) was asked for; all of them for None.
+
+    ``M3DM`` is a contestant, ``m3dm`` all of that method. Unknown names end the program.
+    """
     if wanted is None:
         return list(contestants)
-    names = [name for name, (method, _) in contestants.items() if name in wanted or method in wanted]
-    if not names:
-        sys.exit(f"error: --methods: expected some of {', '.join(contestants)}, found {', '.join(wanted)}")
-    return names
+    known = {word for name, (method, _) in contestants.items() for word in (name, method)}
+    unknown = [word for word in wanted if word not in known]
+    if unknown or not wanted:
+        sys.exit(f"error: --methods: expected some of {'; '.join(contestants)}, found {', '.join(unknown) or 'none'}")
+    return [name for name, (method, _) in contestants.items() if name in wanted or method in wanted]
 
 
 @contextmanager

@@ -1,0 +1,50 @@
+"""The benchmark of tune's repeatability at a tiny size, and the choice of methods that the benchmarks share."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "tune_repeats.py"
+
+
+def test_it_compares_two_measurements(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = importlib.util.spec_from_file_location("tune_repeats", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "_PATCHES", 20)
+    out = str(tmp_path / "r.json")
+    arguments = ["tune_repeats.py", "--seconds", "0", "--rows", "300", "--json", out, "--tolerance"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "1e9"])
+    assert module.main() == 0
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert len(found["settings"]) == 12
+    for row in found["settings"]:
+        assert row["repeats"] == row["fps"][1] / row["fps"][0]
+    assert "in nine of ten" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [*arguments, "0"])
+    assert module.main() == 1
+
+
+def test_unknown_methods_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    spec = importlib.util.spec_from_file_location("benchmarks_common", SCRIPT.parent / "common.py")
+    assert spec is not None
+    assert spec.loader is not None
+    common = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = common
+    spec.loader.exec_module(common)
+    contestants = {"M3DM": ("m3dm", {}), "M3DM, two banks": ("m3dm", {}), "CFM": ("cfm", {})}
+    assert common.chosen(contestants, ["M3DM"]) == ["M3DM"]
+    assert common.chosen(contestants, ["m3dm"]) == ["M3DM", "M3DM, two banks"]
+    assert common.chosen(contestants, None) == list(contestants)
+    with pytest.raises(SystemExit, match="expected some of M3DM; M3DM, two banks; CFM, found magic"):
+        common.chosen(contestants, ["CFM", "magic"])
