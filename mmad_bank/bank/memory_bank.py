@@ -577,7 +577,7 @@ class MemoryBank:
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the bank to one checksummed safetensors file.
+        """Write the bank to one checksummed safetensors file; a file that is there already is replaced, in one step.
 
         The file appears under its name when it is whole: after a full disk or a crash there is the old file or none.
 

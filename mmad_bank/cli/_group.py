@@ -27,9 +27,10 @@ DEBUG_VARIABLE = "MMAD_BANK_DEBUG"
 FORMER_OPTIONS = {
     "build": {"--size": "--bank-size"},
     "extend": {"--size": "--at-most"},
-    "synth": {"--size": "--image-size"},
-    "prepare": {"--size": "--image-size"},
-    "fit": {"--embedded": "--bundled"},
+    "synth": {"--size": "--image-size", "--category": "--categories"},
+    "prepare": {"--size": "--image-size", "--category": "--categories"},
+    "fit": {"--embedded": "--bundled", "--category": "--categories"},
+    "evaluate": {"--category": "--categories"},
 }
 """By command, spellings of options that are still taken and no longer shown."""
 

@@ -25,10 +25,24 @@ TrustIndex = Annotated[
 DatasetFolder = Annotated[
     Path, typer.Argument(metavar="DATASET", help="Folder of the categories, raw or prepared.", show_default=False)
 ]
+Categories = Annotated[
+    str | None, typer.Option(metavar="A,B,...", help="Categories to take (default: all).", show_default=False)
+]
 Category = Annotated[str | None, typer.Option(help="Category to take (default: all).", show_default=False)]
 Layout = Annotated[Literal["auto", "mvtec3d", "eyecandies", "folder"], typer.Option(help="Layout of the data set.")]
 Workers = Annotated[int | None, typer.Option(help="Number of processes (default: one per core).", show_default=False)]
 Batch = Annotated[int, typer.Option(help="Number of images computed together; results do not depend on it.")]
+
+
+def parse_names(text: str | None) -> list[str] | None:
+    """Read names joined by commas; None and nothing at all stay None.
+
+    Example:
+        >>> parse_names("bagel, cookie,"), parse_names(None)
+        (['bagel', 'cookie'], None)
+    """
+    names = [name.strip() for name in (text or "").split(",") if name.strip()]
+    return names or None
 
 
 def parse_share(text: str, name: str) -> float:

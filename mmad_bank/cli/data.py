@@ -10,13 +10,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from mmad_bank.cli._options import Json, Layout, Overwrite, Workers, count_workers
+from mmad_bank.cli._options import Categories, Json, Layout, Overwrite, Workers, count_workers, parse_names
 from mmad_bank.cli._output import check_output_folder, emit, end, say_unread, seconds, show_progress
 from mmad_bank.errors import InputError
-
-Categories = Annotated[
-    str | None, typer.Option(metavar="A,B,...", help="Categories to take (default: all).", show_default=False)
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -49,8 +45,8 @@ def synth(
 
     begin = time.perf_counter()
     result = write_synthetic(
-        out, size=size, n_train=train, n_validation=validation, n_test=test, categories=_names(categories), seed=seed,
-        workers=count_workers(workers), overwrite=overwrite, progress=show_progress(as_json),
+        out, size=size, n_train=train, n_validation=validation, n_test=test, categories=parse_names(categories),
+        seed=seed, workers=count_workers(workers), overwrite=overwrite, progress=show_progress(as_json),
     )  # fmt: skip
     taken = time.perf_counter() - begin
     rows = {
@@ -96,11 +92,11 @@ def prepare(
     base = preparation.default_settings(dataset, layout) if recipe == "auto" else Preprocessing.recipe(recipe)
     begin = time.perf_counter()
     result = preparation.prepare(
-        dataset, out, replace(base, **changes), categories=_names(categories), layout=layout,
+        dataset, out, replace(base, **changes), categories=parse_names(categories), layout=layout,
         workers=count_workers(workers), overwrite=overwrite, progress=show_progress(as_json),
     )  # fmt: skip
     taken = time.perf_counter() - begin
-    say_unread(dataset, _names(categories), layout)
+    say_unread(dataset, parse_names(categories), layout)
     for name in result.set_aside:
         print(f"set aside: {name} is gone or cannot be used now; moved to {out / SET_ASIDE}", file=sys.stderr)
     if not result.written + result.cached:
@@ -114,8 +110,3 @@ def prepare(
     facts = {**result.as_json(), "left_out": result.failed, "seconds": taken}
     emit(facts, rows, title=f"prepared {out}", as_json=as_json)
     end(result.failed)
-
-
-def _names(text: str | None) -> list[str] | None:
-    """Read A,B,..."""
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]

@@ -18,6 +18,7 @@ from mmad_bank._json import json_text
 from mmad_bank._progress import doing, progress_bar, within
 from mmad_bank.cli._options import (
     Batch,
+    Categories,
     Category,
     DatasetFolder,
     Device,
@@ -26,6 +27,7 @@ from mmad_bank.cli._options import (
     Overwrite,
     TrustIndex,
     check_device,
+    parse_names,
 )
 from mmad_bank.cli._output import (
     check_output,
@@ -68,7 +70,7 @@ def register(app: typer.Typer) -> None:
 def evaluate(
     model: ModelFolder,
     dataset: DatasetFolder,
-    category: Category = None,
+    categories: Categories = None,
     report: Annotated[
         Path | None, typer.Option(help="Folder to write an HTML report to, REPORT/index.html.", show_default=False)
     ] = None,
@@ -96,7 +98,7 @@ def evaluate(
         if path is not None:
             check_output(path, name, overwrite=overwrite)
     page = _open_report(report, overwrite, model, dataset)
-    chosen = _choose_models(model, dataset, category, layout)
+    chosen = _choose_models(model, dataset, parse_names(categories), layout)
     splits = {name: open_dataset(dataset, name, "test", layout) for name in chosen}
     evaluations = []
     for number, (name, folder) in enumerate(chosen.items(), 1):
@@ -142,7 +144,7 @@ def _open_report(folder: Path | None, overwrite: bool, model: Path, dataset: Pat
     return Report(Origin(command_line(), str(dataset), "test", str(model)))
 
 
-def _choose_models(model: Path, dataset: Path, category: str | None, layout: str) -> dict[str, Path]:
+def _choose_models(model: Path, dataset: Path, categories: list[str] | None, layout: str) -> dict[str, Path]:
     """Return the model's folder for every category to evaluate."""
     from mmad_bank.data import categories_of
     from mmad_bank.methods.base import MANIFEST, read_manifest
@@ -150,16 +152,15 @@ def _choose_models(model: Path, dataset: Path, category: str | None, layout: str
     if (model / MANIFEST).is_file():
         fitted = {sample.split("/")[0] for sample in read_manifest(model).get("train_ids", [])}
         there = categories_of(dataset, layout)
-        names = [category] if category else [name for name in there if name in fitted] or there
+        names = categories or [name for name in there if name in fitted] or there
         return dict.fromkeys(names, model)
     found = {path.parent.name: path.parent for path in sorted(model.glob(f"*/{MANIFEST}"))}
     if not found:
         raise InputError(f"{model}: expected a saved model ({MANIFEST}) or a folder of one a category, found none")
-    if category is None:
-        return found
-    if category not in found:
-        raise InputError(f"--category: {model} has models of {', '.join(found)}, found {category!r}")
-    return {category: found[category]}
+    for name in categories or ():
+        if name not in found:
+            raise InputError(f"--categories: {model} has models of {', '.join(found)}, found {name!r}")
+    return {name: found[name] for name in categories or found}
 
 
 def _training_split(dataset: Path, category: str, layout: str) -> Any:

@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mmad_bank._progress import doing, within
-from mmad_bank.cli._options import Batch, Category, DatasetFolder, Device, Json, Layout, Overwrite, check_device
+from mmad_bank.cli._options import (
+    Batch,
+    Categories,
+    Category,
+    DatasetFolder,
+    Device,
+    Json,
+    Layout,
+    Overwrite,
+    check_device,
+    parse_names,
+)
 from mmad_bank.cli._output import (
     check_output_folder,
     emit,
@@ -220,7 +231,7 @@ def fit(
         Path,
         typer.Option(help="Folder for the model, or for one model per category: OUT/CATEGORY.", show_default=False),
     ],
-    category: Category = None,
+    categories: Categories = None,
     embedded: Annotated[
         bool,
         typer.Option("--bundled", help="Take small extractors that need no download: EfficientNet-Lite0 and FPFH."),
@@ -256,7 +267,7 @@ def fit(
     """
     from mmad_bank._stages import remove_stages
 
-    job = _Job(method, dataset, out, category, workdir, layout, few_shot, seed, show_progress(as_json))
+    job = _Job(method, dataset, out, parse_names(categories), workdir, layout, few_shot, seed, show_progress(as_json))
     job.choose_arguments(settings or [], embedded, str(check_device(device)))
     job.open()
     job.check_outputs(overwrite)
@@ -277,14 +288,14 @@ class _Job:
     """What ``fit`` is to do: one model a category."""
 
     def __init__(
-        self, method: str, dataset: Path, out: Path, category: str | None, workdir: Path | None, layout: str,
+        self, method: str, dataset: Path, out: Path, categories: list[str] | None, workdir: Path | None, layout: str,
         few_shot: int | None, seed: int, progress: bool,
     ) -> None:  # fmt: skip
         from mmad_bank.methods import method_class, names
 
         check_method_first(method, dataset, names())
         self.method = method_class(method.lower())
-        self.dataset, self.out, self.category, self.layout = dataset, out, category, layout
+        self.dataset, self.out, self.categories, self.layout = dataset, out, categories, layout
         self.workdir = workdir or out.with_name(f"{out.name}.fit")
         self.keep = workdir is not None
         self.few_shot, self.seed, self.progress = few_shot, seed, progress
@@ -314,7 +325,7 @@ class _Job:
     def _open_splits(self) -> None:
         from mmad_bank.data import categories_of, few_shot, open_dataset
 
-        names = categories_of(self.dataset, self.layout) if self.category is None else [self.category]
+        names = self.categories or categories_of(self.dataset, self.layout)
         for name in names:
             train = open_dataset(self.dataset, name, "train", self.layout)
             if self.few_shot is not None:

@@ -92,12 +92,19 @@ def test_fit(parts: Path, model: Path) -> None:
 
 def test_fit_all_categories_and_few_shot(parts: Path, tmp_path: Path) -> None:
     out = tmp_path / "models"
+    names = "chip_cookie, stud_tray"
     command = ("fit", "PatchCore", parts / "prepared", "--out", out, "--few-shot", 2, "--seed", 3, *SMALL)
+    command = (*command, "--categories", names)
     done = facts(*command)
     assert [one["category"] for one in done["models"]] == ["chip_cookie", "stud_tray"]
     assert [one["images"] for one in done["models"]] == [2, 2]
     assert done["arguments"]["seed"] == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["models"]
+    some = facts("evaluate", out, parts / "prepared", "--categories", "stud_tray,chip_cookie")
+    assert [one["category"] for one in some["categories"]] == ["stud_tray", "chip_cookie"]
+    assert "models of chip_cookie, stud_tray, found 'moon'" in refused(
+        "evaluate", out, parts / "prepared", "--categories", "stud_tray,moon"
+    )
     found = facts("evaluate", out, parts / "prepared", "--batch", 4)
     assert [one["category"] for one in found["categories"]] == ["chip_cookie", "stud_tray"]
     alone = facts("evaluate", out, parts / "prepared", "--category", "stud_tray")

@@ -55,6 +55,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {
     "build": (("build", "{}/a.npy", "--out", "{new}/bank"), "bank"),
     "extend": (("extend", "{}/bank", "{}/b.npy", "--out", "{new}/bank"), "bank"),
     "score": (("score", "{}/bank", "{}/b.npy", "--out", "{new}/s.npz"), "s.npz"),
+    "score --csv": (("score", "{}/bank", "{}/b.npy", "--csv", "{new}/s.csv"), "s.csv"),
     "synth": (("synth", "{new}/raw", "--size", "64", "--train", "1", "--validation", "0", "--test", "1",
                "--categories", "stud_tray", "--workers", "1"), "raw/synthetic.json"),
     "extract": (("extract", "{}/data", "--out", "{new}/dumps", "--rgb-weights", "random", "--xyz", "none",
@@ -87,7 +88,7 @@ def test_what_exists_is_replaced_on_request_only(name: str, place: Path, tmp_pat
     again = call(*command)
     assert (again.exit_code, again.stdout) == (2, "")
     assert again.stderr.endswith("exists; name another, or replace it with --overwrite\n")
-    assert again.stderr.count("\n") == 1
+    assert again.stderr.count("error: ") == 1
     assert str(tmp_path) in again.stderr
     assert made.read_bytes() == before
     replaced = call(*command, "--overwrite")
