@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 AnyDataset = TypeVar("AnyDataset", bound="SampleDataset")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sample:
     """One image with its point cloud.
 
@@ -61,6 +62,11 @@ class Sample:
     mask_path: Path | None = None
     preparation: Preprocessing | None = None
     frame: Frame | None = None
+
+    def __repr__(self) -> str:
+        shapes = {name: tuple(getattr(getattr(self, name), "shape", ())) for name in ("rgb", "xyz", "mask")}
+        known = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in shapes.items() if shape)
+        return f"<Sample {self.id or 'without id'}: {known}, {self.defect}, {'prepared' if self.prepared else 'raw'}>"
 
     @property
     def prepared(self) -> bool:
@@ -182,6 +188,22 @@ class SampleDataset(torch.utils.data.Dataset[Sample]):
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
+
+    def __repr__(self) -> str:
+        splits = ", ".join(sorted({record.split for record in self.records}))
+        kinds = Counter(record.defect for record in self.records)
+        counts = ", ".join(f"{kinds[kind]} {kind}" for kind in sorted(kinds, key=lambda kind: (kind != GOOD, kind)))
+        what = f"{len(self)} samples" + (f" ({counts})" if counts else "")
+        of = f" of {', '.join(self.categories)}" if self.records else ""
+        try:
+            preparation = self.preparation
+        except InputError:  # the manifest is damaged; whoever reads a sample is told so
+            how = "prepared in an unknown way"
+        else:
+            how = "raw"
+            if preparation is not None:
+                how = f"prepared: {preparation.size} pixels, background {preparation.background}"
+        return f"<{type(self).__name__} {str(self.path)!r}, {self.layout}, {splits or 'empty'}: {what}{of}; {how}>"
 
     @cached_property
     def preparation(self) -> Preprocessing | None:

@@ -187,6 +187,19 @@ def test_a_saved_model_knows_it_and_an_old_one_finds_it_out(folder: Path, model:
     assert Colours.load(tmp_path / "again").frames_ == []
 
 
+def test_representations_of_data_sets(folder: Path) -> None:
+    test, train = open_dataset(folder / "raw", None, "test"), open_dataset(folder / "kept", "stud_tray")
+    assert repr(test) == (
+        f"<FolderDataset {str(folder / 'raw')!r}, folder, test: 6 samples (2 good, 2 color, 2 shape) of chip_cookie,"
+        " stud_tray; raw>"
+    )
+    assert repr(train) == (
+        f"<FolderDataset {str(folder / 'kept')!r}, folder, train: 3 samples (3 good) of stud_tray; prepared: 64 pixels,"
+        " background keep>"
+    )
+    assert repr(train.select([])).endswith("folder, empty: 0 samples; prepared: 64 pixels, background keep>")
+
+
 # Validation.
 
 

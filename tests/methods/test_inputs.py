@@ -113,6 +113,10 @@ def test_representations_tell_what_there_is(model: PatchCore) -> None:
     prediction = model.predict(picture((60, 120), 3))
     assert repr(prediction).startswith("<Prediction of part/test/good/003: score ")
     assert repr(prediction).endswith("map 60×120>")
+    assert (
+        repr(picture((60, 120), 3)) == "<Sample part/test/good/003: rgb 3×60×120, xyz 3×60×120, mask 60×120, good, raw>"
+    )
+    assert repr(replace(picture((60, 120)), xyz=None, id="")).startswith("<Sample without id: rgb 3×60×120, mask")
 
 
 # PyTorch's settings, and threads.
