@@ -274,8 +274,15 @@ def test_ratios_spread_from_the_first_on(normal: torch.Tensor, images: torch.Ten
         normal, images, ratios=[0.5, 0.01, 0.1, 1], precisions=["half", "int8"], indices=["exact"],
         found=lambda sofar: told.append([one.ratio for one in sofar.settings]),
     )  # fmt: skip
-    assert told[:4] == [[0.01], [0.01, 1.0], [0.01, 0.1, 1.0], [0.01, 0.1, 0.5, 1.0]]
+    steps = [[0.01], [0.01, 1.0], [0.01, 0.1, 1.0], [0.01, 0.1, 0.5, 1.0]]
+    assert told == [[ratio for ratio in step for _ in ("half", "int8")] for step in steps]
     assert told[-1] == [one.ratio for one in whole.settings]
+    told.clear()  # within a time, the first precision of all comes first
+    tuning.sweep(
+        normal, images, ratios=[0.5, 0.01, 0.1, 1], precisions=["half", "int8"], indices=["exact"], time_limit=60,
+        found=lambda sofar: told.append([one.ratio for one in sofar.settings]),
+    )  # fmt: skip
+    assert told[:5] == [*steps, [0.01, 0.01, 0.1, 0.5, 1.0]]
 
 
 def test_the_time_ends_it_with_what_there_is(

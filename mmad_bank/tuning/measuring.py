@@ -88,10 +88,10 @@ def sweep(
 ) -> Sweep:
     """Measure settings of a bank: error of the scores, AUROC, memory, frames a second.
 
-    First comes every ratio with the first precision, in an order that spreads them (:func:`order_of_ratios`), then the
-    other precisions and indices. What is measured together scores the images in turn, one image at a time, so that what
-    disturbs the machine disturbs all of it; a first image is not counted. In memory are all rows as float32, the
-    selection, and the search copies and indices of one ratio.
+    Ratios come in an order that spreads them (:func:`order_of_ratios`); within a limit of time, all with the first
+    precision before the other precisions and indices. What is measured together scores the images in turn, one image at
+    a time, so that what disturbs the machine disturbs all of it; a first image is not counted. In memory are all rows
+    as float32, the selection, and the search copies and indices of one ratio.
 
     Args:
         features: of normal samples, as for :meth:`MemoryBank.build`.
@@ -412,8 +412,15 @@ class _Measuring:
             raise InputError(next(iter(self.left_out.values())))
 
     def _plan(self) -> Iterator[tuple[float, list[Setting], str]]:
-        """Yield ratio, settings and a word for the bar: an exact setting of each ratio, then the rest."""
+        """Yield ratio, settings and a word for the bar: an exact setting of each ratio, then the rest.
+
+        Without a limit of time all of a ratio come together, and so are timed in turn.
+        """
         order = order_of_ratios([*self.asked.ratios, 1.0])
+        if self.clock.limit is None:
+            for ratio in order:
+                yield ratio, [self.asked.reference(ratio), *self._rest(ratio)], f"Scoring with {share(ratio)}"
+            return
         # All rows tell most, but may take most of the time: after the first they come if half of it is left over.
         delayed: list[float] = []
         for ratio in order:
@@ -425,10 +432,14 @@ class _Measuring:
         for ratio in delayed:
             yield ratio, [self.asked.reference(ratio)], f"Scoring with {share(ratio)}"
         for ratio in order:
-            rest = self.asked.settings(ratio, self.picks.size(ratio), self.tests.shape[2])
-            rest = [one for one in rest if one != self.asked.reference(ratio)]
+            rest = self._rest(ratio)
             if rest:
                 yield ratio, rest, f"Comparing at {share(ratio)}"
+
+    def _rest(self, ratio: float) -> list[Setting]:
+        """Return the settings of a ratio that are not its reference."""
+        settings = self.asked.settings(ratio, self.picks.size(ratio), self.tests.shape[2])
+        return [one for one in settings if one != self.asked.reference(ratio)]
 
     def _expected_seconds(self, ratio: float, settings: Sequence[Setting]) -> float:
         """Guess how long settings will take, by the nearest ratio at which their like was measured."""
