@@ -42,7 +42,21 @@ def test_files(result: demo.DemoResult) -> None:
     page = result.report.read_text(encoding="utf-8")
     assert "M3DM" in page
     assert demo.CATEGORY in page
+    assert "prepared, split test" in page
+    assert page.count('<li class="card"') == len(list((result.report.parent / "images").iterdir())) == 6
     assert not (result.folder / "model.fit").exists()
+
+
+def test_steps_are_named_in_order(capsys: pytest.CaptureFixture[str]) -> None:
+    seconds: dict[str, float] = {}
+    for name in ("synthesise", "prepare", "fit", "evaluate", "report"):
+        with demo._timed(seconds, name, progress=True):
+            pass
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in said] == [f"step {number} of 5" for number in range(1, 6)]
+    with demo._timed(seconds, "fit", progress=False):
+        pass
+    assert capsys.readouterr().err == ""
 
 
 def test_result(result: demo.DemoResult) -> None:
