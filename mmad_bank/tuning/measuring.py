@@ -162,7 +162,7 @@ def order_of_ratios(ratios: Sequence[float]) -> list[float]:
 
     Example:
         >>> order_of_ratios([0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0])
-        [0.01, 1.0, 0.1, 0.001, 0.03, 0.3, 0.003]
+        [0.01, 1.0, 0.1, 0.001, 0.3, 0.03, 0.003]
     """
     left = sorted(set(ratios))
     order: list[float] = []

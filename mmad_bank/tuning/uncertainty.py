@@ -37,6 +37,7 @@ class AUROCs:
             seed: of the samples.
 
         Example:
+            >>> import torch
             >>> labels, setting = torch.tensor([False, False, True, True]), Setting(0.1)
             >>> AUROCs.of(labels, {setting: torch.tensor([0.1, 0.4, 0.35, 0.8])}).own[setting]
             0.75
