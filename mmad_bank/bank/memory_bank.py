@@ -19,9 +19,9 @@ from mmad_bank.bank import file_format
 from mmad_bank.bank._progress import Progress, reporting
 from mmad_bank.bank.dumps import FeatureDump, Layout, PathLike, open_dump
 from mmad_bank.bank.file_format import BankFile, FileState
-from mmad_bank.bank.indices import ExactIndex, FaissIndex, Sample, SearchSettings, check_factory
+from mmad_bank.bank.indices import ExactIndex, FaissIndex, Sample, SearchSettings, check_factory, naming_file
 from mmad_bank.bank.projection import SparseProjection
-from mmad_bank.bank.provenance import Origin, Source, describe_images, locate, restore_sources
+from mmad_bank.bank.provenance import Origin, Source, check_rows, describe_images, locate, restore_sources
 from mmad_bank.bank.selection import Moments, Standardisation, coreset_size, selection_space
 from mmad_bank.errors import FormatError, InputError
 from mmad_bank.ops.knn import Precision, check_precision
@@ -88,6 +88,7 @@ class MemoryBank:
     _device: torch.device  # where it searches
     _raw_radius: float | None  # in the selection space, before standardisation
     _mapped: FileState | None  # the file on disk that the vectors are
+    _file: str | None  # where it was loaded from, for messages
     _index: ExactIndex | FaissIndex | None  # None until it is needed
     _faiss_bytes: Tensor | None  # the saved index, until it is needed
     _settings: SearchSettings  # of a FAISS index that is not made yet
@@ -133,6 +134,7 @@ class MemoryBank:
         self.extractor = None
         self._raw_radius = None
         self._mapped = None
+        self._file = None
         self._index = None
         self._faiss_bytes = None
         self._settings = SearchSettings()
@@ -324,10 +326,11 @@ class MemoryBank:
     def _made_index(self, sample: Tensor | None = None) -> ExactIndex | FaissIndex:
         """Make the index; ``sample`` are features to measure the recall of FAISS's on, by default the bank's own."""
         if self.index == "exact":
-            return ExactIndex(self._vectors, self.precision, self.device, mapped=self._mapped is not None)
+            mapped = self._mapped is not None
+            return ExactIndex(self._vectors, self.precision, self.device, mapped=mapped, file=self._file)
         if self._faiss_bytes is not None:
             return FaissIndex.deserialize(self._vectors, self._faiss_bytes).set(self._settings)
-        with doing(f"building the index {self.index}"):
+        with doing(f"building the index {self.index}"), naming_file(self._file):
             index = FaissIndex(self._vectors, self.index).set(self._settings)
             if self._settings.recall is None:
                 drawn = Sample.draw(self._vectors, sample)
@@ -645,6 +648,7 @@ class MemoryBank:
         with decoding(path, _NO_BANK, error=FormatError):
             try:
                 bank._restore(file, precision, trusted)
+                bank._file = os.fspath(path)
             except InputError as error:  # about a value of the header
                 raise FormatError(f"{path}: {_NO_BANK} ({error})") from error
         return bank.to(device, vectors_on=vectors_on)
@@ -660,6 +664,7 @@ class MemoryBank:
         self._set(vectors, source_rows, header.text("index"), precision)
         self._mapped = file.mapped
         self.sources = restore_sources(header)
+        check_rows(source_rows, self.sources)
         projection, standardisation = header.optional_table("projection"), header.optional_table("standardisation")
         if projection is not None:
             self.projection = SparseProjection(

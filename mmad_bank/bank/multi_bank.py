@@ -22,6 +22,7 @@ from mmad_bank.ops.knn import Precision
 _MANIFEST = "banks.json"
 _FORMAT = "mmad-multibank"
 _VERSION = 1
+_NAME = r"[A-Za-z0-9_-]+"  # of a bank; it becomes a file's name
 
 
 class MultiBank(Mapping[str, MemoryBank]):
@@ -44,7 +45,7 @@ class MultiBank(Mapping[str, MemoryBank]):
         if not banks:
             raise InputError("banks: expected at least one bank, found none")
         for name, bank in banks.items():
-            if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            if not isinstance(name, str) or not re.fullmatch(_NAME, name):
                 raise InputError(f"banks: expected names of letters, digits, '_' and '-', found {name!r}")
             if not isinstance(bank, MemoryBank):
                 raise InputError(f"banks: expected a MemoryBank for {name!r}, found {type(bank).__name__}")
@@ -167,7 +168,11 @@ def _read_manifest(folder: Path) -> dict[str, str]:
     """Return the file of each bank; names that lead out of the folder are refused."""
     path = folder / _MANIFEST
     files = check_format(read_json(path), str(path), _FORMAT, _VERSION).texts_by_name("banks")
-    for file in files.values():
-        if not re.fullmatch(r"[A-Za-z0-9_-]+\.safetensors", file):
-            raise FormatError(f"{path}: altered, expected bank files in the same folder, found {file!r}")
+    if not files:
+        raise FormatError(f"{path}: altered, expected at least one bank, found none")
+    for name, file in files.items():
+        if not re.fullmatch(_NAME, name):
+            raise FormatError(f"{path}: altered, expected names of letters, digits, '_' and '-', found {name[:60]!r}")
+        if not re.fullmatch(rf"{_NAME}\.safetensors", file):
+            raise FormatError(f"{path}: altered, expected bank files in the same folder, found {file[:60]!r}")
     return files

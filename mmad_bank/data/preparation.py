@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from mmad_bank._decoding import describe
 from mmad_bank._files import replacing
 from mmad_bank._json import json_text
 from mmad_bank._progress import progress_bar
@@ -241,8 +242,9 @@ def preparation_of(path: str | Path) -> Preprocessing | None:
         return None
     try:
         return Preprocessing(**manifest["settings"])
-    except TypeError:
-        raise InputError(f"{root / MANIFEST}: expected settings of this version, found others; prepare anew") from None
+    except (TypeError, ValueError, OverflowError) as error:  # unknown ones, or values out of range
+        expected = f"{root / MANIFEST}: expected settings of this version, found others; prepare anew"
+        raise InputError(f"{expected} ({describe(error)})") from None
 
 
 def frame_of(xyz: Path, size: tuple[int, int]) -> Frame | None:
