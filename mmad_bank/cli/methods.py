@@ -157,10 +157,10 @@ def _place_for_dumps(out: Path, job: Mapping[str, Any]) -> Iterator[Path]:
         with replacing_folder(out) as folder:
             yield folder
         return
+    beside = out / ".extraction"
+    with replacing_folder(beside) as folder:
+        yield folder
     with unfinished(out, job):
-        beside = out / ".extraction"
-        with replacing_folder(beside) as folder:
-            yield folder
         _remove_extraction(out)
         for file in sorted(beside.iterdir(), key=lambda file: file.name == _EXTRACTION):
             file.replace(out / file.name)
