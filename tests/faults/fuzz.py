@@ -122,10 +122,14 @@ class Run:
         self.work.mkdir()
         if self._fork(self._make) != 0:
             sys.exit(f"{self.reader.name}: no valid example could be made")
+        files = catalog.files_of(self.reader, self.example)
+        whole = {path: path.read_bytes() for path in files}
         begin = 0
         while begin < count:
+            for path, data in whole.items():  # a worker that died has left its mutant there
+                path.write_bytes(data)
             read, write = os.pipe()
-            status = self._fork(self._work, begin, count, write)
+            status = self._fork(self._work, files, whole, begin, count, write)
             os.close(write)
             with os.fdopen(read) as lines:
                 for line in lines:
@@ -133,9 +137,9 @@ class Run:
             if status == 0:
                 break
             (died,) = struct.unpack("q", self.at[:8])
-            self._note(
-                "hang" if status in (signal.SIGPROF, signal.SIGKILL) else "crash", died, f"ended by signal {status}"
-            )
+            outcome = "hang" if status in (signal.SIGPROF, signal.SIGKILL) else "crash"
+            self.counts[outcome] += 1
+            self._note(outcome, died, f"ended by signal {status}")
             begin = died + 1
         return self.counts
 
@@ -170,11 +174,9 @@ class Run:
         self.reader.make(self.example)
         self.reader.read(self.example)
 
-    def _work(self, begin: int, count: int, write: int) -> None:
+    def _work(self, files: list[Path], whole: dict[Path, bytes], begin: int, count: int, write: int) -> None:
         leave_out_first_weights()
         limit_addresses()
-        files = catalog.files_of(self.reader, self.example)
-        whole = {path: path.read_bytes() for path in files}
         self.reader.read(self.example)  # imports, caches
         gc.collect()
         gc.freeze()

@@ -21,12 +21,67 @@ from mmad_bank._checksum import checksum
 
 Mutator = Callable[[random.Random, bytes], bytes]
 
-_EXTREMES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 40, (1 << 63) - 1,
-             1 << 63, (1 << 64) - 1)  # fmt: skip
-_NUMBERS: tuple[Any, ...] = (0, 1, -1, 2, 3, 7, 2**31 - 1, 2**31, -(2**31), 2**53, 2**63, -(2**63), 2**64, 10**30, 0.5, -0.0, 1e-320,
-                             1e308, float("inf"), float("-inf"), float("nan"))  # fmt: skip
-_VALUES: tuple[Any, ...] = (None, True, False, "", "x", "../x", "/etc/passwd", "x" * 5000, "\0", "\ud800", "1e999", [], {}, [[]],
-                            [None], {"a": 1}, [0, 0], [1e308] * 3)  # fmt: skip
+_EXTREMES = (
+    0,
+    1,
+    2,
+    0x7F,
+    0x80,
+    0xFF,
+    0x7FFF,
+    0x8000,
+    0xFFFF,
+    0x7FFFFFFF,
+    0x80000000,
+    0xFFFFFFFF,
+    1 << 40,
+    (1 << 63) - 1,
+    1 << 63,
+    (1 << 64) - 1,
+)
+_NUMBERS: tuple[Any, ...] = (
+    0,
+    1,
+    -1,
+    2,
+    3,
+    7,
+    2**31 - 1,
+    2**31,
+    -(2**31),
+    2**53,
+    2**63,
+    -(2**63),
+    2**64,
+    10**30,
+    0.5,
+    -0.0,
+    1e-320,
+    1e308,
+    float("inf"),
+    float("-inf"),
+    float("nan"),
+)
+_VALUES: tuple[Any, ...] = (
+    None,
+    True,
+    False,
+    "",
+    "x",
+    "../x",
+    "/etc/passwd",
+    "x" * 5000,
+    "\0",
+    "\ud800",
+    "1e999",
+    [],
+    {},
+    [[]],
+    [None],
+    {"a": 1},
+    [0, 0],
+    [1e308] * 3,
+)
 
 
 class Payload:
@@ -155,9 +210,28 @@ def words(rng: random.Random, data: bytes) -> bytes:
         return any_bytes(rng, data)
     place = rng.randrange(1, len(tokens), 2)
     tokens[place] = rng.choice(
-        (b"", b"0", b"-1", b"nan", b"inf", b"-inf", b"1e999", b"1e-999", b"9" * 5000, b"0x10", b"1_0", b"\xff\xfe", b"[" * 3000,
-         b"!!python/object/apply:os.system [\"touch ran\"]", b"&a [*a, *a]", b"'", b'"', "½".encode(), b"\0")
-    )  # fmt: skip
+        (
+            b"",
+            b"0",
+            b"-1",
+            b"nan",
+            b"inf",
+            b"-inf",
+            b"1e999",
+            b"1e-999",
+            b"9" * 5000,
+            b"0x10",
+            b"1_0",
+            b"\xff\xfe",
+            b"[" * 3000,
+            b'!!python/object/apply:os.system ["touch ran"]',
+            b"&a [*a, *a]",
+            b"'",
+            b'"',
+            "½".encode(),
+            b"\0",
+        )
+    )
     return b"".join(tokens)
 
 
@@ -269,16 +343,51 @@ def npy_header(rng: random.Random, data: bytes) -> bytes:
     text, payload = data[start : start + length].rstrip(), data[start + length :]
     how = rng.random()
     if how < 0.5:
-        shape = rng.choice((
-            "(-5, 8)", "(-2, -20, 8)", "(8589934592, 2147483648, 8)", "(40, 8(", "()", "(8,)", "(40, 8, 1, 1)", "(0, 8)",
-            "(40.0, 8)", "('a', 8)", "(True, 8)", "None", "(1000000000, 8)", f"({'9' * 400}, 8)", "[40, 8]", "(40, 0)",
-        ))  # fmt: skip
+        shape = rng.choice(
+            (
+                "(-5, 8)",
+                "(-2, -20, 8)",
+                "(8589934592, 2147483648, 8)",
+                "(40, 8(",
+                "()",
+                "(8,)",
+                "(40, 8, 1, 1)",
+                "(0, 8)",
+                "(40.0, 8)",
+                "('a', 8)",
+                "(True, 8)",
+                "None",
+                "(1000000000, 8)",
+                f"({'9' * 400}, 8)",
+                "[40, 8]",
+                "(40, 0)",
+            )
+        )
         text = re.sub(rb"'shape': \([^)]*\)", f"'shape': {shape}".encode(), text)
     elif how < 0.7:
-        descr = rng.choice((
-            "'<f8'", "'|O'", "'<f2'", "'>f4'", "'<i4'", "'<U4'", "'|V0'", "'<f16'", "[('a', '<f4')]", "'<f4', ", "('<f4', (2,))",
-            "'m8[s]'", "'x'", "1", "None", "('<f4', 100000000000)", "[('a', '|O')]", "'|b1'", "'<c8'",
-        ))  # fmt: skip
+        descr = rng.choice(
+            (
+                "'<f8'",
+                "'|O'",
+                "'<f2'",
+                "'>f4'",
+                "'<i4'",
+                "'<U4'",
+                "'|V0'",
+                "'<f16'",
+                "[('a', '<f4')]",
+                "'<f4', ",
+                "('<f4', (2,))",
+                "'m8[s]'",
+                "'x'",
+                "1",
+                "None",
+                "('<f4', 100000000000)",
+                "[('a', '|O')]",
+                "'|b1'",
+                "'<c8'",
+            )
+        )
         text = re.sub(rb"'descr': '[^']*'", f"'descr': {descr}".encode(), text)
     elif how < 0.8:
         text = text.replace(
@@ -302,7 +411,7 @@ def npy_header(rng: random.Random, data: bytes) -> bytes:
 
 
 def zip_members(rng: random.Random, data: bytes, change: Mapping[str, Mutator], sentinel: str | None = None) -> bytes:
-    """Write a zip file anew with one member changed, gone, twice, packed otherwise or called otherwise; CRCs are right."""
+    """Write a zip file anew with one member changed, gone, twice, packed or called otherwise; CRCs are right."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = [(entry.filename, archive.read(entry)) for entry in archive.infolist()]

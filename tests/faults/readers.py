@@ -79,8 +79,14 @@ def _read_multi_bank(path: Path) -> None:
 def _of_banks(file: str) -> Sequence[damage.Mutator]:
     if file.endswith(".json"):
         return (damage.json_text, damage.json_text, damage.any_bytes)
-    return (damage.any_bytes, damage.safetensors_table, damage.safetensors_values, damage.bank_header, damage.bank_header,
-            damage.bank_tensors)  # fmt: skip
+    return (
+        damage.any_bytes,
+        damage.safetensors_table,
+        damage.safetensors_values,
+        damage.bank_header,
+        damage.bank_header,
+        damage.bank_tensors,
+    )
 
 
 # Dumps.
@@ -141,8 +147,11 @@ def _read_dump(path: Path, **arguments: Any) -> None:
 
 def _of_zips(sentinel: str, file: str) -> Sequence[damage.Mutator]:
     change = {"data.pkl": damage.pickle_code, ".npy": damage.npy_header}
-    return (damage.any_bytes, partial(damage.zip_members, change=change, sentinel=sentinel),
-            partial(damage.zip_members, change=change, sentinel=sentinel))  # fmt: skip
+    return (
+        damage.any_bytes,
+        partial(damage.zip_members, change=change, sentinel=sentinel),
+        partial(damage.zip_members, change=change, sentinel=sentinel),
+    )
 
 
 # Pictures and data sets.
@@ -304,43 +313,89 @@ def readers(sentinel: str) -> list[Reader]:
     layers = partial(_read_dump, key=["net.a", "net.b"], layout="bchw")
     found = [
         Reader("bank", _bank, _read_bank, _of_banks, share=2),
-        Reader("bank-projected", partial(_bank, projection_dim=4, standardise=True, extractor="a net"), _read_bank, _of_banks,
-               share=2),
+        Reader(
+            "bank-projected",
+            partial(_bank, projection_dim=4, standardise=True, extractor="a net"),
+            _read_bank,
+            _of_banks,
+            share=2,
+        ),
         Reader("multi-bank", _multi_bank, _read_multi_bank, _of_banks, ("banks.json", "banks.json", "*.safetensors")),
-        Reader("npy", _rows, _read_dump, _same(damage.any_bytes, damage.npy_header, damage.npy_header), suffix=".npy", share=2),
-        Reader("npy-fortran", partial(_rows, order="F"), _read_dump, _same(damage.any_bytes, damage.npy_header), suffix=".npy"),
+        Reader(
+            "npy",
+            _rows,
+            _read_dump,
+            _same(damage.any_bytes, damage.npy_header, damage.npy_header),
+            suffix=".npy",
+            share=2,
+        ),
+        Reader(
+            "npy-fortran",
+            partial(_rows, order="F"),
+            _read_dump,
+            _same(damage.any_bytes, damage.npy_header),
+            suffix=".npy",
+        ),
         Reader("npz", _npz, _read_dump, zips, suffix=".npz"),
         Reader("pt", _pt, _read_dump, zips, suffix=".pt", share=2),
-        Reader("pt-old", partial(_pt, zipped=False), _read_dump, _same(damage.any_bytes, damage.pickle_code), suffix=".pt"),
+        Reader(
+            "pt-old", partial(_pt, zipped=False), _read_dump, _same(damage.any_bytes, damage.pickle_code), suffix=".pt"
+        ),
         Reader("safetensors", _safetensors, _read_dump, safe, suffix=".safetensors"),
         Reader("npz-layers", _layers, layers, zips, suffix=".npz"),
         Reader("pt-layers", _layers, layers, zips, suffix=".pt"),
         Reader("safetensors-layers", _layers, layers, safe, suffix=".safetensors"),
         Reader("described", _described, _read_dump, _same(damage.json_text, damage.any_bytes), ("extraction.json",)),
         Reader("png", partial(_picture, kind="PNG"), _image_reader("read_rgb"), png, suffix=".png"),
-        Reader("png-palette", partial(_picture, kind="PNG", mode="P"), _image_reader("read_rgb"), png, suffix=".png", share=0.5),
+        Reader(
+            "png-palette",
+            partial(_picture, kind="PNG", mode="P"),
+            _image_reader("read_rgb"),
+            png,
+            suffix=".png",
+            share=0.5,
+        ),
         Reader("jpeg", partial(_picture, kind="JPEG"), _image_reader("read_rgb"), anything, suffix=".jpg"),
         Reader("bmp", partial(_picture, kind="BMP"), _image_reader("read_rgb"), anything, suffix=".bmp"),
         Reader("tiff-color", partial(_picture, kind="TIFF"), _image_reader("read_rgb"), tiff, suffix=".tif"),
-        Reader("tiff-packed", partial(_picture, kind="TIFF", compression="tiff_lzw"), _image_reader("read_rgb"), tiff, suffix=".tif"),
+        Reader(
+            "tiff-packed",
+            partial(_picture, kind="TIFF", compression="tiff_lzw"),
+            _image_reader("read_rgb"),
+            tiff,
+            suffix=".tif",
+        ),
         Reader("mask", partial(_picture, kind="PNG", mode="L"), _image_reader("read_mask"), png, suffix=".png"),
-        Reader("mask-1", partial(_picture, kind="PNG", mode="1"), _image_reader("read_mask"), png, suffix=".png", share=0.5),
+        Reader(
+            "mask-1", partial(_picture, kind="PNG", mode="1"), _image_reader("read_mask"), png, suffix=".png", share=0.5
+        ),
         Reader("depth", _depth, _image_reader("read_depth"), png, suffix=".png"),
         Reader("cloud", _cloud, _read_cloud, tiff, suffix=".tiff", share=2),
         Reader("cloud-packed", partial(_cloud, compression="zlib"), _read_cloud, tiff, suffix=".tiff", share=2),
-        Reader("eyecandies", _eyecandy, _read_eyecandy, _same(damage.words, damage.words, damage.any_bytes),
-               ("Candy/test_public/data/*.yaml", "Candy/test_public/data/*.txt")),
+        Reader(
+            "eyecandies",
+            _eyecandy,
+            _read_eyecandy,
+            _same(damage.words, damage.words, damage.any_bytes),
+            ("Candy/test_public/data/*.yaml", "Candy/test_public/data/*.txt"),
+        ),
         Reader("prepared", _prepared, _read_prepared, json_file, ("prepared.json",)),
         Reader("stages", _stages, _read_stages, json_file, ("stages.json",)),
         Reader("checkpoint", _checkpoint, _read_checkpoint, zips, suffix=".pth"),
         Reader("checkpoint-old", _mapping, _read_mapping, _same(damage.any_bytes, damage.pickle_code), suffix=".pth"),
         Reader("weights", _weights, _read_checkpoint, safe, suffix=".safetensors"),
         *(
-            Reader(name, partial(_model, name, **options), _read_model, _of_models,
-                   ("model.json",) * 6 + ("*.safetensors", "banks/banks.json", "banks/*.safetensors"), share=0.3)
+            Reader(
+                name,
+                partial(_model, name, **options),
+                _read_model,
+                _of_models,
+                ("model.json",) * 6 + ("*.safetensors", "banks/banks.json", "banks/*.safetensors"),
+                share=0.3,
+            )
             for name, options in _MODELS.items()
         ),
-    ]  # fmt: skip
+    ]
     return found
 
 

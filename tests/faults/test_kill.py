@@ -1,0 +1,63 @@
+"""A short run of the kills; README.md says how to run it long."""
+
+import random
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import kill
+
+pytest.importorskip("tifffile")
+pytest.importorskip("timm")
+pytest.importorskip("faiss")
+
+CHEAP = ("synth", "prepare", "extract", "build", "extend", "extend-in-place", "score", "bank.save", "MultiBank.save")
+
+
+def test_what_is_killed_leaves_the_old_or_the_new_and_goes_on(tmp_path, capfd):
+    faults = kill.run([kill.COMMANDS[name] for name in CHEAP], 24, 0, tmp_path, tmp_path / "keep")
+    out = capfd.readouterr().out
+    assert faults == 0, out
+    counts = dict(
+        zip(
+            out.splitlines()[0].replace("in time", "in-time").split()[1:],
+            out.splitlines()[-1].split()[1:],
+            strict=False,
+        )
+    )
+    assert int(counts["kills"]) >= 20
+    assert int(counts["in-time"]) > 12
+
+
+def test_faults_are_found(tmp_path, capfd):
+    """A saver that does all of it wrong."""
+
+    def save(out, inputs, which):
+        def write():
+            (out / "result").unlink(missing_ok=True)
+            time.sleep(0.02)
+            with (out / "result").open("wb") as file:
+                for _ in range(4):
+                    file.write(bytes([which + 1]) * 1000)
+                    file.flush()
+                    time.sleep(0.01)
+            if not (out / "scratch").exists():
+                (out / "scratch").write_bytes(b"")
+                time.sleep(0.05)
+                (out / "scratch").unlink()
+
+        return write
+
+    trial = kill.Trial(kill.Command("bad", save, ("result",)), tmp_path, tmp_path, tmp_path / "keep", random.Random(0))
+    trial.begin()
+    for number in range(30):
+        trial.kill(number)
+    assert trial.counts["kills"] == 30
+    assert trial.counts["lost"]
+    assert trial.counts["half-written"]
+    assert trial.counts["stray"]
+    assert "kept" in capfd.readouterr().out
