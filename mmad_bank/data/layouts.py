@@ -12,6 +12,7 @@ from mmad_bank.data.eyecandies import EyecandiesDataset
 from mmad_bank.data.folder import FolderDataset
 from mmad_bank.data.mvtec3d import MVTec3DDataset
 from mmad_bank.data.sample import SampleDataset
+from mmad_bank.data.units import check_units
 from mmad_bank.errors import InputError
 
 _LAYOUTS: dict[str, type[MVTec3DDataset | EyecandiesDataset | FolderDataset]] = {
@@ -22,7 +23,12 @@ _LAYOUTS: dict[str, type[MVTec3DDataset | EyecandiesDataset | FolderDataset]] = 
 
 
 def open_dataset(
-    path: str | Path, category: str | None = None, split: str = "train", layout: str = "auto"
+    path: str | Path,
+    category: str | None = None,
+    split: str = "train",
+    layout: str = "auto",
+    *,
+    units: str | None = None,
 ) -> SampleDataset:
     """Open a split of a data set; samples are read when they are asked for.
 
@@ -31,9 +37,12 @@ def open_dataset(
         category: One of them; default: all.
         split: ``"train"``, ``"validation"`` or ``"test"``.
         layout: ``"mvtec3d"``, ``"eyecandies"``, ``"folder"`` (MVTec 3D-AD's layout with any names), or ``"auto"``.
+        units: Of the clouds' files, ``"m"``, ``"cm"``, ``"mm"`` or ``"um"``; samples are in metres then, and a model
+            that is fitted on them reads other files in the same unit. Default: metres, which is checked.
 
     Raises:
-        InputError: The folder, category or split is not there, or is in none of the layouts.
+        InputError: The folder, category or split is not there, or is in none of the layouts, or ``units`` are given for
+            data that have been prepared.
 
     Example:
         >>> from mmad_bank.data import few_shot
@@ -42,7 +51,11 @@ def open_dataset(
         10
     """
     root, category = _root(Path(path), category)
-    return _reader(root, layout)(root, category, split)
+    dataset = _reader(root, layout)(root, category, split)
+    dataset.units = check_units(units)
+    if units is not None and dataset.preparation is not None:
+        raise InputError(f"units: {root} has been prepared, its clouds are in metres; found {units!r}")
+    return dataset
 
 
 def categories_of(path: str | Path, layout: str = "auto") -> list[str]:

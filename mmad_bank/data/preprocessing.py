@@ -6,7 +6,7 @@ to the colour image and in how the background is told.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ import torch
 from mmad_bank.data._geometry import NOISE, dbscan, fit_plane
 from mmad_bank.data._images import import_extra
 from mmad_bank.data.frame import Frame, nearest_places
-from mmad_bank.data.sample import Sample, check_sample
+from mmad_bank.data.sample import Sample, check_sample, in_metres
+from mmad_bank.data.units import check_units, describe, looks_like, spans
 from mmad_bank.errors import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -48,6 +49,8 @@ class Preprocessing:
         eps: DBSCAN's radius; None keeps all clusters.
         min_points: DBSCAN's points of a core point.
         seed: Of RANSAC.
+        units: Unit of the raw clouds, see :data:`mmad_bank.data.units.UNITS`; None for metres, which is checked. It
+            does not tell prepared data apart: those are in metres.
 
     Example:
         >>> Preprocessing.recipe("mdss").size
@@ -67,6 +70,7 @@ class Preprocessing:
     eps: float | None = 0.006
     min_points: int = 30
     seed: int = 0
+    units: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         for name, allowed in (("background", ("plane", "belt", "keep")), ("pad", ("zero", "edge"))):
@@ -75,6 +79,7 @@ class Preprocessing:
         for name in ("pad_multiple", "frame", "n_sample", "n_hypotheses", "min_points"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        check_units(self.units)
         if self.size is not None and self.size < 1:
             raise InputError(f"size: expected at least 1 pixel, found {self.size}")
 
@@ -96,8 +101,8 @@ class Preprocessing:
         return replace(_RECIPES[name], **changes)
 
     def as_json(self) -> dict[str, Any]:
-        """Return all settings for a JSON file."""
-        return asdict(self)
+        """Return all settings for a JSON file; the unit where it is given."""
+        return {name: value for name, value in asdict(self).items() if name != "units" or value is not None}
 
     def differences(self, other: Preprocessing) -> list[str]:
         """Say what another preparation does otherwise; settings that neither of them uses do not count.
@@ -106,7 +111,7 @@ class Preprocessing:
             >>> Preprocessing.recipe("keep").differences(Preprocessing.recipe("keep", frame=3, pad="edge"))
             ['pad: zero against edge']
         """
-        idle: set[str] = set()
+        idle = {"units"}
         if "plane" not in (self.background, other.background):
             idle |= {"frame", "inlier_distance", "n_sample", "n_hypotheses", "removal_distance", "seed"}
         if self.eps is None and other.eps is None:
@@ -149,10 +154,13 @@ def preprocess(sample: Sample, settings: Preprocessing | None = None) -> Sample:
         MissingExtraError: scikit-learn or Pillow is not installed.
     """
     settings, sample = settings or Preprocessing(), check_sample(sample)
+    if sample.units is None:
+        sample = in_metres(sample, settings.units)
     rgb = (sample.rgb.numpy().transpose(1, 2, 0) * 255).round().astype(np.uint8)
     xyz = sample.xyz.numpy().transpose(1, 2, 0).copy()
     mask = None if sample.mask is None else sample.mask.numpy()
     name = sample.xyz_path or sample.id or "sample"
+    _check_metres(xyz, settings, str(name))
     xyz, removed = _remove_background(xyz, settings, str(name))
     if settings.zero_rgb:
         rgb[removed] = 0
@@ -193,6 +201,14 @@ def measured(xyz: np.ndarray) -> np.ndarray:
     return np.asarray((xyz != 0).all(axis=-1))
 
 
+def _check_metres(xyz: np.ndarray, settings: Preprocessing, name: str) -> None:
+    """Refuse a cloud too large for metres where lengths in metres come next, unless the user says that it is metres."""
+    if settings.units == "m" or (settings.background != "plane" and settings.eps is None):
+        return
+    if looks_like(spans(xyz)) is not None:
+        raise InputError(f"{name}: {describe(xyz)}" + (f", found {settings.units}" if settings.units else ""))
+
+
 def _remove_background(xyz: np.ndarray, settings: Preprocessing, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Set background points to zero: the new cloud (H, W, 3), and which pixels were removed (H, W)."""
     there = measured(xyz)
@@ -205,13 +221,14 @@ def _remove_background(xyz: np.ndarray, settings: Preprocessing, name: str) -> t
     else:
         keep = there
     if not keep.any():
-        raise InputError(f"{name}: expected an object, found background only")
+        raise InputError(f"{name}: expected an object, found background only; {describe(xyz)}")
     if settings.eps is not None:
         import_extra("scikit-learn", "scipy.spatial", "clustering point clouds")
         labels = dbscan(xyz[keep], eps=settings.eps, min_points=settings.min_points)
         if not (labels != NOISE).any():
             found = f"{len(labels)} scattered points"
-            raise InputError(f"{name}: expected an object of {settings.min_points} points or more, found {found}")
+            wanted = f"an object of {settings.min_points} points or more"
+            raise InputError(f"{name}: expected {wanted}, found {found}; {describe(xyz)}")
         keep[keep] = labels == np.bincount(labels[labels != NOISE]).argmax()
     xyz[~keep] = 0
     return xyz, there & ~keep

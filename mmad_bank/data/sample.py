@@ -18,6 +18,7 @@ import torch
 from mmad_bank.data._images import read_mask, read_rgb, read_xyz
 from mmad_bank.data._names import GOOD, SPLITS, split_named, subfolders
 from mmad_bank.data._values import mask_tensor, rgb_tensor, xyz_tensor
+from mmad_bank.data.units import UNITS, check_units
 from mmad_bank.errors import InputError, MissingSplitError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Sample:
 
     Attributes:
         rgb: (3, H, W), float32, from 0 to 1.
-        xyz: (3, H, W), float32, metres; zeros where nothing was measured.
+        xyz: (3, H, W), float32, in ``units``; zeros where nothing was measured.
         mask: (H, W), bool, True on defects; all False for a normal sample, None where it is not known.
         label: 0 normal, 1 anomalous.
         defect: ``"good"`` or the kind of defect.
@@ -45,6 +46,8 @@ class Sample:
         mask_path: The mask's file, if there is one.
         preparation: The settings that it was preprocessed with (:func:`mmad_bank.data.preprocess`); None for one as
             a sensor made it.
+        units: Unit of ``xyz``, see :data:`mmad_bank.data.units.UNITS`; readers that are told a unit make metres of it.
+            None where nobody said: the unit of the data that a model was fitted on then, or else metres.
         frame: Of a preprocessed one, where its pixels lie in the picture that it was made of; None where that is not
             known.
     """
@@ -62,6 +65,7 @@ class Sample:
     mask_path: Path | None = None
     preparation: Preprocessing | None = None
     frame: Frame | None = None
+    units: str | None = None
 
     def __repr__(self) -> str:
         shapes = {name: tuple(getattr(getattr(self, name), "shape", ())) for name in ("rgb", "xyz", "mask")}
@@ -97,7 +101,8 @@ def check_sample(sample: Sample) -> Sample:
             arrays, of any strides.
 
     Returns:
-        The sample as :class:`Sample` describes it, on the CPU. Nothing in it shares memory with the caller's.
+        The sample as :class:`Sample` describes it, on the CPU, in metres if its ``units`` are known. Nothing in it
+        shares memory with the caller's.
 
     Raises:
         InputError: A shape, a type or a range is another, sizes differ, or the cloud has no points; the line names the
@@ -123,7 +128,19 @@ def check_sample(sample: Sample) -> Sample:
         if found is not None and found.shape[-2:] != rgb.shape[-2:]:
             words = "×".join(map(str, found.shape[-2:]))
             raise InputError(f"{name(field)}: expected {height}×{width} pixels as rgb, found {words}")
-    return replace(sample, rgb=rgb, xyz=xyz, mask=mask)
+    return in_metres(replace(sample, rgb=rgb, xyz=xyz, mask=mask), sample.units)
+
+
+def in_metres(sample: Sample, units: str | None) -> Sample:
+    """Return a sample whose cloud is in a unit with the cloud in metres; as it is if the unit is not known.
+
+    Raises:
+        InputError: There is no such unit.
+    """
+    if check_units(units) is None:
+        return sample
+    xyz = sample.xyz if units == "m" else sample.xyz * UNITS[str(units)]
+    return replace(sample, xyz=xyz, units="m")
 
 
 @dataclass(frozen=True)
@@ -165,9 +182,11 @@ class SampleDataset(torch.utils.data.Dataset[Sample]):
     Attributes:
         path: The data set's folder.
         records: Where the samples lie, in order.
+        units: Unit of the clouds' files; samples are in metres. None where nobody said.
     """
 
     layout: ClassVar[str]
+    units: str | None = None
 
     def __init__(self, path: str | Path, records: Sequence[Record]) -> None:
         self.path = Path(path)
@@ -184,7 +203,7 @@ class SampleDataset(torch.utils.data.Dataset[Sample]):
             IndexError: There is no such sample.
         """
         sample = self.read(self.records[index])
-        return sample if self.preparation is None else _as_prepared(sample, self.preparation)
+        return in_metres(sample, self.units) if self.preparation is None else _as_prepared(sample, self.preparation)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
@@ -311,13 +330,17 @@ def make_sample(record: Record, rgb: np.ndarray, xyz: np.ndarray, mask: np.ndarr
     )
 
 
-def open_sample(rgb: str | Path, xyz: str | Path, mask: str | Path | None = None) -> Sample:
+def open_sample(
+    rgb: str | Path, xyz: str | Path, mask: str | Path | None = None, *, units: str | None = None
+) -> Sample:
     """Read one sample from its files.
 
     Args:
         rgb: 8-bit colour image.
-        xyz: TIFF of H×W×3 floats in metres.
+        xyz: TIFF of H×W×3 floats.
         mask: Image that is not zero on defects, if the sample is known to be anomalous.
+        units: Of the cloud's file, see :data:`mmad_bank.data.units.UNITS`; default: the unit of the data that the model
+            was fitted on, or else metres.
 
     Raises:
         InputError: A file is missing or damaged, sizes differ, or the cloud has no points.
@@ -328,7 +351,11 @@ def open_sample(rgb: str | Path, xyz: str | Path, mask: str | Path | None = None
     record = Record("", "test", defect, rgb.stem, rgb, xyz, None if mask is None else Path(mask))
     sample = make_sample(record, read_rgb(rgb), read_xyz(xyz), truth)
     sample, preparation = replace(sample, id=rgb.stem), _preparation_around(rgb)
-    return sample if preparation is None else _as_prepared(sample, preparation)
+    if preparation is None:
+        return in_metres(sample, units)
+    if units is not None:
+        raise InputError(f"units: {rgb} has been prepared, its clouds are in metres; found {units!r}")
+    return _as_prepared(sample, preparation)
 
 
 def _preparation_around(rgb: Path) -> Preprocessing | None:

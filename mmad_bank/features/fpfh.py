@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +11,12 @@ import torch
 from torch import Tensor
 
 from mmad_bank._checks import ArrayLike, check_index
+from mmad_bank.data import units
 from mmad_bank.errors import InputError, MissingExtraError
 from mmad_bank.features.alignment import measured_points, pool_to_grid
+
+# Neighbours that a plane needs, and points that are looked at for them.
+_PLANE, _LOOKED_AT = 3, 200
 
 
 class FPFH:
@@ -50,6 +55,7 @@ class FPFH:
         self.grid = (grid[0], grid[1])
         self.normal_radius, self.normal_neighbors = normal_radius, normal_neighbors
         self.feature_radius, self.feature_neighbors = feature_radius, feature_neighbors
+        self._looked = False
         for side in self.grid:
             check_index(side, "grid", 1, 2**15, "patches along a side")
         for name in ("normal", "feature"):
@@ -96,8 +102,10 @@ class FPFH:
     def describe(self, xyz: ArrayLike, name: str = "xyz") -> Tensor:
         """Return the map (33, H, W) of one organized cloud, zeros where nothing is measured."""
         points, pixels = measured_points(xyz, name)
+        coordinates = points.cpu().double().numpy()
+        self._look(coordinates, name)
         cloud = self._open3d.geometry.PointCloud()
-        cloud.points = self._open3d.utility.Vector3dVector(points.cpu().double().numpy())
+        cloud.points = self._open3d.utility.Vector3dVector(coordinates)
         search = self._open3d.geometry.KDTreeSearchParamHybrid
         cloud.estimate_normals(search_param=search(radius=self.normal_radius, max_nn=self.normal_neighbors))
         histograms = self._open3d.pipelines.registration.compute_fpfh_feature(
@@ -106,3 +114,20 @@ class FPFH:
         maps = torch.zeros(self.dim, xyz.shape[0] * xyz.shape[1])
         maps[:, pixels.cpu()] = torch.from_numpy(np.array(histograms.data, dtype=np.float32))
         return maps.view(self.dim, *xyz.shape[:2])
+
+    def _look(self, points: np.ndarray, name: str) -> None:
+        """Warn when most points of the first cloud have no neighbours to be described by: its unit is another then."""
+        if self._looked:
+            return
+        self._looked = True
+        # Resizing to the nearest pixel repeats points; a copy of itself is no neighbour.
+        distinct = np.unique(points, axis=0)
+        cloud = self._open3d.geometry.PointCloud(self._open3d.utility.Vector3dVector(distinct))
+        tree = self._open3d.geometry.KDTreeFlann(cloud)
+        some = distinct[:: -(-len(distinct) // _LOOKED_AT)]
+        found = [tree.search_hybrid_vector_3d(point, self.normal_radius, _PLANE + 1)[0] for point in some]
+        share = float(np.mean(np.array(found) <= _PLANE))
+        if share > 0.5:
+            lonely = f"{share:.0%} of the points have fewer than {_PLANE} neighbours within {self.normal_radius:g}"
+            advice = "; if that is right, FPFH needs larger radii"
+            warnings.warn(f"{name}: FPFH says little here, {lonely}; {units.describe(points)}{advice}", stacklevel=4)

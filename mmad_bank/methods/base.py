@@ -488,7 +488,7 @@ class Method(ABC):
         if preparation is not None:
             return preparation
         recipe = recipe_of_samples(samples, "dataset") or self.recipe_of_data
-        return Preprocessing.recipe(recipe, size=self.image_size)
+        return Preprocessing.recipe(recipe, size=self.image_size, units=getattr(samples, "units", None))
 
     def _held_out(self, validation: Samples | None) -> Samples | None:
         """Return the validation samples, if there are some and they are of use; refuse those prepared otherwise."""
