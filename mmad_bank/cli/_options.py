@@ -30,6 +30,12 @@ Categories = Annotated[
 ]
 Category = Annotated[str | None, typer.Option(help="Category to take (default: all).", show_default=False)]
 Layout = Annotated[Literal["auto", "mvtec3d", "eyecandies", "folder"], typer.Option(help="Layout of the data set.")]
+Units = Annotated[
+    Literal["m", "cm", "mm", "um"] | None,
+    typer.Option(
+        help="Unit of the point clouds' files (default: the model's if there is one, else m).", show_default=False
+    ),
+]
 Workers = Annotated[int | None, typer.Option(help="Number of processes (default: one per core).", show_default=False)]
 Batch = Annotated[int, typer.Option(help="Number of images computed together; results do not depend on it.")]
 

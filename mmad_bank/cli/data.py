@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from mmad_bank.cli._options import Categories, Json, Layout, Overwrite, Workers, count_workers, parse_names
+from mmad_bank.cli._options import Categories, Json, Layout, Overwrite, Units, Workers, count_workers, parse_names
 from mmad_bank.cli._output import check_output_folder, emit, end, say_unread, seconds, show_progress
 from mmad_bank.errors import InputError
 
@@ -74,6 +74,7 @@ def prepare(
     ] = None,
     categories: Categories = None,
     layout: Layout = "auto",
+    units: Units = None,
     seed: Annotated[int, typer.Option(help="Seed of the search for the background plane (RANSAC).")] = 0,
     workers: Workers = None,
     overwrite: Overwrite = False,
@@ -88,7 +89,7 @@ def prepare(
     from mmad_bank.data._replacing import SET_ASIDE
     from mmad_bank.data.preprocessing import Preprocessing
 
-    changes: dict[str, Any] = {"seed": seed} if size is None else {"seed": seed, "size": size}
+    changes: dict[str, Any] = {"seed": seed, "units": units} | ({} if size is None else {"size": size})
     base = preparation.default_settings(dataset, layout) if recipe == "auto" else Preprocessing.recipe(recipe)
     begin = time.perf_counter()
     result = preparation.prepare(

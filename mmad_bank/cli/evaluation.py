@@ -26,6 +26,7 @@ from mmad_bank.cli._options import (
     Layout,
     Overwrite,
     TrustIndex,
+    Units,
     check_device,
     parse_names,
 )
@@ -80,6 +81,7 @@ def evaluate(
     ] = None,
     batch: Batch = 1,
     layout: Layout = "auto",
+    units: Units = None,
     trust_index: TrustIndex = False,
     device: Device = "cpu",
     force: Force = False,
@@ -99,7 +101,7 @@ def evaluate(
             check_output(path, name, overwrite=overwrite)
     page = _open_report(report, overwrite, model, dataset)
     chosen = _choose_models(model, dataset, parse_names(categories), layout)
-    splits = {name: open_dataset(dataset, name, "test", layout) for name in chosen}
+    splits = {name: open_dataset(dataset, name, "test", layout, units=units) for name in chosen}
     evaluations = []
     for number, (name, folder) in enumerate(chosen.items(), 1):
         with within(name, number, len(chosen)):
@@ -214,6 +216,7 @@ def predict(
         int, typer.Option(help="Number of normal patches to name for the worst patch of each bank.")
     ] = 4,
     layout: Layout = "auto",
+    units: Units = None,
     trust_index: TrustIndex = False,
     device: Device = "cpu",
     force: Force = False,
@@ -231,8 +234,9 @@ def predict(
     from mmad_bank.data import open_dataset
 
     target = str(check_device(device))
-    samples = list(_inputs(inputs, category, split, layout))
+    samples = list(_inputs(inputs, category, split, layout, units))
     job = {"predict": [str(path.resolve()) for path in (model, *inputs)], "category": category, "split": split}
+    job |= {"units": units} if units else {}
     places = [name if len(samples) > 1 else "." for name, _ in samples]
     mine = overwrite or is_unfinished(out, job)
     check_output_folder(out, "--out", outputs=[f"{place}/score.json" for place in places], overwrite=mine)
@@ -272,13 +276,13 @@ def _colour_scale(model: Path, method: Method, results: list[dict[str, Any]]) ->
 
 
 def _inputs(
-    paths: Sequence[Path], category: str | None, split: str, layout: str
+    paths: Sequence[Path], category: str | None, split: str, layout: str, units: str | None
 ) -> Iterator[tuple[str, Callable[[], Sample]]]:
     """Yield ids of samples and functions that read them."""
     from mmad_bank.data import open_dataset, open_sample
 
     if len(paths) == 1 and paths[0].is_dir():
-        dataset = open_dataset(paths[0], category, split, layout)
+        dataset = open_dataset(paths[0], category, split, layout, units=units)
         for number, record in enumerate(dataset.records):
             yield record.id, partial(dataset.__getitem__, number)
         return
@@ -289,7 +293,7 @@ def _inputs(
         check_picture_first(rgb, xyz)
         name = rgb.stem if rgb.stem not in names else f"{rgb.stem}-{len(names)}"
         names.add(name)
-        yield name, partial(open_sample, rgb, xyz)
+        yield name, partial(open_sample, rgb, xyz, units=units)
 
 
 def _predict_all(

@@ -23,6 +23,7 @@ from mmad_bank.cli._options import (
     Json,
     Layout,
     Overwrite,
+    Units,
     check_device,
     parse_names,
 )
@@ -76,6 +77,7 @@ def extract(
     grid: Annotated[int, typer.Option(help="Number of patches along each side of an image.")] = 28,
     batch: Batch = 4,
     layout: Layout = "auto",
+    units: Units = None,
     device: Device = "cpu",
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -85,10 +87,10 @@ def extract(
 
     target = check_device(device)
     wanted = {"rgb": (rgb, rgb_weights), "xyz": (xyz, xyz_weights)}
-    job = {"extract": str(dataset.resolve()), "category": category, "split": split, **wanted}
+    job = {"extract": str(dataset.resolve()), "category": category, "split": split, "units": units, **wanted}
     files = (_EXTRACTION, *(f"{name}.npy" for name, (model, _) in wanted.items() if model != "none"))
     check_output_folder(out, "--out", outputs=files, overwrite=overwrite or is_unfinished(out, job))
-    samples = open_dataset(dataset, category, split, layout)
+    samples = open_dataset(dataset, category, split, layout, units=units)
     shared: dict[str, Any] = {"grid": (grid, grid), "image_size": image_size}
     begin = time.perf_counter()
     networks = _networks(wanted, shared)
@@ -257,6 +259,7 @@ def fit(
         ),
     ] = None,
     layout: Layout = "auto",
+    units: Units = None,
     device: Device = "cpu",
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -267,7 +270,9 @@ def fit(
     """
     from mmad_bank._stages import remove_stages
 
-    job = _Job(method, dataset, out, parse_names(categories), workdir, layout, few_shot, seed, show_progress(as_json))
+    job = _Job(
+        method, dataset, out, parse_names(categories), workdir, layout, units, few_shot, seed, show_progress(as_json)
+    )  # fmt: skip
     job.choose_arguments(settings or [], embedded, str(check_device(device)))
     job.open()
     job.check_outputs(overwrite)
@@ -289,13 +294,14 @@ class _Job:
 
     def __init__(
         self, method: str, dataset: Path, out: Path, categories: list[str] | None, workdir: Path | None, layout: str,
-        few_shot: int | None, seed: int, progress: bool,
+        units: str | None, few_shot: int | None, seed: int, progress: bool,
     ) -> None:  # fmt: skip
         from mmad_bank.methods import method_class, names
 
         check_method_first(method, dataset, names())
         self.method = method_class(method.lower())
-        self.dataset, self.out, self.categories, self.layout = dataset, out, categories, layout
+        self.dataset, self.out, self.categories = dataset, out, categories
+        self.layout, self.units = layout, units
         self.workdir = workdir or out.with_name(f"{out.name}.fit")
         self.keep = workdir is not None
         self.few_shot, self.seed, self.progress = few_shot, seed, progress
@@ -327,7 +333,7 @@ class _Job:
 
         names = self.categories or categories_of(self.dataset, self.layout)
         for name in names:
-            train = open_dataset(self.dataset, name, "train", self.layout)
+            train = open_dataset(self.dataset, name, "train", self.layout, units=self.units)
             if self.few_shot is not None:
                 self.splits[name] = few_shot(train, self.few_shot, self.seed), None
                 continue
@@ -339,9 +345,9 @@ class _Job:
         from mmad_bank.data import open_dataset
 
         try:
-            return open_dataset(self.dataset, category, "validation", self.layout)
+            return open_dataset(self.dataset, category, "validation", self.layout, units=self.units)
         except MissingSplitError as error:
-            if getattr(self.make(), "uses_validation", True):
+            if self.make().uses_validation:
                 print(f"note: fitted without validation: {error}", file=sys.stderr)
             return None
 
@@ -406,6 +412,7 @@ class _Job:
             for name, splits in self.splits.items()
         }
         content = {"method": self.method.name, "arguments": arguments, "samples": samples, "path": str(self.dataset)}
+        content |= {"units": self.units} if self.units else {}
         return json.loads(json.dumps(content))
 
 

@@ -392,7 +392,7 @@ def test_fit_says_when_there_is_no_validation_split(tmp_path: Path, capsys: pyte
     category = tmp_path / "raw/stud_tray"
     for name, said in (("Val", False), ("held_out", True)):
         shutil.move(next(path for path in category.iterdir() if path.name not in ("train", "test")), category / name)
-        job = _Job("mdss", tmp_path / "raw", tmp_path / "model", None, None, "auto", None, 0, progress=False)
+        job = _Job("mdss", tmp_path / "raw", tmp_path / "model", None, None, "auto", None, None, 0, progress=False)
         job.choose_arguments([], embedded=True, device="cpu")
         job.open()
         assert (job.splits["stud_tray"][1] is None) == said
