@@ -51,9 +51,18 @@ def write_tensors(
         file.write(len(header).to_bytes(8, "little"))
         file.write(header)
         for _, tensor in ordered:
-            data = tensor.detach().cpu().contiguous().reshape(-1)
-            if data.numel():
-                file.write(data.view(torch.uint8).numpy().data)
+            file.write(tensor_bytes(tensor).data)
+
+
+def tensor_bytes(tensor: Tensor) -> np.ndarray:
+    """Return a tensor's values as bytes (n,) uint8, of any dtype; they are copied only from a device or where gaps are.
+
+    Example:
+        >>> tensor_bytes(torch.ones(2, dtype=torch.bfloat16)).tolist()
+        [128, 63, 128, 63]
+    """
+    values = tensor.detach().cpu().contiguous().reshape(-1)
+    return values.view(torch.uint8).numpy() if values.numel() else np.zeros(0, np.uint8)
 
 
 def new_array(path: str | os.PathLike[str], shape: tuple[int, ...], dtype: Any = np.float32) -> np.memmap:

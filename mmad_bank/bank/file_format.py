@@ -19,14 +19,13 @@ import os
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-import torch
 from torch import Tensor
 
 from mmad_bank._checksum import checksum
 from mmad_bank._decoding import decoding
 from mmad_bank._files import replacing
 from mmad_bank._manifest import LARGEST, Manifest, check_format, parse_json
-from mmad_bank._tensor_files import write_tensors
+from mmad_bank._tensor_files import tensor_bytes, write_tensors
 from mmad_bank.errors import FormatError, InputError
 
 FORMAT = "mmad-bank"
@@ -137,7 +136,9 @@ def _read_tensors(
         # that this touches leave the process with it.
         again = _map(file, path) if left else {}
         for name in kept:
-            if listed.table(name).content.get("checksum") != _checksum((again if name in left else kept)[name]):
+            if listed.table(name).content.get("checksum") != checksum(
+                tensor_bytes((again if name in left else kept)[name])
+            ):
                 raise FormatError(f"{path}: altered, its '{name}' does not match its checksum")
     return BankFile(header, kept, state if "vectors" in left else None)
 
@@ -193,11 +194,7 @@ def _header(path: str | os.PathLike[str], table: dict[str, Any]) -> Manifest:
 
 
 def _table(tensors: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
-    return {name: {**_entry(tensor), "checksum": _checksum(tensor)} for name, tensor in tensors.items()}
-
-
-def _checksum(tensor: Tensor) -> str:
-    return checksum(tensor.reshape(-1).view(torch.uint8).numpy())  # as bytes: NumPy lacks some of PyTorch's types
+    return {name: {**_entry(tensor), "checksum": checksum(tensor_bytes(tensor))} for name, tensor in tensors.items()}
 
 
 def _entry(tensor: Tensor) -> dict[str, Any]:

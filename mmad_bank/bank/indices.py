@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +34,8 @@ class ExactIndex:
 
     ``device`` is where to search, and where queries and results are; the vectors are there or in host memory, or, if
     they are ``mapped``, in a file. Then making the copy leaves nothing of them in memory. What a search touches of them
-    stays for the next one, but with ``"int8"``, which is chosen where memory is short.
+    stays for the next one, but with ``"int8"``, which is chosen where memory is short. ``file`` is what they were
+    loaded from, for messages.
     """
 
     def __init__(
@@ -42,9 +45,11 @@ class ExactIndex:
         device: torch.device | str | None = None,
         *,
         mapped: bool = False,
+        file: str | None = None,
     ) -> None:
         self._vectors = vectors
         self._pages = MappedPages(vectors) if mapped else None
+        self._file = file
         self._precision = precision
         self._device = vectors.device if device is None else device
         self._search: ops.SearchIndex | None = None
@@ -60,7 +65,8 @@ class ExactIndex:
         if self._search is None:
             with self._making:  # threads that search first at the same time make one copy, not several
                 if self._search is None:
-                    self._search = ops.SearchIndex(self._vectors, precision=self._precision, device=self._device)
+                    with naming_file(self._file):
+                        self._search = ops.SearchIndex(self._vectors, precision=self._precision, device=self._device)
                     if self._pages is not None:
                         self._pages.release()
         return self._search
@@ -114,6 +120,7 @@ class FaissIndex:
 
     def __init__(self, vectors: Tensor, factory: str) -> None:
         faiss = _faiss()
+        check_finite(vectors, "bank")
         index = make_faiss(factory, vectors.shape[1], len(vectors))
         rows = _to_numpy(vectors)
         try:
@@ -259,7 +266,7 @@ class FaissIndex:
         """Return the k nearest of the rows that were found, (Q, F) -> (Q, k), on the queries' device."""
         if len(found) and int(found.max()) >= len(self._vectors):
             raise FormatError("faiss_index: altered, it names vectors that the bank does not have")
-        distances = torch.empty(len(queries), k, device=queries.device)
+        distances = torch.empty(len(queries), k, dtype=torch.float32, device=queries.device)
         indices = torch.empty(len(queries), k, dtype=torch.int64, device=queries.device)
         step = max(1, _BLOCK_BYTES // (8 * found.shape[1] * queries.shape[1]))
         for first in range(0, len(queries), step):
@@ -311,6 +318,17 @@ class Sample(NamedTuple):
         return cls(queries, k, best[:, -1])
 
 
+@contextmanager
+def naming_file(file: str | None) -> Iterator[None]:
+    """Name the file that a bank was loaded from in errors about its rows or its index."""
+    try:
+        yield
+    except InputError as error:
+        if file is None or not str(error).startswith(("bank: ", "index: ")):
+            raise
+        raise FormatError(f"{file}: altered, {error}") from error
+
+
 def check_factory(factory: str, n_vectors: int, dim: int) -> None:
     """Refuse what FAISS could not build, and what would take memory out of all proportion to the bank.
 
@@ -320,6 +338,8 @@ def check_factory(factory: str, n_vectors: int, dim: int) -> None:
     expected = f"index: expected 'exact' or a FAISS factory string for {n_vectors} vectors of {dim} dimensions"
     if len(factory) > _LONGEST_FACTORY:
         raise InputError(f"{expected}, found {len(factory)} characters")
+    if not factory.isascii() or not factory.isprintable():
+        raise InputError(f"{expected}, found {factory!r}")
     for number in re.findall(r"IVF(\d+)", factory):
         if int(number) > n_vectors:
             raise InputError(f"{expected}, found {factory!r} with {number} lists; a list needs at least one vector")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -20,9 +19,9 @@ from mmad_bank.bank import file_format
 from mmad_bank.bank._progress import Progress, reporting
 from mmad_bank.bank.dumps import FeatureDump, Layout, PathLike, open_dump
 from mmad_bank.bank.file_format import BankFile, FileState
-from mmad_bank.bank.indices import ExactIndex, FaissIndex, Sample, SearchSettings, check_factory
+from mmad_bank.bank.indices import ExactIndex, FaissIndex, Sample, SearchSettings, check_factory, naming_file
 from mmad_bank.bank.projection import SparseProjection
-from mmad_bank.bank.provenance import Origin, Source, describe_images, locate, restore_sources
+from mmad_bank.bank.provenance import Origin, Source, check_rows, describe_images, locate, restore_sources
 from mmad_bank.bank.selection import Moments, Standardisation, coreset_size, selection_space
 from mmad_bank.errors import FormatError, InputError
 from mmad_bank.ops.knn import Precision, check_precision
@@ -87,9 +86,9 @@ class MemoryBank:
     standardisation: Standardisation | None
     extractor: str | None
     _device: torch.device  # where it searches
-    _file: str | None  # that it was loaded from
     _raw_radius: float | None  # in the selection space, before standardisation
     _mapped: FileState | None  # the file on disk that the vectors are
+    _file: str | None  # where it was loaded from, for messages
     _index: ExactIndex | FaissIndex | None  # None until it is needed
     _faiss_bytes: Tensor | None  # the saved index, until it is needed
     _settings: SearchSettings  # of a FAISS index that is not made yet
@@ -134,8 +133,8 @@ class MemoryBank:
         self.standardisation = None
         self.extractor = None
         self._raw_radius = None
-        self._file = None
         self._mapped = None
+        self._file = None
         self._index = None
         self._faiss_bytes = None
         self._settings = SearchSettings()
@@ -320,17 +319,18 @@ class MemoryBank:
         self._check_file()
         index = self._index
         if index is None:
-            with self._lock, _naming(self._file):
+            with self._lock:
                 index = self._index = self._index or self._made_index()
         return index
 
     def _made_index(self, sample: Tensor | None = None) -> ExactIndex | FaissIndex:
         """Make the index; ``sample`` are features to measure the recall of FAISS's on, by default the bank's own."""
         if self.index == "exact":
-            return ExactIndex(self._vectors, self.precision, self.device, mapped=self._mapped is not None)
+            mapped = self._mapped is not None
+            return ExactIndex(self._vectors, self.precision, self.device, mapped=mapped, file=self._file)
         if self._faiss_bytes is not None:
             return FaissIndex.deserialize(self._vectors, self._faiss_bytes).set(self._settings)
-        with doing(f"building the index {self.index}"):
+        with doing(f"building the index {self.index}"), naming_file(self._file):
             index = FaissIndex(self._vectors, self.index).set(self._settings)
             if self._settings.recall is None:
                 drawn = Sample.draw(self._vectors, sample)
@@ -355,8 +355,7 @@ class MemoryBank:
             Euclidean distances float32 (Q, k) and bank rows int64 (Q, k), nearest first, on the bank's device.
         """
         rows = as_features(queries, "queries").to(self.device)
-        with _naming(self._file):
-            distances, found = self.search_index.search(rows, k)
+        distances, found = self.search_index.search(rows, k)
         return distances / self._std if self.standardisation else distances, found
 
     def score(
@@ -387,8 +386,7 @@ class MemoryBank:
             check_finite(rows.view(-1, self.dim), "patches")
         wanted = min(wanted, len(self))
         index = self.search_index  # the same one for all that follows, also if the bank is extended meanwhile
-        with _naming(self._file):
-            distances, nearest = index.search(rows.view(-1, self.dim), 1)
+        distances, nearest = index.search(rows.view(-1, self.dim), 1)
         distances = distances / self._std if self.standardisation else distances
         patch, nearest = distances.view(rows.shape[:2]), nearest.view(rows.shape[:2])
         largest, where = patch.max(dim=1)
@@ -650,9 +648,9 @@ class MemoryBank:
         with decoding(path, _NO_BANK, error=FormatError):
             try:
                 bank._restore(file, precision, trusted)
+                bank._file = os.fspath(path)
             except InputError as error:  # about a value of the header
                 raise FormatError(f"{path}: {_NO_BANK} ({error})") from error
-        bank._file = str(path)
         return bank.to(device, vectors_on=vectors_on)
 
     def _restore(self, file: BankFile, precision: Precision, trusted: bool) -> None:
@@ -666,9 +664,7 @@ class MemoryBank:
         self._set(vectors, source_rows, header.text("index"), precision)
         self._mapped = file.mapped
         self.sources = restore_sources(header)
-        last = sum(source.rows for source in self.sources) - 1
-        if not 0 <= int(source_rows.min()) <= int(source_rows.max()) <= last:
-            raise ValueError(f"source rows of 0 to {last} are expected, others found")
+        check_rows(source_rows, self.sources)
         projection, standardisation = header.optional_table("projection"), header.optional_table("standardisation")
         if projection is not None:
             self.projection = SparseProjection(
@@ -689,17 +685,6 @@ class MemoryBank:
                     search.optional_number("recall"),
                 )  # fmt: skip
             self._faiss_bytes = tensors.get("faiss_index") if trusted else None
-
-
-@contextmanager
-def _naming(file: str | None) -> Iterator[None]:
-    """Name the file of a bank that was loaded, in what is found wrong with its values when it is first searched."""
-    try:
-        yield
-    except InputError as error:
-        if file is None or not str(error).startswith(("bank: ", "index: ")):  # not about the queries
-            raise
-        raise FormatError(f"{file}: {_NO_BANK} ({error})") from error
 
 
 def _neighborhood(index: ExactIndex | FaissIndex, center: Tensor, n: int) -> Tensor:

@@ -21,8 +21,8 @@ from mmad_bank.ops.knn import Precision
 
 _MANIFEST = "banks.json"
 _FORMAT = "mmad-multibank"
-_NAME = r"[A-Za-z0-9_-]+"
 _VERSION = 1
+_NAME = r"[A-Za-z0-9_-]+"  # of a bank; it becomes a file's name
 
 
 class MultiBank(Mapping[str, MemoryBank]):
@@ -168,9 +168,11 @@ def _read_manifest(folder: Path) -> dict[str, str]:
     """Return the file of each bank; names that lead out of the folder are refused."""
     path = folder / _MANIFEST
     files = check_format(read_json(path), str(path), _FORMAT, _VERSION).texts_by_name("banks")
-    if not files or not all(re.fullmatch(_NAME, name) for name in files):
-        raise FormatError(f"{path}: altered, expected banks with names of letters, digits, '_' and '-'")
-    for file in files.values():
-        if not re.fullmatch(r"[A-Za-z0-9_-]+\.safetensors", file):
-            raise FormatError(f"{path}: altered, expected bank files in the same folder, found {file!r}")
+    if not files:
+        raise FormatError(f"{path}: altered, expected at least one bank, found none")
+    for name, file in files.items():
+        if not re.fullmatch(_NAME, name):
+            raise FormatError(f"{path}: altered, expected names of letters, digits, '_' and '-', found {name[:60]!r}")
+        if not re.fullmatch(rf"{_NAME}\.safetensors", file):
+            raise FormatError(f"{path}: altered, expected bank files in the same folder, found {file[:60]!r}")
     return files

@@ -58,14 +58,24 @@ class Origin(NamedTuple):
 
 def locate(rows: Tensor, sources: Sequence[Source]) -> list[Origin]:
     """Find the file, image and patch of rows that are counted through all sources in their order."""
+    check_rows(rows, sources)
     ends = np.cumsum([source.rows for source in sources])
     numbers = rows.cpu().numpy().reshape(-1)
-    if len(numbers) and not (len(ends) and numbers.min() >= 0 and numbers.max() < ends[-1]):
-        raise InputError(f"source_rows: expected 0 to {int(ends[-1]) - 1 if len(ends) else 0}, found a row outside")
     return [
         _origin(int(number - (ends[which] - sources[which].rows)), sources[which])
         for number, which in zip(numbers, np.searchsorted(ends, numbers, side="right"), strict=True)
     ]
+
+
+def check_rows(rows: Tensor, sources: Sequence[Source]) -> None:
+    """Refuse rows that are not of the sources.
+
+    Raises:
+        InputError: A row lies outside.
+    """
+    total = sum(source.rows for source in sources)
+    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < total <= 2**62:
+        raise InputError(f"source_rows: expected 0 to {total - 1} (the rows of {len(sources)} sources), found others")
 
 
 def _origin(row: int, source: Source) -> Origin:

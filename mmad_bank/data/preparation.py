@@ -242,10 +242,9 @@ def preparation_of(path: str | Path) -> Preprocessing | None:
         return None
     try:
         return Preprocessing(**manifest["settings"])
-    except (InputError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{root / MANIFEST}: expected settings of this version, found others ({describe(error)}); prepare anew"
-        ) from error
+    except (TypeError, ValueError, OverflowError) as error:  # unknown ones, or values out of range
+        expected = f"{root / MANIFEST}: expected settings of this version, found others; prepare anew"
+        raise InputError(f"{expected} ({describe(error)})") from None
 
 
 def frame_of(xyz: Path, size: tuple[int, int]) -> Frame | None:

@@ -42,6 +42,12 @@ def rewrite(path, change):
     save_file(tensors, path, {"mmad_bank": json.dumps(header)})
 
 
+def retyped(header, tensors, name, dtype):
+    """Give a tensor another dtype, and say so everywhere."""
+    tensors[name] = tensors[name].to(dtype)
+    header["tensors"][name] = file_format._table(tensors)[name]
+
+
 def refused(path, word, **arguments):
     with pytest.raises(FormatError) as caught:
         MemoryBank.load(path, **arguments)
@@ -182,11 +188,18 @@ class TestRefused:
             lambda header, tensors: header["tensors"]["vectors"].update(shape=[12, 40]),
             lambda header, tensors: tensors.update(more=torch.zeros(3)),
             lambda header, tensors: tensors.pop("source_rows"),
+            lambda header, tensors: retyped(header, tensors, "vectors", torch.bfloat16),
+            lambda header, tensors: retyped(header, tensors, "source_rows", torch.bool),
             lambda header, tensors: header.update(index=5),
             lambda header, tensors: header.update(index="IVF99999999,Flat"),
             lambda header, tensors: header.update(index="PQ1x24"),
             lambda header, tensors: header.update(index="HNSW" + "9" * 5000),
             lambda header, tensors: header.update(index="Flat," * 100),
+            lambda header, tensors: header.update(index="Flat\0"),
+            lambda header, tensors: header.update(index="Flat\ud800"),
+            lambda header, tensors: header.update(sources=[]),
+            lambda header, tensors: header["sources"][0].update(rows=10),
+            lambda header, tensors: header.update(sources=[{"file": "x", "rows": 2**61, "patches": None}] * 3),
             lambda header, tensors: header.update(extractor=5),
             lambda header, tensors: header.update(standardisation=[0.0, 1.0]),
             lambda header, tensors: header.update(standardisation={"mean": "0", "std": 1.0}),
@@ -277,6 +290,20 @@ class TestRefused:
         path.write_bytes(pickle.dumps(Bomb(), 0))
         refused(path, "foreign")
         assert not fuse.exists()
+
+
+@pytest.mark.parametrize(("index", "value"), [("exact", "nan"), ("exact", "inf"), ("IVF4,Flat", "nan")])
+def test_vectors_that_cannot_be_searched_name_the_file(tmp_path, index, value):
+    if index != "exact":
+        pytest.importorskip("faiss")
+    bank = MemoryBank(features(40))
+    vectors = bank.vectors.clone()
+    vectors[7, 3] = float(value)
+    header = {**bank.metadata(), "index": index}
+    file_format.write(tmp_path / "b", header, {"vectors": vectors, "source_rows": bank.source_rows})
+    loaded = MemoryBank.load(tmp_path / "b")
+    with pytest.raises(FormatError, match=r"/b: altered, bank: row 7 "):
+        loaded.search(features(3))
 
 
 class TestAFileThatChanges:

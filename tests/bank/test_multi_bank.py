@@ -102,6 +102,9 @@ def test_wrong_names(banks, patches):
         ('{"format": "mmad-multibank", "version": 9}', "newer"),
         ('{"format": "mmad-multibank", "version": 1, "banks": {"rgb": "../../etc/passwd"}}', "altered"),
         ('{"format": "mmad-multibank", "version": 1, "banks": {"rgb": 3}}', "altered"),
+        ('{"format": "mmad-multibank", "version": 1, "banks": {}}', "altered, expected at least one bank"),
+        ('{"format": "mmad-multibank", "version": 1, "banks": {"": "a.safetensors"}}', "altered, expected names of"),
+        ('{"format": "mmad-multibank", "version": 1, "banks": {"x ": "a.safetensors"}}', "altered, expected names of"),
     ],
 )
 def test_damaged_lists(tmp_path, content, message):
