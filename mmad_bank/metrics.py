@@ -17,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from mmad_bank._arrays import array_of
 from mmad_bank._checks import check_index
 from mmad_bank.errors import InputError, MissingExtraError
 
@@ -457,7 +458,7 @@ def _as_array(value: Any, name: str) -> np.ndarray:
     if isinstance(value, torch.Tensor):
         value = value.detach().to("cpu")
         value = value.float() if value.dtype == torch.bfloat16 else value
-        return value.numpy()
+        return array_of(value.contiguous())
     try:
         array = np.asarray(value)
     except ValueError as error:

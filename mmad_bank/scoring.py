@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmad_bank._checks import ArrayLike, as_float_tensor, check_index
+from mmad_bank._precision import exact_float32
 from mmad_bank.errors import InputError
 
 Reweight = Literal["m3dm", "patchcore", "max"]
@@ -48,7 +49,8 @@ def image_score(largest: Tensor, neighbor_distances: Tensor, dim: int, reweight:
 
     Args:
         largest: (B,) the largest patch score s* of each image.
-        neighbor_distances: (B, n) distances from f* to the vectors of N, m* in column 0.
+        neighbor_distances: (B, n) distances from f* to the vectors of N, m* in column 0. Give float64 where distances
+            are large: the rules compare exponentials of them.
         dim: D, the length of a feature vector.
         reweight: the rule.
 
@@ -66,10 +68,11 @@ def image_score(largest: Tensor, neighbor_distances: Tensor, dim: int, reweight:
     distances = neighbor_distances.double()
     if reweight == "m3dm":
         scale = dim**-0.5
-        exponent = largest.double() * scale - torch.logsumexp(distances[:, 1:] * scale, dim=1)
+        # s* as column 0 has it: in float32 it would be off by more than the gaps between large distances.
+        exponent = distances[:, 0] * scale - torch.logsumexp(distances[:, 1:] * scale, dim=1)
     else:
         exponent = distances[:, 0] - torch.logsumexp(distances, dim=1)
-    return (largest.double() * -torch.expm1(exponent)).to(largest.dtype)
+    return (largest.double() * -torch.expm1(exponent.clamp(max=0.0))).to(largest.dtype)
 
 
 def anomaly_map(
@@ -113,7 +116,8 @@ def anomaly_map(
         _enlarge_and_blur_on(int(n_in), int(n_out), float(sigma), scores.device)
         for n_in, n_out in zip(grid, size, strict=True)
     )
-    return rows @ scores.view(-1, *grid) @ columns.T
+    with exact_float32(scores.device):
+        return rows @ scores.view(-1, *grid) @ columns.T
 
 
 @lru_cache(maxsize=64)

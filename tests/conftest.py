@@ -1,9 +1,12 @@
 """Fixtures that all tests share."""
 
+import contextlib
 import signal
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import torch
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -17,3 +20,18 @@ def texture_features() -> np.ndarray:
     """Patch features (7840, 656) of real texture images from a CNN with ImageNet weights."""
     textures = pytest.importorskip("mmad_bank.data.textures")
     return textures.texture_features(10)
+
+
+@pytest.fixture(params=["autocast", "default dtype"])
+def callers_settings(request: pytest.FixtureRequest) -> contextlib.AbstractContextManager[object]:
+    """What a caller may have set up for its own networks: nothing of the package may depend on it."""
+
+    @contextlib.contextmanager
+    def float64_by_default() -> Iterator[None]:
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+    return torch.autocast("cpu", dtype=torch.bfloat16) if request.param == "autocast" else float64_by_default()

@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmad_bank import scoring
+from mmad_bank import MemoryBank, scoring
 from mmad_bank.errors import InputError
 
 
@@ -105,3 +105,35 @@ def test_anomaly_map_accepts_numpy_and_keeps_constants():
 def test_anomaly_map_refuses(arguments, message):
     with pytest.raises(InputError, match=message):
         scoring.anomaly_map(*arguments)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e7, 1e9, 1e15])
+@pytest.mark.parametrize("reweight", ["m3dm", "patchcore"])
+def test_image_scores_of_long_vectors_are_those_of_float64(scale, reweight):
+    rng = torch.Generator().manual_seed(0)
+    bank = torch.randn(40, 8, generator=rng) * scale
+    patches = torch.randn(6, 5, 8, generator=rng) * scale
+    found = MemoryBank(bank).score(patches, reweight=reweight)
+    gaps = (patches.double()[:, :, None] - bank.double()).square().sum(-1).sqrt()
+    largest, where = gaps.min(2).values.max(1)
+    for image, s in enumerate(largest):
+        nearest = gaps[image, where[image]].argmin()
+        around = (bank.double() - bank[nearest].double()).square().sum(1).argsort()[: 3 if reweight == "m3dm" else 9]
+        spread = gaps[image, where[image], around]
+        if reweight == "m3dm":
+            weight = -torch.expm1(s * 8**-0.5 - torch.logsumexp(spread[1:] * 8**-0.5, 0))
+        else:
+            weight = 1 - torch.softmax(spread, 0)[0]
+        assert found.image[image] >= 0
+        torch.testing.assert_close(found.image[image].double(), s * weight.clamp(min=0), rtol=1e-5, atol=1e-5 * scale)
+
+
+def test_maps_and_scores_do_not_depend_on_the_callers_autocast_or_default_dtype(callers_settings):
+    patch_scores, bank = torch.rand(2, 49) * 100, torch.rand(50, 8)
+    patches = torch.rand(2, 9, 8)
+    right = scoring.anomaly_map(patch_scores, (7, 7), (28, 28)), *MemoryBank(bank).score(patches)
+    with callers_settings:
+        found = scoring.anomaly_map(patch_scores, (7, 7), (28, 28)), *MemoryBank(bank).score(patches)
+    for one, other in zip(found, right, strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)

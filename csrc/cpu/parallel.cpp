@@ -18,6 +18,7 @@ namespace mmad {
 namespace {
 
 constexpr auto kBetweenPolls = std::chrono::milliseconds(100);
+constexpr std::size_t kThreadsOwn = 1 << 20;
 constexpr int kSpins = 500;  // some ten microseconds: short loops follow each other quickly
 
 thread_local const std::function<void()>* current_poll = nullptr;
@@ -86,6 +87,12 @@ class Worker {
 
  private:
   void serve() {
+    // A thread's first exception, and its first look at a variable of its own, allocate memory that must be there.
+    try {
+      throw 0;
+    } catch (int) {
+      current_poll = nullptr;
+    }
     while (true) {
       for (int i = 0; i < kSpins && waiting_.load(std::memory_order_acquire); ++i) pause_briefly();
       Job job{};
@@ -140,6 +147,7 @@ class Crew {
   Worker* make_worker() {
     try {
       auto worker = std::make_unique<Worker>();
+      ::operator delete(::operator new(kThreadsOwn));  // what the new thread allocates at once must not fail there
       {
         const std::lock_guard<std::mutex> lock(mutex_);
         idle_.reserve(made_ + 1);

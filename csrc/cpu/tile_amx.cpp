@@ -11,8 +11,6 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 
-#include <vector>
-
 #define MMAD_AMX __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512dq")))
 
 namespace mmad {
@@ -34,7 +32,9 @@ struct alignas(64) TileConfig {
 };
 
 // Bytes expanded to bfloat16 (exact: eight bits of integer fit the significand); kept while the same panels are used.
-thread_local std::vector<std::uint16_t> expanded;
+// Plain pointers: registering a thread's destructors may fail where memory runs out, and ends the process then.
+thread_local std::uint16_t* expanded = nullptr;
+thread_local std::int64_t expanded_size = 0;
 thread_local const void* expanded_from = nullptr;
 
 MMAD_AMX void begin() {
@@ -49,7 +49,12 @@ MMAD_AMX void begin() {
   expanded_from = nullptr;
 }
 
-MMAD_AMX void end() { _tile_release(); }
+MMAD_AMX void end() {
+  _tile_release();
+  delete[] expanded;
+  expanded = nullptr;
+  expanded_size = 0;
+}
 
 MMAD_AMX void multiply_bfloat16(const void* a, std::int64_t row_bytes, const void* b, std::int64_t panel_bytes,
                                 std::int64_t k, void* out) {
@@ -77,12 +82,18 @@ MMAD_AMX void multiply_bfloat16(const void* a, std::int64_t row_bytes, const voi
 }
 
 MMAD_AMX void expand(const void* panels, std::int64_t values) {
-  expanded.resize(static_cast<std::size_t>(values));
+  if (expanded_size < values) {
+    delete[] expanded;
+    expanded = nullptr;
+    expanded_size = 0;
+    expanded = new std::uint16_t[static_cast<std::size_t>(values)];
+    expanded_size = values;
+  }
   for (std::int64_t i = 0; i < values; i += 16) {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(static_cast<const char*>(panels) + i));
     const __m512 wide = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
     const __m256i upper = _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(wide), 16));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(expanded.data() + i), upper);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(expanded + i), upper);
   }
 }
 
@@ -93,7 +104,7 @@ MMAD_AMX void multiply_fixed8(const void* a, std::int64_t row_bytes, const void*
     expanded_from = b;
     __asm__ volatile("" : : : "memory");  // _tile_loadd() does not say that it reads memory: finish the stores first
   }
-  multiply_bfloat16(a, row_bytes, expanded.data(), 2 * panel_bytes, k, out);
+  multiply_bfloat16(a, row_bytes, expanded, 2 * panel_bytes, k, out);
 }
 
 }  // namespace

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmad_bank import ops
+from mmad_bank._arrays import array_of
 from mmad_bank._checks import ArrayLike, as_features, check_finite, check_index
 from mmad_bank.bank._pages import MappedPages
 from mmad_bank.errors import FormatError, InputError, MissingExtraError
@@ -442,7 +443,7 @@ def _to_gpu(faiss: Any, index: Any) -> Any:
 
 
 def _to_numpy(rows: Tensor) -> np.ndarray:
-    return rows.detach().cpu().contiguous().numpy()
+    return array_of(rows.detach().cpu().contiguous())
 
 
 def _reason(error: Exception) -> str:

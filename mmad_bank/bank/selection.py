@@ -86,7 +86,8 @@ def selection_space(
             if projection is not None:
                 block = projection(block)
             if space is None:
-                space = torch.empty(len(dump), dim, device=block.device if home is None else home)
+                place = block.device if home is None else home
+                space = torch.empty(len(dump), dim, dtype=torch.float32, device=place)
             space[first : first + len(block)] = block
         report("Reading features", first + len(block), len(dump))
     assert space is not None  # a dump has at least one row

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from mmad_bank import _core
+from mmad_bank._arrays import array_of
 from mmad_bank._checks import ArrayLike, as_features, check_finite, check_index
+from mmad_bank._precision import exact_float32
 from mmad_bank.errors import InputError
 from mmad_bank.ops import _points_torch
-from mmad_bank.ops._native import array_of, thread_count
+from mmad_bank.ops._native import thread_count
 from mmad_bank.ops._point_checks import as_points, check_same_device
-from mmad_bank.ops._precision import exact_float32
 
 _GATHER_UP_TO = 64  # neighbours; beyond, one matrix product with the whole table of weights is faster than the gather
 _TABLE_BYTES = 64 << 20  # bound on a block of that table

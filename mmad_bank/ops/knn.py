@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from mmad_bank import _core
+from mmad_bank._arrays import array_of
 from mmad_bank._checks import ArrayLike, as_features, check_finite, check_index, naming_bad_rows
 from mmad_bank.errors import InputError
 from mmad_bank.ops import _knn_torch
 from mmad_bank.ops._devices import resolve_device
-from mmad_bank.ops._native import array_of, thread_count
+from mmad_bank.ops._native import thread_count
 from mmad_bank.ops._points_torch import cuda_kernels
 
 Precision = Literal["auto", "float32", "half", "int8"]

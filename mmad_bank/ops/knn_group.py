@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from mmad_bank import _core
+from mmad_bank._arrays import array_of
 from mmad_bank._checks import ArrayLike, check_index
 from mmad_bank.errors import InputError
 from mmad_bank.ops import _points_torch
-from mmad_bank.ops._native import array_of, thread_count
+from mmad_bank.ops._native import thread_count
 from mmad_bank.ops._point_checks import as_points, check_same_device
 
 
