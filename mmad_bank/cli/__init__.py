@@ -30,6 +30,7 @@ def _program() -> None:
 
     # What libraries say to programmers is no message to a user, whose line is the error or the summary.
     warnings.filterwarnings("ignore", module=r"torch\.")
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     app()
 
 

@@ -295,7 +295,8 @@ def _check_place(source: Path, out: Path) -> None:
 def _check_same(out: Path, job: _Job) -> None:
     """Refuse to mix two kinds of data: what is there must have been prepared of this data set, with these settings."""
     manifest = _read_manifest(out)
-    if not manifest:
+    # A run that could use no sample left its list of reasons only: the next one, with the right settings, takes over.
+    if not manifest or not any(path.is_file() and path.name != MANIFEST for path in out.rglob("*")):
         return
     how = "name another folder, or replace it with --overwrite (overwrite=True)"
     if manifest["settings"] != job.settings.as_json():

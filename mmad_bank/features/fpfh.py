@@ -32,6 +32,10 @@ class FPFH:
         feature_radius: of the search for a point's descriptor, in the clouds' unit.
         feature_neighbors: at most so many neighbours for a descriptor.
 
+    Warns:
+        UserWarning: Most points of the first cloud have too few neighbours within ``normal_radius``, as those
+            of a cloud in millimetres have.
+
     Raises:
         InputError: An argument is out of range.
         MissingExtraError: Open3D is not installed.

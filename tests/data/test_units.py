@@ -72,6 +72,14 @@ def test_prepared_data_are_in_metres_and_know_the_unit(parts: tuple[Path, Path, 
         open_dataset(tmp_path / "b", units="mm")
 
 
+def test_a_run_that_could_use_nothing_does_not_stand_in_the_way(tmp_path: Path) -> None:
+    add_sample(tmp_path / "raw/part/train/good", xyz=scene() * 1000)
+    assert list(prepare(tmp_path / "raw", tmp_path / "out", M3DM).failed) == ["part/train/good/000"]
+    assert prepare(tmp_path / "raw", tmp_path / "out", replace(M3DM, units="mm")).written == 1
+    with pytest.raises(InputError, match="prepared with other settings"):
+        prepare(tmp_path / "raw", tmp_path / "out", M3DM)
+
+
 @pytest.mark.parametrize(("scale", "unit"), [(1e3, "mm"), (1e6, "um")])
 def test_what_does_not_look_like_metres_is_said(tmp_path: Path, scale: float, unit: str) -> None:
     add_sample(tmp_path / "part/train/good", xyz=scene() * np.float32(scale))
