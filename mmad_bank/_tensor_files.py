@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmad_bank._arrays import array_of
 from mmad_bank._files import reserve
 
 # In the order in which the format's own writer lays tensors out: the widest first, which keeps all of them aligned.
@@ -62,7 +63,7 @@ def tensor_bytes(tensor: Tensor) -> np.ndarray:
         [128, 63, 128, 63]
     """
     values = tensor.detach().cpu().contiguous().reshape(-1)
-    return values.view(torch.uint8).numpy() if values.numel() else np.zeros(0, np.uint8)
+    return array_of(values.view(torch.uint8))
 
 
 def new_array(path: str | os.PathLike[str], shape: tuple[int, ...], dtype: Any = np.float32) -> np.memmap:

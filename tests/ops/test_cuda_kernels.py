@@ -76,6 +76,16 @@ def with_outlier(rows: Tensor, factor: float) -> Tensor:
     return rows
 
 
+def all_scales(count: int) -> Tensor:
+    return 10.0 ** torch.linspace(-44, 17, count)[:, None]
+
+
+def with_tiny_row(rows: Tensor) -> Tensor:
+    rows = rows.clone()
+    rows[200] = 1e-38
+    return rows
+
+
 def near_copies(rows: Tensor) -> Tensor:
     """Rows that differ in the last bit of one value: float32 distances cannot tell them apart."""
     copies = rows.repeat(6, 1)
@@ -102,6 +112,9 @@ KNN_CASES: dict[str, Callable[[], tuple[Tensor, Tensor, int]]] = {
     "small": lambda: (random(20, 16) * 1e-3, random(300, 16, seed=1) * 1e-3, 4),
     "below the bound's floor": lambda: (random(20, 16) * 1e-15, random(300, 16, seed=1) * 1e-15, 4),
     "squares underflow": lambda: (random(20, 16) * 1e-23, random(300, 16, seed=1) * 1e-23, 4),
+    "subnormal": lambda: (random(20, 16) * 1e-39, random(300, 16, seed=1) * 1e-39, 4),
+    "one tiny row among zeros": lambda: (torch.full((2, 16), 1e-38), with_tiny_row(torch.zeros(300, 16)), 4),
+    "rows of all scales": lambda: (random(20, 16), random(300, 16, seed=1) * all_scales(300), 4),
     "squares overflow": lambda: (random(20, 16) * 1e19, random(300, 16, seed=1) * 1e19, 4),
     "unit norm": lambda: tuple(torch.nn.functional.normalize(random(n, 64, seed=n)) for n in (40, 600)) + (5,),
     "outlier": lambda: (random(20, 16), with_outlier(random(300, 16, seed=1), 1e8), 4),
@@ -270,6 +283,9 @@ def test_resident_copies_are_half_and_a_quarter(device: torch.device) -> None:
 # ---- k-centre -----------------------------------------------------------------------------------------------
 
 K_CENTER_CASES: dict[str, Callable[[], tuple[Tensor, int]]] = {
+    "subnormal": lambda: (random(300, 16) * 1e-39, 60),
+    "rows of all scales": lambda: (random(300, 16) * all_scales(300), 200),
+    "one tiny row among zeros": lambda: (with_tiny_row(torch.zeros(300, 16)), 40),
     "random": lambda: (random(300, 16), 60),
     "odd dimension": lambda: (random(200, 33), 50),
     "all rows": lambda: (random(100, 5), 100),
