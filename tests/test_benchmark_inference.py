@@ -45,9 +45,11 @@ def test_every_contestant_has_its_speed_stages_and_memory(tables: dict[str, list
         assert row["memory_bytes"] == row["weights_bytes"] + row["banks_bytes"] + row["activations_bytes"]
     assert rows["CFM"]["times_cfm"] == 1
     assert rows["CFM"]["banks_bytes"] == 0
-    # 300 vectors of 1152, 24 and 1176 values: as they are, in 16 bits, in 8 bits
-    assert rows[PLAIN]["banks_bytes"] == 300 * 4 * (1152 + 24 + 1176) > rows["M3DM"]["banks_bytes"]
-    assert rows["M3DM"]["banks_bytes"] > rows["M3DM, 8-bit banks"]["banks_bytes"]
+    # 300 vectors of 1152, 24 and 1176 values: as they are, in 16 bits, in 8 bits. Banks as small as these are read and
+    # not mapped, so that the engine holds the vectors beside its search copy.
+    vectors = 300 * 4 * (1152 + 24 + 1176)
+    half, eighth = (rows[name]["banks_bytes"] - vectors for name in ("M3DM", "M3DM, 8-bit banks"))
+    assert rows[PLAIN]["banks_bytes"] == vectors > half > eighth > 0
 
 
 def test_the_plain_rendering_gives_the_engines_scores(tables: dict[str, list[dict[str, Any]]]) -> None:

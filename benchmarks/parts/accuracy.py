@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 from common import Column, Table, chosen, working_folder
-from safetensors.torch import save_file
 
 from mmad_bank._stages import Stages
+from mmad_bank._tensor_files import write_tensors
 from mmad_bank.data import Preprocessing, open_dataset, prepare, write_synthetic
 from mmad_bank.data.synthetic import CATEGORIES, DEFECTS
 from mmad_bank.embedded import embedded_arguments
@@ -132,8 +132,8 @@ def _teacher(job: _Job) -> Path:
         model = MDSS(**arguments)
         data = {one: _prepared(job, one, model.recipe_of_data) for one in job.categories}
         splits = [open_dataset(prepared, one, "train") for one, prepared in data.items()]
-        images = torch.stack([model.prepare(sample).rgb for split in splits for sample in split])
-        save_file(model.distil(images).state_dict(), path)
+        images = torch.stack([sample.rgb for split in splits for sample in split])
+        write_tensors(path, model.distil(images).state_dict())
         print(f"  seed {job.seed}: teacher distilled", file=sys.stderr, flush=True)
 
     with _alone(folder):

@@ -372,9 +372,10 @@ class Method(ABC):
             force: Take one that the model was not made for too, see :meth:`objections`. Its size must fit all the same.
 
         Raises:
-            InputError: The sample cannot be used, or the model was not made for it.
+            InputError: Nothing is fitted, the sample cannot be used, or the model was not made for it.
         """
-        assert self.preprocessing_ is not None
+        if self.preprocessing_ is None:
+            raise InputError(f"{type(self).__name__}: not fitted; call fit or load first")
         if not isinstance(sample, Sample):
             raise InputError(f"sample: expected a Sample, found {type(sample).__name__}")
         name = str(sample.rgb_path or sample.id or "sample")
