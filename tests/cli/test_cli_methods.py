@@ -294,8 +294,9 @@ def test_extract_writes_what_build_takes(parts: Path, tmp_path: Path) -> None:
 
 
 def test_extract_replaces_an_extraction_as_one_and_leaves_other_files_alone(parts: Path, tmp_path: Path) -> None:
-    command = ("extract", parts / "prepared", "--category", "stud_tray", "--rgb-weights", "random", "--image-size", SIZE)
     out = tmp_path / "dumps"
+    command = ("extract", parts / "prepared", "--category", "stud_tray")
+    command = (*command, "--rgb-weights", "random", "--image-size", SIZE)
     facts(*command, "--grid", 4, "--out", out)
     before = out.stat().st_ino
     facts(*command, "--grid", 8, "--xyz", "none", "--out", out, "--overwrite")
@@ -334,7 +335,8 @@ def test_damaged_samples_are_named_and_left_out(parts: Path, model: Path, tmp_pa
     assert (result.exit_code, list(json.loads(result.stdout)["left_out"])) == (3, ["stud_tray/test/good/000"])
     assert result.stderr.startswith("left out: ")
     options = ("--rgb-weights", "random", "--xyz", "none", "--image-size", SIZE, "--grid", 8)
-    result = call("extract", tmp_path / "data", "--category", "stud_tray", "--out", tmp_path / "dumps", *options, "--json")
+    command = ("extract", tmp_path / "data", "--category", "stud_tray", "--out", tmp_path / "dumps")
+    result = call(*command, *options, "--json")
     assert (result.exit_code, list(json.loads(result.stdout)["left_out"])) == (3, ["stud_tray/train/good/001"])
     assert np.load(tmp_path / "dumps" / "rgb.npy").shape == (3, 64, 656)
     command = ("fit", "patchcore", tmp_path / "data", "--category", "stud_tray", "--out", tmp_path / "m", *SMALL)
