@@ -61,14 +61,27 @@ class Findings {
   }
 
   // Rows come in ascending order. One whose distance is at least the limit loses to the k rows before it that are within,
-  // equal or not.
-  void add(Interval squared, std::int64_t row, Matrix<const float> bank, const float* query) {
-    if (squared.low >= largest_upper()) return;
+  // equal or not. Returns whether so many are left that they should be settled.
+  bool add(Interval squared, std::int64_t row) {
+    if (squared.low >= largest_upper()) return false;
     add_upper(squared.high);
     candidates_.push_back({squared.low, row});
-    if (candidates_.size() < compact_at_) return;
+    if (candidates_.size() < compact_at_) return false;
     compact();
-    if (candidates_.size() >= crowd()) settle(bank, query);
+    return candidates_.size() >= crowd();
+  }
+
+  // Decides between the candidates so far: with many rows at one distance, or nearly so, memory stays bounded.
+  void settle(Matrix<const float> bank, const float* query) {
+    const Decided best = decide(bank, query, candidates_, k_);
+    upper_.clear();
+    candidates_.clear();
+    for (const auto& [squared, row] : best) {
+      upper_.push_back(squared);
+      candidates_.push_back({squared, row});
+    }
+    std::make_heap(upper_.begin(), upper_.end());
+    compact_at_ = crowd();
   }
 
   // Takes over what a later range of the bank found for the same query.
@@ -86,20 +99,7 @@ class Findings {
  private:
   double largest_upper() const { return upper_.size() == k_ ? upper_.front() : kInfinity; }
 
-  // Many rows at one distance, or nearly so, are told apart now and then: memory stays bounded.
   std::size_t crowd() const { return std::max(kCrowd, 4 * k_); }
-
-  void settle(Matrix<const float> bank, const float* query) {
-    const Decided best = decide(bank, query, candidates_, k_);
-    upper_.clear();
-    candidates_.clear();
-    for (const auto& [squared, row] : best) {
-      upper_.push_back(squared);
-      candidates_.push_back({squared, row});
-    }
-    std::make_heap(upper_.begin(), upper_.end());
-    compact_at_ = crowd();
-  }
 
   void add_upper(double value) {
     if (upper_.size() == k_) {
@@ -221,7 +221,7 @@ struct KnnIndex::Prepared {
       Interval squared{};
       if (lower != nullptr) squared = screen.interval(block, r, panels.full, row, lower[j]);
       if (squared.low <= 0.0) squared = computed(query, bank.row(row));
-      findings->add(squared, row, bank, query);
+      if (findings->add(squared, row)) findings->settle(bank, query);
     }
   }
 

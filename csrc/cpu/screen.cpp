@@ -134,12 +134,13 @@ void RowBlock::move(std::int64_t from, std::int64_t to) {
 }
 
 Screen::Screen(const ScreenSpace& space, std::int64_t dim, bool use_coarse)
-    : unit_(space.unit()),
+    : per_unit_(1.0 / space.unit()),
       use_coarse_(use_coarse && space.coarse()),
       gathers_(use_coarse_ && space.packed == Format::fixed8) {
-  full_ = {tile_kernel(space.packed, space.isa), accumulation_error(space.rows_format(), dim + kDepthStep), unit_};
+  full_ = {tile_kernel(space.packed, space.isa), accumulation_error(space.rows_format(), dim + kDepthStep),
+           space.unit()};
   coarse_ = {full_.kernel, accumulation_error(space.rows_format(), space.subspace.dims + kDepthStep),
-             space.subspace.stretch * (1.0 + kSplit) * unit_};
+             space.subspace.stretch * (1.0 + kSplit) * space.unit()};
 }
 
 ColumnTerms column_terms(const Panels& panels, std::int64_t column) {
@@ -223,7 +224,7 @@ Interval Screen::interval(const RowBlock& block, std::int64_t r, const Panels& f
   const double error = 2.0 * (rows.residual[i] + full_.gamma * norm) * column_norm +
                        2.0 * norm * full.bounds.residual[column] + full.bounds.slack[column] + rows.slack[i];
   const double low = static_cast<double>(lower) + rows.squared[i] - rows.slack[i];
-  return {low / unit_, (low + 2.0 * error) / unit_};
+  return {low * per_unit_, (low + 2.0 * error) * per_unit_};
 }
 
 namespace {

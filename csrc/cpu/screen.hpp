@@ -152,7 +152,7 @@ class Screen {
   bool tile_full(RowBlock* block, const Panels& panels, std::int64_t panel, TileResult* result) const;
 
   Level full_, coarse_;
-  double unit_;
+  double per_unit_;  // from squared distances in the frame to true ones: a power of two
   bool use_coarse_;
   bool gathers_;  // the rows that the coarse level leaves, for the full level
 };
