@@ -37,6 +37,9 @@ class SearchIndex:
             system allows it). ``"float32"``, vectors of more than 16 384 values, and devices that the compiled kernels
             do not run on take a float32 copy to the device instead.
 
+    An index can be pickled and deep-copied: it is prepared anew from its vectors. It can be used in a forked child
+    process too, where PyTorch and the core then work with one thread.
+
     Raises:
         InputError: Vectors that are not a finite, non-empty 2-D floating-point array; a precision or a device that is
             not there.

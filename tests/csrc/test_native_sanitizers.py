@@ -54,7 +54,7 @@ def test_clean(sanitizers: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sanitizers", "fault", "word"),
     [
-        ("address,undefined", "int* p = new int[2]; int i = argc + 1; return p[i];", "heap-buffer-overflow"),
+        ("address,undefined", "volatile int n = 2; int* p = new int[n]; return p[argc + 1];", "heap-buffer-overflow"),
         ("address,undefined", "int i = 2147483647; return i + argc;", "signed integer overflow"),
         ("thread", "int n = 0; std::thread t([&] { ++n; }); ++n; t.join(); return n - 2;", "data race"),
     ],
