@@ -286,6 +286,15 @@ def bank_header(rng: random.Random, data: bytes) -> bytes:
     return _join_safetensors(json.dumps(table).encode(), payload)
 
 
+def model_manifest(rng: random.Random, data: bytes) -> bytes:
+    """Change a value of a model's manifest and make its checksum right."""
+    content = change_value(rng, json.loads(data))
+    if isinstance(content, dict):
+        rest = {name: value for name, value in content.items() if name != "checksum"}
+        content["checksum"] = _header_checksum(rest)
+    return json.dumps(content).encode("utf-8", "surrogatepass")
+
+
 def bank_tensors(rng: random.Random, data: bytes) -> bytes:
     """Change values, and sometimes shapes and dtypes, of a bank's tensors; all checksums are made right."""
     import numpy as np

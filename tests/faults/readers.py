@@ -278,13 +278,17 @@ def _read_mapping(path: Path) -> None:
 _SMALL = {"rgb": "efficientnet_lite0", "rgb_weights": "random", "rgb_layers": (1,), "image_size": 64, "grid": (8, 8)}
 
 
-def _model(name: str, path: Path, **options: object) -> None:
+def _model(name: str, path: Path, *, checksums: bool = True, **options: object) -> None:
     from mmad_bank.data import open_dataset, write_synthetic
     from mmad_bank.methods import method_class
 
     raw = path.with_name("raw")
     write_synthetic(raw, size=64, n_train=2, n_validation=1, n_test=1, categories=[CATEGORY])
     method_class(name)(**_SMALL, **options).fit(open_dataset(raw, CATEGORY, "train")).save(path)
+    if not checksums:  # as version 0.1 wrote it: damage to its files gets past the manifest
+        manifest = json.loads((path / "model.json").read_text(encoding="utf-8"))
+        rest = {key: value for key, value in manifest.items() if key not in ("checksum", "files")}
+        (path / "model.json").write_text(json.dumps(rest), encoding="utf-8")
 
 
 def _read_model(path: Path) -> None:
@@ -295,6 +299,8 @@ def _read_model(path: Path) -> None:
 
 
 def _of_models(file: str) -> Sequence[damage.Mutator]:
+    if file.endswith("model.json"):
+        return (damage.model_manifest,) * 4 + (damage.json_text, damage.any_bytes)
     if file.endswith(".json"):
         return (damage.json_text,) * 5 + (damage.any_bytes,)
     return (damage.any_bytes, damage.safetensors_table, damage.safetensors_values)
@@ -386,14 +392,15 @@ def readers(sentinel: str) -> list[Reader]:
         Reader("weights", _weights, _read_checkpoint, safe, suffix=".safetensors"),
         *(
             Reader(
-                name,
-                partial(_model, name, **options),
+                name if checksums else f"{name}-0.1",
+                partial(_model, name, checksums=checksums, **options),
                 _read_model,
                 _of_models,
                 ("model.json",) * 6 + ("*.safetensors", "banks/banks.json", "banks/*.safetensors"),
-                share=0.3,
+                share=0.2,
             )
             for name, options in _MODELS.items()
+            for checksums in (True, False)
         ),
     ]
     return found
