@@ -79,9 +79,10 @@ py::tuple k_center_greedy(const FloatRows& rows, const FloatRows& centers, std::
   options.isa = mmad::active_isa();
   options.format = mmad::screening_format(precision, options.isa);
   options.progress = [&progress](std::int64_t done) {
-    py::gil_scoped_acquire acquire;
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();  // Ctrl-C
-    if (!progress.is_none()) progress(done);
+    mmad::python::check_signals();
+    if (progress.is_none()) return;
+    const mmad::python::Held held;
+    progress(done);
   };
   mmad::KCenterResult result;
   {

@@ -81,6 +81,20 @@ def test_interrupts_end_long_calls(call: str) -> None:
 
 
 @ON_LINUX
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("call", ["index.search(rows, 3)", "ops.k_center_greedy(rows, 20000)"])
+def test_a_program_ends_while_a_daemon_thread_is_in_a_call(call: str, threads: int) -> None:
+    found = _run(f"""
+        torch.set_num_threads({threads})
+        rows = torch.from_numpy(rng.normal(size=(20000, 256)).astype("f4"))
+        index = ops.SearchIndex(rows)
+        threading.Thread(target=lambda: {call}, daemon=True).start()
+        time.sleep(0.5)
+    """)
+    assert (found.returncode, found.stderr) == (0, "")
+
+
+@ON_LINUX
 def test_memory_that_runs_out_is_a_memory_error() -> None:
     found = _run("""
         bank, queries = (rng.normal(size=(n, 128)).astype("f4") for n in (40000, 400))
