@@ -6,11 +6,14 @@ they are: the networks were trained so, and distances of bfloat16 features are o
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+
+from mmad_bank._locks import ForkedOpen
 
 _DEVICES = ("cpu", "cuda")
 
@@ -53,9 +56,12 @@ class _DefaultDtype:
     """The process's default dtype, float32 for as long as any thread wants it so."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = ForkedOpen()
         self._wanted = 0
         self._own = torch.float32
+        self._of_thread = threading.local()  # its part of `_wanted`
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forget_other_threads)
 
     @contextmanager
     def float32(self) -> Iterator[None]:
@@ -65,13 +71,28 @@ class _DefaultDtype:
                 if self._own != torch.float32:
                     torch.set_default_dtype(torch.float32)
             self._wanted += 1
+            self._of_thread.wanted = self._wanted_here + 1
         try:
             yield
         finally:
             with self._lock:
                 self._wanted -= 1
-                if self._wanted == 0 and self._own != torch.float32:
-                    torch.set_default_dtype(self._own)
+                self._of_thread.wanted = self._wanted_here - 1
+                self._put_back()
+
+    @property
+    def _wanted_here(self) -> int:
+        return getattr(self._of_thread, "wanted", 0)
+
+    def _put_back(self) -> None:
+        if self._wanted == 0 and self._own != torch.float32:
+            torch.set_default_dtype(self._own)
+
+    def _forget_other_threads(self) -> None:
+        """Leave out, in a forked child, what threads wanted that are not there."""
+        if self._wanted != self._wanted_here:
+            self._wanted = self._wanted_here
+            self._put_back()
 
 
 _DEFAULT_DTYPE = _DefaultDtype()

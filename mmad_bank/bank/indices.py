@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from torch import Tensor
 from mmad_bank import ops
 from mmad_bank._arrays import array_of
 from mmad_bank._checks import ArrayLike, as_features, check_finite, check_index
+from mmad_bank._locks import ForkedOpen
 from mmad_bank.bank._pages import MappedPages
 from mmad_bank.errors import FormatError, InputError, MissingExtraError
 from mmad_bank.ops.knn import Precision
@@ -54,7 +54,7 @@ class ExactIndex:
         self._precision = precision
         self._device = vectors.device if device is None else device
         self._search: ops.SearchIndex | None = None
-        self._making = threading.Lock()
+        self._making = ForkedOpen()
 
     @property
     def nbytes(self) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from mmad_bank import ops, scoring
 from mmad_bank._checks import ArrayLike, as_features, as_float_tensor, check_finite, check_index
 from mmad_bank._decoding import decoding
+from mmad_bank._locks import ForkedOpen
 from mmad_bank._progress import doing
 from mmad_bank.bank import file_format
 from mmad_bank.bank._progress import Progress, reporting
@@ -92,7 +92,7 @@ class MemoryBank:
     _index: ExactIndex | FaissIndex | None  # None until it is needed
     _faiss_bytes: Tensor | None  # the saved index, until it is needed
     _settings: SearchSettings  # of a FAISS index that is not made yet
-    _lock: threading.RLock  # held by whoever changes the bank or needs all of it as it is now
+    _lock: ForkedOpen  # held by whoever changes the bank or needs all of it as it is now
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class MemoryBank:
         self._index = None
         self._faiss_bytes = None
         self._settings = SearchSettings()
-        self._lock = threading.RLock()
+        self._lock = ForkedOpen()
 
     @classmethod
     def build(
@@ -498,12 +498,16 @@ class MemoryBank:
             index: ExactIndex | FaissIndex = old.extended(new, vectors)
         else:
             index = ExactIndex(vectors, self.precision, self.device)
-        # Searches go on meanwhile, with the old index or the new one. Whoever reads source rows finds their sources.
+        # Searches go on meanwhile, with the old index or the new one, and a process may be forked: all in one step.
         before = sum(source.rows for source in self.sources)
-        self.sources = [*self.sources, *sources]
-        self._source_rows = torch.cat([self.source_rows, picks + before])
-        self._vectors, self._mapped, self._faiss_bytes = vectors, None, None
-        self._index = index
+        self.__dict__.update(
+            sources=[*self.sources, *sources],
+            _source_rows=torch.cat([self.source_rows, picks + before]),
+            _vectors=vectors,
+            _mapped=None,
+            _faiss_bytes=None,
+            _index=index,
+        )
 
     def to(self, device: torch.device | str, *, vectors_on: VectorsOn = "device") -> MemoryBank:
         """Return the bank with its exact search on ``device``; itself if it is there already.
@@ -541,7 +545,7 @@ class MemoryBank:
         twin = type(self).__new__(type(self))
         with self._lock:
             twin.__dict__.update(self.__dict__)
-        twin.sources, twin._lock = list(self.sources), threading.RLock()
+        twin.sources, twin._lock = list(self.sources), ForkedOpen()
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
@@ -559,7 +563,7 @@ class MemoryBank:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._lock = threading.RLock()
+        self._lock = ForkedOpen()
 
     def metadata(self) -> dict[str, Any]:
         """Return what the bank knows about itself, as JSON-ready values; the header of its file."""

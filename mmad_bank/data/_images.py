@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mmad_bank._files import replacing
+from mmad_bank._locks import ForkedOpen
 from mmad_bank.data._limits import check_announced, limit_is_set
 from mmad_bank.data._tiff import read_array
 from mmad_bank.errors import InputError, MissingExtraError, MmadBankError
@@ -25,7 +25,7 @@ _DEEP = ("I", "F")
 _GREYS = ("1", "L", *_DEEP)
 # How an open file shows itself in Pillow's messages.
 _HANDLE = re.compile(r" <_io\.\w+ name=.*>")
-_PILLOWS_LIMIT = threading.Lock()
+_PILLOWS_LIMIT = ForkedOpen()
 
 
 def import_extra(package: str, module: str, purpose: str) -> Any:

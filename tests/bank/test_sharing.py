@@ -158,6 +158,39 @@ def test_searches_saves_and_copies_beside_an_extend(index: str, tmp_path: Path) 
     assert (done.returncode, done.stdout) == (0, "1500 []\n"), done.stderr
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX only")
+def test_a_child_forked_during_an_extend_uses_the_bank(tmp_path: Path) -> None:
+    program = textwrap.dedent("""
+        import os, pickle, signal, sys, threading, torch
+        from mmad_bank import MemoryBank
+        torch.manual_seed(0)
+        bank = MemoryBank(torch.rand(200, 8))
+        inside, go_on = threading.Event(), threading.Event()
+        def wait(stage, done, total):
+            inside.set()
+            go_on.wait(60)
+        extending = threading.Thread(target=lambda: bank.extend(torch.rand(50, 8), size=20, progress=wait))
+        extending.start()
+        inside.wait(60)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            bank.search(torch.rand(5, 8))
+            bank.save(sys.argv[1])
+            bank.extend(torch.rand(50, 8), size=10)
+            os._exit(len(pickle.loads(pickle.dumps(bank))) != 210)
+        status = os.waitpid(child, 0)[1]
+        go_on.set()
+        extending.join()
+        assert (status, len(bank)) == (0, 220), (status, len(bank))
+    """)
+    found = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "child.bank"], capture_output=True, text=True, timeout=150
+    )
+    assert found.returncode == 0, found.stderr
+    assert len(MemoryBank.load(tmp_path / "child.bank")) == 200
+
+
 @pytest.mark.parametrize("kind", [np.float32, np.float64, torch.float32, torch.float16])
 def test_the_callers_array_may_change_later(kind: type) -> None:
     values = features(50)

@@ -61,6 +61,29 @@ def test_every_operation_works_in_a_forked_child() -> None:
 
 
 @ON_LINUX
+def test_a_forked_child_forgets_the_default_dtype_of_other_threads() -> None:
+    found = _run("""
+        from mmad_bank._torch_state import plain_torch
+        torch.set_default_dtype(torch.float64)
+        inside, go_on = threading.Event(), threading.Event()
+        def compute():
+            with plain_torch():
+                inside.set(), go_on.wait(60)
+        thread = threading.Thread(target=compute)
+        thread.start(), inside.wait(60)
+        child = os.fork()
+        if child == 0:
+            right = torch.get_default_dtype() == torch.float64
+            with plain_torch(): right &= torch.get_default_dtype() == torch.float32
+            os._exit(not right or torch.get_default_dtype() != torch.float64)
+        status = os.waitpid(child, 0)[1]
+        go_on.set(), thread.join()
+        assert (status, torch.get_default_dtype()) == (0, torch.float64), status
+    """)
+    assert found.returncode == 0, found.stderr
+
+
+@ON_LINUX
 @pytest.mark.parametrize("call", ["ops.knn(rows, rows, 1)", "ops.k_center_greedy(rows, 30000)"])
 def test_interrupts_end_long_calls(call: str) -> None:
     found = _run(f"""
