@@ -177,7 +177,8 @@ def _training_split(dataset: Path, category: str, layout: str) -> Any:
 
 def _write_text(path: Path, text: str) -> None:
     with replacing(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+        # Names whose bytes are no UTF-8 are escaped, as they are on a terminal.
+        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def predict(

@@ -140,7 +140,7 @@ class Report:
             for number, category in enumerate(self._categories, 1):
                 if category.thumbnails is not None:
                     write_pictures(partial, number, category.thumbnails, category.limits)
-            (partial / PAGE).write_text(self.to_html(), encoding="utf-8")
+            (partial / PAGE).write_text(self.to_html(), encoding="utf-8", errors="backslashreplace")
             facts = {"format": _FORMAT, "version": 1, "about": dict(self._facts()), **self._summary().as_json()}
             (partial / FACTS).write_text(json.dumps(facts, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         return Path(folder) / PAGE

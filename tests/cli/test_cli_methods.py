@@ -346,6 +346,22 @@ def test_damaged_samples_are_named_and_left_out(parts: Path, model: Path, tmp_pa
     assert "001.tiff" in result.stderr
 
 
+def test_names_that_are_no_utf8_come_into_reports_and_tables(parts: Path, model: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(parts / "prepared", data)
+    category = data / "stud_tray"
+    for kind in ("rgb", "xyz", "gt"):
+        for path in (category / "test/good" / kind).glob("000.*"):
+            path.rename(path.with_name(f"\udcff{path.suffix}"))
+    (category / "test/color").rename(category / "test/\udcfe")
+    outputs = tmp_path / "report", tmp_path / "e.json", tmp_path / "e.md"
+    words = [word for pair in zip(("--report", "--out", "--markdown"), outputs, strict=True) for word in pair]
+    evaluated = facts("evaluate", model, data, *words)
+    assert json.loads(outputs[1].read_text())["mean"] == evaluated["mean"]
+    assert "\\udcff" in (outputs[0] / "index.html").read_text(encoding="utf-8")
+    assert "\\udcfe" in outputs[2].read_text(encoding="utf-8")
+
+
 def test_bad_input_is_one_line(parts: Path, model: Path, tmp_path: Path) -> None:
     data, out = parts / "prepared", tmp_path / "out"
     record = open_dataset(data, "stud_tray", "test").records[0]
