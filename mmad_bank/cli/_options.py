@@ -77,7 +77,7 @@ def check_device(name: str) -> Any:
 
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # devices without data, as "meta", fail here
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--device: {name!r} cannot be used ({reason})") from error

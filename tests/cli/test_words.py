@@ -101,6 +101,11 @@ def test_what_is_no_share(text: str) -> None:
         parse_share(text, "--ratio")
 
 
+def test_a_device_without_data_is_refused(place: Path) -> None:
+    result = call("build", place / "a.npy", "--out", place / "meta.bank", "--device", "meta")
+    assert (result.exit_code, "error: --device: 'meta' cannot be used" in result.stderr) == (2, True), result.output
+
+
 def test_percent_everywhere(place: Path) -> None:
     built = call("build", place / "a.npy", "--out", place / "b", "--ratio", "25%", "--json")
     assert json.loads(built.stdout)["vectors"] == 8
