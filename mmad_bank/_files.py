@@ -96,8 +96,8 @@ def replacing_folder(path: AnyPath) -> Iterator[Path]:
     Missing parents are made. A link stays a link.
 
     Raises:
-        InputError: The target is no folder, its parent cannot be written, or the disk is full; the message names the
-            target.
+        InputError: The target is no folder, or the current one, its parent cannot be written, or the disk is full;
+            the message names the target.
 
     Example:
         >>> import tempfile
@@ -113,6 +113,7 @@ def replacing_folder(path: AnyPath) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         recover_folder(target)
         mode = _mode_of(target, stat.S_ISDIR, "a folder")
+        check_not_current(path)
         _collect(target, _former(target, ""), _moved_away(target))
         partial, handle = _create(target, folder=True)
     try:
@@ -174,6 +175,36 @@ def is_partial(path: AnyPath, target: AnyPath) -> bool:
     """Tell whether a path is what a writer of the target makes on the way, and leaves behind if it is killed."""
     name, whole = os.path.basename(path), Path(target)
     return any(pattern.fullmatch(name) for pattern in (_OURS, _former(whole, _suffix(whole))))
+
+
+def check_not_current(path: AnyPath) -> None:
+    """Refuse to replace the folder that the process works in, or one above it: its relative paths would lead nowhere.
+
+    Raises:
+        InputError: It is one of these.
+    """
+    target, current = Path(os.path.realpath(path)), Path(os.path.realpath("."))
+    if target == current or target in current.parents:
+        which = "the current folder" if target == current else "above the current folder"
+        raise InputError(f"{path}: cannot be replaced as a whole, as it is {which}; expected a new folder below it")
+
+
+def named_after(path: AnyPath, ending: str) -> Path:
+    """Return the path of a folder beside another that is called like it, with an ending: ``model.fit`` of ``model``.
+
+    Raises:
+        InputError: The path is the root of the file system, which nothing lies beside.
+
+    Example:
+        >>> str(named_after("data/model", ".fit"))
+        'data/model.fit'
+    """
+    whole = Path(path)
+    if whole.name in ("", ".."):
+        whole = Path(os.path.realpath(path))
+    if not whole.name:
+        raise InputError(f"{path}: expected a place in a folder, found the root of the file system")
+    return whole.with_name(f"{whole.name}{ending}")
 
 
 def reserve(path: AnyPath, size: int) -> None:

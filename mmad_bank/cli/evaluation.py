@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mmad_bank._files import replacing
+from mmad_bank._files import check_not_current, replacing
 from mmad_bank._json import json_text
 from mmad_bank._progress import doing, progress_bar, within
 from mmad_bank.cli._options import (
@@ -143,6 +143,7 @@ def _open_report(folder: Path | None, overwrite: bool, model: Path, dataset: Pat
 
     check_output_folder(folder, "--report", outputs=(PAGE,), overwrite=overwrite)
     check_report_folder(folder)
+    check_not_current(folder)
     return Report(Origin(command_line(), str(dataset), "test", str(model)))
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from mmad_bank._files import check_not_current, named_after
 from mmad_bank._progress import doing, within
 from mmad_bank.cli._options import (
     Batch,
@@ -302,7 +303,7 @@ class _Job:
         self.method = method_class(method.lower())
         self.dataset, self.out, self.categories = dataset, out, categories
         self.layout, self.units = layout, units
-        self.workdir = workdir or out.with_name(f"{out.name}.fit")
+        self.workdir = workdir or named_after(out, ".fit")
         self.keep = workdir is not None
         self.few_shot, self.seed, self.progress = few_shot, seed, progress
         self.arguments: dict[str, Any] = {}
@@ -363,6 +364,7 @@ class _Job:
             if path.exists() and any(path.iterdir()) and not (path / "model.json").is_file():
                 raise InputError(f"--out: expected a new folder or a saved model, found something else in {path}")
 
+            check_not_current(path)
     def target(self, category: str) -> Path:
         """Return a category's model folder."""
         return self.out if len(self.splits) == 1 else self.out / category

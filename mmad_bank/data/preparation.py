@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from mmad_bank._decoding import describe
-from mmad_bank._files import replacing
+from mmad_bank._files import check_not_current, named_after, replacing
 from mmad_bank._json import json_text
 from mmad_bank._progress import progress_bar
 from mmad_bank.data import layouts
@@ -156,7 +156,8 @@ def prepare(
         _check_same(out, job)
         return _fill(out, job)
     _check_overwritten(out, job)
-    work = out.with_name(f"{out.name}.prepare")
+    # Beside the folder itself, not beside a link to it: only there can its files be moved into their place.
+    work = named_after(out.resolve(), ".prepare")
     _clear_work(work, job)
     result = _fill(work, job, replaces=out.name)
     if not result.written + result.cached:
@@ -321,6 +322,7 @@ def _check_overwritten(out: Path, job: _Job) -> None:
             f"{out}: holds {', '.join(others)} too, which would go; expected another folder, or all its categories"
         )
     check_replaceable(out, MANIFEST)
+    check_not_current(out)
 
 
 def _clear_work(work: Path, job: _Job) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from mmad_bank._files import replacing_folder
+from mmad_bank._files import check_not_current, replacing_folder
 from mmad_bank._progress import progress_bar
 from mmad_bank.data._images import import_extra, write_png, write_xyz
 from mmad_bank.data._names import GOOD, SPLITS
@@ -311,6 +311,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
     """Refuse what is there, unless it is a synthetic data set, nothing else, and is to be overwritten."""
     if target.exists() and not target.is_dir():
         raise InputError(f"{target}: expected a new or empty folder, found a file")
+    check_not_current(target)
     if not target.exists() or is_empty(target, MANIFEST):
         return
     if not read_manifest(target / MANIFEST, "made_by", "synthetic"):

@@ -258,6 +258,21 @@ def test_other_settings_replace_what_is_there_on_request_and_whole(source: Path,
     assert prepare(source, out, other).cached == 12
 
 
+def test_a_replacement_takes_place_beside_the_folder_that_a_link_leads_to(source: Path, tmp_path: Path) -> None:
+    """A link may lead to another disk, to which nothing can be moved in one step."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "data")
+    (tmp_path / "link.prepare").write_text("somebody's")
+    (tmp_path / "disk" / "data").mkdir()
+    prepare(source, tmp_path / "link", Preprocessing.recipe(size=64))
+    result = prepare(source, tmp_path / "link", Preprocessing.recipe(size=96), overwrite=True)
+    assert result.written
+    assert (tmp_path / "link").is_symlink()
+    assert open_dataset(tmp_path / "disk" / "data")[0].size == (96, 96)
+    assert (tmp_path / "link.prepare").read_text() == "somebody's"
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["data"]
+
+
 def test_a_killed_replacement_goes_on(source: Path, tmp_path: Path) -> None:
     out, other = tmp_path / "out", Preprocessing.recipe(size=64)
     prepare(source, out)
