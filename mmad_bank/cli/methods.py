@@ -356,6 +356,11 @@ class _Job:
         """Refuse models that are there, unless an earlier run of this job, which did not end, has saved them."""
         from mmad_bank._stages import fingerprint_of
 
+        if len(self.splits) > 1 and (self.out / "model.json").exists():
+            raise InputError(
+                f"--out: expected a folder for models of {', '.join(self.splits)}, found a model in {self.out},"
+                " which would be taken for all of them"
+            )
         for name in self.splits:
             path = self.target(name)
             check_output_folder(path, "--out")
