@@ -19,6 +19,10 @@ from mmad_bank.errors import InputError
 LEFT_OUT = 3
 """Exit code of a command that is done, but for samples that could not be used."""
 _UNFINISHED = ".unfinished.json"
+_READ_SUFFIXES = (
+    ".npy", ".npz", ".safetensors", ".pt", ".pth", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".yaml", ".txt"
+)  # fmt: skip
+_READ_NAMES = ("extraction.json", "model.json", "banks.json", "prepared.json", "synthetic.json")
 
 
 def show_progress(as_json: bool) -> bool:
@@ -103,7 +107,7 @@ def check_output(path: Path, name: str, *, inputs: tuple[Path, ...] = (), overwr
     Args:
         path: The file to be.
         name: The option that it was given by.
-        inputs: Files that the command reads, which are never overwritten.
+        inputs: Files and folders that the command reads, which are never overwritten.
         overwrite: Whether a file that exists may be replaced.
 
     Raises:
@@ -116,24 +120,72 @@ def check_output(path: Path, name: str, *, inputs: tuple[Path, ...] = (), overwr
         raise InputError(f"{name}: expected a file name, found the folder {str(path)!r}")
     if not os.access(folder, os.W_OK):
         raise InputError(f"{name}: no permission to write in {str(folder)!r}")
-    for other in inputs:
-        if path.exists() and other.exists() and path.samefile(other):
-            raise InputError(f"{name}: {str(path)!r} is also an input; expected another file")
+    check_no_input(path, name, inputs)
     if path.exists():
         check_replaced(path, name, overwrite)
 
 
-def check_output_folder(path: Path, name: str, *, outputs: Iterable[str] = (), overwrite: bool = False) -> None:
+def check_no_input(path: Path, name: str, inputs: Iterable[Path]) -> None:
+    """Refuse an output file that the command reads: one of the inputs, or a file in a folder that is one.
+
+    Args:
+        path: The file to be; one that is not there is nobody's input.
+        name: The option that it was given by.
+        inputs: Files and folders that the command reads. In folders, what is not of a kind that is read may be
+            replaced: a table beside the dumps that it is about.
+
+    Raises:
+        InputError: It is read.
+    """
+    if not path.exists():
+        return
+    real = Path(os.path.realpath(path))
+    is_read = real.suffix.lower() in _READ_SUFFIXES or real.name in _READ_NAMES
+    for other in inputs:
+        if not other.exists():
+            continue
+        if path.samefile(other) or (is_read and other.is_dir() and Path(os.path.realpath(other)) in real.parents):
+            raise InputError(f"{name}: {str(path)!r} is also an input; expected another file")
+
+
+def check_outputs(
+    outputs: Mapping[str, Path | None], *, inputs: tuple[Path, ...] = (), overwrite: bool = False
+) -> None:
+    """Do what :func:`check_output` does for several files, which must not be one and the same.
+
+    Args:
+        outputs: By option, the file to be; None where it is not wanted.
+        inputs: As there.
+        overwrite: As there.
+
+    Raises:
+        InputError: As there, or two outputs are one file.
+    """
+    places: dict[str, str] = {}
+    for name, path in outputs.items():
+        if path is None:
+            continue
+        check_output(path, name, inputs=inputs, overwrite=overwrite)
+        other = places.setdefault(os.path.realpath(path), name)
+        if other != name:
+            raise InputError(f"{other} and {name}: expected two files, found {str(path)!r} for both")
+
+
+def check_output_folder(
+    path: Path, name: str, *, outputs: Iterable[str] = (), inputs: Sequence[Path] = (), overwrite: bool = False
+) -> None:
     """Refuse a folder that could not be made or written in, or whose files would be overwritten.
 
     Args:
         path: The folder, which need not be there.
         name: The option that it was given by.
         outputs: Names of what the command writes into it.
+        inputs: Files and folders that the command reads, which are never overwritten.
         overwrite: Whether what exists of those may be replaced.
 
     Raises:
-        InputError: The path or a folder above it is a file, or cannot be written, or an output exists.
+        InputError: The path or a folder above it is a file, or cannot be written, or an output exists or is
+            one of the inputs.
     """
     nearest = path
     while not nearest.exists() and nearest != nearest.parent:
@@ -143,6 +195,7 @@ def check_output_folder(path: Path, name: str, *, outputs: Iterable[str] = (), o
     if not os.access(nearest, os.W_OK):
         raise InputError(f"{name}: no permission to write in {str(nearest)!r}")
     for output in outputs:
+        check_no_input(path / output, name, inputs)
         if (path / output).exists():
             check_replaced(path / output, name, overwrite)
 

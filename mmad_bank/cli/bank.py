@@ -11,7 +11,16 @@ import typer
 from mmad_bank._progress import doing
 from mmad_bank.cli._dumps import ByImage, DumpLayout, Features, Key, Reading
 from mmad_bank.cli._options import Device, Json, Overwrite, TrustIndex, check_device, parse_share
-from mmad_bank.cli._output import check_output, check_output_folder, emit, end, seconds, show_progress, size
+from mmad_bank.cli._output import (
+    check_output,
+    check_output_folder,
+    check_outputs,
+    emit,
+    end,
+    seconds,
+    show_progress,
+    size,
+)
 from mmad_bank.cli._swapped import check_bank_first
 from mmad_bank.errors import InputError
 
@@ -196,9 +205,7 @@ def score(
     check_bank_first("score", bank_file, features)
     if out is None and csv is None and maps is None:
         raise InputError("--out, --csv and --maps: expected at least one of them, found none")
-    for path, name in ((out, "--out"), (csv, "--csv")):
-        if path is not None:
-            check_output(path, name, inputs=(bank_file, *features), overwrite=overwrite)
+    check_outputs({"--out": out, "--csv": csv}, inputs=(bank_file, *features), overwrite=overwrite)
     if top < 1:
         raise InputError(f"--top: expected at least 1, found {top}")
     from mmad_bank.bank import MemoryBank
@@ -227,7 +234,7 @@ def score(
         per_image = patches_of_an_image(dump, patches)
         files = map_files([image for part in dump.parts for image in images_of(part, per_image)], maps)
         names = [str(path.relative_to(maps)) for path in files]
-        check_output_folder(maps, "--maps", outputs=names, overwrite=overwrite)
+        check_output_folder(maps, "--maps", outputs=names, inputs=(bank_file, *features), overwrite=overwrite)
     loaded = time.perf_counter()
     scored_images = score_images(bank, dump, patches, reweight, neighbors, progress=show_progress(as_json))
     scored = time.perf_counter()

@@ -31,8 +31,8 @@ from mmad_bank.cli._options import (
     parse_names,
 )
 from mmad_bank.cli._output import (
-    check_output,
     check_output_folder,
+    check_outputs,
     command_line,
     emit,
     end,
@@ -56,6 +56,8 @@ Force = Annotated[
     bool, typer.Option("--force", help="Score data that were prepared otherwise, or of another category, too.")
 ]
 _EXAMPLES = 2
+_WRITTEN = ("score.json", "map.npy", "image.png", "overlay.png")
+"""Of each sample that is predicted."""
 _NO_FRAME = (
     "prepared by an older version, which did not note the pictures' sizes: the map is in the prepared square's pixels;"
     " prepare the data again for maps in the pictures'"
@@ -96,9 +98,7 @@ def evaluate(
     from mmad_bank.evaluation import evaluate as run
 
     target = str(check_device(device))
-    for path, name in ((out, "--out"), (markdown, "--markdown")):
-        if path is not None:
-            check_output(path, name, overwrite=overwrite)
+    check_outputs({"--out": out, "--markdown": markdown}, inputs=(model, dataset), overwrite=overwrite)
     page = _open_report(report, overwrite, model, dataset)
     chosen = _choose_models(model, dataset, parse_names(categories), layout)
     splits = {name: open_dataset(dataset, name, "test", layout, units=units) for name in chosen}
@@ -239,11 +239,13 @@ def predict(
     samples = list(_inputs(inputs, category, split, layout, units))
     job = {"predict": [str(path.resolve()) for path in (model, *inputs)], "category": category, "split": split}
     job |= {"units": units} if units else {}
-    places = [name if len(samples) > 1 else "." for name, _ in samples]
-    mine = overwrite or is_unfinished(out, job)
-    check_output_folder(out, "--out", outputs=[f"{place}/score.json" for place in places], overwrite=mine)
+    written = [str(Path(name if len(samples) > 1 else ".", file)) for name, _ in samples for file in _WRITTEN]
+    mine, read = overwrite or is_unfinished(out, job), (model, *inputs)
+    check_output_folder(out, "--out", outputs=written, inputs=read, overwrite=mine)
     if maps is not None:
-        check_output_folder(maps, "--maps", outputs=[f"{name}.tiff" for name, _ in samples], overwrite=mine)
+        check_output_folder(
+            maps, "--maps", outputs=[f"{name}.tiff" for name, _ in samples], inputs=read, overwrite=mine
+        )
     with doing(f"loading {model}"):
         method = methods.load(model, target, trust_index=trust_index)
     if not force and len(inputs) == 1:
@@ -293,7 +295,9 @@ def _inputs(
     names: set[str] = set()
     for rgb, xyz in zip(paths[::2], paths[1::2], strict=True):
         check_picture_first(rgb, xyz)
-        name = rgb.stem if rgb.stem not in names else f"{rgb.stem}-{len(names)}"
+        name, number = rgb.stem, len(names)
+        while name in names:
+            name, number = f"{rgb.stem}-{number}", number + 1
         names.add(name)
         yield name, partial(open_sample, rgb, xyz, units=units)
 

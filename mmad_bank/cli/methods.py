@@ -364,12 +364,12 @@ class _Job:
         for name in self.splits:
             path = self.target(name)
             check_output_folder(path, "--out")
+            check_not_current(path)
             if not overwrite and fingerprint_of(self.workdir) != self._fingerprint():
                 check_output_folder(path, "--out", outputs=("model.json",))
             if path.exists() and any(path.iterdir()) and not (path / "model.json").is_file():
                 raise InputError(f"--out: expected a new folder or a saved model, found something else in {path}")
 
-            check_not_current(path)
     def target(self, category: str) -> Path:
         """Return a category's model folder."""
         return self.out if len(self.splits) == 1 else self.out / category

@@ -16,7 +16,7 @@ import typer
 from mmad_bank._files import cache_dir, replacing
 from mmad_bank.cli._dumps import ByImage, DumpLayout, Features, Key, Reading
 from mmad_bank.cli._options import Json, Overwrite, parse_share
-from mmad_bank.cli._output import check_output, show_progress, size
+from mmad_bank.cli._output import check_outputs, show_progress, size
 from mmad_bank.cli.bank import parse_projection
 from mmad_bank.errors import InputError
 
@@ -133,9 +133,8 @@ def tune(
     code 1 if no setting keeps to the budget of memory and frame rate.
     """
     limits = _check_limits(None if memory is None else parse_size(memory), fps)
-    for path, name in ((out, "--out"), (plot, "--plot")):
-        if path is not None:
-            check_output(path, name, inputs=(*features, *test, *(anomalous or ())), overwrite=overwrite)
+    read = (*features, *test, *(anomalous or ()), *(() if labels is None else (labels,)))
+    check_outputs({"--out": out, "--plot": plot}, inputs=read, overwrite=overwrite)
     if anomalous and labels is not None:
         raise InputError("--anomalous and --labels: expected one of them, found both")
     chosen = _parse_ratios(ratios), [name.strip() for name in precisions.split(",")]

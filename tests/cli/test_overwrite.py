@@ -109,6 +109,101 @@ def test_inputs_are_never_overwritten(place: Path, tmp_path: Path) -> None:
         assert "is also an input" in refused.stderr
 
 
+def test_files_in_folders_that_are_read_are_never_overwritten(place: Path, tmp_path: Path) -> None:
+    dumps = tmp_path / "dumps"
+    dumps.mkdir()
+    for name in ("a.npy", "b.npy"):
+        (dumps / name).write_bytes((place / name).read_bytes())
+    (tmp_path / "link").symlink_to(dumps)
+    picture, cloud = (next((place / "data/stud_tray/test/good" / kind).iterdir()) for kind in ("rgb", "xyz"))
+    (dumps / "image.png").write_bytes(picture.read_bytes())
+    (dumps / "image.tiff").write_bytes(cloud.read_bytes())
+    model, data = place / "model", place / "data"
+    before = {path: path.read_bytes() for folder in (dumps, model, data) for path in folder.rglob("*.*")}
+    for command in (
+        ("build", dumps, "--out", dumps / "a.npy"),
+        ("build", dumps, "--out", tmp_path / "link" / "a.npy"),
+        ("build", tmp_path / "link", "--out", dumps / "a.npy"),
+        ("extend", place / "bank", dumps, "--out", dumps / "a.npy"),
+        ("score", place / "bank", dumps, "--out", dumps / "b.npy"),
+        ("tune", dumps / "a.npy", "--test", dumps, "--out", dumps / "b.npy"),
+        ("evaluate", model, data, "--out", model / "model.json"),
+        ("evaluate", model, data, "--markdown", picture),
+        ("predict", model, dumps / "image.png", dumps / "image.tiff", "--out", dumps),
+        ("predict", model, dumps / "image.png", dumps / "image.tiff", "--out", tmp_path / "p", "--maps", dumps),
+    ):
+        refused = call(*command, "--overwrite")
+        assert (refused.exit_code, "is also an input" in refused.stderr) == (2, True), (command, refused.output)
+    assert {path: path.read_bytes() for path in before} == before
+    assert not (tmp_path / "p").exists()
+    for _ in range(2):  # what is of no kind that is read may lie there
+        assert call("build", dumps / "a.npy", "--out", dumps / "normal.bank", "--overwrite").exit_code == 0
+
+
+def test_every_file_of_a_prediction_is_asked_for(place: Path, tmp_path: Path) -> None:
+    sample = [next((place / "data/stud_tray/test/good" / kind).iterdir()) for kind in ("rgb", "xyz")]
+    for name in ("image.png", "map.npy", "overlay.png"):
+        out = tmp_path / name.replace(".", "-")
+        out.mkdir()
+        (out / name).write_text("somebody's")
+        refused = call("predict", place / "model", *sample, "--out", out)
+        assert (refused.exit_code, "exists; name another" in refused.stderr) == (2, True), refused.output
+        assert (out / name).read_text() == "somebody's"
+
+
+def test_pictures_of_one_name_have_folders_of_their_own(place: Path, tmp_path: Path) -> None:
+    rgb, xyz = (next((place / "data/stud_tray/test/good" / kind).iterdir()) for kind in ("rgb", "xyz"))
+    pairs = []
+    for number, name in enumerate(("a-2.png", "a.png", "a.png")):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / name).write_bytes(rgb.read_bytes())
+        pairs += [tmp_path / str(number) / name, xyz]
+    result = call("predict", place / "model", *pairs, "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.output
+    folders = [one["folder"] for one in json.loads(result.stdout)["samples"]]
+    assert len(set(folders)) == 3
+
+
+def test_two_outputs_are_two_files(place: Path, tmp_path: Path) -> None:
+    both = tmp_path / "both"
+    for command in (
+        ("score", place / "bank", place / "b.npy", "--out", both, "--csv", both),
+        ("evaluate", place / "model", place / "data", "--out", both, "--markdown", both),
+        ("tune", place / "a.npy", "--test", place / "b.npy", "--out", f"{both}.png", "--plot", f"{both}.png"),
+    ):
+        refused = call(*command)
+        assert (refused.exit_code, "expected two files" in refused.stderr) == (2, True), refused.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_current_folder_is_not_replaced(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What works in it would be left in a folder that is gone."""
+    (tmp_path / "below").mkdir()
+    for current, out in ((tmp_path, "."), (tmp_path, ""), (tmp_path / "below", "..")):
+        monkeypatch.chdir(current)
+        for command in (
+            ("synth", out, "--image-size", 64),
+            ("fit", "patchcore", place / "data", *SMALL, "--out", out),
+            ("evaluate", place / "model", place / "data", "--report", out),
+        ):
+            refused = call(*command)
+            assert (refused.exit_code, refused.stderr.count("error: ")) == (2, 1), refused.output
+            assert "unexpected" not in refused.stderr
+    assert [path.name for path in tmp_path.rglob("*")] == ["below"]
+
+
+def test_models_of_categories_do_not_come_into_a_models_folder(place: Path, tmp_path: Path) -> None:
+    """Whoever evaluates that folder would get the model that was there first, for all of them."""
+    (tmp_path / "two").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "two" / name).symlink_to(place / "raw" / "stud_tray")
+    before = (place / "model" / "model.json").read_bytes()
+    refused = call("fit", "patchcore", tmp_path / "two", "--out", place / "model", *SMALL, "--overwrite")
+    assert (refused.exit_code, "found a model in" in refused.stderr) == (2, True), refused.output
+    assert (place / "model" / "model.json").read_bytes() == before
+    assert not (place / "model" / "a").exists()
+
+
 def test_in_place_needs_no_other_word(place: Path, tmp_path: Path) -> None:
     bank = tmp_path / "bank"
     bank.write_bytes((place / "bank").read_bytes())
