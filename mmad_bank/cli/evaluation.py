@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -236,6 +237,10 @@ def predict(
     from mmad_bank.data import open_dataset
 
     target = str(check_device(device))
+    if scale is not None and not (math.isfinite(scale[0]) and math.isfinite(scale[1]) and scale[0] < scale[1]):
+        raise InputError(f"--scale: expected two numbers, the lower first, found {scale[0]:g} {scale[1]:g}")
+    if explain < 0:
+        raise InputError(f"--explain: expected at least 0, found {explain}")
     samples = list(_inputs(inputs, category, split, layout, units))
     job = {"predict": [str(path.resolve()) for path in (model, *inputs)], "category": category, "split": split}
     job |= {"units": units} if units else {}

@@ -362,6 +362,15 @@ def test_names_that_are_no_utf8_come_into_reports_and_tables(parts: Path, model:
     assert "\\udcfe" in outputs[2].read_text(encoding="utf-8")
 
 
+def test_scales_that_are_none_are_refused_before_the_work(parts: Path, model: Path, tmp_path: Path) -> None:
+    for scale in (("nan", "nan"), ("0", "inf"), ("5", "1"), ("2", "2")):
+        line = refused("predict", model, parts / "prepared", "--out", tmp_path / "out", "--scale", *scale)
+        assert "--scale: expected two numbers, the lower first" in line
+    line = refused("predict", model, parts / "prepared", "--out", tmp_path / "out", "--explain", -3)
+    assert "--explain: expected at least 0" in line
+    assert not (tmp_path / "out").exists()
+
+
 def test_bad_input_is_one_line(parts: Path, model: Path, tmp_path: Path) -> None:
     data, out = parts / "prepared", tmp_path / "out"
     record = open_dataset(data, "stud_tray", "test").records[0]
