@@ -207,6 +207,36 @@ def named_after(path: AnyPath, ending: str) -> Path:
     return whole.with_name(f"{whole.name}{ending}")
 
 
+@contextmanager
+def working_alone(folder: AnyPath) -> Iterator[None]:
+    """Keep a folder of intermediate files, which is made if need be, to this process while the block runs.
+
+    Another one would cut files that this one has mapped. Where the file system has no locks nothing is kept.
+
+    Raises:
+        InputError: Another process works in it, or it cannot be made.
+    """
+    path = Path(folder)
+    made = not path.exists()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            os.close(handle)
+            raise InputError(f"{folder}: another run works in this folder; wait for its end, or name others") from None
+    try:
+        yield
+    finally:
+        if made and path.is_dir() and not os.listdir(path):
+            path.rmdir()
+        _unlock(handle)
+
+
 def reserve(path: AnyPath, size: int) -> None:
     """Take the disk space of a file that will be written through a mapping.
 

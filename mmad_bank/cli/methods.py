@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mmad_bank._files import check_not_current, named_after
+from mmad_bank._files import check_not_current, named_after, working_alone
 from mmad_bank._progress import doing, within
 from mmad_bank.cli._options import (
     Batch,
@@ -277,9 +277,11 @@ def fit(
     job.choose_arguments(settings or [], embedded, str(check_device(device)))
     job.open()
     job.check_outputs(overwrite)
-    models = job.run()
-    if not job.keep:
-        remove_stages(job.workdir)
+    with working_alone(job.workdir):
+        job.check_outputs(overwrite)  # once more: another run may have ended meanwhile
+        models = job.run()
+        if not job.keep:
+            remove_stages(job.workdir)
     rows = {}
     for model in models:
         rows[model["category"]] = f"{model['path']}, {size(model['bytes'])}, fitted on {model['images']} images in " + (

@@ -18,6 +18,7 @@ import tifffile
 from PIL import Image
 
 from mmad_bank import MemoryBank, methods
+from mmad_bank._files import working_alone
 from mmad_bank.cli import app
 from mmad_bank.data import Preprocessing, open_dataset, prepare
 from mmad_bank.data.synthetic import write_synthetic
@@ -360,6 +361,15 @@ def test_names_that_are_no_utf8_come_into_reports_and_tables(parts: Path, model:
     assert json.loads(outputs[1].read_text())["mean"] == evaluated["mean"]
     assert "\\udcff" in (outputs[0] / "index.html").read_text(encoding="utf-8")
     assert "\\udcfe" in outputs[2].read_text(encoding="utf-8")
+
+
+def test_two_fits_do_not_share_a_folder_at_a_time(parts: Path, tmp_path: Path) -> None:
+    command = ("fit", "patchcore", parts / "prepared", "--categories", "stud_tray", "--out", tmp_path / "m", *SMALL)
+    with working_alone(tmp_path / "m.fit"):
+        assert "m.fit: another run works in this folder" in refused(*command)
+    assert not (tmp_path / "m").exists()
+    assert call(*command).exit_code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
 def test_scales_that_are_none_are_refused_before_the_work(parts: Path, model: Path, tmp_path: Path) -> None:
