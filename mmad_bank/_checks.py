@@ -23,8 +23,10 @@ def as_float_tensor(value: Any, name: str, *, ndim: int | tuple[int, ...] = 2) -
     float16 and bfloat16 widen exactly; float64 is rounded to float32 (the engine's definition of a feature).
     """
     if isinstance(value, np.ndarray):
-        if value.dtype.kind != "f":
+        if value.dtype.kind != "f" or value.dtype.itemsize > 8:  # PyTorch has no long double
             raise InputError(f"{name}: expected floating-point values, found NumPy dtype {value.dtype}")
+        if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+            raise InputError(f"{name}: expected an array without masked values, found {np.ma.count_masked(value)}")
         if any(stride < 0 for stride in value.strides) or not value.dtype.isnative:
             value = np.array(value, dtype=value.dtype.newbyteorder("="), order="C")
         with warnings.catch_warnings():
@@ -32,13 +34,15 @@ def as_float_tensor(value: Any, name: str, *, ndim: int | tuple[int, ...] = 2) -
             value = torch.from_numpy(value)
     if not isinstance(value, torch.Tensor):
         raise InputError(f"{name}: expected a torch.Tensor or a NumPy array, found {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise InputError(f"{name}: expected a dense tensor, found {value.layout}")
     if value.dtype not in FLOATS:
         raise InputError(f"{name}: expected floating-point values, found {value.dtype}")
     wanted = (ndim,) if isinstance(ndim, int) else ndim
     if value.ndim not in wanted:
         shapes = " or ".join(f"{n}-D" for n in wanted)
         raise InputError(f"{name}: expected {shapes} array, found shape {tuple(value.shape)}")
-    return value.detach().to(torch.float32).contiguous()
+    return value.detach().resolve_neg().to(torch.float32).contiguous()
 
 
 def as_features(value: Any, name: str = "features") -> torch.Tensor:

@@ -245,6 +245,24 @@ def test_bad_input_is_named(queries: torch.Tensor, bank: torch.Tensor, k: int, m
     assert str(error.value).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("queries", "message"),
+    [
+        (torch.ones(2, 3).to_sparse(), "queries: expected a dense tensor, found torch.sparse_coo"),
+        (np.ones((2, 3), np.longdouble), "queries: expected floating-point values, found NumPy dtype"),
+        (np.ma.masked_greater(np.eye(3), 0.5), "queries: expected an array without masked values, found 3"),
+    ],
+)
+def test_arrays_that_are_not_plain_are_refused(queries: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        mb.ops.knn(queries, torch.ones(4, 3))
+
+
+def test_negated_views_are_negated() -> None:
+    bank = torch.tensor([[1.0, 2.0], [-1.0, -2.0]])
+    assert mb.ops.knn(torch._neg_view(bank), bank)[1].tolist() == [[1], [0]]
+
+
 def test_a_bad_precision_is_named() -> None:
     with pytest.raises(InputError, match="precision: expected one of auto, float32, half, int8, found 'fp16'"):
         mb.ops.knn(torch.zeros(1, 2), torch.zeros(1, 2), precision="fp16")  # type: ignore[arg-type]
