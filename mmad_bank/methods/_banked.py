@@ -30,6 +30,7 @@ from mmad_bank.features.rgb import Precision as RGBPrecision
 from mmad_bank.methods._dumps import IMAGES_AT_ONCE, Dumps, extract_split
 from mmad_bank.methods._scale import FUSED, distances_to_others, spread
 from mmad_bank.methods.base import Method, Part, Prediction, Reason, Samples
+from mmad_bank.methods.prediction import check_place
 
 
 class BankMethod(Method):
@@ -316,6 +317,7 @@ class BankMethod(Method):
             raise InputError(f"part: expected one of {', '.join(self.banks_)}, found {name!r}")
         if place is None:
             place = prediction.parts[name].worst
+        check_place(place, self.grid)
         bank = self.banks_[name]
         with plain_torch(), torch.no_grad():
             query = self._patches_of(prediction.sample)[name][0, place[0] * self.grid[1] + place[1]][None]

@@ -8,8 +8,10 @@ from functools import cached_property
 
 from torch import Tensor
 
+from mmad_bank._checks import check_index
 from mmad_bank.data.frame import Frame
 from mmad_bank.data.sample import Sample
+from mmad_bank.errors import InputError
 from mmad_bank.scoring import anomaly_map
 
 
@@ -127,14 +129,24 @@ class Prediction:
             part: One of :attr:`parts`.
             place: (row, column) in the part's grid; default: where its score is highest.
         """
+        if part not in self.parts:
+            raise InputError(f"part: expected one of {', '.join(self.parts)}, found {part!r}")
         one = self.parts[part]
-        return self.frame.box(one.worst if place is None else place, one.grid)
+        place = one.worst if place is None else place
+        check_place(place, one.grid)
+        return self.frame.box(place, one.grid)
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{name} {part.score:.4g}" for name, part in self.parts.items())
         name = f" of {self.sample.id}" if self.sample.id else ""
         height, width = self.size
         return f"<Prediction{name}: score {self.score:.4g} ({parts}), map {height}×{width}>"
+
+
+def check_place(place: tuple[int, int], grid: tuple[int, int]) -> None:
+    """Refuse a place that is not in a grid of (rows, columns); another patch would be meant without a word."""
+    for name, value, n in zip(("row", "column"), place, grid, strict=True):
+        check_index(value, f"place: {name}", 0, n - 1, f"the grid has {grid[0]} × {grid[1]} patches")
 
 
 @dataclass(frozen=True)

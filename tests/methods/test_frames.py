@@ -13,6 +13,7 @@ pytest.importorskip("timm")
 pytest.importorskip("scipy")
 
 from mmad_bank.data import Preprocessing, Sample, open_dataset, prepare, preprocess, write_synthetic
+from mmad_bank.errors import InputError
 from mmad_bank.evaluation import evaluate
 from mmad_bank.methods import CFM, MDSS, PatchCore
 from mmad_bank.methods.base import Method
@@ -100,6 +101,16 @@ def test_explanations_name_pixels_of_the_training_picture(patchcore: PatchCore, 
 
 
 # Padding.
+
+
+@pytest.mark.parametrize("place", [(0, 8), (8, 0), (-1, 0), (0, -1), (1.0, 1)])
+def test_places_outside_the_grid_are_refused(patchcore: PatchCore, place: tuple[int, int]) -> None:
+    prediction = patchcore.predict(picture((60, 120), 1))
+    for ask in (lambda: patchcore.explain(prediction, place=place), lambda: prediction.box("rgb", place)):
+        with pytest.raises(InputError, match=r"place: (row|column): expected"):
+            ask()
+    with pytest.raises(InputError, match="part: expected one of rgb, found 'xyz'"):
+        prediction.box("xyz")
 
 
 def disturbed(sample: Sample) -> Sample:
