@@ -185,16 +185,21 @@ class FaissIndex:
         """Bytes of the index, as FAISS would write it."""
         return self.serialize().nbytes
 
-    def extended(self, vectors: Tensor, all_vectors: Tensor) -> FaissIndex:
+    def extended(self, vectors: Tensor, all_vectors: Tensor, factory: str) -> FaissIndex:
         """Return a copy with vectors appended; ``all_vectors`` are the bank's with the new ones at the end.
 
-        This one stays as it is: FAISS's indices must not be searched while vectors are added.
+        This one stays as it is: FAISS's indices must not be searched while vectors are added. Some kinds cannot be
+        copied (L2norm, ITQ) or added to (NSG): these are built anew.
         """
         faiss = _faiss()
         host = self._on_host()
-        index = host if host is not self.faiss_index else faiss.clone_index(host)
-        index.add(_to_numpy(vectors))
-        return self._of(faiss, all_vectors, index).set(self.settings._replace(recall=None))
+        settings = self.settings._replace(recall=None)
+        try:
+            index = host if host is not self.faiss_index else faiss.clone_index(host)
+            index.add(_to_numpy(vectors))
+        except RuntimeError:
+            return FaissIndex(all_vectors, factory).set(settings)
+        return self._of(faiss, all_vectors, index).set(settings)
 
     @property
     def settings(self) -> SearchSettings:

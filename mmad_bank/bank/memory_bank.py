@@ -495,7 +495,7 @@ class MemoryBank:
         vectors = torch.cat([self.vectors, new])
         old = self.search_index
         if isinstance(old, FaissIndex):
-            index: ExactIndex | FaissIndex = old.extended(new, vectors)
+            index: ExactIndex | FaissIndex = old.extended(new, vectors, self.index)
         else:
             index = ExactIndex(vectors, self.precision, self.device)
         # Searches go on meanwhile, with the old index or the new one, and a process may be forked: all in one step.

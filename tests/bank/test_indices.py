@@ -288,3 +288,13 @@ def test_exact_index_makes_its_copy_when_it_is_first_needed():
     assert index.nbytes == 0
     assert torch.equal(index.neighbors(torch.tensor([3]), 1), torch.tensor([[3]]))
     assert index.nbytes > 0
+
+
+@pytest.mark.parametrize("index", ["L2norm,Flat", "ITQ,Flat", "NSG8"])
+def test_indices_that_cannot_be_copied_or_added_to_are_extended(index: str) -> None:
+    bank = MemoryBank(torch.randn(300, 16, generator=torch.Generator().manual_seed(0)), index=index)
+    more = 9 * torch.randn(20, 16, generator=torch.Generator().manual_seed(1))
+    assert bank.extend(more, size=20) == 20
+    found = bank.search(bank.vectors[300:])[1][:, 0]
+    assert len(bank) == 320
+    assert index == "NSG8" or torch.equal(found, torch.arange(300, 320))  # NSG is approximate
