@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class MmadBankError(Exception):
@@ -16,6 +16,26 @@ class InputError(MmadBankError, ValueError):
 
 class MissingSplitError(InputError):
     """A data set has no samples of the split that was asked for."""
+
+
+class NoneUsableError(InputError):
+    """Of many samples or files, none can be used.
+
+    Args:
+        message: What was expected; the first reason is put behind it. Nothing: the first reason alone.
+        left_out: By sample or file, why it could not be used; one at least.
+
+    Attributes:
+        left_out: The same; the command line prints a line of each.
+
+    Example:
+        >>> str(NoneUsableError("dataset: no sample can be used", {"a": "a.png: damaged", "b": "b.png: damaged"}))
+        'dataset: no sample can be used; a.png: damaged'
+    """
+
+    def __init__(self, message: str, left_out: Mapping[str, str]) -> None:
+        self.left_out = dict(left_out)
+        super().__init__("; ".join(part for part in (message, next(iter(self.left_out.values()))) if part))
 
 
 class FormatError(MmadBankError, ValueError):

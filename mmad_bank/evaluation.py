@@ -23,7 +23,7 @@ from mmad_bank.data._names import GOOD
 from mmad_bank.data.frame import picture_of
 from mmad_bank.data.sample import Sample
 from mmad_bank.data.sequences import as_samples
-from mmad_bank.errors import InputError, MissingExtraError, MmadBankError
+from mmad_bank.errors import InputError, MissingExtraError, MmadBankError, NoneUsableError
 from mmad_bank.methods._scale import FUSED
 from mmad_bank.methods.base import Method, Part, Prediction, Samples
 from mmad_bank.metrics import AUPRO, AUROC, LIMITS
@@ -223,7 +223,7 @@ def evaluate(
                 tally.add(prediction)
             report(tally.seen)
     if not tally.scores:
-        raise InputError(f"dataset: no sample can be scored; {next(iter(tally.failed.values()))}")
+        raise NoneUsableError("dataset: no sample can be scored", tally.failed)
     with doing("computing the metrics"):
         return tally.finish(method.name, dict(stages))
 

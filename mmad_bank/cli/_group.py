@@ -1,6 +1,7 @@
 """One way out for every error: a line on standard error and an exit code, never a traceback.
 
-With ``--json`` the same stands on standard output as an object, ``{"error": {"kind", "message", "exit_code"}}``.
+With ``--json`` the same stands on standard output as an object, ``{"error": {"kind", "message", "exit_code"}}``,
+and ``"left_out"`` where of many samples none could be used.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import typer
@@ -44,11 +45,12 @@ class _Stop(Exception):
         message: The line to print.
         code: The exit code.
         kind: For programs: usage, input, format, missing package, file, memory, interrupted or unexpected.
+        left_out: By sample, why none could be used.
     """
 
-    def __init__(self, message: str, code: int, kind: str) -> None:
+    def __init__(self, message: str, code: int, kind: str, left_out: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
-        self.code, self.kind = code, kind
+        self.code, self.kind, self.left_out = code, kind, left_out or {}
 
 
 def _one_line(error: BaseException) -> str:
@@ -77,7 +79,7 @@ def _translate(error: BaseException) -> _Stop:
         return _interrupted()
     for class_, kind in _KINDS.items():
         if isinstance(error, class_):
-            return _Stop(_one_line(error), BAD_INPUT, kind)
+            return _Stop(_one_line(error), BAD_INPUT, kind, getattr(error, "left_out", None))
     if isinstance(error, OSError):
         return _Stop(_describe_os_error(error), BAD_INPUT, "file")
     if isinstance(error, MemoryError):
@@ -143,8 +145,12 @@ class Group(TyperGroup):
     @staticmethod
     def _leave(stop: _Stop, as_json: bool) -> None:
         if as_json:
-            print(json.dumps({"error": {"kind": stop.kind, "message": str(stop), "exit_code": stop.code}}, indent=2))
+            facts = {"kind": stop.kind, "message": str(stop), "exit_code": stop.code}
+            facts |= {"left_out": dict(stop.left_out)} if stop.left_out else {}
+            print(json.dumps({"error": facts}, indent=2))
         sys.stdout.flush()
+        for line in stop.left_out.values() if len(stop.left_out) > 1 else ():  # of one, the error says it
+            print(f"left out: {' '.join(line.split())}", file=sys.stderr)
         print(f"error: {stop}", file=sys.stderr)
         sys.exit(stop.code)
 

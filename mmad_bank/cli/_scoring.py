@@ -18,7 +18,7 @@ from mmad_bank._files import replacing
 from mmad_bank._progress import progress_bar
 from mmad_bank.bank import FeatureDump, MemoryBank, Scores, Source
 from mmad_bank.bank.dumps import Part
-from mmad_bank.errors import InputError
+from mmad_bank.errors import InputError, NoneUsableError
 from mmad_bank.scoring import Reweight, anomaly_map
 
 _ROWS_AT_ONCE = 16384
@@ -141,7 +141,7 @@ def score_images(
             parts += own
             images += images_of(part, per_image)
     if not parts:
-        raise InputError(next(iter(left_out.values())))
+        raise NoneUsableError("", left_out)
     scores = Scores(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
     return ScoredImages(images, scores, dump.dim, left_out)
 

@@ -12,7 +12,7 @@ import typer
 
 from mmad_bank.cli._options import Categories, Json, Layout, Overwrite, Units, Workers, count_workers, parse_names
 from mmad_bank.cli._output import check_output_folder, emit, end, say_unread, seconds, show_progress
-from mmad_bank.errors import InputError
+from mmad_bank.errors import NoneUsableError
 
 
 def register(app: typer.Typer) -> None:
@@ -101,7 +101,8 @@ def prepare(
     for name in result.set_aside:
         print(f"set aside: {name} is gone or cannot be used now; moved to {out / SET_ASIDE}", file=sys.stderr)
     if not result.written + result.cached:
-        raise InputError(f"{dataset}: expected samples, found none of {len(result.failed)} that can be used")
+        what = f"{dataset}: expected samples, found none of {len(result.failed)} that can be used"
+        raise NoneUsableError(what, result.failed)
     rows = {
         "prepared": f"{result.written:,} samples",
         "done before": f"{result.cached:,} samples",

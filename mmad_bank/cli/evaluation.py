@@ -43,7 +43,7 @@ from mmad_bank.cli._output import (
     unfinished,
 )
 from mmad_bank.cli._swapped import check_model_first, check_picture_first
-from mmad_bank.errors import InputError
+from mmad_bank.errors import InputError, NoneUsableError
 
 if TYPE_CHECKING:
     from mmad_bank.data import Sample
@@ -259,7 +259,7 @@ def predict(
     with unfinished(out, job):
         results, failed = _predict_all(method, samples, out, maps, explain, force, show_progress(as_json))
         if not results:
-            raise InputError(next(iter(failed.values())))
+            raise NoneUsableError("", failed)
         limits = scale or _colour_scale(model, method, results)
         with doing("drawing overlays"):
             for one in results:

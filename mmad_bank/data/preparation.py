@@ -39,7 +39,7 @@ from mmad_bank.data.eyecandies import EyecandiesDataset
 from mmad_bank.data.frame import Frame
 from mmad_bank.data.preprocessing import Preprocessing, preprocess
 from mmad_bank.data.sample import Record, Sample, SampleDataset
-from mmad_bank.errors import InputError, MissingSplitError
+from mmad_bank.errors import InputError, MissingSplitError, NoneUsableError
 
 MANIFEST = "prepared.json"
 _FILES = (("rgb", ".png"), ("xyz", ".tiff"), ("gt", ".png"))
@@ -162,7 +162,7 @@ def prepare(
     result = _fill(work, job, replaces=out.name)
     if not result.written + result.cached:
         shutil.rmtree(work)
-        raise InputError(f"{source}: no sample can be used, {out} stays as it is; {next(iter(result.failed.values()))}")
+        raise NoneUsableError(f"{source}: no sample can be used, {out} stays as it is", result.failed)
     put_in_place(work, out, MANIFEST)
     return replace(result, path=out)
 

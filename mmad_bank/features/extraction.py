@@ -19,7 +19,7 @@ from mmad_bank._tensor_files import new_array, write_tensors
 from mmad_bank._timing import timed
 from mmad_bank.data.preprocessing import OtherPreparation
 from mmad_bank.data.sample import Sample
-from mmad_bank.errors import InputError
+from mmad_bank.errors import InputError, NoneUsableError
 from mmad_bank.features.alignment import PointFeatureAlignment, Recipe, measured_points
 from mmad_bank.features.efficientnet_lite import EfficientNetLite0
 from mmad_bank.features.fpfh import FPFH
@@ -373,7 +373,7 @@ def extract_to(
         if waiting:
             write(waiting)
     if not ids:
-        raise InputError(f"{name}: no sample can be used; {next(iter(skipped.values()))}")
+        raise NoneUsableError(f"{name}: no sample can be used", skipped)
     for output in list(tables):
         tables.pop(output).flush()
         if len(ids) < len(samples):

@@ -22,7 +22,7 @@ from mmad_bank._timing import timed
 from mmad_bank._training import seeded
 from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.sample import Sample
-from mmad_bank.errors import InputError
+from mmad_bank.errors import InputError, NoneUsableError
 from mmad_bank.features.alignment import measured_points
 from mmad_bank.features.extraction import EMBEDDED_RGB, PRETRAINED, make_rgb_extractor, usable
 from mmad_bank.features.rgb import Precision
@@ -249,7 +249,7 @@ class MDSS(Method):
                     scores = picture_of(self._map(name, part), sample.frame)
                     moments[name].update(scores if self.statistics == "all" else scores[scores != 0])
             if len(unusable) == len(samples):
-                raise InputError(f"validation: no sample can be used; {next(iter(unusable.values()))}")
+                raise NoneUsableError("validation: no sample can be used", unusable)
             path.write_text(json.dumps(asdict(ScoreAlignment.of(moments["rgb"], moments["xyz"]))))
 
         unusable: dict[str, str] = {}
@@ -389,7 +389,7 @@ class _TrainingData:
             seen.ids.append(sample.id or str(number))
             seen.take(sample)
         if not seen.ids:
-            raise InputError(f"dataset: no sample can be used; {next(iter(seen.skipped.values()))}")
+            raise NoneUsableError("dataset: no sample can be used", seen.skipped)
         rgb.flush()
         masks.flush()
         np.save(paths[2], np.concatenate(patches))

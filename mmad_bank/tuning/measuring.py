@@ -31,7 +31,7 @@ from mmad_bank.bank.indices import make_faiss
 from mmad_bank.bank.memory_bank import Features, MemoryBank
 from mmad_bank.bank.projection import SparseProjection
 from mmad_bank.bank.selection import coreset_size, selection_space
-from mmad_bank.errors import InputError
+from mmad_bank.errors import InputError, NoneUsableError
 from mmad_bank.ops.knn import Precision, check_precision
 from mmad_bank.scoring import Reweight, check_reweight
 from mmad_bank.tuning.drawing import share
@@ -409,7 +409,7 @@ class _Measuring:
             if any(one in self.scored for one in settings):
                 found(self.result())
         if not self.result().settings and self.left_out:
-            raise InputError(next(iter(self.left_out.values())))
+            raise NoneUsableError("", self.left_out)
 
     def _plan(self) -> Iterator[tuple[float, list[Setting], str]]:
         """Yield ratio, settings and a word for the bar: an exact setting of each ratio, then the rest.

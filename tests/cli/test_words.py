@@ -202,3 +202,39 @@ def test_help_is_made_of_sentences_or_names_of_things(name: str) -> None:
         assert words[0].isupper(), (name, parameter.opts, words)
         assert words.rstrip().endswith((".", "...", ")")), (name, parameter.opts, words)
         assert not re.match(r"(Of|In|For|Whose|With|By|To|From|At|On) ", words), (name, parameter.opts, words)
+
+
+# Runs in which nothing can be used.
+
+
+def test_prepare_says_why_no_sample_can_be_used(tmp_path: Path) -> None:
+    pytest.importorskip("tifffile")
+    from mmad_bank.data._images import write_png, write_xyz
+
+    for name in ("000", "001"):
+        for kind in ("rgb", "xyz"):
+            (tmp_path / "mm" / "part" / "train" / "good" / kind).mkdir(parents=True, exist_ok=True)
+        place = tmp_path / "mm" / "part" / "train" / "good"
+        write_png(place / "rgb" / f"{name}.png", np.zeros((16, 16, 3), np.uint8))
+        cloud = np.random.default_rng(0).uniform(100, 300, (16, 16, 3)).astype(np.float32)
+        write_xyz(place / "xyz" / f"{name}.tiff", cloud)
+    command = ("prepare", tmp_path / "mm", "--out", tmp_path / "out", "--workers", 1)
+    result = call(*command)
+    lines = result.stderr.splitlines()
+    assert result.exit_code == 2
+    assert [line.startswith("left out: ") for line in lines] == [True, True, False]
+    assert "found none of 2 that can be used; " in lines[-1]
+    assert lines[-1].startswith("error: ")
+    assert "millimetres" in lines[-1]
+    error = json.loads(call(*command, "--json").stdout)["error"]
+    assert sorted(error["left_out"]) == ["part/train/good/000", "part/train/good/001"]
+    assert error["exit_code"] == 2
+
+
+def test_score_says_why_no_file_can_be_used(place: Path) -> None:
+    for name in ("b.npy", "c.npy"):
+        (place / name).write_bytes(b"no array")
+    result = call("score", place / "bank", place / "b.npy", place / "c.npy", "--out", place / "s.npz", "--json")
+    error = json.loads(result.stdout)["error"]
+    assert len(error["left_out"]) == 2
+    assert error["message"] == next(iter(error["left_out"].values()))

@@ -27,7 +27,7 @@ from mmad_bank.bank.dumps.descriptions import (
 )
 from mmad_bank.bank.dumps.layouts import Expected, Layout, Part, check_layout, make_part, read_layers
 from mmad_bank.bank.dumps.stored import SUFFIXES, Contents, Stored, in_memory, joined, read_contents
-from mmad_bank.errors import InputError
+from mmad_bank.errors import InputError, NoneUsableError
 
 PathLike = str | os.PathLike[str]
 _BLOCK_BYTES = 8 << 20  # small enough that the allocator keeps the pages for the next block
@@ -182,7 +182,7 @@ def open_dump(
         raise InputError(f"features: expected an array, a path or a list of paths, found {type(features).__name__}")
     parts = [part for path in features for part in opener.open_path(Path(path))]
     if not parts and left_out:
-        raise InputError(next(iter(left_out.values())))
+        raise NoneUsableError("", left_out)
     return FeatureDump(parts)
 
 
