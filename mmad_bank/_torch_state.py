@@ -1,7 +1,8 @@
 """Settings of PyTorch that a caller may have changed, put aside while this package computes.
 
-Autocast, inference mode and the default dtype are a program's own business, but results here are float32 whatever
-they are: the networks were trained so, and distances of bfloat16 features are others.
+Autocast, inference mode, the default dtype and the default device are a program's own business, but results here are
+float32 whatever they are: the networks were trained so, and distances of bfloat16 features are others. The device is
+the one that an argument names.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ _DEVICES = ("cpu", "cuda")
 
 @contextmanager
 def plain_torch() -> Iterator[None]:
-    """Run the block without autocast and inference mode, with float32 as the default dtype; put them back at its end.
+    """Run the block without autocast and inference mode, float32 and the CPU the defaults; put them back at its end.
 
-    Autocast and inference mode belong to a thread. The default dtype does not: other threads see float32 too for as
-    long as a thread is in such a block, if it was something else.
+    Autocast, inference mode and the default device belong to a thread. The default dtype does not: other threads see
+    float32 too for as long as a thread is in such a block, if it was something else.
 
     Example:
         >>> torch.set_default_dtype(torch.float64)
@@ -40,6 +41,8 @@ def plain_torch() -> Iterator[None]:
         for device in _DEVICES:
             if _autocasts(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
+        if _default_device() != "cpu":
+            stack.enter_context(torch.device("cpu"))
         stack.enter_context(_DEFAULT_DTYPE.float32())
         yield
 
@@ -50,6 +53,11 @@ def _autocasts(device: str) -> bool:
         return bool(torch.is_autocast_enabled(device))
     except TypeError:  # PyTorch before 2.4 has a function for each device
         return bool(torch.is_autocast_cpu_enabled() if device == "cpu" else torch.is_autocast_enabled())
+
+
+def _default_device() -> str:
+    """Return the kind of device that tensors are made on where none is named."""
+    return str(torch.empty(0).device.type)
 
 
 class _DefaultDtype:

@@ -411,7 +411,7 @@ class MemoryBank:
             >>> bank.provenance()
             [Origin(file='features', row=7, image=1, patch=2, name='features[1]', place=None)]
         """
-        chosen = torch.arange(len(self)) if rows is None else torch.as_tensor(rows).cpu().reshape(-1)
+        chosen = torch.arange(len(self), device="cpu") if rows is None else _on_cpu(rows).reshape(-1)
         if chosen.is_floating_point() or (len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(self)):
             raise InputError(f"rows: expected bank rows 0 to {len(self) - 1}, found others")
         return locate(self.source_rows[chosen.long()], self.sources)
@@ -751,3 +751,8 @@ def _check_radius(radius: float) -> float:
     if isinstance(radius, bool) or not isinstance(radius, (int, float)) or not 0 <= radius < math.inf:
         raise InputError(f"radius: expected a finite number of at least 0, found {radius!r}")
     return float(radius)
+
+
+def _on_cpu(rows: Any) -> Tensor:
+    """Return row numbers in host memory, whatever the caller's default device is."""
+    return rows.cpu() if isinstance(rows, Tensor) else torch.as_tensor(rows, device="cpu")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 import typer
 
 from mmad_bank.cli._swapped import check_features
+from mmad_bank.errors import InputError
 
 if TYPE_CHECKING:
     from mmad_bank.bank import FeatureDump
@@ -59,7 +60,12 @@ class Reading(NamedTuple):
     @property
     def keys(self) -> list[str] | None:
         """The names in ``--key``."""
-        return None if self.key is None else [name.strip() for name in self.key.split(",") if name.strip()]
+        if self.key is None:
+            return None
+        names = [name.strip() for name in self.key.split(",") if name.strip()]
+        if not names:
+            raise InputError(f"--key: expected names of arrays joined by commas, found {self.key!r}")
+        return names
 
     def options(self) -> list[str]:
         """Return the command line's words for this."""

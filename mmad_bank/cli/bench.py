@@ -74,6 +74,8 @@ def bench(
     _positive("--rounds", rounds)
     if images is not None:
         _positive("--images", images)
+    if vectors is not None:
+        _positive("--vectors", vectors)
     batches = _batches(batch)
     if out is not None:
         check_output(out, "--out", overwrite=overwrite)

@@ -161,13 +161,14 @@ def _place_for_dumps(out: Path, job: Mapping[str, Any]) -> Iterator[Path]:
             yield folder
         return
     beside = out / ".extraction"
-    with replacing_folder(beside) as folder:
-        yield folder
-    with unfinished(out, job):
-        _remove_extraction(out)
-        for file in sorted(beside.iterdir(), key=lambda file: file.name == _EXTRACTION):
-            file.replace(out / file.name)
-        beside.rmdir()
+    with working_alone(out):  # two at once would mix their dumps and lists
+        with replacing_folder(beside) as folder:
+            yield folder
+        with unfinished(out, job):
+            _remove_extraction(out)
+            for file in sorted(beside.iterdir(), key=lambda file: file.name == _EXTRACTION):
+                file.replace(out / file.name)
+            beside.rmdir()
 
 
 def _holds_an_extraction_only(out: Path) -> bool:

@@ -173,6 +173,7 @@ def test_every_command_reads_layers_in_the_same_way(tmp_path: Path, layers: dict
     assert "--layout" in refused("build", train, "--out", bank, "--key", "a,b")
     listed = "found a float32 (5, 3, 6, 4), b float32 (5, 5, 3, 2)"
     assert listed in refused("build", train, "--out", bank, "--key", "c")
+    assert "--key: expected names of arrays" in refused("build", train, "--out", bank, "--key", ",")
     good("build", train, "--out", bank, "--size", "20", *options)
     built = MemoryBank.build(layers["train"], size=20)
     assert torch.equal(MemoryBank.load(bank).vectors, built.vectors)

@@ -316,6 +316,9 @@ def test_extract_replaces_an_extraction_as_one_and_leaves_other_files_alone(part
     result = call(*command, "--out", out)
     assert result.exit_code == 2
     assert "--overwrite" in result.stderr
+    with working_alone(out):
+        result = call(*command, "--out", out, "--overwrite")
+    assert (result.exit_code, "another run works in this folder" in result.stderr) == (2, True)
 
 
 def test_damaged_samples_are_named_and_left_out(parts: Path, model: Path, tmp_path: Path) -> None:

@@ -161,19 +161,20 @@ def test_settings_of_pytorch_change_nothing(name: str, fitted: dict[str, Method]
     around: dict[str, AbstractContextManager[Any]] = {
         "autocast": torch.autocast("cpu", dtype=torch.bfloat16), "float64": default_dtype(torch.float64),
         "inference": torch.inference_mode(), "grad": torch.enable_grad(), "no grad": torch.no_grad(),
+        "default device": torch.device("meta"),
     }  # fmt: skip
     for setting, context in around.items():
         with context:
             kept = torch.get_default_dtype(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
-            for one in (method, type(method).load(tmp_path / "model")):
-                found = one.predict(sample)
-                assert found.map.dtype == torch.float32, setting
-                assert found.score == pytest.approx(right.score, rel=1e-6), setting
-                torch.testing.assert_close(found.map, right.map, rtol=1e-5, atol=1e-6)
-                assert not found.map.requires_grad
-                reasons = one.explain(found)
+            predictions = [one.predict(sample) for one in (method, type(method).load(tmp_path / "model"))]
+            reasons = method.explain(predictions[0])
             now = torch.get_default_dtype(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
-            assert kept == now
+        assert kept == now
+        for found in predictions:
+            assert found.map.dtype == torch.float32, setting
+            assert found.score == pytest.approx(right.score, rel=1e-6), setting
+            torch.testing.assert_close(found.map, right.map, rtol=1e-5, atol=1e-6)
+            assert not found.map.requires_grad
         assert [one.distance for one in reasons] == pytest.approx(
             [one.distance for one in method.explain(right)], rel=1e-4
         )
