@@ -147,7 +147,7 @@ def _check_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> No
     """Refuse to make a demo anew unasked; note what is made, so that a run that is stopped goes on."""
     note, data = _read_note(folder), folder / "data"
     if note and not overwrite:
-        how = "anew with --overwrite (overwrite=True)"
+        how = "anew with overwrite=True (--overwrite)"
         if note["settings"] != settings:
             raise InputError(f"{folder}: holds a demo of other settings; name another folder, or make it {how}")
         if note.get("finished"):

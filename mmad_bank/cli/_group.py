@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,6 +36,14 @@ FORMER_OPTIONS = {
 }
 """By command, spellings of options that are still taken and no longer shown."""
 
+PYTHON_NAMES = {
+    "n": "few_shot", "category": "categories", "n_train": "train", "n_validation": "validation", "n_test": "test",
+    "standardise": "standardize", "size": "n_vectors",
+}  # fmt: skip
+"""Parameters of functions whose options have another name, by that name: of the command's parameter."""
+
+_NAMES = re.compile(r"[a-z_]+(?:(?:, | and )[a-z_]+)*(?=: )")
+_BOTH_WAYS = re.compile(r"[a-z_]+=(?:True)? \((--[a-z-]+)\)")
 _KINDS = {FormatError: "format", MissingExtraError: "missing package", InputError: "input", MmadBankError: "input"}
 
 
@@ -72,14 +81,14 @@ def _place(error: OSError) -> str:
     return f"{os.fsdecode(name)}: " if isinstance(name, (str, bytes, os.PathLike)) else ""
 
 
-def _translate(error: BaseException) -> _Stop:
-    """Turn what a command raised into a line and an exit code."""
+def _translate(error: BaseException, options: Mapping[str, str]) -> _Stop:
+    """Turn what a command with some options raised into a line and an exit code."""
     # A signal that came within a library may leave it as any error.
     if isinstance(error, KeyboardInterrupt) or _signals.received():
         return _interrupted()
     for class_, kind in _KINDS.items():
         if isinstance(error, class_):
-            return _Stop(_one_line(error), BAD_INPUT, kind, getattr(error, "left_out", None))
+            return _Stop(in_shell(_one_line(error), options), BAD_INPUT, kind, getattr(error, "left_out", None))
     if isinstance(error, OSError):
         return _Stop(_describe_os_error(error), BAD_INPUT, "file")
     if isinstance(error, MemoryError):
@@ -89,6 +98,34 @@ def _translate(error: BaseException) -> _Stop:
     return _Stop(line, UNEXPECTED, "unexpected")
 
 
+def in_shell(message: str, options: Mapping[str, str]) -> str:
+    """Put options in an error's line for the names that they have in Python.
+
+    Args:
+        message: Of an error, with names of parameters in front (``n: expected ...``) and hints in both ways
+            (``overwrite=True (--overwrite)``).
+        options: The command's options by its parameters.
+
+    Example:
+        >>> in_shell("n: expected at most 4, found 9", {"few_shot": "--few-shot"})
+        '--few-shot: expected at most 4, found 9'
+        >>> in_shell("x: exists; replace it with overwrite=True (--overwrite)", {})
+        'x: exists; replace it with --overwrite'
+    """
+
+    def spell(name: re.Match[str]) -> str:
+        return options.get(name[0], options.get(PYTHON_NAMES.get(name[0], ""), name[0]))
+
+    message = _BOTH_WAYS.sub(r"\1", message)
+    names = _NAMES.match(message)
+    return message if names is None else re.sub(r"(?!and\b)\b[a-z_]+", spell, names[0]) + message[names.end() :]
+
+
+def _options_of(command: Any) -> dict[str, str]:
+    """Return a command's options by its parameters; arguments have no other name in the shell."""
+    return {one.name: one.opts[0] for one in command.params if one.param_type_name == "option"}
+
+
 def _interrupted() -> _Stop:
     return _Stop(_signals.word(), _signals.code(), "interrupted")
 
@@ -96,9 +133,13 @@ def _interrupted() -> _Stop:
 class Group(TyperGroup):
     """A command group whose commands may raise: usage errors and bad input end in ``error: ...`` and exit code 2."""
 
+    _options: dict[str, str] = {}  # noqa: RUF012 - replaced, never changed
+    """Of the command that runs."""
+
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """Find the command; put options' present names for former ones."""
         name, command, rest = super().resolve_command(ctx, args)
+        self._options = {} if command is None else _options_of(command)
         return name, command, _present_options(name or "", rest)
 
     def invoke(self, ctx: Any) -> Any:
@@ -115,7 +156,7 @@ class Group(TyperGroup):
         except (Exception, KeyboardInterrupt) as error:
             if hasattr(error, "format_message") or os.environ.get(DEBUG_VARIABLE):
                 raise
-            raise _translate(error) from error
+            raise _translate(error, self._options) from error
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run the program and leave with its exit code."""

@@ -299,7 +299,7 @@ def _check_same(out: Path, job: _Job) -> None:
     # A run that could use no sample left its list of reasons only: the next one, with the right settings, takes over.
     if not manifest or not any(path.is_file() and path.name != MANIFEST for path in out.rglob("*")):
         return
-    how = "name another folder, or replace it with --overwrite (overwrite=True)"
+    how = "name another folder, or replace it with overwrite=True (--overwrite)"
     if manifest["settings"] != job.settings.as_json():
         found = word_differences(manifest["settings"], job.settings.as_json())
         raise InputError(f"{out}: prepared with other settings ({found}); {how}")

@@ -319,7 +319,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
     if not overwrite:
         raise InputError(
             f"{target}: expected a new or empty folder, found a synthetic data set; name another, or replace it with"
-            " overwrite=True"
+            " overwrite=True (--overwrite)"
         )
     check_replaceable(target, MANIFEST)
 

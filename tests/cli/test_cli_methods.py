@@ -243,7 +243,7 @@ def test_maps_have_the_pictures_size_and_place(wide: Path, tmp_path: Path) -> No
 
 def test_data_of_another_kind_need_force(parts: Path, model: Path, wide: Path, tmp_path: Path) -> None:
     cookies = ("--category", "chip_cookie")
-    words = "of category chip_cookie, while the model was fitted on stud_tray; force=True (--force) scores it"
+    words = "of category chip_cookie, while the model was fitted on stud_tray; --force scores it"
     for arguments in (
         ("evaluate", model, parts / "prepared", *cookies, "--report", tmp_path / "report"),
         ("predict", model, parts / "prepared", *cookies, "--out", tmp_path / "out", "--maps", tmp_path / "maps"),
@@ -405,7 +405,7 @@ def test_bad_input_is_one_line(parts: Path, model: Path, tmp_path: Path) -> None
         (("evaluate", tmp_path / "no", data), "expected a saved model"),
         (("evaluate", tmp_path / "broken", data), "truncated or altered"),
         (("evaluate", model, tmp_path), "found"),
-        (("evaluate", model, data, "--category", "moon"), "category: expected one of"),
+        (("evaluate", model, data, "--category", "moon"), "--categories: expected one of"),
         (("evaluate", model, data, "--out", tmp_path / "no" / "r.json"), "--out: expected a file"),
         (("evaluate", model, data, "--report", tmp_path / "file"), "--report: expected a folder"),
         (("evaluate", model, data, "--batch", 0), "batch: expected 1 to"),

@@ -50,7 +50,7 @@ def test_build_measures_and_info_repeats_what_is_found(index: str, option: str, 
 def test_what_does_not_fit_is_refused_before_the_work(dump: Path) -> None:
     bank = dump.with_name("bank")
     for options, message in (
-        (("--index", "Fat"), "index: expected 'exact' or a FAISS factory string"),
+        (("--index", "Fat"), "--index: expected 'exact' or a FAISS factory string"),
         (("--index", "IVF600,Flat"), "with 600 lists"),
         (("--index", "HNSW8", "--nprobe", 4), "nprobe: expected an index with inverted lists"),
         (("--nprobe", 4), "nprobe: expected an index with inverted lists"),

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from mmad_bank import MemoryBank
 from mmad_bank.cli import app
 from mmad_bank.cli._arguments import parse
-from mmad_bank.cli._group import FORMER_OPTIONS, _present_options
+from mmad_bank.cli._group import FORMER_OPTIONS, _present_options, in_shell
 from mmad_bank.cli._options import parse_share
 from mmad_bank.errors import InputError, MissingExtraError
 
@@ -238,3 +238,32 @@ def test_score_says_why_no_file_can_be_used(place: Path) -> None:
     error = json.loads(result.stdout)["error"]
     assert len(error["left_out"]) == 2
     assert error["message"] == next(iter(error["left_out"].values()))
+
+
+# Names of parameters are those of options.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("synth", "{}/new", "--train", 0), "--train: expected at least 1, found 0"),
+        (("synth", "{}/new", "--seed", -1), "--validation and --seed: expected at least 0, found"),
+        (("synth", "{}/new", "--image-size", 3), "--image-size: expected at least 64 pixels"),
+        (("synth", "{}/new", "--categories", "stud_try"), "--categories: expected"),
+        (("build", "{}/a.npy", "--out", "{}/b", "--index", "Fat"), "--index: expected 'exact' or"),
+        (("build", "{}/a.npy", "--out", "{}/b", "--start", 900), "--start: expected"),
+        (("build", "{}/a.npy", "--out", "{}/b", "--bank-size", 900), "--bank-size: expected"),
+        (("bench", "--methods", "patchcor"), "--methods: expected some of"),
+    ],
+)
+def test_errors_name_options(arguments: tuple[object, ...], message: str, place: Path) -> None:
+    assert refused(*(str(word).format(place) for word in arguments)).startswith(message)
+
+
+def test_hints_are_the_shells() -> None:
+    options = {"layout": "--layout"}
+    assert in_shell("maps: a layout by layout= (--layout): both fit", options) == "maps: a layout by --layout: both fit"
+    line = "a.npy: n: expected 3; force=True (--force) scores it"
+    assert in_shell(line, {"few_shot": "--few-shot"}) == "a.npy: n: expected 3; --force scores it"
+    assert in_shell("n and andy: expected 3", {"n": "--n", "andy": "--and"}) == "--n and --and: expected 3"
+    assert in_shell("features: expected an array", options) == "features: expected an array"
