@@ -28,7 +28,7 @@ from mmad_bank._timing import collect_times
 from mmad_bank.bank import MemoryBank, MultiBank
 from mmad_bank.data import Preprocessing, Sample, preprocess
 from mmad_bank.data.synthetic import render
-from mmad_bank.errors import InputError
+from mmad_bank.errors import InputError, did_you_mean
 from mmad_bank.features.extraction import RANDOM, Extractors
 from mmad_bank.fusion import FeatureFusion
 from mmad_bank.memoryless.crossmodal import make_mappings
@@ -153,9 +153,8 @@ def find_contestants(text: str) -> list[str]:
                 del pieces[:n]
                 break
     if unknown or not found:
-        raise InputError(
-            f"methods: expected some of {'; '.join(CONTESTANTS)}, found {', '.join(map(repr, unknown)) or 'none'}"
-        )
+        wrong = ", ".join(f"{name!r}{did_you_mean(_plain(name), known)}" for name in unknown) or "none"
+        raise InputError(f"methods: expected some of {'; '.join(CONTESTANTS)}, found {wrong}")
     return list(dict.fromkeys(found))
 
 

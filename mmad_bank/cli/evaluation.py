@@ -43,7 +43,7 @@ from mmad_bank.cli._output import (
     unfinished,
 )
 from mmad_bank.cli._swapped import check_model_first, check_picture_first
-from mmad_bank.errors import InputError, NoneUsableError
+from mmad_bank.errors import InputError, NoneUsableError, did_you_mean
 
 if TYPE_CHECKING:
     from mmad_bank.data import Sample
@@ -163,7 +163,8 @@ def _choose_models(model: Path, dataset: Path, categories: list[str] | None, lay
         raise InputError(f"{model}: expected a saved model ({MANIFEST}) or a folder of one a category, found none")
     for name in categories or ():
         if name not in found:
-            raise InputError(f"--categories: {model} has models of {', '.join(found)}, found {name!r}")
+            near = did_you_mean(name, found)
+            raise InputError(f"--categories: {model} has models of {', '.join(found)}, found {name!r}{near}")
     return {name: found[name] for name in categories or found}
 
 
@@ -188,7 +189,9 @@ def predict(
     inputs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RGB XYZ...", help="Files of one sample or several, or a data set's folder.", show_default=False
+            metavar="RGB XYZ...",
+            help="Files of one sample or several, a picture whose point cloud lies beside it, or a data set's folder.",
+            show_default=False,
         ),
     ],
     out: Annotated[
@@ -253,7 +256,7 @@ def predict(
         )
     with doing(f"loading {model}"):
         method = methods.load(model, target, trust_index=trust_index)
-    if not force and len(inputs) == 1:
+    if not force and inputs[0].is_dir():
         method.check(open_dataset(inputs[0], category, split, layout), str(inputs[0]))
     begin = time.perf_counter()
     with unfinished(out, job):
@@ -286,17 +289,25 @@ def _colour_scale(model: Path, method: Method, results: list[dict[str, Any]]) ->
 
 def _inputs(
     paths: Sequence[Path], category: str | None, split: str, layout: str, units: str | None
-) -> Iterator[tuple[str, Callable[[], Sample]]]:
+) -> Iterator[tuple[str, Callable[[], Sample | Path]]]:
     """Yield ids of samples and functions that read them."""
     from mmad_bank.data import open_dataset, open_sample
+    from mmad_bank.methods.inputs import cloud_beside
 
     if len(paths) == 1 and paths[0].is_dir():
         dataset = open_dataset(paths[0], category, split, layout, units=units)
         for number, record in enumerate(dataset.records):
             yield record.id, partial(dataset.__getitem__, number)
         return
+    if len(paths) == 1:
+        picture, cloud = paths[0], cloud_beside(paths[0])
+        # Whether a picture alone does, the method knows.
+        yield picture.stem, partial(open_sample, picture, cloud, units=units) if cloud else lambda: picture
+        return
     if len(paths) % 2:
-        raise InputError(f"RGB XYZ: expected pairs of files or the folder of a data set, found {len(paths)} paths")
+        raise InputError(
+            f"RGB XYZ: expected pairs of files, a picture or a data set's folder, found {len(paths)} files"
+        )
     names: set[str] = set()
     for rgb, xyz in zip(paths[::2], paths[1::2], strict=True):
         check_picture_first(rgb, xyz)
@@ -309,7 +320,7 @@ def _inputs(
 
 def _predict_all(
     method: Method,
-    samples: list[tuple[str, Callable[[], Sample]]],
+    samples: list[tuple[str, Callable[[], Sample | Path]]],
     out: Path,
     maps: Path | None,
     explain: int,

@@ -39,7 +39,7 @@ from mmad_bank.data.eyecandies import EyecandiesDataset
 from mmad_bank.data.frame import Frame
 from mmad_bank.data.preprocessing import Preprocessing, preprocess
 from mmad_bank.data.sample import Record, Sample, SampleDataset
-from mmad_bank.errors import InputError, MissingSplitError, NoneUsableError
+from mmad_bank.errors import InputError, MissingSplitError, NoneUsableError, did_you_mean
 
 MANIFEST = "prepared.json"
 _FILES = (("rgb", ".png"), ("xyz", ".tiff"), ("gt", ".png"))
@@ -145,7 +145,8 @@ def prepare(
     found = layouts.categories_of(source, layout)
     for name in categories or ():
         if name not in found:
-            raise InputError(f"categories: expected some of {', '.join(found)} (in {source}), found {name!r}")
+            near = did_you_mean(name, found)
+            raise InputError(f"categories: expected some of {', '.join(found)} (in {source}), found {name!r}{near}")
     chosen = list(dict.fromkeys(categories or found))
     datasets = _open_splits(source, chosen, layout)
     if settings is None:

@@ -17,7 +17,7 @@ from mmad_bank.data._images import import_extra
 from mmad_bank.data.frame import Frame, nearest_places
 from mmad_bank.data.sample import Sample, check_sample, in_metres
 from mmad_bank.data.units import check_units, describe, looks_like, spans
-from mmad_bank.errors import InputError
+from mmad_bank.errors import InputError, did_you_mean
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -97,7 +97,8 @@ class Preprocessing:
             InputError: There is no such recipe, or a value is out of range.
         """
         if name not in _RECIPES:
-            raise InputError(f"recipe: expected one of {', '.join(_RECIPES)}, found {name!r}")
+            near = did_you_mean(name, _RECIPES)
+            raise InputError(f"recipe: expected one of {', '.join(_RECIPES)}, found {name!r}{near}")
         return replace(_RECIPES[name], **changes)
 
     def as_json(self) -> dict[str, Any]:

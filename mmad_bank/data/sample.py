@@ -19,7 +19,7 @@ from mmad_bank.data._images import read_mask, read_rgb, read_xyz
 from mmad_bank.data._names import GOOD, SPLITS, split_named, subfolders
 from mmad_bank.data._values import mask_tensor, rgb_tensor, xyz_tensor
 from mmad_bank.data.units import UNITS, check_units
-from mmad_bank.errors import InputError, MissingSplitError
+from mmad_bank.errors import InputError, MissingSplitError, did_you_mean
 
 if TYPE_CHECKING:
     from mmad_bank.data.frame import Frame
@@ -263,7 +263,8 @@ class SampleDataset(torch.utils.data.Dataset[Sample]):
         if category is None:
             return names
         if category not in names:
-            raise InputError(f"category: expected one of {', '.join(names)} (in {root}), found {category!r}")
+            near = did_you_mean(category, names)
+            raise InputError(f"category: expected one of {', '.join(names)} (in {root}), found {category!r}{near}")
         return [category]
 
     @abstractmethod

@@ -30,7 +30,7 @@ from mmad_bank.data._names import GOOD, SPLITS
 from mmad_bank.data._parallel import run_parallel
 from mmad_bank.data._parts import COMMON_FIELD, PARTS, WIDE, Mark, Part, smooth_noise
 from mmad_bank.data._replacing import check_replaceable, is_empty, read_manifest
-from mmad_bank.errors import InputError
+from mmad_bank.errors import InputError, did_you_mean
 
 DEFECTS = ("color", "shape", "both", "combination")
 CATEGORIES = tuple(PARTS)
@@ -106,7 +106,8 @@ def _check(size: int, categories: Sequence[str], kind: str = GOOD, split: str = 
         ("split", split, SPLITS),
     ):
         if value not in allowed:
-            raise InputError(f"{name}: expected one of {', '.join(allowed)}, found {value!r}")
+            near = did_you_mean(value, allowed)
+            raise InputError(f"{name}: expected one of {', '.join(allowed)}, found {value!r}{near}")
 
 
 def _apply_marks(part: Part, relief_kinds: Sequence[int], colour_kinds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -64,18 +64,25 @@ def _of_pair(rgb: Any, xyz: Any) -> Sample:
     return Sample(picture, cloud, None, id=name)  # type: ignore[arg-type]
 
 
+def cloud_beside(path: Path) -> Path | None:
+    """Return the point cloud that lies beside a picture as in a data set; None if there is none."""
+    folder = path.absolute().parent.parent / "xyz"
+    clouds = [folder / f"{path.stem}{suffix}" for suffix in _CLOUDS if path.absolute().parent.name == "rgb"]
+    return next((cloud for cloud in clouds if cloud.is_file()), None)
+
+
 def _of_file(path: Path, needs_cloud: bool) -> Sample:
     """Read a picture with the point cloud that lies beside it as in a data set, or alone."""
     if path.is_dir():
         raise InputError(f"{path}: expected a picture's file, found a folder; open_dataset reads data sets")
-    folder = path.absolute().parent.parent / "xyz"
-    for suffix in _CLOUDS:
-        if path.absolute().parent.name == "rgb" and (folder / f"{path.stem}{suffix}").is_file():
-            return open_sample(path, folder / f"{path.stem}{suffix}")
+    cloud = cloud_beside(path)
+    if cloud is not None:
+        return open_sample(path, cloud)
     picture = read_rgb(path)
     if needs_cloud:
+        folder = path.absolute().parent.parent / "xyz"
         raise InputError(f"{path}: expected its point cloud too, (rgb, xyz), or in {folder}; found a picture alone")
-    sample = _without_cloud(picture.transpose(2, 0, 1))
+    sample = _without_cloud(torch.from_numpy(picture.transpose(2, 0, 1).copy()))
     return Sample(sample.rgb, sample.xyz, None, id=path.stem, rgb_path=path)
 
 

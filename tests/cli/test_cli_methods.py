@@ -176,6 +176,10 @@ def test_predict_files_and_folder(parts: Path, model: Path, tmp_path: Path) -> N
     assert one["size"] == [96, 96]
     with Image.open(tmp_path / "one/image.png") as image, Image.open(tmp_path / "one/overlay.png") as overlay:
         assert image.size == overlay.size == (96, 96)
+    alone = facts("predict", model, records[0].rgb, "--out", tmp_path / "alone")["samples"][0]
+    assert (alone["id"], alone["score"]) == (one["id"], one["score"])
+    lone = shutil.copy(records[0].rgb, tmp_path / "lone.png")  # the model does not look at the cloud
+    assert facts("predict", model, lone, "--out", tmp_path / "lone")["samples"][0]["id"] == "lone"
     top, left, bottom, right = one["explanation"]["rgb"]["box"]
     assert 0 <= top < bottom <= 96
     assert 0 <= left < right <= 96
@@ -397,7 +401,10 @@ def test_bad_input_is_one_line(parts: Path, model: Path, tmp_path: Path) -> None
         (("fit", "patchwork", data, "--out", out), "method: expected one of"),
         (("fit", "patchcore", tmp_path / "no", "--out", out), "expected a folder with a data set"),
         (("fit", "patchcore", data, "--category", "moon", "--out", out), "expected one of chip_cookie, stud_tray"),
-        ((*fit, "--out", out, "--few-shot", 9), "expected at most 4"),
+        (("fit", "patchcore", data, "--categories", "stud_try", "--out", out), "(did you mean 'stud_tray'?)"),
+        (("prepare", parts / "raw", "--categories", "stud_try", "--out", out), "(did you mean 'stud_tray'?)"),
+        (("extract", data, "--category", "stud_try", "--out", out), "--category: expected one of"),
+        ((*fit, "--out", out, "--few-shot", 9), "--few-shot: expected at most 4"),
         ((*fit, "--out", out, "--device", "gpu"), "--device: 'gpu' cannot be used"),
         ((*fit, "--out", tmp_path / "full"), "--out: expected a new folder or a saved model"),
         ((*fit, "--out", tmp_path / "file" / "m"), "--out: expected a folder, found the file"),
@@ -409,7 +416,8 @@ def test_bad_input_is_one_line(parts: Path, model: Path, tmp_path: Path) -> None
         (("evaluate", model, data, "--out", tmp_path / "no" / "r.json"), "--out: expected a file"),
         (("evaluate", model, data, "--report", tmp_path / "file"), "--report: expected a folder"),
         (("evaluate", model, data, "--batch", 0), "batch: expected 1 to"),
-        (("predict", model, record.rgb, "--out", out), "expected pairs of files"),
+        (("predict", model, record.rgb, record.xyz, record.rgb, "--out", out), "folder, found 3 files"),
+        (("predict", model, tmp_path / "no.png", "--out", out), "no.png: file not found"),
         (("predict", model, record.rgb, tmp_path / "no.tiff", "--out", out), "no.tiff: file not found"),
         (("predict", model, record.xyz, record.rgb, "--out", out), "expected the picture first"),
         (("predict", model, tmp_path / "file", record.xyz, "--out", out), "cannot be read as an 8-bit colour image"),

@@ -267,3 +267,18 @@ def test_hints_are_the_shells() -> None:
     assert in_shell(line, {"few_shot": "--few-shot"}) == "a.npy: n: expected 3; --force scores it"
     assert in_shell("n and andy: expected 3", {"n": "--n", "andy": "--and"}) == "--n and --and: expected 3"
     assert in_shell("features: expected an array", options) == "features: expected an array"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("prepare", "{}/data", "--out", "{}/o", "--recipe", "m3d"), "--recipe: expected one of auto, m3dm, "),
+        (("synth", "{}/o", "--categories", "stud_try"), "--categories: expected one of "),
+        (("bench", "--methods", "patchcor"), "--methods: expected some of "),
+    ],
+)
+def test_misspelt_names_are_asked_about(arguments: tuple[str, ...], message: str, place: Path) -> None:
+    near = {"m3d": "m3dm", "stud_try": "stud_tray", "patchcor": "patchcore"}[arguments[-1]]
+    line = refused(*(word.format(place) for word in arguments))
+    assert line.startswith(message)
+    assert line.endswith(f"found {arguments[-1]!r} (did you mean {near!r}?)")
