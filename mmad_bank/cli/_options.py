@@ -79,7 +79,7 @@ def check_device(name: str) -> Any:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # devices without data, as "meta", fail here
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
         raise InputError(f"--device: {name!r} cannot be used ({reason})") from error
     return device
 

@@ -266,7 +266,7 @@ def info(
 ) -> None:
     """Describe a bank file, or with --system the compute backends, or with --weights the networks' weights."""
     if (bank_file is not None) + system + weights != 1:
-        found = "neither" if bank_file is None and not system else "both"
+        found = "several" if bank_file is not None or system or weights else "none"
         raise InputError(f"BANK, --system and --weights: expected one of them, found {found}")
     if weights:
         _describe_weights(as_json)

@@ -82,7 +82,7 @@ def _of_file(path: Path, needs_cloud: bool) -> Sample:
     if needs_cloud:
         folder = path.absolute().parent.parent / "xyz"
         raise InputError(f"{path}: expected its point cloud too, (rgb, xyz), or in {folder}; found a picture alone")
-    sample = _without_cloud(torch.from_numpy(picture.transpose(2, 0, 1).copy()))
+    sample = _without_cloud(picture.transpose(2, 0, 1))
     return Sample(sample.rgb, sample.xyz, None, id=path.stem, rgb_path=path)
 
 

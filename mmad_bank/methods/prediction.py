@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmad_bank._checks import check_index
 from mmad_bank.data.frame import Frame
-from mmad_bank.data.sample import Sample
+from mmad_bank.data.sample import Sample, check_sample
 from mmad_bank.errors import InputError
 from mmad_bank.scoring import anomaly_map
 
@@ -113,7 +113,7 @@ class Prediction:
         The latter's background stays removed, and its details are those of the prepared square.
         """
         if self.given is not None and not self.given.prepared:
-            return self.given
+            return check_sample(self.given)  # arrays of 8 bits too become tensors in [0, 1]
         sample, frame = self.sample, self.frame
         return replace(
             sample,

@@ -180,6 +180,8 @@ def test_predict_files_and_folder(parts: Path, model: Path, tmp_path: Path) -> N
     assert (alone["id"], alone["score"]) == (one["id"], one["score"])
     lone = shutil.copy(records[0].rgb, tmp_path / "lone.png")  # the model does not look at the cloud
     assert facts("predict", model, lone, "--out", tmp_path / "lone")["samples"][0]["id"] == "lone"
+    with Image.open(lone) as given, Image.open(tmp_path / "lone/image.png") as written:
+        assert np.array_equal(np.asarray(written), np.asarray(given.convert("RGB")))
     top, left, bottom, right = one["explanation"]["rgb"]["box"]
     assert 0 <= top < bottom <= 96
     assert 0 <= left < right <= 96

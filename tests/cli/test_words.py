@@ -282,3 +282,9 @@ def test_misspelt_names_are_asked_about(arguments: tuple[str, ...], message: str
     line = refused(*(word.format(place) for word in arguments))
     assert line.startswith(message)
     assert line.endswith(f"found {arguments[-1]!r} (did you mean {near!r}?)")
+
+
+def test_info_says_how_many_it_found(place: Path) -> None:
+    assert refused("info").endswith("expected one of them, found none")
+    assert refused("info", "--weights", "--system").endswith("expected one of them, found several")
+    assert refused("info", place / "bank", "--system").endswith("expected one of them, found several")
