@@ -33,8 +33,10 @@ FORMER_OPTIONS = {
     "prepare": {"--size": "--image-size", "--category": "--categories"},
     "fit": {"--embedded": "--bundled", "--category": "--categories"},
     "evaluate": {"--category": "--categories"},
+    "extract": {"--categories": "--category"},
+    "predict": {"--categories": "--category"},
 }
-"""By command, spellings of options that are still taken and no longer shown."""
+"""By command, spellings of options that are taken and not shown: former ones, and those of other commands."""
 
 PYTHON_NAMES = {
     "n": "few_shot", "category": "categories", "n_train": "train", "n_validation": "validation", "n_test": "test",

@@ -24,6 +24,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # Eyecandies, metres in the belt's frame: what is within 2 cm of the belt, behind it or beside it.
 _BELT_HEIGHT, _BELT_DEPTH, _BELT_WIDTH = 0.02, 1.8, 1.0
 _BELT_SCALE = (0.1, -0.1, 0.1)
+_KEEP = "; of a flat cloud, Preprocessing.recipe('keep') keeps all (mmad-bank prepare --recipe keep)"
 
 
 class OtherPreparation(InputError):
@@ -222,7 +223,9 @@ def _remove_background(xyz: np.ndarray, settings: Preprocessing, name: str) -> t
     else:
         keep = there
     if not keep.any():
-        raise InputError(f"{name}: expected an object, found background only; {describe(xyz)}")
+        is_flat = np.ptp(xyz[there], axis=0).min() == 0
+        hint = _KEEP if is_flat else ""
+        raise InputError(f"{name}: expected an object, found background only; {describe(xyz)}{hint}")
     if settings.eps is not None:
         import_extra("scikit-learn", "scipy.spatial", "clustering point clouds")
         labels = dbscan(xyz[keep], eps=settings.eps, min_points=settings.min_points)

@@ -37,7 +37,7 @@ def to_sample(value: Any, *, needs_cloud: bool) -> Sample:
         InputError: It is something else, a file cannot be read, or the point cloud is missing.
 
     Example:
-        >>> to_sample((np.zeros((4, 6, 3), np.uint8), np.ones((4, 6, 3), np.float32)), needs_cloud=True).size
+        >>> to_sample((np.zeros((4, 6), np.uint8), np.ones((4, 6, 3), np.float32)), needs_cloud=True).size
         (4, 6)
     """
     if isinstance(value, Sample):
@@ -103,6 +103,8 @@ def _planes(value: Any, name: str) -> Any:
         value = np.asarray(ImageOps.exif_transpose(value).convert("RGB"))
     if not isinstance(value, (np.ndarray, torch.Tensor)):
         raise InputError(f"{name}: expected {_EXPECTED}, found {type(value).__name__}")
+    if name == "rgb" and value.ndim == 2:  # grey, as a picture's file may be
+        return np.stack([value] * 3) if isinstance(value, np.ndarray) else torch.stack([value] * 3)
     if value.ndim == 3 and value.shape[-1] == 3 and value.shape[0] != 3:
         return value.transpose(2, 0, 1) if isinstance(value, np.ndarray) else value.permute(2, 0, 1)
     if value.ndim != 3 or value.shape[0] != 3:

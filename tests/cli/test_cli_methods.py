@@ -405,7 +405,7 @@ def test_bad_input_is_one_line(parts: Path, model: Path, tmp_path: Path) -> None
         (("fit", "patchcore", data, "--category", "moon", "--out", out), "expected one of chip_cookie, stud_tray"),
         (("fit", "patchcore", data, "--categories", "stud_try", "--out", out), "(did you mean 'stud_tray'?)"),
         (("prepare", parts / "raw", "--categories", "stud_try", "--out", out), "(did you mean 'stud_tray'?)"),
-        (("extract", data, "--category", "stud_try", "--out", out), "--category: expected one of"),
+        (("extract", data, "--categories", "stud_try", "--out", out), "--category: expected one of"),
         ((*fit, "--out", out, "--few-shot", 9), "--few-shot: expected at most 4"),
         ((*fit, "--out", out, "--device", "gpu"), "--device: 'gpu' cannot be used"),
         ((*fit, "--out", tmp_path / "full"), "--out: expected a new folder or a saved model"),

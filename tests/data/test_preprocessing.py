@@ -137,3 +137,11 @@ def test_the_argument_is_left_alone() -> None:
     preprocess(before)
     assert torch.equal(before.rgb, rgb)
     assert torch.equal(before.xyz, xyz)
+
+
+def test_of_a_flat_cloud_the_line_says_how_to_keep_it() -> None:
+    rows, columns = np.mgrid[1:33, 1:33].astype(np.float32) / 100
+    sample = Sample(torch.zeros(3, 32, 32), torch.from_numpy(np.stack([columns, rows, np.ones_like(rows)])), None)
+    with pytest.raises(InputError, match=r"found background only; .* \(mmad-bank prepare --recipe keep\)"):
+        preprocess(sample, Preprocessing.recipe("m3dm", size=32))
+    assert preprocess(sample, Preprocessing.recipe("keep", size=32)).size == (32, 32)

@@ -27,6 +27,7 @@ from mmad_bank.data import preprocess
 from mmad_bank.errors import InputError
 from mmad_bank.methods import BTF, CFM, LSFA, M3DM, MDSS, PatchCore
 from mmad_bank.methods.base import Method
+from mmad_bank.methods.inputs import to_sample
 
 
 @pytest.fixture(scope="module")
@@ -216,3 +217,11 @@ def test_the_default_dtype_comes_back_when_the_last_thread_has_done(fitted: dict
     with default_dtype(torch.float64), ThreadPoolExecutor(2) as pool:
         list(pool.map(fitted["patchcore"].predict, [replace(a_part(seed)) for seed in range(4)]))
         assert torch.get_default_dtype() == torch.float64
+
+
+@pytest.mark.parametrize("make", [np.asarray, torch.as_tensor])
+def test_grey_arrays_have_three_equal_channels(make: Callable[[np.ndarray], Any]) -> None:
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    sample = to_sample(make(grey), needs_cloud=False)
+    assert sample.size == (3, 4)
+    assert np.array_equal(np.asarray(sample.rgb), np.stack([grey] * 3))
