@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,21 @@ def checksum_of(content: Mapping[str, Any]) -> str:
     """Return the checksum of all fields but ``checksum``: BLAKE2b (16 bytes) over them as JSON with sorted keys."""
     rest = json.dumps({name: value for name, value in content.items() if name != "checksum"}, sort_keys=True)
     return hashlib.blake2b(rest.encode(), digest_size=16).hexdigest()
+
+
+@contextmanager
+def blaming_manifest(folder: Path) -> Iterator[None]:
+    """Name the manifest for values in it that a constructor refuses; what names a file of the folder passes.
+
+    Raises:
+        FormatError: In place of an :class:`~mmad_bank.errors.InputError` that names an argument only.
+    """
+    try:
+        yield
+    except InputError as error:
+        if str(folder) in str(error):
+            raise
+        raise FormatError(f"{folder / MANIFEST}: altered or of another version ({error})") from error
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:

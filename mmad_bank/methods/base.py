@@ -40,6 +40,7 @@ from mmad_bank.methods._manifest import (
     FORMAT,
     MANIFEST,
     VERSION,
+    blaming_manifest,
     check_replaceable,
     check_sizes,
     checksum_of,
@@ -330,7 +331,7 @@ class Method(ABC):
             check_sizes({**content["preprocessing"], **content["arguments"]}, str(folder / MANIFEST))
             verify_files(folder, content.get("files", {}))
             arguments = {key: tuple(x) if isinstance(x, list) else x for key, x in content["arguments"].items()}
-            with plain_torch():
+            with plain_torch(), blaming_manifest(folder):
                 method = cls._for_loading(arguments, device)
                 method._begin()
                 method._trust_index = trust_index

@@ -112,6 +112,8 @@ def test_a_save_that_fails_leaves_the_old_model(
         ({"preprocessing": {"size": 10**9}}, "altered, expected 0 to 16384 for 'size', found 1000000000"),
         ({"arguments": {"sigma": 1e300}}, "altered, expected 0 to 10000 for 'sigma'"),
         ({"arguments": {"image_size": -4}}, "altered, expected 0 to 16384 for 'image_size', found -4"),
+        ({"preprocessing": {"background": [None]}}, r"altered or of another version \(background: expected one of"),
+        ({"frames": {"frames": ["../x"], "of": []}}, r"altered or of another version \(frame: expected six numbers"),
         ({"train_ids": 4}, "altered or of another version"),
         ({"skipped": []}, "altered or of another version"),
         ({"files": []}, "altered, expected a JSON object, found a list of 0"),
