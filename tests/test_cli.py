@@ -220,7 +220,7 @@ class _Evil:
         (["--size", "3", "--ratio", "0.1"], "both"),
         (["--start", "300"], "start"),
         (["--projection-dim", "many"], "'many'"),
-        (["--projection-dim", "0"], "projection_dim"),
+        (["--projection-dim", "0"], "--projection-dim"),
         (["--index", "Nonsense7"], "Nonsense7"),
         (["--precision", "fp8"], "fp8"),
         (["--device", "abacus"], "abacus"),

@@ -44,11 +44,11 @@ def test_every_contestant_is_timed_by_stage_and_its_memory_counted() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--methods", "Magic,m3dm"), "error: methods: expected some of PatchCore; BTF; M3DM; M3DM, 8-bit banks;"),
+        (("--methods", "Magic,m3dm"), "error: --methods: expected some of PatchCore; BTF; M3DM; M3DM, 8-bit banks;"),
         (("--batch", "one"), "error: --batch: expected batch sizes such as 1,8, found 'one'"),
         (("--rounds", "0"), "error: --rounds: expected at least 1, found 0"),
         (("--vectors", "0"), "error: --vectors: expected at least 1, found 0"),
-        (("--methods", "M3DM", "--vectors", "99999"), "error: vectors: expected 1 to 1568"),
+        (("--methods", "M3DM", "--vectors", "99999"), "error: --vectors: expected 1 to 1568"),
     ],
 )
 def test_bad_input_is_one_line(arguments: tuple[str, ...], message: str) -> None:
