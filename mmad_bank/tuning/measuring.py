@@ -501,7 +501,7 @@ class _Measuring:
 
     def _keep(self, setting: Setting, scored: _Scored) -> None:
         if setting.is_exact and setting.ratio == 1 and not float(scored.patch.max()) > 0:
-            raise InputError("images: expected others than the features are of, found no patch unlike them")
+            raise InputError("test images: expected others than the features are of, found no patch unlike them")
         self.scored[setting] = scored
         if self.stages is not None:
             self.stages.run(_file_name(setting), scored.save)

@@ -197,7 +197,7 @@ def test_bad_input_is_one_line(train: Path, queries: Path, tmp_path: Path, argum
 def test_training_features_are_no_test(train: Path) -> None:
     result = call(train, "--test", train, *FEW)
     assert result.exit_code == 2
-    assert result.stderr.startswith("error: images: expected others than the features are of")
+    assert result.stderr.startswith("error: test images: expected others than the features are of")
 
 
 PROGRAM = "import sys; from mmad_bank.cli import main; sys.argv[0] = 'mmad-bank'; main()"
