@@ -235,8 +235,39 @@ def unfinished(folder: Path, job: Mapping[str, Any]) -> Iterator[None]:
 
 def is_unfinished(folder: Path, job: Mapping[str, Any]) -> bool:
     """Tell whether a folder holds what the same command left when it was stopped."""
+    return _notes(folder / _UNFINISHED, job)
+
+
+@contextmanager
+def unfinished_outputs(outputs: Sequence[Path | None], job: Mapping[str, Any]) -> Iterator[None]:
+    """Keep a note beside the first of several outputs while they are written, as :func:`unfinished` does in a folder.
+
+    A process that is killed between two of them leaves the first; the note lets the same command replace it.
+    """
+    written = [path for path in outputs if path is not None]
+    if len(written) < 2:
+        yield
+        return
+    note = _beside(written[0])
+    with replacing(note) as partial:
+        partial.write_text(json.dumps(job), encoding="utf-8")
+    yield
+    note.unlink(missing_ok=True)
+
+
+def are_unfinished(outputs: Sequence[Path | None], job: Mapping[str, Any]) -> bool:
+    """Tell whether some of the outputs are what the same command left when it was stopped."""
+    written = [path for path in outputs if path is not None]
+    return bool(written) and _notes(_beside(written[0]), job)
+
+
+def _beside(output: Path) -> Path:
+    return output.with_name(f".{output.name}{_UNFINISHED}")
+
+
+def _notes(note: Path, job: Mapping[str, Any]) -> bool:
     try:
-        return bool(json.loads((folder / _UNFINISHED).read_text(encoding="utf-8")) == json.loads(json.dumps(job)))
+        return bool(json.loads(note.read_text(encoding="utf-8")) == json.loads(json.dumps(job)))
     except (OSError, ValueError):
         return False
 

@@ -32,6 +32,7 @@ from mmad_bank.cli._options import (
     parse_names,
 )
 from mmad_bank.cli._output import (
+    are_unfinished,
     check_output_folder,
     check_outputs,
     command_line,
@@ -41,6 +42,7 @@ from mmad_bank.cli._output import (
     seconds,
     show_progress,
     unfinished,
+    unfinished_outputs,
 )
 from mmad_bank.cli._swapped import check_model_first, check_picture_first
 from mmad_bank.errors import InputError, NoneUsableError, did_you_mean
@@ -99,8 +101,12 @@ def evaluate(
     from mmad_bank.evaluation import evaluate as run
 
     target = str(check_device(device))
-    check_outputs({"--out": out, "--markdown": markdown}, inputs=(model, dataset), overwrite=overwrite)
-    page = _open_report(report, overwrite, model, dataset)
+    outputs = (out, markdown, report)  # the folders of files are there: the note goes beside one of them
+    job: dict[str, Any] = {"evaluate": [str(path.resolve()) for path in (model, dataset)], "categories": categories}
+    job |= {"units": units, "outputs": [path and str(path.resolve()) for path in outputs]}
+    mine = overwrite or are_unfinished(outputs, job)
+    check_outputs({"--out": out, "--markdown": markdown}, inputs=(model, dataset), overwrite=mine)
+    page = _open_report(report, mine, model, dataset)
     chosen = _choose_models(model, dataset, parse_names(categories), layout)
     splits = {name: open_dataset(dataset, name, "test", layout, units=units) for name in chosen}
     evaluations = []
@@ -120,12 +126,13 @@ def evaluate(
     summary = Summary(evaluations)
     left_out = {name: why for one in evaluations for name, why in one.failed.items()}
     result = {"model": str(model), "dataset": str(dataset), **summary.as_json(), "left_out": left_out}
-    if page is not None and report is not None:
-        result["report"] = str(page.write(report))
-    if out is not None:
-        _write_text(out, json.dumps(result, indent=2, allow_nan=False) + "\n")
-    if markdown is not None:
-        _write_text(markdown, summary.to_markdown())
+    with unfinished_outputs(outputs, job):
+        if page is not None and report is not None:
+            result["report"] = str(page.write(report))
+        if out is not None:
+            _write_text(out, json.dumps(result, indent=2, allow_nan=False) + "\n")
+        if markdown is not None:
+            _write_text(markdown, summary.to_markdown())
     if as_json:
         print(json.dumps(result, indent=2, allow_nan=False))
     else:

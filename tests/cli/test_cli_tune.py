@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from mmad_bank.bank import MemoryBank
@@ -250,7 +251,8 @@ def test_it_goes_on_after_the_time_and_after_a_kill(train: Path, queries: Path, 
     before = kept[0].stat().st_mtime_ns
     # A kill at the third setting leaves the first two.
     script = (
-        "import os, signal, sys\n"
+        "import os, signal, sys, torch\n"
+        f"torch.set_num_threads({torch.get_num_threads()})\n"  # results of another number of threads are other results
         "from mmad_bank.tuning import measuring\n"
         "keep = measuring._Measuring._keep\n"
         "def killing(self, setting, scored):\n"

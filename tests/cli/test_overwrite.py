@@ -242,6 +242,27 @@ def test_a_stopped_prediction_goes_on(place: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "p").glob(".*"))
 
 
+def test_an_evaluation_stopped_between_its_outputs_goes_on(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmad_bank.cli import evaluation
+
+    def stop(path: Path, text: str) -> None:
+        raise KeyboardInterrupt
+
+    options = ["--report", tmp_path / "report", "--out", tmp_path / "out.json"]
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "_write_text", stop)
+        assert call("evaluate", place / "model", place / "data", *options).exit_code == 130
+    assert (tmp_path / "report" / "index.html").exists()
+    other = call("evaluate", place / "model", place / "data", "--report", tmp_path / "report")
+    assert other.exit_code == 2, "another command was stopped here"
+    result = call("evaluate", place / "model", place / "data", *options)
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "report"]
+    assert call("evaluate", place / "model", place / "data", *options).exit_code == 2, "done, and so not unfinished"
+
+
 def test_the_note_of_an_unfinished_command(tmp_path: Path) -> None:
     job, folder = {"do": ["this", None]}, tmp_path / "new"
 
