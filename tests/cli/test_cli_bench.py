@@ -67,7 +67,7 @@ def test_every_name_of_the_table_and_every_method_is_a_name() -> None:
     kinds = {kind for kind, _ in bench.CONTESTANTS.values()}
     assert {bench.CONTESTANTS[name][0] for name in bench.find_contestants(", ".join(kinds))} == kinds
     assert bench.find_contestants("m3dm,M3DM , m3dm,two banks") == ["M3DM", "M3DM, two banks"]
-    with pytest.raises(InputError, match=r"found 'Magic', 'two banks'$"):
+    with pytest.raises(InputError, match=r"found 'Magic', 'two banks' \(did you mean 'm3dm,two banks'\?\)$"):
         bench.find_contestants("Magic,cfm,two banks")
     with pytest.raises(InputError, match="found none"):
         bench.find_contestants(" , ")
