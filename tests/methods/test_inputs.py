@@ -96,7 +96,7 @@ def test_the_rest_is_named(model: PatchCore, files: tuple[Path, Path], tmp_path:
         (xyz, "008.tiff: "),
         ((rgb, xyz, rgb), r"sample: expected a pair \(rgb, xyz\), found a tuple of 3"),
         ((rgb, None), "xyz: expected a Sample, a picture .*, found NoneType"),
-        (np.zeros((4, 5), np.uint8), r"rgb: expected shape \(H, W, 3\) or \(3, H, W\), found \(4, 5\)"),
+        (np.zeros(4, np.uint8), r"rgb: expected shape .*, found \(4,\)"),
         (np.zeros((2, 3, 8, 8), np.uint8), r"found \(2, 3, 8, 8\)"),
         (np.full((8, 9, 3), 255.0), "expected values from 0 to 1"),
         ([rgb, 7], "found int"),
