@@ -69,9 +69,9 @@ def test_result(result: demo.DemoResult) -> None:
 def test_again_in_the_same_folder(result: demo.DemoResult, monkeypatch: pytest.MonkeyPatch) -> None:
     written = {path: path.stat().st_mtime_ns for path in (result.folder / "data").rglob("*.tiff")}
     page = result.report.read_bytes()
-    with pytest.raises(InputError, match=r"holds a demo of other settings; .* --overwrite"):
+    with pytest.raises(InputError, match=r"holds a demo of other settings; .*--overwrite"):
         demo.run(result.folder, n_train=4, n_test=6, size=160)
-    with pytest.raises(InputError, match=r"holds a finished demo, see .*index\.html; .* --overwrite"):
+    with pytest.raises(InputError, match=r"holds a finished demo, see .*index\.html; .*--overwrite"):
         demo.run(result.folder, n_train=3, n_test=6, size=160)
     assert result.report.read_bytes() == page
     monkeypatch.setattr(M3DM, "fit", lambda self, *arguments, **options: methods.load(result.model))
