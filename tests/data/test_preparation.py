@@ -221,7 +221,7 @@ def test_two_settings_do_not_share_a_folder(source: Path, tmp_path: Path) -> Non
     out = tmp_path / "out"
     prepare(source, out, categories=["part"])
     other = Preprocessing.recipe("cfm")
-    with pytest.raises(InputError, match=r"other settings \(.*pad zero, not edge.*\); name another .* --overwrite"):
+    with pytest.raises(InputError, match=r"other settings \(.*pad zero, not edge.*\); name another .*--overwrite"):
         prepare(source, out, other, categories=["other"])
     with pytest.raises(InputError, match="holds part too, which would go"):
         prepare(source, out, other, categories=["other"], overwrite=True)
