@@ -220,8 +220,7 @@ def unfinished(folder: Path, job: Mapping[str, Any]) -> Iterator[None]:
     """
     note, made = folder / _UNFINISHED, not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(note) as partial:
-        partial.write_text(json.dumps(job), encoding="utf-8")
+    _write_note(note, job)
     try:
         yield
     except BaseException:
@@ -249,8 +248,7 @@ def unfinished_outputs(outputs: Sequence[Path | None], job: Mapping[str, Any]) -
         yield
         return
     note = _beside(written[0])
-    with replacing(note) as partial:
-        partial.write_text(json.dumps(job), encoding="utf-8")
+    _write_note(note, job)
     yield
     note.unlink(missing_ok=True)
 
@@ -263,6 +261,11 @@ def are_unfinished(outputs: Sequence[Path | None], job: Mapping[str, Any]) -> bo
 
 def _beside(output: Path) -> Path:
     return output.with_name(f".{output.name}{_UNFINISHED}")
+
+
+def _write_note(note: Path, job: Mapping[str, Any]) -> None:
+    with replacing(note) as partial:
+        partial.write_text(json.dumps(job), encoding="utf-8")
 
 
 def _notes(note: Path, job: Mapping[str, Any]) -> bool:

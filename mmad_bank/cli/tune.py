@@ -16,7 +16,7 @@ import typer
 from mmad_bank._files import cache_dir, replacing
 from mmad_bank.cli._dumps import ByImage, DumpLayout, Features, Key, Reading
 from mmad_bank.cli._options import Json, Overwrite, parse_share
-from mmad_bank.cli._output import check_outputs, show_progress, size
+from mmad_bank.cli._output import are_unfinished, check_outputs, show_progress, size, unfinished_outputs
 from mmad_bank.cli.bank import parse_projection
 from mmad_bank.errors import InputError
 
@@ -81,9 +81,7 @@ def tune(
     budget: Annotated[
         str, typer.Option(metavar="TIME", help="Time to measure in, such as 90s, 10m or 2h; none for all of it.")
     ] = "10m",
-    timing: Annotated[
-        str, typer.Option(metavar="TIME", help="Time that each setting is timed for at least.")
-    ] = "1s",
+    timing: Annotated[str, typer.Option(metavar="TIME", help="Time that each setting is timed for at least.")] = "1s",
     ratios: Annotated[
         str | None,
         typer.Option(metavar="A,B,...", help="Shares of the rows to try, such as 0.1%,10% or 0.1.", show_default=False),
@@ -134,7 +132,9 @@ def tune(
     """
     limits = _check_limits(None if memory is None else parse_size(memory), fps)
     read = (*features, *test, *(anomalous or ()), *(() if labels is None else (labels,)))
-    check_outputs({"--out": out, "--plot": plot}, inputs=read, overwrite=overwrite)
+    outputs = (out, plot)
+    job = {"tune": [str(path.resolve()) for path in (*read, *outputs) if path is not None], "plots": plot is not None}
+    check_outputs({"--out": out, "--plot": plot}, inputs=read, overwrite=overwrite or are_unfinished(outputs, job))
     if anomalous and labels is not None:
         raise InputError("--anomalous and --labels: expected one of them, found both")
     chosen = _parse_ratios(ratios), [name.strip() for name in precisions.split(",")]
@@ -168,17 +168,14 @@ def tune(
     options = _Build(features, test, reading, projection_dim, seed, patches, reweight)
     result = _facts(swept, choice, limits, by, options, time_limit)
     text = json.dumps(result, indent=2, allow_nan=False)
-    if out is not None:
-        with replacing(out) as partial:
-            partial.write_text(text + "\n", encoding="utf-8")
-    if plot is not None:
-        title = f"{swept.rows:,} × {swept.dim}, {swept.images} images of {swept.patches} patches"
-        best = None if choice is None else choice.best
-        drawn = tuning.figure(swept.settings, by=by, recommended=best, title=title, **limits)
-        with replacing(plot) as partial:
-            drawn.savefig(partial, metadata={"Software": None} if plot.suffix == ".png" else None)
-    if workdir is None and not swept.waiting:
-        remove_stages(folder)
+    with unfinished_outputs(outputs, job):
+        if out is not None:
+            with replacing(out) as partial:
+                partial.write_text(text + "\n", encoding="utf-8")
+        if plot is not None:
+            _save_plot(plot, swept, None if choice is None else choice.best, by, limits)
+        if workdir is None and not swept.waiting:
+            remove_stages(folder)
     if as_json:
         print(text)
     else:
@@ -314,6 +311,15 @@ def _check_limits(memory: int | None, fps: float | None) -> dict[str, Any]:
     if fps is not None and not 0 < fps < float("inf"):
         raise InputError(f"--fps: expected a number above 0, found {fps:g}")
     return {name: value for name, value in (("memory", memory), ("fps", fps)) if value is not None}
+
+
+def _save_plot(path: Path, swept: Any, best: Any, by: Any, limits: dict[str, Any]) -> None:
+    from mmad_bank import tuning
+
+    title = f"{swept.rows:,} × {swept.dim}, {swept.images} images of {swept.patches} patches"
+    drawn = tuning.figure(swept.settings, by=by, recommended=best, title=title, **limits)
+    with replacing(path) as partial:
+        drawn.savefig(partial, metadata={"Software": None} if path.suffix == ".png" else None)
 
 
 def _check_plot(path: Path) -> None:
