@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,8 +53,8 @@ def as_features(value: Any, name: str = "features") -> torch.Tensor:
     return tensor
 
 
-def check_finite(rows: torch.Tensor, name: str, *, first_row: int = 0) -> None:
-    """Raise an error that names the first row holding NaN or infinity.
+def check_finite(rows: torch.Tensor, name: str, *, place: Callable[[int], str] = "row {}".format) -> None:
+    """Raise an error that names the first row holding NaN or infinity, by the words of ``place`` for its number.
 
     A row that is not finite has a sum that is not (infinities of both signs give NaN). A finite row may overflow, so
     the elements of suspicious rows are looked at one by one.
@@ -64,8 +64,7 @@ def check_finite(rows: torch.Tensor, name: str, *, first_row: int = 0) -> None:
         return
     bad = ~torch.isfinite(rows).all(dim=-1)
     if bool(bad.any()):
-        row = first_row + int(bad.int().argmax())
-        raise InputError(f"{name}: row {row} holds NaN or infinity; expected finite values")
+        raise InputError(f"{name}: {place(int(bad.int().argmax()))} holds NaN or infinity; expected finite values")
 
 
 def check_index(value: int, name: str, low: int, high: int, why: str) -> int:

@@ -180,7 +180,7 @@ def test_labels_of_one_class_give_no_auroc(normal: torch.Tensor, images: torch.T
         ({"timed": -1.0}, "timed: expected a finite number of seconds"),
         ({"time_limit": float("nan")}, "time_limit: expected a finite number of seconds"),
         ({"images": torch.zeros(2, 3, 5)}, r"images: expected shape \(B, P, 24\)"),
-        ({"images": torch.full((1, 3, DIM), torch.nan)}, "images: row 0 holds NaN"),
+        ({"images": torch.full((1, 3, DIM), torch.nan)}, "images: image 0, patch 0 holds NaN"),
         ({"labels": [0, 1]}, "labels: expected one for each of 6 images"),
         ({"ratios": []}, "ratios: expected at least one"),
         ({"ratios": [0.5, 1.5]}, "ratio: expected more than 0 and at most 1, found 1.5"),

@@ -383,7 +383,8 @@ class MemoryBank:
         if rows.numel() == 0 or rows.shape[2] != self.dim:
             raise InputError(f"patches: expected shape (B, P, {self.dim}), not empty, found {tuple(rows.shape)}")
         if not (rows.is_cuda and torch.cuda.is_current_stream_capturing()):
-            check_finite(rows.view(-1, self.dim), "patches")
+            images = Source("patches", rows.shape[0] * rows.shape[1], rows.shape[1])
+            check_finite(rows.view(-1, self.dim), "patches", place=images.place)
         wanted = min(wanted, len(self))
         index = self.search_index  # the same one for all that follows, also if the bank is extended meanwhile
         distances, nearest = index.search(rows.view(-1, self.dim), 1)

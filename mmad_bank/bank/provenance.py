@@ -42,6 +42,23 @@ class Source(NamedTuple):
         stem = PurePath(self.file).stem
         return f"{stem}[{image}]" if self.images > 1 else stem
 
+    def place(self, row: int) -> str:
+        """Word where a row is, for messages: image and patch, as far as they are known.
+
+        Example:
+            >>> Source("a.npy", 20, None).place(13), Source("a.npy", 20, 10).place(13)
+            ('row 13', 'image 1, patch 3')
+            >>> Source("a.npy", 20, 10, (2, 5), ("good/000", "good/001")).place(19)
+            "image 1 ('good/001'), patch 9 (row 1, column 4)"
+        """
+        if self.patches is None:
+            return f"row {row}"
+        image, patch = divmod(row, self.patches)
+        words = [] if self.images == 1 and self.names else [str(image)]
+        words += [] if self.names is None else [f"({self.names[image]!r})" if words else repr(self.names[image])]
+        place = "" if self.grid is None else " (row {}, column {})".format(*divmod(patch, self.grid[1]))
+        return f"image {' '.join(words)}, patch {patch}{place}"
+
 
 class Origin(NamedTuple):
     """Where one bank vector came from; ``image`` and ``patch`` are None for a plain (N, D) dump."""

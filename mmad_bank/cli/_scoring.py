@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmad_bank._checks import check_finite
 from mmad_bank._files import replacing
 from mmad_bank._progress import progress_bar
 from mmad_bank.bank import FeatureDump, MemoryBank, Scores, Source
@@ -85,6 +84,11 @@ def patches_of_an_image(dump: FeatureDump, patches: int | None) -> int:
     return expected
 
 
+def in_images(dump: FeatureDump, per_image: int) -> FeatureDump:
+    """Return a dump whose (N, D) files are known to be images of ``per_image`` patches."""
+    return FeatureDump([replace(part, source=_cut(part.source, per_image)) for part in dump.parts])
+
+
 def images_of(part: Part, per_image: int) -> list[Image]:
     """Return the images of a part whose images have ``per_image`` patches."""
     whole = _cut(part.source, per_image)
@@ -128,7 +132,7 @@ def score_images(
     left_out: dict[str, str] = {}
     bar = progress_bar("scoring images", len(dump) // per_image) if progress else nullcontext(lambda done: None)
     with bar as report:
-        for part in dump.parts:
+        for part in in_images(dump, per_image).parts:
             own: list[Scores] = []
             try:
                 for rows in _blocks(part, per_image):
@@ -156,7 +160,7 @@ def _blocks(part: Part, per_image: int) -> Iterator[Tensor]:
     for first in range(0, part.source.rows, step):
         try:
             rows = part.read(first, min(step, part.source.rows - first))
-            check_finite(rows, part.label, first_row=first)
+            part.check(rows, first.__add__)
         except InputError as error:
             raise _Unusable(error) from error
         yield rows

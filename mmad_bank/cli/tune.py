@@ -355,7 +355,7 @@ def _read_tests(
     """Return the test images' features (B, P, D) and labels, at most ``most`` images, spread over all."""
     import torch
 
-    from mmad_bank.cli._scoring import patches_of_an_image
+    from mmad_bank.cli._scoring import in_images, patches_of_an_image
 
     if most < 0:
         raise InputError(f"--images: expected a number, or 0 for all, found {most}")
@@ -371,7 +371,7 @@ def _read_tests(
         truth = _read_labels(labels, test, n_images)
     kept = torch.linspace(0, n_images - 1, min(most or n_images, n_images), dtype=torch.float64).round().long()
     rows = (kept[:, None] * per_image + torch.arange(per_image)).view(-1)
-    return dump.take(rows).cpu().view(len(kept), per_image, dump.dim), (
+    return in_images(dump, per_image).take(rows).cpu().view(len(kept), per_image, dump.dim), (
         None if truth is None else [truth[i] for i in kept.tolist()]
     )
 

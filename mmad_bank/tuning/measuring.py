@@ -30,6 +30,7 @@ from mmad_bank.bank.dumps import open_dump
 from mmad_bank.bank.indices import make_faiss
 from mmad_bank.bank.memory_bank import Features, MemoryBank
 from mmad_bank.bank.projection import SparseProjection
+from mmad_bank.bank.provenance import Source
 from mmad_bank.bank.selection import coreset_size, selection_space
 from mmad_bank.errors import InputError, NoneUsableError
 from mmad_bank.ops.knn import Precision, check_precision
@@ -237,7 +238,8 @@ def _check_images(images: ArrayLike, dim: int) -> Tensor:
     tests = as_float_tensor(images, "images", ndim=3).cpu()
     if tests.numel() == 0 or tests.shape[2] != dim:
         raise InputError(f"images: expected shape (B, P, {dim}) as the features have, found {tuple(tests.shape)}")
-    check_finite(tests.view(-1, dim), "images")
+    source = Source("images", tests.shape[0] * tests.shape[1], tests.shape[1])
+    check_finite(tests.view(-1, dim), "images", place=source.place)
     return tests
 
 

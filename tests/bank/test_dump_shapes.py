@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmad_bank.bank import FeatureDump, MemoryBank, dumps, open_dump
+from mmad_bank.bank.dumps import Layout
 from mmad_bank.errors import InputError
 
 DTYPES = {"npy": np.float16, "npz": np.float64, "safetensors": torch.bfloat16, "pt": torch.float16}
@@ -176,10 +177,49 @@ def test_images_of_several_sizes_in_a_dictionary(tmp_path: Path) -> None:
     assert torch.equal(rows_of(dump), torch.cat([by_place(value[None]) for value in images.values()]))
     images["b.png"][1, 2, 1] = torch.nan
     torch.save(images, tmp_path / "f.pt")
-    with pytest.raises(InputError, match=r"f\.pt, b\.png: row 7 holds NaN"):
+    with pytest.raises(InputError, match=r"f\.pt, b\.png: image 'b\.png', patch 7 \(row 2, column 1\) holds NaN"):
         rows_of(open_dump(tmp_path / "f.pt", layout="bchw"))
     with pytest.raises(InputError, match=r"shape \(4, 2, 3\) can be read as bchw"):
         open_dump(tmp_path / "f.pt")
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize(
+    ("shape", "index", "layout", "place"),
+    [
+        ((60, 8), (41, 3), "auto", "row 41"),
+        ((3, 20, 8), (2, 17, 3), "auto", "image 2, patch 17"),
+        ((3, 4, 5, 8), (2, 3, 2, 3), "bhwc", r"image 2, patch 17 \(row 3, column 2\)"),
+        ((3, 8, 4, 5), (2, 3, 3, 2), "bchw", r"image 2, patch 17 \(row 3, column 2\)"),
+        ((8, 4, 5), (3, 3, 2), "bchw", r"image 0, patch 17 \(row 3, column 2\)"),
+    ],
+)
+def test_bad_values_name_image_and_patch(
+    tmp_path: Path, shape: tuple, index: tuple, layout: Layout, place: str, bad: float
+) -> None:
+    values = torch.rand(shape)
+    values[index] = bad
+    np.save(tmp_path / "f.npy", values.numpy())
+    normal = torch.rand(50, 8)
+    for features, name in ((values, "features"), (tmp_path / "f.npy", r"f\.npy")):
+        words = f"{name}: {place} holds NaN or infinity; expected finite values"
+        with pytest.raises(InputError, match=words):
+            MemoryBank.build(features, layout=layout)
+        with pytest.raises(InputError, match=words):
+            MemoryBank(normal).extend(features, size=2, layout=layout)
+        dump = open_dump(features, layout=layout)
+        with pytest.raises(InputError, match=words):
+            list(dump.blocks(rows=7))
+        with pytest.raises(InputError, match=words):
+            dump.take(torch.arange(len(dump)).flip(0))
+
+
+def test_bad_values_name_the_image_by_its_name(tmp_path: Path) -> None:
+    values = np.zeros((3, 4, 5, 8), np.float32)
+    values[1, 2, 4] = np.nan
+    np.savez(tmp_path / "f.npz", features=values, names=["good/a", "good/b", "good/c"])
+    with pytest.raises(InputError, match=r"f\.npz: image 1 \('good/b'\), patch 14 \(row 2, column 4\) holds NaN"):
+        MemoryBank.build(tmp_path / "f.npz", layout="bhwc")
 
 
 @pytest.mark.parametrize("legacy", [False, True])

@@ -125,12 +125,12 @@ def test_take_reads_only_the_blocks_it_needs(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize(("suffix", "write"), WRITERS, ids=[write.__name__ for _, write in WRITERS])
-def test_bad_values_name_the_file_and_the_first_row(tmp_path, values, suffix, write, bad):
+def test_bad_values_name_the_file_and_the_first_patch(tmp_path, values, suffix, write, bad):
     values[2, 3, 1] = values[4, 6, 5] = bad
     np.save(tmp_path / "a.npy", np.zeros((9, 6), np.float32))
     path = tmp_path / f"b.{suffix}"
     write(path, values)
-    with pytest.raises(InputError, match=rf"b\.{suffix}: row 17 holds NaN or infinity"):
+    with pytest.raises(InputError, match=rf"b\.{suffix}: image 2, patch 3 holds NaN or infinity"):
         list(open_dump(tmp_path).blocks(rows=4))
 
 

@@ -271,12 +271,21 @@ class TestScore:
             (torch.rand(1, 3, 11), r"patches: expected shape \(B, P, 12\)"),
             (torch.rand(0, 3, 12), r"patches: expected shape \(B, P, 12\), not empty"),
             (torch.zeros(1, 3, 12, dtype=torch.int32), "patches: expected floating-point"),
-            (torch.full((2, 3, 12), float("nan")), "patches: row 0 holds NaN"),
+            (torch.full((2, 3, 12), float("nan")), "patches: image 0, patch 0 holds NaN"),
         ],
     )
     def test_refuses(self, patches, message):
         with pytest.raises(InputError, match=message):
             MemoryBank(features(20)).score(patches)
+
+    @pytest.mark.parametrize("index", ["exact", "Flat"])
+    def test_names_image_and_patch_of_bad_values(self, index):
+        if index != "exact":
+            pytest.importorskip("faiss")
+        patches = torch.zeros(4, 3, 12)
+        patches[2, 1, 5] = float("-inf")
+        with pytest.raises(InputError, match="patches: image 2, patch 1 holds NaN or infinity; expected finite values"):
+            MemoryBank(features(20), index=index).score(patches)
 
 
 class TestStandardise:

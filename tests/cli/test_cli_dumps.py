@@ -213,7 +213,7 @@ def test_a_file_that_cannot_be_used_is_named_and_the_rest_is_scored(tmp_path: Pa
     assert report["images"] == 3
     assert list(report["left_out"]) == [str(queries / f"{name}.npy") for name in ("good/narrow", "hole/aa", "good/nan")]
     assert len(result.stderr.splitlines()) == 3
-    assert f"left out: {queries}/good/nan.npy: row 7 holds NaN" in result.stderr
+    assert f"left out: {queries}/good/nan.npy: image 'picture 1', patch 7 (row 1, column 2) holds NaN" in result.stderr
     names = ["picture 0", "picture 4", "picture 5"]  # each keeps its own
     assert [row["name"] for row in read_table(tmp_path / "s.csv")] == names
     with np.load(tmp_path / "s.npz") as scores:
@@ -221,10 +221,29 @@ def test_a_file_that_cannot_be_used_is_named_and_the_rest_is_scored(tmp_path: Pa
         whole = np.stack([np.load(queries / f"{name}.npy") for name in ("good/a", "hole/b")])
         assert np.array_equal(scores["patch"][:2], MemoryBank.load(bank).score(whole).patch.numpy())
     message = refused("score", bank, queries / "good" / "nan.npy", "--csv", tmp_path / "t.csv")
-    assert "row 7 holds NaN" in message
+    assert "good/nan.npy: image 0, patch 7 holds NaN" in message
     assert not (tmp_path / "t.csv").exists()
     assert "truncated" in refused("score", bank, queries / "hole" / "aa.npy", "--csv", tmp_path / "t.csv")
-    assert "row 7 holds NaN" in refused("build", queries / "good" / "nan.npy", "--out", tmp_path / "b3")
+    # Files of (N, D) are no images where a bank is built.
+    assert "good/nan.npy: row 7 holds NaN" in refused("build", queries / "good" / "nan.npy", "--out", tmp_path / "b3")
+
+
+def test_bad_values_name_file_image_and_place(tmp_path: Path, bank: Path, train: Path) -> None:
+    maps = np.zeros((3, *GRID, 8), np.float32)
+    maps[2, 3, 1, 5] = np.inf
+    np.save(tmp_path / "maps.npy", maps)
+    words = f"error: {tmp_path}/maps.npy: image 2, patch 16 (row 3, column 1) holds NaN or infinity; expected finite"
+    one = (tmp_path / "maps.npy", "--layout", "bhwc")
+    assert refused("build", *one, "--out", tmp_path / "b").startswith(words)
+    assert refused("extend", bank, *one, "--out", tmp_path / "b").startswith(words)
+    assert refused("score", bank, *one, "--csv", tmp_path / "s.csv").startswith(words)
+    np.save(tmp_path / "flat.npy", maps.reshape(-1, 8))
+    told = refused("score", bank, tmp_path / "flat.npy", "--patches", 20, "--csv", tmp_path / "s.csv")
+    assert told.startswith(f"error: {tmp_path}/flat.npy: image 2, patch 16 holds NaN")
+    few = ("--ratios", "10%", "--precisions", "float32", "--index", "exact", "--timing", "0s")
+    assert refused("tune", train / "rgb.npy", "--test", tmp_path / "maps.npy", *few).startswith(words)
+    told = refused("tune", train / "rgb.npy", "--test", tmp_path / "flat.npy", "--patches", 20, *few)
+    assert told.startswith(f"error: {tmp_path}/flat.npy: image 2, patch 16 holds NaN")
 
 
 def test_maps_have_the_images_names(tmp_path: Path, bank: Path, queries: Path) -> None:

@@ -139,7 +139,7 @@ def test_the_way_to_the_score(reweight: Any, vectors_on: Any) -> None:
 def test_bad_patches_are_named_on_the_device() -> None:
     patches = random(1, 9, 8)
     patches[0, 4, 2] = float("nan")
-    with pytest.raises(InputError, match="patches: row 4 holds NaN or infinity"):
+    with pytest.raises(InputError, match="patches: image 0, patch 4 holds NaN or infinity"):
         MemoryBank(random(50, 8)).score(patches)
 
 

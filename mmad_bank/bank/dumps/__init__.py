@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmad_bank._checks import ArrayLike, check_finite
+from mmad_bank._checks import ArrayLike
 from mmad_bank.bank.dumps.descriptions import (
     Description,
     Descriptions,
@@ -77,19 +77,23 @@ class FeatureDump:
         """Yield (number of the first row, float32 rows), at most ``rows`` rows (default: 8 MiB of them) at a time.
 
         Raises:
-            InputError: A row holds NaN or infinity (the file and the row in it are named), or a file cannot be read.
+            InputError: A row holds NaN or infinity (file, image and patch are named), or a file cannot be read.
         """
         start = 0
         for part in self.parts:
             step = rows or self._block_rows(part)
             for first in range(0, part.source.rows, step):
                 block = part.read(first, min(step, part.source.rows - first))
-                check_finite(block, part.label, first_row=first)
+                part.check(block, first.__add__)
                 yield start + first, block
             start += part.source.rows
 
     def take(self, rows: Tensor) -> Tensor:
-        """Gather rows by number: int64 (n,) -> float32 (n, D) in that order; the files are read front to back once."""
+        """Gather rows by number: int64 (n,) -> float32 (n, D) in that order; the files are read front to back once.
+
+        Raises:
+            InputError: As for :meth:`blocks`, or no row is asked for.
+        """
         wanted, order = rows.cpu().sort()
         taken: Tensor | None = None
         start = 0
@@ -105,7 +109,9 @@ class FeatureDump:
                 span = part.read(int(inside[0]), int(inside[-1] - inside[0]) + 1)
                 if taken is None:
                     taken = torch.empty(len(rows), self.dim, dtype=torch.float32, device=span.device)
-                taken[order[low:high].to(span.device)] = span[(inside - inside[0]).to(span.device)]
+                found = span[(inside - inside[0]).to(span.device)]
+                part.check(found, inside.tolist().__getitem__)
+                taken[order[low:high].to(span.device)] = found
             start += part.source.rows
         if taken is None:
             raise InputError("rows: expected at least one row number of the dump, found none")

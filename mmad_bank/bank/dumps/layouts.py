@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from mmad_bank._checks import ArrayLike, as_float_tensor
+from mmad_bank._checks import ArrayLike, as_float_tensor, check_finite
 from mmad_bank._decoding import decoding
 from mmad_bank.bank.dumps.stored import Stored
 from mmad_bank.bank.provenance import Source
@@ -76,6 +76,15 @@ class Part:
         with decoding(self.label, f"cannot read rows from {first} on"):
             rows = self.fetch(first, count)
         return as_float_tensor(rows, self.label)
+
+    def check(self, rows: Tensor, numbers: Callable[[int], int]) -> None:
+        """Refuse rows that hold NaN or infinity; file, image and patch are named.
+
+        Args:
+            rows: (n, D), read before.
+            numbers: From a row's place in ``rows`` to its number in the part.
+        """
+        check_finite(rows, self.label, place=lambda row: self.source.place(numbers(row)))
 
 
 def check_layout(layout: str) -> None:
