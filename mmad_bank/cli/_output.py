@@ -260,7 +260,8 @@ def are_unfinished(outputs: Sequence[Path | None], job: Mapping[str, Any]) -> bo
 
 
 def _beside(output: Path) -> Path:
-    return output.with_name(f".{output.name}{_UNFINISHED}")
+    real = Path(os.path.realpath(output))  # "." and ".." have no name of their own
+    return real.parent / f".{real.name}{_UNFINISHED}"
 
 
 def _write_note(note: Path, job: Mapping[str, Any]) -> None:
