@@ -238,16 +238,24 @@ def is_unfinished(folder: Path, job: Mapping[str, Any]) -> bool:
 
 
 @contextmanager
-def unfinished_outputs(outputs: Sequence[Path | None], job: Mapping[str, Any]) -> Iterator[None]:
+def unfinished_outputs(
+    outputs: Sequence[Path | None], job: Mapping[str, Any], *, of_many: bool = False
+) -> Iterator[None]:
     """Keep a note beside the first of several outputs while they are written, as :func:`unfinished` does in a folder.
 
     A process that is killed between two of them leaves the first; the note lets the same command replace it.
+
+    Args:
+        outputs: The files and folders, in the order in which :func:`are_unfinished` is asked about them.
+        job: What tells the command from others, JSON-able.
+        of_many: Whether one of them is a folder that is filled file by file.
     """
     written = [path for path in outputs if path is not None]
-    if len(written) < 2:
+    if len(written) < 2 and not of_many:
         yield
         return
     note = _beside(written[0])
+    note.parent.mkdir(parents=True, exist_ok=True)
     _write_note(note, job)
     yield
     note.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from mmad_bank._progress import doing
 from mmad_bank.cli._dumps import ByImage, DumpLayout, Features, Key, Reading
 from mmad_bank.cli._options import Device, Json, Overwrite, TrustIndex, check_device, parse_share
 from mmad_bank.cli._output import (
+    are_unfinished,
     check_output,
     check_output_folder,
     check_outputs,
@@ -20,6 +21,7 @@ from mmad_bank.cli._output import (
     seconds,
     show_progress,
     size,
+    unfinished_outputs,
 )
 from mmad_bank.cli._swapped import check_bank_first
 from mmad_bank.errors import InputError
@@ -205,7 +207,11 @@ def score(
     check_bank_first("score", bank_file, features)
     if out is None and csv is None and maps is None:
         raise InputError("--out, --csv and --maps: expected at least one of them, found none")
-    check_outputs({"--out": out, "--csv": csv}, inputs=(bank_file, *features), overwrite=overwrite)
+    outputs = (out, csv, maps)
+    job: dict[str, Any] = {"score": [str(path.resolve()) for path in (bank_file, *features)]}
+    job |= {"outputs": [path and str(path.resolve()) for path in outputs]}
+    mine = overwrite or are_unfinished(outputs, job)
+    check_outputs({"--out": out, "--csv": csv}, inputs=(bank_file, *features), overwrite=mine)
     if top < 1:
         raise InputError(f"--top: expected at least 1, found {top}")
     from mmad_bank.bank import MemoryBank
@@ -234,17 +240,18 @@ def score(
         per_image = patches_of_an_image(dump, patches)
         files = map_files([image for part in dump.parts for image in images_of(part, per_image)], maps)
         names = [str(path.relative_to(maps)) for path in files]
-        check_output_folder(maps, "--maps", outputs=names, inputs=(bank_file, *features), overwrite=overwrite)
+        check_output_folder(maps, "--maps", outputs=names, inputs=(bank_file, *features), overwrite=mine)
     loaded = time.perf_counter()
     scored_images = score_images(bank, dump, patches, reweight, neighbors, progress=show_progress(as_json))
     scored = time.perf_counter()
     left_out |= scored_images.left_out
-    if out is not None:
-        save_scores(out, scored_images)
-    if csv is not None:
-        save_table(csv, bank, scored_images)
-    if maps is not None:
-        save_maps(maps, scored_images)
+    with unfinished_outputs(outputs, job, of_many=maps is not None):
+        if out is not None:
+            save_scores(out, scored_images)
+        if csv is not None:
+            save_table(csv, bank, scored_images)
+        if maps is not None:
+            save_maps(maps, scored_images)
     times = {"load": loaded - begin, "score": scored - loaded, "save": time.perf_counter() - scored}
     result, rows = summarise(bank, scored_images, top)
     rows["time"] = f"load {seconds(times['load'])}, score {seconds(times['score'])}"

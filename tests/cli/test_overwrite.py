@@ -263,6 +263,38 @@ def test_an_evaluation_stopped_between_its_outputs_goes_on(
     assert call("evaluate", place / "model", place / "data", *options).exit_code == 2, "done, and so not unfinished"
 
 
+@pytest.mark.parametrize("outputs", [("--out", "s.npz", "--csv", "s.csv"), ("--maps", "new/maps")])
+def test_scoring_stopped_between_its_outputs_goes_on(
+    outputs: tuple[str, ...], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmad_bank.cli import _scoring
+    from mmad_bank.data import _images
+
+    write, written = _images.write_map, []
+
+    def stop_at_the_second(path: Path, values: np.ndarray) -> None:
+        stop() if written else written.append(path)
+        write(path, values)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("in.npy", "other.npy"):
+        np.save(name, np.load(place / "b.npy").reshape(2, 2, 4, 4))
+    command, options = ["score", place / "bank"], ["--layout", "bhwc", *outputs]
+    with monkeypatch.context() as patch:
+        patch.setattr(_images, "write_map", stop_at_the_second)
+        patch.setattr(_scoring, "save_table", stop)
+        assert call(*command, "in.npy", *options).exit_code == 130
+    assert all(path.exists() for path in written or [tmp_path / "s.npz"])
+    assert call(*command, "other.npy", *options, "--out", "s.npz").exit_code == (2 if "--out" in outputs else 0)
+    done = call(*command, "in.npy", *options)
+    assert done.exit_code == 0, done.output
+    assert not list(tmp_path.rglob(".*"))
+    assert call(*command, "in.npy", *options).exit_code == 2, "done, and so not unfinished"
+
+
 def test_the_note_of_an_unfinished_command(tmp_path: Path) -> None:
     job, folder = {"do": ["this", None]}, tmp_path / "new"
 

@@ -237,13 +237,20 @@ def _commands() -> list[Command]:
             lambda out, inputs, which: (
                 "score",
                 inputs / "bank",
-                inputs / "more.npy",
+                inputs / "maps.npy",
+                "--layout",
+                "bhwc",
                 "--out",
                 out / "scores.npz",
+                "--csv",
+                out / "scores.csv",
+                "--maps",
+                out / "maps",
                 "--reweight",
                 ("max", "m3dm")[which],
             ),
-            ("scores.npz",),
+            ("scores.npz", "scores.csv", "maps"),
+            in_pieces=True,
         ),
         Command("fit-patchcore", _fit("patchcore"), ("model",)),
         Command(
@@ -445,6 +452,7 @@ def make_inputs(inputs: Path, names: set[str]) -> None:
     rng = np.random.default_rng(0)
     np.save(inputs / "dump.npy", rng.random((10, 60, 32)).astype(np.float32))
     np.save(inputs / "more.npy", rng.random((4, 60, 32)).astype(np.float32) * 2)
+    np.save(inputs / "maps.npy", rng.random((4, 6, 10, 32)).astype(np.float32) * 2)
     MemoryBank.build(inputs / "dump.npy", size=60).save(inputs / "bank")
     if names <= {
         "build",
