@@ -19,7 +19,7 @@ from mmad_bank.bank.memory_bank import MemoryBank, Scores, VectorsOn
 from mmad_bank.errors import FormatError, InputError
 from mmad_bank.ops.knn import Precision
 
-_MANIFEST = "banks.json"
+MANIFEST = "banks.json"
 _FORMAT = "mmad-multibank"
 _VERSION = 1
 _NAME = r"[A-Za-z0-9_-]+"  # of a bank; it becomes a file's name
@@ -111,7 +111,7 @@ class MultiBank(Mapping[str, MemoryBank]):
             for name, bank in self.items():
                 bank.save(partial / files[name])
             content = {"format": _FORMAT, "version": _VERSION, "banks": files}
-            (partial / _MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
+            (partial / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
 
     @classmethod
     def load(
@@ -135,8 +135,8 @@ class MultiBank(Mapping[str, MemoryBank]):
         target = Path(folder)
 
         def read() -> MultiBank:
-            if not (target / _MANIFEST).is_file():
-                raise InputError(f"{folder}: expected a folder with {_MANIFEST}, found none")
+            if not (target / MANIFEST).is_file():
+                raise InputError(f"{folder}: expected a folder with {MANIFEST}, found none")
             return cls(
                 {
                     name: MemoryBank.load(
@@ -150,13 +150,23 @@ class MultiBank(Mapping[str, MemoryBank]):
         return read_folder(target, read)
 
 
+def bank_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
+    """Return the file of each bank that :meth:`MultiBank.save` wrote into a folder, by name.
+
+    Raises:
+        InputError: ``banks.json`` cannot be read.
+        FormatError: It is damaged, foreign or newer.
+    """
+    return {name: Path(folder) / file for name, file in _read_manifest(Path(folder)).items()}
+
+
 def _check_replaceable(target: Path) -> None:
     """Refuse to replace a folder with anything in it that is not of a set of banks."""
     if not target.is_dir():
         return
-    listed = set(_read_manifest(target).values()) if (target / _MANIFEST).is_file() else set()
+    listed = set(_read_manifest(target).values()) if (target / MANIFEST).is_file() else set()
     # Bank files that version 0.1 left there when it was killed, NAME-1.safetensors, were listed once.
-    others = [name for name in sorted(os.listdir(target)) if name != _MANIFEST and name not in listed]
+    others = [name for name in sorted(os.listdir(target)) if name != MANIFEST and name not in listed]
     foreign = [name for name in others if not (listed and re.fullmatch(r"[A-Za-z0-9_-]+-\d+\.safetensors", name))]
     if foreign:
         raise InputError(
@@ -166,7 +176,7 @@ def _check_replaceable(target: Path) -> None:
 
 def _read_manifest(folder: Path) -> dict[str, str]:
     """Return the file of each bank; names that lead out of the folder are refused."""
-    path = folder / _MANIFEST
+    path = folder / MANIFEST
     files = check_format(read_json(path), str(path), _FORMAT, _VERSION).texts_by_name("banks")
     if not files:
         raise FormatError(f"{path}: altered, expected at least one bank, found none")

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import mmad_bank
-from mmad_bank.cli import bank, bench, data, demo, evaluation, methods, tune
+from mmad_bank.cli import bank, bench, data, demo, evaluation, info, methods, tune
 from mmad_bank.cli._group import Group
 
 app = typer.Typer(
@@ -41,6 +41,7 @@ def _program(
 
 
 bank.register(app)
+info.register(app)
 data.register(app)
 methods.register(app)
 evaluation.register(app)

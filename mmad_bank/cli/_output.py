@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from mmad_bank.errors import InputError
 LEFT_OUT = 3
 """Exit code of a command that is done, but for samples that could not be used."""
 _UNFINISHED = ".unfinished.json"
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _READ_SUFFIXES = (
     ".npy", ".npz", ".safetensors", ".pt", ".pth", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".yaml", ".txt"
 )  # fmt: skip
@@ -82,7 +84,13 @@ def emit(result: Mapping[str, Any], rows: Mapping[str, str], *, title: str, as_j
     width = max(map(len, rows))
     for name, value in rows.items():
         for i, line in enumerate(value.splitlines()):
-            console.print(Text(f"  {'' if i else name:<{width}}  ", style="dim").append(line, style="not dim"))
+            head = Text(f"  {'' if i else name:<{width}}  ", style="dim")
+            console.print(head.append(_printable(line), style="not dim"))
+
+
+def _printable(line: str) -> str:
+    """Escape what would steer the terminal: names in files from strangers may hold it."""
+    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", line)
 
 
 def end(left_out: Mapping[str, str], *, said: bool = False) -> None:

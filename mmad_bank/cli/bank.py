@@ -1,4 +1,4 @@
-"""Commands that work on feature dumps and banks: build, extend, score, info."""
+"""Commands that work on feature dumps and banks: build, extend, score."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from mmad_bank.bank import MemoryBank
 
 BankFile = Annotated[Path, typer.Argument(metavar="BANK", help="Bank file.", show_default=False)]
-_LISTED = 5
 PrecisionName = Literal["auto", "float32", "half", "int8"]
 Precision = Annotated[
     PrecisionName,
@@ -40,7 +39,7 @@ Precision = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    for command in (build, extend, score, info):
+    for command in (build, extend, score):
         app.command()(command)
 
 
@@ -104,13 +103,13 @@ def build(
         "bank": str(out),
         "rows": len(dump),
         "feature_bytes": len(dump) * dump.dim * 4,
-        **_describe(bank, out),
+        **describe_bank(bank, out),
         "extractor": bank.extractor,
         "seconds": times,
     }
     rows = {
         "features": f"{len(dump):,} × {dump.dim}  ({size(result['feature_bytes'])} as float32)",
-        **_describe_rows(bank, out),
+        **describe_bank_rows(bank, out),
         **({} if bank.extractor is None else {"extractor": bank.extractor}),
         "time": f"build {seconds(times['build'])}, save {seconds(times['save'])}",
     }
@@ -154,10 +153,10 @@ def extend(
     with doing(f"saving {target}"):
         bank.save(target)
     times = {"extend": extended - begin, "save": time.perf_counter() - extended}
-    result = {"bank": str(target), "added": added, **_describe(bank, target), "seconds": times}
+    result = {"bank": str(target), "added": added, **describe_bank(bank, target), "seconds": times}
     rows = {
         "added": f"{added:,} vectors",
-        **_describe_rows(bank, target),
+        **describe_bank_rows(bank, target),
         "time": f"extend {seconds(times['extend'])}, save {seconds(times['save'])}",
     }
     emit(result, rows, title=f"extended {target}", as_json=as_json)
@@ -262,60 +261,6 @@ def score(
     end(left_out)
 
 
-def info(
-    bank_file: Annotated[Path | None, typer.Argument(metavar="[BANK]", help="Bank file.", show_default=False)] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Compare all data with their checksums.")] = False,
-    system: Annotated[bool, typer.Option("--system", help="Say what this machine and this build can run.")] = False,
-    weights: Annotated[
-        bool, typer.Option("--weights", help="Say which networks' weights are here, and which would be downloaded.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Describe a bank file, or with --system the compute backends, or with --weights the networks' weights."""
-    if (bank_file is not None) + system + weights != 1:
-        found = "several" if bank_file is not None or system or weights else "none"
-        raise InputError(f"BANK, --system and --weights: expected one of them, found {found}")
-    if weights:
-        _describe_weights(as_json)
-        return
-    if bank_file is None:
-        from mmad_bank import ops
-
-        facts: dict[str, Any] = ops.system_info()
-        emit(facts, {name: _word(value) for name, value in facts.items()}, title="system", as_json=as_json)
-        return
-    from mmad_bank.bank import MemoryBank
-
-    bank = MemoryBank.load(bank_file, verify=verify)
-    result = {"bank": str(bank_file), "verified": verify, **bank.metadata(), **_describe(bank, bank_file)}
-    rows = {
-        **_describe_rows(bank, bank_file),
-        "extractor": bank.extractor or "not recorded",
-        "sources": _describe_sources(bank),
-        "checksums": "header and data agree" if verify else "header agrees (--verify checks the data)",
-    }
-    emit(result, rows, title=str(bank_file), as_json=as_json)
-
-
-def _describe_weights(as_json: bool) -> None:
-    """Print where all weights come from and whether they are here."""
-    from dataclasses import asdict
-
-    from mmad_bank import _weights
-
-    facts, rows = [], {}
-    for one in _weights.TABLE:
-        path, state = _weights.place_of(one), _weights.state_of(one)
-        methods = list(_weights.users(one))
-        facts.append({**asdict(one), "methods": methods, "path": path and str(path), "state": state})
-        size_ = f"{'' if one.sha256 else 'about '}{_weights.megabytes(one.n_bytes)}"
-        rows[one.name] = "\n".join((
-            state, f"{one.file}, {size_}, license: {one.license}", f"from {one.source}",
-            f"for {', '.join(methods)}; a path by {' or '.join(one.arguments)}",
-        ))  # fmt: skip
-    emit({"weights": facts}, rows, title="weights (of the methods with * by default)", as_json=as_json)
-
-
 def parse_projection(text: str | None) -> int | Literal["auto"] | None:
     """Read D|auto."""
     if text is None or text == "auto":
@@ -326,7 +271,7 @@ def parse_projection(text: str | None) -> int | Literal["auto"] | None:
         raise InputError(f"--projection-dim: expected a number of dimensions or 'auto', found {text!r}") from None
 
 
-def _describe(bank: MemoryBank, path: Path) -> dict[str, Any]:
+def describe_bank(bank: MemoryBank, path: Path) -> dict[str, Any]:
     """Return what every command's JSON says of a bank."""
     return {
         "vectors": len(bank),
@@ -339,7 +284,7 @@ def _describe(bank: MemoryBank, path: Path) -> dict[str, Any]:
     }
 
 
-def _describe_rows(bank: MemoryBank, path: Path) -> dict[str, str]:
+def describe_bank_rows(bank: MemoryBank, path: Path) -> dict[str, str]:
     """Return the same for people."""
     rows = {
         "bank": f"{len(bank):,} × {bank.dim}, index {bank.index}",
@@ -358,34 +303,3 @@ def _describe_rows(bank: MemoryBank, path: Path) -> dict[str, str]:
     if bank.standardisation is not None:
         rows["standardised by"] = f"mean {bank.standardisation.mean:.6g}, std {bank.standardisation.std:.6g}"
     return rows
-
-
-def _describe_sources(bank: MemoryBank) -> str:
-    """Name the files that a bank's vectors came from and their images, the first few if there are many."""
-    lines = []
-    for source in bank.sources[:_LISTED]:
-        words = [f"{source.rows:,} rows"]
-        if source.patches:
-            words.append(f"{source.images:,} images of {source.patches}")
-        if source.grid is not None:
-            words.append(f"grid {source.grid[0]} × {source.grid[1]}")
-        if source.names is not None:
-            more = ", …" if source.images > _LISTED else ""
-            words.append(f"names {', '.join(source.names[:_LISTED])}{more}")
-        lines.append(f"{source.file} ({', '.join(words)})")
-    if len(bank.sources) > _LISTED:
-        lines.append(f"and {len(bank.sources) - _LISTED} more")
-    return "\n".join(lines)
-
-
-def _word(value: Any) -> str:
-    """Word a JSON value for people."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if value is None:
-        return "none"
-    if isinstance(value, dict):
-        return "\n".join(f"{name.replace('_', ' ')}: {_word(item)}" for name, item in value.items()) or "none"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(_word(item) for item in value) or "none"
-    return str(value)

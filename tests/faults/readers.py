@@ -298,6 +298,14 @@ def _read_model(path: Path) -> None:
     str((method.arguments(), method.train_ids_, method.skipped_))
 
 
+def _describe_model(path: Path) -> None:
+    """As ``info`` does."""
+    from mmad_bank.cli.info import describe_model
+
+    facts, _ = describe_model(path, verify=True)
+    json.dumps(facts, allow_nan=False)
+
+
 def _of_models(file: str) -> Sequence[damage.Mutator]:
     if file.endswith("model.json"):
         return (damage.model_manifest,) * 4 + (damage.json_text, damage.any_bytes)
@@ -390,6 +398,13 @@ def readers(sentinel: str) -> list[Reader]:
         Reader("checkpoint", _checkpoint, _read_checkpoint, zips, suffix=".pth"),
         Reader("checkpoint-old", _mapping, _read_mapping, _same(damage.any_bytes, damage.pickle_code), suffix=".pth"),
         Reader("weights", _weights, _read_checkpoint, safe, suffix=".safetensors"),
+        Reader(
+            "model-info",
+            partial(_model, "patchcore", checksums=False),
+            _describe_model,
+            _of_models,
+            ("model.json",) * 6 + ("banks/banks.json", "banks/*.safetensors"),
+        ),
         *(
             Reader(
                 name if checksums else f"{name}-0.1",

@@ -1,0 +1,355 @@
+"""The command that says what is there: banks, saved models, the machine, the networks' weights."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmad_bank._decoding import decoding
+from mmad_bank._files import read_folder, recover_folder
+from mmad_bank._manifest import Manifest
+from mmad_bank.cli._options import Json
+from mmad_bank.cli._output import emit, end, size
+from mmad_bank.cli.bank import describe_bank, describe_bank_rows
+from mmad_bank.errors import FormatError, InputError, MmadBankError, NoneUsableError
+
+if TYPE_CHECKING:
+    from mmad_bank.bank import MemoryBank
+
+_LISTED = 5
+_BANKS = "banks"  # a model's folder of banks
+_NOT_SETTINGS = ("device", "seed")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command()(info)
+
+
+def info(
+    place: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="BANK|MODEL",
+            help="Bank file, folder of several banks (MultiBank), folder of a model, or of one model per category.",
+            show_default=False,
+        ),
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare all data with their checksums.")] = False,
+    system: Annotated[bool, typer.Option("--system", help="Say what this machine and this build can run.")] = False,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Say which networks' weights are here, and which would be downloaded.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Describe a bank, several banks, a model, or one model per category; or the machine, or the networks' weights.
+
+    Of a folder of one model per category each gets a line; those that cannot be read are named, and the exit code is 3.
+    """
+    if (place is not None) + system + weights != 1:
+        found = "several" if place is not None or system or weights else "none"
+        raise InputError(f"BANK or MODEL, --system and --weights: expected one of them, found {found}")
+    if weights:
+        _say_weights(as_json)
+    elif place is None:
+        _say_system(as_json)
+    else:
+        _say_place(place, verify, as_json)
+
+
+def _say_system(as_json: bool) -> None:
+    from mmad_bank import ops
+
+    facts: dict[str, Any] = ops.system_info()
+    emit(facts, {name: _word(value) for name, value in facts.items()}, title="system", as_json=as_json)
+
+
+def _say_weights(as_json: bool) -> None:
+    """Print where all weights come from and whether they are here."""
+    from dataclasses import asdict
+
+    from mmad_bank import _weights
+
+    facts, rows = [], {}
+    for one in _weights.TABLE:
+        path, state = _weights.place_of(one), _weights.state_of(one)
+        methods = list(_weights.users(one))
+        facts.append({**asdict(one), "methods": methods, "path": path and str(path), "state": state})
+        size_ = f"{'' if one.sha256 else 'about '}{_weights.megabytes(one.n_bytes)}"
+        rows[one.name] = "\n".join((
+            state, f"{one.file}, {size_}, license: {one.license}", f"from {one.source}",
+            f"for {', '.join(methods)}; a path by {' or '.join(one.arguments)}",
+        ))  # fmt: skip
+    emit({"weights": facts}, rows, title="weights (of the methods with * by default)", as_json=as_json)
+
+
+def _say_place(place: Path, verify: bool, as_json: bool) -> None:
+    """Print what a file or a folder holds."""
+    from mmad_bank.bank.multi_bank import MANIFEST as BANKS
+    from mmad_bank.methods._manifest import MANIFEST as MODEL
+
+    recover_folder(place)
+    if not place.is_dir():
+        _say_bank(place, verify, as_json)
+    elif (place / MODEL).is_file():
+        facts, rows = describe_model(place, verify)
+        emit(facts, rows, title=str(place), as_json=as_json)
+    elif (place / BANKS).is_file():
+        _say_banks(place, verify, as_json)
+    else:
+        _say_models(place, sorted(path.parent for path in place.glob(f"*/{MODEL}")), verify, as_json)
+
+
+# Banks.
+
+
+def _say_bank(path: Path, verify: bool, as_json: bool) -> None:
+    from mmad_bank.bank import MemoryBank
+
+    bank = MemoryBank.load(path, verify=verify)
+    result = {"bank": str(path), "verified": verify, **bank.metadata(), **describe_bank(bank, path)}
+    rows = {
+        **describe_bank_rows(bank, path),
+        "extractor": bank.extractor or "not recorded",
+        "sources": _describe_sources(bank),
+        "checksums": "header and data agree" if verify else "header agrees (--verify checks the data)",
+    }
+    emit(result, rows, title=str(path), as_json=as_json)
+
+
+def _say_banks(folder: Path, verify: bool, as_json: bool) -> None:
+    """Print what a MultiBank's folder holds."""
+    banks = read_folder(folder, lambda: _read_banks(folder, verify))
+    n_bytes = sum(facts["file_bytes"] for facts in banks.values())
+    rows = {name: _word_bank(facts) for name, facts in banks.items()}
+    rows["files"] = size(n_bytes)
+    rows["checksums"] = "headers and data agree" if verify else "headers agree (--verify checks the data)"
+    result = {"banks": banks, "bytes": n_bytes}
+    emit({"folder": str(folder), "verified": verify, **result}, rows, title=f"{folder}: banks", as_json=as_json)
+
+
+def _read_banks(folder: Path, verify: bool) -> dict[str, dict[str, Any]]:
+    """Return what is said of each bank in a folder."""
+    from mmad_bank.bank import MultiBank
+    from mmad_bank.bank.multi_bank import bank_files
+
+    files = bank_files(folder)
+    return {
+        name: {**bank.metadata(), **describe_bank(bank, files[name])}
+        for name, bank in MultiBank.load(folder, verify=verify).items()
+    }
+
+
+def _word_bank(facts: Mapping[str, Any]) -> str:
+    """Word a bank for people, in a line."""
+    extractor = facts["extractor"] or "extractor not recorded"
+    shape = f"{facts['vectors']:,} × {facts['dim']:,}"
+    return f"{shape}, index {facts['index']}, {size(facts['file_bytes'])}, {extractor}"
+
+
+def _describe_sources(bank: MemoryBank) -> str:
+    """Name the files that a bank's vectors came from and their images, the first few if there are many."""
+    lines = []
+    for source in bank.sources[:_LISTED]:
+        words = [f"{source.rows:,} rows"]
+        if source.patches:
+            words.append(f"{source.images:,} images of {source.patches}")
+        if source.grid is not None:
+            words.append(f"grid {source.grid[0]} × {source.grid[1]}")
+        if source.names is not None:
+            more = ", …" if source.images > _LISTED else ""
+            words.append(f"names {', '.join(source.names[:_LISTED])}{more}")
+        lines.append(f"{source.file} ({', '.join(words)})")
+    if len(bank.sources) > _LISTED:
+        lines.append(f"and {len(bank.sources) - _LISTED} more")
+    return "\n".join(lines)
+
+
+# Models.
+
+
+def _say_models(folder: Path, models: list[Path], verify: bool, as_json: bool) -> None:
+    """Print a line of each model in a folder of one per category."""
+    if not models:
+        raise InputError(
+            f"{folder}: expected a bank file, a folder of banks (banks.json), a saved model (model.json) or one a"
+            " category, found none of them"
+        )
+    read: dict[str, dict[str, Any]] = {}
+    left_out: dict[str, str] = {}
+    for model in models:
+        try:
+            read[model.name], _ = describe_model(model, verify)
+        except MmadBankError as error:
+            left_out[model.name] = str(error)
+    if not read:
+        raise NoneUsableError("", left_out)
+    rows = {name: _word_model(facts) for name, facts in read.items()}
+    facts = {"folder": str(folder), "models": read, "left_out": left_out}
+    emit(facts, rows, title=f"{folder}: {len(read)} models", as_json=as_json)
+    end(left_out)
+
+
+def describe_model(folder: Path, verify: bool = False) -> tuple[dict[str, Any], dict[str, str]]:
+    """Describe a saved model by its manifest and its banks' headers; no network is made, and nothing in it is run.
+
+    Args:
+        folder: Of the model.
+        verify: Compare all files and banks with their checksums, not only sizes and headers.
+
+    Returns:
+        JSON-able values, and the same for people.
+
+    Raises:
+        InputError: There is no model.
+        FormatError: It is damaged, foreign or newer.
+    """
+
+    def read() -> tuple[dict[str, Any], dict[str, str]]:
+        with decoding(folder, "altered or of another version, it cannot be described", error=FormatError):
+            facts = _read_model(folder, verify)
+            return facts, _model_rows(facts)
+
+    return read_folder(folder, read)
+
+
+def _read_model(folder: Path, verify: bool) -> dict[str, Any]:
+    from mmad_bank.methods._manifest import MANIFEST, read_manifest, verify_files
+    from mmad_bank.methods._scale import FUSED
+
+    manifest = Manifest(str(folder / MANIFEST), read_manifest(folder))
+    listed = manifest.optional_table("files")
+    verify_files(folder, listed.content if listed else {}, contents=verify)
+    banks = _read_banks(folder / _BANKS, verify) if (folder / _BANKS).is_dir() else {}
+    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _files_of(folder, listed)}
+    arguments = manifest.table("arguments").content
+    samples, scale = manifest.texts("train_ids"), manifest.optional_table("map_scale")
+    scales = scale.table("quantiles").content if scale else {}
+    return {
+        "model": str(folder),
+        "verified": verify,
+        "method": manifest.text("method"),
+        "settings": _settings(manifest.text("method"), arguments),
+        "arguments": arguments,
+        "preprocessing": manifest.table("preprocessing").content,
+        "categories": _categories(manifest, samples),
+        "images": len(samples),
+        "train_ids": samples,
+        "skipped": manifest.texts_by_name("skipped"),
+        "parts": list(banks) or [name for name in scales if name != FUSED],
+        "banks": banks,
+        "files": files,
+        "bytes": sum(files.values()),
+    }
+
+
+def _files_of(folder: Path, listed: Manifest | None) -> Iterator[Path]:
+    """Yield a model's files: those that it lists, its banks', and all weights where an old one lists none."""
+    from mmad_bank.bank.multi_bank import bank_files
+    from mmad_bank.methods._manifest import MANIFEST
+
+    yield folder / MANIFEST
+    yield from (folder / name for name in listed.content) if listed else sorted(folder.glob("*.safetensors"))
+    if (folder / _BANKS).is_dir():
+        yield from bank_files(folder / _BANKS).values()
+
+
+def _categories(manifest: Manifest, samples: list[str]) -> list[str]:
+    """Return the categories that a model was fitted on; older ones name them in their samples' ids only."""
+    from mmad_bank.methods.base import category_of
+
+    if "categories" in manifest.content:
+        return manifest.texts("categories")
+    return sorted({category_of(name) for name in samples} - {""})
+
+
+def _settings(method: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that differ from the method's defaults; all of a method that this version does not have."""
+    from mmad_bank.methods import method_class, names
+
+    if method not in names():
+        return dict(arguments)
+    defaults = {
+        name: None if one.default is one.empty else json.loads(json.dumps(one.default))
+        for name, one in inspect.signature(method_class(method)).parameters.items()
+    }
+    return {
+        name: value
+        for name, value in arguments.items()
+        if name not in _NOT_SETTINGS and (name not in defaults or value != defaults[name])
+    }
+
+
+def _model_rows(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Return what is said of a model, for people."""
+    from mmad_bank.methods import names
+
+    unknown = "" if facts["method"] in names() else "  (this version has no such method)"
+    arguments, verified = facts["arguments"], facts["verified"]
+    settings = [f"{name}={_setting(value)}" for name, value in facts["settings"].items()]
+    rows = {
+        "method": f"{facts['method']}{unknown}",
+        "settings": "\n".join(settings) if settings else "the method's defaults",
+        "extractors": "\n".join(_extractors(arguments)),
+        "fitted on": _word_samples(facts),
+        "parts": ", ".join(facts["parts"]),
+        "banks": "\n".join(f"{name}: {_word_bank(bank)}" for name, bank in facts["banks"].items()),
+        "pictures": f"{facts['preprocessing'].get('size', '?')} pixels a side, background"
+        f" {facts['preprocessing'].get('background', '?')}",
+        "files": "\n".join(
+            [*(f"{name}, {size(n)}" for name, n in facts["files"].items()), f"{size(facts['bytes'])} in all"]
+        ),
+        "checksums": f"list of contents, files{' and banks' if facts['banks'] else ''} agree"
+        if verified
+        else f"list of contents{' and headers of banks' if facts['banks'] else ''} agree, files have their sizes"
+        " (--verify checks the data)",
+    }
+    return {name: value for name, value in rows.items() if value}
+
+
+def _word_model(facts: Mapping[str, Any]) -> str:
+    """Word a model for people, in a line."""
+    banks = ", ".join(f"{name} {bank['vectors']:,} × {bank['dim']:,}" for name, bank in facts["banks"].items())
+    words = [facts["method"], f"fitted on {_word_samples(facts)}", *([f"banks {banks}"] if banks else [])]
+    return "; ".join([*words, size(facts["bytes"])])
+
+
+def _word_samples(facts: Mapping[str, Any]) -> str:
+    of = f" of {', '.join(facts['categories'])}" if facts["categories"] else ""
+    left_out = f", {len(facts['skipped']):,} left out" if facts["skipped"] else ""
+    return f"{facts['images']:,} images{of}{left_out}"
+
+
+def _extractors(arguments: Mapping[str, Any]) -> Iterator[str]:
+    """Word the extractors of the modalities that a model looks at, and where their weights came from."""
+    banks = arguments.get("banks")
+    for name in ("rgb", "xyz"):
+        used = not isinstance(banks, list) or name in banks or "fusion" in banks
+        if used and name in arguments:
+            weights = "" if arguments[name] == "fpfh" else f", weights {arguments.get(f'{name}_weights')}"
+            yield f"{name}: {arguments[name]}{weights}"
+
+
+def _setting(value: Any) -> str:
+    """Word a value as ``fit --set`` takes it."""
+    if isinstance(value, list):
+        return ",".join(map(_setting, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def _word(value: Any) -> str:
+    """Word a JSON value for people."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return "none"
+    if isinstance(value, dict):
+        return "\n".join(f"{name.replace('_', ' ')}: {_word(item)}" for name, item in value.items()) or "none"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_word(item) for item in value) or "none"
+    return str(value)
