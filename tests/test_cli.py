@@ -187,8 +187,9 @@ def test_bad_build_input(tmp_path: Path, dump: Path, features: np.ndarray) -> No
     (tmp_path / "table.csv").write_text("1,2\n")
     (tmp_path / "empty").mkdir()
     cases = {
-        "nan.npy": "image 1, patch 7", "whole.npy": "int64", "one.npy": r"(4,)", "none.npy": "(0, 4)", "object.npy": "pickled",
-        "evil.pt": "pickled", "short.npy": "truncated", "table.csv": ".csv", "empty": "none", "missing.npy": "no such",
+        "nan.npy": "image 1, patch 7", "whole.npy": "int64", "one.npy": r"(4,)", "none.npy": "(0, 4)",
+        "object.npy": "pickled", "evil.pt": "pickled", "short.npy": "truncated", "table.csv": ".csv",
+        "empty": "none", "missing.npy": "no such",
     }  # fmt: skip
     for name, words in cases.items():
         message = refused("build", tmp_path / name, "--out", out)

@@ -197,15 +197,13 @@ def score(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Score images against a bank and write patch scores, image scores and the vectors that explain them.
+    """Score images against a bank: list the highest, and write patch scores, image scores and what explains them.
 
     Files that cannot be used are named and left out, and the exit code is 3.
 
     A (N, D) dump is one image of N patches unless --patches, or names that come with it, say how many an image has.
     """
     check_bank_first("score", bank_file, features)
-    if out is None and csv is None and maps is None:
-        raise InputError("--out, --csv and --maps: expected at least one of them, found none")
     outputs = (out, csv, maps)
     job: dict[str, Any] = {"score": [str(path.resolve()) for path in (bank_file, *features)]}
     job |= {"outputs": [path and str(path.resolve()) for path in outputs]}
@@ -256,7 +254,8 @@ def score(
     rows["time"] = f"load {seconds(times['load'])}, score {seconds(times['score'])}"
     rows["per image"] = seconds(times["score"] / len(scored_images))
     written = {"scores": out and str(out), "table": csv and str(csv), "maps": maps and str(maps)}
-    title = f"scored into {' and '.join(str(path) for path in (out, csv, maps) if path is not None)}"
+    into = " and ".join(str(path) for path in (out, csv, maps) if path is not None)
+    title = f"scored into {into}" if into else f"scored against {bank_file}"
     emit({**written, **result, "left_out": left_out, "seconds": times}, rows, title=title, as_json=as_json)
     end(left_out)
 

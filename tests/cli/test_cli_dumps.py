@@ -122,7 +122,6 @@ def test_a_table_without_names_and_grids(tmp_path: Path, normal: np.ndarray) -> 
     assert [row["name"] for row in rows] == ["q[0]", "q[1]"]
     assert {row["worst_row"] for row in rows} == {row["source_column"] for row in rows} == {""}
     assert {row["source"] for row in rows} == {"flat"}
-    assert "expected at least one of them, found none" in refused("score", tmp_path / "bank", tmp_path / "q.npy")
     assert "--top" in refused("score", tmp_path / "bank", tmp_path / "q.npy", "--csv", tmp_path / "t.csv", "--top", 0)
     assert "no folder" in refused("score", tmp_path / "bank", tmp_path / "q.npy", "--csv", tmp_path / "none" / "t.csv")
 
@@ -226,6 +225,22 @@ def test_a_file_that_cannot_be_used_is_named_and_the_rest_is_scored(tmp_path: Pa
     assert "truncated" in refused("score", bank, queries / "hole" / "aa.npy", "--csv", tmp_path / "t.csv")
     # Files of (N, D) are no images where a bank is built.
     assert "good/nan.npy: row 7 holds NaN" in refused("build", queries / "good" / "nan.npy", "--out", tmp_path / "b3")
+
+
+def test_scores_without_a_file_to_write_are_listed(tmp_path: Path, bank: Path, queries: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    lines = good("score", bank, queries, "--top", 1).splitlines()
+    assert lines[0] == f"scored against {bank}"
+    assert lines[1].split(",")[0].split()[:2] == ["highest", "hole/b"]
+    assert lines[2].startswith("  images")  # one is asked for
+    listed = good("score", bank, queries)
+    assert [name in listed for name in ("good/a", "hole/b", "hole/c, d")] == [True] * 3
+    report = json.loads(good("score", bank, queries, "--top", 2, "--json"))
+    assert (report["scores"], report["table"], report["maps"]) == (None, None, None)
+    written = json.loads(good("score", bank, queries, "--csv", tmp_path / "s.csv", "--top", 2, "--json"))
+    assert report["highest"] == written["highest"]
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "s.csv"])
+    assert refused("score", bank, queries, "--top", 0).startswith("error: --top: expected at least 1, found 0")
 
 
 def test_bad_values_name_file_image_and_place(tmp_path: Path, bank: Path, train: Path) -> None:
