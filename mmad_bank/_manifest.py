@@ -31,7 +31,7 @@ class Manifest:
     Example:
         >>> Manifest("model.json", {"dim": "wide"}).integer("dim")
         Traceback (most recent call last):
-        mmad_bank.errors.FormatError: model.json: altered, expected a whole number for 'dim', found 'wide'
+        mmad_bank.errors.FormatError: model.json: altered, expected an integer for 'dim', found 'wide'
     """
 
     def __init__(self, place: str, content: Any) -> None:
@@ -49,14 +49,14 @@ class Manifest:
         return None if self._is_null(name) else self.text(name)
 
     def integer(self, name: str, low: int = 0, high: int = 2**62) -> int:
-        """Return a whole number within limits."""
-        value = self._of_kind(name, int, "a whole number")
+        """Return an integer within limits."""
+        value = self._of_kind(name, int, "an integer")
         if not low <= value <= high:
             raise self._wrong(name, f"{low} to {high}", value)
         return value
 
     def optional_integer(self, name: str, low: int = 0, high: int = 2**62) -> int | None:
-        """Return a whole number within limits, or None; also where there is none (older files)."""
+        """Return an integer within limits, or None; also where there is none (older files)."""
         return None if self._is_null(name, missing=True) else self.integer(name, low, high)
 
     def number(self, name: str) -> float:
@@ -83,11 +83,11 @@ class Manifest:
         return [Manifest(self.place, item) for item in self._of_kind(name, list, "a list")]
 
     def integers(self, name: str) -> list[int]:
-        """Return a list of whole numbers of at least 0."""
+        """Return a list of integers of at least 0."""
         values = self._of_kind(name, list, "a list")
         for value in values:
             if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 2**62:
-                raise self._wrong(name, "whole numbers", value)
+                raise self._wrong(name, "integers", value)
         return values
 
     def texts(self, name: str) -> list[str]:

@@ -86,7 +86,7 @@ def test_own_formats_foreign_and_newer_ones() -> None:
         ({"version": 1}, "foreign, expected the format 'f', found None"),
         ({"format": "f", "version": 3}, "newer, format version 3; this mmad-bank reads up to version 2: upgrade it"),
         ({"format": "f", "version": 10**30}, "altered, expected 1 to"),
-        ({"format": "f"}, "altered, expected a whole number for 'version', found nothing"),
+        ({"format": "f"}, "altered, expected an integer for 'version', found nothing"),
         ([], "altered, expected a JSON object, found a list of 0"),
     ):
         with pytest.raises(FormatError, match=message):

@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from mmad_bank.errors import InputError, did_you_mean
 from mmad_bank.methods.base import Method
 
-_SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}
+_SCALARS = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "none"}
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -110,7 +110,7 @@ def describe(hint: Any) -> str:
 
     Example:
         >>> describe(int | None), describe(tuple[int, int])
-        ('a whole number or none', '2 whole numbers joined by commas')
+        ('an integer or none', '2 integers joined by commas')
     """
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
@@ -119,5 +119,5 @@ def describe(hint: Any) -> str:
         return ", ".join(map(str, inner))
     if origin is tuple:
         many = "" if inner[-1] is ... else f"{len(inner)} "
-        return f"{many}{_SCALARS.get(inner[0], 'text').removeprefix('a ').rstrip('s')}s joined by commas"
+        return f"{many}{_SCALARS.get(inner[0], 'text').split(' ', 1)[-1]}s joined by commas"
     return _SCALARS.get(hint, "text")

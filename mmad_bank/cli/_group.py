@@ -19,7 +19,8 @@ from typer.core import TyperGroup
 
 from mmad_bank._progress import doing, talk
 from mmad_bank.cli import _signals
-from mmad_bank.errors import FormatError, InputError, MissingExtraError, MmadBankError, did_you_mean
+from mmad_bank.cli._usage import word_usage
+from mmad_bank.errors import FormatError, InputError, MissingExtraError, MmadBankError
 
 BAD_INPUT = 2
 UNEXPECTED = 1
@@ -46,9 +47,6 @@ PYTHON_NAMES = {
 
 _NAMES = re.compile(r"[a-z_]+(?:(?:, | and )[a-z_]+)*(?=: )")
 _BOTH_WAYS = re.compile(r"[a-z_]+=(?:True)? \((--[a-z-]+)\)")
-_CHOICE = re.compile(
-    r"Invalid value for '(?P<option>[^' ]+)[^']*': (?:Value error, )?'(?P<value>.*)' is not one of (?P<names>'.*')\.?"
-)
 _KINDS = {FormatError: "format", MissingExtraError: "missing package", InputError: "input", MmadBankError: "input"}
 
 
@@ -126,16 +124,6 @@ def in_shell(message: str, options: Mapping[str, str]) -> str:
     return message if names is None else re.sub(r"(?!and\b)\b[a-z_]+", spell, names[0]) + message[names.end() :]
 
 
-def _word_usage(message: str) -> str:
-    """Word what click, typer and pydantic say of a value that is none of an option's as every other error is."""
-    found = _CHOICE.fullmatch(message)
-    if found is None:
-        return message
-    names = re.findall(r"'([^']*)'", found["names"])
-    near = did_you_mean(found["value"], names)
-    return f"{found['option']}: expected one of {', '.join(names)}, found {found['value']!r}{near}"
-
-
 def _options_of(command: Any) -> dict[str, str]:
     """Return a command's options by its parameters; arguments have no other name in the shell."""
     return {one.name: one.opts[0] for one in command.params if one.param_type_name == "option"}
@@ -189,11 +177,9 @@ class Group(TyperGroup):
         except typer.Abort:
             self._leave(_interrupted(), as_json)
         except Exception as error:
-            # Click's usage errors word themselves; typer carries its own copy of click in some versions.
-            message = getattr(error, "format_message", None)
-            if message is None:
+            if not hasattr(error, "format_message"):
                 raise
-            self._leave(_Stop(_word_usage(" ".join(message().split())), BAD_INPUT, "usage"), as_json)
+            self._leave(_Stop(word_usage(error), BAD_INPUT, "usage"), as_json)
         if _signals.received():  # between commands typer itself makes an exit code of an interrupt
             self._leave(_interrupted(), as_json)
         sys.exit(code if isinstance(code, int) else 0)

@@ -67,7 +67,7 @@ def test_errors_name_the_argument() -> None:
         ("ratio", "expected NAME=VALUE, found 'ratio'"),
         ("rato=1", r"has no argument 'rato' \(did you mean 'ratio'\?\); it has rgb, "),
         ("ratio=big", "--set ratio: expected a number, found 'big'"),
-        ("projection_dim=x", "expected a whole number or auto or none, found 'x'"),
+        ("projection_dim=x", "expected an integer or auto or none, found 'x'"),
         ("seed=1", "no argument 'seed'"),
     ):
         with pytest.raises(InputError, match=message):

@@ -102,8 +102,8 @@ def test_a_save_that_fails_leaves_the_old_model(
         ({"format": "other"}, "foreign, expected the format 'mmad-bank method', found 'other'"),
         ({"format": [[]]}, "foreign, expected the format 'mmad-bank method', found a list of 1"),
         ({"version": 2}, "newer, format version 2; this mmad-bank reads up to version 1"),
-        ({"version": "1"}, "altered, expected a whole number for 'version', found '1'"),
-        ({"version": None}, "altered, expected a whole number for 'version', found None"),
+        ({"version": "1"}, "altered, expected an integer for 'version', found '1'"),
+        ({"version": None}, "altered, expected an integer for 'version', found None"),
         ({"method": "magic"}, "a saved magic; this version has patchcore"),
         ({"method": 5}, "altered, expected a text for 'method', found 5"),
         ({"arguments": {"colour": 1}}, "altered or of another version"),
@@ -118,7 +118,7 @@ def test_a_save_that_fails_leaves_the_old_model(
         ({"skipped": []}, "altered or of another version"),
         ({"files": []}, "altered, expected a JSON object, found a list of 0"),
         ({"files": {"../../etc/passwd": {"bytes": 1, "checksum": ""}}}, "expected files in the model's folder"),
-        ({"files": {"extractor-rgb.safetensors": {"bytes": "1"}}}, "expected a whole number for 'bytes'"),
+        ({"files": {"extractor-rgb.safetensors": {"bytes": "1"}}}, "expected an integer for 'bytes'"),
         ({"files": {"more.safetensors": {"bytes": 1, "checksum": ""}}}, "more.safetensors: missing"),
     ],
     ids=str,
@@ -127,7 +127,7 @@ def test_altered_manifests_are_refused(change: dict[str, Any], message: str, mod
     path = model / "model.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, **change}))
-    with pytest.raises(FormatError, match=r"altered, it does not match its checksum|foreign|newer|expected a whole"):
+    with pytest.raises(FormatError, match=r"altered, it does not match its checksum|foreign|newer|expected an integer"):
         methods.load(model)
     content |= change
     path.write_text(json.dumps({**content, "checksum": checksum_of(content)}))  # by somebody who means it
