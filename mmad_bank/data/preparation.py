@@ -153,12 +153,15 @@ def prepare(
         settings = default_settings(source, layout)
     _check_place(source, out)
     job = _Job(source.resolve(), datasets, settings, chosen, workers, progress)
-    if not overwrite or not _read_manifest(out):
-        _check_same(out, job)
-        return _fill(out, job)
-    _check_overwritten(out, job)
     # Beside the folder itself, not beside a link to it: only there can its files be moved into their place.
     work = named_after(out.resolve(), ".prepare")
+    if not overwrite or not _read_manifest(out):
+        _check_same(out, job)
+        result = _fill(out, job)
+        if result.written + result.cached:
+            _drop_work(work, job)
+        return result
+    _check_overwritten(out, job)
     _clear_work(work, job)
     result = _fill(work, job, replaces=out.name)
     if not result.written + result.cached:
@@ -333,6 +336,19 @@ def _clear_work(work: Path, job: _Job) -> None:
     if manifest and "replaces" not in manifest:
         raise InputError(f"{work}: expected no folder of this name, in which the new data set is prepared")
     if manifest and (manifest["settings"], manifest.get("sources")) != (job.settings.as_json(), job.sources):
+        shutil.rmtree(work)
+
+
+def _drop_work(work: Path, job: _Job) -> None:
+    """Remove what a stopped run has left that was to replace the data set by what it holds now."""
+    try:
+        manifest = _read_manifest(work)
+    except InputError:
+        return  # not ours
+    mine = "replaces" in manifest and (manifest["settings"], manifest.get("sources")) == (
+        job.settings.as_json(), job.sources
+    )  # fmt: skip
+    if mine or (work.is_dir() and not any(work.iterdir())):
         shutil.rmtree(work)
 
 

@@ -258,6 +258,25 @@ def test_other_settings_replace_what_is_there_on_request_and_whole(source: Path,
     assert prepare(source, out, other).cached == 12
 
 
+def test_what_a_stopped_replacement_left_goes_when_the_data_set_is_there_all_the_same(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, work = tmp_path / "out", tmp_path / "out.prepare"
+    prepare(source, out)
+    for settings, left in ((Preprocessing.recipe(), False), (Preprocessing.recipe(size=64), True)):
+        with monkeypatch.context() as patch:
+            patch.setattr(preparation, "put_in_place", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                prepare(source, out, settings, overwrite=True)
+        assert (work / "prepared.json").exists()
+        assert prepare(source, out).cached == 12
+        assert work.exists() == left, "only other settings may be wanted still"
+    assert prepare(source, out, settings, overwrite=True).cached == 12
+    work.mkdir()
+    prepare(source, out, settings)
+    assert not work.exists(), "killed before it was removed"
+
+
 def test_a_replacement_takes_place_beside_the_folder_that_a_link_leads_to(source: Path, tmp_path: Path) -> None:
     """A link may lead to another disk, to which nothing can be moved in one step."""
     (tmp_path / "disk").mkdir()
