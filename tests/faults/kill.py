@@ -54,6 +54,7 @@ class Command:
         replaces: Whether an older output can be replaced.
         varies: Files that say how they came to be, and need to be whole only.
         in_pieces: Whether the files of an output are replaced one by one, with a note that the work is unfinished.
+        between: Beginnings of names within the outputs of what is there while the command works only.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Command:
     replaces: bool = True
     varies: tuple[str, ...] = ()
     in_pieces: bool = False
+    between: tuple[str, ...] = ()
 
 
 _SMALL = ("--set", "rgb_weights=random", "--set", "image_size=64", "--set", "grid=8,8", "--set", "rgb_layers=1")
@@ -88,6 +90,15 @@ def _fit(method: str, *more: str) -> Callable[[Path, Path, int], Sequence[object
         )
 
     return arguments
+
+
+def _demo(out: Path, inputs: Path, which: int) -> Callable[[], None]:
+    def run() -> None:
+        from mmad_bank.demo import run
+
+        run(out / "demo", n_train=4, n_test=6, size=64, seed=which, overwrite=True)
+
+    return run
 
 
 def _save_bank(out: Path, inputs: Path, which: int) -> Callable[[], None]:
@@ -359,9 +370,12 @@ def _commands() -> list[Command]:
         ),
         Command(
             "demo",
-            lambda out, inputs, which: ("demo", "--out", out / "demo", "--seed", which, "--workers", 1),
+            _demo,
             ("demo",),
-            share=0.02,
+            share=0.2,
+            varies=("demo/demo.json", "demo/prepared/prepared.json"),
+            in_pieces=True,
+            between=("demo/prepared.prepare/", "demo/model.fit/"),
         ),
         Command("bank.save", _save_bank, ("bank",), share=2),
         Command("MultiBank.save", _save_banks, ("banks",), share=2),
@@ -571,6 +585,8 @@ class Trial:
                 self._note("lost", number, name, left)
         for name, data in left.items():
             if hidden(name) or data is None or (roots and name.split("/")[0] not in roots):
+                continue
+            if name.startswith(self.command.between):
                 continue
             if data not in (before.get(name), self.new.get(name)) and not (
                 name in self.volatile and is_whole(name, data)
