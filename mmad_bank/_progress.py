@@ -90,9 +90,9 @@ def talk(wanted: bool) -> None:
     _talking = wanted
 
 
-def announce(line: str) -> None:
-    """Print a line on standard error, if anybody listens: what is downloaded, before it is."""
-    if _talking:
+def announce(line: str, *, always: bool = False) -> None:
+    """Print a line on standard error, if anybody listens (or always): what is downloaded, before it is."""
+    if _talking or always:
         for wait in _waits:
             wait.hide()
         print(line, file=sys.stderr, flush=True)

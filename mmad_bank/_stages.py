@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from mmad_bank._files import replacing
+from mmad_bank._kept import tell
 from mmad_bank._manifest import Manifest, read_json
 from mmad_bank.errors import FormatError, InputError
 
@@ -51,6 +54,12 @@ class Stages:
             self._write()
         except OSError as error:
             raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from error
+        tell(folder, self.describe)
+
+    def describe(self) -> str:
+        """Word what is there already, for people; empty if nothing is."""
+        paths = [self.folder / name for name in self._content["files"]]
+        return describe_files([path for path in paths if path.is_file()])
 
     def run(self, name: str, make: Callable[[Path], Any]) -> Path:
         """Return the file ``name``; if it is not there, let ``make`` write it under another name first."""
@@ -74,6 +83,55 @@ class Stages:
     def _write(self) -> None:
         with replacing(self.folder / _MANIFEST) as partial:
             partial.write_text(json.dumps(self._content, indent=2) + "\n")
+
+
+def describe_files(paths: Sequence[Path]) -> str:
+    """Word what stages have left, by the names of their files; those of which there is nothing to say are left out.
+
+    Example:
+        >>> describe_files([Path("train-rgb.npy"), Path("bank-rgb.safetensors"), Path("a.npz"), Path("b.npz")])
+        'the rgb bank, 2 measured settings'
+    """
+    words, measured = [], sum(path.suffix == ".npz" for path in paths)
+    for path in paths:
+        for pattern, word in _WORDS.items():
+            found = re.fullmatch(pattern, path.name)
+            if found:
+                with suppress(Exception):  # a file that cannot be read has nothing to say; whoever needs it says so
+                    words.append(word(path, found[1]))
+    return ", ".join([*words, *([_count(measured, "measured setting")] if measured else [])])
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _features(path: Path, split: str) -> str:
+    kind = {"train": "training"}.get(split, split)
+    return f"features of {_count(len(json.loads(path.read_text(encoding='utf-8'))['ids']), f'{kind} sample')}"
+
+
+def _training(path: Path, _: str) -> str:
+    """Word how far a training is, see :func:`mmad_bank._training.train`; of its state the numbers alone are read."""
+    import torch
+
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return f"{state['step']:,} of {state['arguments']['steps']:,} steps of the {state['mmad_bank']}"
+
+
+def _picks(path: Path, _: str) -> str:
+    import numpy as np
+
+    return _count(len(np.load(path, mmap_mode="r")), "selected row")
+
+
+_WORDS: dict[str, Callable[[Path, str], str]] = {
+    r"(train|validation)\.json": _features,
+    r"bank-(.+)\.safetensors": lambda path, name: f"the {name} bank",
+    r"(.+)\.pt": _training,
+    r"(.+)\.done": lambda path, name: f"the model of {name}",
+    r"(picks)\.npy": _picks,
+}
 
 
 def _read(manifest: Path) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def _translate(error: BaseException, options: Mapping[str, str]) -> _Stop:
     """Turn what a command with some options raised into a line and an exit code."""
     # A signal that came within a library may leave it as any error.
     if isinstance(error, KeyboardInterrupt) or _signals.received():
-        return _interrupted()
+        return _interrupted(error)
     for class_, kind in _KINDS.items():
         if isinstance(error, class_):
             return _Stop(in_shell(_one_line(error), options), BAD_INPUT, kind, getattr(error, "left_out", None))
@@ -129,8 +129,9 @@ def _options_of(command: Any) -> dict[str, str]:
     return {one.name: one.opts[0] for one in command.params if one.param_type_name == "option"}
 
 
-def _interrupted() -> _Stop:
-    return _Stop(_signals.word(), _signals.code(), "interrupted")
+def _interrupted(error: BaseException | None = None) -> _Stop:
+    line = _signals.word() if error is None else _signals.line(error)
+    return _Stop(line, _signals.code(), "interrupted")
 
 
 class Group(TyperGroup):

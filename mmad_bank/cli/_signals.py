@@ -32,6 +32,16 @@ def word() -> str:
     return _WORDS[signal.Signals(_received or signal.SIGINT)]
 
 
+def note(error: BaseException, words: str) -> None:
+    """Let the last line say more where this error ends the program by a signal."""
+    error.__dict__["note"] = words
+
+
+def line(error: BaseException) -> str:
+    """Say what happened, and what has been noted of it."""
+    return "; ".join([word(), *([error.__dict__["note"]] if "note" in error.__dict__ else [])])
+
+
 def code() -> int:
     """Return the exit code that belongs to it, as shells count."""
     return 128 + (_received or signal.SIGINT)
@@ -53,7 +63,7 @@ def run(program: Callable[[], object]) -> None:
         if not received():
             raise
         if not isinstance(error, SystemExit):
-            _say()
+            _say(line(error))
         _leave()
     finally:
         # The work is done or given up. From here on a signal ends the interpreter's own cleaning up without words.
@@ -63,8 +73,8 @@ def run(program: Callable[[], object]) -> None:
         sys.unraisablehook = hook
 
 
-def _say() -> None:
-    os.write(2, f"error: {word()}\n".encode())
+def _say(words: str) -> None:
+    os.write(2, f"error: {words}\n".encode(errors="backslashreplace"))
 
 
 def _leave() -> None:
@@ -86,7 +96,7 @@ def _stop(signum: int, frame: FrameType | None) -> None:
         _received, _received_at = signum, now
         raise KeyboardInterrupt
     if now - _received_at > _PATIENCE:
-        _say()
+        _say(word())
         os._exit(code())
 
 

@@ -6,6 +6,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial as bind
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmad_bank._files import replacing
+from mmad_bank.cli._going_on import going_on
 from mmad_bank.cli._options import Device, Json, Overwrite, check_device
 from mmad_bank.cli._output import check_output, end, seconds, show_progress, size
 from mmad_bank.errors import InputError, MmadBankError
@@ -81,7 +83,10 @@ def bench(
         check_output(out, "--out", overwrite=overwrite)
     names = list(core.CONTESTANTS) if methods is None else core.find_contestants(methods)
     wanted = vectors or (min(300, 2 * 784) if quick else core.VECTORS)
-    with tempfile.TemporaryDirectory(prefix="mmad-bank-bench-") as temporary:
+    with (
+        tempfile.TemporaryDirectory(prefix="mmad-bank-bench-") as temporary,
+        nullcontext() if workdir is None else going_on(),  # what is in a temporary folder goes
+    ):
         folder = temporary if workdir is None else str(workdir)
         Path(folder).mkdir(parents=True, exist_ok=True)
         make = bind(

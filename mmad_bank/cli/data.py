@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from mmad_bank.cli._going_on import going_on
 from mmad_bank.cli._options import Categories, Json, Layout, Overwrite, Units, Workers, count_workers, parse_names
 from mmad_bank.cli._output import check_output_folder, emit, end, say_unread, seconds, show_progress
 from mmad_bank.errors import NoneUsableError
@@ -92,10 +93,11 @@ def prepare(
     changes: dict[str, Any] = {"seed": seed, "units": units} | ({} if size is None else {"size": size})
     base = preparation.default_settings(dataset, layout) if recipe == "auto" else Preprocessing.recipe(recipe)
     begin = time.perf_counter()
-    result = preparation.prepare(
-        dataset, out, replace(base, **changes), categories=parse_names(categories), layout=layout,
-        workers=count_workers(workers), overwrite=overwrite, progress=show_progress(as_json),
-    )  # fmt: skip
+    with going_on():
+        result = preparation.prepare(
+            dataset, out, replace(base, **changes), categories=parse_names(categories), layout=layout,
+            workers=count_workers(workers), overwrite=overwrite, progress=show_progress(as_json),
+        )  # fmt: skip
     taken = time.perf_counter() - begin
     say_unread(dataset, parse_names(categories), layout)
     for name in result.set_aside:

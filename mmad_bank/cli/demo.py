@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mmad_bank.cli._going_on import going_on
 from mmad_bank.cli._options import Json, Overwrite, Workers, count_workers
 from mmad_bank.cli._output import command_line, emit, seconds, show_progress
 
@@ -29,10 +30,11 @@ def demo(
     """
     from mmad_bank.demo import run
 
-    result = run(
-        out, seed=seed, workers=count_workers(workers), overwrite=overwrite, progress=show_progress(as_json),
-        command=command_line(),
-    )  # fmt: skip
+    with going_on():
+        result = run(
+            out, seed=seed, workers=count_workers(workers), overwrite=overwrite, progress=show_progress(as_json),
+            command=command_line(),
+        )  # fmt: skip
     if not as_json:
         result.summary.print()
     rows = {

@@ -15,6 +15,7 @@ import typer
 
 from mmad_bank._files import check_not_current, named_after, working_alone
 from mmad_bank._progress import doing, within
+from mmad_bank.cli._going_on import going_on
 from mmad_bank.cli._options import (
     Batch,
     Categories,
@@ -268,7 +269,7 @@ def fit(
 ) -> None:
     """Fit a method on a category's normal samples, or one model for each category, and save it.
 
-    After a crash the same command goes on behind the last finished stage.
+    After a crash or Ctrl-C the same command goes on behind the last finished stage, and says what it goes on with.
     """
     from mmad_bank._stages import remove_stages
 
@@ -278,7 +279,7 @@ def fit(
     job.choose_arguments(settings or [], embedded, str(check_device(device)))
     job.open()
     job.check_outputs(overwrite)
-    with working_alone(job.workdir):
+    with working_alone(job.workdir), going_on():
         job.check_outputs(overwrite)  # once more: another run may have ended meanwhile
         models = job.run()
         if not job.keep:

@@ -15,6 +15,7 @@ import typer
 
 from mmad_bank._files import cache_dir, replacing
 from mmad_bank.cli._dumps import ByImage, DumpLayout, Features, Key, Reading
+from mmad_bank.cli._going_on import going_on
 from mmad_bank.cli._options import Json, Overwrite, parse_share
 from mmad_bank.cli._output import are_unfinished, check_outputs, show_progress, size, unfinished_outputs
 from mmad_bank.cli.bank import parse_projection
@@ -153,7 +154,7 @@ def tune(
         raise InputError("--by auroc: expected normal and anomalous images (--labels or --anomalous), found one kind")
     folder = workdir or _default_workdir(out, [*features, *test, *(anomalous or [])])
     progress = show_progress(as_json)
-    try:
+    with going_on():
         swept = tuning.sweep(
             dump, queries, labels=truth, ratios=chosen[0] or tuning.RATIOS,
             precisions=chosen[1],  # type: ignore[arg-type]
@@ -161,9 +162,6 @@ def tune(
             time_limit=time_limit, workdir=folder, found=_Telling() if progress else lambda sofar: None,
             progress=progress,
         )  # fmt: skip
-    except KeyboardInterrupt:
-        print(f"what has been measured is kept in {folder}; the same command goes on from there", file=sys.stderr)
-        raise
     choice = tuning.choose(swept.settings, by=by, aurocs=swept.aurocs, **limits) if limits else None
     options = _Build(features, test, reading, projection_dim, seed, patches, reweight)
     result = _facts(swept, choice, limits, by, options, time_limit)

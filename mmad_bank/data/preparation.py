@@ -22,6 +22,7 @@ import numpy as np
 from mmad_bank._decoding import describe
 from mmad_bank._files import check_not_current, named_after, replacing
 from mmad_bank._json import json_text
+from mmad_bank._kept import tell
 from mmad_bank._progress import progress_bar
 from mmad_bank.data import layouts
 from mmad_bank.data._images import encode_png, encode_xyz, read_tag
@@ -203,6 +204,9 @@ def _fill(out: Path, job: _Job, **note: str) -> PreparationResult:
     result.cached = len(tasks) - len(pending)
     manifest.write(result, complete=False)
 
+    if pending:
+        tell(out, lambda: _word_done(result.cached + result.written, len(tasks)))
+
     def report(done: int, outcome: tuple[str, str]) -> None:
         name, problem = outcome
         if problem:
@@ -221,6 +225,10 @@ def _fill(out: Path, job: _Job, **note: str) -> PreparationResult:
     result.set_aside = set_aside(out, _stale(out, job.categories, current), _FILES)
     manifest.write(result, complete=True)
     return result
+
+
+def _word_done(done: int, total: int) -> str:
+    return f"{done:,} of {total:,} prepared samples" if done else ""
 
 
 def default_settings(path: str | Path, layout: str = "auto") -> Preprocessing:

@@ -1,0 +1,183 @@
+"""Commands that are stopped say that they go on, and with what; run again, they say in a line what they take over."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+for package in ("scipy", "tifffile", "timm", "PIL"):
+    pytest.importorskip(package)
+
+from mmad_bank import MemoryBank, bench, tuning
+from mmad_bank.cli import app
+from mmad_bank.data import preparation
+from mmad_bank.data.synthetic import write_synthetic
+from mmad_bank.features.extraction import Extractors
+from mmad_bank.methods.cfm import CFM
+
+SIZE = 32
+SMALL = [
+    word
+    for setting in ("rgb=efficientnet_lite0", "rgb_weights=random", f"image_size={SIZE}", "grid=4,4")
+    for word in ("--set", setting)
+]
+GOES_ON = "error: interrupted; the same command goes on from here: "
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def good(*arguments: object) -> str:
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stderr
+
+
+def stopped(*arguments: object) -> list[str]:
+    result = call(*arguments)
+    assert result.exit_code == 130, result.output
+    return result.stderr.splitlines()
+
+
+def stops_at(number: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let the call of a number, and all after it, be interrupted."""
+    calls: list[int] = []
+
+    def stopping(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) >= number:
+            raise KeyboardInterrupt
+        return function(*arguments, **options)
+
+    return stopping
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two categories, raw and prepared."""
+    folder = tmp_path_factory.mktemp("parts")
+    names = ["chip_cookie", "stud_tray"]
+    write_synthetic(folder / "raw", size=64, n_train=4, n_validation=1, n_test=1, categories=names, workers=1)
+    options = ("--recipe", "keep", "--image-size", SIZE, "--workers", 1)
+    good("prepare", folder / "raw", "--out", folder / "prepared", *options)
+    return folder
+
+
+def test_fit(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ("fit", "patchcore", parts / "prepared", "--out", tmp_path / "m", *SMALL)
+    work = tmp_path / "m.fit"
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryBank, "build", stops_at(2, MemoryBank.build))
+        lines = stopped(*command)
+    holds = [f"{work} holds the model of chip_cookie", f"{work}/stud_tray holds features of 4 training samples"]
+    assert lines == [GOES_ON + "; ".join(holds)]
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryBank, "build", stops_at(1, MemoryBank.build))
+        assert stopped(*command) == [*(f"going on: {words}" for words in holds), lines[0]]
+    other = (*command, "--seed", 3, "--set", "ratio=50%", "--overwrite")
+    assert good(*command).splitlines() == [f"going on: {words}" for words in holds]
+    assert good(*other) == "", "a new job takes nothing over"
+
+
+def test_fit_of_other_settings_takes_nothing_over(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ("fit", "patchcore", parts / "prepared", "--categories", "stud_tray", "--out", tmp_path / "m", *SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryBank, "build", stops_at(1, MemoryBank.build))
+        stopped(*command)
+    assert good(*command, "--set", "grid=2,2") == ""
+
+
+def test_nothing_is_promised_where_nothing_is_kept(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Extractors, "__init__", stops_at(1, Extractors.__init__))
+    assert stopped("fit", "patchcore", parts / "prepared", "--out", tmp_path / "m", *SMALL) == ["error: interrupted"]
+
+
+def test_a_training_says_how_far_it_is(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ("fit", "cfm", parts / "prepared", "--categories", "stud_tray", "--out", tmp_path / "m", *SMALL)
+    command = (*command, "--set", "xyz=fpfh", "--set", "epochs=2", "--set", "batch=2", "--set", "map_size=32")
+    with monkeypatch.context() as patch:
+        patch.setattr(CFM, "_scale_maps", stops_at(1, CFM._scale_maps))
+        (line,) = stopped(*command)
+    words = "features of 4 training samples, 4 of 4 steps of the cfm training"
+    assert line == f"{GOES_ON}{tmp_path}/m.fit/stud_tray holds {words}"
+    assert good(*command) == f"going on: {tmp_path}/m.fit/stud_tray holds {words}\n"
+
+
+def test_prepare(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ("prepare", parts / "raw", "--out", tmp_path / "p", "--recipe", "keep", "--image-size", SIZE)
+    command = (*command, "--workers", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "_run", stops_at(4, preparation._run))
+        assert stopped(*command) == [f"{GOES_ON}{tmp_path}/p holds 3 of 12 prepared samples"]
+    assert good(*command) == f"going on: {tmp_path}/p holds 3 of 12 prepared samples\n"
+    assert good(*command) == "", "nothing is left to go on with"
+
+
+def test_tune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.random.default_rng(0).normal(size=(6, 8, 4)).astype(np.float32)
+    np.save(tmp_path / "a.npy", rows[:4])
+    np.save(tmp_path / "b.npy", rows[4:])
+    command = ("tune", tmp_path / "a.npy", "--test", tmp_path / "b.npy", "--ratios", "50%,100%", "--timing", "0s")
+    command = (*command, "--precisions", "float32", "--index", "exact", "--workdir", tmp_path / "w")
+    measuring = tuning.measuring._Measuring
+    with monkeypatch.context() as patch:
+        patch.setattr(measuring, "_measure", stops_at(2, measuring._measure))
+        (line,) = stopped(*command)
+    assert line.startswith(f"{GOES_ON}{tmp_path}/w holds ")
+    assert line.endswith("1 measured setting")
+    assert good(*command).startswith(f"going on: {tmp_path}/w holds ")
+
+
+def test_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ("bench", "--methods", "PatchCore", "--quick", "--rounds", 1, "--batch", 1, "--no-memory")
+    kept = (*command, "--workdir", tmp_path / "w")
+    with monkeypatch.context() as patch:
+        patch.setattr(bench, "measure", stops_at(1, bench.measure))
+        (line,) = stopped(*kept)
+        assert line.startswith(f"{GOES_ON}{tmp_path}/w/")
+        assert line.endswith("features of 2 training samples, the rgb bank")
+        assert stopped(*command) == ["error: interrupted"], "a temporary folder goes"
+    (line,) = good(*kept).splitlines()
+    assert line.startswith(f"going on: {tmp_path}/w/")
+
+
+def test_json_says_it_too(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ("fit", "patchcore", parts / "prepared", "--categories", "stud_tray", "--out", tmp_path / "m", *SMALL)
+    monkeypatch.setattr(MemoryBank, "build", stops_at(1, MemoryBank.build))
+    result = call(*command, "--json")
+    error = json.loads(result.stdout)["error"]
+    assert (error["kind"], error["exit_code"]) == ("interrupted", 130)
+    assert error["message"].endswith("m.fit/stud_tray holds features of 4 training samples")
+    assert result.stderr == f"error: {error['message']}\n"
+
+
+def test_sigterm(parts: Path, tmp_path: Path) -> None:
+    """Of a real process, and through a library that makes another error of it."""
+    script = (
+        "import os, signal, sys\n"
+        "from mmad_bank import MemoryBank\n"
+        "from mmad_bank.cli import main\n"
+        "def build(*arguments, **options):\n"
+        "    try:\n        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    except BaseException as error:\n        raise ImportError('cannot import') from error\n"
+        "MemoryBank.build = build\n"
+        "main()\n"
+    )
+    command = ["fit", "patchcore", str(parts / "prepared"), "--categories", "stud_tray", "--out", str(tmp_path / "m")]
+    done = subprocess.run([sys.executable, "-c", script, *command, *SMALL], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (143, "")
+    assert done.stderr == (
+        "error: terminated; the same command goes on from here:"
+        f" {tmp_path}/m.fit/stud_tray holds features of 4 training samples\n"
+    )
