@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import mmad_bank
-from mmad_bank.cli import bank, bench, data, demo, evaluation, info, methods, tune
+from mmad_bank.cli import bank, bench, data, demo, evaluation, info, methods, predict, tune
 from mmad_bank.cli._group import Group
 
 app = typer.Typer(
@@ -45,6 +45,7 @@ info.register(app)
 data.register(app)
 methods.register(app)
 evaluation.register(app)
+predict.register(app)
 bench.register(app)
 tune.register(app)
 demo.register(app)

@@ -35,7 +35,7 @@ FORMER_OPTIONS = {
     "fit": {"--embedded": "--bundled", "--category": "--categories"},
     "evaluate": {"--category": "--categories"},
     "extract": {"--categories": "--category"},
-    "predict": {"--categories": "--category"},
+    "predict": {"--category": "--categories"},
 }
 """By command, spellings of options that are taken and not shown: former ones, and those of other commands."""
 

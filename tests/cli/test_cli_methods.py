@@ -205,6 +205,80 @@ def test_predict_files_and_folder(parts: Path, model: Path, tmp_path: Path) -> N
         assert np.array_equal(values, np.load(tmp_path / "all" / record.id / "map.npy"))
 
 
+@pytest.fixture(scope="module")
+def models(parts: Path) -> Path:
+    """PatchCore with an untrained network, of each category."""
+    out = parts / "models"
+    facts("fit", "patchcore", parts / "prepared", "--out", out, *SMALL)
+    return out
+
+
+def test_predict_takes_one_model_per_category(parts: Path, models: Path, tmp_path: Path) -> None:
+    data, names = parts / "prepared", ["chip_cookie", "stud_tray"]
+    alone: dict[str, float] = {}
+    for name in names:
+        one = facts("predict", models / name, data, "--category", name, "--out", tmp_path / name)
+        assert (one["colour_scales"], len(one["samples"])) == ({}, 6)
+        alone |= {sample["id"]: sample["score"] for sample in one["samples"]}
+    both = facts("predict", models, data, "--out", tmp_path / "both", "--maps", tmp_path / "maps")
+    assert {one["id"]: one["score"] for one in both["samples"]} == pytest.approx(alone, rel=1e-5)
+    scales = {name: methods.load(models / name).map_scale_ for name in names}
+    assert both["colour_scales"] == {name: list(scale.limits()) for name, scale in scales.items() if scale}
+    assert both["colour_scale"] is None
+    for name in names:
+        there = sorted(path.relative_to(tmp_path / name) for path in (tmp_path / name).rglob("*.png"))
+        again = sorted(path.relative_to(tmp_path / "both") for path in (tmp_path / "both" / name).rglob("*.png"))
+        assert again == there, "the places of one category alone"
+        for path in there:
+            assert (tmp_path / "both" / path).read_bytes() == (tmp_path / name / path).read_bytes(), "its own colours"
+    assert sorted(path.name for path in (tmp_path / "both").iterdir()) == names
+    assert {path.relative_to(tmp_path / "maps").parts[0] for path in (tmp_path / "maps").rglob("*.tiff")} == set(names)
+    some = facts("predict", models, data, "--categories", "stud_tray, chip_cookie", "--out", tmp_path / "some")
+    assert [one["id"].split("/")[0] for one in some["samples"]] == ["stud_tray"] * 6 + ["chip_cookie"] * 6
+
+
+def test_predict_chooses_categories_as_evaluate_does(parts: Path, models: Path, model: Path, tmp_path: Path) -> None:
+    data, out = parts / "prepared", ("--out", tmp_path / "out", "--overwrite")
+    result = call("predict", model, data, *out)  # of all categories those that the model was fitted on
+    assert result.exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["stud_tray"]
+    words = ("predict", models, data, *out, "--categories", "stud_tray,moon")
+    assert f"--categories: {models} has models of chip_cookie, stud_tray, found 'moon'" in refused(*words)
+    assert "--categories: expected one of" in refused("predict", model, data, *out, "--categories", "moon")
+    one = shutil.copytree(models / "stud_tray", tmp_path / "some" / "stud_tray").parent
+    result = call("predict", one, data, *out)
+    assert result.exit_code == 0, result.output
+    assert result.stderr == f"note: {one} has no model of chip_cookie, which is not scored\n"
+    assert len(facts("predict", models, data / "stud_tray", *out)["samples"]) == 6, "a category's own folder"
+    (one / "stud_tray").rename(one / "bolt")
+    assert f"{one}: has models of bolt, found none of them in {data}" in refused("predict", one, data, *out)
+
+
+def test_predict_of_files_needs_to_know_the_category(parts: Path, models: Path, tmp_path: Path) -> None:
+    record = open_dataset(parts / "prepared", "stud_tray", "test").records[0]
+    command = ("predict", models, record.rgb, record.xyz, "--out", tmp_path / "out")
+    words = f"--categories: expected the category that the files are of, found none; {models} has models of chip_cookie"
+    assert words in refused(*command)
+    assert "found several" in refused(*command, "--categories", "stud_tray,chip_cookie")
+    (one,) = facts(*command, "--categories", "stud_tray")["samples"]
+    assert one["folder"] == str(tmp_path / "out")
+    (other,) = facts("predict", models / "stud_tray", record.rgb, record.xyz, "--out", tmp_path / "alone")["samples"]
+    assert one["score"] == other["score"]
+
+
+def test_a_category_whose_model_cannot_be_used_is_left_out(parts: Path, models: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(models, tmp_path / "models"))
+    (damaged / "chip_cookie" / "model.json").write_text("{")
+    result = call("predict", damaged, parts / "prepared", "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 3
+    found = json.loads(result.stdout)
+    assert (list(found["left_out"]), len(found["samples"])) == (["chip_cookie"], 6)
+    assert result.stderr.startswith("left out: chip_cookie: ")
+    (damaged / "stud_tray" / "model.json").write_text("{")
+    result = call("predict", damaged, parts / "prepared", "--out", tmp_path / "none")
+    assert (result.exit_code, result.stdout, (tmp_path / "none").exists()) == (2, "", False)
+
+
 def test_colours_are_the_models(parts: Path, model: Path, tmp_path: Path) -> None:
     record = open_dataset(parts / "prepared", "stud_tray", "test").records[0]
     command = ("predict", model, record.rgb, record.xyz, "--out", tmp_path / "one")

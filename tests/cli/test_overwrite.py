@@ -226,8 +226,8 @@ def test_a_stopped_prediction_goes_on(place: Path, tmp_path: Path) -> None:
     command = ["predict", str(place / "model"), str(place / "data"), "--out", str(tmp_path / "p")]
     script = (
         "import os, signal, sys, mmad_bank.cli as c\n"
-        "from mmad_bank.cli import evaluation\n"
-        "evaluation._draw_overlay = lambda *x: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from mmad_bank.cli import predict\n"
+        "predict._draw_overlay = lambda *x: os.kill(os.getpid(), signal.SIGKILL)\n"
         "sys.argv = ['mmad-bank', *sys.argv[1:]]\nc.main()\n"
     )
     killed = subprocess.run([sys.executable, "-c", script, *command], capture_output=True, check=False)
@@ -252,7 +252,7 @@ def test_an_evaluation_stopped_between_its_outputs_goes_on(
 
     options = ["--report", tmp_path / "report", "--out", tmp_path / "out.json"]
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "_write_text", stop)
+        patch.setattr(evaluation, "write_text", stop)
         assert call("evaluate", place / "model", place / "data", *options).exit_code == 130
     assert (tmp_path / "report" / "index.html").exists()
     other = call("evaluate", place / "model", place / "data", "--report", tmp_path / "report")

@@ -1,0 +1,365 @@
+"""The command that scores samples of which no truth is known: predict."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from mmad_bank._files import replacing
+from mmad_bank._json import json_text
+from mmad_bank._progress import doing, progress_bar, within
+from mmad_bank.cli._options import Device, Json, Layout, Overwrite, TrustIndex, Units, check_device, parse_names
+from mmad_bank.cli._output import (
+    check_output_folder,
+    emit,
+    end,
+    is_unfinished,
+    seconds,
+    show_progress,
+    unfinished,
+)
+from mmad_bank.cli._swapped import check_model_first, check_picture_first
+from mmad_bank.cli.evaluation import MANIFEST, Force, ModelFolder, check_models, choose_models, models_in, write_text
+from mmad_bank.errors import InputError, MmadBankError, NoneUsableError
+
+if TYPE_CHECKING:
+    from mmad_bank.data import Sample, SampleDataset
+    from mmad_bank.methods import Method, Prediction
+
+_Read = Callable[[], "Sample | Path"]
+_Samples = list[tuple[str, _Read]]
+"""Ids, and functions that read the samples."""
+_WRITTEN = ("score.json", "map.npy", "image.png", "overlay.png")
+"""Of each sample that is predicted."""
+_NO_FRAME = (
+    "prepared by an older version, which did not note the pictures' sizes: the map is in the prepared square's pixels;"
+    " prepare the data again for maps in the pictures'"
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command()(predict)
+
+
+def predict(
+    model: ModelFolder,
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RGB XYZ...",
+            help="Files of one sample or several, a picture whose point cloud lies beside it, or a data set's folder.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder to write score.json, map.npy, image.png and overlay.png to, OUT/ID for several samples; an ID"
+            " of a data set begins with the category.",
+            show_default=False,
+        ),
+    ],
+    maps: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to write each map to as well, MAPS/ID.tiff, as MVTec's evaluation reads them.",
+            show_default=False,
+        ),
+    ] = None,
+    categories: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,...", help="Categories to take of a data set (default: those of MODEL).", show_default=False
+        ),
+    ] = None,
+    split: Annotated[
+        Literal["train", "validation", "test"], typer.Option(help="Split to score, of a data set.")
+    ] = "test",
+    scale: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            help="Scores that the first and the last colour stand for (default: the model's).", show_default=False
+        ),
+    ] = None,
+    explain: Annotated[
+        int, typer.Option(help="Number of normal patches to name for the worst patch of each bank.")
+    ] = 4,
+    layout: Layout = "auto",
+    units: Units = None,
+    trust_index: TrustIndex = False,
+    device: Device = "cpu",
+    force: Force = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Score samples that no truth is known of: image score, anomaly map, and the normal patches that explain them.
+
+    Maps, overlays and the places of patches are in the pixels of the picture, image.png: padding and resizing are
+    undone. Samples that cannot be used are named and left out, as are, of several, categories whose model cannot score
+    them. After a crash the same command may be given again; whatever else would be replaced needs --overwrite.
+    """
+    check_model_first("predict", model, inputs, "MODEL RGB XYZ" if len(inputs) > 1 else "MODEL DATASET")
+    target = str(check_device(device))
+    if scale is not None and not (math.isfinite(scale[0]) and math.isfinite(scale[1]) and scale[0] < scale[1]):
+        raise InputError(f"--scale: expected two numbers, the lower first, found {scale[0]:g} {scale[1]:g}")
+    if explain < 0:
+        raise InputError(f"--explain: expected at least 0, found {explain}")
+    groups = _groups(model, inputs, parse_names(categories), split, layout, units)
+    samples = [name for group in groups for name, _ in group.samples]
+    job = {"predict": [str(path.resolve()) for path in (model, *inputs)], "category": categories, "split": split}
+    job |= {"units": units} if units else {}
+    written = [str(Path(name if len(samples) > 1 else ".", file)) for name in samples for file in _WRITTEN]
+    mine, read = overwrite or is_unfinished(out, job), (model, *inputs)
+    check_output_folder(out, "--out", outputs=written, inputs=read, overwrite=mine)
+    if maps is not None:
+        check_output_folder(maps, "--maps", outputs=[f"{name}.tiff" for name in samples], inputs=read, overwrite=mine)
+    run = _Predicting(out, maps, len(samples) > 1, scale, explain, target, trust_index, force, show_progress(as_json))
+    alone = run.load(groups[0]) if len(groups) == 1 else None  # refused before anything is written
+    begin = time.perf_counter()
+    with unfinished(out, job):
+        if alone is None:
+            run.predict_categories(groups)
+        else:
+            run.predict(groups[0], alone)
+        if not run.results:
+            raise NoneUsableError("", run.failed)
+    taken = time.perf_counter() - begin
+    for line in dict.fromkeys(note for one in run.results for note in one["notes"]):
+        print(f"note: {line}", file=sys.stderr)
+    result = {
+        "model": str(model), "samples": run.results, "left_out": run.failed,
+        "colour_scale": None if alone is None else run.scales[groups[0].name],
+        "colour_scales": run.scales if alone is None else {}, "seconds": taken,
+    }  # fmt: skip
+    rows = {one["id"]: f"{one['score']:.4f}  {one['folder']}" for one in run.results}
+    emit(result, {**rows, "time": seconds(taken)}, title=f"scored into {out}", as_json=as_json)
+    end(run.failed)
+
+
+@dataclass
+class _Group:
+    """Samples that one model scores.
+
+    Attributes:
+        name: The category; empty where there is one model only.
+        model: Its folder.
+        samples: Ids, and functions that read them.
+        datasets: What they are of, by name; nothing for single files.
+    """
+
+    name: str
+    model: Path
+    samples: _Samples
+    datasets: list[tuple[str, SampleDataset]]
+
+
+def _groups(
+    model: Path, inputs: Sequence[Path], categories: list[str] | None, split: str, layout: str, units: str | None
+) -> list[_Group]:
+    """Find the model of every sample."""
+    if len(inputs) != 1 or not inputs[0].is_dir():
+        return [_Group("", _model_of_files(model, categories), list(_files(inputs, units)), [])]
+    from mmad_bank.data import categories_of, open_dataset
+
+    place, there = inputs[0], categories_of(inputs[0], layout)
+    chosen = choose_models(model, place, categories, layout)
+    by_model: dict[Path, list[str]] = {}
+    for name, folder in chosen.items():
+        if categories or name in there:
+            by_model.setdefault(folder, []).append(name)
+    if not by_model:
+        raise InputError(f"{model}: has models of {', '.join(chosen)}, found none of them in {place}")
+    for name in there if categories is None else ():
+        if name not in chosen:
+            print(f"note: {model} has no model of {name}, which is not scored", file=sys.stderr)
+    groups = []
+    for folder, names in by_model.items():
+        # All categories at once: some may lack the split.
+        wanted = [None] if categories is None and names == there else names
+        opened = [open_dataset(place, name, split, layout, units=units) for name in wanted]
+        samples: _Samples = [
+            (record.id, partial(dataset.__getitem__, number))
+            for dataset in opened
+            for number, record in enumerate(dataset.records)
+        ]
+        groups.append(
+            _Group(names[0] if len(by_model) > 1 else "", folder, samples, [(str(place), one) for one in opened])
+        )
+    return groups
+
+
+def _model_of_files(model: Path, categories: list[str] | None) -> Path:
+    """Return the model that scores files, whose category nothing tells but the user."""
+    found = {} if (model / MANIFEST).is_file() else models_in(model)
+    if not found:
+        return model  # whoever loads it says what is missing
+    names = categories or list(found)
+    check_models(model, names, found)
+    if len(names) > 1:
+        raise InputError(
+            f"--categories: expected the category that the files are of, found {'several' if categories else 'none'};"
+            f" {model} has models of {', '.join(found)}"
+        )
+    return found[names[0]]
+
+
+def _colour_scale(model: Path, method: Method, results: list[dict[str, Any]]) -> tuple[float, float]:
+    """Return the scores of the first and last colour: the model's, or else the samples' own, which is said."""
+    if method.map_scale_ is not None:
+        return method.map_scale_.limits()
+    print(f"{model}: has no colour scale of normal images; colours go from these samples' lowest to highest score",
+          file=sys.stderr)  # fmt: skip
+    return min(one["map_range"][0] for one in results), max(one["map_range"][1] for one in results)
+
+
+def _files(paths: Sequence[Path], units: str | None) -> Iterator[tuple[str, _Read]]:
+    """Yield ids of samples given by their files, and functions that read them."""
+    from mmad_bank.data import open_sample
+    from mmad_bank.methods.inputs import cloud_beside
+
+    if len(paths) == 1:
+        picture, cloud = paths[0], cloud_beside(paths[0])
+        # Whether a picture alone does, the method knows.
+        yield picture.stem, partial(open_sample, picture, cloud, units=units) if cloud else lambda: picture
+        return
+    if len(paths) % 2:
+        raise InputError(
+            f"RGB XYZ: expected pairs of files, a picture or a data set's folder, found {len(paths)} files"
+        )
+    names: set[str] = set()
+    for rgb, xyz in zip(paths[::2], paths[1::2], strict=True):
+        check_picture_first(rgb, xyz)
+        name, number = rgb.stem, len(names)
+        while name in names:
+            name, number = f"{rgb.stem}-{number}", number + 1
+        names.add(name)
+        yield name, partial(open_sample, rgb, xyz, units=units)
+
+
+@dataclass
+class _Predicting:
+    """What ``predict`` does with every sample, and what it has done."""
+
+    out: Path
+    maps: Path | None
+    several: bool
+    scale: tuple[float, float] | None
+    explain: int
+    device: str
+    trust_index: bool
+    force: bool
+    progress: bool
+    results: list[dict[str, Any]] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    scales: dict[str, list[float]] = field(default_factory=dict)
+
+    def load(self, group: _Group) -> Method:
+        """Load a group's model, and refuse samples that it was not made for."""
+        from mmad_bank import methods
+
+        with doing(f"loading {group.model}"):
+            method = methods.load(group.model, self.device, trust_index=self.trust_index)
+        for name, dataset in group.datasets if not self.force else ():
+            method.check(dataset, name)
+        return method
+
+    def predict_categories(self, groups: list[_Group]) -> None:
+        """Score category after category; one whose model cannot be used is left out."""
+        for number, group in enumerate(groups, 1):
+            with within(group.name, number, len(groups)):
+                try:
+                    method = self.load(group)
+                except MmadBankError as error:
+                    self.failed[group.name] = f"{group.name}: {error}"
+                else:
+                    self.predict(group, method)
+
+    def predict(self, group: _Group, method: Method) -> None:
+        """Score a group's samples, and draw their overlays in the model's colours."""
+        results = self._score(method, group.samples)
+        if not results:
+            return
+        limits = self.scale or _colour_scale(group.model, method, results)
+        with doing("drawing overlays"):
+            for one in results:
+                _draw_overlay(Path(one["folder"]), limits)
+        self.results += results
+        self.scales[group.name] = list(limits)
+
+    def _score(self, method: Method, samples: _Samples) -> list[dict[str, Any]]:
+        """Score and write samples one by one; return what is said of them, and note why others are left out."""
+        from mmad_bank.data._images import write_map
+
+        results: list[dict[str, Any]] = []
+        bar = progress_bar("scoring samples", len(samples)) if self.progress else nullcontext(lambda done: None)
+        with bar as report:
+            for number, (name, read) in enumerate(samples, 1):
+                folder = self.out / name if self.several else self.out
+                try:
+                    prediction = method.predict(read(), force=self.force)
+                except InputError as error:
+                    self.failed[name] = " ".join(str(error).split())
+                else:
+                    results.append(_write_prediction(folder, name, method, prediction, self.explain))
+                    if self.maps is not None:
+                        write_map(self.maps / f"{name}.tiff", prediction.map.numpy())
+                report(number)
+        return results
+
+
+def _write_prediction(folder: Path, name: str, method: Method, prediction: Prediction, n: int) -> dict[str, Any]:
+    """Write a sample's map.npy, its picture, and score.json."""
+    import numpy as np
+
+    from mmad_bank._pictures import rgb_picture
+    from mmad_bank.data._images import write_png
+
+    folder.mkdir(parents=True, exist_ok=True)
+    notes = list(prediction.notes)
+    if prediction.sample.frame is None:
+        notes.append(_NO_FRAME)
+    values = prediction.map.numpy()
+    with replacing(folder / "map.npy") as beside:
+        np.save(beside, values)
+    write_png(folder / "image.png", rgb_picture(prediction.original))
+    result = {
+        "id": name,
+        "folder": str(folder),
+        "score": prediction.score,
+        "size": list(prediction.size),
+        "notes": notes,
+        "parts": {part: one.score for part, one in prediction.parts.items()},
+        "map_range": [float(values.min()), float(values.max())],
+        "explanation": {part: _explain(method, prediction, part, n) for part in prediction.parts} if n else {},
+    }
+    write_text(folder / "score.json", json_text(result))
+    return result
+
+
+def _explain(method: Method, prediction: Prediction, part: str, n: int) -> dict[str, Any]:
+    """Name the normal patches that are nearest to a part's worst patch."""
+    place, grid = prediction.parts[part].worst, prediction.parts[part].grid
+    reasons = method.explain(prediction, part, place=place, n=n)
+    nearest = [{"sample": one.sample, "place": one.place, "box": one.box, "distance": one.distance} for one in reasons]
+    box = prediction.box(part, place)
+    return {"worst_patch": place, "grid": list(grid), "box": box, "nearest_normal_patches": nearest}
+
+
+def _draw_overlay(folder: Path, limits: tuple[float, float]) -> None:
+    """Draw a sample's overlay from its map and image."""
+    import numpy as np
+
+    from mmad_bank._pictures import overlay
+    from mmad_bank.data._images import read_rgb, write_png
+
+    write_png(folder / "overlay.png", overlay(read_rgb(folder / "image.png"), np.load(folder / "map.npy"), limits))
