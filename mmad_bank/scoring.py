@@ -7,6 +7,7 @@ it got elsewhere.
 from __future__ import annotations
 
 from functools import lru_cache
+from numbers import Real
 from typing import Literal, get_args
 
 import torch
@@ -33,6 +34,12 @@ def check_reweight(reweight: str, n_neighbors: int | None) -> int:
     least = 2 if reweight == "m3dm" else 1
     why = "m3dm needs a neighbour besides m* itself" if least == 2 else "m* itself counts"
     return check_index(n_neighbors, "n_neighbors", least, 2**31 - 1, why)
+
+
+def check_sigma(sigma: float) -> None:
+    """Say what is wrong with a Gaussian's standard deviation."""
+    if isinstance(sigma, bool) or not isinstance(sigma, Real) or not 0 <= float(sigma) < float("inf"):
+        raise InputError(f"sigma: expected a finite number of at least 0, found {sigma!r}")
 
 
 def image_score(largest: Tensor, neighbor_distances: Tensor, dim: int, reweight: Reweight = "m3dm") -> Tensor:
@@ -110,8 +117,7 @@ def anomaly_map(
             f"patch_scores: expected {grid[0]} x {grid[1]} = {grid[0] * grid[1]} scores an image as the grid has,"
             f" found {scores.shape[1]}"
         )
-    if not 0 <= sigma < float("inf"):
-        raise InputError(f"sigma: expected a finite number of at least 0, found {sigma!r}")
+    check_sigma(sigma)
     rows, columns = (
         _enlarge_and_blur_on(int(n_in), int(n_out), float(sigma), scores.device)
         for n_in, n_out in zip(grid, size, strict=True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mmad_bank import scoring
+from mmad_bank._checks import check_index
 from mmad_bank._progress import progress_bar, within
 from mmad_bank._stages import Stages
 from mmad_bank._tensor_files import new_array
@@ -21,6 +22,7 @@ from mmad_bank._torch_state import plain_torch
 from mmad_bank.adaptation.lsfa import FeatureAdaptation
 from mmad_bank.bank import MemoryBank, MultiBank, Scores
 from mmad_bank.bank.provenance import Origin, Source
+from mmad_bank.bank.selection import coreset_size
 from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.sample import Sample
 from mmad_bank.errors import InputError
@@ -31,6 +33,7 @@ from mmad_bank.methods._dumps import IMAGES_AT_ONCE, Dumps, extract_split
 from mmad_bank.methods._scale import FUSED, distances_to_others, spread
 from mmad_bank.methods.base import Method, Part, Prediction, Reason, Samples
 from mmad_bank.methods.prediction import check_place
+from mmad_bank.ops.knn import check_precision
 
 
 class BankMethod(Method):
@@ -65,6 +68,18 @@ class BankMethod(Method):
         self.adaptation_ = None
         self._described = None
         self._split_frames = {}
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        scoring.check_sigma(self.sigma)
+        coreset_size(1, self.ratio, None)
+        scoring.check_reweight(self.reweight, self.n_neighbors)
+        check_precision(self.storage, "storage")
+        if self.projection_dim is None:
+            return
+        check_index(self.seed, "seed", 0, 2**63 - 1, "the projection takes no negative seed")
+        if self.projection_dim != "auto":
+            check_index(self.projection_dim, "projection_dim", 1, 2**31 - 1, "the length of a projected vector")
 
     # What a method defines.
 

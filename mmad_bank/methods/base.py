@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeVar, overload
 import torch
 from torch import Tensor
 
+from mmad_bank._checks import check_index
 from mmad_bank._decoding import decoding
 from mmad_bank._files import read_folder, replacing_folder
 from mmad_bank._stages import Stages
@@ -94,8 +95,13 @@ class Method(ABC):
 
     def _begin(self) -> None:
         """Make an unfitted method of stored arguments (constructors call it last)."""
+        self._check_arguments()
         self.train_ids_, self.skipped_, self.preprocessing_, self.map_scale_ = [], {}, None, None
         self.categories_, self.frames_ = [], []
+
+    def _check_arguments(self) -> None:
+        """Refuse what would otherwise be found out when the features have been extracted, or the networks trained."""
+        check_index(self.seed, "seed", -(2**63), 2**63 - 1, "64 bits")
 
     # The interface.
 

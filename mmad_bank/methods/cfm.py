@@ -176,6 +176,10 @@ class CFM(Method):
             raise InputError("rgb_to_xyz_weights and xyz_to_rgb_weights: expected two files, or 'train' for both")
         self._begin()
 
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        scoring.check_sigma(self.sigma)
+
     # Sections 3.1 and 3.4: features, of transformers that end early.
 
     def _networks(self, weights: str | None) -> dict[str, nn.Module]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmad_bank import scoring
 from mmad_bank._checkpoints import load_matching, read_torch
 from mmad_bank._progress import progress_bar
 from mmad_bank._stages import Stages
@@ -169,6 +170,10 @@ class MDSS(Method):
                 choices = ", ".join(get_args(allowed))
                 raise InputError(f"{argument}: expected one of {choices}, found {getattr(self, argument)!r}")
         self._begin()
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        scoring.check_sigma(self.sigma)
 
     def _begin(self) -> None:
         super()._begin()

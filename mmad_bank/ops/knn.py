@@ -122,10 +122,10 @@ def knn(queries: ArrayLike, bank: ArrayLike, k: int = 1, *, precision: Precision
     return SearchIndex(bank, precision=precision).search(queries, k)
 
 
-def check_precision(precision: str) -> Precision:
+def check_precision(precision: str, name: str = "precision") -> Precision:
     """Return ``precision``, or say which there are."""
     if precision not in get_args(Precision):
-        raise InputError(f"precision: expected one of {', '.join(get_args(Precision))}, found {precision!r}")
+        raise InputError(f"{name}: expected one of {', '.join(get_args(Precision))}, found {precision!r}")
     return precision  # type: ignore[return-value]
 
 
