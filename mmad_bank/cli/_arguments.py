@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, Union, get_args, get_origin
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from mmad_bank.errors import InputError, did_you_mean
 from mmad_bank.methods.base import Method
 
 _SCALARS = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "none"}
+_OPTIONS = ("seed", "device", "few_shot", "categories", "layout", "units", "workdir")
+"""What fit has options for, as parameters."""
+_OTHER_SPELLINGS = {"neighbors": "n_neighbors", "normalize_for": "normalise_for"}
+"""Arguments by the names that options have for them."""
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -22,35 +26,56 @@ def _parse_float(text: str) -> float:
 _NUMBERS: dict[Any, Callable[[str], Any]] = {int: int, float: _parse_float}
 
 
-def parse_settings(method: type[Method], settings: Sequence[str]) -> dict[str, Any]:
+class Settings(NamedTuple):
+    """What ``--set`` says."""
+
+    arguments: dict[str, Any]
+    """Of the constructor, by their names in Python."""
+    spelled: dict[str, str]
+    """By the same names, ``--set NAME`` as the user has spelt it; for messages."""
+
+
+def parse_settings(method: type[Method], settings: Sequence[str]) -> Settings:
     """Read ``NAME=VALUE`` words as arguments of a method's constructor.
 
-    Sequences are words joined by commas, None is ``none``.
+    Names may be spelt as options are (``image-size``, ``neighbors``). Sequences are words joined by commas, None is
+    ``none``.
 
     Raises:
         InputError: A word has no ``=``, the method has no such argument, or the value is of another type.
     """
     hints = argument_types(method)
-    arguments: dict[str, Any] = {}
+    found = Settings({}, {})
     for setting in settings:
-        name, equals, text = setting.partition("=")
-        name = name.strip()
+        word, equals, text = setting.partition("=")
+        word = word.strip()
         if not equals:
             raise InputError(f"--set: expected NAME=VALUE, found {setting!r}")
+        name = word.replace("-", "_")
+        name = _OTHER_SPELLINGS.get(name, name)
         if name not in hints:
-            near = did_you_mean(name, hints)
-            raise InputError(f"--set: {method.name} has no argument {name!r}{near}; it has {', '.join(hints)}")
+            raise InputError(_word_unknown(method, word, hints))
         try:
-            arguments[name] = parse(text.strip(), hints[name])
+            found.arguments[name] = parse(text.strip(), hints[name])
         except ValueError:
-            raise InputError(f"--set {name}: expected {describe(hints[name])}, found {text!r}") from None
-    return arguments
+            raise InputError(f"--set {word}: expected {describe(hints[name])}, found {text!r}") from None
+        found.spelled[name] = f"--set {word}"
+    return found
+
+
+def _word_unknown(method: type[Method], word: str, hints: Iterable[str]) -> str:
+    """Word that a method has no such argument; those that it has are spelt as the word is."""
+    message = f"--set: {method.name} has no argument {word!r}"
+    if word.replace("-", "_") in _OPTIONS:
+        return f"{message}; expected the option --{word.replace('_', '-')} of fit"
+    names = [name.replace("_", "-") if "-" in word else name for name in hints]
+    return f"{message}{did_you_mean(word, names)}; it has {', '.join(names)}"
 
 
 def argument_types(method: type[Method]) -> dict[str, Any]:
     """Return the types of a method's constructor arguments by name, ``device`` and ``seed`` left to their options."""
     hints = typing.get_type_hints(method.__init__)
-    return {name: hints.get(name, str) for name in method.argument_names() if name not in ("device", "seed")}
+    return {name: hints.get(name, str) for name in method.argument_names() if name not in _OPTIONS}
 
 
 def parse(text: str, hint: Any) -> Any:

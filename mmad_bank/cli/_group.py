@@ -11,7 +11,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -122,6 +123,22 @@ def in_shell(message: str, options: Mapping[str, str]) -> str:
     message = _BOTH_WAYS.sub(r"\1", message)
     names = _NAMES.match(message)
     return message if names is None else re.sub(r"(?!and\b)\b[a-z_]+", spell, names[0]) + message[names.end() :]
+
+
+@contextmanager
+def spelling(names: Mapping[str, str]) -> Iterator[None]:
+    """Put what the user has typed in errors about parameters of a call.
+
+    Args:
+        names: By the parameters.
+    """
+    try:
+        yield
+    except InputError as error:
+        worded = in_shell(str(error), names)
+        if type(error) is not InputError or worded == str(error):
+            raise
+        raise InputError(worded) from error
 
 
 def _options_of(command: Any) -> dict[str, str]:

@@ -246,7 +246,7 @@ def fit(
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="Set an argument of the method's constructor, such as ratio=10%; repeatable.",
+            help="Set an argument of the method's constructor, such as ratio=10% or image-size=256; repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -311,18 +311,23 @@ class _Job:
         self.keep = workdir is not None
         self.few_shot, self.seed, self.progress = few_shot, seed, progress
         self.arguments: dict[str, Any] = {}
+        self.spelled: dict[str, str] = {}
         self.splits: dict[str, tuple[SampleDataset, SampleDataset | None]] = {}
 
     def choose_arguments(self, settings: list[str], embedded: bool, device: str) -> None:
         """Put the constructor's arguments together; what --set says comes last. The constructor checks them."""
         from mmad_bank.cli._arguments import parse_settings
+        from mmad_bank.cli._group import spelling
         from mmad_bank.embedded import embedded_arguments
 
         arguments = embedded_arguments(self.method) if embedded else {}
         names = self.method.argument_names()
         arguments |= {n: v for n, v in (("seed", self.seed), ("device", device)) if n in names}
-        self.arguments = {**arguments, **parse_settings(self.method, settings)}
-        self.make()
+        chosen = parse_settings(self.method, settings)
+        self.arguments = {**arguments, **chosen.arguments}
+        self.spelled = chosen.spelled
+        with spelling(self.spelled):
+            self.make()
 
     def make(self) -> Method:
         """Return the method, not fitted."""
@@ -381,11 +386,12 @@ class _Job:
     def run(self) -> list[dict[str, Any]]:
         """Fit and save what has not been saved by an earlier run of the same job."""
         from mmad_bank._stages import Stages
+        from mmad_bank.cli._group import spelling
 
         stages = Stages(self.workdir, self._fingerprint())
         models = []
         for number, category in enumerate(self.splits, 1):
-            with within(category, number, len(self.splits)):
+            with within(category, number, len(self.splits)), spelling(self.spelled):
                 models.append(self._fit_once(category, stages))
         return models
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any, Literal, Optional
 
 import pytest
+from typer.testing import CliRunner
 
+from mmad_bank.cli import app
 from mmad_bank.cli._arguments import argument_types, describe, parse, parse_settings
+from mmad_bank.cli._group import spelling
 from mmad_bank.embedded import embedded_arguments
-from mmad_bank.errors import InputError
+from mmad_bank.errors import InputError, NoneUsableError
 from mmad_bank.methods import method_class, names
 
 
@@ -62,13 +65,71 @@ def test_every_method_can_be_set(name: str) -> None:
 
 def test_errors_name_the_argument() -> None:
     method = method_class("m3dm")
-    assert parse_settings(method, ["ratio=0.05", "banks=rgb,xyz"]) == {"ratio": 0.05, "banks": ("rgb", "xyz")}
+    found = parse_settings(method, ["ratio=0.05", "banks=rgb,xyz"])
+    assert found.arguments == {"ratio": 0.05, "banks": ("rgb", "xyz")}
     for setting, message in (
         ("ratio", "expected NAME=VALUE, found 'ratio'"),
         ("rato=1", r"has no argument 'rato' \(did you mean 'ratio'\?\); it has rgb, "),
         ("ratio=big", "--set ratio: expected a number, found 'big'"),
         ("projection_dim=x", "expected an integer or auto or none, found 'x'"),
-        ("seed=1", "no argument 'seed'"),
+        ("seed=1", "no argument 'seed'; expected the option --seed of fit"),
+        ("few-shot=1", "no argument 'few-shot'; expected the option --few-shot of fit"),
+        ("few_shot=1", "no argument 'few_shot'; expected the option --few-shot of fit"),
+        ("image-size=big", "--set image-size: expected an integer, found 'big'"),
+        ("image_size=big", "--set image_size: expected an integer, found 'big'"),
+        ("imgae-size=3", r"no argument 'imgae-size' \(did you mean 'image-size'\?\); it has rgb, rgb-weights, "),
+        ("imgae_size=3", r"no argument 'imgae_size' \(did you mean 'image_size'\?\); it has rgb, rgb_weights, "),
     ):
         with pytest.raises(InputError, match=message):
             parse_settings(method, [setting])
+
+
+@pytest.mark.parametrize("name", names())
+def test_names_may_be_spelt_as_options(name: str) -> None:
+    """Every argument by its name in Python and with dashes; what the user has typed is kept for messages."""
+    method = method_class(name)
+    text = {int: "3", float: "3", bool: "yes"}
+    for argument, hint in argument_types(method).items():
+        for word in (argument, argument.replace("_", "-")):
+            try:
+                found = parse_settings(method, [f"{word}={text.get(hint, 'none')}"])
+            except InputError as error:
+                assert str(error).startswith(f"--set {word}: expected")  # noqa: PT017
+            else:
+                assert list(found.arguments) == [argument]
+                assert found.spelled == {argument: f"--set {word}"}
+
+
+def test_names_that_options_have() -> None:
+    assert parse_settings(method_class("m3dm"), ["neighbors=5"]).arguments == {"n_neighbors": 5}
+    assert parse_settings(method_class("patchcore"), ["n-neighbors=5"]).arguments == {"n_neighbors": 5}
+    cfm = method_class("cfm")
+    for word in ("normalize-for", "normalise_for"):
+        assert parse_settings(cfm, [f"{word}=p_auroc"]).arguments == {"normalise_for": "p_auroc"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("ratio=2",), "--set ratio: expected"),
+        (("neighbors=0",), "--set neighbors: expected 1 to"),
+        (("n_neighbors=0",), "--set n_neighbors: expected 1 to"),
+        (("projection-dim=-1",), "--set projection-dim: expected 1 to"),
+        (("projection_dim=-1",), "--set projection_dim: expected 1 to"),
+        (("reweight=max", "sigma=-1"), "--set sigma: expected"),
+    ],
+)
+def test_errors_of_the_constructor_show_what_was_typed(settings: tuple[str, ...], message: str) -> None:
+    words = [word for setting in settings for word in ("--set", setting)]
+    result = CliRunner().invoke(app, ["fit", "patchcore", "nowhere", "--out", "model", *words])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: {message}"), result.stderr
+
+
+def test_later_errors_show_what_was_typed() -> None:
+    """Only the arguments that were set: others are not the user's words."""
+    spelled = {"num_groups": "--set num-groups"}
+    with pytest.raises(InputError, match=r"^--set num-groups and group_size: expected 3"), spelling(spelled):
+        raise InputError("num_groups and group_size: expected 3")
+    with pytest.raises(NoneUsableError, match=r"^rgb: none"), spelling({"rgb": "--set rgb"}):
+        raise NoneUsableError("rgb: none", {"a": "b"})
