@@ -83,6 +83,15 @@ def replacing(path: AnyPath) -> Iterator[Path]:
         os.close(handle)
 
 
+def write_text(path: AnyPath, text: str) -> None:
+    """Write a UTF-8 text file, whole or not at all, as :func:`replacing` does.
+
+    Names of files whose bytes are no UTF-8 are escaped, as they are on a terminal.
+    """
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
 @contextmanager
 def replacing_folder(path: AnyPath) -> Iterator[Path]:
     """Yield the path of a fresh, empty folder beside the target; put it in the target's place when the block ends well.

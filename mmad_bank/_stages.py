@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mmad_bank._files import replacing
+from mmad_bank._files import replacing, write_text
 from mmad_bank._kept import tell
 from mmad_bank._manifest import Manifest, read_json
 from mmad_bank.errors import FormatError, InputError
@@ -81,8 +81,7 @@ class Stages:
             self._write()
 
     def _write(self) -> None:
-        with replacing(self.folder / _MANIFEST) as partial:
-            partial.write_text(json.dumps(self._content, indent=2) + "\n")
+        write_text(self.folder / _MANIFEST, json.dumps(self._content, indent=2) + "\n")
 
 
 def describe_files(paths: Sequence[Path]) -> str:

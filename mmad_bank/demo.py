@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmad_bank import _pictures
-from mmad_bank._files import replacing
+from mmad_bank._files import replacing, write_text
 from mmad_bank.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -170,8 +170,7 @@ def _read_note(folder: Path) -> dict[str, Any]:
 
 
 def _write_note(folder: Path, settings: Any, *, finished: bool) -> None:
-    with replacing(folder / _SETTINGS) as partial:
-        partial.write_text(json.dumps({"settings": settings, "finished": finished}, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / _SETTINGS, json.dumps({"settings": settings, "finished": finished}, indent=2) + "\n")
 
 
 def _is_data(data: Path, settings: dict[str, Any]) -> bool:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from mmad_bank import _files
-from mmad_bank._files import cache_dir, read_folder, replacing, replacing_folder
+from mmad_bank._files import cache_dir, read_folder, replacing, replacing_folder, write_text
 from mmad_bank.errors import InputError
 
 
@@ -38,6 +38,17 @@ def test_replaces_only_when_the_block_ends_well(tmp_path: Path) -> None:
         partial.write_text("new")
     assert target.read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_text_is_utf_8_and_names_that_are_none_are_escaped(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    write_text(target, "é \udce9.png")
+    assert target.read_bytes() == "é ".encode() + rb"\udce9.png"
+    with pytest.raises(TypeError):
+        write_text(target, 3)  # type: ignore[arg-type]
+    assert target.read_bytes().endswith(b".png")
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_a_full_disk_names_the_target(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from mmad_bank._files import replacing
+from mmad_bank._files import write_text
 from mmad_bank.errors import InputError
 
 LEFT_OUT = 3
@@ -281,8 +281,7 @@ def _beside(output: Path) -> Path:
 
 
 def _write_note(note: Path, job: Mapping[str, Any]) -> None:
-    with replacing(note) as partial:
-        partial.write_text(json.dumps(job), encoding="utf-8")
+    write_text(note, json.dumps(job))
 
 
 def _notes(note: Path, job: Mapping[str, Any]) -> bool:

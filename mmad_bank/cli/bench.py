@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmad_bank._files import replacing
+from mmad_bank._files import write_text
 from mmad_bank.cli._going_on import going_on
 from mmad_bank.cli._options import Device, Json, Overwrite, check_device
 from mmad_bank.cli._output import check_output, end, seconds, show_progress, size
@@ -104,8 +104,7 @@ def bench(
     facts = _facts(results, wanted, rounds, str(target), precision, quick) | {"left_out": left_out}
     text = json.dumps(facts, indent=2, allow_nan=False)
     if out is not None:
-        with replacing(out) as partial:
-            partial.write_text(text + "\n")
+        write_text(out, text + "\n")
     if as_json:
         print(text)
     else:

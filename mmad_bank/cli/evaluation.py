@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mmad_bank._files import check_not_current, replacing
+from mmad_bank._files import check_not_current, write_text
 from mmad_bank._progress import doing, within
 from mmad_bank.cli._options import (
     Batch,
@@ -172,10 +172,3 @@ def _training_split(dataset: Path, category: str, layout: str) -> Any:
         return open_dataset(dataset, category, "train", layout)
     except InputError:
         return None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    with replacing(path) as beside:
-        # Names whose bytes are no UTF-8 are escaped, as they are on a terminal.
-        beside.write_text(text, encoding="utf-8", errors="backslashreplace")

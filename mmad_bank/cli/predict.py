@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mmad_bank._files import replacing
+from mmad_bank._files import replacing, write_text
 from mmad_bank._json import json_text
 from mmad_bank._progress import doing, progress_bar, within
 from mmad_bank.cli._options import Device, Json, Layout, Overwrite, TrustIndex, Units, check_device, parse_names
@@ -28,7 +28,7 @@ from mmad_bank.cli._output import (
     unfinished,
 )
 from mmad_bank.cli._swapped import check_model_first, check_picture_first
-from mmad_bank.cli.evaluation import MANIFEST, Force, ModelFolder, check_models, choose_models, models_in, write_text
+from mmad_bank.cli.evaluation import MANIFEST, Force, ModelFolder, check_models, choose_models, models_in
 from mmad_bank.errors import InputError, MmadBankError, NoneUsableError
 
 if TYPE_CHECKING:

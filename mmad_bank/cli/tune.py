@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mmad_bank._files import cache_dir, replacing
+from mmad_bank._files import cache_dir, replacing, write_text
 from mmad_bank.cli._dumps import ByImage, DumpLayout, Features, Key, Reading
 from mmad_bank.cli._going_on import going_on
 from mmad_bank.cli._options import Json, Overwrite, parse_share
@@ -168,8 +168,7 @@ def tune(
     text = json.dumps(result, indent=2, allow_nan=False)
     with unfinished_outputs(outputs, job):
         if out is not None:
-            with replacing(out) as partial:
-                partial.write_text(text + "\n", encoding="utf-8")
+            write_text(out, text + "\n")
         if plot is not None:
             _save_plot(plot, swept, None if choice is None else choice.best, by, limits)
         if workdir is None and not swept.waiting:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from mmad_bank._decoding import describe
-from mmad_bank._files import check_not_current, named_after, replacing
+from mmad_bank._files import check_not_current, named_after, replacing, write_text
 from mmad_bank._json import json_text
 from mmad_bank._kept import tell
 from mmad_bank._progress import progress_bar
@@ -387,8 +387,7 @@ class _Manifest:
         self._write(self.earlier)
 
     def _write(self, facts: dict[str, Any]) -> None:
-        with replacing(self.path) as partial:
-            partial.write_text(json_text(facts), encoding="utf-8")
+        write_text(self.path, json_text(facts))
 
 
 def _task(dataset: SampleDataset, record: Record, out: Path, settings: Preprocessing) -> _Task:
