@@ -10,7 +10,6 @@ or code run (a pickle in the file made a file). What is faulty is kept and can b
 
 from __future__ import annotations
 
-import argparse
 import gc
 import mmap
 import os
@@ -30,6 +29,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "data")]
 
+import arguments
 import readers as catalog
 
 SECONDS = 5  # of computing, for one file
@@ -43,21 +43,17 @@ _PROBED = 20  # mutants between two looks at whether the valid example is still 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mutants", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--readers", help="Names, comma-separated (default: all).")
-    parser.add_argument("--keep", type=Path, help="Folder for faulty files.")
+    parser = arguments.parser_of(__doc__, "mutants", 2000, "readers")
     parser.add_argument("--replay", type=Path, help="Read this file or folder again, with one reader.")
-    arguments = parser.parse_args()
+    given = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="mmad-fuzz-"))
     try:
-        chosen = choose(arguments.readers, str(work / "ran"))
-        if arguments.replay is not None:
+        chosen = choose(given.readers, str(work / "ran"))
+        if given.replay is not None:
             (reader,) = chosen
-            return replay(reader, arguments.replay)
-        keep = arguments.keep or Path(tempfile.gettempdir()) / f"mmad-fuzz-faults-{os.getpid()}"
-        faults = fuzz(chosen, arguments.mutants, arguments.seed, work, keep)
+            return replay(reader, given.replay)
+        keep = given.keep or Path(tempfile.gettempdir()) / f"mmad-fuzz-faults-{os.getpid()}"
+        faults = fuzz(chosen, given.mutants, given.seed, work, keep)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return 1 if faults else 0
@@ -65,12 +61,7 @@ def main() -> int:
 
 def choose(names: str | None, sentinel: str) -> list[catalog.Reader]:
     """Return the readers of these names."""
-    known = {reader.name: reader for reader in catalog.readers(sentinel)}
-    wanted = list(known) if names is None else names.split(",")
-    unknown = set(wanted) - set(known)
-    if unknown:
-        sys.exit(f"readers: expected some of {', '.join(known)}, found {', '.join(sorted(unknown))}")
-    return [known[name] for name in wanted]
+    return arguments.choose("readers", names, {reader.name: reader for reader in catalog.readers(sentinel)})
 
 
 def replay(reader: catalog.Reader, path: Path) -> int:

@@ -13,7 +13,6 @@ One process imports everything and forks a child for each run, so that a run tak
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -27,6 +26,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import arguments
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["MMAD_BANK_DEBUG"] = ""
@@ -92,6 +95,11 @@ def _fit(method: str, *more: str) -> Callable[[Path, Path, int], Sequence[object
     return arguments
 
 
+def _extract(inputs: Path, out: Path, grid: int) -> Sequence[object]:
+    networks = ("--rgb-weights", "random", "--xyz", "none", "--image-size", 64)
+    return ("extract", inputs / "prepared", "--category", CATEGORY, "--out", out, "--grid", grid, *networks)
+
+
 def _demo(out: Path, inputs: Path, which: int) -> Callable[[], None]:
     def run() -> None:
         from mmad_bank.demo import run
@@ -146,7 +154,6 @@ def _fill_cache(out: Path, inputs: Path, which: int) -> Callable[[], None]:
 
 def _commands() -> list[Command]:
     """List all commands that write, and the savers of the Python interface."""
-    dumps = ("--rgb-weights", "random", "--xyz", "none", "--image-size", 64)
     return [
         Command(
             "synth",
@@ -187,32 +194,12 @@ def _commands() -> list[Command]:
         ),
         Command(
             "extract",
-            lambda out, inputs, which: (
-                "extract",
-                inputs / "prepared",
-                "--category",
-                CATEGORY,
-                "--out",
-                out / "dumps",
-                "--grid",
-                (4, 8)[which],
-                *dumps,
-            ),
+            lambda out, inputs, which: _extract(inputs, out / "dumps", (4, 8)[which]),
             ("dumps",),
         ),
         Command(
             "extract-beside",
-            lambda out, inputs, which: (
-                "extract",
-                inputs / "prepared",
-                "--category",
-                CATEGORY,
-                "--out",
-                out,
-                "--grid",
-                8,
-                *dumps,
-            ),
+            lambda out, inputs, which: _extract(inputs, out, 8),
             (),
             lambda out, inputs: (out / "mine.txt").write_text("mine"),
             replaces=False,
@@ -388,19 +375,11 @@ COMMANDS = {command.name: command for command in _commands()}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--commands", help="Names, comma-separated (default: all).")
-    parser.add_argument("--keep", type=Path, help="Folder for what faulty runs left.")
-    arguments = parser.parse_args()
-    names = list(COMMANDS) if arguments.commands is None else arguments.commands.split(",")
-    unknown = set(names) - set(COMMANDS)
-    if unknown:
-        sys.exit(f"commands: expected some of {', '.join(COMMANDS)}, found {', '.join(sorted(unknown))}")
+    given = arguments.parser_of(__doc__, "kills", 100, "commands").parse_args()
+    chosen = arguments.choose("commands", given.commands, COMMANDS)
     with tempfile.TemporaryDirectory(prefix="mmad-kill-") as folder:
-        keep = arguments.keep or Path(tempfile.gettempdir()) / f"mmad-kill-faults-{os.getpid()}"
-        return 1 if run([COMMANDS[name] for name in names], arguments.kills, arguments.seed, Path(folder), keep) else 0
+        keep = given.keep or Path(tempfile.gettempdir()) / f"mmad-kill-faults-{os.getpid()}"
+        return 1 if run(chosen, given.kills, given.seed, Path(folder), keep) else 0
 
 
 def run(commands: Sequence[Command], kills: int, seed: int, folder: Path, keep: Path) -> int:
@@ -539,12 +518,12 @@ class Trial:
         if callable(work):
             function = work
         else:
-            arguments = [str(one) for one in work] + (["--overwrite"] if overwrite else [])
+            words = [str(one) for one in work] + (["--overwrite"] if overwrite else [])
 
             def function() -> None:
                 from mmad_bank.cli._app import app
 
-                app(arguments)
+                app(words)
 
         return fork(function, self.work / "log", self.out if count or stop_at else None, stop_at)
 
