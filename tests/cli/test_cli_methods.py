@@ -9,31 +9,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
 
 for package in ("scipy", "tifffile", "timm", "matplotlib", "PIL"):
     pytest.importorskip(package)
 
 import tifffile
+from calls import call, small_settings
 from PIL import Image
 
 from mmad_bank import MemoryBank, methods
 from mmad_bank._files import working_alone
-from mmad_bank.cli import app
 from mmad_bank.data import Preprocessing, open_dataset, prepare
 from mmad_bank.data.synthetic import write_synthetic
 from mmad_bank.features.extraction import Extractors
 
 SIZE = 64
-SMALL = [
-    word
-    for setting in ("rgb=efficientnet_lite0", "rgb_weights=random", f"image_size={SIZE}", "grid=8,8", "ratio=0.2")
-    for word in ("--set", setting)
-]
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+SMALL = small_settings(SIZE, 8, 0.2)
 
 
 def facts(*arguments: object) -> dict[str, Any]:

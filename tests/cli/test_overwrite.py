@@ -11,26 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
 
 for package in ("scipy", "tifffile", "timm", "matplotlib", "PIL"):
     pytest.importorskip(package)
 
-from mmad_bank.cli import app
+from calls import call, small_settings
+
 from mmad_bank.cli._output import is_unfinished, unfinished
 from mmad_bank.data.synthetic import write_synthetic
 
 SIZE = 32
-SMALL = [
-    word
-    for setting in ("rgb=efficientnet_lite0", "rgb_weights=random", f"image_size={SIZE}", "grid=4,4", "ratio=0.5")
-    for word in ("--set", setting)
-]
+SMALL = small_settings(SIZE, 4, 0.5)
 BENCH = ("--quick", "--rounds", "1", "--batch", "1", "--no-memory")
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

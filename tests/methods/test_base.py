@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cfm import SIZE, a_part
+from small_parts import RGB, a_part
 
 from mmad_bank import MemoryBank, MultiBank, methods
 from mmad_bank._stages import Stages
@@ -25,10 +25,6 @@ from mmad_bank.methods._manifest import checksum_of
 
 pytest.importorskip("timm")
 
-SMALL: dict[str, Any] = {
-    "rgb": "efficientnet_lite0", "rgb_weights": "random", "rgb_layers": (1,), "image_size": SIZE, "grid": (8, 8),
-}  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def parts() -> list[Sample]:
@@ -37,7 +33,7 @@ def parts() -> list[Sample]:
 
 @pytest.fixture
 def model(parts: list[Sample], tmp_path: Path) -> Path:
-    PatchCore(**SMALL).fit(parts).save(tmp_path / "model")
+    PatchCore(**RGB).fit(parts).save(tmp_path / "model")
     return tmp_path / "model"
 
 

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from small_parts import SIZE, a_part
 
 from mmad_bank import methods
-from mmad_bank.data import Preprocessing, Sample
+from mmad_bank.data import Sample
 from mmad_bank.errors import InputError, MmadBankError
 from mmad_bank.features import PointFeatureAlignment
 from mmad_bank.features.alignment import measured_points
@@ -25,26 +26,10 @@ from mmad_bank.methods.cfm import aggregate
 
 pytest.importorskip("timm")
 
-SIZE = 64
-AS_IS = Preprocessing.recipe("cfm", size=SIZE)
 SMALL = {
     "rgb_weights": "random", "xyz_weights": "random", "num_groups": 24, "group_size": 8, "image_size": SIZE,
     "grid": (8, 8), "map_size": 32, "epochs": 2, "batch": 2, "pixels_per_image": 100,
 }  # fmt: skip
-
-
-def a_part(seed: int, name: str = "") -> Sample:
-    """A prepared sample: a disc in the middle, bumpy and of a colour that follows its height."""
-    generator = torch.Generator().manual_seed(seed)
-    y, x = torch.meshgrid(torch.arange(SIZE) / 1000, torch.arange(SIZE) / 1000, indexing="ij")
-    height = 0.3 + 0.01 * torch.sin(x * (200 + 40 * torch.rand(1, generator=generator))) * torch.cos(y * 250)
-    xyz = torch.stack([x + 0.01, y + 0.01, height])
-    off = (x - 0.032) ** 2 + (y - 0.032) ** 2 > 0.027**2
-    xyz[:, off] = 0
-    rgb = torch.stack([(height - 0.28) * 25, x * 10, torch.rand(SIZE, SIZE, generator=generator) * 0.2 + 0.3])
-    mask = torch.zeros(SIZE, SIZE, dtype=torch.bool)
-    name = name or f"part/train/good/{seed:03d}"
-    return Sample(rgb.clamp(0, 1), xyz, mask, id=name, split="train", preparation=AS_IS)
 
 
 @pytest.fixture(scope="module")

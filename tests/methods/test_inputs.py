@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_cfm import SIZE as PART_SIZE
-from test_cfm import a_part
+from small_parts import SIZE as PART_SIZE
+from small_parts import a_part
 from test_data_of_its_kind import colours
 from test_frames import KEEP, SIZE, picture
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_cfm import SIZE, a_part
+from small_parts import RGB, SIZE, a_part
 
 from mmad_bank import methods
 from mmad_bank.adaptation import lsfa as adaptation
@@ -19,9 +19,8 @@ from mmad_bank.methods import LSFA, M3DM, lsfa
 pytest.importorskip("timm")
 
 SMALL = {
-    "rgb": "efficientnet_lite0", "rgb_weights": "random", "rgb_layers": (1,), "xyz_weights": "random",
-    "num_groups": 24, "group_size": 8, "image_size": SIZE, "grid": (8, 8), "adaptation_steps": 3,
-    "adaptation_batch": 2, "queue_size": 100,
+    **RGB, "xyz_weights": "random", "num_groups": 24, "group_size": 8, "adaptation_steps": 3, "adaptation_batch": 2,
+    "queue_size": 100,
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_cfm import SIZE, a_part
+from small_parts import RGB, SIZE, a_part
 
 from mmad_bank import MemoryBank, methods
 from mmad_bank.data import Sample
@@ -23,11 +23,8 @@ pytest.importorskip("timm")
 pytest.importorskip("sklearn")
 
 GRID = (8, 8)
-SHARED: dict[str, Any] = {
-    "rgb": "efficientnet_lite0", "rgb_weights": "random", "rgb_layers": (1,), "image_size": SIZE, "grid": GRID,
-}  # fmt: skip
 SMALL: dict[str, Any] = {
-    **SHARED, "xyz_weights": "random", "num_groups": 24, "group_size": 8, "uff_steps": 3, "uff_batch": 2,
+    **RGB, "xyz_weights": "random", "num_groups": 24, "group_size": 8, "uff_steps": 3, "uff_batch": 2,
     "uff_patches": 16,
 }  # fmt: skip
 
@@ -100,7 +97,7 @@ def test_dlf_is_trained_on_the_banks_scores_of_the_training_images(parts: list[S
 
 def test_btf_is_one_bank_of_both_features_side_by_side(parts: list[Sample]) -> None:
     pytest.importorskip("open3d")
-    method = BTF(**SHARED, ratio=1.0).fit(parts)
+    method = BTF(**RGB, ratio=1.0).fit(parts)
     features = method.extractors_([parts[0]])
     bank = method.banks_["concatenated"]
     assert bank.dim == 24 + 33
@@ -110,7 +107,7 @@ def test_btf_is_one_bank_of_both_features_side_by_side(parts: list[Sample]) -> N
 
 
 def test_patchcore_scores_with_its_own_reweighting(parts: list[Sample]) -> None:
-    method = PatchCore(**SHARED, ratio=0.5).fit(parts)
+    method = PatchCore(**RGB, ratio=0.5).fit(parts)
     sample = a_part(42)
     patches = method.extractors_([sample])["rgb"]
     bank = MemoryBank(method.banks_["rgb"].vectors)

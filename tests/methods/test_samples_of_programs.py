@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_cfm import SIZE, a_part
+from small_parts import SIZE, a_part
 
 from mmad_bank.data import Sample
 from mmad_bank.errors import InputError

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_cfm import SIZE, a_part
+from small_parts import RGB, SIZE, a_part
 
 from mmad_bank import MemoryBank, methods
 from mmad_bank.bank.provenance import Source
@@ -20,10 +20,6 @@ from mmad_bank.methods._scale import MapScale, distances_to_others, measure_scal
 
 pytest.importorskip("timm")
 
-SMALL: dict[str, Any] = {
-    "rgb": "efficientnet_lite0", "rgb_weights": "random", "rgb_layers": (1,), "image_size": SIZE, "grid": (8, 8),
-}  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def parts() -> list[Sample]:
@@ -32,7 +28,7 @@ def parts() -> list[Sample]:
 
 @pytest.fixture(scope="module")
 def model(parts: list[Sample]) -> PatchCore:
-    return PatchCore(**SMALL).fit(parts)
+    return PatchCore(**RGB).fit(parts)
 
 
 def _bank(features: torch.Tensor, ratio: float) -> MemoryBank:
@@ -117,7 +113,7 @@ def test_an_altered_scale_is_refused(model: PatchCore, tmp_path: Path, change: d
 
 
 def test_one_training_image_gives_no_scale(parts: list[Sample]) -> None:
-    assert PatchCore(**SMALL).fit(parts[:1]).map_scale_ is None
+    assert PatchCore(**RGB).fit(parts[:1]).map_scale_ is None
 
 
 def test_limits_are_apart_even_where_all_pixels_are_equal() -> None:
