@@ -106,8 +106,11 @@ def _count(number: int, what: str) -> str:
 
 
 def _features(path: Path, split: str) -> str:
-    kind = {"train": "training"}.get(split, split)
-    return f"features of {_count(len(json.loads(path.read_text(encoding='utf-8'))['ids']), f'{kind} sample')}"
+    """Word of how many samples there are features: of all that can be used, or of the first ones so far."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    kind = f"{'training' if split == 'train' else split} sample"
+    n, total = len(content["ids"]), content.get("total")
+    return f"features of {_count(n, kind)}" if total is None else f"features of {n:,} of {_count(total, kind)}"
 
 
 def _training(path: Path, _: str) -> str:
@@ -125,7 +128,7 @@ def _picks(path: Path, _: str) -> str:
 
 
 _WORDS: dict[str, Callable[[Path, str], str]] = {
-    r"(train|validation)\.json": _features,
+    r"(train|validation)(?:-so-far)?\.json": _features,
     r"bank-(.+)\.safetensors": lambda path, name: f"the {name} bank",
     r"(.+)\.pt": _training,
     r"(.+)\.done": lambda path, name: f"the model of {name}",

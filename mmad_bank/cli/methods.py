@@ -269,7 +269,8 @@ def fit(
 ) -> None:
     """Fit a method on a category's normal samples, or one model for each category, and save it.
 
-    After a crash or Ctrl-C the same command goes on behind the last finished stage, and says what it goes on with.
+    After a crash or Ctrl-C the same command says what is there, and goes on with it: features so far, and finished
+    stages.
     """
     from mmad_bank._stages import remove_stages
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from mmad_bank._checkpoints import load_matching, read_torch
-from mmad_bank._files import replacing
+from mmad_bank._files import replacing, write_text
 from mmad_bank._progress import doing, progress_bar
 from mmad_bank._tensor_files import new_array, write_tensors
 from mmad_bank._timing import timed
 from mmad_bank.data.preprocessing import OtherPreparation
 from mmad_bank.data.sample import Sample
-from mmad_bank.errors import InputError, NoneUsableError
+from mmad_bank.errors import InputError, MmadBankError, NoneUsableError
 from mmad_bank.features.alignment import PointFeatureAlignment, Recipe, measured_points
 from mmad_bank.features.efficientnet_lite import EfficientNetLite0
 from mmad_bank.features.fpfh import FPFH
@@ -32,6 +34,7 @@ EMBEDDED_RGB = "efficientnet_lite0"
 EMBEDDED_STAGES = (1, 2, 4)
 """Its stages for banks: strides 4, 8 and 16, the middle of the network, as PatchCore advises (section 3.1)."""
 PRETRAINED, RANDOM = "pretrained", "random"
+_NOTED_EVERY = 10.0  # seconds
 
 
 class PointPatches(nn.Module):
@@ -275,6 +278,7 @@ def usable(
     skipped: dict[str, str],
     *,
     normal: bool = False,
+    numbers: Iterable[int] | None = None,
 ) -> Iterator[Sample]:
     """Yield the prepared samples that can be read and used; note by id why the others cannot.
 
@@ -283,12 +287,13 @@ def usable(
         prepare: What is done to a sample first.
         skipped: Filled with the reasons.
         normal: Leave out samples that are labelled anomalous too: nothing may learn them as normal.
+        numbers: Which samples, in order; default: all.
 
     Raises:
         OtherPreparation: Samples were prepared in different ways.
     """
     records = getattr(samples, "records", None)
-    for number in range(len(samples)):
+    for number in range(len(samples)) if numbers is None else numbers:
         if records is not None and normal and records[number].label:
             skipped[records[number].id] = _say_anomalous(records[number])
             continue
@@ -312,6 +317,63 @@ def _say_anomalous(sample: Any) -> str:
     return f"{sample.id or 'sample'}: labelled anomalous ({sample.defect!r}), expected normal samples to learn"
 
 
+class Journal:
+    """How far an extraction into files has come: one that was stopped goes on behind its last whole batch.
+
+    The rows are on the disk before the journal says so, also after a power failure.
+
+    Args:
+        path: JSON file, written every ten seconds and when the extraction is stopped.
+        save: Returns, JSON-able, what else is known of the first samples in the files, so many as it is given.
+        restore: Takes that back.
+    """
+
+    def __init__(
+        self, path: Path, save: Callable[[int], dict[str, Any]], restore: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self.path, self._save, self._restore = path, save, restore
+        self._written = time.monotonic()
+        self._due: dict[str, Any] | None = None
+
+    def note(self, number: int, total: int, ids: list[str], skipped: dict[str, str]) -> bool:
+        """Take down what has been done before the sample of a number; say whether it is time to write."""
+        self._due = {
+            "number": number, "total": total, "ids": ids, "n_ids": len(ids), "skipped": skipped,
+            "n_skipped": len(skipped),
+        }  # fmt: skip
+        return time.monotonic() - self._written > _NOTED_EVERY
+
+    def write(self, tables: Iterable[np.memmap]) -> None:
+        """Write what was noted last; what has been begun since is done again."""
+        if self._due is None or not self._due["n_ids"]:
+            return
+        for table in tables:
+            table.flush()
+        due, n_ids = self._due, self._due["n_ids"]
+        content = {
+            "number": due["number"], "total": due["total"], "ids": due["ids"][:n_ids],
+            "skipped": dict(list(due["skipped"].items())[: due["n_skipped"]]), **self._save(n_ids),
+        }  # fmt: skip
+        write_text(self.path, json.dumps(content))
+        self._written = time.monotonic()
+
+    def read(
+        self, paths: dict[str, Path], total: int
+    ) -> tuple[int, list[str], dict[str, str], dict[str, np.memmap]] | None:
+        """Return the number to go on with, ids and reasons up to there, and the tables; None to begin anew."""
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+            tables = {name: np.lib.format.open_memmap(path, mode="r+") for name, path in paths.items()}
+            fitting = all((table.dtype, len(table)) == (np.float32, total) for table in tables.values())
+            if not fitting or content["total"] != total or not 0 < len(content["ids"]) <= content["number"] <= total:
+                return None
+            done = content["number"], list(content["ids"]), dict(content["skipped"]), tables
+            self._restore(content)
+            return done
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
 def extract_to(
     folder: str | os.PathLike[str],
     samples: Sequence[Sample] | Any,
@@ -324,6 +386,7 @@ def extract_to(
     normal: bool = False,
     progress: bool = False,
     name: str = "dataset",
+    journal: Journal | None = None,
 ) -> tuple[list[str], dict[str, str]]:
     """Write the features of samples to one ``.npy`` file a modality (or output), a few images at a time.
 
@@ -338,6 +401,7 @@ def extract_to(
         normal: leave out samples that are labelled anomalous.
         progress: show a bar on a terminal.
         name: what an error calls the samples.
+        journal: goes on where an extraction with the same arguments was stopped.
 
     Returns:
         The ids of the samples in the files, in order, and by id why others were left out.
@@ -349,6 +413,16 @@ def extract_to(
     tables: dict[str, np.memmap] = {}
     ids: list[str] = []
     skipped: dict[str, str] = {}
+    place, found = 0, None if journal is None else journal.read(paths, len(samples))
+    if found is not None:
+        place, ids, skipped, tables = found
+
+    def numbers() -> Iterator[int]:
+        nonlocal place
+        for number in range(place, len(samples)):
+            place = number + 1
+            yield number
+
     with progress_bar("extracting features", len(samples)) if progress else nullcontext(lambda done: None) as report:
 
         def write(part: list[Sample]) -> None:
@@ -363,15 +437,24 @@ def extract_to(
                 if kept is not None:
                     kept(sample)
             report(len(ids) + len(skipped))
+            if journal is not None and journal.note(place, len(samples), ids, skipped):
+                journal.write(tables.values())
 
+        report(len(ids) + len(skipped))
         waiting: list[Sample] = []
-        for sample in usable(samples, prepare, skipped, normal=normal):
-            waiting.append(sample)
-            if len(waiting) == batch:
+        try:
+            for sample in usable(samples, prepare, skipped, normal=normal, numbers=numbers()):
+                waiting.append(sample)
+                if len(waiting) == batch:
+                    write(waiting)
+                    waiting = []
+            if waiting:
                 write(waiting)
-                waiting = []
-        if waiting:
-            write(waiting)
+        except BaseException:
+            if journal is not None:
+                with suppress(MmadBankError, OSError):  # what has stopped it may be a full disk
+                    journal.write(tables.values())
+            raise
     if not ids:
         raise NoneUsableError(f"{name}: no sample can be used", skipped)
     for output in list(tables):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from mmad_bank._progress import within
 from mmad_bank._stages import Stages
 from mmad_bank.data.frame import Frame
 from mmad_bank.data.sample import Sample
-from mmad_bank.features.extraction import Extractors, extract_to
+from mmad_bank.features.extraction import Extractors, Journal, extract_to
 from mmad_bank.methods.base import Method, Samples, category_of
 
 IMAGES_AT_ONCE = 4
@@ -52,9 +53,23 @@ class Seen:
 
     def write(self, path: Path) -> None:
         """Write it to a JSON file."""
-        frames = [None if frame is None else frame.as_text() for frame in self.frames]
-        content = {"ids": self.ids, "skipped": self.skipped, "frames": frames, "categories": sorted(self.categories)}
-        path.write_text(json.dumps(content))
+        path.write_text(json.dumps({"ids": self.ids, "skipped": self.skipped, **self.of_first(len(self.frames))}))
+
+    def of_first(self, n: int) -> dict[str, Any]:
+        """Return what is known of the first n samples beside their ids, JSON-able."""
+        frames = [None if frame is None else frame.as_text() for frame in self.frames[:n]]
+        return {"frames": frames, "categories": sorted(self.categories)}
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Take back what :meth:`of_first` gave of the samples with the ids in it.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        frames = [None if text is None else Frame.from_text(text) for text in content["frames"]]
+        if len(frames) != len(content["ids"]):
+            raise ValueError(f"frames of {len(frames)} samples")
+        self.frames, self.categories = frames, set(content["categories"])
 
     @classmethod
     def read(cls, path: Path) -> Seen:
@@ -87,17 +102,21 @@ def extract_split(
     for name in tables:
         stages.state(name)
 
+    so_far = stages.state(f"{split}-so-far.json")
+
     def write(path: Path) -> None:
         seen = Seen()
+        journal = Journal(so_far, seen.of_first, seen.restore)
         with within("training images" if split == "train" else f"{split} images"):
             seen.ids, seen.skipped = extract_to(
                 stages.folder, dataset, extractors, method.prepare_for_training, names=names, kept=seen.take,
                 batch=IMAGES_AT_ONCE, normal=True, progress=stages.progress,
-                name="dataset" if split == "train" else split,
+                name="dataset" if split == "train" else split, journal=journal,
             )  # fmt: skip
         seen.write(path)
 
     seen = Seen.read(stages.run(whole, write))
+    so_far.unlink(missing_ok=True)
     dumps = {output: np.load(stages.folder / name, mmap_mode="r") for output, name in names.items()}
     return dumps, seen
 

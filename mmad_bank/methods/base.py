@@ -123,7 +123,8 @@ class Method(ABC):
             validation: Normal samples for what is calibrated on data kept out of training, likewise. A method that
                 calibrates nothing (:attr:`uses_validation`) does not look at them.
             workdir: Folder for what the stages of the training leave. With the same arguments and samples, a later call
-                goes on behind the last finished stage. Default: a temporary folder.
+                goes on behind the last finished stage, or where the features end that were extracted. Default: a
+                temporary folder.
             progress: Show bars on a terminal.
 
         Returns:

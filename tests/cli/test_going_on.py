@@ -11,29 +11,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
+from calls import call, small_settings
 
 for package in ("scipy", "tifffile", "timm", "PIL"):
     pytest.importorskip(package)
 
 from mmad_bank import MemoryBank, bench, tuning
-from mmad_bank.cli import app
 from mmad_bank.data import preparation
 from mmad_bank.data.synthetic import write_synthetic
+from mmad_bank.features import extraction
 from mmad_bank.features.extraction import Extractors
 from mmad_bank.methods.cfm import CFM
 
 SIZE = 32
-SMALL = [
-    word
-    for setting in ("rgb=efficientnet_lite0", "rgb_weights=random", f"image_size={SIZE}", "grid=4,4")
-    for word in ("--set", setting)
-]
+SMALL = small_settings(SIZE, 4, 0.1)
 GOES_ON = "error: interrupted; the same command goes on from here: "
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def good(*arguments: object) -> str:
@@ -104,14 +96,90 @@ def test_nothing_is_promised_where_nothing_is_kept(
 
 
 def test_a_training_says_how_far_it_is(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = ("fit", "cfm", parts / "prepared", "--categories", "stud_tray", "--out", tmp_path / "m", *SMALL)
-    command = (*command, "--set", "xyz=fpfh", "--set", "epochs=2", "--set", "batch=2", "--set", "map_size=32")
+    command = ("fit", "cfm", parts / "prepared", "--categories", "stud_tray", "--out", tmp_path / "m")
+    command = (
+        *command,
+        *SMALL[:-2],
+        "--set",
+        "xyz=fpfh",
+        "--set",
+        "epochs=2",
+        "--set",
+        "batch=2",
+        "--set",
+        "map_size=32",
+    )
     with monkeypatch.context() as patch:
         patch.setattr(CFM, "_scale_maps", stops_at(1, CFM._scale_maps))
         (line,) = stopped(*command)
     words = "features of 4 training samples, 4 of 4 steps of the cfm training"
     assert line == f"{GOES_ON}{tmp_path}/m.fit/stud_tray holds {words}"
     assert good(*command) == f"going on: {tmp_path}/m.fit/stud_tray holds {words}\n"
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Eleven training samples, two of which cannot be used, and PatchCore fitted on them in one go."""
+    folder = tmp_path_factory.mktemp("many")
+    options: dict[str, Any] = {"n_validation": 0, "n_test": 1, "categories": ["stud_tray"], "workers": 1}
+    write_synthetic(folder / "raw", size=64, n_train=11, **options)
+    for number in (2, 9):
+        (folder / f"raw/stud_tray/train/good/rgb/{number:03}.png").write_bytes(b"no picture")
+    assert call("fit", "patchcore", folder / "raw", "--out", folder / "m", *SMALL).exit_code == 3
+    return folder / "raw", folder / "m"
+
+
+def contents(model: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(model)): path.read_bytes() for path in model.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("end", ["interrupt", "kill"])
+def test_features_are_extracted_once(
+    end: str, many: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, whole = many
+    command = ("fit", "patchcore", data, "--out", tmp_path / "m", *SMALL)
+    describe = Extractors.__call__
+    described: list[str] = []
+
+    def noting(self: Extractors, samples: Any) -> Any:
+        described.extend(sample.id for sample in samples)
+        return describe(self, samples)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Extractors, "__call__", stops_at(3, describe))
+        if end == "kill":  # nothing can be written at the end, but was on the way
+            write = extraction.Journal.write
+            patch.setattr(extraction, "_NOTED_EVERY", -1.0)
+            patch.setattr(extraction.Journal, "write", lambda *journal: None if sys.exc_info()[0] else write(*journal))
+        (line,) = stopped(*command)
+    assert line == f"{GOES_ON}{tmp_path}/m.fit/stud_tray holds features of 8 of 11 training samples"
+    monkeypatch.setattr(Extractors, "__call__", noting)
+    result = call(*command)
+    assert result.exit_code == 3
+    assert result.stderr.startswith(f"going on: {tmp_path}/m.fit/stud_tray holds features of 8 of 11 training samples")
+    assert described == ["stud_tray/train/good/010"]
+    assert contents(tmp_path / "m") == contents(whole)
+
+
+@pytest.mark.parametrize("damage", ["text", "frames", "table"])
+def test_a_damaged_journal_begins_anew(
+    damage: str, many: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, whole = many
+    command = ("fit", "patchcore", data, "--out", tmp_path / "m", *SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(Extractors, "__call__", stops_at(2, Extractors.__call__))
+        stopped(*command)
+    work = tmp_path / "m.fit" / "stud_tray"
+    journal = work / "train-so-far.json"
+    if damage == "table":
+        np.save(work / "train-rgb.npy", np.load(work / "train-rgb.npy")[:7])
+    else:
+        content = {**json.loads(journal.read_text()), "frames": [None]}
+        journal.write_text("{" if damage == "text" else json.dumps(content))
+    assert call(*command).exit_code == 3
+    assert contents(tmp_path / "m") == contents(whole)
 
 
 def test_prepare(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
