@@ -184,7 +184,8 @@ struct KnnIndex::Prepared {
     TileResult result;
     const Panels& columns = level.first(panels);
     const std::int64_t step = level.panels() * columns.panel_bytes();
-    const std::int64_t share = step * level.tile_rows() / block->size() + kCacheLine;
+    const std::int64_t tiles = (block->size() + level.tile_rows() - 1) / level.tile_rows();
+    const std::int64_t share = step / std::max<std::int64_t>(tiles, 1) + kCacheLine;
     for (std::int64_t p = first; p < last; p += level.panels()) {
       items.check();
       const std::uint8_t* next = columns.panel(p) + step;
