@@ -19,7 +19,8 @@ namespace {
 
 constexpr auto kBetweenPolls = std::chrono::milliseconds(100);
 constexpr std::size_t kThreadsOwn = 1 << 20;
-constexpr int kSpins = 500;  // some ten microseconds: short loops follow each other quickly
+constexpr auto kSpin = std::chrono::microseconds(200);  // short loops and small searches follow each other quickly
+constexpr int kPauses = 16;                             // between two looks at the clock
 
 thread_local const std::function<void()>* current_poll = nullptr;
 
@@ -27,6 +28,19 @@ void pause_briefly() {
 #if defined(__x86_64__)
   _mm_pause();
 #endif
+}
+
+// Waits awake for a while, as going to sleep and being woken takes long; says whether it has been worth it.
+template <typename Ready>
+bool spin(const Ready& ready) {
+  const auto end = std::chrono::steady_clock::now() + kSpin;
+  do {
+    for (int i = 0; i < kPauses; ++i) {
+      if (ready()) return true;
+      pause_briefly();
+    }
+  } while (std::chrono::steady_clock::now() < end);
+  return false;
 }
 
 long process_id() {
@@ -37,55 +51,42 @@ long process_id() {
 #endif
 }
 
-// A thread's part of a loop is over when `open` falls to zero.
-class Countdown {
- public:
-  void add() { open_.fetch_add(1, std::memory_order_relaxed); }
-
-  void done() {
-    // Under the lock: the one who waits destroys this object as soon as it sees zero.
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (open_.fetch_sub(1, std::memory_order_acq_rel) == 1) zero_.notify_all();
-  }
-
-  void wait(const std::function<void()>& meanwhile) {
-    for (int i = 0; i < kSpins && open_.load(std::memory_order_acquire) != 0; ++i) pause_briefly();
-    std::unique_lock<std::mutex> lock(mutex_);
-    while (!zero_.wait_for(lock, kBetweenPolls, [this] { return open_.load(std::memory_order_acquire) == 0; })) {
-      lock.unlock();
-      meanwhile();
-      lock.lock();
-    }
-  }
-
- private:
-  std::atomic<int> open_{0};
-  std::mutex mutex_;
-  std::condition_variable zero_;
-};
-
-struct Job {
-  const std::function<void()>* part;
-  Countdown* countdown;
-};
-
-// A thread that waits for jobs, for as long as the process lives.
+// A thread that runs one part after another, for as long as the process lives. Giving it a part and hearing that it has
+// run are a store that the other side is awake to see; only who has gone to sleep is woken through the lock. Whoever goes
+// to sleep says so before looking once more, and whoever stores looks afterwards whether the other sleeps: all in one
+// order, so one of the two sees the other.
 class Worker {
  public:
   void start() {
     std::thread([this] { serve(); }).detach();
   }
 
-  void take(Job job) {
-    {
+  void give(const std::function<void()>* part) {
+    part_ = part;
+    state_.store(State::given);
+    if (sleeps_.load()) {
       const std::lock_guard<std::mutex> lock(mutex_);
-      job_ = job;
-      waiting_.store(false, std::memory_order_release);
+      wake_.notify_one();
     }
-    wake_.notify_one();
+  }
+
+  // Until the part has run. The worker is not destroyed, so it may look at itself after the last word.
+  void wait(const std::function<void()>& meanwhile) {
+    const auto over = [this] { return state_.load() == State::idle; };
+    if (spin(over)) return;
+    std::unique_lock<std::mutex> lock(mutex_);
+    awaited_.store(true);
+    while (!over_.wait_for(lock, kBetweenPolls, over)) {
+      lock.unlock();
+      meanwhile();
+      lock.lock();
+    }
+    awaited_.store(false);
   }
 
  private:
+  enum class State { idle, given };
+
   void serve() {
     // A thread's first exception, and its first look at a variable of its own, allocate memory that must be there.
     try {
@@ -93,24 +94,28 @@ class Worker {
     } catch (int) {
       current_poll = nullptr;
     }
+    const auto given = [this] { return state_.load() == State::given; };
     while (true) {
-      for (int i = 0; i < kSpins && waiting_.load(std::memory_order_acquire); ++i) pause_briefly();
-      Job job{};
-      {
+      if (!spin(given)) {
         std::unique_lock<std::mutex> lock(mutex_);
-        wake_.wait(lock, [this] { return !waiting_.load(std::memory_order_relaxed); });
-        job = job_;
-        waiting_.store(true, std::memory_order_relaxed);
+        sleeps_.store(true);
+        wake_.wait(lock, given);
+        sleeps_.store(false);
       }
-      (*job.part)();
-      job.countdown->done();
+      (*part_)();
+      state_.store(State::idle);
+      if (awaited_.load()) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        over_.notify_one();
+      }
     }
   }
 
+  std::atomic<State> state_{State::idle};
+  const std::function<void()>* part_ = nullptr;
+  std::atomic<bool> sleeps_{false}, awaited_{false};
   std::mutex mutex_;
-  std::condition_variable wake_;
-  std::atomic<bool> waiting_{true};
-  Job job_{};
+  std::condition_variable wake_, over_;
 };
 
 // The idle threads of one process. Never destroyed: they may be waiting when the process ends.
@@ -211,13 +216,9 @@ void Items::fail(std::exception_ptr error) noexcept {
 void run_team(int threads, const std::function<void()>& part, const std::function<void()>& meanwhile) {
   Crew& own = crew();
   const std::vector<Worker*> workers = own.hire(threads - 1);
-  Countdown countdown;
-  for (Worker* worker : workers) {
-    countdown.add();
-    worker->take({&part, &countdown});
-  }
+  for (Worker* worker : workers) worker->give(&part);
   part();
-  countdown.wait(meanwhile);
+  for (Worker* worker : workers) worker->wait(meanwhile);
   own.release(workers);
 }
 
