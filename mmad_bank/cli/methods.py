@@ -424,12 +424,15 @@ class _Job:
 
     def _fingerprint(self) -> dict[str, Any]:
         """Say what the models depend on."""
+        from mmad_bank.methods.base import files_named
+
         arguments = {name: value for name, value in self.arguments.items() if name != "device"}
         samples = {
             name: [[record.id, record.changed] for split in splits if split for record in split.records]
             for name, splits in self.splits.items()
         }
         content = {"method": self.method.name, "arguments": arguments, "samples": samples, "path": str(self.dataset)}
+        content |= files_named(arguments)
         content |= {"units": self.units} if self.units else {}
         return json.loads(json.dumps(content))
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 import numpy as np
 import torch
 
+from mmad_bank._files import changed
 from mmad_bank.data._images import read_mask, read_rgb, read_xyz
 from mmad_bank.data._names import GOOD, SPLITS, split_named, subfolders
 from mmad_bank.data._values import mask_tensor, rgb_tensor, xyz_tensor
@@ -172,8 +173,8 @@ class Record:
 
     @property
     def changed(self) -> int:
-        """When the last of the files that are there was changed, in nanoseconds since 1970; 0 if none is there."""
-        return max((path.stat().st_mtime_ns for path in self.files if path.is_file()), default=0)
+        """When the last of the files that are there was changed or put there, in ns since 1970; 0 if none is there."""
+        return max((changed(path) for path in self.files if path.is_file()), default=0)
 
 
 class SampleDataset(torch.utils.data.Dataset[Sample]):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mmad_bank._checkpoints import load_matching, read_torch
 from mmad_bank._files import replacing, write_text
+from mmad_bank._manifest import Manifest, read_json
 from mmad_bank._progress import doing, progress_bar
 from mmad_bank._tensor_files import new_array, write_tensors
 from mmad_bank._timing import timed
@@ -360,18 +361,30 @@ class Journal:
     def read(
         self, paths: dict[str, Path], total: int
     ) -> tuple[int, list[str], dict[str, str], dict[str, np.memmap]] | None:
-        """Return the number to go on with, ids and reasons up to there, and the tables; None to begin anew."""
-        try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
-            tables = {name: np.lib.format.open_memmap(path, mode="r+") for name, path in paths.items()}
-            fitting = all((table.dtype, len(table)) == (np.float32, total) for table in tables.values())
-            if not fitting or content["total"] != total or not 0 < len(content["ids"]) <= content["number"] <= total:
-                return None
-            done = content["number"], list(content["ids"]), dict(content["skipped"]), tables
-            self._restore(content)
-            return done
-        except (OSError, ValueError, KeyError, TypeError):
+        """Return the number to go on with, ids and reasons up to there, and the tables; None to begin anew.
+
+        What cannot be gone on with is removed: with tables that were begun anew it would be believed the next time.
+        """
+        done = None
+        with suppress(OSError, MmadBankError, ValueError, KeyError, TypeError, AttributeError):
+            done = self._read(paths, total)
+        if done is None:
+            self.path.unlink(missing_ok=True)
+        return done
+
+    def _read(
+        self, paths: dict[str, Path], total: int
+    ) -> tuple[int, list[str], dict[str, str], dict[str, np.memmap]] | None:
+        found = Manifest(str(self.path), read_json(self.path))
+        number, ids, skipped = found.integer("number"), found.texts("ids"), found.texts_by_name("skipped")
+        for path in paths.values():
+            np.load(path, mmap_mode="r")  # a file that is cut off is an error; opened to be written, it is made longer
+        tables = {name: np.lib.format.open_memmap(path, mode="r+") for name, path in paths.items()}
+        fitting = all((table.dtype, len(table)) == (np.float32, total) for table in tables.values())
+        if not fitting or found.integer("total") != total or not 0 < len(ids) <= number <= total:
             return None
+        self._restore(found.content)
+        return number, ids, skipped, tables
 
 
 def extract_to(

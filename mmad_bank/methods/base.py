@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mmad_bank._checks import check_index
 from mmad_bank._decoding import decoding
-from mmad_bank._files import read_folder, replacing_folder
+from mmad_bank._files import changed, read_folder, replacing_folder
 from mmad_bank._stages import Stages
 from mmad_bank._timing import timed
 from mmad_bank._torch_state import plain_torch
@@ -522,7 +522,7 @@ class Method(ABC):
         assert self.preprocessing_ is not None
         arguments = {name: value for name, value in self.arguments().items() if name != "device"}
         samples = [_ids(dataset), [] if validation is None else _ids(validation)]
-        content = {"method": self.name, "arguments": arguments, "data": samples}
+        content = {"method": self.name, "arguments": arguments, "data": samples, **files_named(arguments)}
         return json.loads(json.dumps({**content, "preprocessing": self.preprocessing_.as_json()}))
 
 
@@ -535,6 +535,17 @@ def category_of(sample_id: str) -> str:
     """
     parts = sample_id.split("/")
     return parts[0] if len(parts) == 4 else ""
+
+
+def files_named(arguments: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """Tell weights that are named by their files from others under the same names; nothing if there are none.
+
+    Example:
+        >>> files_named({"rgb": "wide_resnet50_2", "rgb_weights": "pretrained"})
+        {}
+    """
+    files = {name: value for name, value in arguments.items() if isinstance(value, str) and os.path.isfile(value)}
+    return {"files": {name: changed(path) for name, path in files.items()}} if files else {}
 
 
 def _pack(frames: Sequence[Frame | None]) -> dict[str, Any]:

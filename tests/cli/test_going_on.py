@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from calls import call, small_settings
 
 for package in ("scipy", "tifffile", "timm", "PIL"):
@@ -20,6 +23,7 @@ from mmad_bank import MemoryBank, bench, tuning
 from mmad_bank.data import preparation
 from mmad_bank.data.synthetic import write_synthetic
 from mmad_bank.features import extraction
+from mmad_bank.features.efficientnet_lite import EfficientNetLite0
 from mmad_bank.features.extraction import Extractors
 from mmad_bank.methods.cfm import CFM
 
@@ -162,7 +166,7 @@ def test_features_are_extracted_once(
     assert contents(tmp_path / "m") == contents(whole)
 
 
-@pytest.mark.parametrize("damage", ["text", "frames", "table"])
+@pytest.mark.parametrize("damage", ["text", "frames", "number", "table", "cut"])
 def test_a_damaged_journal_begins_anew(
     damage: str, many: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,11 +179,57 @@ def test_a_damaged_journal_begins_anew(
     journal = work / "train-so-far.json"
     if damage == "table":
         np.save(work / "train-rgb.npy", np.load(work / "train-rgb.npy")[:7])
+    elif damage == "cut":
+        os.truncate(work / "train-rgb.npy", 4096)
     else:
-        content = {**json.loads(journal.read_text()), "frames": [None]}
+        content = {**json.loads(journal.read_text()), **({"frames": [None]} if damage == "frames" else {"number": 4.5})}
         journal.write_text("{" if damage == "text" else json.dumps(content))
     assert call(*command).exit_code == 3
     assert contents(tmp_path / "m") == contents(whole)
+
+
+def test_a_journal_of_tables_that_are_gone_is_never_believed(
+    many: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, whole = many
+    command = ("fit", "patchcore", data, "--out", tmp_path / "m", *SMALL)
+    describe = Extractors.__call__
+    table = tmp_path / "m.fit" / "stud_tray" / "train-rgb.npy"
+    with monkeypatch.context() as patch:
+        patch.setattr(Extractors, "__call__", stops_at(3, describe))
+        stopped(*command)
+        table.unlink()
+        patch.setattr(extraction.Journal, "write", lambda *journal: None)  # nor is the next run's written
+        patch.setattr(Extractors, "__call__", stops_at(2, describe))
+        stopped(*command)
+    assert table.is_file()
+    assert call(*command).exit_code == 3
+    assert contents(tmp_path / "m") == contents(whole)
+
+
+@pytest.mark.parametrize("change", ["weights", "sample of an older time", "permissions"])
+def test_features_of_other_files_are_not_taken_over(
+    change: str, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, weights = tmp_path / "data", tmp_path / "weights.pth"
+    shutil.copytree(parts / "raw" / "stud_tray", data / "stud_tray")
+    torch.manual_seed(1)
+    torch.save(EfficientNetLite0(pretrained=False).state_dict(), weights)
+    settings = [word.replace("rgb_weights=random", f"rgb_weights={weights}") for word in SMALL]
+    command = ("fit", "patchcore", data, "--out", tmp_path / "m", *settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryBank, "build", stops_at(1, MemoryBank.build))
+        stopped(*command)
+    picture, other = (data / f"stud_tray/train/good/rgb/00{n}.png" for n in (1, 2))
+    if change == "weights":
+        torch.save(EfficientNetLite0(pretrained=False).state_dict(), weights)
+    elif change == "permissions":
+        picture.chmod(0o600)  # perhaps it could not be read before
+    else:
+        before = picture.stat()
+        picture.write_bytes(other.read_bytes())
+        os.utime(picture, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert "going on" not in good(*command)
 
 
 def test_prepare(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
