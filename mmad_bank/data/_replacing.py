@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmad_bank._files import is_partial, replacing_folder
+from mmad_bank._files import is_partial, replacing_folder, write_text
 from mmad_bank._manifest import read_json
 from mmad_bank.errors import FormatError, InputError
 
@@ -79,17 +79,21 @@ def word_differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     )
 
 
-def put_in_place(work: Path, target: Path, last: str) -> None:
+def put_in_place(work: Path, target: Path, manifest: str, text: str) -> None:
     """Give a finished folder the place of another, which goes once the new one is there.
 
     Args:
         work: The finished folder, beside the target.
         target: What is replaced.
-        last: The file of ``work`` that is moved last, so that until then ``work`` says what it is.
+        manifest: The file of ``work`` that stays there to the end, so that until then ``work`` says what it is.
+        text: What the file says in the new place.
     """
     with replacing_folder(target) as fresh:
-        for path in sorted(work.iterdir(), key=lambda path: path.name == last):
-            path.rename(fresh / path.name)
+        for path in work.iterdir():
+            if path.name != manifest:
+                path.rename(fresh / path.name)
+        write_text(fresh / manifest, text)
+    (work / manifest).unlink()
     work.rmdir()
 
 

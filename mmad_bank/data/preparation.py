@@ -30,6 +30,7 @@ from mmad_bank.data._names import SPLITS
 from mmad_bank.data._parallel import run_parallel
 from mmad_bank.data._replacing import (
     check_replaceable,
+    foreign_file,
     is_empty,
     put_in_place,
     read_manifest,
@@ -43,6 +44,7 @@ from mmad_bank.data.sample import Record, Sample, SampleDataset
 from mmad_bank.errors import InputError, MissingSplitError, NoneUsableError, did_you_mean
 
 MANIFEST = "prepared.json"
+_WORK = ".prepare"  # ending of the folder in which a replacement is made
 _FILES = (("rgb", ".png"), ("xyz", ".tiff"), ("gt", ".png"))
 _KEY_PREFIX = "mmad-bank prepared "
 _FRAME_MARK = " frame "
@@ -155,7 +157,7 @@ def prepare(
     _check_place(source, out)
     job = _Job(source.resolve(), datasets, settings, chosen, workers, progress)
     # Beside the folder itself, not beside a link to it: only there can its files be moved into their place.
-    work = named_after(out.resolve(), ".prepare")
+    work = named_after(out.resolve(), _WORK)
     if not overwrite or not _read_manifest(out):
         _check_same(out, job)
         result = _fill(out, job)
@@ -164,11 +166,12 @@ def prepare(
         return result
     _check_overwritten(out, job)
     _clear_work(work, job)
-    result = _fill(work, job, replaces=out.name)
+    result = _fill(work, job, replaces=out.resolve().name)
     if not result.written + result.cached:
         shutil.rmtree(work)
         raise NoneUsableError(f"{source}: no sample can be used, {out} stays as it is", result.failed)
-    put_in_place(work, out, MANIFEST)
+    final = {name: value for name, value in _read_manifest(work).items() if name != "replaces"}
+    put_in_place(work, out, MANIFEST, json_text(final))
     return replace(result, path=out)
 
 
@@ -341,9 +344,9 @@ def _clear_work(work: Path, job: _Job) -> None:
     """Remove what a run with other settings, which was stopped, has left in the folder that this one works in."""
     _check_place(job.source, work)
     manifest = _read_manifest(work)
-    if manifest and "replaces" not in manifest:
+    if manifest and not _is_ours(work, manifest):
         raise InputError(f"{work}: expected no folder of this name, in which the new data set is prepared")
-    if manifest and (manifest["settings"], manifest.get("sources")) != (job.settings.as_json(), job.sources):
+    if manifest and not _is_of(manifest, job):
         shutil.rmtree(work)
 
 
@@ -353,11 +356,23 @@ def _drop_work(work: Path, job: _Job) -> None:
         manifest = _read_manifest(work)
     except InputError:
         return  # not ours
-    mine = "replaces" in manifest and (manifest["settings"], manifest.get("sources")) == (
-        job.settings.as_json(), job.sources
-    )  # fmt: skip
-    if mine or (work.is_dir() and not any(work.iterdir())):
+    mine = _is_ours(work, manifest) and _is_of(manifest, job) if manifest else _is_left_empty(work)
+    if mine:
         shutil.rmtree(work)
+
+
+def _is_left_empty(work: Path) -> bool:
+    return work.is_dir() and not work.is_symlink() and is_empty(work, MANIFEST)
+
+
+def _is_ours(work: Path, manifest: dict[str, Any]) -> bool:
+    """Tell whether a folder was made to replace the one that it is named after; users' data may be named so, too."""
+    made = manifest.get("replaces") == work.name.removesuffix(_WORK)
+    return made and not work.is_symlink() and foreign_file(work, MANIFEST) is None
+
+
+def _is_of(manifest: dict[str, Any], job: _Job) -> bool:
+    return (manifest["settings"], manifest.get("sources")) == (job.settings.as_json(), job.sources)
 
 
 def _read_manifest(out: Path) -> dict[str, Any]:

@@ -277,6 +277,36 @@ def test_what_a_stopped_replacement_left_goes_when_the_data_set_is_there_all_the
     assert not work.exists(), "killed before it was removed"
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("place", ["replaced", "renamed", "link", "file"])
+def test_a_users_data_of_the_name_of_a_replacement_stay(
+    place: str, overwrite: bool, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prepared with the same settings of the same data, and themselves a replacement once."""
+    settings, out, work = Preprocessing.recipe(size=32), tmp_path / "out", tmp_path / "out.prepare"
+    mine = work if place == "replaced" else out
+    prepare(source, mine, settings)
+    prepare(source, mine, settings, overwrite=True)
+    if place == "renamed":
+        out.rename(work)
+    elif place != "replaced":
+        monkeypatch.setattr(preparation, "put_in_place", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare(source, out, settings, overwrite=True)
+        monkeypatch.undo()
+        if place == "link":
+            work.rename(tmp_path / "elsewhere")
+            work.symlink_to("elsewhere")
+        else:
+            (work / "notes.txt").write_text("a user's")
+    before = contents(work)
+    prepare(source, out, settings)
+    if overwrite:
+        with pytest.raises(InputError, match="expected no folder of this name"):
+            prepare(source, out, settings, overwrite=True)
+    assert contents(work) == before
+
+
 def test_a_replacement_takes_place_beside_the_folder_that_a_link_leads_to(source: Path, tmp_path: Path) -> None:
     """A link may lead to another disk, to which nothing can be moved in one step."""
     (tmp_path / "disk").mkdir()
