@@ -208,6 +208,26 @@ def check_output_folder(
             check_replaced(path / output, name, overwrite)
 
 
+def check_apart(files: Mapping[str, Path | None], folder: Path, name: str, outputs: Iterable[str]) -> None:
+    """Refuse output files in whose place a folder, or one of the files written into it, would be put.
+
+    Args:
+        files: By option, the file to be; None where it is not wanted.
+        folder: The folder.
+        name: The option that it was given by.
+        outputs: Names of what the command writes into it.
+
+    Raises:
+        InputError: Two outputs are one, or the folder is one of the files or below it.
+    """
+    place = Path(os.path.realpath(folder))
+    written = {os.path.realpath(folder / output) for output in outputs}
+    for option, path in files.items():
+        real = None if path is None else os.path.realpath(path)
+        if real is not None and (real in written or Path(real) in (place, *place.parents)):
+            raise InputError(f"{option} and {name}: expected two places, found {str(path)!r} for both")
+
+
 def check_replaced(path: Path, name: str, overwrite: bool) -> None:
     """Refuse to replace a file or folder that is there, unless that was asked for.
 
@@ -237,7 +257,7 @@ def unfinished(folder: Path, job: Mapping[str, Any]) -> Iterator[None]:
             if made:
                 folder.rmdir()
         raise
-    note.unlink()
+    note.unlink(missing_ok=True)  # another run of the same command may have come to its end
 
 
 def is_unfinished(folder: Path, job: Mapping[str, Any]) -> bool:

@@ -13,6 +13,7 @@ from mmad_bank.cli._dumps import ByImage, DumpLayout, Features, Key, Reading
 from mmad_bank.cli._options import Device, Json, Overwrite, TrustIndex, check_device, parse_share
 from mmad_bank.cli._output import (
     are_unfinished,
+    check_apart,
     check_output,
     check_output_folder,
     check_outputs,
@@ -237,6 +238,7 @@ def score(
         per_image = patches_of_an_image(dump, patches)
         files = map_files([image for part in dump.parts for image in images_of(part, per_image)], maps)
         names = [str(path.relative_to(maps)) for path in files]
+        check_apart({"--out": out, "--csv": csv}, maps, "--maps", names)
         check_output_folder(maps, "--maps", outputs=names, inputs=(bank_file, *features), overwrite=mine)
     loaded = time.perf_counter()
     scored_images = score_images(bank, dump, patches, reweight, neighbors, progress=show_progress(as_json))

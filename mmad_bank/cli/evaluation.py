@@ -26,6 +26,7 @@ from mmad_bank.cli._options import (
 )
 from mmad_bank.cli._output import (
     are_unfinished,
+    check_apart,
     check_output_folder,
     check_outputs,
     command_line,
@@ -85,6 +86,8 @@ def evaluate(
     job |= {"units": units, "outputs": [path and str(path.resolve()) for path in outputs]}
     mine = overwrite or are_unfinished(outputs, job)
     check_outputs({"--out": out, "--markdown": markdown}, inputs=(model, dataset), overwrite=mine)
+    if report is not None:
+        check_apart({"--out": out, "--markdown": markdown}, report, "--report", ())
     page = _open_report(report, mine, model, dataset)
     chosen = choose_models(model, dataset, parse_names(categories), layout)
     splits = {name: open_dataset(dataset, name, "test", layout, units=units) for name in chosen}

@@ -191,7 +191,7 @@ def _say_models(folder: Path, models: list[Path], verify: bool, as_json: bool) -
         raise NoneUsableError("", left_out)
     rows = {name: _word_model(facts) for name, facts in read.items()}
     facts = {"folder": str(folder), "models": read, "left_out": left_out}
-    emit(facts, rows, title=f"{folder}: {len(read)} models", as_json=as_json)
+    emit(facts, rows, title=f"{folder}: {len(read)} model{'s' * (len(read) != 1)}", as_json=as_json)
     end(left_out)
 
 

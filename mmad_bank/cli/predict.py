@@ -118,6 +118,7 @@ def predict(
     samples = [name for group in groups for name, _ in group.samples]
     job = {"predict": [str(path.resolve()) for path in (model, *inputs)], "category": categories, "split": split}
     job |= {"units": units} if units else {}
+    job |= {"maps": str(maps.resolve())} if maps else {}  # the note lets nothing be replaced in another folder
     written = [str(Path(name if len(samples) > 1 else ".", file)) for name in samples for file in _WRITTEN]
     mine, read = overwrite or is_unfinished(out, job), (model, *inputs)
     check_output_folder(out, "--out", outputs=written, inputs=read, overwrite=mine)

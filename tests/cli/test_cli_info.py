@@ -139,6 +139,7 @@ def test_one_model_a_category_is_a_line_each(models: Path) -> None:
     assert result.exit_code == 3
     assert list(json.loads(result.stdout)["models"]) == ["stud_tray"]
     assert result.stderr.startswith(f"left out: {models}/chip_cookie/model.json: ")
+    assert call("info", models).stdout.startswith(f"{models}: 1 model\n")
     alter(models / "stud_tray" / "model.json", 40)
     assert call("info", models).exit_code == 2
 

@@ -225,6 +225,11 @@ def test_a_stopped_prediction_goes_on(place: Path, tmp_path: Path) -> None:
     killed = subprocess.run([sys.executable, "-c", script, *command], capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert (tmp_path / "p/stud_tray/test/good/000/score.json").exists()
+    maps = tmp_path / "maps/stud_tray/test/good/000.tiff"
+    maps.parent.mkdir(parents=True)
+    maps.write_bytes(b"of another run")
+    assert call(*command, "--maps", tmp_path / "maps").exit_code == 2, "the stopped run had no maps"
+    assert maps.read_bytes() == b"of another run"
     other = call("predict", place / "model", place / "data", "--split", "train", "--out", tmp_path / "p")
     assert other.exit_code == 0, "other samples, other places"
     (tmp_path / "p" / ".unfinished.json").write_text("{}")
@@ -285,6 +290,25 @@ def test_scoring_stopped_between_its_outputs_goes_on(
     assert done.exit_code == 0, done.output
     assert not list(tmp_path.rglob(".*"))
     assert call(*command, "in.npy", *options).exit_code == 2, "done, and so not unfinished"
+
+
+def test_a_folder_does_not_take_the_place_of_a_file(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("in.npy", np.load(place / "b.npy").reshape(2, 2, 4, 4))
+    before = sorted(tmp_path.iterdir())
+    score = ("score", place / "bank", "in.npy", "--layout", "bhwc")
+    evaluate = ("evaluate", place / "model", place / "data")
+    for command, option, path, folder in (
+        (score, "--out", "x", "x"), (score, "--csv", "x", "./x/y"), (score, "--out", "in[0].tiff", "."),
+        (evaluate, "--out", "x", "x"), (evaluate, "--markdown", "x", "x/y"),
+    ):  # fmt: skip
+        whole = "--maps" if command is score else "--report"
+        result = call(*command, option, path, whole, folder)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr == f"error: {option} and {whole}: expected two places, found {path!r} for both\n"
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_the_note_of_an_unfinished_command(tmp_path: Path) -> None:
