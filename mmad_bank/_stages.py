@@ -152,10 +152,8 @@ def fingerprint_of(folder: Path) -> dict[str, Any]:
 
 def remove_stages(folder: Path) -> None:
     """Remove what a training left in a folder, and the folder if nothing else is in it."""
-    if not (folder / _MANIFEST).is_file():
-        return
     for name in _read(folder / _MANIFEST).get("files", []):
         (folder / Path(name).name).unlink(missing_ok=True)
-    (folder / _MANIFEST).unlink()
-    if not any(folder.iterdir()):
+    (folder / _MANIFEST).unlink(missing_ok=True)
+    with suppress(OSError):  # others' files are in it; without its list it may be what a killed process has emptied
         folder.rmdir()

@@ -111,3 +111,14 @@ def test_a_damaged_list_of_stages_starts_the_training_anew(text: str, tmp_path: 
     (folder / "stages.json").write_text(text)
     remove_stages(folder)
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_what_a_killed_process_has_emptied_is_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    for others in (False, True):
+        folder.mkdir()
+        if others:
+            (folder / "notes.txt").write_text("mine")
+        remove_stages(folder)
+        assert folder.exists() == others
+    remove_stages(tmp_path / "none")
