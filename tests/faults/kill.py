@@ -294,6 +294,7 @@ def _commands() -> list[Command]:
             ),
             ("report", "result.json", "result.md"),
             share=0.4,
+            varies=("result.md",),
         ),
         Command(
             "predict",
@@ -649,7 +650,7 @@ def is_whole(name: str, data: bytes | None) -> bool:
         except ValueError:
             return False
         return True
-    ends = {".png": b"IEND\xaeB`\x82", ".html": b"</html>\n", ".npz": b"PK\x05\x06"}
+    ends = {".png": b"IEND\xaeB`\x82", ".html": b"</html>\n", ".npz": b"PK\x05\x06", ".md": b"|\n"}
     end = ends.get(Path(name).suffix)
     return bool(data) and (end is None or end in data[-64:])
 
