@@ -16,6 +16,7 @@ import typer
 from mmad_bank._files import cache_dir, replacing, write_text
 from mmad_bank.cli._dumps import ByImage, DumpLayout, Features, Key, Reading
 from mmad_bank.cli._going_on import going_on
+from mmad_bank.cli._labels import Labels, labels_of_file, labels_of_names
 from mmad_bank.cli._options import Json, Overwrite, parse_share
 from mmad_bank.cli._output import are_unfinished, check_outputs, show_progress, size, unfinished_outputs
 from mmad_bank.cli.bank import parse_projection
@@ -65,7 +66,7 @@ def tune(
         Path | None,
         typer.Option(
             help="Labels of the images of --test, 0 or 1: .npy, lines of text, or extraction.json as extract writes it"
-            " (default: the one beside --test, if there is one).",
+            " (default: by the images' names, if all lie in folders and one of these is called good, ok or normal).",
             show_default=False,
         ),
     ] = None,
@@ -150,21 +151,21 @@ def tune(
     reading = Reading(key, layout, by_image)
     dump = reading.open(features)
     queries, truth = _read_tests(reading, dump, test, anomalous or [], labels, patches, images)
-    if by == "auroc" and (truth is None or len(set(truth)) < 2):
+    if by == "auroc" and not truth.of_both_kinds:
         raise InputError("--by auroc: expected normal and anomalous images (--labels or --anomalous), found one kind")
     folder = workdir or _default_workdir(out, [*features, *test, *(anomalous or [])])
     progress = show_progress(as_json)
     with going_on():
         swept = tuning.sweep(
-            dump, queries, labels=truth, ratios=chosen[0] or tuning.RATIOS,
+            dump, queries, labels=truth.values, ratios=chosen[0] or tuning.RATIOS,
             precisions=chosen[1],  # type: ignore[arg-type]
             indices=index or None, reweight=reweight, projection_dim=dimensions, seed=seed, timed=timed or 0.0,
-            time_limit=time_limit, workdir=folder, found=_Telling() if progress else lambda sofar: None,
+            time_limit=time_limit, workdir=folder, found=_Telling(truth, progress=progress, quiet=as_json),
             progress=progress,
         )  # fmt: skip
     choice = tuning.choose(swept.settings, by=by, aurocs=swept.aurocs, **limits) if limits else None
     options = _Build(features, test, reading, projection_dim, seed, patches, reweight)
-    result = _facts(swept, choice, limits, by, options, time_limit)
+    result = _facts(swept, choice, limits, by, options, time_limit) | {"labels": truth.as_json()}
     text = json.dumps(result, indent=2, allow_nan=False)
     with unfinished_outputs(outputs, job):
         if out is not None:
@@ -231,14 +232,22 @@ def _default_workdir(out: Path | None, inputs: Sequence[Path]) -> Path:
 
 
 class _Telling:
-    """Says on standard error what has been measured, a line each."""
+    """Says on standard error where the labels came from, and with ``progress`` what has been measured, a line each.
 
-    def __init__(self) -> None:
+    The labels come up with the first result, when all arguments have been found right.
+    """
+
+    def __init__(self, labels: Labels, *, progress: bool, quiet: bool) -> None:
+        self._notes = [] if quiet else [labels.describe()]
+        self._progress = progress
         self._told: set[Any] = set()
 
     def __call__(self, sofar: Sweep) -> None:
         """Say what is new."""
-        for one in sofar.settings:
+        for note in self._notes:
+            print(note, file=sys.stderr)
+        self._notes = []
+        for one in sofar.settings if self._progress else ():
             if one.setting not in self._told:
                 self._told.add(one.setting)
                 print(f"measured: {_words(one)}", file=sys.stderr)
@@ -348,72 +357,27 @@ def _set_threads(threads: int | None) -> None:
 def _read_tests(
     reading: Reading, normal: FeatureDump, test: Sequence[Path], anomalous: Sequence[Path], labels: Path | None,
     patches: int | None, most: int,
-) -> tuple[Tensor, list[int] | None]:  # fmt: skip
+) -> tuple[Tensor, Labels]:  # fmt: skip
     """Return the test images' features (B, P, D) and labels, at most ``most`` images, spread over all."""
     import torch
 
-    from mmad_bank.cli._scoring import in_images, patches_of_an_image
+    from mmad_bank.cli._scoring import images_of, in_images, patches_of_an_image
 
     if most < 0:
         raise InputError(f"--images: expected a number, or 0 for all, found {most}")
     dump = reading.open([*test, *anomalous], normal.dim)
     dump.check_extractor(normal.extractor, normal.sources[0].file)
     per_image = patches_of_an_image(dump, patches)
-    n_images = len(dump) // per_image
-    truth = None
+    dump = in_images(dump, per_image)
+    names = [image.name for part in dump.parts for image in images_of(part, per_image)]
     if anomalous:
         n_normal = len(reading.open(test, normal.dim)) // per_image
-        truth = [0] * n_normal + [1] * (n_images - n_normal)
+        truth = Labels([0] * n_normal + [1] * (len(names) - n_normal), "--anomalous")
     else:
-        truth = _read_labels(labels, test, n_images)
-    kept = torch.linspace(0, n_images - 1, min(most or n_images, n_images), dtype=torch.float64).round().long()
+        truth = labels_of_names(names) if labels is None else labels_of_file(labels, len(names))
+    kept = torch.linspace(0, len(names) - 1, min(most or len(names), len(names)), dtype=torch.float64).round().long()
     rows = (kept[:, None] * per_image + torch.arange(per_image)).view(-1)
-    return in_images(dump, per_image).take(rows).cpu().view(len(kept), per_image, dump.dim), (
-        None if truth is None else [truth[i] for i in kept.tolist()]
-    )
-
-
-def _read_labels(path: Path | None, test: Sequence[Path], n_images: int) -> list[int] | None:
-    """Return the labels of a file, or those that ``extract`` wrote beside the features; None without."""
-    beside = test[0].parent / "extraction.json"
-    if path is None and (len(test) > 1 or not test[0].is_file() or not beside.is_file()):
-        return None
-    found = read_labels(beside if path is None else path)
-    if len(found) != n_images:
-        name = "--labels" if path is not None else str(beside)
-        raise InputError(f"{name}: expected a label for each of the {n_images} images of --test, found {len(found)}")
-    return found
-
-
-def read_labels(path: Path) -> list[int]:
-    """Read labels, 0 for normal and 1 for anomalous: .npy, extraction.json (by its ids), or lines of text.
-
-    Raises:
-        InputError: The file cannot be read, or holds something else.
-    """
-    if not path.is_file():
-        raise InputError(f"--labels: no such file {str(path)!r}")
-    try:
-        if path.suffix == ".json":
-            ids = json.loads(path.read_text(encoding="utf-8"))["ids"]
-            return [int(name.split("/")[-2] != "good") for name in ids]
-        if path.suffix == ".npy":
-            return _zeros_and_ones(path)
-        return [{"0": 0, "1": 1}[word] for word in path.read_text(encoding="utf-8").split()]
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError, UnicodeDecodeError):
-        raise InputError(
-            f"--labels: expected 0 or 1 for each image in {str(path)!r} (.npy, lines of text) or the ids of"
-            " extraction.json, found something else"
-        ) from None
-
-
-def _zeros_and_ones(path: Path) -> list[int]:
-    import numpy as np
-
-    values = np.load(path, allow_pickle=False)
-    if values.ndim != 1 or not np.isin(values, (0, 1)).all():
-        raise ValueError
-    return [int(value) for value in values]
+    return dump.take(rows).cpu().view(len(kept), per_image, dump.dim), truth.of(kept.tolist())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from typer.testing import CliRunner, Result
 
 from mmad_bank.bank import MemoryBank
 from mmad_bank.cli import app
-from mmad_bank.cli.tune import parse_size, read_labels
+from mmad_bank.cli._labels import read_labels
+from mmad_bank.cli.tune import parse_size
 from mmad_bank.errors import InputError
 
 FEW = ("--ratios", "1%,10%,1", "--precisions", "half,int8", "--index", "exact", "--timing", "0s")
@@ -118,6 +119,8 @@ def test_labels_from_everywhere(train: Path, queries: Path, anomalous: Path, tmp
     np.save(tmp_path / "labels.npy", np.array(truth))
     (tmp_path / "labels.txt").write_text("\n".join(map(str, truth)), encoding="utf-8")
     by_hand = found(train, "--test", queries, "--anomalous", anomalous)["settings"]
+    told = call(train, "--test", queries, "--anomalous", anomalous, *FEW).stderr
+    assert told == "labels: from --anomalous, 4 good, 3 defective\n"
     assert by_hand[-1]["auroc"] == 1.0
     for name in ("labels.npy", "labels.txt"):
         labelled = found(train, "--test", both / "rgb.npy", "--labels", tmp_path / name)["settings"]
@@ -129,6 +132,51 @@ def test_labels_from_everywhere(train: Path, queries: Path, anomalous: Path, tmp
     assert [one["auroc"] for one in extracted["settings"]] == [one["auroc"] for one in by_hand]
     assert extracted["recommendation"]["auroc"] == 1.0
     assert read_labels(both / "extraction.json") == truth
+
+
+@pytest.mark.parametrize("source", ["npz", "pt", "folder", "by image", "rows"])
+def test_labels_of_the_images_names(train: Path, queries: Path, anomalous: Path, tmp_path: Path, source: str) -> None:
+    """Names tell normal images from defective ones in the same way, wherever they come from."""
+    values = np.concatenate([np.load(queries), np.load(anomalous)])
+    names = [f"{'Bad' if i > 3 else 'OK'}/{i:03}" for i in range(7)]
+    path, options = tmp_path / f"test.{'pt' if source == 'pt' else 'npz'}", ()
+    if source == "pt":
+        torch.save({"features": torch.from_numpy(values), "names": names}, path)
+    elif source == "folder":
+        path = tmp_path / "test"
+        for name, image in zip(names, values, strict=True):
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            np.save(path / f"{name}.npy", image)
+    elif source == "by image":
+        np.savez(path, **dict(zip(names, values, strict=True)))
+        options = ("--by-image",)
+    else:
+        np.savez(path, features=values.reshape(-1, 8) if source == "rows" else values, names=names)
+    result = call(train, "--test", path, *options, *FEW)
+    assert result.exit_code == 0, result.output
+    assert result.stderr == "labels: from the images' names, 4 good, 3 defective\n"
+    assert "I-AUROC" in result.stdout
+    report = found(train, "--test", path, *options)
+    assert report["labels"] == {"from": "the images' names", "good": 4, "defective": 3}
+    assert report["settings"][-1]["auroc"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        (["a", "b", "c", "d"], "labels: none, so there is no I-AUROC; give them by --labels or --anomalous, or"),
+        (["good/0", "good/1", "bad/2", "3"], "labels: none, "),
+        (["one/0", "two/1", "two/2", "two/3"], "labels: none, "),
+        (["good/0", "good/1", "normal/2", "x/ok/3"], "labels: from the images' names, 4 good, 0 defective; no I-AUROC"),
+    ],
+)
+def test_why_there_is_no_auroc(train: Path, queries: Path, tmp_path: Path, names: list[str], line: str) -> None:
+    np.savez(tmp_path / "named.npz", features=np.load(queries), names=names)
+    result = call(train, "--test", tmp_path / "named.npz", *FEW)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.startswith(line)
+    assert len(result.stderr.splitlines()) == 1
+    assert "I-AUROC" not in result.stdout
 
 
 def test_images_are_spread_over_all(train: Path, queries: Path, anomalous: Path) -> None:
@@ -198,7 +246,7 @@ def test_bad_input_is_one_line(train: Path, queries: Path, tmp_path: Path, argum
 def test_training_features_are_no_test(train: Path) -> None:
     result = call(train, "--test", train, *FEW)
     assert result.exit_code == 2
-    assert result.stderr.startswith("error: test images: expected others than the features are of")
+    assert result.stderr.splitlines()[-1].startswith("error: test images: expected others than the features are of")
 
 
 PROGRAM = "import sys; from mmad_bank.cli import main; sys.argv[0] = 'mmad-bank'; main()"
