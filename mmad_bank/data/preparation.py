@@ -135,8 +135,8 @@ def prepare(
         What was done. ``out_dir/prepared.json`` holds the same.
 
     Raises:
-        InputError: There is no data set, or ``out_dir`` lies within it, holds something else or other settings; or
-            it should be overwritten and no sample can be used.
+        InputError: There is no data set, or it is a prepared one, or ``out_dir`` lies within it, holds something else
+            or other settings; or it should be overwritten and no sample can be used.
 
     Example:
         >>> prepare("mvtec_3d", "prepared", workers=8).failed  # doctest: +SKIP
@@ -154,6 +154,7 @@ def prepare(
     datasets = _open_splits(source, chosen, layout)
     if settings is None:
         settings = default_settings(source, layout)
+    _check_raw(source, datasets)
     _check_place(source, out)
     job = _Job(source.resolve(), datasets, settings, chosen, workers, progress)
     # Beside the folder itself, not beside a link to it: only there can its files be moved into their place.
@@ -253,7 +254,7 @@ def preparation_of(path: str | Path) -> Preprocessing | None:
         InputError: ``prepared.json`` is there and is something else.
     """
     root = Path(path)
-    manifest = _read_manifest(root) or _read_manifest(root.resolve().parent)
+    manifest = _manifest_around(root)
     if not manifest:
         return None
     try:
@@ -295,6 +296,28 @@ def _open_splits(source: Path, categories: Sequence[str], layout: str) -> list[S
             raise problem
         datasets += opened
     return datasets
+
+
+def _check_raw(source: Path, datasets: Sequence[SampleDataset]) -> None:
+    """Refuse data that are prepared already: padding would count as picture, and the way back to it would be lost.
+
+    Copies of prepared samples that lack the manifest are told by the keys in their clouds.
+    """
+    manifest = _manifest_around(datasets[0].path)
+    if not manifest and not any(_is_prepared(dataset.records[0].xyz) for dataset in datasets):
+        return
+    how = raw = ""
+    if manifest:
+        settings, known = manifest["settings"], manifest.get("sources", {})
+        how = f" ({settings.get('size')} pixels, background {settings.get('background')})"
+        places = dict.fromkeys(known[one.categories[0]] for one in datasets if one.categories[0] in known)
+        raw = f": {', '.join(places)}" if places else ""
+    raise InputError(f"{source}: is prepared already{how}; expected the raw data{raw}")
+
+
+def _is_prepared(xyz: Path) -> bool:
+    """Tell whether a cloud's file has been written by :func:`prepare`."""
+    return read_tag(xyz).startswith(_KEY_PREFIX)
 
 
 def _check_place(source: Path, out: Path) -> None:
@@ -373,6 +396,11 @@ def _is_ours(work: Path, manifest: dict[str, Any]) -> bool:
 
 def _is_of(manifest: dict[str, Any], job: _Job) -> bool:
     return (manifest["settings"], manifest.get("sources")) == (job.settings.as_json(), job.sources)
+
+
+def _manifest_around(path: Path) -> dict[str, Any]:
+    """Read the manifest of a data set, given its folder or one category's; empty if there is none."""
+    return _read_manifest(path) or _read_manifest(path.resolve().parent)
 
 
 def _read_manifest(out: Path) -> dict[str, Any]:
@@ -479,5 +507,5 @@ def _stale(out: Path, categories: Sequence[str], current: set[Path]) -> list[Pat
         xyz
         for category in categories
         for xyz in sorted((out / category).glob("*/*/xyz/*.tiff"))
-        if xyz not in current and read_tag(xyz).startswith(_KEY_PREFIX)
+        if xyz not in current and _is_prepared(xyz)
     ]

@@ -152,10 +152,15 @@ def preprocess(sample: Sample, settings: Preprocessing | None = None) -> Sample:
         ``preparation`` holds the settings, its ``frame`` the way back to the picture's pixels.
 
     Raises:
-        InputError: There is no background plane, or nothing but background.
+        InputError: There is no background plane, or nothing but background, or the sample is prepared already.
         MissingExtraError: scikit-learn or Pillow is not installed.
     """
     settings, sample = settings or Preprocessing(), check_sample(sample)
+    if sample.preparation is not None:
+        known = f"{sample.preparation.size} pixels, background {sample.preparation.background}"
+        raise InputError(
+            f"{sample.rgb_path or sample.id or 'sample'}: is prepared already ({known}); expected a raw sample"
+        )
     if sample.units is None:
         sample = in_metres(sample, settings.units)
     rgb = (sample.rgb.numpy().transpose(1, 2, 0) * 255).round().astype(np.uint8)

@@ -43,6 +43,12 @@ def test_synthesise_then_prepare(tmp_path: Path) -> None:
     again = call("prepare", raw, "--out", out, "--recipe", "cfm", "--size", "64", "--workers", "1")
     assert again.exit_code == 3
     assert "done before  5 samples" in again.stdout
+    twice = call("prepare", out / "stud_tray", "--recipe", "keep", "--out", tmp_path / "twice")
+    assert (twice.exit_code, twice.stdout, (tmp_path / "twice").exists()) == (2, "", False)
+    line = (
+        f"error: {out / 'stud_tray'}: is prepared already (64 pixels, background plane); expected the raw data: {raw}"
+    )
+    assert twice.stderr == f"{line}\n"
 
 
 def test_bad_input_is_one_line(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -214,6 +216,30 @@ def test_folders_that_are_not_ours_are_refused(source: Path, tmp_path: Path) -> 
     with pytest.raises(InputError, match="workers: expected at least 1"):
         prepare(source, tmp_path / "out", workers=0)
     assert contents(source) == before
+
+
+def test_what_is_prepared_is_not_prepared_again(source: Path, tmp_path: Path) -> None:
+    add_sample(source / "other" / "train" / "good", xyz=scene(40, 60))
+    out, keep = tmp_path / "out", Preprocessing.recipe("keep")
+    prepare(source, out)
+    raw = re.escape(str(source))
+    for path in (out, out / "part"):
+        line = rf"{re.escape(str(path))}: is prepared already \(224 pixels, background plane\); expected the raw data: "
+        with pytest.raises(InputError, match=f"^{line}{raw}$"):
+            prepare(path, tmp_path / "again", keep)
+    with pytest.raises(InputError, match="is prepared already"):
+        prepare(out, tmp_path / "again", keep, overwrite=True, categories=["other"])
+    # Neither a copy of some samples nor a link, without the manifest, is taken for raw.
+    good = shutil.copytree(out / "part" / "train", tmp_path / "few" / "part" / "train") / "good"
+    for path in [*good.glob("*/*")][::2]:
+        path.unlink()
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "part").symlink_to(out / "part")
+    for path in (tmp_path / "few", linked, linked / "part"):
+        with pytest.raises(InputError, match=f"^{re.escape(str(path))}: is prepared already; expected the raw data$"):
+            prepare(path, tmp_path / "again", keep)
+    assert not (tmp_path / "again").exists()
 
 
 def test_two_settings_do_not_share_a_folder(source: Path, tmp_path: Path) -> None:

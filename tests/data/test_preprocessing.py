@@ -145,3 +145,9 @@ def test_of_a_flat_cloud_the_line_says_how_to_keep_it() -> None:
     with pytest.raises(InputError, match=r"found background only; .* \(mmad-bank prepare --recipe keep\)"):
         preprocess(sample, Preprocessing.recipe("m3dm", size=32))
     assert preprocess(sample, Preprocessing.recipe("keep", size=32)).size == (32, 32)
+
+
+def test_a_prepared_sample_is_not_prepared_again() -> None:
+    prepared = preprocess(sample(scene(40, 60)), Preprocessing.recipe("keep", size=32))
+    with pytest.raises(InputError, match=r"000: is prepared already \(32 pixels, background keep\); expected a raw"):
+        preprocess(prepared)
