@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -138,20 +139,39 @@ def _open_report(folder: Path | None, overwrite: bool, model: Path, dataset: Pat
 
 
 def choose_models(model: Path, dataset: Path, categories: list[str] | None, layout: str) -> dict[str, Path]:
-    """Return the model's folder for every category to evaluate."""
+    """Return the model's folder for every category to score.
+
+    Without ``categories``, what has both a model and data is scored, and a note on standard error names the rest.
+    """
     from mmad_bank.data import categories_of
     from mmad_bank.methods._manifest import read_manifest
 
+    there = categories_of(dataset, layout)
     if (model / MANIFEST).is_file():
         fitted = {sample.split("/")[0] for sample in read_manifest(model).get("train_ids", [])}
-        there = categories_of(dataset, layout)
-        names = categories or [name for name in there if name in fitted] or there
-        return dict.fromkeys(names, model)
-    found = models_in(model)
-    if not found:
-        raise InputError(f"{model}: expected a saved model ({MANIFEST}) or a folder of one a category, found none")
-    check_models(model, categories or (), found)
-    return {name: found[name] for name in categories or found}
+        known = dict.fromkeys([name for name in there if name in fitted] or there, model)
+        chosen = known if categories is None else dict.fromkeys(categories, model)
+    else:
+        known = models_in(model)
+        if not known:
+            raise InputError(f"{model}: expected a saved model ({MANIFEST}) or a folder of one a category, found none")
+        check_models(model, categories or (), known)
+        chosen = {name: known[name] for name in categories or known if categories or name in there}
+    if not chosen:
+        raise InputError(f"{model}: has models of {', '.join(known)}, found none of them in {dataset}")
+    if categories is None:
+        _say_unscored(model, dataset, known, there)
+    return chosen
+
+
+def _say_unscored(model: Path, dataset: Path, known: Iterable[str], there: Sequence[str]) -> None:
+    """Name the categories that lack a model, and those that lack data; one category's own folder lacks no other."""
+    for name in there:
+        if name not in known:
+            print(f"note: {model} has no model of {name}, which is not scored", file=sys.stderr)
+    for name in known if (dataset / there[0]).is_dir() else ():
+        if name not in there:
+            print(f"note: {dataset} has no data of {name}, which is not scored", file=sys.stderr)
 
 
 def models_in(folder: Path) -> dict[str, Path]:

@@ -176,13 +176,7 @@ def _groups(
     chosen = choose_models(model, place, categories, layout)
     by_model: dict[Path, list[str]] = {}
     for name, folder in chosen.items():
-        if categories or name in there:
-            by_model.setdefault(folder, []).append(name)
-    if not by_model:
-        raise InputError(f"{model}: has models of {', '.join(chosen)}, found none of them in {place}")
-    for name in there if categories is None else ():
-        if name not in chosen:
-            print(f"note: {model} has no model of {name}, which is not scored", file=sys.stderr)
+        by_model.setdefault(folder, []).append(name)
     groups = []
     for folder, names in by_model.items():
         # All categories at once: some may lack the split.

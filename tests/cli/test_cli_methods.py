@@ -240,9 +240,32 @@ def test_predict_chooses_categories_as_evaluate_does(parts: Path, models: Path, 
     result = call("predict", one, data, *out)
     assert result.exit_code == 0, result.output
     assert result.stderr == f"note: {one} has no model of chip_cookie, which is not scored\n"
-    assert len(facts("predict", models, data / "stud_tray", *out)["samples"]) == 6, "a category's own folder"
+    result = call("predict", models, data / "stud_tray", *out)
+    assert (result.exit_code, result.stderr) == (0, ""), "a category's own folder"
+    assert result.stdout.count("stud_tray/test/") == 12
     (one / "stud_tray").rename(one / "bolt")
     assert f"{one}: has models of bolt, found none of them in {data}" in refused("predict", one, data, *out)
+
+
+def test_evaluate_takes_what_has_a_model_and_data(parts: Path, models: Path, tmp_path: Path) -> None:
+    data = parts / "prepared"
+    own, whole = call("evaluate", models, data / "stud_tray", "--json"), facts("evaluate", models / "stud_tray", data)
+    assert (own.exit_code, own.stderr) == (0, ""), "a category's own folder, its own model"
+    (found,) = json.loads(own.stdout)["categories"]
+    assert found["scores"] == whole["categories"][0]["scores"]
+    one = shutil.copytree(models / "stud_tray", tmp_path / "models" / "stud_tray").parent
+    (one / "stud_tray").rename(one / "bolt")
+    shutil.copytree(models / "chip_cookie", one / "chip_cookie")
+    for command in (("evaluate", one, data), ("predict", one, data, "--out", tmp_path / "out")):
+        result = call(*command, "--json")
+        assert (result.exit_code, "chip_cookie" in result.stdout) == (0, True), result.output
+        assert result.stderr.splitlines() == [
+            f"note: {one} has no model of stud_tray, which is not scored",
+            f"note: {data} has no data of bolt, which is not scored",
+        ]
+    assert "--categories: expected one of" in refused("evaluate", one, data, "--categories", "bolt")
+    shutil.rmtree(one / "chip_cookie")
+    assert f"{one}: has models of bolt, found none of them in {data}" in refused("evaluate", one, data)
 
 
 def test_predict_of_files_needs_to_know_the_category(parts: Path, models: Path, tmp_path: Path) -> None:
