@@ -387,7 +387,8 @@ class _Tally:
     def _notes(self) -> list[str]:
         notes = list(self.warnings)
         if self.maskless:
-            notes.append(f"{self.maskless} images have no mask: they count for I-AUROC only")
+            what = "image has no mask: it counts" if self.maskless == 1 else "images have no mask: they count"
+            notes.append(f"{self.maskless} {what} for I-AUROC only")
         return notes
 
 
@@ -501,7 +502,7 @@ class Summary:
         for evaluation in self.evaluations:
             reasons = dict.fromkeys(evaluation.metrics[FUSED].undefined.values())
             lines += [f"{evaluation.category}: {line}" for line in (*reasons, *evaluation.notes)]
-            lines += [f"{name} left out: {why}" for name, why in evaluation.failed.items()]
+            lines += [f"left out: {why}" for why in evaluation.failed.values()]
         return lines
 
     def to_markdown(self) -> str:

@@ -61,7 +61,8 @@ def test_a_failing_sample_costs_itself_only(samples: list[Sample]) -> None:
     }
     assert method.batches[:5] == [4, 1, 1, 1, 1]
     assert len(evaluation.scores) == len(samples) - 2
-    assert any("left out" in line for line in Summary([evaluation]).remarks())
+    lines = [f"left out: {why}" for why in evaluation.failed.values()]
+    assert [line for line in Summary([evaluation]).remarks() if "left out" in line] == lines, "as the commands say it"
     with pytest.raises(InputError, match="no sample can be scored; part/test/good/bad"):
         evaluate(method, [broken])
     with pytest.raises(InputError, match="found none"):
@@ -88,7 +89,9 @@ def test_undefined_metrics_are_said(samples: list[Sample]) -> None:
         text = evaluation.to_markdown()
         assert "–" in text
         assert "undefined" in text
-    assert "no mask" in "".join(evaluate(Darkness(), [make(0), make(1, "shape", masked=False)]).notes)
+    for n, words in ((1, "1 image has no mask: it counts for"), (2, "2 images have no mask: they count for")):
+        found = evaluate(Darkness(), [make(0), *(make(1 + i, "shape", masked=False) for i in range(n))])
+        assert f"{words} I-AUROC only" in found.notes
 
 
 def test_examples_are_bounded_and_extreme(samples: list[Sample]) -> None:

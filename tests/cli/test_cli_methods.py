@@ -428,7 +428,7 @@ def test_damaged_samples_are_named_and_left_out(parts: Path, model: Path, tmp_pa
     assert "000.png" in result.stderr
     again = call("evaluate", model, tmp_path / "data", "--category", "stud_tray", "--batch", 3)
     assert (again.exit_code, again.stderr) == (3, "")
-    assert "stud_tray/test/good/000 left out: " in again.stdout
+    assert f"\nleft out: {test / 'rgb' / '000.png'}: " in again.stdout
     result = call("predict", model, tmp_path / "data", "--category", "stud_tray", "--out", tmp_path / "out", "--json")
     assert (result.exit_code, list(json.loads(result.stdout)["left_out"])) == (3, ["stud_tray/test/good/000"])
     assert result.stderr.startswith("left out: ")
