@@ -150,6 +150,12 @@ def fingerprint_of(folder: Path) -> dict[str, Any]:
     return dict(_read(folder / _MANIFEST).get("fingerprint", {}))
 
 
+def files_of(folder: Path) -> list[Path]:
+    """Return the results in a folder."""
+    paths = [folder / Path(name).name for name in _read(folder / _MANIFEST).get("files", [])]
+    return [path for path in paths if path.is_file()]
+
+
 def remove_stages(folder: Path) -> None:
     """Remove what a training left in a folder, and the folder if nothing else is in it."""
     for name in _read(folder / _MANIFEST).get("files", []):

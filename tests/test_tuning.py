@@ -333,7 +333,8 @@ def test_rounds_and_times(normal: torch.Tensor, images: torch.Tensor) -> None:
     assert one.fps_low is not None
     assert one.fps_high is not None
     assert one.fps_low <= one.fps <= one.fps_high
-    scored = measuring._Scored(torch.zeros(1, 1), torch.zeros(1), [5.0, 1.0, 1.0, 2.0, 2.0, 2.0], 0.0, 1, 1, 1, 1)
+    times = [5.0, 1.0, 1.0, 2.0, 2.0, 2.0]
+    scored = measuring._Scored(torch.zeros(1, 1), torch.zeros(1), times, 0.0, 1, 1, 1, 1, (3, 0.0))
     assert scored.rounds(3) == [1.5, 2.0, 3.0]
     assert scored.rounds(9) == [1.0, 1.0, 2.0, 2.0, 2.0, 5.0]
 

@@ -129,8 +129,9 @@ def tune(
 ) -> None:
     """Measure a bank's ratios, storages and indices on test images; recommend one for a memory or a frame rate.
 
-    Results are kept as they come: after a stop, or when the time was up, the same command goes on where it was. Exit
-    code 1 if no setting keeps to the budget of memory and frame rate.
+    Results are kept as they come: after a stop, or when the time was up, the same command goes on where it was. Those
+    of other features, images or settings are dropped, and a line says so. Exit code 1 if no setting keeps to the budget
+    of memory and frame rate.
     """
     limits = _check_limits(None if memory is None else parse_size(memory), fps)
     read = (*features, *test, *(anomalous or ()), *(() if labels is None else (labels,)))
@@ -232,21 +233,22 @@ def _default_workdir(out: Path | None, inputs: Sequence[Path]) -> Path:
 
 
 class _Telling:
-    """Says on standard error where the labels came from, and with ``progress`` what has been measured, a line each.
+    """Says on standard error where the labels came from, what of an earlier run is not taken, and what was measured.
 
-    The labels come up with the first result, when all arguments have been found right.
+    It begins with the first result, when all arguments have been found right. What was measured is told, a line for
+    each setting, with ``progress`` alone; ``quiet`` leaves all else out.
     """
 
     def __init__(self, labels: Labels, *, progress: bool, quiet: bool) -> None:
-        self._notes = [] if quiet else [labels.describe()]
-        self._progress = progress
+        self._labels, self._quiet, self._progress = labels, quiet, progress
         self._told: set[Any] = set()
 
     def __call__(self, sofar: Sweep) -> None:
         """Say what is new."""
-        for note in self._notes:
-            print(note, file=sys.stderr)
-        self._notes = []
+        for note in () if self._quiet else (self._labels.describe(), *sofar.notes):
+            if note not in self._told:
+                self._told.add(note)
+                print(note, file=sys.stderr)
         for one in sofar.settings if self._progress else ():
             if one.setting not in self._told:
                 self._told.add(one.setting)
@@ -400,7 +402,7 @@ def _facts(
         "threads": torch.get_num_threads(), "instructions": ops.system_info()["cpu"]["in use"],
         "budget": limits, "by": by, "time_limit": time_limit, "reference": swept.reference,
         "settings": [{**one.as_json(), "pareto": on} for one, on in zip(swept.settings, front, strict=True)],
-        "left_out": swept.left_out, "waiting": swept.waiting,
+        "left_out": swept.left_out, "waiting": swept.waiting, "notes": swept.notes,
         "recommendation": None if choice is None else _describe(choice.best, options) | {
             "alike": choice.alike, "within": choice.within, "note": choice.note,
         },

@@ -23,7 +23,7 @@ from mmad_bank import ops
 from mmad_bank._checks import ArrayLike, as_float_tensor, check_finite, check_index
 from mmad_bank._checksum import checksum
 from mmad_bank._files import replacing
-from mmad_bank._stages import Stages
+from mmad_bank._stages import Stages, files_of, fingerprint_of
 from mmad_bank.bank import file_format
 from mmad_bank.bank._progress import Progress, Report, reporting
 from mmad_bank.bank.dumps import open_dump
@@ -66,6 +66,8 @@ class Sweep:
     """Ratio of the exact bank that errors and gaps are against: 1, or where there was no time for it the largest."""
     aurocs: AUROCs | None = None
     """Of the image scores; None without labels of both classes."""
+    notes: list[str] = field(default_factory=list)
+    """Lines on what an earlier run has left in the folder and is not taken, and why."""
 
 
 def sweep(
@@ -111,8 +113,8 @@ def sweep(
         timed: seconds that each setting is timed for at least.
         time_limit: seconds in all; what cannot be expected to end by then is left out. Default: no limit. The first
             setting is measured in any case.
-        workdir: folder for results as they come; a later call with the same features, images and arguments goes on from
-            there.
+        workdir: folder for results as they come; a later call with the same features, images, rule and projection goes
+            on from there. What was timed in fewer rounds or for less time is measured again.
         found: called with what is known so far, each time that something was measured.
         progress: True for bars on a terminal, or a function (stage, done, total).
 
@@ -143,17 +145,20 @@ def sweep(
         rows = selection_space(dump, None, report, n_select=1).cpu()
         _check_indices(asked, rows)
         stages = None
+        notes: list[str] = []
         if workdir is not None:
             told = {
                 "rows": checksum(rows.numpy()), "shape": list(rows.shape), "images": checksum(tests.numpy()),
                 "tests": list(tests.shape), "rule": [reweight, n_neighbors], "projection": [projection_dim, seed],
-                "timing": [rounds, timed], "threads": torch.get_num_threads(),
-                "instructions": ops.system_info()["cpu"]["in use"],
+                "threads": torch.get_num_threads(), "instructions": ops.system_info()["cpu"]["in use"],
             }  # fmt: skip
-            stages = Stages(Path(workdir), json.loads(json.dumps(told)))
+            fingerprint = json.loads(json.dumps(told))
+            notes = _notes_of_dropped(Path(workdir), fingerprint)
+            stages = Stages(Path(workdir), fingerprint)
         picks = _Picks(rows, projection, stages, report)
         clock = _Clock(begin, time_limit)
         measuring = _Measuring(asked, picks, tests, truth, reweight, n_neighbors, rounds, timed, clock, stages, report)
+        measuring.notes = notes
         measuring.run(found)
         return measuring.result()
 
@@ -276,6 +281,29 @@ class _Clock:
         return math.inf if self.limit is None else self.begin + self.limit - time.monotonic()
 
 
+def _notes_of_dropped(workdir: Path, fingerprint: Mapping[str, Any]) -> list[str]:
+    """Say which measured settings are dropped because they were measured of something else, and of what."""
+    before = fingerprint_of(workdir)
+    n_measured = sum(path.suffix == ".npz" for path in files_of(workdir))
+    changed = dict.fromkeys(_DEPENDS[name] for name, value in fingerprint.items() if before.get(name) != value)
+    if not n_measured or before == fingerprint:
+        return []
+    changed = changed or {"versions of mmad-bank": None}
+    return [f"dropped {_count(n_measured)} of an earlier run, of other {', '.join(changed)}: {workdir}"]
+
+
+def _count(n_settings: int) -> str:
+    return f"{n_settings} measured setting{'' if n_settings == 1 else 's'}"
+
+
+_DEPENDS = {
+    "rows": "features", "shape": "features", "images": "test images", "tests": "test images",
+    "rule": "image score (reweight)", "projection": "projection (projection_dim, seed)", "threads": "number of threads",
+    "instructions": "processor instructions",
+}  # fmt: skip
+"""What measurements depend on, by its name in the fingerprint."""
+
+
 class _Picks:
     """The greedy selection, as far as it has been needed: its first n picks are the coreset of size n."""
 
@@ -345,18 +373,32 @@ class _Scored:
     resident: int
     memory: int
     vector_bytes: int
+    timing: tuple[int, float]
+    """Rounds and seconds that it was to be timed for at least."""
 
     def save(self, path: Path) -> None:
         facts = [self.build_seconds, self.vectors, self.resident, self.memory, self.vector_bytes]
         with path.open("wb") as file:
-            np.savez(file, patch=self.patch.numpy(), image=self.image.numpy(), seconds=self.seconds, facts=facts)
+            np.savez(
+                file, patch=self.patch.numpy(), image=self.image.numpy(), seconds=self.seconds, facts=facts,
+                timing=self.timing,
+            )  # fmt: skip
 
     @classmethod
     def load(cls, path: Path) -> _Scored:
         with np.load(path) as arrays:
             facts = arrays["facts"].tolist()
             scores = torch.from_numpy(arrays["patch"]), torch.from_numpy(arrays["image"])
-            return cls(*scores, arrays["seconds"].tolist(), facts[0], *(int(fact) for fact in facts[1:]))
+            rounds, timed = arrays["timing"].tolist()
+            vectors, *sizes = (int(fact) for fact in facts[1:])
+            return cls(
+                *scores, arrays["seconds"].tolist(), facts[0], vectors, sizes[0], sizes[1], sizes[2],
+                (int(rounds), timed),
+            )  # fmt: skip
+
+    def is_timed_for(self, rounds: int, timed: float) -> bool:
+        """Whether it was to be timed for as long as this at least."""
+        return self.timing[0] >= rounds and self.timing[1] >= timed
 
     def rounds(self, n: int) -> list[float]:
         """Cut the times into ``n`` rounds and return each one's median, sorted."""
@@ -395,6 +437,9 @@ class _Measuring:
     scored: dict[Setting, _Scored] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     waiting: dict[Setting, None] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    _NOTE_OF_SHORT = "settings that an earlier run timed for less are measured again; its selected rows are kept"
 
     def run(self, found: Callable[[Sweep], None]) -> None:
         """Measure group after group."""
@@ -464,7 +509,11 @@ class _Measuring:
         if self.stages is None:
             return {}
         paths = {one: self.stages.folder / _file_name(one) for one in settings}
-        return {one: _Scored.load(path) for one, path in paths.items() if path.exists()}
+        kept = {one: _Scored.load(path) for one, path in paths.items() if path.exists()}
+        short = [one for one, scored in kept.items() if not scored.is_timed_for(self.rounds, self.timed)]
+        if short and self._NOTE_OF_SHORT not in self.notes:
+            self.notes.append(self._NOTE_OF_SHORT)
+        return {one: scored for one, scored in kept.items() if one not in short}
 
     def _measure(self, ratio: float, settings: Sequence[Setting], stage: str) -> None:
         """Build the settings of one ratio, score the images with them in turn, and keep what comes out."""
@@ -499,6 +548,7 @@ class _Measuring:
             self._keep(setting, _Scored(
                 patch, image, seconds, build_seconds[setting], len(bank), resident,
                 resident + (bank.vectors.nbytes if reads_all and mapped else 0), bank.vectors.nbytes,
+                (self.rounds, self.timed),
             ))  # fmt: skip
 
     def _keep(self, setting: Setting, scored: _Scored) -> None:
@@ -506,7 +556,8 @@ class _Measuring:
             raise InputError("test images: expected others than the features are of, found no patch unlike them")
         self.scored[setting] = scored
         if self.stages is not None:
-            self.stages.run(_file_name(setting), scored.save)
+            with replacing(self.stages.state(_file_name(setting))) as partial:  # what was timed for less gives way
+                scored.save(partial)
 
     def _make(self, vectors: Tensor, setting: Setting) -> MemoryBank | None:
         """Return the bank, or None where a ratio is too small for its index; then say why in ``left_out``."""
@@ -564,7 +615,16 @@ class _Measuring:
         n_images, n_patches, dim = self.tests.shape
         waiting = [_word(one) for one in order if one in self.waiting]
         return Sweep(
-            settings, len(self.picks.rows), dim, n_images, n_patches, dict(self.left_out), waiting, largest, aurocs
+            settings,
+            len(self.picks.rows),
+            dim,
+            n_images,
+            n_patches,
+            dict(self.left_out),
+            waiting,
+            largest,
+            aurocs,
+            list(self.notes),
         )
 
     def _describe(self, setting: Setting, whole: Setting, aurocs: AUROCs | None) -> Measured:

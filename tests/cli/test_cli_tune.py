@@ -330,6 +330,36 @@ def test_results_are_kept_beside_out(train: Path, queries: Path, tmp_path: Path)
     assert len(list((tmp_path / "w").glob("*.npz"))) == 6
 
 
+def test_measurements_that_are_not_taken_are_told(train: Path, queries: Path, tmp_path: Path) -> None:
+    def notes(*options: str) -> list[str]:
+        result = call(train, "--test", queries, *FEW, "--workdir", tmp_path / "w", *options)
+        assert result.exit_code == 0, result.output
+        return [line for line in result.stderr.splitlines() if not line.startswith(("going on: ", "labels: "))]
+
+    def kept() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in (tmp_path / "w").glob("*.np[yz]")}
+
+    assert notes("--timing", "0.05s") == []
+    first = kept()
+    assert len(first) == 7  # six settings and the picks
+    # Timed longer than it is asked for now: all is taken.
+    assert notes("--timing", "0.01s") == []
+    assert kept() == first
+    # Timed for less: the settings are measured again, the selection is not.
+    again = notes("--timing", "0.06s")
+    assert again == ["settings that an earlier run timed for less are measured again; its selected rows are kept"]
+    second = kept()
+    assert {name for name in first if first[name] == second[name]} == {"picks.npy"}
+    assert notes("--timing", "0.06s") == []
+    assert kept() == second
+    dropped = f"dropped 6 measured settings of an earlier run, of other test images: {tmp_path / 'w'}"
+    assert notes("--images", "3") == [dropped]
+    assert notes("--images", "3", "--reweight", "max", "--projection-dim", "4") == [
+        "dropped 6 measured settings of an earlier run, of other image score (reweight), projection (projection_dim,"
+        f" seed): {tmp_path / 'w'}"
+    ]
+
+
 def test_the_table_says_how_sure_it_is(train: Path, queries: Path, anomalous: Path) -> None:
     given = (train, "--test", queries, "--anomalous", anomalous, *FEW, "--fps", "1", "--by", "auroc")
     text = call(*given).stdout

@@ -251,7 +251,8 @@ def test_tune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measuring = tuning.measuring._Measuring
     with monkeypatch.context() as patch:
         patch.setattr(measuring, "_measure", stops_at(2, measuring._measure))
-        (line,) = stopped(*command)
+        about_labels, line = stopped(*command)
+    assert about_labels.startswith("labels: none")
     assert line.startswith(f"{GOES_ON}{tmp_path}/w holds ")
     assert line.endswith("1 measured setting")
     assert good(*command).startswith(f"going on: {tmp_path}/w holds ")
