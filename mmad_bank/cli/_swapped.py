@@ -82,14 +82,19 @@ def check_method_first(method: str, dataset: Path, names: Sequence[str]) -> None
         raise _swapped("METHOD DATASET", "DATASET METHOD", "fit", dataset, method)
 
 
-def check_picture_first(rgb: Path, xyz: Path) -> None:
-    """Refuse XYZ RGB where RGB XYZ belong.
+def check_pair(rgb: Path, xyz: Path) -> None:
+    """Refuse XYZ RGB, and two pictures, where RGB XYZ belong.
 
     Raises:
-        InputError: The first file is a point cloud and the second a picture, by their suffixes.
+        InputError: The second file is a picture, by its suffix.
     """
-    if rgb.suffix.lower() in _CLOUDS and xyz.suffix.lower() in _PICTURES:
+    if xyz.suffix.lower() not in _PICTURES:
+        return
+    if rgb.suffix.lower() in _CLOUDS:
         raise InputError(f"RGB XYZ: expected the picture first, found the point cloud: give {xyz} {rgb}")
+    raise InputError(
+        f"RGB XYZ: expected pairs of a picture and its point cloud, or pictures alone, found {xyz} after {rgb}"
+    )
 
 
 def _swapped(expected: str, found: str, command: str, *words: object) -> InputError:

@@ -27,7 +27,7 @@ from mmad_bank.cli._output import (
     show_progress,
     unfinished,
 )
-from mmad_bank.cli._swapped import check_model_first, check_picture_first
+from mmad_bank.cli._swapped import check_model_first, check_pair
 from mmad_bank.cli.evaluation import MANIFEST, Force, ModelFolder, check_models, choose_models, models_in
 from mmad_bank.errors import InputError, MmadBankError, NoneUsableError
 
@@ -57,7 +57,8 @@ def predict(
         list[Path],
         typer.Argument(
             metavar="RGB XYZ...",
-            help="Files of one sample or several, a picture whose point cloud lies beside it, or a data set's folder.",
+            help="Files of one sample or several, pictures alone whose point clouds lie beside them or are not needed,"
+            " or a data set's folder.",
             show_default=False,
         ),
     ],
@@ -220,25 +221,33 @@ def _colour_scale(model: Path, method: Method, results: list[dict[str, Any]]) ->
 def _files(paths: Sequence[Path], units: str | None) -> Iterator[tuple[str, _Read]]:
     """Yield ids of samples given by their files, and functions that read them."""
     from mmad_bank.data import open_sample
-    from mmad_bank.methods.inputs import cloud_beside
 
-    if len(paths) == 1:
-        picture, cloud = paths[0], cloud_beside(paths[0])
-        # Whether a picture alone does, the method knows.
-        yield picture.stem, partial(open_sample, picture, cloud, units=units) if cloud else lambda: picture
-        return
-    if len(paths) % 2:
-        raise InputError(
-            f"RGB XYZ: expected pairs of files, a picture or a data set's folder, found {len(paths)} files"
-        )
     names: set[str] = set()
-    for rgb, xyz in zip(paths[::2], paths[1::2], strict=True):
-        check_picture_first(rgb, xyz)
+    for rgb, xyz in _pairs(paths):
         name, number = rgb.stem, len(names)
         while name in names:
             name, number = f"{rgb.stem}-{number}", number + 1
         names.add(name)
-        yield name, partial(open_sample, rgb, xyz, units=units)
+        # Whether a picture alone does, the method knows.
+        yield name, partial(Path, rgb) if xyz is None else partial(open_sample, rgb, xyz, units=units)
+
+
+def _pairs(paths: Sequence[Path]) -> Iterator[tuple[Path, Path | None]]:
+    """Yield pictures and their clouds; if no file can be a cloud, all are pictures whose clouds may lie beside them."""
+    from mmad_bank.data._names import CLOUDS, IMAGES
+    from mmad_bank.methods.inputs import cloud_beside
+
+    if len(paths) == 1 or all(path.suffix.lower() in IMAGES and path.suffix.lower() not in CLOUDS for path in paths):
+        yield from ((path, cloud_beside(path)) for path in paths)
+        return
+    if len(paths) % 2:
+        raise InputError(
+            "RGB XYZ: expected pairs of a picture and its point cloud, pictures alone, or a data set's folder,"
+            f" found {len(paths)} files"
+        )
+    for rgb, xyz in zip(paths[::2], paths[1::2], strict=True):
+        check_pair(rgb, xyz)
+        yield rgb, xyz
 
 
 @dataclass

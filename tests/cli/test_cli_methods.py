@@ -196,6 +196,28 @@ def test_predict_files_and_folder(parts: Path, model: Path, tmp_path: Path) -> N
         assert np.array_equal(values, np.load(tmp_path / "all" / record.id / "map.npy"))
 
 
+def test_several_pictures_alone_are_pictures(parts: Path, model: Path, tmp_path: Path) -> None:
+    records = open_dataset(parts / "prepared", "stud_tray", "test").records[:3]
+    pairs = facts("predict", model, *(path for one in records for path in one.files[:2]), "--out", tmp_path / "pairs")
+    alone = facts("predict", model, *(one.rgb for one in records), "--out", tmp_path / "alone")
+    assert [(one["id"], one["score"]) for one in alone["samples"]] == [
+        (one["id"], one["score"]) for one in pairs["samples"]
+    ]
+    assert alone["samples"][0]["size"] == [96, 96], "the clouds beside them know the pictures' frames"
+    lone = [tmp_path / folder / name for folder in "ab" for name in ("x.JPG", "y.jpeg", "z.bmp")]
+    for path, record in zip(lone, records * 2, strict=True):
+        path.parent.mkdir(exist_ok=True)
+        with Image.open(record.rgb) as image:
+            image.save(path)
+    found = facts("predict", model, *lone, "--out", tmp_path / "lone")["samples"]
+    assert [Path(one["folder"]).name for one in found] == ["x", "y", "z", "x-3", "y-4", "z-5"]
+    assert found[0]["score"] == found[3]["score"]
+    assert all((tmp_path / "lone" / name / "overlay.png").is_file() for name in ("x", "z-5"))
+    assert found[2]["score"] == facts("predict", model, lone[2], "--out", tmp_path / "last")["samples"][0]["score"]
+    result = call("predict", model, lone[0], tmp_path / "no.png", "--out", tmp_path / "some", "--json")
+    assert (result.exit_code, list(json.loads(result.stdout)["left_out"])) == (3, ["no"])
+
+
 @pytest.fixture(scope="module")
 def models(parts: Path) -> Path:
     """PatchCore with an untrained network, of each category."""
@@ -507,6 +529,10 @@ def test_bad_input_is_one_line(parts: Path, model: Path, tmp_path: Path) -> None
         (("evaluate", model, data, "--report", tmp_path / "file"), "--report: expected a folder"),
         (("evaluate", model, data, "--batch", 0), "batch: expected 1 to"),
         (("predict", model, record.rgb, record.xyz, record.rgb, "--out", out), "folder, found 3 files"),
+        (
+            ("predict", model, record.rgb, record.xyz, record.rgb, record.rgb, "--out", out),
+            f"or pictures alone, found {record.rgb} after {record.rgb}",
+        ),
         (("predict", model, tmp_path / "no.png", "--out", out), "no.png: file not found"),
         (("predict", model, record.rgb, tmp_path / "no.tiff", "--out", out), "no.tiff: file not found"),
         (("predict", model, record.xyz, record.rgb, "--out", out), "expected the picture first"),
