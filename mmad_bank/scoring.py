@@ -25,15 +25,18 @@ DEFAULT_NEIGHBORS: dict[str, int] = {"m3dm": 3, "patchcore": 9, "max": 1}
 _TRUNCATE = 4.0  # the Gaussian is cut at 4 sigma, as in scipy.ndimage
 
 
-def check_reweight(reweight: str, n_neighbors: int | None) -> int:
-    """Return how many neighbours of m* the rule needs, or say what is wrong with ``reweight`` or ``n_neighbors``."""
+def check_reweight(reweight: str, n_neighbors: int | None, name: str = "n_neighbors") -> int:
+    """Return how many neighbours of m* the rule needs, or say what is wrong with ``reweight`` or ``n_neighbors``.
+
+    ``name`` is what messages call the number.
+    """
     if reweight not in get_args(Reweight):
         raise InputError(f"reweight: expected one of {', '.join(get_args(Reweight))}, found {reweight!r}")
     if n_neighbors is None:
         return DEFAULT_NEIGHBORS[reweight]
     least = 2 if reweight == "m3dm" else 1
     why = "m3dm needs a neighbour besides m* itself" if least == 2 else "m* itself counts"
-    return check_index(n_neighbors, "n_neighbors", least, 2**31 - 1, why)
+    return check_index(n_neighbors, name, least, 2**31 - 1, why)
 
 
 def check_sigma(sigma: float) -> None:
@@ -82,9 +85,7 @@ def image_score(largest: Tensor, neighbor_distances: Tensor, dim: int, reweight:
     return (largest.double() * -torch.expm1(exponent.clamp(max=0.0))).to(largest.dtype)
 
 
-def anomaly_map(
-    patch_scores: ArrayLike, grid: tuple[int, int], size: tuple[int, int], sigma: float = 4.0
-) -> Tensor:
+def anomaly_map(patch_scores: ArrayLike, grid: tuple[int, int], size: tuple[int, int], sigma: float = 4.0) -> Tensor:
     """Enlarge patch scores to the image bilinearly and smooth them with a Gaussian.
 
     Both steps are linear and act on rows and columns apart, so each side is one small matrix (image size by grid

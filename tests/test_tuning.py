@@ -183,7 +183,7 @@ def test_labels_of_one_class_give_no_auroc(normal: torch.Tensor, images: torch.T
         ({"images": torch.full((1, 3, DIM), torch.nan)}, "images: image 0, patch 0 holds NaN"),
         ({"labels": [0, 1]}, "labels: expected one for each of 6 images"),
         ({"ratios": []}, "ratios: expected at least one"),
-        ({"ratios": [0.5, 1.5]}, "ratio: expected more than 0 and at most 1, found 1.5"),
+        ({"ratios": [0.5, 1.5]}, "ratio: expected more than 0 and at most 1, such as 0.1 for 10%, found 1.5"),
         ({"precisions": ["int4"]}, "precision: expected one of auto"),
         ({"reweight": "softmax"}, "reweight: expected one of m3dm"),
         ({"rounds": 0}, "rounds: expected 1 to"),

@@ -459,8 +459,7 @@ class MemoryBank:
         """
         own = isinstance(features, FeatureDump)
         dump = open_dump(features, key=key, layout=layout, by_image=by_image, dim=None if own else self.dim)
-        if dump.dim != self.dim:
-            raise InputError(f"features: expected vectors of length {self.dim} as in the bank, found {dump.dim}")
+        dump.check_dim(self.dim, "the bank")
         dump.check_extractor(self.extractor, "the bank")
         wanted = None if radius is None else _check_radius(radius) * self._std
         if wanted is None and self._raw_radius is None and size is None:

@@ -53,7 +53,7 @@ def coreset_size(n_rows: int, ratio: float, size: int | None) -> int:
     if size is not None:
         return check_index(size, "size", 1, n_rows, "the number of rows in the features")
     if not isinstance(ratio, (int, float)) or isinstance(ratio, bool) or not 0 < ratio <= 1:
-        raise InputError(f"ratio: expected more than 0 and at most 1, found {ratio!r}")
+        raise InputError(f"ratio: expected more than 0 and at most 1, such as 0.1 for 10%, found {ratio!r}")
     return max(1, int(n_rows * ratio))
 
 

@@ -77,6 +77,9 @@ def check_device(name: str) -> Any:
 
     try:
         device = torch.device(name)
+    except RuntimeError as error:  # which lists all names that PyTorch knows, most of no machine here
+        raise InputError(f"--device: expected cpu, cuda or cuda:N, found {name!r}") from error
+    try:
         torch.zeros(1, device=device).item()  # devices without data, as "meta", fail here
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")

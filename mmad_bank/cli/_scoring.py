@@ -124,8 +124,7 @@ def score_images(
     Raises:
         InputError: Features and bank do not fit together, or no file can be used; the reason is the first one's.
     """
-    if dump.dim != bank.dim:
-        raise InputError(f"features: expected vectors of length {bank.dim} as in the bank, found {dump.dim}")
+    dump.check_dim(bank.dim, "the bank")
     per_image = patches_of_an_image(dump, patches)
     parts: list[Scores] = []
     images: list[Image] = []

@@ -33,15 +33,23 @@ def is_bank(path: Path) -> bool:
 
 
 def check_bank_first(command: str, bank: Path, features: Sequence[Path]) -> None:
-    """Refuse FEATURES BANK where BANK FEATURES belong.
+    """Refuse FEATURES BANK where BANK FEATURES belong, and a folder where the bank belongs.
 
     Raises:
-        InputError: A bank is among the features, and the first argument is none.
+        InputError: A bank is among the features, and the first argument is none; or that is a folder.
     """
     banks = [path for path in features if is_bank(path)]
     if banks and not is_bank(bank):
         others = [path for path in (bank, *features) if path != banks[0]]
         raise _swapped("BANK FEATURES", "FEATURES BANK", command, banks[0], *others)
+    if is_model(bank):
+        kind = "a saved model" if (bank / "model.json").is_file() else "a folder of saved models"
+        raise InputError(
+            f"{bank}: is {kind}; expected a bank file as build writes it. A model scores images by mmad-bank predict,"
+            " and a data set by mmad-bank evaluate"
+        )
+    if bank.is_dir():
+        raise InputError(f"{bank}: expected a bank file as build writes it, found a folder")
     check_features(features)
 
 

@@ -212,6 +212,7 @@ def score(
     check_outputs({"--out": out, "--csv": csv}, inputs=(bank_file, *features), overwrite=mine)
     if top < 1:
         raise InputError(f"--top: expected at least 1, found {top}")
+    from mmad_bank import scoring
     from mmad_bank.bank import MemoryBank
     from mmad_bank.cli._scoring import (
         images_of,
@@ -224,6 +225,7 @@ def score(
         summarise,
     )
 
+    scoring.check_reweight(reweight, neighbors, "--neighbors")
     target = check_device(device)
     begin = time.perf_counter()
     with doing(f"loading {bank_file}"):

@@ -368,6 +368,7 @@ def _read_tests(
     if most < 0:
         raise InputError(f"--images: expected a number, or 0 for all, found {most}")
     dump = reading.open([*test, *anomalous], normal.dim)
+    dump.check_dim(normal.dim, normal.sources[0].file)
     dump.check_extractor(normal.extractor, normal.sources[0].file)
     per_image = patches_of_an_image(dump, patches)
     dump = in_images(dump, per_image)

@@ -111,7 +111,7 @@ def test_names_that_options_have() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (("ratio=2",), "--set ratio: expected"),
+        (("ratio=2",), "--set ratio: expected more than 0 and at most 1, such as 0.1 for 10%, found 2"),
         (("neighbors=0",), "--set neighbors: expected 1 to"),
         (("n_neighbors=0",), "--set n_neighbors: expected 1 to"),
         (("projection-dim=-1",), "--set projection-dim: expected 1 to"),

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from mmad_bank.bank import MemoryBank
 from mmad_bank.cli import app
+from mmad_bank.errors import InputError
 from mmad_bank.scoring import anomaly_map
 
 GRID = (4, 5)
@@ -139,6 +140,41 @@ def test_features_of_another_extractor_are_refused(tmp_path: Path, bank: Path, t
     assert "'net 1'" in tuned
     assert "'net 2'" in tuned
     assert not (tmp_path / "b2").exists()
+
+
+def test_vectors_of_another_length_are_named_by_their_file(tmp_path: Path, bank: Path, train: Path) -> None:
+    wide = tmp_path / "d16.npy"
+    np.save(wide, np.ones((2, 20, 16), np.float32))
+    words = f"error: {wide}: expected vectors of length 8 as in "
+    assert refused("score", bank, wide) == f"{words}the bank, found 16\n"
+    assert refused("extend", bank, wide, "--out", tmp_path / "b2") == f"{words}the bank, found 16\n"
+    assert refused("tune", train / "rgb.npy", "--test", wide) == f"{words}{train / 'rgb.npy'}, found 16\n"
+    with pytest.raises(InputError, match="features: expected vectors of length 8 as in the bank, found 16"):
+        MemoryBank.load(bank).extend(torch.ones(3, 16))
+
+
+@pytest.mark.parametrize("command", [("score",), ("extend", "--in-place")])
+def test_a_folder_is_no_bank(tmp_path: Path, train: Path, command: tuple[str, ...]) -> None:
+    name, *options = command
+    folder = tmp_path / "models"
+    (folder / "part").mkdir(parents=True)
+    assert refused(name, folder, train, *options) == (
+        f"error: {folder}: expected a bank file as build writes it, found a folder\n"
+    )
+    (folder / "part" / "model.json").write_text("{}")
+    ending = "; expected a bank file as build writes it. A model scores images by mmad-bank predict, and"
+    assert f"{folder}: is a folder of saved models{ending}" in refused(name, folder, train, *options)
+    assert f"{folder / 'part'}: is a saved model{ending}" in refused(name, folder / "part", train, *options)
+
+
+def test_options_are_called_by_their_names(bank: Path, train: Path, tmp_path: Path) -> None:
+    for options, words in (
+        (("--neighbors", 0), "--neighbors: expected 2 to "),
+        (("--neighbors", 0, "--reweight", "patchcore"), "--neighbors: expected 1 to "),
+        (("--device", "gpu"), "--device: expected cpu, cuda or cuda:N, found 'gpu'\n"),
+        (("--device", ""), "--device: expected cpu, cuda or cuda:N, found ''\n"),
+    ):
+        assert refused("score", bank, train, *options).startswith(f"error: {words}")
 
 
 def test_info_shows_where_a_bank_came_from(bank: Path, train: Path) -> None:

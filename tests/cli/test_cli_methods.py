@@ -517,7 +517,7 @@ def test_bad_input_is_one_line(parts: Path, model: Path, tmp_path: Path) -> None
         (("prepare", parts / "raw", "--categories", "stud_try", "--out", out), "(did you mean 'stud_tray'?)"),
         (("extract", data, "--categories", "stud_try", "--out", out), "--category: expected one of"),
         ((*fit, "--out", out, "--few-shot", 9), "--few-shot: expected at most 4"),
-        ((*fit, "--out", out, "--device", "gpu"), "--device: 'gpu' cannot be used"),
+        ((*fit, "--out", out, "--device", "gpu"), "--device: expected cpu, cuda or cuda:N, found 'gpu'"),
         ((*fit, "--out", tmp_path / "full"), "--out: expected a new folder or a saved model"),
         ((*fit, "--out", tmp_path / "file" / "m"), "--out: expected a folder, found the file"),
         ((*fit, "--out", out, "--set", "image_size=224"), "prepared"),

@@ -282,7 +282,7 @@ def test_stages_remove_only_what_they_wrote(tmp_path: Path) -> None:
         ("seed", "x", "seed: expected an integer, found 'x'"),
         ("sigma", -1.0, "sigma: expected a finite number of at least 0, found -1.0"),
         ("sigma", "x", "sigma: expected a finite number of at least 0, found 'x'"),
-        ("ratio", 2.0, "ratio: expected more than 0 and at most 1, found 2.0"),
+        ("ratio", 2.0, "ratio: expected more than 0 and at most 1, such as 0.1 for 10%, found 2.0"),
         ("reweight", "mean", "reweight: expected one of m3dm, patchcore, max, found 'mean'"),
         ("n_neighbors", 0, "n_neighbors: expected"),
         ("projection_dim", 0, "projection_dim: expected 1 to"),

@@ -129,6 +129,15 @@ class FeatureDump:
                 f" {self.extractor!r}"
             )
 
+    def check_dim(self, dim: int, name: str) -> None:
+        """Refuse vectors of another length than ``dim``, that of ``name``.
+
+        Raises:
+            InputError: They differ; the message names the file.
+        """
+        if self.dim != dim:
+            raise InputError(f"{self.sources[0].file}: expected vectors of length {dim} as in {name}, found {self.dim}")
+
     def _block_rows(self, part: Part) -> int:
         """Return how many rows are read at once: of parts that are kept image by image, those of whole images."""
         n_rows = max(1, _BLOCK_BYTES // (4 * self.dim))
