@@ -66,7 +66,7 @@ class FolderDataset(SampleDataset):
         """
         names = [folder.name for folder in subfolders(root) if is_category(folder)]
         if not names:
-            raise InputError(f"{root}: expected {LAYOUT} in it, found {describe(root)}")
+            raise no_data_set(root, LAYOUT)
         return names
 
     def read(self, record: Record) -> Sample:
@@ -79,6 +79,23 @@ def is_category(folder: Path) -> bool:
     """Say whether a folder has a split with at least one folder of point clouds."""
     splits = [entry for entry in subfolders(folder) if split_named(entry.name) in SPLITS]
     return any(subfolder(kind, "xyz").is_dir() for split in splits for kind in subfolders(split))
+
+
+def no_data_set(root: Path, layout: str) -> InputError:
+    """Return the error that says that a folder holds no category: of pictures without clouds, what they lack."""
+    for category in (root, *subfolders(root)):
+        for kind in (kind for split in subfolders(category) if split_named(split.name) for kind in subfolders(split)):
+            if subfolder(kind, "rgb").is_dir():
+                found = "rgb/ but no xyz/"
+            elif pictures := files_by_stem(kind, IMAGES):
+                found = f"{next(iter(pictures.values())).name}, no rgb/ and xyz/"
+            else:
+                continue
+            return InputError(
+                f"{kind}: expected rgb/NAME.png and xyz/NAME.tiff in it, found {found}"
+                " (pictures without depth need flat clouds, see docs/data.md)"
+            )
+    return InputError(f"{root}: expected {layout} in it, found {describe(root)}")
 
 
 def _records(folder: Path, category: str, split: str) -> list[Record]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmad_bank.data import eyecandies, folder, mvtec3d
-from mmad_bank.data._names import describe, split_named, subfolder, subfolders
+from mmad_bank.data._names import split_named, subfolder, subfolders
 from mmad_bank.data.eyecandies import EyecandiesDataset
 from mmad_bank.data.folder import FolderDataset
 from mmad_bank.data.mvtec3d import MVTec3DDataset
@@ -121,5 +121,5 @@ def _reader(root: Path, layout: str) -> type[MVTec3DDataset | EyecandiesDataset 
     parts = {entry.name for entry in folders if folder.is_category(entry)}
     if not parts:
         layouts = f"{folder.LAYOUT} (MVTec 3D-AD) or {eyecandies.LAYOUT} (Eyecandies)"
-        raise InputError(f"{root}: expected {layouts} in it, found {describe(root)}")
+        raise folder.no_data_set(root, layouts)
     return MVTec3DDataset if parts <= set(mvtec3d.CATEGORIES) else FolderDataset

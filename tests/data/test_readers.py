@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -182,3 +183,20 @@ def test_bad_files_are_one_line_and_stop_nothing_else(tmp_path: Path, spoil, mes
         dataset[0]
     assert "\n" not in str(error.value)
     assert dataset[1].label == 1
+
+
+@pytest.mark.parametrize("layout", ["auto", "folder", "mvtec3d"])
+def test_pictures_without_clouds_are_named(tmp_path: Path, layout: str) -> None:
+    kind = tmp_path / "tile" / "Train" / "good"
+    add_sample(kind)
+    (kind / "xyz" / "000.tiff").unlink()
+    (kind / "xyz").rmdir()
+    expected = rf"^{re.escape(str(kind))}: expected rgb/NAME\.png and xyz/NAME\.tiff in it, found "
+    for path in (tmp_path, tmp_path / "tile"):
+        with pytest.raises(InputError, match=expected + "rgb/ but no xyz/ "):
+            open_dataset(path, layout=layout)
+    (kind / "rgb" / "000.png").rename(kind / "7.png")
+    (kind / "rgb").rmdir()
+    for path in (tmp_path, tmp_path / "tile"):
+        with pytest.raises(InputError, match=expected + r"7\.png, no rgb/ and xyz/ "):
+            open_dataset(path, layout=layout)
