@@ -12,6 +12,7 @@ from mmad_bank.data._names import GOOD, defect_named
 from mmad_bank.errors import InputError
 
 _NAMES = "the images' names"
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,29 @@ def labels_of_names(names: Sequence[str]) -> Labels:
     folders = [_folder(name) for name in names]
     found = [int(defect_named(folder) != GOOD) for folder in folders]
     return Labels(found, _NAMES) if all(folders) and 0 in found else Labels(None)
+
+
+def note_defective(names: Sequence[str], before: Sequence[str] = ()) -> str | None:
+    """Word that images for a bank are called defective; None if their names say nothing of that kind.
+
+    Args:
+        names: Of the images.
+        before: Of those that are in the bank already.
+
+    Example:
+        >>> note_defective(["good/000", "hole/001", "hole/002"])
+        'note: 2 of 3 images are defective by their names (hole/001, hole/002); a bank is meant for normal ones alone'
+    """
+    values = labels_of_names([*before, *names]).values
+    defective = [] if values is None else [n for n, label in zip(names, values[len(before) :], strict=True) if label]
+    if not defective:
+        return None
+    shown = ", ".join(defective[:_SHOWN]) + (", ..." if len(defective) > _SHOWN else "")
+    are = "image is" if len(names) == 1 else f"images {'is' if len(defective) == 1 else 'are'}"
+    return (
+        f"note: {len(defective)} of {len(names)} {are} defective by {'its name' if len(names) == 1 else 'their names'}"
+        f" ({shown}); a bank is meant for normal ones alone"
+    )
 
 
 def labels_of_file(path: Path, n_images: int) -> Labels:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,6 +12,7 @@ import typer
 
 from mmad_bank._progress import doing
 from mmad_bank.cli._dumps import ByImage, DumpLayout, Features, Key, Reading
+from mmad_bank.cli._labels import note_defective
 from mmad_bank.cli._options import Device, Json, Overwrite, TrustIndex, check_device, parse_share
 from mmad_bank.cli._output import (
     are_unfinished,
@@ -28,7 +31,7 @@ from mmad_bank.cli._swapped import check_bank_first
 from mmad_bank.errors import InputError
 
 if TYPE_CHECKING:
-    from mmad_bank.bank import MemoryBank
+    from mmad_bank.bank import MemoryBank, Source
 
 BankFile = Annotated[Path, typer.Argument(metavar="BANK", help="Bank file.", show_default=False)]
 PrecisionName = Literal["auto", "float32", "half", "int8"]
@@ -91,6 +94,7 @@ def build(
     target = check_device(device)
     begin = time.perf_counter()
     dump = Reading(key, layout, by_image).open(features)
+    _say_defective(dump.sources)
     bank = MemoryBank.build(
         dump, share, size=n_vectors, index=index, projection_dim=dimensions, seed=seed,
         start=start, standardise=standardize, precision=precision, device=target if device != "cpu" else None,
@@ -149,6 +153,7 @@ def extend(
         bank = MemoryBank.load(bank_file, device=target_device, trust_index=trust_index)
     dump = Reading(key, layout, by_image).open(features, bank.dim)
     dump.check_extractor(bank.extractor, str(bank_file))
+    _say_defective(dump.sources, bank.sources)
     added = bank.extend(dump, radius=radius, size=n_vectors, progress=show_progress(as_json))
     extended = time.perf_counter()
     with doing(f"saving {target}"):
@@ -262,6 +267,16 @@ def score(
     title = f"scored into {into}" if into else f"scored against {bank_file}"
     emit({**written, **result, "left_out": left_out, "seconds": times}, rows, title=title, as_json=as_json)
     end(left_out)
+
+
+def _say_defective(sources: Sequence[Source], before: Sequence[Source] = ()) -> None:
+    """Say on standard error that images for a bank are defective by their names."""
+    names, names_before = (
+        [source.name(number) for source in group for number in range(source.images)] for group in (sources, before)
+    )
+    note = note_defective(names, names_before)
+    if note is not None:
+        print(note, file=sys.stderr)
 
 
 def parse_projection(text: str | None) -> int | Literal["auto"] | None:

@@ -177,6 +177,23 @@ def test_options_are_called_by_their_names(bank: Path, train: Path, tmp_path: Pa
         assert refused("score", bank, train, *options).startswith(f"error: {words}")
 
 
+def test_defective_images_for_a_bank_are_told(tmp_path: Path, bank: Path, queries: Path, train: Path) -> None:
+    ending = " by their names (hole/b, hole/c, d); a bank is meant for normal ones alone\n"
+    built = call("build", queries, "--out", tmp_path / "b2")
+    assert (built.exit_code, built.stderr) == (0, f"note: 2 of 3 images are defective{ending}")
+    extended = call("extend", bank, queries / "hole", "--out", tmp_path / "b3")
+    assert (extended.exit_code, extended.stderr) == (0, ""), "files of one folder, whose names have none"
+    np.savez(tmp_path / "bad.npz", features=np.full((1, 20, 8), 9, np.float32), names=["hole/x"])
+    one = call("extend", bank, tmp_path / "bad.npz", "--out", tmp_path / "b3", "--overwrite", "--json")
+    assert one.exit_code == 0
+    assert json.loads(one.stdout)["added"] > 0
+    assert one.stderr.startswith("note: 1 of 1 image is defective by its name (hole/x); ")
+    for names in (["ok/x"], ["x"]):
+        np.savez(tmp_path / "fine.npz", features=np.ones((1, 20, 8), np.float32), names=names)
+        assert call("extend", bank, tmp_path / "fine.npz", "--out", tmp_path / "b3", "--overwrite").stderr == ""
+    assert call("build", train, "--out", tmp_path / "b4").stderr == ""
+
+
 def test_info_shows_where_a_bank_came_from(bank: Path, train: Path) -> None:
     text = good("info", bank)
     assert "net 1" in text
