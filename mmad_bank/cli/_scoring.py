@@ -233,7 +233,9 @@ def _digits(value: Tensor) -> str:
     return f"{float(value):.9g}"
 
 
-def summarise(bank: MemoryBank, scored: ScoredImages, top: int) -> tuple[dict[str, Any], dict[str, str]]:
+def summarise(
+    bank: MemoryBank, scored: ScoredImages, top: int, reweight: Reweight
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Return JSON-able values, and the same for people: the highest scores and why, counts, the scores' spread."""
     scores = scored.scores
     n_images, n_patches = scores.patch.shape
@@ -246,14 +248,16 @@ def summarise(bank: MemoryBank, scored: ScoredImages, top: int) -> tuple[dict[st
     for row, patch, vector, origin in zip(order, worst.tolist(), nearest, bank.provenance(nearest), strict=True):
         highest.append(
             {"image": row, "name": scored.images[row].name, "file": scored.images[row].file, "score": float(image[row]),
-             "patch": patch, "place": scored.place(row, patch), "nearest": int(vector),
+             "distance": float(scores.patch[row, patch]), "patch": patch, "place": scored.place(row, patch),
+             "nearest": int(vector),
              **{f"origin_{name}": value for name, value in origin._asdict().items()}}
         )  # fmt: skip
-    result = {"images": n_images, "patches": n_patches, "dim": scored.dim, "vectors": len(bank), "image_scores": spread}
+    result: dict[str, Any] = {"images": n_images, "patches": n_patches, "dim": scored.dim, "vectors": len(bank)}
+    result |= {"reweight": reweight, "image_scores": spread, "highest": highest}
     width = max(len(entry["name"]) for entry in highest)
     lines = [
-        f"{entry['name']:<{width}}  {entry['score']:.4g}, patch {_place(entry['patch'], entry['place'])}, nearest to"
-        f" {_word_origin(entry)}"
+        f"{entry['name']:<{width}}  {_word_score(entry, reweight)}, patch {_place(entry['patch'], entry['place'])},"
+        f" nearest to {_word_origin(entry)}"
         for entry in highest
     ]
     rows = {
@@ -262,7 +266,14 @@ def summarise(bank: MemoryBank, scored: ScoredImages, top: int) -> tuple[dict[st
         "bank": f"{len(bank):,} vectors",
         "image scores": f"{spread['min']:.4g} to {spread['max']:.4g}, mean {spread['mean']:.4g}",
     }
-    return {**result, "highest": highest}, rows
+    return result, rows
+
+
+def _word_score(entry: dict[str, Any], reweight: Reweight) -> str:
+    """Word an image's score, with the distance of its worst patch unless the two are one."""
+    if reweight == "max":
+        return f"{entry['score']:.4g}"
+    return f"{entry['score']:.4g} (distance {entry['distance']:.4g}, re-weighted by {reweight})"
 
 
 def _place(patch: int, place: tuple[int, int] | None) -> str:

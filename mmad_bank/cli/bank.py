@@ -173,7 +173,9 @@ def score(
     features: Features,
     out: Annotated[
         Path | None,
-        typer.Option(help="File to write: arrays patch, image, nearest, names (.npz).", show_default=False),
+        typer.Option(
+            help="File to write: arrays patch, image, nearest, names, as .npz whatever its suffix.", show_default=False
+        ),
     ] = None,
     csv: Annotated[
         Path | None,
@@ -259,7 +261,7 @@ def score(
         if maps is not None:
             save_maps(maps, scored_images)
     times = {"load": loaded - begin, "score": scored - loaded, "save": time.perf_counter() - scored}
-    result, rows = summarise(bank, scored_images, top)
+    result, rows = summarise(bank, scored_images, top, reweight)
     rows["time"] = f"load {seconds(times['load'])}, score {seconds(times['score'])}"
     rows["per image"] = seconds(times["score"] / len(scored_images))
     written = {"scores": out and str(out), "table": csv and str(csv), "maps": maps and str(maps)}

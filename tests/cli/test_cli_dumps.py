@@ -286,6 +286,13 @@ def test_scores_without_a_file_to_write_are_listed(tmp_path: Path, bank: Path, q
     assert lines[0] == f"scored against {bank}"
     assert lines[1].split(",")[0].split()[:2] == ["highest", "hole/b"]
     assert lines[2].startswith("  images")  # one is asked for
+    (first,) = json.loads(good("score", bank, queries, "--top", 1, "--json"))["highest"]
+    assert first["score"] < first["distance"]
+    told = f"  {first['score']:.4g} (distance {first['distance']:.4g}, re-weighted by m3dm), patch at row 2, column 3,"
+    assert told in lines[1]
+    plain = good("score", bank, queries, "--top", 1, "--reweight", "max").splitlines()[1]
+    assert f"hole/b  {first['distance']:.4g}, patch at row 2, column 3," in plain
+    assert "re-weighted" not in plain
     listed = good("score", bank, queries)
     assert [name in listed for name in ("good/a", "hole/b", "hole/c, d")] == [True] * 3
     report = json.loads(good("score", bank, queries, "--top", 2, "--json"))
