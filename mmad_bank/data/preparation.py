@@ -264,6 +264,11 @@ def preparation_of(path: str | Path) -> Preprocessing | None:
         raise InputError(f"{expected} ({describe(error)})") from None
 
 
+def is_prepared(xyz: Path) -> bool:
+    """Tell whether a cloud's file has been written by :func:`prepare`, wherever it lies now."""
+    return read_tag(xyz).startswith(_KEY_PREFIX)
+
+
 def frame_of(xyz: Path, size: tuple[int, int]) -> Frame | None:
     """Read from a prepared point cloud's file where its pixels lie in the picture that it was made of.
 
@@ -304,7 +309,7 @@ def _check_raw(source: Path, datasets: Sequence[SampleDataset]) -> None:
     Copies of prepared samples that lack the manifest are told by the keys in their clouds.
     """
     manifest = _manifest_around(datasets[0].path)
-    if not manifest and not any(_is_prepared(dataset.records[0].xyz) for dataset in datasets):
+    if not manifest and not any(is_prepared(dataset.records[0].xyz) for dataset in datasets):
         return
     how = raw = ""
     if manifest:
@@ -313,11 +318,6 @@ def _check_raw(source: Path, datasets: Sequence[SampleDataset]) -> None:
         places = dict.fromkeys(known[one.categories[0]] for one in datasets if one.categories[0] in known)
         raw = f": {', '.join(places)}" if places else ""
     raise InputError(f"{source}: is prepared already{how}; expected the raw data{raw}")
-
-
-def _is_prepared(xyz: Path) -> bool:
-    """Tell whether a cloud's file has been written by :func:`prepare`."""
-    return read_tag(xyz).startswith(_KEY_PREFIX)
 
 
 def _check_place(source: Path, out: Path) -> None:
@@ -507,5 +507,5 @@ def _stale(out: Path, categories: Sequence[str], current: set[Path]) -> list[Pat
         xyz
         for category in categories
         for xyz in sorted((out / category).glob("*/*/xyz/*.tiff"))
-        if xyz not in current and _is_prepared(xyz)
+        if xyz not in current and is_prepared(xyz)
     ]

@@ -230,7 +230,10 @@ class SampleDataset(torch.utils.data.Dataset[Sample]):
         """The settings that the data set was prepared with; None for one as a sensor made it."""
         from mmad_bank.data.preparation import preparation_of
 
-        return preparation_of(self.path)
+        found = preparation_of(self.path)
+        if found is None and self.records:
+            _check_raw(self.records[0].xyz, self.path)
+        return found
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -354,6 +357,7 @@ def open_sample(
     sample = make_sample(record, read_rgb(rgb), read_xyz(xyz), truth)
     sample, preparation = replace(sample, id=rgb.stem), _preparation_around(rgb)
     if preparation is None:
+        _check_raw(xyz, xyz)
         return in_metres(sample, units)
     if units is not None:
         raise InputError(f"units: {rgb} has been prepared, its clouds are in metres; found {units!r}")
@@ -366,6 +370,17 @@ def _preparation_around(rgb: Path) -> Preprocessing | None:
 
     folders = rgb.absolute().parents
     return preparation_of(folders[3]) if len(folders) > 3 else None
+
+
+def _check_raw(xyz: Path, place: Path) -> None:
+    """Refuse a prepared sample that lies where nothing says how it was prepared: it would be prepared a second time."""
+    from mmad_bank.data.preparation import MANIFEST, is_prepared
+
+    if is_prepared(xyz):
+        raise InputError(
+            f"{place}: has been prepared, but {MANIFEST} is missing, which says how; expected it beside the categories,"
+            " copied from the prepared data set"
+        )
 
 
 def _as_prepared(sample: Sample, preparation: Preprocessing) -> Sample:

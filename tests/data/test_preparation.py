@@ -242,6 +242,23 @@ def test_what_is_prepared_is_not_prepared_again(source: Path, tmp_path: Path) ->
     assert not (tmp_path / "again").exists()
 
 
+def test_prepared_samples_without_their_manifest_are_not_taken_for_raw(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare(source, out)
+    few = tmp_path / "few"
+    shutil.copytree(out / "part", few / "part")
+    dataset = open_dataset(few)
+    line = "has been prepared, but prepared.json is missing"
+    with pytest.raises(InputError, match=f"^{re.escape(str(few))}: {line}"):
+        dataset[0]
+    assert "prepared in an unknown way" in repr(dataset)
+    rgb, xyz = (shutil.copy(path, tmp_path) for path in dataset.records[0].files)
+    with pytest.raises(InputError, match=f"^{re.escape(str(xyz))}: {line}"):
+        open_sample(rgb, xyz)
+    shutil.copy(out / "prepared.json", few)
+    assert open_dataset(few)[0].preparation == Preprocessing()
+
+
 def test_two_settings_do_not_share_a_folder(source: Path, tmp_path: Path) -> None:
     add_sample(source / "other" / "train" / "good", xyz=scene(40, 60))
     out = tmp_path / "out"
