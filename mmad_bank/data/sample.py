@@ -355,7 +355,8 @@ def open_sample(
     defect = GOOD if truth is None or not truth.any() else "anomalous"
     record = Record("", "test", defect, rgb.stem, rgb, xyz, None if mask is None else Path(mask))
     sample = make_sample(record, read_rgb(rgb), read_xyz(xyz), truth)
-    sample, preparation = replace(sample, id=rgb.stem), _preparation_around(rgb)
+    sample = replace(sample, id=rgb.stem)
+    preparation = _preparation_around(rgb) or _preparation_around(xyz)  # one of the two may have been copied elsewhere
     if preparation is None:
         _check_raw(xyz, xyz)
         return in_metres(sample, units)
@@ -364,11 +365,11 @@ def open_sample(
     return _as_prepared(sample, preparation)
 
 
-def _preparation_around(rgb: Path) -> Preprocessing | None:
-    """Return how ``ROOT/CATEGORY/SPLIT/DEFECT/rgb/NAME``'s data set was prepared; None if it was not."""
+def _preparation_around(file: Path) -> Preprocessing | None:
+    """Return how the data set of ``ROOT/CATEGORY/SPLIT/DEFECT/KIND/NAME`` was prepared; None if it was not."""
     from mmad_bank.data.preparation import preparation_of
 
-    folders = rgb.absolute().parents
+    folders = file.absolute().parents
     return preparation_of(folders[3]) if len(folders) > 3 else None
 
 
