@@ -110,7 +110,7 @@ def test_a_later_run_takes_what_is_done_and_few_shot_is_another_run(measured, da
         ({"weights": ["dino=a.pth"]}, "--weights: expected NAME=FILE, NAME one of rgb, .* found 'dino=a.pth'"),
         ({"weights": ["uff=missing.pth"]}, "--weights: uff: file not found: missing.pth"),
         ({"weights": [f"uff={__file__}"]}, "--weights: uff: no chosen method takes it"),
-        ({"device": "abacus"}, "--device: 'abacus' cannot be used .*"),
+        ({"device": "abacus"}, "--device: expected cpu, cuda or cuda:N, found 'abacus'"),
         ({"methods": ["CFM"], "embedded": False}, "--weights: CFM needs point_mae=FILE, .*"),
         ({"only": "rope"}, "--data: nothing could be measured; Left out: PatchCore, rope: .*"),
     ],
