@@ -11,13 +11,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mmad_bank.data._images import read_rgb, read_xyz
+from mmad_bank.data._names import CLOUDS
 from mmad_bank.data.sample import Sample, open_sample
 from mmad_bank.errors import InputError
 
 Input = Sample | str | os.PathLike[str] | np.ndarray | torch.Tensor | tuple[Any, Any]
 """One sample: as such, a picture alone (file, array, tensor), or a pair of picture and point cloud."""
 
-_CLOUDS = (".tiff", ".tif")
 _EXPECTED = "a Sample, a picture (file, array or tensor), a pair (rgb, xyz), or a list of those"
 
 
@@ -67,7 +67,7 @@ def _of_pair(rgb: Any, xyz: Any) -> Sample:
 def cloud_beside(path: Path) -> Path | None:
     """Return the point cloud that lies beside a picture as in a data set; None if there is none."""
     folder = path.absolute().parent.parent / "xyz"
-    clouds = [folder / f"{path.stem}{suffix}" for suffix in _CLOUDS if path.absolute().parent.name == "rgb"]
+    clouds = [folder / f"{path.stem}{suffix}" for suffix in CLOUDS if path.absolute().parent.name == "rgb"]
     return next((cloud for cloud in clouds if cloud.is_file()), None)
 
 
