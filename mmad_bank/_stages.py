@@ -58,8 +58,7 @@ class Stages:
 
     def describe(self) -> str:
         """Word what is there already, for people; empty if nothing is."""
-        paths = [self.folder / name for name in self._content["files"]]
-        return describe_files([path for path in paths if path.is_file()])
+        return describe_files(files_of(self.folder))
 
     def run(self, name: str, make: Callable[[Path], Any]) -> Path:
         """Return the file ``name``; if it is not there, let ``make`` write it under another name first."""
@@ -98,10 +97,16 @@ def describe_files(paths: Sequence[Path]) -> str:
             if found:
                 with suppress(Exception):  # a file that cannot be read has nothing to say; whoever needs it says so
                     words.append(word(path, found[1]))
-    return ", ".join([*words, *([_count(measured, "measured setting")] if measured else [])])
+    return ", ".join([*words, *([counted(measured, "measured setting")] if measured else [])])
 
 
-def _count(number: int, what: str) -> str:
+def counted(number: int, what: str) -> str:
+    """Word a number of things.
+
+    Example:
+        >>> counted(1, "selected row"), counted(2000, "selected row")
+        ('1 selected row', '2,000 selected rows')
+    """
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
@@ -110,7 +115,7 @@ def _features(path: Path, split: str) -> str:
     content = json.loads(path.read_text(encoding="utf-8"))
     kind = f"{'training' if split == 'train' else split} sample"
     n, total = len(content["ids"]), content.get("total")
-    return f"features of {_count(n, kind)}" if total is None else f"features of {n:,} of {_count(total, kind)}"
+    return f"features of {counted(n, kind)}" if total is None else f"features of {n:,} of {counted(total, kind)}"
 
 
 def _training(path: Path, _: str) -> str:
@@ -124,7 +129,7 @@ def _training(path: Path, _: str) -> str:
 def _picks(path: Path, _: str) -> str:
     import numpy as np
 
-    return _count(len(np.load(path, mmap_mode="r")), "selected row")
+    return counted(len(np.load(path, mmap_mode="r")), "selected row")
 
 
 _WORDS: dict[str, Callable[[Path, str], str]] = {

@@ -23,7 +23,7 @@ from mmad_bank import ops
 from mmad_bank._checks import ArrayLike, as_float_tensor, check_finite, check_index
 from mmad_bank._checksum import checksum
 from mmad_bank._files import replacing
-from mmad_bank._stages import Stages, files_of, fingerprint_of
+from mmad_bank._stages import Stages, counted, files_of, fingerprint_of
 from mmad_bank.bank import file_format
 from mmad_bank.bank._progress import Progress, Report, reporting
 from mmad_bank.bank.dumps import open_dump
@@ -289,11 +289,8 @@ def _notes_of_dropped(workdir: Path, fingerprint: Mapping[str, Any]) -> list[str
     if not n_measured or before == fingerprint:
         return []
     changed = changed or {"versions of mmad-bank": None}
-    return [f"dropped {_count(n_measured)} of an earlier run, of other {', '.join(changed)}: {workdir}"]
-
-
-def _count(n_settings: int) -> str:
-    return f"{n_settings} measured setting{'' if n_settings == 1 else 's'}"
+    dropped = counted(n_measured, "measured setting")
+    return [f"dropped {dropped} of an earlier run, of other {', '.join(changed)}: {workdir}"]
 
 
 _DEPENDS = {
