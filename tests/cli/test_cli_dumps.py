@@ -10,32 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner, Result
+from calls import call, good, refused
 
 from mmad_bank.bank import MemoryBank
-from mmad_bank.cli import app
 from mmad_bank.errors import InputError
 from mmad_bank.scoring import anomaly_map
 
 GRID = (4, 5)
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def good(*arguments: object) -> str:
-    result = call(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def refused(*arguments: object) -> str:
-    result = call(*arguments)
-    assert (result.exit_code, result.stdout) == (2, ""), result.output
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    return result.stderr
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

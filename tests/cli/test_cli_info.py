@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner, Result
+from calls import call, good, refused
 
 for package in ("scipy", "tifffile", "timm", "PIL"):
     pytest.importorskip(package)
 
 from mmad_bank import MemoryBank, MultiBank, methods
-from mmad_bank.cli import app
 from mmad_bank.data.synthetic import write_synthetic
 from mmad_bank.methods._manifest import checksum_of
 
@@ -28,25 +27,8 @@ SMALL = [
 ]
 
 
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def good(*arguments: object) -> str:
-    result = call(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
 def facts(*arguments: object) -> dict[str, Any]:
     return json.loads(good(*arguments, "--json"))
-
-
-def refused(*arguments: object) -> str:
-    result = call(*arguments)
-    assert (result.exit_code, result.stdout) == (2, ""), result.output
-    assert result.stderr.count("\n") == 1
-    return result.stderr
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
-
-from mmad_bank.cli import app
+from calls import call
 
 faiss = pytest.importorskip("faiss")
 
@@ -19,10 +17,6 @@ faiss = pytest.importorskip("faiss")
 def dump(tmp_path: Path) -> Path:
     np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(10, 100, 8)).astype(np.float32))
     return tmp_path / "a.npy"
-
-
-def call(*words: Any) -> Any:
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def facts(*words: Any) -> dict[str, Any]:

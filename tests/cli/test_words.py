@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
-from typer.testing import CliRunner, Result
+from calls import call
+from calls import refused as refused_in
 
 from mmad_bank import MemoryBank
 from mmad_bank.cli import app
@@ -22,16 +23,8 @@ from mmad_bank.errors import InputError, MissingExtraError
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
 def refused(*arguments: object) -> str:
-    result = call(*arguments)
-    assert (result.exit_code, result.stdout) == (2, ""), result.output
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    return result.stderr.removeprefix("error: ").rstrip()
+    return refused_in(*arguments).removeprefix("error: ").rstrip()
 
 
 @pytest.fixture
