@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmad_bank._files import replacing
+from mmad_bank._internal.files import replacing
 from mmad_bank.errors import MissingExtraError
 
 DPI, WIDTH = 200, 7.0  # 1400 pixels wide: readable at half of that

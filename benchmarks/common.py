@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from mmad_bank import _core
-from mmad_bank._files import replacing
+from mmad_bank._internal.files import replacing
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = 1

@@ -21,8 +21,8 @@ from canvas import DPI, GREY, WIDTH, Dot, empty, head, label_dots, label_ends, l
 from common import machine_slug
 
 from mmad_bank import tuning
-from mmad_bank._pictures import stage_colour
 from mmad_bank.evaluation import FUSED
+from mmad_bank.report.pictures import stage_colour
 
 Result = Mapping[str, Any]
 Row = Mapping[str, Any]

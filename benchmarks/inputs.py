@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 import mmad_bank as mb
-from mmad_bank._files import cache_dir, replacing
+from mmad_bank._internal.files import cache_dir, replacing
 from mmad_bank.data import textures
 
 STAGES_768 = (1, 2, 3, 4, 5, 6)

@@ -18,7 +18,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from mmad_bank import bench
-from mmad_bank._timing import timed
+from mmad_bank._internal.timing import timed
 from mmad_bank.data import Sample
 from mmad_bank.methods import Method, Part, Prediction
 from mmad_bank.methods._banked import window_cells

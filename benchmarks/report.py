@@ -24,7 +24,7 @@ import figures
 from common import ROOT, SCHEMA, Column, Table, drift_table, machine_table, versions_table
 from figures import Drawn
 
-from mmad_bank._files import replacing
+from mmad_bank._internal.files import replacing
 from mmad_bank.errors import MmadBankError
 from mmad_bank.evaluation import FUSED
 

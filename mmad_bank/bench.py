@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from mmad_bank._stages import Stages, fingerprint_of
-from mmad_bank._timing import collect_times
+from mmad_bank._internal.resume import Stages, fingerprint_of
+from mmad_bank._internal.timing import collect_times
 from mmad_bank.bank import MemoryBank, MultiBank
 from mmad_bank.data import Preprocessing, Sample, preprocess
 from mmad_bank.data.synthetic import render

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmad_bank import _pictures
-from mmad_bank._files import replacing, write_text
+from mmad_bank._internal.files import replacing, write_text
 from mmad_bank.errors import InputError, MissingExtraError
+from mmad_bank.report import pictures
 
 if TYPE_CHECKING:
     from mmad_bank.data import Sample, SampleDataset
@@ -196,7 +196,7 @@ def _synthesise(folder: Path, settings: dict[str, Any], workers: int, progress: 
 
 def _fit(folder: Path, train: SampleDataset, seed: int, progress: bool) -> None:
     """Fit M3DM with its embedded defaults and save it."""
-    from mmad_bank._stages import remove_stages
+    from mmad_bank._internal.resume import remove_stages
     from mmad_bank.data import open_dataset
     from mmad_bank.embedded import embedded_arguments
     from mmad_bank.methods import M3DM
@@ -224,7 +224,7 @@ def draw(path: Path, evaluation: Evaluation, method: Method, train: SampleDatase
 
     examples = {example.role: example.prediction for example in evaluation.examples}
     predictions = {role: examples[role] for role in ROWS if role in examples}
-    limits = _pictures.map_limits(method, list(predictions.values()))
+    limits = pictures.map_limits(method, list(predictions.values()))
     width, height = (4.1 + _REASONS_WIDTH) * _PANEL + 1.6, len(predictions) * _PANEL + 0.95
     figure = Figure(figsize=(width, height), dpi=110, facecolor="white")
     FigureCanvasAgg(figure)
@@ -263,14 +263,14 @@ def _draw_row(
 ) -> Any:  # fmt: skip
     """Draw an image four times; return the axes of its map."""
     sample = prediction.sample
-    colour = _pictures.rgb_picture(sample)
-    pictures = (
-        colour, _pictures.depth_picture(sample), _pictures.outlined(colour, sample.mask),
-        _pictures.overlay(colour, prediction.prepared_map.numpy(), limits),
+    colour = pictures.rgb_picture(sample)
+    row = (
+        colour, pictures.depth_picture(sample), pictures.outlined(colour, sample.mask),
+        pictures.overlay(colour, prediction.prepared_map.numpy(), limits),
     )  # fmt: skip
     axes = [
         _show(figure, place, picture, title)
-        for place, picture, title in zip(places[:4], pictures, titles[:4], strict=True)
+        for place, picture, title in zip(places[:4], row, titles[:4], strict=True)
     ]
     style: dict[str, Any] = {"rotation": 0, "ha": "right", "va": "center", "labelpad": 9, "linespacing": 1.6}
     axes[0].set_ylabel(words, fontsize=9.5, color=_INK, **style)
@@ -300,8 +300,8 @@ def _draw_reasons(
 
 def _crop(sample: Sample, place: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
     side = max(8, round(0.22 * min(sample.size)))
-    top, left = _pictures.crop_box(place, grid, sample.size, side)
-    return _pictures.rgb_picture(sample)[top : top + side, left : left + side]
+    top, left = pictures.crop_box(place, grid, sample.size, side)
+    return pictures.rgb_picture(sample)[top : top + side, left : left + side]
 
 
 def _show(figure: Any, place: Any, picture: np.ndarray, title: str = "") -> Any:
@@ -321,7 +321,7 @@ def _colour_bar(figure: Any, over: Any, limits: tuple[float, float]) -> None:
 
     place, height = over.get_position(), figure.get_figheight()
     axes = figure.add_axes((place.x0, place.y0 - 0.13 / height, place.width, 0.07 / height))
-    scale = ScalarMappable(Normalize(*limits), _pictures.colour_map(_pictures.MAP_COLOURS))
+    scale = ScalarMappable(Normalize(*limits), pictures.colour_map(pictures.MAP_COLOURS))
     bar = figure.colorbar(scale, cax=axes, orientation="horizontal")
     bar.outline.set_visible(False)
     axes.set_xlabel("one scale for all maps", fontsize=7.5, color=_FAINT, labelpad=2)

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmad_bank._checks import check_index
-from mmad_bank._progress import doing, progress_bar
-from mmad_bank._timing import collect_times, timed
+from mmad_bank._internal.checks import check_index
+from mmad_bank._internal.progress import doing, progress_bar
+from mmad_bank._internal.timing import collect_times, timed
 from mmad_bank.data._names import GOOD
 from mmad_bank.data.frame import picture_of
 from mmad_bank.data.sample import Sample

@@ -17,8 +17,8 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from mmad_bank._arrays import array_of
-from mmad_bank._checks import check_index
+from mmad_bank._internal.arrays import array_of
+from mmad_bank._internal.checks import check_index
 from mmad_bank.errors import InputError, MissingExtraError
 
 LIMITS = (0.3, 0.1, 0.05, 0.01)

@@ -13,8 +13,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from mmad_bank._checks import ArrayLike, as_float_tensor, check_index
-from mmad_bank._precision import exact_float32
+from mmad_bank._internal.checks import ArrayLike, as_float_tensor, check_index
+from mmad_bank._internal.precision import exact_float32
 from mmad_bank.errors import InputError
 
 Reweight = Literal["m3dm", "patchcore", "max"]

@@ -21,14 +21,13 @@ for package in ("scipy", "matplotlib", "PIL"):
 from scored_samples import SIZE, Darkness, make
 
 import mmad_bank
-from mmad_bank import _pictures
 from mmad_bank.data import Sample
 from mmad_bank.data.frame import Frame
 from mmad_bank.errors import InputError
 from mmad_bank.evaluation import evaluate
 from mmad_bank.methods import Part, Prediction, Reason
 from mmad_bank.methods._scale import MapScale
-from mmad_bank.report import Origin, Report, charts
+from mmad_bank.report import Origin, Report, charts, pictures
 
 EVIL = '<script>alert("x")</script>&"\'</title></style>'
 VOID = {"meta", "img", "br", "input"}
@@ -315,9 +314,9 @@ def test_every_stage_of_the_package_has_a_colour_of_its_own() -> None:
     sources = (Path(mmad_bank.__file__).parent).rglob("*.py")
     named = {name for path in sources for name in re.findall(r'timed\("([^"]+)"\)', path.read_text(encoding="utf-8"))}
     known = {*named - {"sleep"}, "rgb features", "xyz features"}
-    assert known <= set(_pictures.STAGE_COLOURS)
-    assert len({_pictures.stage_colour(name) for name in known}) == len(known)
-    assert _pictures.stage_colour("one's own") == _pictures.stage_colour("one's own")
+    assert known <= set(pictures.STAGE_COLOURS)
+    assert len({pictures.stage_colour(name) for name in known}) == len(known)
+    assert pictures.stage_colour("one's own") == pictures.stage_colour("one's own")
 
 
 def test_curves_end_at_the_limit_and_keep_their_corners() -> None:

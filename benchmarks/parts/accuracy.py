@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from common import Column, Table, chosen, working_folder
 
-from mmad_bank._stages import Stages
-from mmad_bank._tensor_files import write_tensors
+from mmad_bank._internal.resume import Stages
+from mmad_bank._internal.tensor_files import write_tensors
 from mmad_bank.data import Preprocessing, open_dataset, prepare, write_synthetic
 from mmad_bank.data.synthetic import CATEGORIES, DEFECTS
 from mmad_bank.embedded import embedded_arguments

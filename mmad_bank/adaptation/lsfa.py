@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmad_bank._checkpoints import load_matching, read_torch
-from mmad_bank._checks import as_features, check_index
-from mmad_bank._files import replacing
-from mmad_bank._tensor_files import write_tensors
-from mmad_bank._training import check_rate, generator_at, sample_order, seeded, train
+from mmad_bank._internal.checks import as_features, check_index
+from mmad_bank._internal.files import replacing
+from mmad_bank._internal.state_dicts import load_matching, read_torch
+from mmad_bank._internal.tensor_files import write_tensors
+from mmad_bank._internal.training import check_rate, generator_at, sample_order, seeded, train
 from mmad_bank.errors import InputError
 from mmad_bank.fusion.training import Pairs
 from mmad_bank.ops import k_center_greedy

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from mmad_bank._progress import progress_bar
+from mmad_bank._internal.progress import progress_bar
 
 Report = Callable[[str, int, int], None]
 """Called with the stage's name, the units done and the units in all."""

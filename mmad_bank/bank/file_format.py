@@ -4,9 +4,9 @@ The safetensors metadata hold one entry, ``mmad_bank``, a JSON header. Its ``for
 is, ``tensors`` gives every tensor's dtype, shape and checksum, ``checksum`` is BLAKE2b (16 bytes) over the other fields
 (as JSON with sorted keys), and the rest belongs to the bank.
 
-The header is always checked. The tensors' checksums (see :mod:`mmad_bank._checksum`) are checked when a bank is loaded
-unless the caller leaves that out: at several GB/s that is a fraction of the 0.2 s that a 350 MB bank may take. The
-checksums find damage; they are no signature, and do not say who wrote the file.
+The header is always checked. The tensors' checksums (see :mod:`mmad_bank._internal.checksum`) are checked when a bank
+is loaded unless the caller leaves that out: at several GB/s that is a fraction of the 0.2 s that a 350 MB bank may
+take. The checksums find damage; they are no signature, and do not say who wrote the file.
 
 A file is opened once. Header, verified bytes and mapped bytes are of that one file, whatever happens to its name.
 """
@@ -21,11 +21,11 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
-from mmad_bank._checksum import checksum
-from mmad_bank._decoding import decoding
-from mmad_bank._files import replacing
-from mmad_bank._manifest import LARGEST, Manifest, check_format, parse_json
-from mmad_bank._tensor_files import tensor_bytes, write_tensors
+from mmad_bank._internal.checksum import checksum
+from mmad_bank._internal.decoding import decoding
+from mmad_bank._internal.files import replacing
+from mmad_bank._internal.manifest import LARGEST, Manifest, check_format, parse_json
+from mmad_bank._internal.tensor_files import tensor_bytes, write_tensors
 from mmad_bank.errors import FormatError, InputError
 
 FORMAT = "mmad-bank"

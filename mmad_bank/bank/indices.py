@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from mmad_bank import ops
-from mmad_bank._arrays import array_of
-from mmad_bank._checks import ArrayLike, as_features, check_finite, check_index
-from mmad_bank._locks import ForkedOpen
+from mmad_bank._internal.arrays import array_of
+from mmad_bank._internal.checks import ArrayLike, as_features, check_finite, check_index
+from mmad_bank._internal.locks import ForkedOpen
 from mmad_bank.bank._pages import MappedPages
 from mmad_bank.errors import FormatError, InputError, MissingExtraError
 from mmad_bank.ops.knn import Precision

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from mmad_bank import ops, scoring
-from mmad_bank._checks import ArrayLike, as_features, as_float_tensor, check_finite, check_index
-from mmad_bank._decoding import decoding
-from mmad_bank._locks import ForkedOpen
-from mmad_bank._progress import doing
+from mmad_bank._internal.checks import ArrayLike, as_features, as_float_tensor, check_finite, check_index
+from mmad_bank._internal.decoding import decoding
+from mmad_bank._internal.locks import ForkedOpen
+from mmad_bank._internal.progress import doing
 from mmad_bank.bank import file_format
 from mmad_bank.bank._progress import Progress, reporting
 from mmad_bank.bank.dumps import FeatureDump, Layout, PathLike, open_dump

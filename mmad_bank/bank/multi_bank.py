@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from mmad_bank import scoring
-from mmad_bank._checks import ArrayLike
-from mmad_bank._files import read_folder, replacing_folder
-from mmad_bank._manifest import check_format, read_json
+from mmad_bank._internal.checks import ArrayLike
+from mmad_bank._internal.files import read_folder, replacing_folder
+from mmad_bank._internal.manifest import check_format, read_json
 from mmad_bank.bank.memory_bank import MemoryBank, Scores, VectorsOn
 from mmad_bank.errors import FormatError, InputError
 from mmad_bank.ops.knn import Precision

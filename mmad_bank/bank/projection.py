@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmad_bank._checks import check_index
+from mmad_bank._internal.checks import check_index
 
 _EPS = 0.9  # the distortion that PatchCore and M3DM allow
 _ENTRIES_AT_ONCE = 1 << 20  # of the matrix, while it is drawn

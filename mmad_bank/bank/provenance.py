@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from mmad_bank._manifest import Manifest
+from mmad_bank._internal.manifest import Manifest
 from mmad_bank.errors import InputError
 
 

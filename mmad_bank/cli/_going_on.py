@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mmad_bank._kept import Describe, listening
-from mmad_bank._progress import announce
+from mmad_bank._internal.kept import Describe, listening
+from mmad_bank._internal.progress import announce
 from mmad_bank.cli import _signals
 
 

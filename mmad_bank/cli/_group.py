@@ -18,7 +18,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from mmad_bank._progress import doing, talk
+from mmad_bank._internal.progress import doing, talk
 from mmad_bank.cli import _signals
 from mmad_bank.cli._usage import word_usage
 from mmad_bank.errors import FormatError, InputError, MissingExtraError, MmadBankError

@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from mmad_bank._files import write_text
+from mmad_bank._internal.files import write_text
 from mmad_bank.errors import InputError
 
 LEFT_OUT = 3

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmad_bank._files import replacing
-from mmad_bank._progress import progress_bar
+from mmad_bank._internal.files import replacing
+from mmad_bank._internal.progress import progress_bar
 from mmad_bank.bank import FeatureDump, MemoryBank, Scores, Source
 from mmad_bank.bank.dumps import Part
 from mmad_bank.errors import InputError, NoneUsableError

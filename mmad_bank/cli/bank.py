@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mmad_bank._progress import doing
+from mmad_bank._internal.progress import doing
 from mmad_bank.cli._dumps import ByImage, DumpLayout, Features, Key, Reading
 from mmad_bank.cli._labels import note_defective
 from mmad_bank.cli._options import Device, Json, Overwrite, TrustIndex, check_device, parse_share

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmad_bank._files import write_text
+from mmad_bank._internal.files import write_text
 from mmad_bank.cli._going_on import going_on
 from mmad_bank.cli._options import Device, Json, Overwrite, check_device
 from mmad_bank.cli._output import check_output, end, seconds, show_progress, size

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from mmad_bank._files import check_not_current, write_text
-from mmad_bank._progress import doing, within
+from mmad_bank._internal.files import check_not_current, write_text
+from mmad_bank._internal.progress import doing, within
 from mmad_bank.cli._options import (
     Batch,
     Categories,

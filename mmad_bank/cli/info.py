@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmad_bank._decoding import decoding
-from mmad_bank._files import read_folder, recover_folder
-from mmad_bank._manifest import Manifest
+from mmad_bank._internal.decoding import decoding
+from mmad_bank._internal.files import read_folder, recover_folder
+from mmad_bank._internal.manifest import Manifest
 from mmad_bank.cli._options import Json
 from mmad_bank.cli._output import emit, end, size
 from mmad_bank.cli.bank import describe_bank, describe_bank_rows
@@ -73,14 +73,14 @@ def _say_weights(as_json: bool) -> None:
     """Print where all weights come from and whether they are here."""
     from dataclasses import asdict
 
-    from mmad_bank import _weights
+    from mmad_bank._internal import weights
 
     facts, rows = [], {}
-    for one in _weights.TABLE:
-        path, state = _weights.place_of(one), _weights.state_of(one)
-        methods = list(_weights.users(one))
+    for one in weights.TABLE:
+        path, state = weights.place_of(one), weights.state_of(one)
+        methods = list(weights.users(one))
         facts.append({**asdict(one), "methods": methods, "path": path and str(path), "state": state})
-        size_ = f"{'' if one.sha256 else 'about '}{_weights.megabytes(one.n_bytes)}"
+        size_ = f"{'' if one.sha256 else 'about '}{weights.megabytes(one.n_bytes)}"
         rows[one.name] = "\n".join((
             state, f"{one.file}, {size_}, license: {one.license}", f"from {one.source}",
             f"for {', '.join(methods)}; a path by {' or '.join(one.arguments)}",

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mmad_bank._files import check_not_current, named_after, working_alone
-from mmad_bank._progress import doing, within
+from mmad_bank._internal.files import check_not_current, named_after, working_alone
+from mmad_bank._internal.progress import doing, within
 from mmad_bank.cli._going_on import going_on
 from mmad_bank.cli._options import (
     Batch,
@@ -44,7 +44,7 @@ from mmad_bank.cli._swapped import check_method_first
 from mmad_bank.errors import InputError, MissingSplitError
 
 if TYPE_CHECKING:
-    from mmad_bank._stages import Stages
+    from mmad_bank._internal.resume import Stages
     from mmad_bank.data import Sample, SampleDataset
     from mmad_bank.methods import Method
 
@@ -126,7 +126,7 @@ def _extract(
     batch: int, progress: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the dumps and the list of what is in them into a folder whose files will be in ``out``."""
-    from mmad_bank._json import json_text
+    from mmad_bank._internal.json_text import json_text
     from mmad_bank.features.extraction import Extractors, extract_to
 
     extractors = Extractors(networks, device)
@@ -155,7 +155,7 @@ def _place_for_dumps(out: Path, job: Mapping[str, Any]) -> Iterator[Path]:
     list of the old extraction goes first and that of the new one comes last; should the process be killed between the
     two, a note of the job is there, and the same command may be given again.
     """
-    from mmad_bank._files import replacing_folder
+    from mmad_bank._internal.files import replacing_folder
 
     if _holds_an_extraction_only(out):
         with replacing_folder(out) as folder:
@@ -272,7 +272,7 @@ def fit(
     After a crash or Ctrl-C the same command says what is there, and goes on with it: features so far, and finished
     stages.
     """
-    from mmad_bank._stages import remove_stages
+    from mmad_bank._internal.resume import remove_stages
 
     job = _Job(
         method, dataset, out, parse_names(categories), workdir, layout, units, few_shot, seed, show_progress(as_json)
@@ -364,7 +364,7 @@ class _Job:
 
     def check_outputs(self, overwrite: bool) -> None:
         """Refuse models that are there, unless an earlier run of this job, which did not end, has saved them."""
-        from mmad_bank._stages import fingerprint_of
+        from mmad_bank._internal.resume import fingerprint_of
 
         if len(self.splits) > 1 and (self.out / "model.json").exists():
             raise InputError(
@@ -386,7 +386,7 @@ class _Job:
 
     def run(self) -> list[dict[str, Any]]:
         """Fit and save what has not been saved by an earlier run of the same job."""
-        from mmad_bank._stages import Stages
+        from mmad_bank._internal.resume import Stages
         from mmad_bank.cli._group import spelling
 
         stages = Stages(self.workdir, self._fingerprint())
@@ -398,7 +398,7 @@ class _Job:
 
     def _fit_once(self, category: str, stages: Stages) -> dict[str, Any]:
         """Fit a category's model unless it is there; a note says so, the stages' results have gone by then."""
-        from mmad_bank._stages import remove_stages
+        from mmad_bank._internal.resume import remove_stages
 
         note, model = stages.folder / f"{category}.done", self.target(category) / "model.json"
         if not (note.is_file() and model.is_file() and note.read_text() == _checksum(model)):

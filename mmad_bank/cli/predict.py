@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mmad_bank._files import replacing, write_text
-from mmad_bank._json import json_text
-from mmad_bank._progress import doing, progress_bar, within
+from mmad_bank._internal.files import replacing, write_text
+from mmad_bank._internal.json_text import json_text
+from mmad_bank._internal.progress import doing, progress_bar, within
 from mmad_bank.cli._options import Device, Json, Layout, Overwrite, TrustIndex, Units, check_device, parse_names
 from mmad_bank.cli._output import (
     check_output_folder,
@@ -325,8 +325,8 @@ def _write_prediction(folder: Path, name: str, method: Method, prediction: Predi
     """Write a sample's map.npy, its picture, and score.json."""
     import numpy as np
 
-    from mmad_bank._pictures import rgb_picture
     from mmad_bank.data._images import write_png
+    from mmad_bank.report.pictures import rgb_picture
 
     folder.mkdir(parents=True, exist_ok=True)
     notes = list(prediction.notes)
@@ -363,7 +363,7 @@ def _draw_overlay(folder: Path, limits: tuple[float, float]) -> None:
     """Draw a sample's overlay from its map and image."""
     import numpy as np
 
-    from mmad_bank._pictures import overlay
     from mmad_bank.data._images import read_rgb, write_png
+    from mmad_bank.report.pictures import overlay
 
     write_png(folder / "overlay.png", overlay(read_rgb(folder / "image.png"), np.load(folder / "map.npy"), limits))

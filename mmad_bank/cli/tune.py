@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mmad_bank._files import cache_dir, replacing, write_text
+from mmad_bank._internal.files import cache_dir, replacing, write_text
 from mmad_bank.cli._dumps import ByImage, DumpLayout, Features, Key, Reading
 from mmad_bank.cli._going_on import going_on
 from mmad_bank.cli._labels import Labels, labels_of_file, labels_of_names
@@ -144,7 +144,7 @@ def tune(
     time_limit, timed = parse_duration(budget, "--budget"), parse_duration(timing, "--timing")
     dimensions = parse_projection(projection_dim)
     from mmad_bank import tuning
-    from mmad_bank._stages import remove_stages
+    from mmad_bank._internal.resume import remove_stages
 
     if plot is not None:
         _check_plot(plot)

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from mmad_bank._files import replacing
-from mmad_bank._locks import ForkedOpen
+from mmad_bank._internal.files import replacing
+from mmad_bank._internal.locks import ForkedOpen
 from mmad_bank.data._limits import check_announced, limit_is_set
 from mmad_bank.data._tiff import read_array
 from mmad_bank.errors import InputError, MissingExtraError, MmadBankError

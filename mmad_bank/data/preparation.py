@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from mmad_bank._decoding import describe
-from mmad_bank._files import check_not_current, named_after, replacing, write_text
-from mmad_bank._json import json_text
-from mmad_bank._kept import tell
-from mmad_bank._progress import progress_bar
+from mmad_bank._internal.decoding import describe
+from mmad_bank._internal.files import check_not_current, named_after, replacing, write_text
+from mmad_bank._internal.json_text import json_text
+from mmad_bank._internal.kept import tell
+from mmad_bank._internal.progress import progress_bar
 from mmad_bank.data import layouts
 from mmad_bank.data._images import encode_png, encode_xyz, read_tag
 from mmad_bank.data._names import SPLITS

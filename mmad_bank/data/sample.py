@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 import numpy as np
 import torch
 
-from mmad_bank._files import changed
+from mmad_bank._internal.files import changed
 from mmad_bank.data._images import read_mask, read_rgb, read_xyz
 from mmad_bank.data._names import GOOD, SPLITS, split_named, subfolders
 from mmad_bank.data._values import mask_tensor, rgb_tensor, xyz_tensor

@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from mmad_bank._files import check_not_current, replacing_folder
-from mmad_bank._progress import progress_bar
+from mmad_bank._internal.files import check_not_current, replacing_folder
+from mmad_bank._internal.progress import progress_bar
 from mmad_bank.data._images import import_extra, write_png, write_xyz
 from mmad_bank.data._names import GOOD, SPLITS
 from mmad_bank.data._parallel import run_parallel

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmad_bank._files import cache_dir, replacing
+from mmad_bank._internal.files import cache_dir, replacing
 from mmad_bank.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:

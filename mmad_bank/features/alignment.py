@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from mmad_bank._checks import ArrayLike, as_float_tensor, check_index
+from mmad_bank._internal.checks import ArrayLike, as_float_tensor, check_index
 from mmad_bank.errors import InputError
 from mmad_bank.ops import knn_group
 

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmad_bank._checkpoints import load_matching, read_torch
-from mmad_bank._files import replacing, write_text
-from mmad_bank._manifest import Manifest, read_json
-from mmad_bank._progress import doing, progress_bar
-from mmad_bank._tensor_files import new_array, write_tensors
-from mmad_bank._timing import timed
+from mmad_bank._internal.files import replacing, write_text
+from mmad_bank._internal.manifest import Manifest, read_json
+from mmad_bank._internal.progress import doing, progress_bar
+from mmad_bank._internal.state_dicts import load_matching, read_torch
+from mmad_bank._internal.tensor_files import new_array, write_tensors
+from mmad_bank._internal.timing import timed
 from mmad_bank.data.preprocessing import OtherPreparation
 from mmad_bank.data.sample import Sample
 from mmad_bank.errors import InputError, MmadBankError, NoneUsableError

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmad_bank._checks import ArrayLike, check_index
+from mmad_bank._internal.checks import ArrayLike, check_index
 from mmad_bank.data import units
 from mmad_bank.errors import InputError, MissingExtraError
 from mmad_bank.features.alignment import measured_points, pool_to_grid

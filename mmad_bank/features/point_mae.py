@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmad_bank._checkpoints import load_matching, read_torch
-from mmad_bank._checks import ArrayLike, as_float_tensor, check_index
+from mmad_bank._internal.checks import ArrayLike, as_float_tensor, check_index
+from mmad_bank._internal.state_dicts import load_matching, read_torch
 from mmad_bank.errors import InputError
 from mmad_bank.ops import farthest_point_sample, knn_group
 

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmad_bank._checkpoints import load_matching, read_torch
-from mmad_bank._progress import announce
-from mmad_bank._weights import cached_file, find, megabytes
+from mmad_bank._internal.progress import announce
+from mmad_bank._internal.state_dicts import load_matching, read_torch
+from mmad_bank._internal.weights import cached_file, find, megabytes
 from mmad_bank.errors import FormatError, InputError, MissingExtraError
 
 Precision = Literal["float32", "bfloat16"]

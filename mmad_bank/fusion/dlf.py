@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmad_bank._checks import ArrayLike, as_float_tensor, check_index
-from mmad_bank._files import replacing
-from mmad_bank._tensor_files import write_tensors
+from mmad_bank._internal.checks import ArrayLike, as_float_tensor, check_index
+from mmad_bank._internal.files import replacing
+from mmad_bank._internal.tensor_files import write_tensors
 from mmad_bank.errors import FormatError, InputError, MissingExtraError
 
 FACTORS = {"xyz": 1.0, "rgb": 0.1, "fusion": 1.0}

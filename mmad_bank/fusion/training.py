@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mmad_bank._checks import check_index
-from mmad_bank._training import check_rate, cosine_rate, generator_at, sample_order, seeded, train
+from mmad_bank._internal.checks import check_index
+from mmad_bank._internal.training import check_rate, cosine_rate, generator_at, sample_order, seeded, train
 from mmad_bank.errors import InputError
 from mmad_bank.fusion.uff import FeatureFusion, Recipe
 

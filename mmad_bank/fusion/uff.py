@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmad_bank._checkpoints import load_matching, read_torch
-from mmad_bank._checks import check_index
-from mmad_bank._files import replacing
-from mmad_bank._tensor_files import write_tensors
+from mmad_bank._internal.checks import check_index
+from mmad_bank._internal.files import replacing
+from mmad_bank._internal.state_dicts import load_matching, read_torch
+from mmad_bank._internal.tensor_files import write_tensors
 from mmad_bank.errors import InputError
 from mmad_bank.features.rgb import Precision
 

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmad_bank._checkpoints import load_matching, read_torch
-from mmad_bank._checks import check_index
-from mmad_bank._training import check_rate, generator_at, sample_order, seeded, train
+from mmad_bank._internal.checks import check_index
+from mmad_bank._internal.state_dicts import load_matching, read_torch
+from mmad_bank._internal.training import check_rate, generator_at, sample_order, seeded, train
 from mmad_bank.errors import InputError
 from mmad_bank.features.alignment import pooling_matrix
 from mmad_bank.features.rgb import Precision

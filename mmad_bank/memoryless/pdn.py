@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmad_bank._checkpoints import load_matching, read_torch
-from mmad_bank._checks import check_index
+from mmad_bank._internal.checks import check_index
+from mmad_bank._internal.state_dicts import load_matching, read_torch
 from mmad_bank.data.preprocessing import normalise_rgb
 from mmad_bank.errors import InputError
 

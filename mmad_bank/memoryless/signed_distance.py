@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from mmad_bank._checkpoints import load_matching, read_torch
-from mmad_bank._checks import ArrayLike, as_float_tensor, check_finite, check_index
-from mmad_bank._training import as_tensor, check_rate, cosine_rate, generator_at, sample_order, seeded, train
+from mmad_bank._internal.checks import ArrayLike, as_float_tensor, check_finite, check_index
+from mmad_bank._internal.state_dicts import load_matching, read_torch
+from mmad_bank._internal.training import as_tensor, check_rate, cosine_rate, generator_at, sample_order, seeded, train
 from mmad_bank.errors import InputError
 from mmad_bank.ops import farthest_point_sample, knn_group
 
@@ -283,7 +283,7 @@ class SignedDistance(nn.Module):
         return scores
 
     def load(self, path: str | os.PathLike[str]) -> SignedDistance:
-        """Load weights that were saved from such a network, see :func:`mmad_bank._checkpoints.load_matching`."""
+        """Load weights that were saved from such a network."""
         load_matching(self, read_torch(path), path)
         return self.eval()
 

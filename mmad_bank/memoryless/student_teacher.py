@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmad_bank._checks import check_index
-from mmad_bank._training import as_tensor, check_rate, generator_at, sample_order, seeded, train
+from mmad_bank._internal.checks import check_index
+from mmad_bank._internal.training import as_tensor, check_rate, generator_at, sample_order, seeded, train
 from mmad_bank.data._images import read_rgb
 from mmad_bank.data._names import IMAGES, in_order, is_visible
 from mmad_bank.data.preprocessing import resize_bicubic

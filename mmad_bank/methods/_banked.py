@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from mmad_bank import scoring
-from mmad_bank._checks import check_index
-from mmad_bank._progress import progress_bar, within
-from mmad_bank._stages import Stages
-from mmad_bank._tensor_files import new_array
-from mmad_bank._timing import timed
-from mmad_bank._torch_state import plain_torch
+from mmad_bank._internal.checks import check_index
+from mmad_bank._internal.progress import progress_bar, within
+from mmad_bank._internal.resume import Stages
+from mmad_bank._internal.tensor_files import new_array
+from mmad_bank._internal.timing import timed
+from mmad_bank._internal.torch_state import plain_torch
 from mmad_bank.adaptation.lsfa import FeatureAdaptation
 from mmad_bank.bank import MemoryBank, MultiBank, Scores
 from mmad_bank.bank.provenance import Origin, Source

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmad_bank._progress import within
-from mmad_bank._stages import Stages
+from mmad_bank._internal.progress import within
+from mmad_bank._internal.resume import Stages
 from mmad_bank.data.frame import Frame
 from mmad_bank.data.sample import Sample
 from mmad_bank.features.extraction import Extractors, Journal, extract_to

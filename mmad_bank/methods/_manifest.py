@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from mmad_bank._checksum import checksum
-from mmad_bank._manifest import Manifest, check_format, read_json
+from mmad_bank._internal.checksum import checksum
+from mmad_bank._internal.manifest import Manifest, check_format, read_json
 from mmad_bank.errors import FormatError, InputError
 
 MANIFEST = "model.json"

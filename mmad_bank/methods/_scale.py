@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from mmad_bank._progress import progress_bar
+from mmad_bank._internal.progress import progress_bar
 from mmad_bank.bank import MemoryBank
 
 FUSED = "fused"

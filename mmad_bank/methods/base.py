@@ -16,13 +16,13 @@ from typing import Any, ClassVar, TypeVar, overload
 import torch
 from torch import Tensor
 
-from mmad_bank._checks import check_index
-from mmad_bank._decoding import decoding
-from mmad_bank._files import changed, read_folder, replacing_folder
-from mmad_bank._stages import Stages
-from mmad_bank._timing import timed
-from mmad_bank._torch_state import plain_torch
-from mmad_bank._training import seeded
+from mmad_bank._internal.checks import check_index
+from mmad_bank._internal.decoding import decoding
+from mmad_bank._internal.files import changed, read_folder, replacing_folder
+from mmad_bank._internal.resume import Stages
+from mmad_bank._internal.timing import timed
+from mmad_bank._internal.torch_state import plain_torch
+from mmad_bank._internal.training import seeded
 from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.preprocessing import OtherPreparation, Preprocessing, preprocess
 from mmad_bank.data.sample import Sample, SampleDataset, check_sample

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmad_bank import scoring
-from mmad_bank._stages import Stages
+from mmad_bank._internal.resume import Stages
 from mmad_bank.adaptation.lsfa import LOSSES, Compactness, FeatureAdaptation, Layer, Prototype, train_adaptation
 from mmad_bank.bank import Scores
 from mmad_bank.errors import InputError

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mmad_bank import scoring
-from mmad_bank._progress import doing
-from mmad_bank._stages import Stages
+from mmad_bank._internal.progress import doing
+from mmad_bank._internal.resume import Stages
 from mmad_bank.adaptation.lsfa import Layer
 from mmad_bank.bank import MemoryBank, Scores
 from mmad_bank.bank.provenance import Source

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from mmad_bank import scoring
-from mmad_bank._checkpoints import load_matching, read_torch
-from mmad_bank._progress import progress_bar
-from mmad_bank._stages import Stages
-from mmad_bank._tensor_files import new_array, write_tensors
-from mmad_bank._timing import timed
-from mmad_bank._training import seeded
+from mmad_bank._internal.progress import progress_bar
+from mmad_bank._internal.resume import Stages
+from mmad_bank._internal.state_dicts import load_matching, read_torch
+from mmad_bank._internal.tensor_files import new_array, write_tensors
+from mmad_bank._internal.timing import timed
+from mmad_bank._internal.training import seeded
 from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.sample import Sample
 from mmad_bank.errors import InputError, NoneUsableError

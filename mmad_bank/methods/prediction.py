@@ -8,7 +8,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from mmad_bank._checks import check_index
+from mmad_bank._internal.checks import check_index
 from mmad_bank.data.frame import Frame
 from mmad_bank.data.sample import Sample, check_sample
 from mmad_bank.errors import InputError

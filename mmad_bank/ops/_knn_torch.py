@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from mmad_bank._checks import check_finite
-from mmad_bank._precision import exact_float32
+from mmad_bank._internal.checks import check_finite
+from mmad_bank._internal.precision import exact_float32
 
 _BLOCK_BYTES = 256 << 20  # bound on one block of the distance matrix
 _SLACK = 16  # neighbours kept beyond k for the float64 recheck

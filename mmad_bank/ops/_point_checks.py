@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmad_bank._checks import as_float_tensor, check_finite
+from mmad_bank._internal.checks import as_float_tensor, check_finite
 from mmad_bank.errors import InputError
 
 

@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from mmad_bank._precision import exact_float32
+from mmad_bank._internal.precision import exact_float32
 
 _BLOCK_BYTES = 256 << 20  # bound on one block of the float64 distance table and of its sorted copy
 

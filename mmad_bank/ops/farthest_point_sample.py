@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mmad_bank import _core
-from mmad_bank._arrays import array_of
-from mmad_bank._checks import ArrayLike, as_float_tensor, check_finite, check_index
+from mmad_bank._internal.arrays import array_of
+from mmad_bank._internal.checks import ArrayLike, as_float_tensor, check_finite, check_index
 from mmad_bank.errors import InputError
 from mmad_bank.ops import _points_torch
 from mmad_bank.ops._native import thread_count

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from mmad_bank import _core
-from mmad_bank._arrays import array_of
-from mmad_bank._checks import ArrayLike, as_features, check_finite, check_index, naming_bad_rows
-from mmad_bank._progress import progress_bar
+from mmad_bank._internal.arrays import array_of
+from mmad_bank._internal.checks import ArrayLike, as_features, check_finite, check_index, naming_bad_rows
+from mmad_bank._internal.progress import progress_bar
 from mmad_bank.errors import InputError
 from mmad_bank.ops import _k_center_torch
 from mmad_bank.ops._devices import resolve_device

@@ -8,11 +8,11 @@ from html import escape
 
 import numpy as np
 
-from mmad_bank import _pictures
 from mmad_bank.data.sample import Sample, SampleDataset
 from mmad_bank.errors import InputError
 from mmad_bank.evaluation import FUSED, Evaluation, Example
 from mmad_bank.methods.base import Method, Part, Prediction, Reason
+from mmad_bank.report import pictures
 from mmad_bank.report.charts import COLOURS, colour_of, key
 
 _N_REASONS = 4
@@ -38,7 +38,7 @@ class Album:
     def __init__(self, evaluation: Evaluation, method: Method | None, training: SampleDataset | None) -> None:
         self.evaluation, self.method = evaluation, method
         self.results = list(evaluation.metrics)
-        self.limits = _pictures.map_limits(method, [example.prediction for example in evaluation.examples])
+        self.limits = pictures.map_limits(method, [example.prediction for example in evaluation.examples])
         self._training = training
         self._places = {} if training is None else {record.id: i for i, record in enumerate(training.records)}
         self.training_sample = lru_cache(maxsize=16)(self._training_sample)
@@ -82,7 +82,7 @@ def render_cases(album: Album) -> str:
 
 def render_scale(album: Album) -> str:
     """Return the legend of the colours that all maps share."""
-    colours = (_pictures.colour_map(_pictures.MAP_COLOURS)(np.linspace(0, 1, 9))[:, :3] * 255).round().astype(int)
+    colours = (pictures.colour_map(pictures.MAP_COLOURS)(np.linspace(0, 1, 9))[:, :3] * 255).round().astype(int)
     stops = ", ".join(f"rgb({r} {g} {b})" for r, g, b in colours)
     low, high = (f"{limit:.4g}" for limit in album.limits)
     bar = f'<i style="background:linear-gradient(90deg, {stops})"></i>'
@@ -120,24 +120,24 @@ def _case(album: Album, example: Example) -> str:
 def _pictures_of(album: Album, prediction: Prediction) -> str:
     """Return the four pictures of an image, the worst patches framed in the first and the last."""
     sample = prediction.sample
-    colour = _pictures.rgb_picture(sample)
-    map_picture = _pictures.overlay(colour, prediction.prepared_map.numpy(), album.limits)
+    colour = pictures.rgb_picture(sample)
+    map_picture = pictures.overlay(colour, prediction.prepared_map.numpy(), album.limits)
     if sample.mask is None:
         truth, words = colour, "ground truth: not known"
     else:
         defective = bool(sample.mask.any())
-        truth = _pictures.outlined(colour, sample.mask)
+        truth = pictures.outlined(colour, sample.mask)
         words = "ground truth: the defect's outline" if defective else "ground truth: no defect"
     frames = _frames(album, prediction)
-    shown = _pictures.has_depth(sample)
-    depth = [(_pictures.depth_picture(sample), "depth: near is light; grey: not measured", "")] if shown else []
+    shown = pictures.has_depth(sample)
+    depth = [(pictures.depth_picture(sample), "depth: near is light; grey: not measured", "")] if shown else []
     cells = (
         (colour, "colour; framed: each part's worst patch" if frames else "colour", frames),
         *depth,
         (truth, words, ""),
         (map_picture, "anomaly map", ""),
     )
-    inside = _pictures.shown(sample)
+    inside = pictures.shown(sample)
     figures = "".join(
         f"<figure>{_picture(np.ascontiguousarray(picture[inside]), f'{words}, {sample.id}', extra)}"
         f"<figcaption>{words}</figcaption></figure>"
@@ -153,11 +153,11 @@ def _frames(album: Album, prediction: Prediction) -> str:
     side = _side(size)
     for name in album.part_names(prediction):
         part = prediction.parts[name]
-        top, left = _pictures.crop_box(part.worst, part.grid, size, side)
+        top, left = pictures.crop_box(part.worst, part.grid, size, side)
         box = f'x="{left + 1}" y="{top + 1}" width="{side - 2}" height="{side - 2}" rx="2"'
         frames.append(f'<rect {box} stroke="#fff" stroke-width="3.2" stroke-opacity="0.75"/>')
         frames.append(f'<rect {box} style="stroke:{album.colour(name)}" stroke-width="1.8"/>')
-    rows, columns = _pictures.shown(prediction.sample)
+    rows, columns = pictures.shown(prediction.sample)
     height, width = rows.stop - rows.start, columns.stop - columns.start
     box = f'viewBox="{columns.start} {rows.start} {width} {height}"'
     return f'<svg {box} fill="none" aria-hidden="true">{"".join(frames)}</svg>' if frames else ""
@@ -171,7 +171,7 @@ def _bank(album: Album, prediction: Prediction, name: str) -> str:
     reasons = [] if album.method is None else album.method.explain(prediction, name, place=part.worst, n=_N_REASONS)
     if not reasons:
         return f'<div class="bank">{head}</div>'
-    depth = any(word in name.lower() for word in _DEPTH_PARTS) and _pictures.has_depth(prediction.sample)
+    depth = any(word in name.lower() for word in _DEPTH_PARTS) and pictures.has_depth(prediction.sample)
     worst = _crop(prediction.sample, part, part.worst, "its worst patch", depth, album.colour(name))
     nearest = "".join(_reason(album, part, reason, depth) for reason in reasons)
     return f'<div class="bank">{head}<div class="crops">{worst}{nearest}</div></div>'
@@ -194,8 +194,8 @@ def _crop(
 ) -> str:
     """Return the surroundings of a patch as a small figure."""
     side = _side(sample.size)
-    top, left = _pictures.crop_box(place, part.grid, sample.size, side)
-    picture = _pictures.depth_picture(sample) if depth else _pictures.rgb_picture(sample)
+    top, left = pictures.crop_box(place, part.grid, sample.size, side)
+    picture = pictures.depth_picture(sample) if depth else pictures.rgb_picture(sample)
     style = f"outline-color:{frame}" if frame else ""
     image = _picture(np.ascontiguousarray(picture[top : top + side, left : left + side]), hint or words, style=style)
     kind = "crop worst" if frame else "crop"
@@ -204,7 +204,7 @@ def _crop(
 
 
 def _picture(picture: np.ndarray, words: str, extra: str = "", style: str = "") -> str:
-    data = b64encode(_pictures.encoded(picture, "JPEG", quality=90, subsampling=0)).decode("ascii")
+    data = b64encode(pictures.encoded(picture, "JPEG", quality=90, subsampling=0)).decode("ascii")
     image = f'<img src="data:image/jpeg;base64,{data}" alt="{escape(words, quote=True)}">'
     height, width = picture.shape[:2]
     return f'<div class="picture" style="aspect-ratio:{width}/{height};{style}">{image}{extra}</div>'

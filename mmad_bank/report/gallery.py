@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mmad_bank import _pictures
 from mmad_bank.evaluation import Evaluation, SampleScore
 from mmad_bank.methods.base import Prediction
+from mmad_bank.report import pictures
 
 SIDE = 144
 """Pixels of a small picture's longer side."""
@@ -46,13 +46,13 @@ class Thumbnails:
     def add(self, prediction: Prediction) -> None:
         """Keep an image's picture, the same with its defect's outline, and its map, all made small."""
         sample = prediction.sample
-        inside = _pictures.shown(sample)
-        colour = _pictures.shrunk(_pictures.rgb_picture(sample)[inside], SIDE)
+        inside = pictures.shown(sample)
+        colour = pictures.shrunk(pictures.rgb_picture(sample)[inside], SIDE)
         height, width = colour.shape[:2]
-        mask = None if sample.mask is None else _pictures.shrunk_mask(sample.mask[inside], (height, width))
-        scores = _pictures.shrunk_map(prediction.prepared_map[inside], (height, width))
+        mask = None if sample.mask is None else pictures.shrunk_mask(sample.mask[inside], (height, width))
+        scores = pictures.shrunk_map(prediction.prepared_map[inside], (height, width))
         start = self._file.seek(0, 2)
-        for values in (colour, _pictures.outlined(colour, mask), scores):
+        for values in (colour, pictures.outlined(colour, mask), scores):
             self._file.write(np.ascontiguousarray(values).tobytes())
         self._entries.append(_Entry(start, height, width))
 
@@ -63,8 +63,8 @@ class Thumbnails:
         self._file.seek(entry.start)
         colour, outlined = (np.frombuffer(self._file.read(3 * n_pixels), np.uint8).reshape(*shape, 3) for _ in range(2))
         scores = np.frombuffer(self._file.read(4 * n_pixels), np.float32).reshape(shape)
-        both = np.concatenate([outlined, _pictures.overlay(colour, scores, limits)], axis=1)
-        return _pictures.encoded(both, "JPEG", quality=85)
+        both = np.concatenate([outlined, pictures.overlay(colour, scores, limits)], axis=1)
+        return pictures.encoded(both, "JPEG", quality=85)
 
 
 def file_of(category: int, image: int) -> str:

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from mmad_bank import ops
-from mmad_bank._checks import ArrayLike, as_float_tensor, check_finite, check_index
-from mmad_bank._checksum import checksum
-from mmad_bank._files import replacing
-from mmad_bank._stages import Stages, counted, files_of, fingerprint_of
+from mmad_bank._internal.checks import ArrayLike, as_float_tensor, check_finite, check_index
+from mmad_bank._internal.checksum import checksum
+from mmad_bank._internal.files import replacing
+from mmad_bank._internal.resume import Stages, counted, files_of, fingerprint_of
 from mmad_bank.bank import file_format
 from mmad_bank.bank._progress import Progress, Report, reporting
 from mmad_bank.bank.dumps import open_dump

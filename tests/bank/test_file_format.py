@@ -422,7 +422,7 @@ class TestWriting:
         code = """
             import os, sys, time, torch
             from mmad_bank import MemoryBank
-            import mmad_bank._files as files
+            import mmad_bank._internal.files as files
             def stop(descriptor):
                 print("written", flush=True)
                 time.sleep(60)

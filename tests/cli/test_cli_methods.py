@@ -18,7 +18,7 @@ from calls import call, small_settings
 from PIL import Image
 
 from mmad_bank import MemoryBank, methods
-from mmad_bank._files import working_alone
+from mmad_bank._internal.files import working_alone
 from mmad_bank.data import Preprocessing, open_dataset, prepare
 from mmad_bank.data.synthetic import write_synthetic
 from mmad_bank.features.extraction import Extractors

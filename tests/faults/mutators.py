@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mmad_bank._checksum import checksum
+from mmad_bank._internal.checksum import checksum
 
 Mutator = Callable[[random.Random, bytes], bytes]
 

@@ -227,13 +227,13 @@ def _read_prepared(path: Path) -> None:
 
 
 def _stages(path: Path) -> None:
-    from mmad_bank._stages import Stages
+    from mmad_bank._internal.resume import Stages
 
     Stages(path, {"seed": 0, "data": ["a", "b"]}).run("numbers.txt", lambda file: file.write_text("1 2 3"))
 
 
 def _read_stages(path: Path) -> None:
-    from mmad_bank._stages import Stages, fingerprint_of
+    from mmad_bank._internal.resume import Stages, fingerprint_of
 
     fingerprint_of(path)
     Stages(path, {"seed": 0, "data": ["a", "b"]}).run("numbers.txt", lambda file: file.write_text("1 2 3"))

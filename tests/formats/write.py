@@ -23,6 +23,9 @@ from mmad_bank.data import Preprocessing, Sample
 SIZE = 48
 RGB: dict[str, Any] = {"rgb": "efficientnet_lite0", "rgb_weights": "random", "rgb_layers": (1,), "grid": (6, 6)}
 BOTH: dict[str, Any] = {**RGB, "xyz": "fpfh"}
+BANKS: dict[str, dict[str, Any]] = {
+    "plain": {}, "standardized": {"standardise": True}, "projected": {"projection_dim": 4}
+}  # fmt: skip
 MODELS: dict[str, dict[str, Any]] = {
     "patchcore": RGB,
     "btf": RGB,
@@ -58,13 +61,14 @@ def features(seed: int, images: int = 3) -> np.ndarray:
 
 def write(folder: Path) -> None:
     """Write everything, and what it says."""
-    for name, options in {"plain": {}, "standardized": {"standardise": True}, "projected": {"projection_dim": 4}}.items():
+    for name, options in BANKS.items():
         MemoryBank.build(features(0), ratio=0.5, **options).save(folder / f"{name}.safetensors")
     several = {"rgb": MemoryBank.build(features(1), size=9), "xyz": MemoryBank.build(features(2), size=7)}
     MultiBank(several).save(folder / "several")
     for name, arguments in MODELS.items():
         method = methods.method_class(name)(image_size=SIZE, **arguments)
-        method.fit([a_part(seed) for seed in range(3)], validation=[a_part(seed, "validation") for seed in range(20, 23)])
+        held_out = [a_part(seed, "validation") for seed in range(20, 23)]
+        method.fit([a_part(seed) for seed in range(3)], validation=held_out)
         method.save(folder / name)
     np.savez_compressed(folder / "said.npz", **said(folder))
 
@@ -72,7 +76,7 @@ def write(folder: Path) -> None:
 def said(folder: Path) -> dict[str, np.ndarray]:
     """Load everything in a folder, and return what it says of the same queries and samples."""
     answers: dict[str, np.ndarray] = {}
-    banks = {name: MemoryBank.load(folder / f"{name}.safetensors") for name in ("plain", "standardized", "projected")}
+    banks = {name: MemoryBank.load(folder / f"{name}.safetensors") for name in BANKS}
     several = MultiBank.load(folder / "several")
     banks |= {f"several-{name}": several[name] for name in ("rgb", "xyz")}
     for name, bank in banks.items():
@@ -83,7 +87,8 @@ def said(folder: Path) -> dict[str, np.ndarray]:
         model = methods.load(folder / name)
         for seed in (40, 41):
             prediction = model.predict(a_part(seed, "test"))
-            answers |= {f"{name}/{seed}/score": np.float32(prediction.score), f"{name}/{seed}/map": prediction.map.numpy()}
+            answers[f"{name}/{seed}/score"] = np.float32(prediction.score)
+            answers[f"{name}/{seed}/map"] = prediction.map.numpy()
             for part, own in prediction.parts.items():
                 answers[f"{name}/{seed}/{part}"] = own.scores.numpy()
     return answers

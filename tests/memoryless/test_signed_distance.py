@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmad_bank._training import generator_at
+from mmad_bank._internal.training import generator_at
 from mmad_bank.errors import FormatError, InputError, MmadBankError
 from mmad_bank.memoryless.signed_distance import (
     PointEncoder,

@@ -17,7 +17,7 @@ import pytest
 from small_parts import RGB, a_part
 
 from mmad_bank import MemoryBank, MultiBank, methods
-from mmad_bank._stages import Stages
+from mmad_bank._internal.resume import Stages
 from mmad_bank.data import Sample
 from mmad_bank.errors import FormatError, InputError
 from mmad_bank.methods import PatchCore

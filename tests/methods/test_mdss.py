@@ -222,15 +222,15 @@ import os, signal, sys
 import torch
 sys.path.insert(0, {tests!r})
 torch.set_num_threads({threads})
-from mmad_bank import _training
+from mmad_bank._internal import training
 from test_mdss import LONGER, MDSS, VALIDATION, parts
-save, saved = _training._State.save, []
+save, saved = training._State.save, []
 def counting(self, path, step):
     save(self, path, step)
     saved.append(path)
     if len(saved) == {after}:
         os.kill(os.getpid(), signal.SIGKILL)
-_training._State.save = counting
+training._State.save = counting
 MDSS(**LONGER).fit(parts(), validation=VALIDATION, workdir={workdir!r})
 """
 

@@ -63,7 +63,7 @@ def test_every_operation_works_in_a_forked_child() -> None:
 @ON_LINUX
 def test_a_forked_child_forgets_the_default_dtype_of_other_threads() -> None:
     found = _run("""
-        from mmad_bank._torch_state import plain_torch
+        from mmad_bank._internal.torch_state import plain_torch
         torch.set_default_dtype(torch.float64)
         inside, go_on = threading.Event(), threading.Event()
         def compute():

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmad_bank._checks import ArrayLike
+from mmad_bank._internal.checks import ArrayLike
 from mmad_bank.bank.dumps.descriptions import (
     Description,
     Descriptions,

@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from mmad_bank._checks import ArrayLike, as_float_tensor, check_finite
-from mmad_bank._decoding import decoding
+from mmad_bank._internal.checks import ArrayLike, as_float_tensor, check_finite
+from mmad_bank._internal.decoding import decoding
 from mmad_bank.bank.dumps.stored import Stored
 from mmad_bank.bank.provenance import Source
 from mmad_bank.errors import InputError

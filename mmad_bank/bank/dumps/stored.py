@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmad_bank._checkpoints import check_restricted_loading
-from mmad_bank._checks import FLOATS, ArrayLike, as_float_tensor
-from mmad_bank._decoding import decoding
+from mmad_bank._internal.checks import FLOATS, ArrayLike, as_float_tensor
+from mmad_bank._internal.decoding import decoding
+from mmad_bank._internal.state_dicts import check_restricted_loading
 from mmad_bank.errors import InputError
 
 SUFFIXES = (".npy", ".npz", ".safetensors", ".pt", ".pth")

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-from mmad_bank._locks import ForkedOpen
+from mmad_bank._internal.locks import ForkedOpen
 
 _DEVICES = ("cpu", "cuda")
 

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmad_bank._checks import check_index
-from mmad_bank._files import replacing
-from mmad_bank._progress import progress_bar
+from mmad_bank._internal.checks import check_index
+from mmad_bank._internal.files import replacing
+from mmad_bank._internal.progress import progress_bar
 from mmad_bank.errors import FormatError, InputError, MmadBankError
 
 _RESERVED = ("mmad_bank", "arguments", "step", "optimizer")

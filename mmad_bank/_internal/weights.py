@@ -206,7 +206,7 @@ _ORIGINS = {
 
 _HEAD = f"""# Weights
 
-<!-- Made by mmad_bank._weights.page(); tests/test_weights.py holds the two together. -->
+<!-- Made by mmad_bank._internal.weights.page(); tests/test_weights.py holds the two together. -->
 
 Which networks have weights, where those come from, and how to name a file of them. `mmad-bank info --weights` prints
 which of them are on this machine and which would be downloaded.

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmad_bank._progress import labelled, within
-from mmad_bank._training import train
+from mmad_bank._internal import training
+from mmad_bank._internal.progress import labelled, within
+from mmad_bank._internal.training import train
 
-START = "import sys, time\nfrom mmad_bank import _progress as p\np.talk(sys.stderr.isatty())\n"
+START = "import sys, time\nfrom mmad_bank._internal import progress as p\np.talk(sys.stderr.isatty())\n"
 
 
 def on_a_terminal(script: str, *arguments: str, columns: int = 150) -> str:
@@ -101,7 +102,6 @@ def test_a_training_is_reported_to_its_end(monkeypatch: pytest.MonkeyPatch) -> N
     import torch
     from torch import nn
 
-    from mmad_bank import _training
 
     seen: list[int] = []
 
@@ -115,7 +115,7 @@ def test_a_training_is_reported_to_its_end(monkeypatch: pytest.MonkeyPatch) -> N
         def __exit__(self, *error: object) -> None:
             return None
 
-    monkeypatch.setattr(_training, "progress_bar", Bar)
+    monkeypatch.setattr(training, "progress_bar", Bar)
     net = nn.Linear(2, 1)
     train(
         lambda step: [net(torch.ones(2)).square().sum()], {"model": net}, torch.optim.SGD(net.parameters(), 0.1),

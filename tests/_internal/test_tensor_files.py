@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
-from mmad_bank._tensor_files import _TYPES, write_tensors
+from mmad_bank._internal.tensor_files import _TYPES, write_tensors
 
 
 def some_tensors() -> dict[str, torch.Tensor]:
@@ -58,7 +58,7 @@ def test_weights_with_gradients_and_shared_memory_are_written(tmp_path: Path) ->
 def test_writing_takes_no_second_copy(tmp_path: Path) -> None:
     code = """
         import resource, sys, torch
-        from mmad_bank._tensor_files import write_tensors
+        from mmad_bank._internal.tensor_files import write_tensors
         tensors = {"a": torch.ones(40 << 20, dtype=torch.uint8), "b": torch.ones(10 << 20)}
         write_tensors(sys.argv[1], {"a": tensors["a"][:9]})
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mmad_bank._json import json_text
+from mmad_bank._internal.json_text import json_text
 
 
 @pytest.mark.parametrize("name", ["a", "é 零", os.fsdecode(b"\xff.png")])

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmad_bank._decoding import decoding
+from mmad_bank._internal.decoding import decoding
 from mmad_bank.errors import FormatError, InputError
 
 _SHOWN = 4  # names listed in a message

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mmad_bank._decoding import describe
+from mmad_bank._internal.decoding import describe
 from mmad_bank.errors import FormatError, InputError
 
 LARGEST = 32 << 20  # bytes of JSON; a bank of a hundred thousand source files has a fifth of that

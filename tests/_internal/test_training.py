@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmad_bank._training import check_rate, cosine_rate, generator_at, sample_order, train
+from mmad_bank._internal.training import check_rate, cosine_rate, generator_at, sample_order, train
 from mmad_bank.errors import FormatError, InputError, MmadBankError
 
 STEPS = 7

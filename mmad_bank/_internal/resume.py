@@ -9,9 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mmad_bank._files import replacing, write_text
-from mmad_bank._kept import tell
-from mmad_bank._manifest import Manifest, read_json
+from mmad_bank._internal.files import replacing, write_text
+from mmad_bank._internal.kept import tell
+from mmad_bank._internal.manifest import Manifest, read_json
 from mmad_bank.errors import FormatError, InputError
 
 _MANIFEST = "stages.json"
@@ -119,7 +119,7 @@ def _features(path: Path, split: str) -> str:
 
 
 def _training(path: Path, _: str) -> str:
-    """Word how far a training is, see :func:`mmad_bank._training.train`; of its state the numbers alone are read."""
+    """Word how far a training is, see :func:`.training.train`; the state's numbers alone are read."""
     import torch
 
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

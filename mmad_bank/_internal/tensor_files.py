@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmad_bank._arrays import array_of
-from mmad_bank._files import reserve
+from mmad_bank._internal.arrays import array_of
+from mmad_bank._internal.files import reserve
 
 # In the order in which the format's own writer lays tensors out: the widest first, which keeps all of them aligned.
 _TYPES = {
@@ -30,7 +30,7 @@ def write_tensors(
     """Write a safetensors file, byte for byte as ``safetensors.torch.save_file`` does, into the file that is there.
 
     ``save_file`` puts a file of its own in the place of the one it is given, mode 0600 and under no lock; it also
-    wants all tensors in host memory at once. Use this one within :func:`mmad_bank._files.replacing`.
+    wants all tensors in host memory at once. Use this one within :func:`mmad_bank._internal.files.replacing`.
 
     Args:
         path: The file.

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from mmad_bank import _manifest
-from mmad_bank._manifest import Manifest, check_format, parse_json, read_json
-from mmad_bank._stages import Stages, fingerprint_of, remove_stages
+from mmad_bank._internal import manifest
+from mmad_bank._internal.manifest import Manifest, check_format, parse_json, read_json
+from mmad_bank._internal.resume import Stages, fingerprint_of, remove_stages
 from mmad_bank.errors import FormatError, InputError
 
 KINDS: dict[str, Callable[[Manifest], Any]] = {
@@ -69,7 +69,7 @@ def test_texts_that_are_no_json(text: str | bytes, why: str, tmp_path: Path) -> 
 
 
 def test_huge_files_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_manifest, "LARGEST", 1000)
+    monkeypatch.setattr(manifest, "LARGEST", 1000)
     (tmp_path / "a.json").write_text(" " * 2000 + "{}")
     with pytest.raises(FormatError, match="larger than"):
         parse_json(" " * 2000 + "{}", "a.json", largest=1000)
