@@ -2,7 +2,7 @@
 
 The network is the embedded EfficientNet-Lite0 with its ImageNet weights. Six of its stages give 768 dimensions (24 + 40
 + 80 + 112 + 192 + 320), the length of ViT-B features; without the one of 112 channels they are the 656 dimensions that
-:func:`mmad_bank.data.textures.texture_features` gives.
+:func:`mmad_bank.synthetic.textures.texture_features` gives.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 import mmad_bank as mb
 from mmad_bank._internal.files import cache_dir, replacing
-from mmad_bank.data import textures
+from mmad_bank.synthetic import textures
 
 STAGES_768 = (1, 2, 3, 4, 5, 6)
 COLUMNS_656 = np.r_[0:144, 256:768]  # all but stage 4

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 
 from mmad_bank import MemoryBank
 from mmad_bank.bank import Scores
-from mmad_bank.data.textures import draw_scratch, extract, paste_patch, texture_images
 from mmad_bank.features import EfficientNetLite0
 from mmad_bank.scoring import anomaly_map
+from mmad_bank.synthetic.textures import draw_scratch, extract, paste_patch, texture_images
 
 GRID = (28, 28)
 CROP = 56

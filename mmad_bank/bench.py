@@ -27,7 +27,6 @@ from mmad_bank._internal.resume import Stages, fingerprint_of
 from mmad_bank._internal.timing import collect_times
 from mmad_bank.bank import MemoryBank, MultiBank
 from mmad_bank.data import Preprocessing, Sample, preprocess
-from mmad_bank.data.synthetic import render
 from mmad_bank.errors import InputError, did_you_mean
 from mmad_bank.features.extraction import RANDOM, Extractors
 from mmad_bank.fusion import FeatureFusion
@@ -38,6 +37,7 @@ from mmad_bank.methods._dumps import files_of_split
 from mmad_bank.methods.cfm import CFM
 from mmad_bank.methods.lsfa import LSFA
 from mmad_bank.methods.m3dm import M3DM
+from mmad_bank.synthetic.dataset import render
 
 CATEGORY = "stud_tray"
 """The synthetic part that covers more of its image than the others, about a fifth."""

@@ -184,7 +184,7 @@ def _is_data(data: Path, settings: dict[str, Any]) -> bool:
 
 def _synthesise(folder: Path, settings: dict[str, Any], workers: int, progress: bool) -> bool:
     """Write the data set unless an earlier run has written the same one; say whether it was written."""
-    from mmad_bank.data import write_synthetic
+    from mmad_bank.synthetic import write_synthetic
 
     if _is_data(folder / "data", settings):
         return False

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mmad_bank.data import write_synthetic
+from mmad_bank.synthetic import write_synthetic
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 NO_ARGUMENTS = {

@@ -25,12 +25,13 @@ from common import Column, Table, chosen, working_folder
 
 from mmad_bank._internal.resume import Stages
 from mmad_bank._internal.tensor_files import write_tensors
-from mmad_bank.data import Preprocessing, open_dataset, prepare, write_synthetic
-from mmad_bank.data.synthetic import CATEGORIES, DEFECTS
+from mmad_bank.data import Preprocessing, open_dataset, prepare
 from mmad_bank.embedded import embedded_arguments
 from mmad_bank.evaluation import FUSED, evaluate
 from mmad_bank.methods import Method, method_class
 from mmad_bank.methods.mdss import MDSS
+from mmad_bank.synthetic import write_synthetic
+from mmad_bank.synthetic.dataset import CATEGORIES, DEFECTS
 
 CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "PatchCore": ("patchcore", {}),

@@ -12,7 +12,7 @@ import torch
 from common import Column, Options, Table
 
 from mmad_bank import _core
-from mmad_bank.data.textures import texture_features
+from mmad_bank.synthetic.textures import texture_features
 
 COLUMNS = [
     Column("order", "rows in order"),

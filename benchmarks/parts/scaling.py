@@ -16,7 +16,7 @@ from inputs import SearchSet, search_set
 from peers import FLAT, Graph, Search, Searcher, graphs, greedy_loop, inverted_files, searchers
 
 import mmad_bank as mb
-from mmad_bank.data.textures import texture_features
+from mmad_bank.synthetic.textures import texture_features
 from parts.search import brute_force
 
 OWN, LOOP, EXACT = "mmad-bank", "field's loop", "mmad-bank, exact"

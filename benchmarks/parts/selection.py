@@ -13,7 +13,7 @@ from common import Column, Contestant, Options, Table, Timings, alternate
 
 import mmad_bank as mb
 from mmad_bank.bank.projection import SparseProjection
-from mmad_bank.data.textures import texture_features
+from mmad_bank.synthetic.textures import texture_features
 
 EXACT = "mmad-bank k_center_greedy"
 PROJECTED = "mmad-bank, projected first"

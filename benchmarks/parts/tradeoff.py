@@ -10,7 +10,7 @@ from common import Column, Options, Table
 from inputs import extract_768
 
 from mmad_bank import tuning
-from mmad_bank.data import textures
+from mmad_bank.synthetic import textures
 
 MEMORY_BUDGETS_MB = (0.5, 1, 2, 5, 10, 20, 50)
 FPS_BUDGETS = (2, 5, 10, 20, 50, 100)

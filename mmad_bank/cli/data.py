@@ -40,7 +40,8 @@ def synth(
     as_json: Json = False,
 ) -> None:
     """Write a synthetic data set in the layout of MVTec 3D-AD: colour images, point clouds, masks of defects."""
-    from mmad_bank.data.synthetic import MANIFEST, write_synthetic
+    from mmad_bank.synthetic import write_synthetic
+    from mmad_bank.synthetic.dataset import MANIFEST
 
     check_output_folder(out, "DIR", outputs=(MANIFEST,), overwrite=overwrite)
 

@@ -1,12 +1,13 @@
-"""Data: readers of data sets, preprocessing, synthetic data sets, and images to try things on.
+"""Data: readers of data sets and their preprocessing.
 
 Importing the package is light: submodules load when they are first used.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mmad_bank._internal.lazy import lazily
 
 _EXPORTS = {
     "EyecandiesDataset": "eyecandies",
@@ -25,7 +26,6 @@ _EXPORTS = {
     "preparation_of": "preparation",
     "prepare": "preparation",
     "preprocess": "preprocessing",
-    "write_synthetic": "synthetic",
 }
 __all__ = [
     "EyecandiesDataset",
@@ -44,7 +44,6 @@ __all__ = [
     "preparation_of",
     "prepare",
     "preprocess",
-    "write_synthetic",
 ]
 
 if TYPE_CHECKING:
@@ -56,14 +55,6 @@ if TYPE_CHECKING:
     from mmad_bank.data.preparation import preparation_of, prepare
     from mmad_bank.data.preprocessing import Preprocessing, normalise_rgb, preprocess
     from mmad_bank.data.sample import Sample, SampleDataset, check_sample, few_shot, open_sample
-    from mmad_bank.data.synthetic import write_synthetic
 
 
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(importlib.import_module(f"mmad_bank.data.{_EXPORTS[name]}"), name)
-    raise AttributeError(f"module 'mmad_bank.data' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazily(__name__, _EXPORTS, moved={"write_synthetic": "mmad_bank.synthetic.write_synthetic"})

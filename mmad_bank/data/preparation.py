@@ -23,11 +23,11 @@ from mmad_bank._internal.decoding import describe
 from mmad_bank._internal.files import check_not_current, named_after, replacing, write_text
 from mmad_bank._internal.json_text import json_text
 from mmad_bank._internal.kept import tell
+from mmad_bank._internal.parallel import run_parallel
 from mmad_bank._internal.progress import progress_bar
 from mmad_bank.data import layouts
 from mmad_bank.data._images import encode_png, encode_xyz, read_tag
 from mmad_bank.data._names import SPLITS
-from mmad_bank.data._parallel import run_parallel
 from mmad_bank.data._replacing import (
     check_replaceable,
     foreign_file,

@@ -37,7 +37,7 @@ def by_name(name: str) -> Weights:
 
 
 def test_page_is_up_to_date() -> None:
-    """Write it: python -c "from mmad_bank._internal import weights; print(weights.page(), end='')" > docs/weights.md."""
+    """Write: python -c "from mmad_bank._internal import weights; print(weights.page(), end='')" > docs/weights.md."""
     assert PAGE.read_text(encoding="utf-8") == weights.page()
 
 

@@ -20,8 +20,8 @@ from PIL import Image
 from mmad_bank import MemoryBank, methods
 from mmad_bank._internal.files import working_alone
 from mmad_bank.data import Preprocessing, open_dataset, prepare
-from mmad_bank.data.synthetic import write_synthetic
 from mmad_bank.features.extraction import Extractors
+from mmad_bank.synthetic import write_synthetic
 
 SIZE = 64
 SMALL = small_settings(SIZE, 8, 0.2)

@@ -21,11 +21,11 @@ for package in ("scipy", "tifffile", "timm", "PIL"):
 
 from mmad_bank import MemoryBank, bench, tuning
 from mmad_bank.data import preparation
-from mmad_bank.data.synthetic import write_synthetic
 from mmad_bank.features import extraction
 from mmad_bank.features.efficientnet_lite import EfficientNetLite0
 from mmad_bank.features.extraction import Extractors
 from mmad_bank.methods.cfm import CFM
+from mmad_bank.synthetic import write_synthetic
 
 SIZE = 32
 SMALL = small_settings(SIZE, 4, 0.1)

@@ -18,7 +18,7 @@ for package in ("scipy", "tifffile", "timm", "matplotlib", "PIL"):
 from calls import call, small_settings
 
 from mmad_bank.cli._output import is_unfinished, unfinished
-from mmad_bank.data.synthetic import write_synthetic
+from mmad_bank.synthetic import write_synthetic
 
 SIZE = 32
 SMALL = small_settings(SIZE, 4, 0.5)

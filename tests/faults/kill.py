@@ -144,7 +144,7 @@ def _save_model(out: Path, inputs: Path, which: int) -> Callable[[], None]:
 
 def _fill_cache(out: Path, inputs: Path, which: int) -> Callable[[], None]:
     def fill() -> None:
-        from mmad_bank.data.textures import texture_features
+        from mmad_bank.synthetic.textures import texture_features
 
         os.environ["MMAD_BANK_CACHE"] = str(out / "cache")
         texture_features(2, seed=which)
@@ -423,12 +423,12 @@ def import_all() -> None:
 
     import mmad_bank.bench
     import mmad_bank.cli._app
-    import mmad_bank.data.synthetic
-    import mmad_bank.data.textures
     import mmad_bank.demo
     import mmad_bank.evaluation
     import mmad_bank.methods
     import mmad_bank.report
+    import mmad_bank.synthetic.dataset
+    import mmad_bank.synthetic.textures
     import mmad_bank.tuning  # noqa: F401
 
     torch.set_num_threads(1)
@@ -439,8 +439,9 @@ def make_inputs(inputs: Path, names: set[str]) -> None:
     import numpy as np
 
     from mmad_bank import MemoryBank
-    from mmad_bank.data import prepare, write_synthetic
+    from mmad_bank.data import prepare
     from mmad_bank.data.preprocessing import Preprocessing
+    from mmad_bank.synthetic import write_synthetic
 
     inputs.mkdir()
     rng = np.random.default_rng(0)

@@ -279,8 +279,9 @@ _SMALL = {"rgb": "efficientnet_lite0", "rgb_weights": "random", "rgb_layers": (1
 
 
 def _model(name: str, path: Path, *, checksums: bool = True, **options: object) -> None:
-    from mmad_bank.data import open_dataset, write_synthetic
+    from mmad_bank.data import open_dataset
     from mmad_bank.methods import method_class
+    from mmad_bank.synthetic import write_synthetic
 
     raw = path.with_name("raw")
     write_synthetic(raw, size=64, n_train=2, n_validation=1, n_test=1, categories=[CATEGORY])

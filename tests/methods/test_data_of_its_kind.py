@@ -17,13 +17,14 @@ for package in ("timm", "scipy", "tifffile"):
 
 from test_frames import KEEP, SIZE, Colours, picture
 
-from mmad_bank.data import Preprocessing, Sample, open_dataset, prepare, preprocess, write_synthetic
+from mmad_bank.data import Preprocessing, Sample, open_dataset, prepare, preprocess
 from mmad_bank.data.preprocessing import OtherPreparation
 from mmad_bank.data.sequences import as_samples
 from mmad_bank.errors import InputError
 from mmad_bank.evaluation import evaluate
 from mmad_bank.methods import CFM, M3DM, MDSS, PatchCore
 from mmad_bank.methods.base import Samples
+from mmad_bank.synthetic import write_synthetic
 
 EDGE = replace(KEEP, pad="edge")
 OPTIONS: dict[str, Any] = {"image_size": SIZE, "grid": (8, 8), "sigma": 1.0, "ratio": 0.5}

@@ -12,11 +12,12 @@ from torch import nn
 pytest.importorskip("timm")
 pytest.importorskip("scipy")
 
-from mmad_bank.data import Preprocessing, Sample, open_dataset, prepare, preprocess, write_synthetic
+from mmad_bank.data import Preprocessing, Sample, open_dataset, prepare, preprocess
 from mmad_bank.errors import InputError
 from mmad_bank.evaluation import evaluate
 from mmad_bank.methods import CFM, MDSS, PatchCore
 from mmad_bank.methods.base import Method
+from mmad_bank.synthetic import write_synthetic
 
 SIZE = 64
 KEEP = Preprocessing.recipe("keep", size=SIZE)

@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("skimage")
 
-from mmad_bank.data import textures
 from mmad_bank.errors import InputError
+from mmad_bank.synthetic import textures
 
 
 def test_images_depend_on_seed_and_index_only() -> None:

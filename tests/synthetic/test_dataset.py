@@ -10,15 +10,16 @@ import pytest
 pytest.importorskip("tifffile")
 pytest.importorskip("scipy")
 
-from mmad_bank.data import open_dataset, preprocess, synthetic, write_synthetic
-from mmad_bank.data._parallel import run_parallel
-from mmad_bank.data.synthetic import CATEGORIES, DEFECTS, render
+from mmad_bank._internal.parallel import run_parallel
+from mmad_bank.data import open_dataset, preprocess
 from mmad_bank.errors import InputError
+from mmad_bank.synthetic import dataset, write_synthetic
+from mmad_bank.synthetic.dataset import CATEGORIES, DEFECTS, render
 
 SIZE = 128
 
 
-def pair(category: str, kind: str, index: int = 0) -> tuple[synthetic.Scene, synthetic.Scene]:
+def pair(category: str, kind: str, index: int = 0) -> tuple[dataset.Scene, dataset.Scene]:
     """A normal sample, and the same with a defect."""
     return tuple(render(category, k, size=SIZE, seed=3, split="test", index=index) for k in ("good", kind))  # type: ignore[return-value]
 
@@ -130,7 +131,7 @@ def test_a_failed_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(synthetic, "write_xyz", full)
+    monkeypatch.setattr(dataset, "write_xyz", full)
     with pytest.raises(InputError, match=r"set: cannot be written \(the disk is full"):
         write_synthetic(tmp_path / "set", size=64, n_train=1, n_test=1)
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,48 @@
+"""Packages whose submodules load when they are first used, from one table of names."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+
+def lazily(
+    package: str,
+    names: Mapping[str, str],
+    submodules: Iterable[str] = (),
+    moved: Mapping[str, str] | None = None,
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return a package's ``__getattr__`` and ``__dir__`` (PEP 562).
+
+    Args:
+        package: The package's ``__name__``.
+        names: By public name, the submodule that has it.
+        submodules: The public submodules, found as attributes without having been imported.
+        moved: By former name, the full name that it has now; it still works, with a DeprecationWarning.
+
+    Example:
+        >>> get, listed = lazily("mmad_bank", {"MemoryBank": "bank"}, ["ops"], {"old": "mmad_bank.ops.knn"})
+        >>> listed()
+        ['MemoryBank', 'ops']
+        >>> get("MemoryBank").__name__
+        'MemoryBank'
+        >>> get("nothing")
+        Traceback (most recent call last):
+        AttributeError: module 'mmad_bank' has no attribute 'nothing'
+    """
+    known, former = set(submodules), moved or {}
+
+    def get(name: str) -> Any:
+        if name in names:
+            return getattr(importlib.import_module(f"{package}.{names[name]}"), name)
+        if name in known:
+            return importlib.import_module(f"{package}.{name}")
+        if name in former:
+            home, _, now = former[name].rpartition(".")
+            warnings.warn(f"{package}.{name} is {former[name]} now", DeprecationWarning, stacklevel=2)
+            return getattr(importlib.import_module(home), now)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return get, lambda: sorted({*names, *known})
