@@ -19,8 +19,8 @@ import torch
 from mmad_bank._internal.checks import check_index
 from mmad_bank._internal.progress import doing, progress_bar
 from mmad_bank._internal.timing import collect_times, timed
-from mmad_bank.data._names import GOOD
 from mmad_bank.data.frame import picture_of
+from mmad_bank.data.names import GOOD
 from mmad_bank.data.sample import Sample
 from mmad_bank.data.sequences import as_samples
 from mmad_bank.errors import InputError, MissingExtraError, MmadBankError, NoneUsableError

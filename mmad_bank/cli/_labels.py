@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mmad_bank.data._names import GOOD, defect_named
+from mmad_bank.data.names import GOOD, defect_named
 from mmad_bank.errors import InputError
 
 _NAMES = "the images' names"

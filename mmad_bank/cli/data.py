@@ -88,8 +88,8 @@ def prepare(
     settings need another folder, or --overwrite.
     """
     from mmad_bank.data import preparation
-    from mmad_bank.data._replacing import SET_ASIDE
     from mmad_bank.data.preprocessing import Preprocessing
+    from mmad_bank.data.replacing import SET_ASIDE
 
     changes: dict[str, Any] = {"seed": seed, "units": units} | ({} if size is None else {"size": size})
     base = preparation.default_settings(dataset, layout) if recipe == "auto" else Preprocessing.recipe(recipe)

@@ -110,7 +110,7 @@ def extract(
 
 def _networks(wanted: Mapping[str, tuple[str, str]], shared: dict[str, Any]) -> dict[str, Any]:
     """Make the extractors that are asked for."""
-    from mmad_bank.features.extraction import make_rgb_extractor, make_xyz_extractor
+    from mmad_bank.extraction import make_rgb_extractor, make_xyz_extractor
 
     makers: dict[str, Any] = {"rgb": make_rgb_extractor, "xyz": make_xyz_extractor}
     networks = {
@@ -127,7 +127,7 @@ def _extract(
 ) -> dict[str, Any]:  # fmt: skip
     """Write the dumps and the list of what is in them into a folder whose files will be in ``out``."""
     from mmad_bank._internal.json_text import json_text
-    from mmad_bank.features.extraction import Extractors, extract_to
+    from mmad_bank.extraction import Extractors, extract_to
 
     extractors = Extractors(networks, device)
     prepare = _preparing(samples, image_size)

@@ -234,7 +234,7 @@ def _files(paths: Sequence[Path], units: str | None) -> Iterator[tuple[str, _Rea
 
 def _pairs(paths: Sequence[Path]) -> Iterator[tuple[Path, Path | None]]:
     """Yield pictures and their clouds; if no file can be a cloud, all are pictures whose clouds may lie beside them."""
-    from mmad_bank.data._names import CLOUDS, IMAGES
+    from mmad_bank.data.names import CLOUDS, IMAGES
     from mmad_bank.methods.inputs import cloud_beside
 
     if len(paths) == 1 or all(path.suffix.lower() in IMAGES and path.suffix.lower() not in CLOUDS for path in paths):

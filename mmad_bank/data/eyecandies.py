@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from mmad_bank.data._images import read_depth, read_mask, read_rgb
-from mmad_bank.data._names import GOOD, describe, in_order, split_folder, split_named, subfolders
+from mmad_bank.data.names import GOOD, describe, in_order, split_folder, split_named, subfolders
 from mmad_bank.data.sample import Record, Sample, SampleDataset, check_split, make_sample, missing_split
 from mmad_bank.errors import InputError
 

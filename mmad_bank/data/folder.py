@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from mmad_bank.data._images import read_mask, read_rgb, read_xyz
-from mmad_bank.data._names import (
+from mmad_bank.data.names import (
     CLOUDS,
     GOOD,
     IMAGES,

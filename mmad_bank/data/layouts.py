@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmad_bank.data import eyecandies, folder, mvtec3d
-from mmad_bank.data._names import split_named, subfolder, subfolders
 from mmad_bank.data.eyecandies import EyecandiesDataset
 from mmad_bank.data.folder import FolderDataset
 from mmad_bank.data.mvtec3d import MVTec3DDataset
+from mmad_bank.data.names import split_named, subfolder, subfolders
 from mmad_bank.data.sample import SampleDataset
 from mmad_bank.data.units import check_units
 from mmad_bank.errors import InputError

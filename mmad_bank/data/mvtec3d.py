@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from mmad_bank.data._names import describe
 from mmad_bank.data.folder import LAYOUT, FolderDataset
+from mmad_bank.data.names import describe
 from mmad_bank.data.sample import Record, Sample
 from mmad_bank.errors import InputError
 

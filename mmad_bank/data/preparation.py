@@ -27,8 +27,11 @@ from mmad_bank._internal.parallel import run_parallel
 from mmad_bank._internal.progress import progress_bar
 from mmad_bank.data import layouts
 from mmad_bank.data._images import encode_png, encode_xyz, read_tag
-from mmad_bank.data._names import SPLITS
-from mmad_bank.data._replacing import (
+from mmad_bank.data.eyecandies import EyecandiesDataset
+from mmad_bank.data.frame import Frame
+from mmad_bank.data.names import SPLITS
+from mmad_bank.data.preprocessing import Preprocessing, preprocess
+from mmad_bank.data.replacing import (
     check_replaceable,
     foreign_file,
     is_empty,
@@ -37,9 +40,6 @@ from mmad_bank.data._replacing import (
     set_aside,
     word_differences,
 )
-from mmad_bank.data.eyecandies import EyecandiesDataset
-from mmad_bank.data.frame import Frame
-from mmad_bank.data.preprocessing import Preprocessing, preprocess
 from mmad_bank.data.sample import Record, Sample, SampleDataset
 from mmad_bank.errors import InputError, MissingSplitError, NoneUsableError, did_you_mean
 

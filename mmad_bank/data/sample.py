@@ -17,8 +17,8 @@ import torch
 
 from mmad_bank._internal.files import changed
 from mmad_bank.data._images import read_mask, read_rgb, read_xyz
-from mmad_bank.data._names import GOOD, SPLITS, split_named, subfolders
 from mmad_bank.data._values import mask_tensor, rgb_tensor, xyz_tensor
+from mmad_bank.data.names import GOOD, SPLITS, split_named, subfolders
 from mmad_bank.data.units import UNITS, check_units
 from mmad_bank.errors import InputError, MissingSplitError, did_you_mean
 

@@ -3,9 +3,9 @@
 The packages that they stand on (timm and others) are imported when an extractor is made.
 """
 
-from mmad_bank.features.alignment import PointFeatureAlignment
 from mmad_bank.features.efficientnet_lite import EfficientNetLite0
 from mmad_bank.features.fpfh import FPFH
+from mmad_bank.features.point_alignment import PointFeatureAlignment
 from mmad_bank.features.point_mae import PointMAE
 from mmad_bank.features.rgb import RGBExtractor
 

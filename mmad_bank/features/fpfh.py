@@ -13,7 +13,7 @@ from torch import Tensor
 from mmad_bank._internal.checks import ArrayLike, check_index
 from mmad_bank.data import units
 from mmad_bank.errors import InputError, MissingExtraError
-from mmad_bank.features.alignment import measured_points, pool_to_grid
+from mmad_bank.features.point_alignment import measured_points, pool_to_grid
 
 # Neighbours that a plane needs, and points that are looked at for them.
 _PLANE, _LOOKED_AT = 3, 200

@@ -23,7 +23,7 @@ from mmad_bank._internal.checks import check_index
 from mmad_bank._internal.state_dicts import load_matching, read_torch
 from mmad_bank._internal.training import check_rate, generator_at, sample_order, seeded, train
 from mmad_bank.errors import InputError
-from mmad_bank.features.alignment import pooling_matrix
+from mmad_bank.features.point_alignment import pooling_matrix
 from mmad_bank.features.rgb import Precision
 
 Architecture = Literal["projection", "encoder_decoder", "convolutional"]

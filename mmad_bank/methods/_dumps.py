@@ -16,7 +16,7 @@ from mmad_bank._internal.progress import within
 from mmad_bank._internal.resume import Stages
 from mmad_bank.data.frame import Frame
 from mmad_bank.data.sample import Sample
-from mmad_bank.features.extraction import Extractors, Journal, extract_to
+from mmad_bank.extraction import Extractors, Journal, extract_to
 from mmad_bank.methods.base import Method, Samples, category_of
 
 IMAGES_AT_ONCE = 4

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmad_bank import scoring
-from mmad_bank.features.extraction import EMBEDDED_STAGES, PRETRAINED, make_xyz_extractor
+from mmad_bank.extraction import EMBEDDED_STAGES, PRETRAINED, make_xyz_extractor
 from mmad_bank.features.rgb import Precision
 from mmad_bank.methods._banked import BankMethod
 from mmad_bank.ops.knn import Precision as Storage

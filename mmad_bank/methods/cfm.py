@@ -20,8 +20,7 @@ from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.sample import Sample
 from mmad_bank.data.sequences import categories_of_samples, named
 from mmad_bank.errors import InputError
-from mmad_bank.features.alignment import Recipe, measured_points, nearest_groups
-from mmad_bank.features.extraction import (
+from mmad_bank.extraction import (
     EMBEDDED_RGB,
     EMBEDDED_STAGES,
     PRETRAINED,
@@ -31,6 +30,7 @@ from mmad_bank.features.extraction import (
     make_rgb_extractor,
     make_xyz_extractor,
 )
+from mmad_bank.features.point_alignment import Recipe, measured_points, nearest_groups
 from mmad_bank.features.point_mae import PointMAE
 from mmad_bank.features.rgb import Precision
 from mmad_bank.memoryless.crossmodal import (

@@ -13,8 +13,8 @@ from mmad_bank._internal.resume import Stages
 from mmad_bank.adaptation.lsfa import LOSSES, Compactness, FeatureAdaptation, Layer, Prototype, train_adaptation
 from mmad_bank.bank import Scores
 from mmad_bank.errors import InputError
-from mmad_bank.features.alignment import Recipe
-from mmad_bank.features.extraction import EMBEDDED_STAGES, PRETRAINED, Extractors
+from mmad_bank.extraction import EMBEDDED_STAGES, PRETRAINED, Extractors
+from mmad_bank.features.point_alignment import Recipe
 from mmad_bank.features.rgb import Precision
 from mmad_bank.methods._banked import PointBankMethod
 from mmad_bank.methods._dumps import Dumps, Pairs

@@ -19,11 +19,10 @@ from calls import call, small_settings
 for package in ("scipy", "tifffile", "timm", "PIL"):
     pytest.importorskip(package)
 
-from mmad_bank import MemoryBank, bench, tuning
+from mmad_bank import MemoryBank, bench, extraction, tuning
 from mmad_bank.data import preparation
-from mmad_bank.features import extraction
+from mmad_bank.extraction import Extractors
 from mmad_bank.features.efficientnet_lite import EfficientNetLite0
-from mmad_bank.features.extraction import Extractors
 from mmad_bank.methods.cfm import CFM
 from mmad_bank.synthetic import write_synthetic
 

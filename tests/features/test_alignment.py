@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from mmad_bank.errors import InputError
-from mmad_bank.features.alignment import PointFeatureAlignment, measured_points, pool_to_grid, pooling_matrix
+from mmad_bank.features.point_alignment import PointFeatureAlignment, measured_points, pool_to_grid, pooling_matrix
 
 SIZE = (40, 52)
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from mmad_bank.errors import FormatError, InputError, MmadBankError
 from mmad_bank.features import PointFeatureAlignment
-from mmad_bank.features.alignment import measured_points, nearest_groups, pool_to_grid
+from mmad_bank.features.point_alignment import measured_points, nearest_groups, pool_to_grid
 from mmad_bank.memoryless import crossmodal
 from mmad_bank.memoryless.crossmodal import (
     CrossmodalMapping,

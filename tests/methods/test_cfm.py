@@ -19,7 +19,7 @@ from mmad_bank import methods
 from mmad_bank.data import Sample
 from mmad_bank.errors import InputError, MmadBankError
 from mmad_bank.features import PointFeatureAlignment
-from mmad_bank.features.alignment import measured_points
+from mmad_bank.features.point_alignment import measured_points
 from mmad_bank.memoryless.crossmodal import MODALITIES
 from mmad_bank.methods import CFM
 from mmad_bank.methods.cfm import aggregate

@@ -23,9 +23,9 @@ from mmad_bank._internal.timing import timed
 from mmad_bank.data.preprocessing import OtherPreparation
 from mmad_bank.data.sample import Sample
 from mmad_bank.errors import InputError, MmadBankError, NoneUsableError
-from mmad_bank.features.alignment import PointFeatureAlignment, Recipe, measured_points
 from mmad_bank.features.efficientnet_lite import EfficientNetLite0
 from mmad_bank.features.fpfh import FPFH
+from mmad_bank.features.point_alignment import PointFeatureAlignment, Recipe, measured_points
 from mmad_bank.features.point_mae import PointMAE
 from mmad_bank.features.rgb import Precision, RGBExtractor
 
