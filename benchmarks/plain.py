@@ -21,7 +21,7 @@ from mmad_bank import bench
 from mmad_bank._internal.timing import timed
 from mmad_bank.data import Sample
 from mmad_bank.methods import Method, Part, Prediction
-from mmad_bank.methods._banked import window_cells
+from mmad_bank.methods.bank_method import window_cells
 from mmad_bank.methods.m3dm import M3DM
 
 

@@ -5,40 +5,44 @@ Importing the package is light: submodules load when they are first used.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mmad_bank._internal.lazy import lazily
 
 __version__ = "0.1.0"
 
 _EXPORTS = {"MemoryBank": "bank", "MultiBank": "bank"}
-_SUBMODULES = ("bank", "data", "errors", "features", "fusion", "methods", "metrics", "ops", "scoring")
+_SUBMODULES = (
+    "adaptation", "bank", "bench", "cli", "data", "demo", "errors", "evaluation", "extraction", "features", "fusion",
+    "methods", "metrics", "ops", "report", "scoring", "synthetic", "tuning",
+)  # fmt: skip
 __all__ = [
-    "MemoryBank",
-    "MultiBank",
-    "__version__",
-    "bank",
-    "data",
-    "errors",
-    "features",
-    "fusion",
-    "methods",
-    "metrics",
-    "ops",
-    "scoring",
-]
+    "MemoryBank", "MultiBank", "__version__", "adaptation", "bank", "bench", "cli", "data", "demo", "errors",
+    "evaluation", "extraction", "features", "fusion", "methods", "metrics", "ops", "report", "scoring", "synthetic",
+    "tuning",
+]  # fmt: skip
 
 if TYPE_CHECKING:
-    from mmad_bank import bank, data, errors, features, fusion, methods, metrics, ops, scoring
+    from mmad_bank import (
+        adaptation,
+        bank,
+        bench,
+        cli,
+        data,
+        demo,
+        errors,
+        evaluation,
+        extraction,
+        features,
+        fusion,
+        methods,
+        metrics,
+        ops,
+        report,
+        scoring,
+        synthetic,
+        tuning,
+    )
     from mmad_bank.bank import MemoryBank, MultiBank
 
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(importlib.import_module(f"mmad_bank.{_EXPORTS[name]}"), name)
-    if name in _SUBMODULES:
-        return importlib.import_module(f"mmad_bank.{name}")
-    raise AttributeError(f"module 'mmad_bank' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazily(__name__, _EXPORTS, submodules=_SUBMODULES)

@@ -30,13 +30,13 @@ from mmad_bank.data import Preprocessing, Sample, preprocess
 from mmad_bank.errors import InputError, did_you_mean
 from mmad_bank.extraction import RANDOM, Extractors
 from mmad_bank.fusion import FeatureFusion
-from mmad_bank.memoryless.crossmodal import make_mappings
 from mmad_bank.methods import Method, method_class
-from mmad_bank.methods._banked import BankMethod
-from mmad_bank.methods._dumps import files_of_split
+from mmad_bank.methods.bank_method import BankMethod
 from mmad_bank.methods.cfm import CFM
+from mmad_bank.methods.cfm.mappings import make_mappings
 from mmad_bank.methods.lsfa import LSFA
 from mmad_bank.methods.m3dm import M3DM
+from mmad_bank.methods.training_features import files_of_split
 from mmad_bank.synthetic.dataset import render
 
 CATEGORY = "stud_tray"

@@ -24,8 +24,8 @@ from mmad_bank.data.names import GOOD
 from mmad_bank.data.sample import Sample
 from mmad_bank.data.sequences import as_samples
 from mmad_bank.errors import InputError, MissingExtraError, MmadBankError, NoneUsableError
-from mmad_bank.methods._scale import FUSED
 from mmad_bank.methods.base import Method, Part, Prediction, Samples
+from mmad_bank.methods.map_scale import FUSED
 from mmad_bank.metrics import AUPRO, AUROC, LIMITS
 
 RESULT = "result"

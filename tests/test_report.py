@@ -26,7 +26,7 @@ from mmad_bank.data.frame import Frame
 from mmad_bank.errors import InputError
 from mmad_bank.evaluation import evaluate
 from mmad_bank.methods import Part, Prediction, Reason
-from mmad_bank.methods._scale import MapScale
+from mmad_bank.methods.map_scale import MapScale
 from mmad_bank.report import Origin, Report, charts, pictures
 
 EVIL = '<script>alert("x")</script>&"\'</title></style>'

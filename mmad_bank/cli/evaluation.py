@@ -144,7 +144,7 @@ def choose_models(model: Path, dataset: Path, categories: list[str] | None, layo
     Without ``categories``, what has both a model and data is scored, and a note on standard error names the rest.
     """
     from mmad_bank.data import categories_of
-    from mmad_bank.methods._manifest import read_manifest
+    from mmad_bank.methods.model_folder import read_manifest
 
     there = categories_of(dataset, layout)
     if (model / MANIFEST).is_file():

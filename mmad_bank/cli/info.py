@@ -91,7 +91,7 @@ def _say_weights(as_json: bool) -> None:
 def _say_place(place: Path, verify: bool, as_json: bool) -> None:
     """Print what a file or a folder holds."""
     from mmad_bank.bank.multi_bank import MANIFEST as BANKS
-    from mmad_bank.methods._manifest import MANIFEST as MODEL
+    from mmad_bank.methods.model_folder import MANIFEST as MODEL
 
     recover_folder(place)
     if not place.is_dir():
@@ -219,8 +219,8 @@ def describe_model(folder: Path, verify: bool = False) -> tuple[dict[str, Any], 
 
 
 def _read_model(folder: Path, verify: bool) -> dict[str, Any]:
-    from mmad_bank.methods._manifest import MANIFEST, read_manifest, verify_files
-    from mmad_bank.methods._scale import FUSED
+    from mmad_bank.methods.map_scale import FUSED
+    from mmad_bank.methods.model_folder import MANIFEST, read_manifest, verify_files
 
     manifest = Manifest(str(folder / MANIFEST), read_manifest(folder))
     listed = manifest.optional_table("files")
@@ -251,7 +251,7 @@ def _read_model(folder: Path, verify: bool) -> dict[str, Any]:
 def _files_of(folder: Path, listed: Manifest | None) -> Iterator[Path]:
     """Yield a model's files: those that it lists, its banks', and all weights where an old one lists none."""
     from mmad_bank.bank.multi_bank import bank_files
-    from mmad_bank.methods._manifest import MANIFEST
+    from mmad_bank.methods.model_folder import MANIFEST
 
     yield folder / MANIFEST
     yield from (folder / name for name in listed.content) if listed else sorted(folder.glob("*.safetensors"))

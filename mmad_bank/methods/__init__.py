@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mmad_bank._internal.lazy import lazily
 from mmad_bank.errors import FormatError, InputError, did_you_mean
 
 _METHODS = {"patchcore": "PatchCore", "btf": "BTF", "m3dm": "M3DM", "cfm": "CFM", "lsfa": "LSFA", "mdss": "MDSS"}
@@ -71,7 +72,7 @@ def load(folder: str | os.PathLike[str], device: str = "cpu", *, trust_index: bo
         1.84
     """
     from mmad_bank._internal.files import recover_folder
-    from mmad_bank.methods._manifest import read_manifest
+    from mmad_bank.methods.model_folder import read_manifest
 
     recover_folder(folder)
     name = str(read_manifest(folder)["method"])
@@ -80,11 +81,4 @@ def load(folder: str | os.PathLike[str], device: str = "cpu", *, trust_index: bo
     return method_class(name).load(folder, device, trust_index=trust_index)
 
 
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(importlib.import_module(f"mmad_bank.methods.{_EXPORTS[name]}"), name)
-    raise AttributeError(f"module 'mmad_bank.methods' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazily(__name__, _EXPORTS, submodules=(*_METHODS, "base", "prediction"))

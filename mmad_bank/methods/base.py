@@ -37,7 +37,9 @@ from mmad_bank.data.sequences import (
     recipe_of_samples,
 )
 from mmad_bank.errors import FormatError, InputError, MmadBankError
-from mmad_bank.methods._manifest import (
+from mmad_bank.methods.inputs import Input, is_dataset, to_sample
+from mmad_bank.methods.map_scale import FUSED, MapScale, measure_scale, spread
+from mmad_bank.methods.model_folder import (
     FORMAT,
     MANIFEST,
     VERSION,
@@ -49,8 +51,6 @@ from mmad_bank.methods._manifest import (
     read_manifest,
     verify_files,
 )
-from mmad_bank.methods._scale import FUSED, MapScale, measure_scale, spread
-from mmad_bank.methods.inputs import Input, is_dataset, to_sample
 from mmad_bank.methods.prediction import Part, Prediction, Reason
 
 AnyMethod = TypeVar("AnyMethod", bound="Method")

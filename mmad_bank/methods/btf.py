@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmad_bank import scoring
 from mmad_bank.extraction import EMBEDDED_STAGES, PRETRAINED, make_xyz_extractor
 from mmad_bank.features.rgb import Precision
-from mmad_bank.methods._banked import BankMethod
+from mmad_bank.methods.bank_method import BankMethod
 from mmad_bank.ops.knn import Precision as Storage
 
 

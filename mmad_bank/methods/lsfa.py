@@ -16,8 +16,8 @@ from mmad_bank.errors import InputError
 from mmad_bank.extraction import EMBEDDED_STAGES, PRETRAINED, Extractors
 from mmad_bank.features.point_alignment import Recipe
 from mmad_bank.features.rgb import Precision
-from mmad_bank.methods._banked import PointBankMethod
-from mmad_bank.methods._dumps import Dumps, Pairs
+from mmad_bank.methods.bank_method import PointBankMethod
+from mmad_bank.methods.training_features import Dumps, Pairs
 from mmad_bank.ops.knn import Precision as Storage
 
 BANKS = ("xyz", "rgb")

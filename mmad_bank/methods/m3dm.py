@@ -24,9 +24,9 @@ from mmad_bank.features.point_alignment import Recipe
 from mmad_bank.features.rgb import Precision
 from mmad_bank.fusion import DecisionFusion, FeatureFusion, train_fusion
 from mmad_bank.fusion.dlf import FACTORS
-from mmad_bank.methods._banked import PointBankMethod
-from mmad_bank.methods._dumps import Dumps, Pairs
+from mmad_bank.methods.bank_method import PointBankMethod
 from mmad_bank.methods.lsfa import NONE, learn_adaptation
+from mmad_bank.methods.training_features import Dumps, Pairs
 from mmad_bank.ops.knn import Precision as Storage
 
 BANKS = ("xyz", "rgb", "fusion")

@@ -10,7 +10,7 @@ from torch import nn
 from mmad_bank import scoring
 from mmad_bank.extraction import EMBEDDED_STAGES, PRETRAINED
 from mmad_bank.features.rgb import Precision
-from mmad_bank.methods._banked import BankMethod
+from mmad_bank.methods.bank_method import BankMethod
 from mmad_bank.ops.knn import Precision as Storage
 
 

@@ -20,8 +20,8 @@ from mmad_bank.extraction import make_rgb_extractor, make_xyz_extractor
 from mmad_bank.features import PointMAE
 from mmad_bank.features.rgb import RGBExtractor
 from mmad_bank.fusion import FeatureFusion
-from mmad_bank.memoryless.crossmodal import CrossmodalMapping
-from mmad_bank.memoryless.pdn import PDN
+from mmad_bank.methods.cfm.mappings import CrossmodalMapping
+from mmad_bank.methods.mdss.pdn import PDN
 
 PAGE = Path(__file__).parents[2] / "docs" / "weights.md"
 NETWORKS = {

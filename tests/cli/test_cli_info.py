@@ -16,7 +16,7 @@ for package in ("scipy", "tifffile", "timm", "PIL"):
     pytest.importorskip(package)
 
 from mmad_bank import MemoryBank, MultiBank, methods
-from mmad_bank.methods._manifest import checksum_of
+from mmad_bank.methods.model_folder import checksum_of
 from mmad_bank.synthetic import write_synthetic
 
 SIZE = 32

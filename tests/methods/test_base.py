@@ -21,7 +21,7 @@ from mmad_bank._internal.resume import Stages
 from mmad_bank.data import Sample
 from mmad_bank.errors import FormatError, InputError
 from mmad_bank.methods import PatchCore
-from mmad_bank.methods._manifest import checksum_of
+from mmad_bank.methods.model_folder import checksum_of
 
 pytest.importorskip("timm")
 

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from mmad_bank import methods
 from mmad_bank.data import Preprocessing, Sample
 from mmad_bank.errors import FormatError, InputError, MmadBankError
-from mmad_bank.memoryless.pdn import PDN, foreground_mask
 from mmad_bank.methods import MDSS
+from mmad_bank.methods.mdss.pdn import PDN, foreground_mask
 
 pytest.importorskip("timm")
 scipy_ndimage = pytest.importorskip("scipy.ndimage")
@@ -174,7 +174,7 @@ def test_a_published_teacher_needs_no_extractor(tmp_path: Path, monkeypatch) -> 
     torch.manual_seed(0)
     published = PDN(16, width=8)
     torch.save(published.state_dict(), tmp_path / "teacher.pth")
-    monkeypatch.setattr("mmad_bank.methods.mdss.make_rgb_extractor", None)
+    monkeypatch.setattr("mmad_bank.methods.mdss.method.make_rgb_extractor", None)
     method = MDSS(**SMALL, branches=("rgb",), teacher=str(tmp_path / "teacher.pth")).fit(parts())
     states = method.teacher_.state_dict(), published.state_dict()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])

@@ -16,7 +16,7 @@ from mmad_bank.bank.provenance import Source
 from mmad_bank.data import Sample
 from mmad_bank.errors import FormatError
 from mmad_bank.methods import PatchCore
-from mmad_bank.methods._scale import MapScale, distances_to_others, measure_scale, spread
+from mmad_bank.methods.map_scale import MapScale, distances_to_others, measure_scale, spread
 
 pytest.importorskip("timm")
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from mmad_bank.errors import FormatError, InputError, MmadBankError
-from mmad_bank.memoryless import student_teacher
-from mmad_bank.memoryless.pdn import PDN, quantile_loss, squared_difference
-from mmad_bank.memoryless.student_teacher import ImageFolder, random_view, train_student, train_teacher
+from mmad_bank.methods.mdss import student_teacher
+from mmad_bank.methods.mdss.pdn import PDN, quantile_loss, squared_difference
+from mmad_bank.methods.mdss.student_teacher import ImageFolder, random_view, train_student, train_teacher
 
 image_module = pytest.importorskip("PIL.Image")
 

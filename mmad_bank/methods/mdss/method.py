@@ -27,17 +27,17 @@ from mmad_bank.errors import InputError, NoneUsableError
 from mmad_bank.extraction import EMBEDDED_RGB, PRETRAINED, make_rgb_extractor, usable
 from mmad_bank.features.point_alignment import measured_points
 from mmad_bank.features.rgb import Precision
-from mmad_bank.memoryless.alignment import Moments, ScoreAlignment
-from mmad_bank.memoryless.pdn import CHANNELS, PDN, foreground_mask, mask_on_grid, squared_difference
-from mmad_bank.memoryless.signed_distance import (
+from mmad_bank.methods.base import Method, Part, Prediction, Samples
+from mmad_bank.methods.mdss.pdn import CHANNELS, PDN, foreground_mask, mask_on_grid, squared_difference
+from mmad_bank.methods.mdss.score_alignment import Moments, ScoreAlignment
+from mmad_bank.methods.mdss.signed_distance import (
     Aggregation,
     SignedDistance,
     cut_patches,
     train_signed_distance,
 )
-from mmad_bank.memoryless.student_teacher import ImageFolder, Images, train_student, train_teacher
-from mmad_bank.methods._dumps import Seen
-from mmad_bank.methods.base import Method, Part, Prediction, Samples
+from mmad_bank.methods.mdss.student_teacher import ImageFolder, Images, train_student, train_teacher
+from mmad_bank.methods.training_features import Seen
 
 BRANCHES = ("rgb", "xyz")
 DISTIL = "distil"
@@ -73,7 +73,7 @@ class MDSS(Method):
         student_batch: Images a step.
         student_lr: Learning rate.
         quantiles: The dynamic learning factor d of the first and of the last step, see
-            :func:`mmad_bank.memoryless.pdn.dynamic_quantile`.
+            :func:`mmad_bank.methods.mdss.pdn.dynamic_quantile`.
         patch_size: Points a patch of the cloud.
         coverage: In how many patches a point lies on average, in training and in prediction.
         sdf_steps: Of the signed distances' training.
@@ -210,7 +210,7 @@ class MDSS(Method):
         """Distil a teacher with the arguments of this method; saved, one teacher serves all categories.
 
         Args:
-            images: Any images, see :func:`mmad_bank.memoryless.student_teacher.train_teacher`.
+            images: Any images, see :func:`mmad_bank.methods.mdss.student_teacher.train_teacher`.
             resume: File of the training's state.
             progress: Show a bar on a terminal.
 

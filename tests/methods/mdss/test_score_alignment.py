@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmad_bank.errors import InputError
-from mmad_bank.memoryless.alignment import Moments, ScoreAlignment, image_score
+from mmad_bank.methods.mdss.score_alignment import Moments, ScoreAlignment, image_score
 
 
 def maps(n: int, scale: float, shift: float, seed: int) -> torch.Tensor:

@@ -33,7 +33,8 @@ from mmad_bank.extraction import (
 from mmad_bank.features.point_alignment import Recipe, measured_points, nearest_groups
 from mmad_bank.features.point_mae import PointMAE
 from mmad_bank.features.rgb import Precision
-from mmad_bank.memoryless.crossmodal import (
+from mmad_bank.methods.base import Method, Part, Prediction, Samples, category_of
+from mmad_bank.methods.cfm.mappings import (
     MODALITIES,
     Architecture,
     CrossmodalMapping,
@@ -44,8 +45,7 @@ from mmad_bank.memoryless.crossmodal import (
     source_of,
     train_mappings,
 )
-from mmad_bank.methods._dumps import Dumps, extract_split
-from mmad_bank.methods.base import Method, Part, Prediction, Samples, category_of
+from mmad_bank.methods.training_features import Dumps, extract_split
 
 Variant = Literal["L", "M", "S", "T"]
 Aggregation = Literal["product", "sum", "max", "rgb", "xyz"]
@@ -81,7 +81,7 @@ class CFM(Method):
         group_size: S of Point-MAE, points in a group; None for the recipe's, 32 (paper) or 128 (published).
         variant: ``"L"``, or ``"M"``, ``"S"``, ``"T"``: both transformers end after block 8, 4, 1. What comes behind is
             neither made nor loaded nor run.
-        architecture: of the mappings, see :class:`mmad_bank.memoryless.crossmodal.CrossmodalMapping`.
+        architecture: of the mappings, see :class:`mmad_bank.methods.cfm.mappings.CrossmodalMapping`.
         mode: ``"crossmodal"``, or ``"intramodal"`` for the ablation.
         aggregation: of the discrepancies of both modalities: ``"product"``, ``"sum"``, ``"max"``, or one alone,
             ``"rgb"`` (Ψ_2D) or ``"xyz"`` (Ψ_3D).

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from mmad_bank.errors import FormatError, InputError, MmadBankError
 from mmad_bank.features import PointFeatureAlignment
 from mmad_bank.features.point_alignment import measured_points, nearest_groups, pool_to_grid
-from mmad_bank.memoryless import crossmodal
-from mmad_bank.memoryless.crossmodal import (
+from mmad_bank.methods.cfm import mappings as module
+from mmad_bank.methods.cfm.mappings import (
     CrossmodalMapping,
     PixelFeatures,
     discrepancies,
@@ -195,7 +195,7 @@ def test_a_step_follows_the_mean_over_all_pixels_of_the_batch(monkeypatch: pytes
         for name, mapping in start.items()
     }
     for chunk in (1 << 12, 7):
-        monkeypatch.setitem(crossmodal._CHUNK, "cpu", chunk)
+        monkeypatch.setitem(module._CHUNK, "cpu", chunk)
         trained = train_mappings(images, epochs=1, batch=2, lr=1e-3)
         for name, mapping in trained.items():
             for got, wanted in zip(mapping.parameters(), expected[name], strict=True):
@@ -324,6 +324,6 @@ def test_the_input_layer_may_come_before_the_interpolation(mode: str) -> None:
     whole = {name: image.at(name, on) for name in ("rgb", "xyz")}
     for name, mapping in mappings.items():
         with torch.no_grad():
-            predicted = mapping(whole[crossmodal.source_of(name, mode)])
+            predicted = mapping(whole[module.source_of(name, mode)])
         expected = (F.normalize(whole[name], dim=1) - F.normalize(predicted, dim=1)).norm(dim=1)
         torch.testing.assert_close(maps[name][on], expected, atol=1e-5, rtol=1e-5)

@@ -29,10 +29,10 @@ from mmad_bank.errors import InputError
 from mmad_bank.extraction import RANDOM, Extractors, make_rgb_extractor, make_xyz_extractor
 from mmad_bank.features.point_alignment import Recipe
 from mmad_bank.features.rgb import Precision as RGBPrecision
-from mmad_bank.methods._dumps import IMAGES_AT_ONCE, Dumps, extract_split
-from mmad_bank.methods._scale import FUSED, distances_to_others, spread
 from mmad_bank.methods.base import Method, Part, Prediction, Reason, Samples
+from mmad_bank.methods.map_scale import FUSED, distances_to_others, spread
 from mmad_bank.methods.prediction import check_place
+from mmad_bank.methods.training_features import IMAGES_AT_ONCE, Dumps, extract_split
 from mmad_bank.ops.knn import check_precision
 
 

@@ -11,7 +11,7 @@ import torch
 
 from mmad_bank._internal.training import generator_at
 from mmad_bank.errors import FormatError, InputError, MmadBankError
-from mmad_bank.memoryless.signed_distance import (
+from mmad_bank.methods.mdss.signed_distance import (
     PointEncoder,
     SignedDistance,
     cut_patches,

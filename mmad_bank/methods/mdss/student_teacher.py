@@ -18,7 +18,7 @@ from mmad_bank.data._images import read_rgb
 from mmad_bank.data.names import IMAGES, in_order, is_visible
 from mmad_bank.data.preprocessing import resize_bicubic
 from mmad_bank.errors import InputError
-from mmad_bank.memoryless.pdn import (
+from mmad_bank.methods.mdss.pdn import (
     CHANNELS,
     PDN,
     WIDTH,
@@ -182,14 +182,13 @@ def train_student(
 ) -> PDN:
     """Train a student of the teacher's architecture on normal images (MDSS, section 3.1, table 1).
 
-    The loss of a step is :func:`mmad_bank.memoryless.pdn.quantile_loss` with that step's
-    :func:`mmad_bank.memoryless.pdn.dynamic_quantile`. MDSS gives no number of steps; EfficientAD takes 70 000. Adam is
-    EfficientAD's optimizer; MDSS names none.
+    The loss of a step is :func:`.pdn.quantile_loss` with that step's :func:`.pdn.dynamic_quantile`. MDSS gives no
+    number of steps; EfficientAD takes 70 000. Adam is EfficientAD's optimizer; MDSS names none.
 
     Args:
         teacher: Frozen; on ``device``.
         images: Normal images.
-        masks: As many (S, S), bool: the foreground (:func:`mmad_bank.memoryless.pdn.foreground_mask`).
+        masks: As many (S, S), bool: the foreground (:func:`mmad_bank.methods.mdss.pdn.foreground_mask`).
         steps: Optimizer steps.
         batch: Images a step.
         lr: Learning rate, constant.

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmad_bank.errors import FormatError, InputError
-from mmad_bank.memoryless.pdn import (
+from mmad_bank.methods.mdss.pdn import (
     PDN,
     dynamic_quantile,
     foreground_mask,

@@ -1,0 +1,28 @@
+"""MDSS (Sun et al. 2024): the method, its student and teacher, signed distances, and the alignment of scores."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mmad_bank._internal.lazy import lazily
+
+_EXPORTS = {
+    "MDSS": "method",
+    "PDN": "pdn",
+    "ScoreAlignment": "score_alignment",
+    "SignedDistance": "signed_distance",
+}
+__all__ = [
+    "MDSS",
+    "PDN",
+    "ScoreAlignment",
+    "SignedDistance",
+]
+
+if TYPE_CHECKING:
+    from mmad_bank.methods.mdss.method import MDSS
+    from mmad_bank.methods.mdss.pdn import PDN
+    from mmad_bank.methods.mdss.score_alignment import ScoreAlignment
+    from mmad_bank.methods.mdss.signed_distance import SignedDistance
+
+__getattr__, __dir__ = lazily(__name__, _EXPORTS, submodules=("method", "pdn", "score_alignment", "signed_distance"))
