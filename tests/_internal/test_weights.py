@@ -23,7 +23,7 @@ from mmad_bank.fusion import FeatureFusion
 from mmad_bank.methods.cfm.mappings import CrossmodalMapping
 from mmad_bank.methods.mdss.pdn import PDN
 
-PAGE = Path(__file__).parents[2] / "docs" / "weights.md"
+PAGE = Path(__file__).parents[2] / "docs/reference/weights.md"
 NETWORKS = {
     "Point-MAE": PointMAE,
     "M3DM's feature fusion (UFF)": lambda: FeatureFusion(1152, 768),
@@ -37,7 +37,7 @@ def by_name(name: str) -> Weights:
 
 
 def test_page_is_up_to_date() -> None:
-    """Write: python -c "from mmad_bank._internal import weights; print(weights.page(), end='')" > docs/weights.md."""
+    """Write it anew with: python -c "from mmad_bank._internal.weights import page; print(page(), end='')" > PAGE."""
     assert PAGE.read_text(encoding="utf-8") == weights.page()
 
 

@@ -1,4 +1,4 @@
-"""docs/dumps.md's examples run, and it names all fields and columns."""
+"""docs/how-to/feature-dumps.md's examples run, and it names all fields and columns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmad_bank.bank import MemoryBank
 from mmad_bank.cli import app
 from mmad_bank.cli._scoring import _COLUMNS
 
-PAGE = (Path(__file__).parent.parent / "docs/dumps.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs/how-to/feature-dumps.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```\n\n```sh\n(.*?)```", PAGE, flags=re.DOTALL)
 
 
@@ -23,7 +23,7 @@ def test_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: 
     if "timm" in program:
         pytest.importorskip("timm")
     monkeypatch.chdir(tmp_path)
-    exec(compile(program, "dumps.md", "exec"), {})
+    exec(compile(program, "feature-dumps.md", "exec"), {})
     for line in commands.strip().splitlines():
         words = shlex.split(line)
         assert words[0] == "mmad-bank"

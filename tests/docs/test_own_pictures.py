@@ -1,4 +1,4 @@
-"""docs/data.md's programs run, and what they make can be read."""
+"""docs/how-to/own-pictures.md's programs run, and what they make can be read."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from PIL import Image
 
 from mmad_bank.data import open_dataset
 
-PAGE = (Path(__file__).parent.parent / "docs/data.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs/how-to/own-pictures.md").read_text(encoding="utf-8")
 CLOUDS, COPY = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 MARK = np.zeros((24, 32), dtype=np.uint8)
 MARK[4:8, 6:12] = 255
 
 
 def run(program: str, capsys: pytest.CaptureFixture[str]) -> str:
-    exec(compile(program, "data.md", "exec"), {})
+    exec(compile(program, "own-pictures.md", "exec"), {})
     return capsys.readouterr().out
 
 
