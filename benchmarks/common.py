@@ -31,7 +31,6 @@ PACKAGES = ("torch", "numpy", "faiss-cpu", "faiss-gpu", "scikit-learn", "anomali
 ISA_FLAGS = ("avx2", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_bf16", "amx_int8")
 
 
-
 @dataclass(frozen=True)
 class Options:
     """What the command line asked for."""
@@ -228,7 +227,7 @@ class Timings:
         }
 
     def ratios(self, name: str, reference: str) -> list[float]:
-        """Return how many times longer than ``reference`` the contestant took, a round."""
+        """Return how many times longer than ``reference`` the contestant took, for each round."""
         return [a / b for a, b in zip(self.seconds[name], self.seconds[reference], strict=True)]
 
     def ratio(self, name: str, reference: str) -> float:
@@ -261,7 +260,7 @@ class Column:
     key: str
     heading: str
     format: str = ""
-    detail: bool = False  # left out of README.md
+    detail: bool = False  # left out of the index
 
     def cell(self, row: Mapping[str, Any]) -> str:
         """Return the row's value as text; a missing one is a dash."""
@@ -285,7 +284,7 @@ class Table:
     columns: list[Column]
     rows: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    headline: bool = False  # goes into README.md too
+    headline: bool = False  # goes into the index too
 
     def to_json(self) -> dict[str, Any]:
         """Return the table as JSON-ready values."""
@@ -404,7 +403,7 @@ def parser(description: str | None, parts: Sequence[str]) -> argparse.ArgumentPa
     """Return a parser of the arguments that all programs take."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = ", ".join(parts)
-    made.add_argument("parts", nargs="*", choices=[*parts, []], metavar="PART", help=f"{known}; default: all")
+    made.add_argument("parts", nargs="*", choices=[*parts, []], metavar="PART", help=f"some of {known}; default: all")
     add_common(made)
     made.add_argument("--json", type=Path, metavar="PATH", help="result file, or a folder to name one in")
     return made
@@ -416,7 +415,7 @@ def add_common(made: argparse.ArgumentParser, *, rounds: int = 5) -> None:
     made.add_argument("--quick", action="store_true", help="tiny sizes: does it run? The figures mean nothing")
     told = f"timed rounds of the interleaved contestants; default: {rounds}"
     made.add_argument("--rounds", type=int, default=rounds, help=told)
-    made.add_argument("--threads", type=int, default=cores, help="for all alike; default: all cores")
+    made.add_argument("--threads", type=int, default=cores, help="threads of every library; default: all cores")
 
 
 def parse(made: argparse.ArgumentParser, *counts: str) -> argparse.Namespace:

@@ -2,8 +2,8 @@
 
     python benchmarks/engine.py [selection] [search] [bagel] [load] [exactness] [metrics] [scaling] [--quick]
 
-Prints the machine, the versions and a table or more a part; ``--json PATH`` also writes all of it to a file. README.md
-beside this file says what is measured and how to read it.
+Prints the machine, the versions and one or more tables per part; ``--json PATH`` also writes all of it to a file.
+README.md beside this file says what is measured and how to read it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The figures of docs/benchmarks.md, drawn from result files alone: nothing is measured here.
+"""The figures of docs/benchmarks/, drawn from result files alone: nothing is measured here.
 
 :func:`draw` writes a PNG for every kind of figure whose part is among the results, the same bytes for the same results.
 No figure mixes speeds of two machines.
@@ -39,7 +39,7 @@ PROGRAMS = {
 }  # fmt: skip
 
 ACCURACIES = {"image_auroc": "I-AUROC", "aupro": "AUPRO@30"}
-"""What is drawn over the speed: the key in the accuracy table, and its name. README shows the first that there is."""
+"""What is drawn over the speed: the key in the accuracy table, and its name. The index shows the first one."""
 SAME_SETUP = {
     "M3DM, 8-bit banks": ("M3DM", FUSED),
     "M3DM, RGB bank": ("M3DM", "rgb"),
@@ -69,10 +69,10 @@ class Drawn:
     """A figure that was written.
 
     Attributes:
-        path: Of the PNG.
+        path: File of the PNG.
         alt: What it shows, in words.
         owner: The result that it stands with: benchmark, :func:`place` and part.
-        main: Whether README shows it.
+        main: Whether the index of the pages shows it.
     """
 
     path: Path
@@ -83,7 +83,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Plan:
-    """A figure to draw: its file's stem, what makes it, what it shows in words, and whether README shows it."""
+    """A figure to draw: its file's stem, what makes it, what it shows in words, and whether the index shows it."""
 
     stem: str
     make: Callable[[], Any]
@@ -118,7 +118,7 @@ def draw(results: Sequence[Result], folder: Path) -> list[Drawn]:
     """Draw all figures that the results have the parts for.
 
     Args:
-        results: Each part once a machine.
+        results: Results that have each part once per machine.
         folder: To write them to; made if it is not there.
 
     Raises:
@@ -160,7 +160,7 @@ def _plans(values: Result, part: str, accuracies: Accuracies) -> Iterator[Plan]:
 def read_accuracies(results: Sequence[Result]) -> dict[tuple[str, str], Accuracy]:
     """Return the accuracies by method and result, of all results that have the part "accuracy".
 
-    Of a method that several have, the one over the most data sets counts, and of these the newest.
+    Where several have a method, the one over the most data sets counts, and the newest among these.
     """
     found = {}
     for values in sorted(results, key=lambda one: (one.get("settings", {}).get("seeds", 0), one["date"])):
@@ -195,17 +195,17 @@ def _inference(table: Mapping[str, Any], where: str, accuracies: Accuracies) -> 
             spread = statistics.median(own.values[key][1] for _, own in found)
             source = "; ".join(dict.fromkeys(own.source for _, own in found))
             lines = [speed, source + (f". Median deviation over seeds: {spread:.3f}" if spread else ""), AREA]
-            alt = f"{name} over frames a second of {_counted(dots)}; the area of a dot is the method's memory"
+            alt = f"{name} over frames per second of {_counted(dots)}; the area of a dot is the method's memory"
             make = partial(_bubbles, dots, name, f"{name}, speed and memory", lines)
             yield Plan(f"accuracy-{_slug(name)}", make, alt, main)
             main = False
     if main:
-        alt = f"Memory over frames a second of {_counted(rows)}"
+        alt = f"Memory over frames per second of {_counted(rows)}"
         yield Plan("speed-and-memory", partial(_speed_and_memory, rows, speed), alt, main)
-    yield Plan("stages", partial(_stages, rows, speed), f"Time an image by stage of {_counted(rows)}")
+    yield Plan("stages", partial(_stages, rows, speed), f"Time per image by stage of {_counted(rows)}")
     source = published.SPEED_SOURCE
     make = partial(_bubbles, _published_dots(), "I-AUROC", "As published", [source, AREA], hollow=True)
-    yield Plan(PUBLISHED_STEM, make, f"I-AUROC over frames a second as published: {source}")
+    yield Plan(PUBLISHED_STEM, make, f"I-AUROC over frames per second as published: {source}")
 
 
 def _published_dots() -> list[dict[str, Any]]:
@@ -236,7 +236,7 @@ _LARGEST = 18.0  # points: the radius of the dot with the most memory
 
 
 def _bubbles(rows: Sequence[Row], accuracy: str, title: str, lines: Sequence[str], *, hollow: bool = False) -> Any:
-    """Draw accuracy over frames a second; the area of a dot is the memory."""
+    """Draw accuracy over frames per second; the area of a dot is the memory."""
     figure = empty(4.6)
     axes = figure.add_subplot()
     most = max(row["memory_bytes"] for row in rows)
@@ -263,11 +263,11 @@ def _set_speed_axis(axes: Any, speeds: Sequence[float]) -> None:
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     log_ticks(axes.xaxis, (low, high))
-    axes.set_xlabel("frames a second")
+    axes.set_xlabel("frames per second")
 
 
 def _speed_and_memory(rows: Sequence[Row], subtitle: str) -> Any:
-    """Draw memory over frames a second, where no accuracy was measured."""
+    """Draw memory over frames per second, where no accuracy was measured."""
     figure = empty(4.2)
     axes = figure.add_subplot()
     dots = []
@@ -288,7 +288,7 @@ def _speed_and_memory(rows: Sequence[Row], subtitle: str) -> Any:
 
 
 def _stages(rows: Sequence[Row], subtitle: str) -> Any:
-    """Draw the time an image as bars, by stage; the fastest method on top."""
+    """Draw the time per image as bars, by stage; the fastest method on top."""
     figure = empty(1.5 + 0.25 * len(rows))
     axes = figure.add_subplot()
     ordered = sorted(rows, key=lambda row: row["median_s"], reverse=True)
@@ -306,7 +306,7 @@ def _stages(rows: Sequence[Row], subtitle: str) -> Any:
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(-0.6, len(ordered) - 0.4)
     axes.set_xlim(0, 1.2 * longest)
-    axes.set_xlabel("seconds an image, medians by stage")
+    axes.set_xlabel("seconds per image, medians by stage")
     axes.spines["left"].set_visible(False)
     axes.grid(True, axis="x")
     handles, labels = axes.get_legend_handles_labels()
@@ -414,7 +414,7 @@ def _indices(rows: Sequence[Row], where: str) -> Any:
     axes.xaxis.set_minor_locator(NullLocator())
     log_ticks(axes.yaxis, axes.get_ylim())
     axes.set_xlabel("vectors in the bank")
-    axes.set_ylabel("ms an image")
+    axes.set_ylabel("ms per image")
     axes.grid(True, axis="y")
     head(figure, "Where an index overtakes the exact search", f"{where}. After the name: recall@1 in the largest bank")
     label_ends(axes, dots)
@@ -428,7 +428,7 @@ def _indices(rows: Sequence[Row], where: str) -> Any:
 def _tradeoff(rows: Sequence[Row], where: str) -> Iterator[Plan]:
     """Plan the figure of ``mmad-bank tune``, of the settings in a result."""
     settings = [tuning.Measured.from_json(row) for row in rows]
-    alt = "Error of the patch scores over memory and over frames a second, by ratio, storage and index of the bank"
+    alt = "Error of the patch scores over memory and over frames per second, by ratio, storage and index of the bank"
     yield Plan("tradeoff", partial(_tuning_figure, settings, f"Memory against accuracy: {where}"), alt)
 
 

@@ -364,7 +364,7 @@ def run_score(run: Run) -> None:
 
     expected = score(host, patches.cpu())
     table = Table(f"Patches to map, {shape[0]} images, bank {n_bank} x {dim}", [Column("name", "bank")])
-    table.columns.append(Column("ms", "ms an image", ".3f"))
+    table.columns.append(Column("ms", "ms per image", ".3f"))
     for vectors_on in ("device", "host"):
         bank = host.to(DEVICE, vectors_on=vectors_on)  # type: ignore[arg-type]
         found = score(bank, patches)
@@ -474,10 +474,10 @@ def targets_table(run: Run) -> Table:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help=f"some of {', '.join(PARTS)}")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run? The times mean nothing")
     parser.add_argument("--rounds", type=int, default=9, help="timed rounds of the alternating contestants")
-    parser.add_argument("--json", type=Path, default=None, help="result file, or a folder for one")
+    parser.add_argument("--json", type=Path, default=None, help="result file, or a folder to name one in")
     return parser.parse_args()
 
 

@@ -1,6 +1,6 @@
 """Features that the benchmarks work on: real photographs through a real network, with nothing to download.
 
-The network is the embedded EfficientNet-Lite0 with its ImageNet weights. Six of its stages give 768 dimensions (24 + 40
+The network is the bundled EfficientNet-Lite0 with its ImageNet weights. Six of its stages give 768 dimensions (24 + 40
 + 80 + 112 + 192 + 320), the length of ViT-B features; without the one of 112 channels they are the 656 dimensions that
 :func:`mmad_bank.synthetic.textures.texture_features` gives.
 """
@@ -103,7 +103,7 @@ def wide_blocks(n_images: int, seed: int = 0) -> Iterator[np.ndarray]:
 
 
 def write_wide_dump(path: Path, n_images: int, seed: int = 0) -> None:
-    """Write :func:`wide_blocks` to a .npy file, a block at a time; the file appears when it is whole."""
+    """Write :func:`wide_blocks` to a .npy file, one block at a time; the file appears when it is whole."""
     shape = (n_images * BAGEL_GRID[0] * BAGEL_GRID[1], BAGEL_DIM)
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
     with replacing(path) as partial, partial.open("wb") as file:

@@ -23,7 +23,7 @@ from common import parse, parser, run_parts
 from mmad_bank.bench import IMAGES
 
 PARTS = ("inference", "accuracy", "papers")
-PAPERS = ("data", "only", "few_shot", "embedded", "weights", "device")
+PAPERS = ("data", "only", "few_shot", "bundled", "weights", "device")
 """Arguments that only the part "papers" reads."""
 
 
@@ -53,20 +53,25 @@ def _without_folders(value: Any) -> Any:
 def _arguments() -> argparse.Namespace:
     made = parser(__doc__, PARTS)
     made.add_argument("--methods", nargs="+", metavar="METHOD", help="contestants by name or by method; default: all")
-    made.add_argument("--images", type=int, default=IMAGES, help="of inference: training images; default: 244")
+    made.add_argument("--images", type=int, default=IMAGES, help="number of training images of inference; default: 244")
     precisions = ("auto", "float32", "bfloat16")
-    made.add_argument("--precision", choices=precisions, default="auto", help="of its networks; auto: what is faster")
-    made.add_argument("--seeds", type=int, default=3, help="of accuracy: synthetic data sets; default: 3")
-    made.add_argument("--categories", type=int, default=5, help="of accuracy: so many of the five; default: 5")
+    made.add_argument(
+        "--precision", choices=precisions, default="auto", help="dtype of its networks; auto: the faster one"
+    )
+    made.add_argument("--seeds", type=int, default=3, help="number of synthetic data sets of accuracy; default: 3")
+    made.add_argument("--categories", type=int, default=5, help="number of categories of accuracy; default: all 5")
     made.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="categories at a time; default: cores")
     made.add_argument("--workdir", type=Path, help="folder for data sets and fits, kept; default: a temporary one")
-    papers = made.add_argument_group("of papers")
+    papers = made.add_argument_group("arguments of papers")
     papers.add_argument("--data", type=Path, metavar="DIR", help="MVTec 3D-AD, Eyecandies, or a folder like them")
     papers.add_argument("--only", metavar="CATEGORY,...", help="some categories; default: all")
     papers.add_argument("--few-shot", type=int, metavar="N", help="fit on so many drawn images, without validation")
-    papers.add_argument("--embedded", action="store_true", help="small extractors that need no weight files")
-    papers.add_argument("--weights", nargs="+", metavar="NAME=FILE", help="rgb, wide_resnet, point_mae, uff, pdn")
-    papers.add_argument("--device", default="cpu", help="of the networks and banks; default: cpu")
+    papers.add_argument("--bundled", action="store_true", help="take small extractors that need no weight files")
+    papers.add_argument("--embedded", action="store_true", dest="bundled", help=argparse.SUPPRESS)  # its former name
+    papers.add_argument(
+        "--weights", nargs="+", metavar="NAME=FILE", help="files of rgb, wide_resnet, point_mae, uff, pdn"
+    )
+    papers.add_argument("--device", default="cpu", help="device of the networks and banks; default: cpu")
     return parse(made, "images", "seeds", "categories", "workers")
 
 

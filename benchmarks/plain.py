@@ -1,8 +1,8 @@
 """M3DM's scoring as it is usually computed, in plain PyTorch: what the engine is measured against.
 
-Features go to the host; a float32 ``torch.cdist`` against every bank, an image at a time; the neighbours of the nearest
-vector by a second ``cdist``; each bank's map enlarged and blurred at full size; the decision pixel by pixel. The
-networks are those of the method it is made of, in the same precision, so that only the scoring differs.
+Features go to the host; a float32 ``torch.cdist`` against every bank, one image at a time; the neighbors of the
+nearest vector by a second ``cdist``; each bank's map enlarged and blurred at full size; the decision pixel by pixel.
+The networks are those of the method it is made of, in the same precision, so that only the scoring differs.
 
     python benchmarks/plain.py FOLDER DEVICE        # the memory that a saved M3DM takes when it is scored like this
 """

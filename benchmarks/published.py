@@ -87,7 +87,7 @@ SPEED = {
     "BTF": (3.197, 381.06), "AST": (4.966, 463.94), "M3DM": (0.514, 6526.12), "CFM": (21.755, 437.91),
     "CFM-M": (24.146, 295.81), "CFM-S": (24.527, 211.09), "CFM-T": (42.818, 48.12),
 }  # fmt: skip
-"""Frames a second and megabytes (parameters, activations, banks) by method."""
+"""Frames per second and megabytes (parameters, activations, banks) by method."""
 
 
 def accuracy_of(layout: str, method: str, result: str = FUSED, shots: int | None = None) -> list[Accuracy]:

@@ -21,7 +21,7 @@ from mmad_bank.evaluation import FUSED, evaluate
 
 
 def main() -> None:
-    """Run the example once a seed."""
+    """Run the example once per seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     print("seed  I-AUROC  of all kinds")

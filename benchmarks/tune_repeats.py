@@ -25,9 +25,9 @@ _ROWS, _DIM, _PATCHES, _IMAGES = 20_000, 256, 784, 8
 def main() -> int:
     """Measure twice and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=1.0, help="that each setting is timed for at least")
-    parser.add_argument("--tolerance", type=float, default=0.1, help="for the ratio of both rates")
-    parser.add_argument("--rows", type=int, default=_ROWS, help="in the bank's features")
+    parser.add_argument("--seconds", type=float, default=1.0, help="time that each setting is timed for at least")
+    parser.add_argument("--tolerance", type=float, default=0.1, help="largest deviation of both rates' ratio from 1")
+    parser.add_argument("--rows", type=int, default=_ROWS, help="number of rows of the bank's features")
     parser.add_argument("--json", type=Path, help="file to write the rates to")
     arguments = parser.parse_args()
     normal, images = _features(arguments.rows, 1), _features(_IMAGES * _PATCHES, 2).reshape(_IMAGES, _PATCHES, _DIM)

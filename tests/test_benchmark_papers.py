@@ -14,7 +14,7 @@ from mmad_bank.synthetic import write_synthetic
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 NO_ARGUMENTS = {
-    "methods": ["PatchCore"], "only": None, "few_shot": None, "embedded": True, "weights": None, "workdir": None,
+    "methods": ["PatchCore"], "only": None, "few_shot": None, "bundled": True, "weights": None, "workdir": None,
     "device": "cpu",
 }  # fmt: skip
 
@@ -48,7 +48,7 @@ def data(tmp_path_factory):
 def measured(data, tmp_path_factory):
     """Run the program; return its folder, its result and what it said on standard error."""
     folder = tmp_path_factory.mktemp("papers")
-    command = [sys.executable, str(BENCHMARKS / "methods.py"), "papers", "--quick", "--threads", "1", "--embedded"]
+    command = [sys.executable, str(BENCHMARKS / "methods.py"), "papers", "--quick", "--threads", "1", "--bundled"]
     command += ["--data", str(data), "--methods", "PatchCore", "BTF", "--workdir", str(folder / "work")]
     command += ["--json", str(folder / "result.json")]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -111,7 +111,7 @@ def test_a_later_run_takes_what_is_done_and_few_shot_is_another_run(measured, da
         ({"weights": ["uff=missing.pth"]}, "--weights: uff: file not found: missing.pth"),
         ({"weights": [f"uff={__file__}"]}, "--weights: uff: no chosen method takes it"),
         ({"device": "abacus"}, "--device: expected cpu, cuda or cuda:N, found 'abacus'"),
-        ({"methods": ["CFM"], "embedded": False}, "--weights: CFM needs point_mae=FILE, .*"),
+        ({"methods": ["CFM"], "bundled": False}, "--weights: CFM needs point_mae=FILE, .*"),
         ({"only": "rope"}, "--data: nothing could be measured; Left out: PatchCore, rope: .*"),
     ],
 )  # fmt: skip
@@ -131,7 +131,7 @@ def test_weights_go_to_the_methods_that_have_the_network(papers, tmp_path):
     for file in files.values():
         file.touch()
     weights = [f"{name}={file}" for name, file in files.items()]
-    models = papers._models(arguments(None, methods=["M3DM", "cfm", "BTF"], weights=weights, embedded=False))
+    models = papers._models(arguments(None, methods=["M3DM", "cfm", "BTF"], weights=weights, bundled=False))
     assert list(models) == ["BTF", "M3DM", "CFM", "CFM-M", "CFM-S", "CFM-T"]
     assert models["M3DM"].arguments()["uff_weights"] == str(files["uff"])
     assert models["CFM-S"].arguments()["xyz_weights"] == str(files["point_mae"])

@@ -172,15 +172,14 @@ def test_settings_of_a_bank_are_measured_against_the_whole(quick_result):
 
 
 def test_report_refuses_quick_results(quick_result, module):
-    report = module("report")
-    with pytest.raises(ValueError, match="of a --quick run"):
-        report.read(quick_result[1])
+    with pytest.raises(ValueError, match="a --quick run"):
+        module("newest").read(quick_result[1])
 
 
 @pytest.fixture
 def documents(module, tmp_path, monkeypatch):
-    """Report results in a folder of the test's own; return the page, README and the figures' folder."""
-    docs, readme = tmp_path / "docs" / "benchmarks.md", tmp_path / "README.md"
+    """Report results in a folder of the test's own; return the pages by name, README and the figures' folder."""
+    docs, readme = tmp_path / "docs" / "benchmarks", tmp_path / "README.md"
     readme.write_text("before\n<!-- benchmarks: begin -->\nstale figures\n<!-- benchmarks: end -->\nafter\n", "utf-8")
 
     def write(*results):
@@ -189,7 +188,8 @@ def documents(module, tmp_path, monkeypatch):
         paths = [str(tmp_path / f"{number}.json") for number in range(len(results))]
         monkeypatch.setattr(sys, "argv", ["report.py", *paths, "--docs", str(docs), "--readme", str(readme)])
         module("report").main()
-        return docs.read_text(encoding="utf-8"), readme.read_text(encoding="utf-8"), docs.parent / "figures"
+        pages = {path.stem: path.read_text(encoding="utf-8") for path in docs.glob("*.md")}
+        return pages, readme.read_text(encoding="utf-8"), docs / "figures"
 
     return write
 
@@ -198,36 +198,115 @@ def as_full(result):
     return result | {"settings": result["settings"] | {"quick": False}}
 
 
-def test_report_writes_both_documents(quick_result, documents):
+def test_report_writes_a_page_for_each_part(quick_result, documents):
     result, _, _ = quick_result
     for _ in range(2):  # the second time finds its own section
-        everything, readme, _ = documents(as_full(result))
+        pages, readme, _ = documents(as_full(result))
         assert readme.startswith("before\n<!-- benchmarks: begin -->\n")
         assert readme.endswith("<!-- benchmarks: end -->\nafter\n")
         assert "stale figures" not in readme
-        assert readme.count("| mmad-bank k_center_greedy |") == 1
+    assert set(pages) == {"index", *result["parts"]}
     for part, tables in result["parts"].items():
-        assert all(f"### {table['title']}\n" in everything for table in tables)
-        in_readme = part in ("selection", "search")
-        shown = [table for table in tables if table["headline"] and in_readme]
-        assert readme.count(f"(`benchmarks/engine.py {part}`)") == len(shown)
-        for table in shown:
-            assert f"*{table['title']}*" in readme
-    assert "### The machine before and after\n" in everything
+        for table in tables:
+            forms = f"### {table['title']}\n", f"<summary>{table['title']}</summary>"
+            assert sum(pages[part].count(form) for form in forms) == 1
+        assert f"python benchmarks/engine.py {part} " in pages[part]
+        assert "**The machine before and after**" in pages[part]
+        assert pages[part].count("<details") == pages[part].count("</details>")
+        in_index = part in ("selection", "search")
+        shown = [table for table in tables if table["headline"] and in_index]
+        assert all(f"*{table['title']}*" in pages["index"] for table in shown)
+        assert f"]({part}.md)" in pages["index"]
 
 
-def test_readme_leaves_out_details_and_rows_without_a_value(module):
+def test_pages_link_to_what_is_there(quick_result, documents, tmp_path):
+    pages, readme, folder = documents(as_full(quick_result[0]), made_up_inference("M3DM", "CFM"))
+    for name, text in pages.items():
+        for target, _, anchor in re.findall(r"\]\(([^)#:]*)(#?)([^):]*)\)", text):
+            assert (folder.parent / target).exists(), (name, target)
+            if anchor:
+                titles = re.findall(r"^#+ (.*)$", pages[Path(target).stem], flags=re.MULTILINE)
+                assert anchor in [title.lower().replace(" ", "-") for title in titles]
+    for target in re.findall(r"\]\(([^)]+)\)", readme):
+        assert (tmp_path / target).exists()
+
+
+def test_every_part_has_its_words(module):
+    pages, gpu = module("pages"), {"gpu"}
+    readme = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    parts = {*module("engine").PARTS, *module("methods").PARTS} | gpu
+    assert set(pages.measured_by(readme)) == set(pages.TITLES) == parts
+    with pytest.raises(ValueError, match=r"README\.md: expected a heading '## Prices', found none"):
+        pages.section_of(readme, "Prices")
+
+
+def test_a_replaced_result_is_folded_away(documents):
+    columns = [{"key": "name", "heading": "name", "format": "", "detail": False}]
+    runs = []
+    for day, machine in ((1, "A CPU"), (3, "A CPU"), (2, "B CPU")):
+        table = {"title": f"Day {day}", "headline": True, "columns": columns, "rows": [{"name": "x"}]}
+        one = made_up("engine", "load", table) | {"date": f"2026-01-0{day}T00:00:00+00:00"}
+        runs.append(one | {"machine": {**MACHINE, "cpu": machine}})
+    page = documents(*runs)[0]["load"]
+    places = [page.index(words) for words in ("A CPU", "### Day 3", "Earlier", "**Day 1**", "B CPU", "### Day 2")]
+    assert places == sorted(places)
+    assert "<summary>Earlier or smaller result: 2026-01-01</summary>" in page
+    assert "### Day 1" not in page
+
+
+def test_runs_of_other_methods_stand_in_one_table(documents):
+    columns = [{"key": key, "heading": key, "format": "", "detail": False} for key in ("method", "image_auroc")]
+    runs = [made_up_accuracy(name) for name in ("M3DM", "CFM")]
+    for name, run in zip(("M3DM", "CFM"), runs, strict=True):
+        run["settings"]["methods"] = [name]
+        (table,) = run["parts"]["accuracy"]
+        table |= {"columns": columns, "headline": True, "notes": ["What it says."]}
+        run["parts"]["accuracy"] = [table]
+    page = documents(*runs)[0]["accuracy"]
+    assert page.count("### Accuracy: of parts") == page.count("| method |") == page.count("- What it says.") == 1
+    assert "| M3DM | 0.7 ± 0.010 |" in page
+    assert "| CFM | 0.7 ± 0.010 |" in page
+    assert page.count("Measured on 2026-01-01") == 2
+
+
+def full_results(module):
+    read = module("newest").read
+    return [read(path) for path in sorted((BENCHMARKS / "results").glob("*.json"))]
+
+
+def test_claims_are_those_of_the_newest_results(module, quick_result):
+    claims = module("claims").claims
+    kept = full_results(module)
+    items, where = claims(kept, "docs/benchmarks")
+    assert items.count("\n- ") == 2
+    assert where.startswith("Measured on ")
+    for program in ("engine.py selection", "engine.py search", "methods.py inference"):
+        assert f"[`python benchmarks/{program}`](docs/benchmarks/{program.split()[1]}.md)" in items
+    newest = max((v for v in kept if "selection" in v["parts"]), key=lambda v: v["date"])
+    rows = {row["name"]: row for row in newest["parts"]["selection"][0]["rows"]}
+    ratio = rows["field's loop without the projection"]["ratio"]
+    assert f"**{ratio:.0f} times**" in items
+    changed = json.loads(json.dumps(kept))
+    for values in changed:
+        for table in values["parts"].get("search", ()):
+            table["rows"] = [{**row, "exact": "1 wrong"} for row in table["rows"]]
+    assert "**Search.**" not in claims(changed, "docs/benchmarks")[0]
+    assert claims([made_up("engine", "load", {"rows": []})], "docs") == []
+
+
+def test_the_index_leaves_out_details_and_rows_without_a_value(module):
     common = module("common")
     values = common.result("engine", {"quick": False}, 1, {})
     columns = [common.Column("a", "A"), common.Column("b", "B", ".1f"), common.Column("c", "C", detail=True)]
     table = common.Table("A table", columns, [{"a": "x", "b": 1.0, "c": "y"}, {"a": "absent", "c": "z"}], headline=True)
     common.add_part(values, "search", [table])
     common.add_part(values, "load", [table])
-    assert module("report").summary([values]).count("*A table*") == 1
-    assert "| A | B |\n| --- | ---: |\n| x | 1.0 |\n\n" in module("report").summary([values])
+    text = "\n\n".join(module("pages").headlines([values], [], Path()))
+    assert text.count("*A table*") == 1
+    assert "| A | B |\n| --- | ---: |\n| x | 1.0 |\n\n" in text
 
 
-def test_readme_joins_runs_of_other_methods_and_shows_their_own_results(module):
+def test_the_index_joins_runs_of_other_methods_and_shows_their_own_results(module):
     common = module("common")
     columns = [common.Column("method", "method"), common.Column("result", "result"), common.Column("a", "A")]
     runs = []
@@ -236,7 +315,7 @@ def test_readme_joins_runs_of_other_methods_and_shows_their_own_results(module):
         rows = [{"method": name, "result": result, "a": f"{name} {result}"} for result in ("fused", "rgb")]
         common.add_part(values, "accuracy", [common.Table("Accuracy", columns, rows, headline=True)])
         runs.append(values)
-    text = module("report").summary(runs)
+    text = "\n\n".join(module("pages").headlines(runs, [], Path()))
     assert "| method | A |\n| --- | --- |\n| X | X fused |\n| Y | Y fused |\n\n" in text
     assert text.count("*Accuracy*") == 1
     assert runs[0]["parts"]["accuracy"][0]["rows"][1]["result"] == "rgb"
@@ -244,9 +323,8 @@ def test_readme_joins_runs_of_other_methods_and_shows_their_own_results(module):
 
 @pytest.mark.parametrize("path", sorted((BENCHMARKS / "results").glob("*.json")), ids=lambda path: path.stem)
 def test_the_page_names_the_command_that_made_a_result(module, monkeypatch, path):
-    report = module("report")
-    values = report.read(path)
-    words = shlex.split(report.command(values))
+    values = module("newest").read(path)
+    words = shlex.split(module("pages").command(values))
     assert words[:2] == ["python", f"benchmarks/{values['benchmark']}.py"]
     if values["benchmark"] == "gpu":
         return
@@ -263,8 +341,10 @@ def test_report_reads_results_without_ceilings(module):
     common = module("common")
     values = common.result("gpu", {"quick": False}, 2, {})
     common.add_part(values, "part", [common.Table("A table", [common.Column("a", "A", ".1f")], [{"a": 1.25}, {}])])
-    text = module("report").full([json.loads(json.dumps(values))])
-    assert "### A table\n\n| A |\n| ---: |\n| 1.2 |\n| – |" in text
+    readme = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    pages = module("pages").pages([json.loads(json.dumps(values))], [], Path(), readme)
+    assert list(pages) == ["index.md", "gpu.md"]
+    assert "### A table\n\n| A |\n| ---: |\n| 1.2 |\n| – |" in pages["gpu.md"]
 
 
 MACHINE = {
@@ -374,10 +454,11 @@ def test_accuracy_of_a_method_is_that_of_its_own_setup(module):
 def test_report_embeds_the_figures(module, documents):
     pytest.importorskip("matplotlib")
     results = made_up_inference("M3DM", "CFM"), made_up_accuracy("M3DM", "CFM"), made_up_scaling(module)
-    page, readme, folder = documents(*results)
+    pages, _, folder = documents(*results)
     drawn = sorted(file.name for file in folder.iterdir())
-    assert sorted(re.findall(r"\]\(figures/(.*)\)", page)) == drawn
-    assert re.findall(r"\]\((.*png)\)", readme) == ["docs/figures/accuracy-i-auroc-a-2-cores-avx2.png"]
+    shown = {name: re.findall(r"\]\(figures/(.*)\)", text) for name, text in pages.items()}
+    assert shown.pop("index") == ["accuracy-i-auroc-a-2-cores-avx2.png"]
+    assert sorted(name for names in shown.values() for name in names) == drawn
 
 
 def test_report_says_what_drawing_needs(module, documents, monkeypatch):
@@ -435,7 +516,9 @@ def test_report_keeps_the_newest_of_each_part(module):
         {"benchmark": "engine", "machine": machine, "date": f"2026-01-0{day}", "parts": {part: [day] for part in parts}}
         for day, parts in ((1, ("load", "search")), (2, ("search",)), (3, ("search", "bagel")))
     )
-    kept = module("report").newest([third, first, second])
+    newest = module("newest")
+    kept, others = newest.newest([third, first, second]), newest.replaced([third, first, second])
+    assert [values["parts"] for values in others] == [{"search": [1]}, {"search": [2]}]
     assert [values["parts"] for values in kept] == [{"load": [1]}, {"search": [3], "bagel": [3]}]
 
 
@@ -445,7 +528,7 @@ def test_report_keeps_results_of_other_methods(module):
 
     def kept(*numbers):
         results = [common | {"date": str(i), "parts": {"p": i}, "settings": {"methods": asked[i]}} for i in numbers]
-        return [values["parts"]["p"] for values in module("report").newest(results)]
+        return [values["parts"]["p"] for values in module("newest").newest(results)]
 
     assert kept(0, 1, 2) == [0, 2]
     assert kept(0, 1, 2, 3) == [3]
@@ -460,32 +543,32 @@ def test_report_keeps_results_of_more_data_sets(module):
         results = [
             common | {"date": str(i), "parts": {"accuracy": i}, "settings": one} for i, one in enumerate(settings)
         ]
-        return [values["parts"]["accuracy"] for values in module("report").newest(results)]
+        return [values["parts"]["accuracy"] for values in module("newest").newest(results)]
 
-    assert kept(3, 1) == [0, 1]
+    assert kept(3, 1) == [0]
     assert kept(1, 3) == [1]
     assert kept(3, 3) == [1]
 
 
-def test_readme_shows_a_method_over_the_most_data_sets(module):
+def test_the_index_shows_a_method_over_the_most_data_sets(module):
     common = module("common")
     columns = [common.Column("method", "method"), common.Column("image_auroc", "I-AUROC")]
     runs = []
     for seeds, values in ((3, {"CFM": "0.5"}), (1, {"CFM": "0.6", "BTF": "0.7"})):
-        run = common.result("methods", {"quick": False, "methods": None, "seeds": seeds, "categories": 5}, 1, {})
+        settings = {"quick": False, "methods": list(values), "seeds": seeds, "categories": 5}
+        run = common.result("methods", settings, 1, {})
         run["date"] = f"2026-01-0{4 - seeds}T00:00:00+00:00"  # the smaller one is newer
         rows = [{"method": method, "image_auroc": value, "result": "fused"} for method, value in values.items()]
         common.add_part(run, "accuracy", [common.Table(f"Over {seeds}", columns, rows, headline=True)])
         runs.append(run)
-    report = module("report")
-    text = report.summary(report.newest(runs))
-    assert "*Over 3* (`benchmarks/methods.py accuracy`)\n\n| method | I-AUROC |\n| --- | --- |\n| CFM | 0.5 |\n" in text
-    assert "*Over 1* (`benchmarks/methods.py accuracy`)\n\n| method | I-AUROC |\n| --- | --- |\n| BTF | 0.7 |\n" in text
+    text = "\n\n".join(module("pages").headlines(module("newest").newest(runs), [], Path()))
+    assert "*Over 3* ([Accuracy](accuracy.md))\n\n| method | I-AUROC |\n| --- | --- |\n| CFM | 0.5 |\n" in text
+    assert "*Over 1* ([Accuracy](accuracy.md))\n\n| method | I-AUROC |\n| --- | --- |\n| BTF | 0.7 |\n" in text
     known = module("figures").read_accuracies(runs)
     assert {method: own.values["image_auroc"][0] for (method, _), own in known.items()} == {"CFM": 0.5, "BTF": 0.7}
 
 
-def test_readme_shows_the_newest_of_all_machines(module):
+def test_the_index_shows_the_newest_of_all_machines(module):
     common = module("common")
     runs = []
     for day, cpu in ((2, "A"), (1, "B")):
@@ -494,17 +577,17 @@ def test_readme_shows_the_newest_of_all_machines(module):
         columns = [common.Column("name", "search"), common.Column("ms", "ms")]
         common.add_part(values, "search", [common.Table("Search", columns, [{"name": cpu, "ms": day}], headline=True)])
         runs.append(values)
-    report = module("report")
-    assert "CPU A" in report.summary(runs)
-    assert "CPU B" not in report.summary(runs)
-    assert all(f"CPU {cpu}" in report.full(runs) for cpu in "AB")
+    pages = module("pages").pages(runs, [], Path(), (BENCHMARKS / "README.md").read_text(encoding="utf-8"))
+    assert "CPU A" in pages["index.md"]
+    assert "CPU B" not in pages["index.md"]
+    assert all(f"CPU {cpu}" in pages["search.md"] for cpu in "AB")
 
 
 def test_report_keeps_devices_apart(module):
     machine = {"cpu": "A", "threads": 2, "isa": "avx2", "gpu": ["NVIDIA X1"]}
     cpu, gpu = ({"benchmark": "methods", "machine": machine, "date": "1", "parts": {"p": []}, "settings": {"device": d}}
                 for d in ("cpu", "cuda"))  # fmt: skip
-    assert len(module("report").newest([cpu, gpu])) == 2
+    assert len(module("newest").newest([cpu, gpu])) == 2
     figures = module("figures")
     assert (figures.place(cpu), figures.place(gpu)) == ("a-2-cores-avx2", "a-2-cores-avx2-nvidia-x1")
 

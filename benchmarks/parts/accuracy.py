@@ -1,4 +1,4 @@
-"""I-AUROC, P-AUROC and AUPRO of the methods on synthetic data sets, with embedded extractors.
+"""I-AUROC, P-AUROC and AUPRO of the methods on synthetic data sets, with bundled extractors.
 
 Every seed is a data set of its own: parts, defects, noise. A method is fitted for every category of every one; its
 banks and branches are measured beside it.
@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Tabl
         measured = list(zip(jobs, pool.map(_measure, jobs), strict=True))
     measured.sort(key=lambda one: (one[0].seed, categories.index(one[0].category), names.index(one[0].names[0])))
     rows = [row for _, own in measured for row in own]
-    title = f"{len(categories)} synthetic categories × {len(seeds)} seeds, embedded extractors"
+    title = f"{len(categories)} synthetic categories × {len(seeds)} seeds, bundled extractors"
     return [_means(title, rows), _kinds(title, rows), _by_category(title, rows)]
 
 
@@ -177,7 +177,7 @@ def _arguments_of(name: str, job: _Job) -> dict[str, Any]:
 
 
 def _measure_one(name: str, arguments: dict[str, Any], job: _Job, fitted: dict[str, Method]) -> list[dict[str, Any]]:
-    """Fit a contestant, or take a fitted one that differs in prediction only, and evaluate it: a row a result."""
+    """Fit a contestant, or take a fitted one that differs in prediction only, and evaluate it: one row per result."""
     method, changes = CONTESTANTS[name]
     cls, category = method_class(method), job.category
     data = _prepared(job, category, cls.recipe_of_data)

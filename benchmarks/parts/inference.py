@@ -1,4 +1,4 @@
-"""Frames a second, time by stage and memory of all methods at the papers' sizes, in one run; weights are random.
+"""Frames per second, time by stage and memory of all methods at the papers' sizes, in one run; weights are random.
 
 Beside M3DM stands its plain rendering (plain.py): same networks, same banks, scored as it usually is.
 """
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Tabl
         _measure_memory(results, methods)
         agreement = _agreement(methods["M3DM"], methods[PLAIN]) if PLAIN in methods else []
     by_name = {result.name: result for result in results}
-    title = f"{_vectors(arguments):,} vectors a bank, {precision}, random weights"
+    title = f"{_vectors(arguments):,} vectors per bank, {precision}, random weights"
     tables = [_speed(title, results), _stages(title, results), _memory(title, results)]
     if agreement:
         tables.append(_engine(title, agreement))
@@ -101,7 +101,7 @@ def _make(
 def _agreement(engine: Method, plain: Method) -> list[dict[str, Any]]:
     """Compare the scores of both on the same features: with differences, and as it is timed.
 
-    An image at a time on both sides: networks in bf16 round otherwise in a batch of two, and that is not the scoring's.
+    Both sides take one image at a time: networks in bf16 round otherwise in a batch of two, and that is not scoring.
     """
     samples = bench.samples_of(2, size=engine.image_size, seed=2)
     ours = [engine.predict_batch([sample])[0] for sample in samples]
@@ -150,10 +150,10 @@ def _speed(title: str, results: list[Inference]) -> Table:
             "activations_bytes": one.activations, "peak_bytes": one.peak,
         })  # fmt: skip
     table.notes = [
-        "From prepared arrays in memory to image score and map; contestants alternate, one image each a round. All have"
-        " the extractors of their papers in one precision (ViT-B/8 at 224×224, Point-MAE with 1024 groups of 128"
-        " points, both cut for CFM-M, -S and -T; WideResNet-50-2; FPFH). Weights are random: speed and memory do not"
-        " depend on their values.",
+        "From prepared arrays in memory to image score and map; contestants alternate, one image of each per round."
+        " All have the extractors of their papers in one precision (ViT-B/8 at 224×224, Point-MAE with 1024 groups of"
+        " 128 points, both cut for CFM-M, -S and -T; WideResNet-50-2; FPFH). Weights are random: speed and memory do"
+        " not depend on their values.",
         "× CFM's fps: the median of the ratios within each round. MB: parameters + banks + activations.",
     ]
     return table
@@ -172,7 +172,9 @@ def _stages(title: str, results: list[Inference]) -> Table:
         table.rows.append(
             {"method": one.name, **split, "share": 100 * _scoring_share(one) if SEARCH in split else None}
         )
-    table.notes = ["Medians a stage. 'scoring': bank search, image score, decision and map, of the whole image's time."]
+    table.notes = [
+        "Medians per stage. 'scoring': bank search, image score, decision and map, as a share of the whole time."
+    ]
     return table
 
 

@@ -59,7 +59,7 @@ class Job:
     layout: str
     categories: list[str]
     shots: int | None
-    embedded: bool
+    bundled: bool
     root: Path
     notes: list[str] = field(default_factory=list)
 
@@ -67,8 +67,8 @@ class Job:
     def title(self) -> str:
         """What the tables are of, in a few words."""
         few = f", {self.shots} training images" if self.shots else ""
-        embedded = ", embedded extractors" if self.embedded else ""
-        return f"{NAMES.get(self.layout, self.data.resolve().name)}{few}{embedded}"
+        bundled = ", bundled extractors" if self.bundled else ""
+        return f"{NAMES.get(self.layout, self.data.resolve().name)}{few}{bundled}"
 
     def worded(self, reason: object) -> str:
         """Return a reason in one line, its files named from the data set's folder on: results are for others too."""
@@ -111,7 +111,7 @@ def _job(arguments: argparse.Namespace, root: Path) -> Job:
     if arguments.few_shot is not None and arguments.few_shot < 1:
         raise InputError(f"--few-shot: expected at least 1 training image, found {arguments.few_shot}")
     layout = layout_of(arguments.data)
-    return Job(arguments.data, layout, chosen, arguments.few_shot, arguments.embedded, root)
+    return Job(arguments.data, layout, chosen, arguments.few_shot, arguments.bundled, root)
 
 
 def _models(arguments: argparse.Namespace) -> dict[str, Method]:
@@ -122,13 +122,13 @@ def _models(arguments: argparse.Namespace) -> dict[str, Method]:
     for name in _chosen(arguments.methods):
         method, changes = CONTESTANTS[name]
         cls = method_class(method)
-        given = {**(embedded_arguments(cls) if arguments.embedded else {}), **changes, "device": device}
+        given = {**(embedded_arguments(cls) if arguments.bundled else {}), **changes, "device": device}
         own = cls(**given).arguments()
         files = {key: path for key, path in weights.items() if own.get(WEIGHTS[key][1]) == WEIGHTS[key][2]}
         used |= files.keys()
         models[name] = cls(**given, **{WEIGHTS[key][0]: path for key, path in files.items()})
         if own.get("xyz") == "point_mae" and "point_mae" not in files:
-            raise InputError(f"--weights: {name} needs point_mae=FILE, Point-MAE's published checkpoint; or --embedded")
+            raise InputError(f"--weights: {name} needs point_mae=FILE, Point-MAE's published checkpoint; or --bundled")
     for key in weights.keys() - used:
         raise InputError(f"--weights: {key}: no chosen method takes it")
     return models
@@ -312,8 +312,8 @@ def _notes(job: Job, table: Table, rows: Sequence[Mapping[str, Any]]) -> list[st
     notes = ["Means are over the categories that have a value; of published figures only means are at hand."]
     notes += [f"As published in {name}: {paper}." for name, paper in published.SOURCES.items()
               if any(source.startswith(name) for source in quoted)]  # fmt: skip
-    if quoted and job.embedded:
-        notes.append("The published figures are of the papers' extractors, ours of the embedded ones.")
+    if quoted and job.bundled:
+        notes.append("The published figures are of the papers' extractors, ours of the bundled ones.")
     fewest = min(len(own) for own in _results(rows).values())
     if quoted and fewest < 10:
         notes.append(f"The published means are of ten categories, ours of as few as {fewest}.")

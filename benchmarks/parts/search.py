@@ -149,7 +149,6 @@ def _products(queries: np.ndarray, bank: np.ndarray, limits: Mapping[str, float]
     return found
 
 
-
 def _quality(found: np.ndarray, truth: np.ndarray, *, exact: bool) -> dict[str, Any]:
     wrong = int((found != truth).any(1).sum())
     hits = (found[:, :, None] == truth[:, None, :]).any(2).mean()

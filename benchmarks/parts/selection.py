@@ -28,7 +28,7 @@ COLUMNS = [
     Column("median", "seconds", ".2f"),
     Column("min", "min", ".2f", detail=True),
     Column("max", "max", ".2f", detail=True),
-    Column("ms_per_pick", "ms a pick", ".3f", detail=True),
+    Column("ms_per_pick", "ms per pick", ".3f", detail=True),
     Column("ratio", "× mmad-bank", ".2f"),
     Column("how", "how measured"),
 ]

@@ -49,7 +49,7 @@ NOTES = [
     "Memory: the search copy or FAISS's index and the source rows. The float32 vectors stay in the bank file,"
     " memory-mapped and cached by the system while it has room: the exact search reads a few of them for each patch."
     " With a FAISS index the image score (m3dm) compares all of them, so there they are counted.",
-    "fps: an image of 784 patches at a time, image score included, features not; median over the images, the settings"
+    "fps: one image of 784 patches at a time, image score included, features not; median over the images, the settings"
     " of a ratio alternating. FAISS indices as mmad-bank build makes them, with FAISS's own search settings.",
     "front: no other setting is as small, as fast and as accurate, and better in one of the three.",
 ]
@@ -90,7 +90,7 @@ def _row(one: tuning.Measured) -> dict[str, Any]:
 
 
 def _recommendations(settings: Sequence[tuning.Measured]) -> Table:
-    """Return what ``mmad-bank tune`` recommends within budgets of memory, and of frames a second."""
+    """Return what ``mmad-bank tune`` recommends within budgets of memory and of frames per second."""
     table = Table("Memory against accuracy: what mmad-bank tune recommends", RECOMMENDED)
     budgets: list[tuple[str, dict[str, Any]]] = [
         *((f"{megabytes:g} MB", {"memory": int(megabytes * 1e6)}) for megabytes in MEMORY_BUDGETS_MB),
