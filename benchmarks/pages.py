@@ -47,9 +47,7 @@ def pages(results: Sequence[dict[str, Any]], drawn: Sequence[Drawn], folder: Pat
         readme: The text of benchmarks/README.md.
     """
     current, old = newest(results), replaced(results)
-    there = {page_of(values, part) for values in current for part in values["parts"]}
-    names = [name for name in TITLES if name in there]
-    made = {f"{name}.md": part_page(name, current, old, drawn, folder, readme) for name in names}
+    made = {f"{name}.md": part_page(name, current, old, drawn, folder, readme) for name in TITLES}
     return {"index.md": index(current, drawn, folder, readme), **made}
 
 
@@ -93,11 +91,9 @@ def measured_by(readme: str) -> dict[str, tuple[str, str]]:
 def index(current: Sequence[dict[str, Any]], drawn: Sequence[Drawn], folder: Path, readme: str) -> str:
     """Return the page with the main figures and headline tables, what is measured, and how to run and read it."""
     blocks = [GENERATED, "# Benchmarks", introduction_of(readme), "## What is measured"]
-    shown = {page_of(values, part) for values in current for part in values["parts"]}
     rows = [["page", "the job", "against"], ["---"] * 3]
     for name, (job, peers) in measured_by(readme).items():
-        linked = f"[{TITLES[name]}]({name}.md)" if name in shown else f"{TITLES[name]} (no result yet)"
-        rows.append([linked, job, peers])
+        rows.append([f"[{TITLES[name]}]({name}.md)", job, peers])
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     blocks += [table, "## Newest figures", *headlines(current, drawn, folder)]
     for title in README_TITLES:
@@ -171,8 +167,9 @@ def part_page(
     job, peers = measured_by(readme)[name]
     against = "" if peers == "–" else f" It is measured against: {peers}."
     blocks = [GENERATED, f"# {TITLES[name]}", f"The job: {job}.{against} [How to read it](index.md#how-to-read-it)."]
-    before = by_machine(_only(old, name))
-    for heading, own in by_machine(_only(current, name)).items():
+    before, now = by_machine(_only(old, name)), by_machine(_only(current, name))
+    blocks += [] if now else ["No result is kept yet. [How to run it](index.md#run-them)."]
+    for heading, own in now.items():
         blocks.append(f"## {heading}")
         owners = {figures.owner(values, part) for values in own for part in values["parts"]}
         blocks += [picture(one, folder) for one in drawn if one.owner in owners]

@@ -205,7 +205,8 @@ def test_report_writes_a_page_for_each_part(quick_result, documents):
         assert readme.startswith("before\n<!-- benchmarks: begin -->\n")
         assert readme.endswith("<!-- benchmarks: end -->\nafter\n")
         assert "stale figures" not in readme
-    assert set(pages) == {"index", *result["parts"]}
+    assert set(pages) > {"index", *result["parts"]}
+    assert "No result is kept yet." in pages["gpu"]
     for part, tables in result["parts"].items():
         for table in tables:
             forms = f"### {table['title']}\n", f"<summary>{table['title']}</summary>"
@@ -343,7 +344,6 @@ def test_report_reads_results_without_ceilings(module):
     common.add_part(values, "part", [common.Table("A table", [common.Column("a", "A", ".1f")], [{"a": 1.25}, {}])])
     readme = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
     pages = module("pages").pages([json.loads(json.dumps(values))], [], Path(), readme)
-    assert list(pages) == ["index.md", "gpu.md"]
     assert "### A table\n\n| A |\n| ---: |\n| 1.2 |\n| – |" in pages["gpu.md"]
 
 
