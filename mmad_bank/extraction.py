@@ -20,7 +20,7 @@ from mmad_bank._internal.progress import doing, progress_bar
 from mmad_bank._internal.state_dicts import load_matching, read_torch
 from mmad_bank._internal.tensor_files import new_array, write_tensors
 from mmad_bank._internal.timing import timed
-from mmad_bank.data.preprocessing import OtherPreparation
+from mmad_bank.data.recipes import OtherPreparation
 from mmad_bank.data.sample import Sample
 from mmad_bank.errors import InputError, MmadBankError, NoneUsableError
 from mmad_bank.features.efficientnet_lite import EfficientNetLite0

@@ -18,7 +18,7 @@ def lazily(
 
     Args:
         package: The package's ``__name__``.
-        names: By public name, the submodule that has it.
+        names: By public name, the submodule that has it, or the full name of a module elsewhere.
         submodules: The public submodules, found as attributes without having been imported.
         moved: By former name, the full name that it has now; it still works, with a DeprecationWarning.
 
@@ -36,7 +36,8 @@ def lazily(
 
     def get(name: str) -> Any:
         if name in names:
-            return getattr(importlib.import_module(f"{package}.{names[name]}"), name)
+            home = names[name] if "." in names[name] else f"{package}.{names[name]}"
+            return getattr(importlib.import_module(home), name)
         if name in known:
             return importlib.import_module(f"{package}.{name}")
         if name in former:

@@ -220,7 +220,7 @@ def map_files(images: Sequence[Image], maps: Path) -> list[Path]:
 
 def save_maps(maps: Path, scored: ScoredImages) -> None:
     """Write the anomaly map of each image, float32, as TIFF."""
-    from mmad_bank.data._images import write_map
+    from mmad_bank.data.writing import write_map
 
     for number, (image, path) in enumerate(zip(scored.images, map_files(scored.images, maps), strict=True)):
         assert image.grid is not None

@@ -241,7 +241,7 @@ def score(
     dump = Reading(key, layout, by_image).open(features, bank.dim, left_out)
     dump.check_extractor(bank.extractor, str(bank_file))
     if maps is not None:
-        from mmad_bank.data._images import import_extra
+        from mmad_bank._internal.extras import import_extra
 
         import_extra("tifffile", "tifffile", "writing anomaly maps")  # missing: said before the work
         per_image = patches_of_an_image(dump, patches)

@@ -88,7 +88,7 @@ def prepare(
     settings need another folder, or --overwrite.
     """
     from mmad_bank.data import preparation
-    from mmad_bank.data.preprocessing import Preprocessing
+    from mmad_bank.data.recipes import Preprocessing
     from mmad_bank.data.replacing import SET_ASIDE
 
     changes: dict[str, Any] = {"seed": seed, "units": units} | ({} if size is None else {"size": size})

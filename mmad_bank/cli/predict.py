@@ -302,7 +302,7 @@ class _Predicting:
 
     def _score(self, method: Method, samples: _Samples) -> list[dict[str, Any]]:
         """Score and write samples one by one; return what is said of them, and note why others are left out."""
-        from mmad_bank.data._images import write_map
+        from mmad_bank.data.writing import write_map
 
         results: list[dict[str, Any]] = []
         bar = progress_bar("scoring samples", len(samples)) if self.progress else nullcontext(lambda done: None)
@@ -325,7 +325,7 @@ def _write_prediction(folder: Path, name: str, method: Method, prediction: Predi
     """Write a sample's map.npy, its picture, and score.json."""
     import numpy as np
 
-    from mmad_bank.data._images import write_png
+    from mmad_bank.data.writing import write_png
     from mmad_bank.report.pictures import rgb_picture
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -363,7 +363,8 @@ def _draw_overlay(folder: Path, limits: tuple[float, float]) -> None:
     """Draw a sample's overlay from its map and image."""
     import numpy as np
 
-    from mmad_bank.data._images import read_rgb, write_png
+    from mmad_bank.data import read_rgb
+    from mmad_bank.data.writing import write_png
     from mmad_bank.report.pictures import overlay
 
     write_png(folder / "overlay.png", overlay(read_rgb(folder / "image.png"), np.load(folder / "map.npy"), limits))

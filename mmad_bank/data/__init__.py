@@ -1,4 +1,4 @@
-"""Data: readers of data sets and their preprocessing.
+"""Data: readers of data sets and their preparation.
 
 Importing the package is light: submodules load when they are first used.
 """
@@ -14,47 +14,72 @@ _EXPORTS = {
     "FolderDataset": "folder",
     "Frame": "frame",
     "MVTec3DDataset": "mvtec3d",
-    "Preprocessing": "preprocessing",
+    "OtherPreparation": "recipes",
+    "Preprocessing": "recipes",
+    "RECIPES": "recipes",
+    "Record": "sample",
     "Sample": "sample",
-    "SampleDataset": "sample",
+    "SampleDataset": "dataset",
+    "UNITS": "mmad_bank._internal.units",
     "categories_of": "layouts",
     "check_sample": "sample",
-    "few_shot": "sample",
-    "normalise_rgb": "preprocessing",
+    "few_shot": "dataset",
+    "normalize_rgb": "preprocessing",
     "open_dataset": "layouts",
     "open_sample": "sample",
-    "preparation_of": "preparation",
+    "preparation_of": "prepared",
     "prepare": "preparation",
     "preprocess": "preprocessing",
+    "read_mask": "_images",
+    "read_rgb": "_images",
+    "read_xyz": "_images",
 }
 __all__ = [
+    "RECIPES",
+    "UNITS",
     "EyecandiesDataset",
     "FolderDataset",
     "Frame",
     "MVTec3DDataset",
+    "OtherPreparation",
     "Preprocessing",
+    "Record",
     "Sample",
     "SampleDataset",
     "categories_of",
     "check_sample",
     "few_shot",
-    "normalise_rgb",
+    "normalize_rgb",
     "open_dataset",
     "open_sample",
     "preparation_of",
     "prepare",
     "preprocess",
+    "read_mask",
+    "read_rgb",
+    "read_xyz",
 ]
 
 if TYPE_CHECKING:
+    from mmad_bank._internal.units import UNITS
+    from mmad_bank.data._images import read_mask, read_rgb, read_xyz
+    from mmad_bank.data.dataset import SampleDataset, few_shot
     from mmad_bank.data.eyecandies import EyecandiesDataset
     from mmad_bank.data.folder import FolderDataset
     from mmad_bank.data.frame import Frame
     from mmad_bank.data.layouts import categories_of, open_dataset
     from mmad_bank.data.mvtec3d import MVTec3DDataset
-    from mmad_bank.data.preparation import preparation_of, prepare
-    from mmad_bank.data.preprocessing import Preprocessing, normalise_rgb, preprocess
-    from mmad_bank.data.sample import Sample, SampleDataset, check_sample, few_shot, open_sample
+    from mmad_bank.data.preparation import prepare
+    from mmad_bank.data.prepared import preparation_of
+    from mmad_bank.data.preprocessing import normalize_rgb, preprocess
+    from mmad_bank.data.recipes import RECIPES, OtherPreparation, Preprocessing
+    from mmad_bank.data.sample import Record, Sample, check_sample, open_sample
 
-
-__getattr__, __dir__ = lazily(__name__, _EXPORTS, moved={"write_synthetic": "mmad_bank.synthetic.write_synthetic"})
+__getattr__, __dir__ = lazily(
+    __name__,
+    _EXPORTS,
+    moved={
+        "normalise_rgb": "mmad_bank.data.normalize_rgb",
+        "write_synthetic": "mmad_bank.synthetic.write_synthetic",
+    },
+)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from mmad_bank._internal.files import replacing
+from mmad_bank._internal.extras import import_extra
 from mmad_bank._internal.locks import ForkedOpen
 from mmad_bank.data._limits import check_announced, limit_is_set
 from mmad_bank.data._tiff import read_array
-from mmad_bank.errors import InputError, MissingExtraError, MmadBankError
+from mmad_bank.errors import InputError, MmadBankError
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 # Bytes a pixel in Pillow's memory; all other modes take four.
@@ -26,16 +25,6 @@ _GREYS = ("1", "L", *_DEEP)
 # How an open file shows itself in Pillow's messages.
 _HANDLE = re.compile(r" <_io\.\w+ name=.*>")
 _PILLOWS_LIMIT = ForkedOpen()
-
-
-def import_extra(package: str, module: str, purpose: str) -> Any:
-    """Import a module of the extra ``multimodal``, or say which extra brings it."""
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise MissingExtraError(package, "multimodal", purpose) from error
 
 
 @contextmanager
@@ -239,36 +228,3 @@ def read_tag(path: Path) -> str:
             return str(file.pages[0].description)
     except Exception:  # as in _naming: whatever a decoder raises, there is no tag to be had
         return ""
-
-
-def write_png(path: str | os.PathLike[str], values: np.ndarray) -> None:
-    """Write (H, W, 3) or (H, W) uint8, whole or not at all."""
-    with replacing(path) as partial:
-        encode_png(partial, values)
-
-
-def encode_png(path: Path, values: np.ndarray) -> None:
-    """Write (H, W, 3) or (H, W) uint8 into the file that is there."""
-    image_module = import_extra("pillow", "PIL.Image", "writing images")
-    # Weak compression: three times as fast as the default for files a tenth larger.
-    image_module.fromarray(values).save(path, format="PNG", compress_level=1)
-
-
-def write_xyz(path: str | os.PathLike[str], values: np.ndarray, tag: str | None = None) -> None:
-    """Write (H, W, 3) float32 as TIFF with a description, whole or not at all."""
-    with replacing(path) as partial:
-        encode_xyz(partial, values, tag)
-
-
-def encode_xyz(path: Path, values: np.ndarray, tag: str | None = None) -> None:
-    """Write (H, W, 3) float32 as TIFF with a description into the file that is there."""
-    tifffile = import_extra("tifffile", "tifffile", "writing point clouds")
-    tifffile.imwrite(path, values.astype(np.float32), photometric="rgb", description=tag, metadata=None)
-
-
-def write_map(path: str | os.PathLike[str], values: np.ndarray) -> None:
-    """Write (H, W) float32 as TIFF, whole or not at all; its folder is made."""
-    tifffile = import_extra("tifffile", "tifffile", "writing anomaly maps")
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
-        tifffile.imwrite(partial, values.astype(np.float32), photometric="minisblack", metadata=None)

@@ -13,8 +13,9 @@ from typing import ClassVar
 import numpy as np
 
 from mmad_bank.data._images import read_depth, read_mask, read_rgb
+from mmad_bank.data.dataset import SampleDataset, check_split, missing_split
 from mmad_bank.data.names import GOOD, describe, in_order, split_folder, split_named, subfolders
-from mmad_bank.data.sample import Record, Sample, SampleDataset, check_split, make_sample, missing_split
+from mmad_bank.data.sample import Record, Sample, make_sample
 from mmad_bank.errors import InputError
 
 CATEGORIES = (

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from mmad_bank.data._images import read_mask, read_rgb, read_xyz
+from mmad_bank.data.dataset import SampleDataset, check_split, missing_split
 from mmad_bank.data.names import (
     CLOUDS,
     GOOD,
@@ -24,7 +25,7 @@ from mmad_bank.data.names import (
     subfolder,
     subfolders,
 )
-from mmad_bank.data.sample import Record, Sample, SampleDataset, check_split, make_sample, missing_split
+from mmad_bank.data.sample import Record, Sample, make_sample
 from mmad_bank.errors import InputError
 
 LAYOUT = "CATEGORY/{train,validation,test}/{good|DEFECT}/{rgb,xyz,gt}"

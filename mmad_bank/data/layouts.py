@@ -6,13 +6,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmad_bank._internal.units import check_units
 from mmad_bank.data import eyecandies, folder, mvtec3d
+from mmad_bank.data.dataset import SampleDataset
 from mmad_bank.data.eyecandies import EyecandiesDataset
 from mmad_bank.data.folder import FolderDataset
 from mmad_bank.data.mvtec3d import MVTec3DDataset
 from mmad_bank.data.names import split_named, subfolder, subfolders
-from mmad_bank.data.sample import SampleDataset
-from mmad_bank.data.units import check_units
 from mmad_bank.errors import InputError
 
 _LAYOUTS: dict[str, type[MVTec3DDataset | EyecandiesDataset | FolderDataset]] = {

@@ -8,48 +8,36 @@ the samples that were being worked on.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mmad_bank._internal.decoding import describe
-from mmad_bank._internal.files import check_not_current, named_after, replacing, write_text
+from mmad_bank._internal.files import check_not_current, named_after, write_text
 from mmad_bank._internal.json_text import json_text
 from mmad_bank._internal.kept import tell
 from mmad_bank._internal.parallel import run_parallel
 from mmad_bank._internal.progress import progress_bar
 from mmad_bank.data import layouts
-from mmad_bank.data._images import encode_png, encode_xyz, read_tag
+from mmad_bank.data.dataset import SampleDataset
 from mmad_bank.data.eyecandies import EyecandiesDataset
-from mmad_bank.data.frame import Frame
 from mmad_bank.data.names import SPLITS
-from mmad_bank.data.preprocessing import Preprocessing, preprocess
+from mmad_bank.data.prepared import MANIFEST, is_prepared, manifest_around, read_prepared
+from mmad_bank.data.recipes import Preprocessing
 from mmad_bank.data.replacing import (
     check_replaceable,
     foreign_file,
     is_empty,
     put_in_place,
-    read_manifest,
     set_aside,
     word_differences,
 )
-from mmad_bank.data.sample import Record, Sample, SampleDataset
+from mmad_bank.data.sample_preparation import FILES, VERSION, Task, is_done, make_task, run_task
 from mmad_bank.errors import InputError, MissingSplitError, NoneUsableError, did_you_mean
 
-MANIFEST = "prepared.json"
 _WORK = ".prepare"  # ending of the folder in which a replacement is made
-_FILES = (("rgb", ".png"), ("xyz", ".tiff"), ("gt", ".png"))
-_KEY_PREFIX = "mmad-bank prepared "
-_FRAME_MARK = " frame "
-# Raise it when the same settings give other files.
-_VERSION = 2
 
 
 @dataclass
@@ -83,22 +71,6 @@ class PreparationResult:
             "set_aside": self.set_aside,
             "settings": self.settings,
         }
-
-
-@dataclass(frozen=True)
-class _Task:
-    """One sample: its reader and record, where it goes, and the key of what would be written."""
-
-    dataset: SampleDataset
-    record: Record
-    rgb: Path
-    xyz: Path
-    mask: Path
-    settings: Preprocessing
-
-    @property
-    def name(self) -> str:
-        return self.record.id
 
 
 def prepare(
@@ -159,7 +131,7 @@ def prepare(
     job = _Job(source.resolve(), datasets, settings, chosen, workers, progress)
     # Beside the folder itself, not beside a link to it: only there can its files be moved into their place.
     work = named_after(out.resolve(), _WORK)
-    if not overwrite or not _read_manifest(out):
+    if not overwrite or not read_prepared(out):
         _check_same(out, job)
         result = _fill(out, job)
         if result.written + result.cached:
@@ -171,7 +143,7 @@ def prepare(
     if not result.written + result.cached:
         shutil.rmtree(work)
         raise NoneUsableError(f"{source}: no sample can be used, {out} stays as it is", result.failed)
-    final = {name: value for name, value in _read_manifest(work).items() if name != "replaces"}
+    final = {name: value for name, value in read_prepared(work).items() if name != "replaces"}
     put_in_place(work, out, MANIFEST, json_text(final))
     return replace(result, path=out)
 
@@ -187,9 +159,10 @@ class _Job:
     workers: int
     progress: bool
 
-    def tasks(self, out: Path) -> list[_Task]:
-        """Return one task a sample."""
-        return [_task(dataset, record, out, self.settings) for dataset in self.datasets for record in dataset.records]
+    def tasks(self, out: Path) -> list[Task]:
+        """Return one task per sample."""
+        each = ((dataset, record) for dataset in self.datasets for record in dataset.records)
+        return [make_task(dataset, record, out, self.settings) for dataset, record in each]
 
     @property
     def sources(self) -> dict[str, str]:
@@ -201,10 +174,10 @@ def _fill(out: Path, job: _Job, **note: str) -> PreparationResult:
     """Prepare what is not done into a folder that holds nothing else; ``note`` goes into its manifest."""
     result = PreparationResult(out, settings=job.settings.as_json())
     out.mkdir(parents=True, exist_ok=True)
-    earlier = _read_manifest(out)
+    earlier = read_prepared(out)
     manifest = _Manifest(out, earlier, job, note)
     tasks = job.tasks(out)
-    pending = [task for task in tasks if not _is_done(task)]
+    pending = [task for task in tasks if not is_done(task)]
     result.cached = len(tasks) - len(pending)
     manifest.write(result, complete=False)
 
@@ -220,13 +193,13 @@ def _fill(out: Path, job: _Job, **note: str) -> PreparationResult:
         advance(result.cached + done)
 
     with progress_bar("preparing samples", len(tasks)) if job.progress else nullcontext(lambda done: None) as advance:
-        run_parallel(_run, pending, job.workers, report)
+        run_parallel(run_task, pending, job.workers, report)
     result.failed = dict(sorted(result.failed.items()))
     if not result.written + result.cached and earlier:
         manifest.restore()
         return result
     current = {task.xyz for task in tasks if task.name not in result.failed}
-    result.set_aside = set_aside(out, _stale(out, job.categories, current), _FILES)
+    result.set_aside = set_aside(out, _stale(out, job.categories, current), FILES)
     manifest.write(result, complete=True)
     return result
 
@@ -239,52 +212,6 @@ def default_settings(path: str | Path, layout: str = "auto") -> Preprocessing:
     """Return the recipe that fits a data set: ``"eyecandies"`` for Eyecandies, ``"m3dm"`` for all others."""
     is_eyecandies = layouts.layout_of(path, layout) == EyecandiesDataset.layout
     return Preprocessing.recipe("eyecandies" if is_eyecandies else "m3dm")
-
-
-def preparation_of(path: str | Path) -> Preprocessing | None:
-    """Tell whether a data set has been prepared, so that nobody preprocesses it again.
-
-    Args:
-        path: The data set's folder, or one category's.
-
-    Returns:
-        The settings it was prepared with; None for one as a sensor made it.
-
-    Raises:
-        InputError: ``prepared.json`` is there and is something else.
-    """
-    root = Path(path)
-    manifest = _manifest_around(root)
-    if not manifest:
-        return None
-    try:
-        return Preprocessing(**manifest["settings"])
-    except (TypeError, ValueError, OverflowError) as error:  # unknown ones, or values out of range
-        expected = f"{root / MANIFEST}: expected settings of this version, found others; prepare anew"
-        raise InputError(f"{expected} ({describe(error)})") from None
-
-
-def is_prepared(xyz: Path) -> bool:
-    """Tell whether a cloud's file has been written by :func:`prepare`, wherever it lies now."""
-    return read_tag(xyz).startswith(_KEY_PREFIX)
-
-
-def frame_of(xyz: Path, size: tuple[int, int]) -> Frame | None:
-    """Read from a prepared point cloud's file where its pixels lie in the picture that it was made of.
-
-    Args:
-        xyz: The file.
-        size: Height and width of the prepared sample.
-
-    Returns:
-        None where the file does not say: older versions did not write it, and other programs do not.
-    """
-    _, mark, text = read_tag(xyz).partition(_FRAME_MARK)
-    try:
-        frame = Frame.from_text(text) if mark else None
-    except InputError:
-        return None
-    return frame if frame is not None and size == (frame.size, frame.size) else None
 
 
 def _open_splits(source: Path, categories: Sequence[str], layout: str) -> list[SampleDataset]:
@@ -308,7 +235,7 @@ def _check_raw(source: Path, datasets: Sequence[SampleDataset]) -> None:
 
     Copies of prepared samples that lack the manifest are told by the keys in their clouds.
     """
-    manifest = _manifest_around(datasets[0].path)
+    manifest = manifest_around(datasets[0].path)
     if not manifest and not any(is_prepared(dataset.records[0].xyz) for dataset in datasets):
         return
     how = raw = ""
@@ -327,13 +254,13 @@ def _check_place(source: Path, out: Path) -> None:
         raise InputError(f"{out}: expected a folder outside the data set {source}, which stays as it is")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: expected a folder, found a file")
-    if out.exists() and not _read_manifest(out) and not is_empty(out, MANIFEST):
+    if out.exists() and not read_prepared(out) and not is_empty(out, MANIFEST):
         raise InputError(f"{out}: expected a new or prepared folder, found one that holds files, no {MANIFEST}")
 
 
 def _check_same(out: Path, job: _Job) -> None:
     """Refuse to mix two kinds of data: what is there must have been prepared of this data set, with these settings."""
-    manifest = _read_manifest(out)
+    manifest = read_prepared(out)
     # A run that could use no sample left its list of reasons only: the next one, with the right settings, takes over.
     if not manifest or not any(path.is_file() and path.name != MANIFEST for path in out.rglob("*")):
         return
@@ -349,12 +276,12 @@ def _check_same(out: Path, job: _Job) -> None:
 
 def _has_moved(out: Path, category: str, job: _Job) -> bool:
     """Tell whether what was prepared of a category was made of these very files, under another name of the folder."""
-    return any(_is_done(task) for task in job.tasks(out) if task.record.category == category)
+    return any(is_done(task) for task in job.tasks(out) if task.record.category == category)
 
 
 def _check_overwritten(out: Path, job: _Job) -> None:
     """Refuse to replace a prepared folder by one that lacks something of it, or with which other files would go."""
-    others = sorted(set(_read_manifest(out).get("categories", ())) - set(job.categories))
+    others = sorted(set(read_prepared(out).get("categories", ())) - set(job.categories))
     if others:
         raise InputError(
             f"{out}: holds {', '.join(others)} too, which would go; expected another folder, or all its categories"
@@ -366,7 +293,7 @@ def _check_overwritten(out: Path, job: _Job) -> None:
 def _clear_work(work: Path, job: _Job) -> None:
     """Remove what a run with other settings, which was stopped, has left in the folder that this one works in."""
     _check_place(job.source, work)
-    manifest = _read_manifest(work)
+    manifest = read_prepared(work)
     if manifest and not _is_ours(work, manifest):
         raise InputError(f"{work}: expected no folder of this name, in which the new data set is prepared")
     if manifest and not _is_of(manifest, job):
@@ -376,7 +303,7 @@ def _clear_work(work: Path, job: _Job) -> None:
 def _drop_work(work: Path, job: _Job) -> None:
     """Remove what a stopped run has left that was to replace the data set by what it holds now."""
     try:
-        manifest = _read_manifest(work)
+        manifest = read_prepared(work)
     except InputError:
         return  # not ours
     mine = _is_ours(work, manifest) and _is_of(manifest, job) if manifest else _is_left_empty(work)
@@ -398,23 +325,13 @@ def _is_of(manifest: dict[str, Any], job: _Job) -> bool:
     return (manifest["settings"], manifest.get("sources")) == (job.settings.as_json(), job.sources)
 
 
-def _manifest_around(path: Path) -> dict[str, Any]:
-    """Read the manifest of a data set, given its folder or one category's; empty if there is none."""
-    return _read_manifest(path) or _read_manifest(path.resolve().parent)
-
-
-def _read_manifest(out: Path) -> dict[str, Any]:
-    """Read a prepared folder's manifest; empty if there is none."""
-    return read_manifest(out / MANIFEST, "settings", "prepared")
-
-
 class _Manifest:
     """The file that says what a prepared folder holds: settings, sources and outcome."""
 
     def __init__(self, out: Path, earlier: dict[str, Any], job: _Job, note: dict[str, str]) -> None:
         self.path, self.earlier = out / MANIFEST, earlier
         self.facts = {
-            "version": _VERSION, "complete": False, **note,
+            "version": VERSION, "complete": False, **note,
             "categories": sorted({*earlier.get("categories", ()), *job.categories}),
             "sources": {**earlier.get("sources", {}), **job.sources},
         }  # fmt: skip
@@ -431,74 +348,6 @@ class _Manifest:
 
     def _write(self, facts: dict[str, Any]) -> None:
         write_text(self.path, json_text(facts))
-
-
-def _task(dataset: SampleDataset, record: Record, out: Path, settings: Preprocessing) -> _Task:
-    """Say where a sample goes."""
-    folder = out / record.category / record.split / record.defect
-    rgb, xyz, mask = (folder / kind / f"{record.name}{suffix}" for kind, suffix in _FILES)
-    # Workers get the reader without its list of records: one sample a task is all they need.
-    return _Task(dataset.select([]), record, rgb, xyz, mask, settings)
-
-
-def _key(task: _Task) -> str:
-    """Return the key of a sample's files and settings; empty if a file is missing."""
-    files = _sources(task.record)
-    if not all(path.is_file() for path in files):
-        return ""
-    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    text = json.dumps([_VERSION, task.dataset.layout, stats, task.settings.as_json()], sort_keys=True)
-    return _KEY_PREFIX + hashlib.sha256(text.encode()).hexdigest()
-
-
-def _sources(record: Record) -> list[Path]:
-    """List all files that a sample depends on: its own, and for Eyecandies depth range and pose."""
-    if not record.xyz.name.endswith("_depth.png"):
-        return list(record.files)
-    prefix = str(record.xyz).removesuffix("depth.png")
-    return [*record.files, Path(f"{prefix}info_depth.yaml"), Path(f"{prefix}pose.txt")]
-
-
-def _is_done(task: _Task) -> bool:
-    """Say whether a sample's files are all there, made from these sources with these settings."""
-    outputs = (task.rgb, task.xyz) if task.record.mask is None else (task.rgb, task.xyz, task.mask)
-    return all(path.is_file() for path in outputs) and _key_of(task.xyz) == (_key(task) or None)
-
-
-def _key_of(xyz: Path) -> str:
-    """Read the key that a prepared point cloud carries; empty if there is none."""
-    return read_tag(xyz).partition(_FRAME_MARK)[0]
-
-
-def _run(task: _Task) -> tuple[str, str]:
-    """Preprocess a sample: its name, and why it is left out if it is."""
-    key = _key(task)
-    try:
-        _write(task, preprocess(task.dataset.read(task.record), task.settings), key)
-    except InputError as error:
-        return task.name, str(error)
-    return task.name, ""
-
-
-def _write(task: _Task, sample: Sample, key: str) -> None:
-    """Write a sample's files, the point cloud with the key last."""
-    masked = sample.mask is not None and task.record.mask is not None
-    for path in (task.rgb, task.xyz, *([task.mask] if masked else [])):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:  # the names are given in reverse: the cloud's last
-        xyz, rgb = (stack.enter_context(replacing(path)) for path in (task.xyz, task.rgb))
-        encode_png(rgb, (sample.rgb.numpy().transpose(1, 2, 0) * 255).round().astype(np.uint8))
-        if masked:
-            assert sample.mask is not None
-            encode_png(stack.enter_context(replacing(task.mask)), sample.mask.numpy().astype(np.uint8) * 255)
-        assert sample.frame is not None
-        tag = key + _FRAME_MARK + sample.frame.as_text()
-        encode_xyz(xyz, sample.xyz.numpy().transpose(1, 2, 0), tag)
-        # All is whole beside its place. Without its cloud a sample is not taken for done, nor read together with
-        # another run's picture.
-        task.xyz.unlink(missing_ok=True)
-        if not masked:
-            task.mask.unlink(missing_ok=True)
 
 
 def _stale(out: Path, categories: Sequence[str], current: set[Path]) -> list[Path]:

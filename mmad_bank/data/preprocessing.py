@@ -6,18 +6,18 @@ to the colour image and in how the background is told.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
 
+from mmad_bank._internal.extras import import_extra
+from mmad_bank._internal.units import describe, looks_like, spans
 from mmad_bank.data._geometry import NOISE, dbscan, fit_plane
-from mmad_bank.data._images import import_extra
 from mmad_bank.data.frame import Frame, nearest_places
+from mmad_bank.data.recipes import Preprocessing
 from mmad_bank.data.sample import Sample, check_sample, in_metres
-from mmad_bank.data.units import check_units, describe, looks_like, spans
-from mmad_bank.errors import InputError, did_you_mean
+from mmad_bank.errors import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -25,115 +25,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _BELT_HEIGHT, _BELT_DEPTH, _BELT_WIDTH = 0.02, 1.8, 1.0
 _BELT_SCALE = (0.1, -0.1, 0.1)
 _KEEP = "; of a flat cloud, Preprocessing.recipe('keep') keeps all (mmad-bank prepare --recipe keep)"
-
-
-class OtherPreparation(InputError):
-    """A sample was prepared otherwise than those that it comes together with."""
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """What is done to a sample; every length in metres unless it says pixels.
-
-    Attributes:
-        size: Side of the result in pixels; None keeps the padded size.
-        background: ``"plane"`` (fit and remove), ``"belt"`` (Eyecandies' frame and limits) or ``"keep"``.
-        zero_rgb: Whether the colour image is black where the background was removed.
-        pad: ``"zero"`` or ``"edge"``: with what colour image and mask are padded to a square; the cloud's padding is
-            always zero, unmeasured.
-        pad_multiple: The square's side is a multiple of this, in pixels.
-        frame: Width of the image's border that the plane is fitted to, in pixels.
-        inlier_distance: Of RANSAC.
-        n_sample: Points a RANSAC hypothesis.
-        n_hypotheses: Of RANSAC.
-        removal_distance: Points nearer to the plane are background.
-        eps: DBSCAN's radius; None keeps all clusters.
-        min_points: DBSCAN's points of a core point.
-        seed: Of RANSAC.
-        units: Unit of the raw clouds, see :data:`mmad_bank.data.units.UNITS`; None for metres, which is checked. It
-            does not tell prepared data apart: those are in metres.
-
-    Example:
-        >>> Preprocessing.recipe("mdss").size
-        256
-    """
-
-    size: int | None = 224
-    background: str = "plane"
-    zero_rgb: bool = True
-    pad: str = "zero"
-    pad_multiple: int = 100
-    frame: int = 10
-    inlier_distance: float = 0.004
-    n_sample: int = 50
-    n_hypotheses: int = 1000
-    removal_distance: float = 0.005
-    eps: float | None = 0.006
-    min_points: int = 30
-    seed: int = 0
-    units: str | None = field(default=None, compare=False)
-
-    def __post_init__(self) -> None:
-        for name, allowed in (("background", ("plane", "belt", "keep")), ("pad", ("zero", "edge"))):
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name}: expected one of {', '.join(allowed)}, found {getattr(self, name)!r}")
-        for name in ("pad_multiple", "frame", "n_sample", "n_hypotheses", "min_points"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: expected at least 1, found {getattr(self, name)}")
-        check_units(self.units)
-        if self.size is not None and self.size < 1:
-            raise InputError(f"size: expected at least 1 pixel, found {self.size}")
-
-    @classmethod
-    def recipe(cls, name: str = "m3dm", **changes: Any) -> Preprocessing:
-        """Return the settings of a paper's method, with changes.
-
-        Args:
-            name: ``"m3dm"`` (also BTF, LSFA), ``"cfm"`` (keeps the colour background, pads with edges), ``"mdss"``
-                (256 pixels), ``"eyecandies"`` (belt instead of plane, colour background kept, all clusters), or
-                ``"keep"`` (padded and resized only).
-            changes: Attributes that differ.
-
-        Raises:
-            InputError: There is no such recipe, or a value is out of range.
-        """
-        if name not in _RECIPES:
-            near = did_you_mean(name, _RECIPES)
-            raise InputError(f"recipe: expected one of {', '.join(_RECIPES)}, found {name!r}{near}")
-        return replace(_RECIPES[name], **changes)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return all settings for a JSON file; the unit where it is given."""
-        return {name: value for name, value in asdict(self).items() if name != "units" or value is not None}
-
-    def differences(self, other: Preprocessing) -> list[str]:
-        """Say what another preparation does otherwise; settings that neither of them uses do not count.
-
-        Example:
-            >>> Preprocessing.recipe("keep").differences(Preprocessing.recipe("keep", frame=3, pad="edge"))
-            ['pad: zero against edge']
-        """
-        idle = {"units"}
-        if "plane" not in (self.background, other.background):
-            idle |= {"frame", "inlier_distance", "n_sample", "n_hypotheses", "removal_distance", "seed"}
-        if self.eps is None and other.eps is None:
-            idle.add("min_points")
-        mine, others = self.as_json(), other.as_json()
-        return [
-            f"{name}: {value} against {others[name]}"
-            for name, value in mine.items()
-            if name not in idle and value != others[name]
-        ]
-
-
-_RECIPES = {
-    "m3dm": Preprocessing(),
-    "cfm": Preprocessing(zero_rgb=False, pad="edge"),
-    "mdss": Preprocessing(size=256),
-    "eyecandies": Preprocessing(background="belt", zero_rgb=False, eps=None),
-    "keep": Preprocessing(background="keep", zero_rgb=False, eps=None),
-}
-RECIPES = tuple(_RECIPES)
 
 
 def preprocess(sample: Sample, settings: Preprocessing | None = None) -> Sample:
@@ -148,7 +39,7 @@ def preprocess(sample: Sample, settings: Preprocessing | None = None) -> Sample:
         settings: Default: those of M3DM, :meth:`Preprocessing.recipe`.
 
     Returns:
-        The sample with rgb (3, size, size) from 0 to 1 (:func:`normalise_rgb` is for the extractor), xyz and mask; its
+        The sample with rgb (3, size, size) from 0 to 1 (:func:`normalize_rgb` is for the extractor), xyz and mask; its
         ``preparation`` holds the settings, its ``frame`` the way back to the picture's pixels.
 
     Raises:
@@ -189,14 +80,14 @@ def preprocess(sample: Sample, settings: Preprocessing | None = None) -> Sample:
     )
 
 
-def normalise_rgb(rgb: torch.Tensor) -> torch.Tensor:
+def normalize_rgb(rgb: torch.Tensor) -> torch.Tensor:
     """Subtract ImageNet's mean and divide by its standard deviation.
 
     Args:
         rgb: (3, H, W) or (B, 3, H, W), from 0 to 1.
 
     Example:
-        >>> normalise_rgb(torch.full((3, 2, 2), 0.5))[:, 0, 0]
+        >>> normalize_rgb(torch.full((3, 2, 2), 0.5))[:, 0, 0]
         tensor([0.0655, 0.1964, 0.4178])
     """
     mean, std = (torch.tensor(values, dtype=rgb.dtype, device=rgb.device) for values in (IMAGENET_MEAN, IMAGENET_STD))

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import os
-from abc import abstractmethod
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from copy import copy
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import numpy as np
 import torch
 
 from mmad_bank._internal.files import changed
+from mmad_bank._internal.units import UNITS, check_units
 from mmad_bank.data._images import read_mask, read_rgb, read_xyz
 from mmad_bank.data._values import mask_tensor, rgb_tensor, xyz_tensor
-from mmad_bank.data.names import GOOD, SPLITS, split_named, subfolders
-from mmad_bank.data.units import UNITS, check_units
-from mmad_bank.errors import InputError, MissingSplitError, did_you_mean
-
-if TYPE_CHECKING:
-    from mmad_bank.data.frame import Frame
-    from mmad_bank.data.preprocessing import Preprocessing
-
-AnyDataset = TypeVar("AnyDataset", bound="SampleDataset")
+from mmad_bank.data.frame import Frame
+from mmad_bank.data.names import GOOD
+from mmad_bank.data.prepared import MANIFEST, frame_of, is_prepared
+from mmad_bank.data.recipes import Preprocessing
+from mmad_bank.errors import InputError
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,7 +37,7 @@ class Sample:
         mask_path: The mask's file, if there is one.
         preparation: The settings that it was preprocessed with (:func:`mmad_bank.data.preprocess`); None for one as
             a sensor made it.
-        units: Unit of ``xyz``, see :data:`mmad_bank.data.units.UNITS`; readers that are told a unit make metres of it.
+        units: Unit of ``xyz``, see :data:`mmad_bank.data.UNITS`; readers that are told a unit make metres of it.
             None where nobody said: the unit of the data that a model was fitted on then, or else metres.
         frame: Of a preprocessed one, where its pixels lie in the picture that it was made of; None where that is not
             known.
@@ -177,128 +167,6 @@ class Record:
         return max((changed(path) for path in self.files if path.is_file()), default=0)
 
 
-class SampleDataset(torch.utils.data.Dataset[Sample]):
-    """A list of samples that are read when they are asked for.
-
-    Attributes:
-        path: The data set's folder.
-        records: Where the samples lie, in order.
-        units: Unit of the clouds' files; samples are in metres. None where nobody said.
-    """
-
-    layout: ClassVar[str]
-    units: str | None = None
-
-    def __init__(self, path: str | Path, records: Sequence[Record]) -> None:
-        self.path = Path(path)
-        self.records = tuple(records)
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Read a sample.
-
-        Raises:
-            InputError: A file is missing or damaged, image and cloud differ in size, or the cloud has no points.
-            IndexError: There is no such sample.
-        """
-        sample = self.read(self.records[index])
-        return in_metres(sample, self.units) if self.preparation is None else _as_prepared(sample, self.preparation)
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[index] for index in range(len(self)))
-
-    def __repr__(self) -> str:
-        splits = ", ".join(sorted({record.split for record in self.records}))
-        kinds = Counter(record.defect for record in self.records)
-        counts = ", ".join(f"{kinds[kind]} {kind}" for kind in sorted(kinds, key=lambda kind: (kind != GOOD, kind)))
-        what = f"{len(self)} samples" + (f" ({counts})" if counts else "")
-        of = f" of {', '.join(self.categories)}" if self.records else ""
-        try:
-            preparation = self.preparation
-        except InputError:  # the manifest is damaged; whoever reads a sample is told so
-            how = "prepared in an unknown way"
-        else:
-            how = "raw"
-            if preparation is not None:
-                how = f"prepared: {preparation.size} pixels, background {preparation.background}"
-        return f"<{type(self).__name__} {str(self.path)!r}, {self.layout}, {splits or 'empty'}: {what}{of}; {how}>"
-
-    @cached_property
-    def preparation(self) -> Preprocessing | None:
-        """The settings that the data set was prepared with; None for one as a sensor made it."""
-        from mmad_bank.data.preparation import preparation_of
-
-        found = preparation_of(self.path)
-        if found is None and self.records:
-            _check_raw(self.records[0].xyz, self.path)
-        return found
-
-    @property
-    def categories(self) -> tuple[str, ...]:
-        """The categories, sorted."""
-        return tuple(sorted({record.category for record in self.records}))
-
-    @property
-    def labels(self) -> list[int]:
-        """A label a sample, 0 normal or 1 anomalous; nothing is read for it."""
-        return [record.label for record in self.records]
-
-    def select(self: AnyDataset, indices: Iterable[int]) -> AnyDataset:
-        """Return the data set of some of the samples, in the given order."""
-        part = copy(self)
-        part.records = tuple(self.records[index] for index in indices)
-        return part
-
-    @classmethod
-    @abstractmethod
-    def find_categories(cls, root: Path) -> list[str]:
-        """Name the categories in a folder, sorted; raise InputError if there are none."""
-
-    @classmethod
-    def choose_categories(cls, root: Path, category: str | None) -> list[str]:
-        """Return the one category asked for, or all that are in a folder.
-
-        Raises:
-            InputError: It is not there, or none is.
-        """
-        names = cls.find_categories(root)
-        if category is None:
-            return names
-        if category not in names:
-            near = did_you_mean(category, names)
-            raise InputError(f"category: expected one of {', '.join(names)} (in {root}), found {category!r}{near}")
-        return [category]
-
-    @abstractmethod
-    def read(self, record: Record) -> Sample:
-        """Read the sample that a record stands for."""
-
-
-def check_split(split: str) -> str:
-    """Return the split's own name for any of its names.
-
-    Example:
-        >>> check_split("val")
-        'validation'
-    """
-    name = split_named(split)
-    if name is None:
-        raise InputError(f"split: expected one of {', '.join(SPLITS)}, found {split!r}")
-    return name
-
-
-def missing_split(root: Path, categories: Sequence[str], split: str, layout: str) -> MissingSplitError:
-    """Return the error that says that categories have no samples of a split, and which folders they have."""
-    folder = root / categories[0]
-    there = ", ".join(f"{entry.name}/" for entry in subfolders(folder)) or "none"
-    also = f" and {len(categories) - 1} other categories" if len(categories) > 1 else ""
-    return MissingSplitError(
-        f"{folder}{also}: found no samples of the {split} split; expected {layout} in {split}/; folders found: {there}"
-    )
-
-
 def make_sample(record: Record, rgb: np.ndarray, xyz: np.ndarray, mask: np.ndarray | None) -> Sample:
     """Put together what was read, checking that it fits together.
 
@@ -344,7 +212,7 @@ def open_sample(
         rgb: 8-bit colour image.
         xyz: TIFF of H×W×3 floats.
         mask: Image that is not zero on defects, if the sample is known to be anomalous.
-        units: Of the cloud's file, see :data:`mmad_bank.data.units.UNITS`; default: the unit of the data that the model
+        units: Of the cloud's file, see :data:`mmad_bank.data.UNITS`; default: the unit of the data that the model
             was fitted on, or else metres.
 
     Raises:
@@ -358,25 +226,23 @@ def open_sample(
     sample = replace(sample, id=rgb.stem)
     preparation = _preparation_around(rgb) or _preparation_around(xyz)  # one of the two may have been copied elsewhere
     if preparation is None:
-        _check_raw(xyz, xyz)
+        check_raw(xyz, xyz)
         return in_metres(sample, units)
     if units is not None:
         raise InputError(f"units: {rgb} has been prepared, its clouds are in metres; found {units!r}")
-    return _as_prepared(sample, preparation)
+    return as_prepared(sample, preparation)
 
 
 def _preparation_around(file: Path) -> Preprocessing | None:
     """Return how the data set of ``ROOT/CATEGORY/SPLIT/DEFECT/KIND/NAME`` was prepared; None if it was not."""
-    from mmad_bank.data.preparation import preparation_of
+    from mmad_bank.data.prepared import preparation_of
 
     folders = file.absolute().parents
     return preparation_of(folders[3]) if len(folders) > 3 else None
 
 
-def _check_raw(xyz: Path, place: Path) -> None:
+def check_raw(xyz: Path, place: Path) -> None:
     """Refuse a prepared sample that lies where nothing says how it was prepared: it would be prepared a second time."""
-    from mmad_bank.data.preparation import MANIFEST, is_prepared
-
     if is_prepared(xyz):
         raise InputError(
             f"{place}: has been prepared, but {MANIFEST} is missing, which says how; expected it beside the categories,"
@@ -384,39 +250,7 @@ def _check_raw(xyz: Path, place: Path) -> None:
         )
 
 
-def _as_prepared(sample: Sample, preparation: Preprocessing) -> Sample:
+def as_prepared(sample: Sample, preparation: Preprocessing) -> Sample:
     """Add to a sample of a prepared data set what is known of its preparation."""
-    from mmad_bank.data.preparation import frame_of
-
     frame = None if sample.xyz_path is None else frame_of(sample.xyz_path, sample.size)
     return replace(sample, preparation=preparation, frame=frame)
-
-
-def few_shot(dataset: AnyDataset, n: int, seed: int = 0) -> AnyDataset:
-    """Draw n normal samples of every category at random.
-
-    With one seed the smaller draw is part of the larger one, so that few-shot curves (5, 10, 50 images) differ by what
-    was added and by nothing else.
-
-    Args:
-        dataset: Usually a training split.
-        n: Samples a category.
-        seed: Of the draw.
-
-    Returns:
-        The samples drawn, in the data set's order.
-
-    Raises:
-        InputError: A category has fewer than ``n`` normal samples.
-    """
-    if n < 1:
-        raise InputError(f"n: expected at least 1 sample, found {n}")
-    chosen: list[int] = []
-    for category in dataset.categories:
-        normal = [i for i, record in enumerate(dataset.records) if record.category == category and record.label == 0]
-        if len(normal) < n:
-            raise InputError(f"n: expected at most {len(normal)}, the normal samples of {category!r}, found {n}")
-        # The category's name is part of the seed: a category's draw does not depend on which others are open.
-        order = np.random.default_rng([seed, *os.fsencode(category)]).permutation(len(normal))
-        chosen += [normal[i] for i in order[:n]]
-    return dataset.select(sorted(chosen))

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
 
+from mmad_bank.data.dataset import SampleDataset
 from mmad_bank.data.eyecandies import EyecandiesDataset
-from mmad_bank.data.preprocessing import Preprocessing
-from mmad_bank.data.sample import Record, Sample, SampleDataset
+from mmad_bank.data.recipes import Preprocessing
+from mmad_bank.data.sample import Record, Sample
 from mmad_bank.errors import InputError, MmadBankError
 
 Samples = SampleDataset | Sequence[Sample]

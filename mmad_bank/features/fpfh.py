@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmad_bank._internal import units
 from mmad_bank._internal.checks import ArrayLike, check_index
-from mmad_bank.data import units
 from mmad_bank.errors import InputError, MissingExtraError
 from mmad_bank.features.point_alignment import measured_points, pool_to_grid
 

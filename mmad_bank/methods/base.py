@@ -23,9 +23,11 @@ from mmad_bank._internal.resume import Stages
 from mmad_bank._internal.timing import timed
 from mmad_bank._internal.torch_state import plain_torch
 from mmad_bank._internal.training import seeded
+from mmad_bank.data.dataset import SampleDataset
 from mmad_bank.data.frame import Frame, picture_of
-from mmad_bank.data.preprocessing import OtherPreparation, Preprocessing, preprocess
-from mmad_bank.data.sample import Sample, SampleDataset, check_sample
+from mmad_bank.data.preprocessing import preprocess
+from mmad_bank.data.recipes import OtherPreparation, Preprocessing
+from mmad_bank.data.sample import Sample, check_sample
 from mmad_bank.data.sequences import (
     Joined,
     Samples,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mmad_bank.data._images import read_rgb, read_xyz
+from mmad_bank.data import read_rgb, read_xyz
 from mmad_bank.data.names import CLOUDS
 from mmad_bank.data.sample import Sample, open_sample
 from mmad_bank.errors import InputError

@@ -22,7 +22,7 @@ from typing import Any
 
 import mmad_bank
 from mmad_bank._internal.files import replacing_folder
-from mmad_bank.data.sample import SampleDataset
+from mmad_bank.data.dataset import SampleDataset
 from mmad_bank.errors import InputError
 from mmad_bank.evaluation import Evaluation, Summary, word
 from mmad_bank.methods.base import Method, Prediction

@@ -8,7 +8,8 @@ from html import escape
 
 import numpy as np
 
-from mmad_bank.data.sample import Sample, SampleDataset
+from mmad_bank.data.dataset import SampleDataset
+from mmad_bank.data.sample import Sample
 from mmad_bank.errors import InputError
 from mmad_bank.evaluation import FUSED, Evaluation, Example
 from mmad_bank.methods.base import Method, Part, Prediction, Reason

@@ -23,12 +23,13 @@ from typing import Any
 
 import numpy as np
 
+from mmad_bank._internal.extras import import_extra
 from mmad_bank._internal.files import check_not_current, replacing_folder
 from mmad_bank._internal.parallel import run_parallel
 from mmad_bank._internal.progress import progress_bar
-from mmad_bank.data._images import import_extra, write_png, write_xyz
 from mmad_bank.data.names import GOOD, SPLITS
 from mmad_bank.data.replacing import check_replaceable, is_empty, read_manifest
+from mmad_bank.data.writing import write_png, write_xyz
 from mmad_bank.errors import InputError, did_you_mean
 from mmad_bank.synthetic.parts import COMMON_FIELD, PARTS, WIDE, Mark, Part, smooth_noise
 

@@ -381,7 +381,8 @@ def test_data_of_another_kind_need_force(parts: Path, model: Path, wide: Path, t
 
 
 def test_data_that_an_older_version_prepared_are_scored(wide: Path, tmp_path: Path) -> None:
-    from mmad_bank.data._images import read_tag, read_xyz, write_xyz
+    from mmad_bank.data._images import read_tag, read_xyz
+    from mmad_bank.data.writing import write_xyz
 
     shutil.copytree(wide / "kept", tmp_path / "old")
     for path in (tmp_path / "old").rglob("*.tiff"):

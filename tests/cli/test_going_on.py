@@ -235,7 +235,7 @@ def test_prepare(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     command = ("prepare", parts / "raw", "--out", tmp_path / "p", "--recipe", "keep", "--image-size", SIZE)
     command = (*command, "--workers", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "_run", stops_at(4, preparation._run))
+        patch.setattr(preparation, "run_task", stops_at(4, preparation.run_task))
         assert stopped(*command) == [f"{GOES_ON}{tmp_path}/p holds 3 of 12 prepared samples"]
     assert good(*command) == f"going on: {tmp_path}/p holds 3 of 12 prepared samples\n"
     assert good(*command) == "", "nothing is left to go on with"

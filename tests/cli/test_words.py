@@ -202,7 +202,7 @@ def test_help_is_made_of_sentences_or_names_of_things(name: str) -> None:
 
 def test_prepare_says_why_no_sample_can_be_used(tmp_path: Path) -> None:
     pytest.importorskip("tifffile")
-    from mmad_bank.data._images import write_png, write_xyz
+    from mmad_bank.data.writing import write_png, write_xyz
 
     for name in ("000", "001"):
         for kind in ("rgb", "xyz"):

@@ -32,7 +32,8 @@ from mmad_bank.data import (
     prepare,
     preprocess,
 )
-from mmad_bank.data._images import read_tag, read_xyz, write_xyz
+from mmad_bank.data._images import read_tag, read_xyz
+from mmad_bank.data.writing import write_xyz
 from mmad_bank.errors import InputError
 
 
@@ -158,13 +159,13 @@ def test_parallel_and_serial_runs_write_the_same(source: Path, tmp_path: Path) -
 
 KILLED = """
 import os, signal, sys
-from mmad_bank.data import preparation
-encode_xyz, done = preparation.encode_xyz, []
+from mmad_bank.data import preparation, sample_preparation
+encode_xyz, done = sample_preparation.encode_xyz, []
 def dying(*arguments):
     if len(done) == 4:
         os.kill(os.getpid(), signal.SIGKILL)  # the picture is whole beside its place, the cloud is not
     done.append(encode_xyz(*arguments))
-preparation.encode_xyz = dying
+sample_preparation.encode_xyz = dying
 preparation.prepare(sys.argv[1], sys.argv[2])
 """
 

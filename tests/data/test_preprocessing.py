@@ -13,7 +13,7 @@ pytest.importorskip("scipy")
 
 from data_trees import scene
 
-from mmad_bank.data import Preprocessing, Sample, normalise_rgb, preprocess
+from mmad_bank.data import Preprocessing, Sample, normalize_rgb, preprocess
 from mmad_bank.data.preprocessing import near_plane, pad_square, resize_nearest
 from mmad_bank.errors import InputError
 
@@ -97,7 +97,7 @@ def test_padding_is_centred() -> None:
 
 
 def test_normalisation_is_imagenets() -> None:
-    grey = normalise_rgb(torch.full((2, 3, 4, 4), 0.5))
+    grey = normalize_rgb(torch.full((2, 3, 4, 4), 0.5))
     assert torch.allclose(grey[1, :, 0, 0], torch.tensor([(0.5 - 0.485) / 0.229, (0.5 - 0.456) / 0.224, 0.094 / 0.225]))
 
 

@@ -16,9 +16,10 @@ pytest.importorskip("scipy")
 
 from data_trees import add_sample, scene
 
+from mmad_bank._internal.units import UNITS
 from mmad_bank.data import Preprocessing, open_dataset, open_sample, preprocess
-from mmad_bank.data.preparation import preparation_of, prepare
-from mmad_bank.data.units import UNITS
+from mmad_bank.data.preparation import prepare
+from mmad_bank.data.prepared import preparation_of
 from mmad_bank.errors import InputError
 
 M3DM = Preprocessing(size=64)

@@ -440,7 +440,7 @@ def make_inputs(inputs: Path, names: set[str]) -> None:
 
     from mmad_bank import MemoryBank
     from mmad_bank.data import prepare
-    from mmad_bank.data.preprocessing import Preprocessing
+    from mmad_bank.data.recipes import Preprocessing
     from mmad_bank.synthetic import write_synthetic
 
     inputs.mkdir()

@@ -18,7 +18,7 @@ for package in ("timm", "scipy", "tifffile"):
 from test_frames import KEEP, SIZE, Colours, picture
 
 from mmad_bank.data import Preprocessing, Sample, open_dataset, prepare, preprocess
-from mmad_bank.data.preprocessing import OtherPreparation
+from mmad_bank.data.recipes import OtherPreparation
 from mmad_bank.data.sequences import as_samples
 from mmad_bank.errors import InputError
 from mmad_bank.evaluation import evaluate

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmad_bank._internal.checks import check_index
 from mmad_bank._internal.state_dicts import load_matching, read_torch
-from mmad_bank.data.preprocessing import normalise_rgb
+from mmad_bank.data.preprocessing import normalize_rgb
 from mmad_bank.errors import InputError
 
 CHANNELS, WIDTH = 384, 128
@@ -65,7 +65,7 @@ class PDN(nn.Module):
             raise InputError(
                 f"images: expected (B, 3, H, W) of {_SMALLEST} pixels or more a side, found {tuple(images.shape)}"
             )
-        x = F.avg_pool2d(F.relu(self.conv1(normalise_rgb(images))), 2, 2, 1)
+        x = F.avg_pool2d(F.relu(self.conv1(normalize_rgb(images))), 2, 2, 1)
         x = F.avg_pool2d(F.relu(self.conv2(x)), 2, 2, 1)
         return self.conv4(F.relu(self.conv3(x)))
 

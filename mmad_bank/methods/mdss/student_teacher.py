@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmad_bank._internal.checks import check_index
 from mmad_bank._internal.training import as_tensor, check_rate, generator_at, sample_order, seeded, train
-from mmad_bank.data._images import read_rgb
+from mmad_bank.data import read_rgb
 from mmad_bank.data.names import IMAGES, in_order, is_visible
 from mmad_bank.data.preprocessing import resize_bicubic
 from mmad_bank.errors import InputError
