@@ -23,6 +23,7 @@ from mmad_bank.data import Sample
 from mmad_bank.methods import Method, Part, Prediction
 from mmad_bank.methods.bank_method import window_cells
 from mmad_bank.methods.m3dm import M3DM
+from mmad_bank.methods.prediction import Gaussian
 
 
 class PlainM3DM(M3DM):
@@ -74,7 +75,7 @@ class PlainM3DM(M3DM):
             score = float(self.dlf_.fuse_images(images))
             fused = self.dlf_.fuse_pixels(maps)
         parts = {
-            name: Part(float(image), distances.view(self.grid), nearest.view(self.grid))
+            name: Part(float(image), distances.view(self.grid), nearest.view(self.grid), smoothing=Gaussian(self.sigma))
             for name, (distances, image, nearest) in found.items()
         }
         return Prediction(score, fused, sample, parts)

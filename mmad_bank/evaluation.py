@@ -25,7 +25,7 @@ from mmad_bank.data.sample import Sample
 from mmad_bank.data.sequences import as_samples
 from mmad_bank.errors import InputError, MissingExtraError, MmadBankError, NoneUsableError
 from mmad_bank.methods.base import Method, Part, Prediction, Samples
-from mmad_bank.methods.map_scale import FUSED
+from mmad_bank.methods.prediction import FUSED
 from mmad_bank.metrics import AUPRO, AUROC, LIMITS
 
 RESULT = "result"
@@ -215,7 +215,7 @@ def evaluate(
         raise InputError("dataset: expected test samples, found none")
     if not force:
         method.check(dataset, "dataset")
-    tally = _Tally(tuple(limits), getattr(method, "sigma", 4.0), examples, watch)
+    tally = _Tally(tuple(limits), examples, watch)
     bar = progress_bar("scoring test images", len(dataset)) if progress else nullcontext(lambda done: None)
     with bar as report, collect_times() as stages:
         for samples in _batches(dataset, batch, tally):
@@ -267,10 +267,9 @@ class _Tally:
     """What is known of the images so far."""
 
     def __init__(
-        self, limits: tuple[float, ...], sigma: float, n_examples: int, watch: Callable[[Prediction], None] | None
+        self, limits: tuple[float, ...], n_examples: int, watch: Callable[[Prediction], None] | None
     ) -> None:
-        self.limits, self.sigma = limits, sigma
-        self.n_examples, self.watch = n_examples, watch
+        self.limits, self.n_examples, self.watch = limits, n_examples, watch
         self.labels: dict[str, str] = {}
         self.scores: list[SampleScore] = []
         self.failed: dict[str, str] = {}
@@ -293,8 +292,7 @@ class _Tally:
         """Measure a prediction."""
         sample, number = prediction.sample, self.seen
         results = {name: part.score for name, part in prediction.parts.items()} if len(prediction.parts) > 1 else {}
-        maps = {name: prediction.parts[name].map(prediction.prepared_size, self.sigma) for name in results}
-        maps = {FUSED: prediction.prepared_map, **maps}
+        maps = prediction.prepared_maps()
         finite = all(math.isfinite(score) for score in (prediction.score, *results.values()))
         if not finite or not all(bool(torch.isfinite(values).all()) for values in maps.values()):
             self.fail(sample.id, InputError(f"{sample.id}: the method gave NaN or infinity"))

@@ -219,8 +219,8 @@ def describe_model(folder: Path, verify: bool = False) -> tuple[dict[str, Any], 
 
 
 def _read_model(folder: Path, verify: bool) -> dict[str, Any]:
-    from mmad_bank.methods.map_scale import FUSED
     from mmad_bank.methods.model_folder import MANIFEST, read_manifest, verify_files
+    from mmad_bank.methods.prediction import FUSED
 
     manifest = Manifest(str(folder / MANIFEST), read_manifest(folder))
     listed = manifest.optional_table("files")

@@ -30,8 +30,8 @@ from mmad_bank.extraction import RANDOM, Extractors, make_rgb_extractor, make_xy
 from mmad_bank.features.point_alignment import Recipe
 from mmad_bank.features.rgb import Precision as RGBPrecision
 from mmad_bank.methods.base import Method, Part, Prediction, Reason, Samples
-from mmad_bank.methods.map_scale import FUSED, distances_to_others, spread
-from mmad_bank.methods.prediction import check_place
+from mmad_bank.methods.map_scale import distances_to_others, spread
+from mmad_bank.methods.prediction import FUSED, Gaussian, check_place
 from mmad_bank.methods.training_features import IMAGES_AT_ONCE, Dumps, extract_split
 from mmad_bank.ops.knn import check_precision
 
@@ -320,7 +320,8 @@ class BankMethod(Method):
 
     def _part(self, scores: Scores, b: int, sample: Sample) -> Part:
         nearest = scores.nearest[b].view(self.grid).cpu()
-        return Part(float(scores.image[b]), scores.patch[b].view(self.grid).cpu(), nearest, sample.frame)
+        patch = scores.patch[b].view(self.grid).cpu()
+        return Part(float(scores.image[b]), patch, nearest, sample.frame, Gaussian(self.sigma))
 
     def explain(
         self, prediction: Prediction, part: str | None = None, *, place: tuple[int, int] | None = None, n: int = 4

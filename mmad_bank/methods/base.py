@@ -40,7 +40,7 @@ from mmad_bank.data.sequences import (
 )
 from mmad_bank.errors import FormatError, InputError, MmadBankError
 from mmad_bank.methods.inputs import Input, is_dataset, to_sample
-from mmad_bank.methods.map_scale import FUSED, MapScale, measure_scale, spread
+from mmad_bank.methods.map_scale import MapScale, measure_scale, spread
 from mmad_bank.methods.model_folder import (
     FORMAT,
     MANIFEST,
@@ -449,7 +449,7 @@ class Method(ABC):
                     sample = samples[number]
                     if not sample.label:  # the training left it out as well
                         prediction = self.predict_batch([sample])[0]
-                        maps = self.maps_of(prediction)
+                        maps = prediction.prepared_maps()
                         yield {name: picture_of(one, prediction.sample.frame) for name, one in maps.items()}
 
         origin = "validation images" if held_out else "training images, which the method was fitted on"
@@ -466,15 +466,6 @@ class Method(ABC):
 
         content = json.loads(stages.run("map-scale.json", write).read_text())
         return content and MapScale.from_json(content)
-
-    def maps_of(self, prediction: Prediction) -> dict[str, Tensor]:
-        """Return the prepared maps (S, S) of a prediction by result: its own, and its parts' if there are several."""
-        parts = prediction.parts if len(prediction.parts) > 1 else {}
-        sigma = getattr(self, "sigma", 4.0)
-        return {
-            FUSED: prediction.prepared_map,
-            **{name: one.map(prediction.prepared_size, sigma) for name, one in parts.items()},
-        }
 
     @abstractmethod
     def _predict(self, samples: list[Sample]) -> list[Prediction]:

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from mmad_bank._internal.progress import progress_bar
 from mmad_bank.bank import MemoryBank
+from mmad_bank.methods.prediction import FUSED
 
-FUSED = "fused"
-"""The name of a method's own result, beside those of its parts."""
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
 """What is kept of a distribution; the last is its maximum."""
 IMAGES = 16

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Protocol
 
 from torch import Tensor
 
@@ -14,10 +15,44 @@ from mmad_bank.data.sample import Sample, check_sample
 from mmad_bank.errors import InputError
 from mmad_bank.scoring import anomaly_map
 
+FUSED = "fused"
+"""The name of a method's own result, beside those of its parts."""
+
+
+class Smoothing(Protocol):
+    """How the scores of a part become its map."""
+
+    def __call__(self, scores: Tensor, size: tuple[int, int], /) -> Tensor:
+        """Bring scores (h, w) to a map (H, W) of the prepared square."""
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Scores are enlarged bilinearly and blurred, see :func:`mmad_bank.scoring.anomaly_map`.
+
+    Attributes:
+        sigma: Standard deviation of the Gaussian in pixels; 0 leaves the blur out.
+
+    Example:
+        >>> import torch
+        >>> Gaussian(0.0)(torch.eye(2), (2, 2))
+        tensor([[1., 0.],
+                [0., 1.]])
+    """
+
+    sigma: float = 4.0
+
+    def __call__(self, scores: Tensor, size: tuple[int, int], /) -> Tensor:
+        """Bring scores (h, w) to a map (H, W)."""
+        grid = int(scores.shape[0]), int(scores.shape[1])
+        return anomaly_map(scores.reshape(1, -1), grid, size, self.sigma)[0]
+
 
 @dataclass(frozen=True)
 class Part:
     """What one bank or branch of a method says of an image, before the parts are fused.
+
+    A part owns its map: it knows how the method smooths its scores. The map is made when it is asked for and not kept.
 
     Attributes:
         score: Of the image; padding has no say in it.
@@ -25,12 +60,14 @@ class Part:
             banks they repeat the nearest patch of the picture.
         nearest: (h, w) int64, the bank row that is nearest to each patch; None for a method without banks.
         frame: Where the grid lies in the picture; None where that is not known: all of it then.
+        smoothing: How the method makes a map of these scores.
     """
 
     score: float
     scores: Tensor
     nearest: Tensor | None = None
     frame: Frame | None = None
+    smoothing: Smoothing = Gaussian()
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -51,12 +88,12 @@ class Part:
         row, column = divmod(int(inside.argmax()), inside.shape[1])
         return row + rows.start, column + columns.start
 
-    def map(self, size: tuple[int, int], sigma: float = 4.0) -> Tensor:
-        """Return the scores as an anomaly map (H, W) of the prepared square.
+    def map(self, size: tuple[int, int]) -> Tensor:
+        """Return the map (H, W) that the method itself makes of these scores, float32, in the prepared square.
 
-        See :func:`mmad_bank.scoring.anomaly_map`, and :attr:`Prediction.frame` for the way to the picture.
+        See :attr:`Prediction.frame` for the way to the picture.
         """
-        return anomaly_map(self.scores.reshape(1, -1), self.grid, size, sigma)[0]
+        return self.smoothing(self.scores, size)
 
 
 @dataclass(frozen=True, repr=False)
@@ -105,6 +142,16 @@ class Prediction:
     def prepared_size(self) -> tuple[int, int]:
         """Height and width of the prepared square in pixels."""
         return int(self.prepared_map.shape[0]), int(self.prepared_map.shape[1])
+
+    def prepared_maps(self) -> dict[str, Tensor]:
+        """Return the prepared maps (S, S) by result: the method's own, and its parts' if there are several.
+
+        Example:
+            >>> list(model.predict(sample).prepared_maps())  # doctest: +SKIP
+            ['fused', 'xyz', 'rgb', 'fusion']
+        """
+        parts = self.parts if len(self.parts) > 1 else {}
+        return {FUSED: self.prepared_map, **{name: part.map(self.prepared_size) for name, part in parts.items()}}
 
     @cached_property
     def original(self) -> Sample:

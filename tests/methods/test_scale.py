@@ -17,6 +17,7 @@ from mmad_bank.data import Sample
 from mmad_bank.errors import FormatError
 from mmad_bank.methods import PatchCore
 from mmad_bank.methods.map_scale import MapScale, distances_to_others, measure_scale, spread
+from mmad_bank.methods.prediction import Gaussian
 
 pytest.importorskip("timm")
 
@@ -62,7 +63,7 @@ def test_scale_is_of_images_that_are_left_out(model: PatchCore, parts: list[Samp
         others = MemoryBank(bank.vectors[bank.source_rows // 64 != image])
         patches = model._patches_of(model.prepare(part))["rgb"]
         scores = others.score(patches).patch
-        maps.append(methods.Part(0.0, scores.view(8, 8)).map((SIZE, SIZE), model.sigma).numpy())
+        maps.append(Gaussian(model.sigma)(scores.view(8, 8), (SIZE, SIZE)).numpy())
     scale = model.map_scale_
     assert scale is not None
     assert scale.images == 3

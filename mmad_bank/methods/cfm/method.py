@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -34,6 +33,7 @@ from mmad_bank.features.point_alignment import Recipe, measured_points, nearest_
 from mmad_bank.features.point_mae import PointMAE
 from mmad_bank.features.rgb import Precision
 from mmad_bank.methods.base import Method, Part, Prediction, Samples, category_of
+from mmad_bank.methods.cfm.box_filters import BoxFilters
 from mmad_bank.methods.cfm.mappings import (
     MODALITIES,
     Architecture,
@@ -45,6 +45,7 @@ from mmad_bank.methods.cfm.mappings import (
     source_of,
     train_mappings,
 )
+from mmad_bank.methods.prediction import Gaussian, Smoothing
 from mmad_bank.methods.training_features import Dumps, extract_split
 
 Variant = Literal["L", "M", "S", "T"]
@@ -60,7 +61,6 @@ RGB_STAGES: dict[str, tuple[int, ...]] = {"L": EMBEDDED_STAGES, "M": (1, 2, 3), 
 
 TRAIN = "train"
 _PUBLISHED_GROUP, _PAPER_GROUP = 128, 32
-_BOXES = ((5, 5), (7, 3))  # width, and how often
 
 
 class CFM(Method):
@@ -252,16 +252,17 @@ class CFM(Method):
 
     def _part(self, discrepancy: Tensor, frame: Frame | None) -> Part:
         score = float(picture_of(self._smooth(discrepancy), frame).max())
-        return Part(score, discrepancy.view(self._map_size, self._map_size).cpu(), frame=frame)
+        own = discrepancy.view(self._map_size, self._map_size).cpu()
+        return Part(score, own, frame=frame, smoothing=self._smoothing)
+
+    @property
+    def _smoothing(self) -> Smoothing:
+        return Gaussian(self.sigma) if self.recipe == "paper" else BoxFilters()
 
     def _smooth(self, discrepancy: Tensor) -> Tensor:
         """Enlarge and smooth a map (map_size²,) to (image_size, image_size)."""
-        size, own = (self.image_size, self.image_size), (self._map_size, self._map_size)
-        if self.recipe == "paper":
-            return scoring.anomaly_map(discrepancy[None], own, size, self.sigma)[0]
-        enlarged = scoring.anomaly_map(discrepancy[None], own, size, 0.0)[0]
-        boxes = _box_filters(self.image_size).to(enlarged)
-        return boxes @ enlarged @ boxes.T
+        own = discrepancy.view(self._map_size, self._map_size)
+        return self._smoothing(own, (self.image_size, self.image_size))
 
     def _finish(self, smooth: Tensor, frame: Frame | None) -> tuple[float, Tensor]:
         """Return the score of the image, in which padding has no say, and the map."""
@@ -352,17 +353,6 @@ class _Images:
     def __getitem__(self, index: int, /) -> PixelFeatures:
         rows = {name: torch.from_numpy(np.array(table[index])) for name, table in self.dumps.items()}
         return self.method._pixels({name: tensor.to(self.method.device) for name, tensor in rows.items()})
-
-
-@lru_cache(maxsize=4)
-def _box_filters(n: int) -> Tensor:
-    """Return the (n, n) matrix of five averages over 5 and three over 7 pixels along a side, zero outside the image."""
-    matrix = torch.eye(n, dtype=torch.float64)
-    offsets = (torch.arange(n)[:, None] - torch.arange(n)).abs()
-    for width, times in _BOXES:
-        for _ in range(times):
-            matrix = (offsets <= width // 2).double() / width @ matrix
-    return matrix
 
 
 __all__ = ["CFM", "CrossmodalMapping", "MapExtractors", "aggregate"]

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -37,6 +37,7 @@ from mmad_bank.methods.mdss.signed_distance import (
     train_signed_distance,
 )
 from mmad_bank.methods.mdss.student_teacher import ImageFolder, Images, train_student, train_teacher
+from mmad_bank.methods.prediction import Gaussian
 from mmad_bank.methods.training_features import Seen
 
 BRANCHES = ("rgb", "xyz")
@@ -251,7 +252,7 @@ class MDSS(Method):
             prepared = usable(samples, self.prepare_for_training, unusable, normal=True)
             for sample in _counted("aligning the branches' maps", prepared, len(samples), stages.progress):
                 for name, part in self._parts([sample])[0].items():
-                    scores = picture_of(self._map(name, part), sample.frame)
+                    scores = picture_of(self._map(part), sample.frame)
                     moments[name].update(scores if self.statistics == "all" else scores[scores != 0])
             if len(unusable) == len(samples):
                 raise NoneUsableError("validation: no sample can be used", unusable)
@@ -268,7 +269,7 @@ class MDSS(Method):
         predictions = []
         for sample, parts in zip(samples, self._parts(samples), strict=True):
             with timed("alignment and map"):
-                maps = {name: self._map(name, part) for name, part in parts.items()}
+                maps = {name: self._map(part) for name, part in parts.items()}
                 if self.alignment_ is None:
                     ((name, whole),) = maps.items()
                     score = parts[name].score
@@ -314,12 +315,12 @@ class MDSS(Method):
         return scores.view(sample.size)
 
     def _part(self, name: str, scores: Tensor, frame: Frame | None) -> Part:
-        largest = picture_of(self._map(name, Part(0.0, scores)), frame).max()
-        return Part(float(largest), scores, frame=frame)
+        """Make a part of a branch's scores: only the 3-D ones are blurred."""
+        part = Part(0.0, scores, frame=frame, smoothing=Gaussian(self.sigma if name == "xyz" else 0.0))
+        return replace(part, score=float(picture_of(self._map(part), frame).max()))
 
-    def _map(self, name: str, part: Part) -> Tensor:
-        """Bring a branch's scores to the image; only the 3-D ones are blurred."""
-        return part.map((self.image_size, self.image_size), self.sigma if name == "xyz" else 0.0)
+    def _map(self, part: Part) -> Tensor:
+        return part.map((self.image_size, self.image_size))
 
     @property
     def nbytes(self) -> int:
