@@ -70,7 +70,7 @@ def run(
     folder: str | Path, *, n_train: int = 18, n_test: int = 18, size: int = 256, seed: int = 0, workers: int = 1,
     overwrite: bool = False, progress: bool = False, command: str | None = None,
 ) -> DemoResult:  # fmt: skip
-    """Synthesise a category, prepare it, fit M3DM with embedded extractors, evaluate it, and write a report.
+    """Synthesise a category, prepare it, fit M3DM with bundled extractors, evaluate it, and write a report.
 
     Stopped and run again in the same folder, it goes on where it was.
 
@@ -195,15 +195,14 @@ def _synthesise(folder: Path, settings: dict[str, Any], workers: int, progress: 
 
 
 def _fit(folder: Path, train: SampleDataset, seed: int, progress: bool) -> None:
-    """Fit M3DM with its embedded defaults and save it."""
+    """Fit M3DM with its bundled defaults and save it."""
     from mmad_bank._internal.resume import remove_stages
     from mmad_bank.data import open_dataset
-    from mmad_bank.embedded import embedded_arguments
     from mmad_bank.methods import M3DM
 
     validation = open_dataset(folder / "prepared", CATEGORY, "validation")
     workdir = folder / "model.fit"
-    method = M3DM(**{**embedded_arguments(M3DM), "seed": seed})
+    method = M3DM(**{**M3DM.bundled_arguments(), "seed": seed})
     method.fit(train, validation=validation, workdir=workdir, progress=progress).save(folder / "model")
     remove_stages(workdir)
 

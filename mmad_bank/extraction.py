@@ -30,9 +30,9 @@ from mmad_bank.features.point_mae import PointMAE
 from mmad_bank.features.rgb import Precision, RGBExtractor
 
 Modality = Literal["rgb", "xyz"]
-EMBEDDED_RGB = "efficientnet_lite0"
+BUNDLED_RGB = "efficientnet_lite0"
 """The RGB extractor whose weights come from the package index."""
-EMBEDDED_STAGES = (1, 2, 4)
+BUNDLED_STAGES = (1, 2, 4)
 """Its stages for banks: strides 4, 8 and 16, the middle of the network, as PatchCore advises (section 3.1)."""
 PRETRAINED, RANDOM = "pretrained", "random"
 _NOTED_EVERY = 10.0  # seconds
@@ -108,7 +108,7 @@ def make_rgb_extractor(
         layers: stages or blocks, default the extractor's own.
         grid: (h, w) of the patches.
         image_size: pixels a side.
-        precision: of the products; the embedded network always takes float32.
+        precision: of the products; the bundled network always takes float32.
 
     Raises:
         InputError: The model is unknown, or its weights cannot be had.
@@ -118,7 +118,7 @@ def make_rgb_extractor(
         >>> make_rgb_extractor("efficientnet_lite0", "random").dim
         656
     """
-    if model == EMBEDDED_RGB:
+    if model == BUNDLED_RGB:
         options: dict[str, Any] = {} if layers is None else {"stages": tuple(layers)}
         with doing(f"loading {model}"):
             network = EfficientNetLite0(grid=grid, pretrained=weights == PRETRAINED, **options)

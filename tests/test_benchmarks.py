@@ -712,7 +712,7 @@ def test_a_teacher_of_other_categories_or_settings_is_another_one(module, monkey
     first, again, other = (accuracy._arguments_of("MDSS", job)["teacher"] for job in (one, one, two))
     assert first == again != other
     assert distilled == [accuracy.QUICK["n_train"], 2 * accuracy.QUICK["n_train"]]
-    monkeypatch.setattr(accuracy.MDSS, "embedded", {**accuracy.MDSS.embedded, "pdn_width": 9})
+    monkeypatch.setattr(accuracy.MDSS, "bundled", {**accuracy.MDSS.bundled, "pdn_width": 9})
     accuracy._arguments_of("MDSS", one)
     assert distilled[2:] == [accuracy.QUICK["n_train"]]
 

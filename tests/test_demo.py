@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> demo.DemoResult:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(M3DM, "embedded", {**M3DM.embedded, "uff_steps": 2, "uff_batch": 2})
+        patch.setattr(M3DM, "bundled", {**M3DM.bundled, "uff_steps": 2, "uff_batch": 2})
         return demo.run(tmp_path_factory.mktemp("demo"), n_train=3, n_test=6, size=160)
 
 

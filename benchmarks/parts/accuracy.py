@@ -26,7 +26,6 @@ from common import Column, Table, chosen, working_folder
 from mmad_bank._internal.resume import Stages
 from mmad_bank._internal.tensor_files import write_tensors
 from mmad_bank.data import Preprocessing, open_dataset, prepare
-from mmad_bank.embedded import embedded_arguments
 from mmad_bank.evaluation import FUSED, evaluate
 from mmad_bank.methods import Method, method_class
 from mmad_bank.methods.mdss import MDSS
@@ -126,7 +125,7 @@ def _teacher(job: _Job) -> Path:
 
     Its path names the categories by their number, so that results of another teacher are not taken for this one's.
     """
-    arguments = _embedded(MDSS, job)
+    arguments = _bundled(MDSS, job)
     folder = job.root / f"seed-{job.seed}-teacher-of-{len(job.categories)}"
 
     def make(path: Path) -> None:
@@ -163,9 +162,9 @@ def _measure(job: _Job) -> list[dict[str, Any]]:
     return rows
 
 
-def _embedded(cls: type[Method], job: _Job) -> dict[str, Any]:
+def _bundled(cls: type[Method], job: _Job) -> dict[str, Any]:
     """Return what all contestants of a method share of their constructor's arguments."""
-    return {**embedded_arguments(cls), **(_few_steps(cls) if job.quick else {}), "seed": job.seed}
+    return {**cls.bundled_arguments(), **(_few_steps(cls) if job.quick else {}), "seed": job.seed}
 
 
 def _arguments_of(name: str, job: _Job) -> dict[str, Any]:
@@ -173,7 +172,7 @@ def _arguments_of(name: str, job: _Job) -> dict[str, Any]:
     method, changes = CONTESTANTS[name]
     cls = method_class(method)
     teacher = {"teacher": str(_teacher(job))} if cls is MDSS else {}
-    return {**_embedded(cls, job), **teacher, **changes}
+    return {**_bundled(cls, job), **teacher, **changes}
 
 
 def _measure_one(name: str, arguments: dict[str, Any], job: _Job, fitted: dict[str, Method]) -> list[dict[str, Any]]:

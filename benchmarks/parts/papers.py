@@ -25,7 +25,6 @@ from mmad_bank._internal.resume import Stages, remove_stages
 from mmad_bank.cli._options import check_device
 from mmad_bank.data import Preprocessing, SampleDataset, categories_of, few_shot, open_dataset, prepare
 from mmad_bank.data.layouts import layout_of
-from mmad_bank.embedded import embedded_arguments
 from mmad_bank.errors import InputError, MmadBankError
 from mmad_bank.evaluation import FUSED, Evaluation, Metrics, evaluate
 from mmad_bank.methods import Method, method_class
@@ -122,7 +121,7 @@ def _models(arguments: argparse.Namespace) -> dict[str, Method]:
     for name in _chosen(arguments.methods):
         method, changes = CONTESTANTS[name]
         cls = method_class(method)
-        given = {**(embedded_arguments(cls) if arguments.bundled else {}), **changes, "device": device}
+        given = {**(cls.bundled_arguments() if arguments.bundled else {}), **changes, "device": device}
         own = cls(**given).arguments()
         files = {key: path for key, path in weights.items() if own.get(WEIGHTS[key][1]) == WEIGHTS[key][2]}
         used |= files.keys()

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 from mmad_bank import methods
-from mmad_bank.embedded import embedded_arguments
 from mmad_bank.methods import Method
 
 _HEAD = """# Methods' parameters
@@ -55,7 +54,7 @@ def page() -> str:
 
 def _section(name: str) -> str:
     method = methods.method_class(name)
-    bundled = embedded_arguments(method)
+    bundled = method.bundled_arguments()
     lines = [f"## {method.__name__}", "", f"[What it is and how to run it](../methods/{name}.md).", ""]
     lines += ["| argument | type and choices | default | bundled | effect |", "| --- | --- | --- | --- | --- |"]
     for one in arguments(method):

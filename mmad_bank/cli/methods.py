@@ -319,9 +319,8 @@ class _Job:
         """Put the constructor's arguments together; what --set says comes last. The constructor checks them."""
         from mmad_bank.cli._arguments import parse_settings
         from mmad_bank.cli._group import spelling
-        from mmad_bank.embedded import embedded_arguments
 
-        arguments = embedded_arguments(self.method) if embedded else {}
+        arguments = self.method.bundled_arguments() if embedded else {}
         names = self.method.argument_names()
         arguments |= {n: v for n, v in (("seed", self.seed), ("device", device)) if n in names}
         chosen = parse_settings(self.method, settings)

@@ -39,6 +39,7 @@ from mmad_bank.data.sequences import (
     recipe_of_samples,
 )
 from mmad_bank.errors import FormatError, InputError, MmadBankError
+from mmad_bank.extraction import BUNDLED_RGB, PRETRAINED
 from mmad_bank.methods.inputs import Input, is_dataset, to_sample
 from mmad_bank.methods.map_scale import MapScale, measure_scale, spread
 from mmad_bank.methods.model_folder import (
@@ -57,6 +58,8 @@ from mmad_bank.methods.prediction import Part, Prediction, Reason
 
 AnyMethod = TypeVar("AnyMethod", bound="Method")
 __all__ = ["MANIFEST", "Method", "Part", "Prediction", "Reason", "Samples", "read_manifest"]
+BUNDLED: Mapping[str, Any] = {"rgb": BUNDLED_RGB, "rgb_weights": PRETRAINED, "xyz": "fpfh"}
+"""Arguments for extractors whose weights come with a package, or that have none: nothing is downloaded."""
 _AT_ONCE = 8  # samples of a list that are scored together
 
 
@@ -80,8 +83,8 @@ class Method(ABC):
     """In a model's folder and on the command line."""
     recipe_of_data: ClassVar[str] = "m3dm"
     """Whose preprocessing of MVTec 3D-AD the method takes, see :class:`mmad_bank.data.Preprocessing`."""
-    embedded: ClassVar[Mapping[str, Any]] = {}
-    """Arguments that suit the embedded extractors and small data sets, beside :data:`mmad_bank.embedded.EMBEDDED`."""
+    bundled: ClassVar[Mapping[str, Any]] = {}
+    """Arguments that suit the bundled extractors and small data sets, beside :data:`BUNDLED`."""
 
     image_size: int
     seed: int
@@ -373,6 +376,18 @@ class Method(ABC):
             ('rgb', 'rgb_weights')
         """
         return tuple(inspect.signature(cls).parameters)
+
+    @classmethod
+    def bundled_arguments(cls) -> dict[str, Any]:
+        """Return the arguments for the bundled extractors that the constructor takes: nothing is downloaded.
+
+        Example:
+            >>> from mmad_bank.methods import PatchCore
+            >>> PatchCore.bundled_arguments()
+            {'rgb': 'efficientnet_lite0', 'rgb_weights': 'pretrained', 'rgb_layers': (1, 2, 4)}
+        """
+        names = cls.argument_names()
+        return {**{name: value for name, value in BUNDLED.items() if name in names}, **cls.bundled}
 
     def prepare(self, sample: Sample, *, force: bool = False) -> Sample:
         """Preprocess a sample as those that the method was fitted on, unless that has been done.

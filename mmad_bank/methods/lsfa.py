@@ -13,7 +13,7 @@ from mmad_bank._internal.resume import Stages
 from mmad_bank.adaptation.lsfa import LOSSES, Compactness, FeatureAdaptation, Layer, Prototype, train_adaptation
 from mmad_bank.bank import Scores
 from mmad_bank.errors import InputError
-from mmad_bank.extraction import EMBEDDED_STAGES, PRETRAINED, Extractors
+from mmad_bank.extraction import BUNDLED_STAGES, PRETRAINED, Extractors
 from mmad_bank.features.point_alignment import Recipe
 from mmad_bank.features.rgb import Precision
 from mmad_bank.methods.bank_method import PointBankMethod
@@ -75,8 +75,8 @@ class LSFA(PointBankMethod):
     """
 
     name: ClassVar[str] = "lsfa"
-    embedded: ClassVar[Mapping[str, Any]] = {
-        "rgb_layers": EMBEDDED_STAGES, "grid": (28, 28), "adaptor": "residual", "adaptation_steps": 60,
+    bundled: ClassVar[Mapping[str, Any]] = {
+        "rgb_layers": BUNDLED_STAGES, "grid": (28, 28), "adaptor": "residual", "adaptation_steps": 60,
         "adaptation_batch": 4, "adaptation_patches": 256, "queue_size": 5000,
     }  # fmt: skip
 

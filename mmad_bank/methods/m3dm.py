@@ -19,7 +19,7 @@ from mmad_bank.bank import MemoryBank, Scores
 from mmad_bank.bank.provenance import Source
 from mmad_bank.data.frame import Frame
 from mmad_bank.errors import InputError
-from mmad_bank.extraction import EMBEDDED_STAGES, PRETRAINED
+from mmad_bank.extraction import BUNDLED_STAGES, PRETRAINED
 from mmad_bank.features.point_alignment import Recipe
 from mmad_bank.features.rgb import Precision
 from mmad_bank.fusion import DecisionFusion, FeatureFusion, train_fusion
@@ -94,14 +94,14 @@ class M3DM(PointBankMethod):
         InputError: ``banks``, ``fusion`` or ``decision`` is none of the above.
 
     Example:
-        >>> embedded = M3DM("efficientnet_lite0", xyz="fpfh", uff_steps=100, uff_batch=8, uff_patches=128)
-        >>> embedded.banks
+        >>> bundled = M3DM("efficientnet_lite0", xyz="fpfh", uff_steps=100, uff_batch=8, uff_patches=128)
+        >>> bundled.banks
         ('xyz', 'rgb', 'fusion')
     """
 
     name: ClassVar[str] = "m3dm"
-    embedded: ClassVar[Mapping[str, Any]] = {
-        "rgb_layers": EMBEDDED_STAGES, "uff_steps": 300, "uff_lr": 3e-4, "uff_batch": 8, "uff_patches": 96,
+    bundled: ClassVar[Mapping[str, Any]] = {
+        "rgb_layers": BUNDLED_STAGES, "uff_steps": 300, "uff_lr": 3e-4, "uff_batch": 8, "uff_patches": 96,
     }  # fmt: skip
 
     uff_: FeatureFusion | None

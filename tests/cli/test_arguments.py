@@ -10,7 +10,6 @@ from typer.testing import CliRunner
 from mmad_bank.cli import app
 from mmad_bank.cli._arguments import argument_types, describe, parse, parse_settings
 from mmad_bank.cli._group import spelling
-from mmad_bank.embedded import embedded_arguments
 from mmad_bank.errors import InputError, NoneUsableError
 from mmad_bank.methods import method_class, names
 
@@ -55,12 +54,12 @@ def test_values_of_another_type(text: str, hint: Any) -> None:
 
 @pytest.mark.parametrize("name", names())
 def test_every_method_can_be_set(name: str) -> None:
-    """All arguments have types that can be described, and embedded defaults that are arguments."""
+    """All arguments have types that can be described, and bundled defaults that are arguments."""
     method = method_class(name)
     types = argument_types(method)
     assert all(describe(hint) for hint in types.values())
-    assert set(embedded_arguments(method)) <= set(types)
-    method(**embedded_arguments(method))
+    assert set(method.bundled_arguments()) <= set(types)
+    method(**method.bundled_arguments())
 
 
 def test_errors_name_the_argument() -> None:

@@ -13,7 +13,6 @@ from small_parts import RGB, SIZE, a_part
 
 from mmad_bank import MemoryBank, methods
 from mmad_bank.data import Sample
-from mmad_bank.embedded import embedded_arguments
 from mmad_bank.errors import FormatError, InputError
 from mmad_bank.fusion import FeatureFusion
 from mmad_bank.methods import BTF, M3DM, PatchCore
@@ -292,8 +291,8 @@ def test_samples_prepared_in_another_size_are_refused(fitted: M3DM) -> None:
 
 
 @pytest.mark.parametrize("method", [PatchCore, BTF, M3DM])
-def test_embedded_arguments_fit_the_constructor(method: type) -> None:
-    assert method(**embedded_arguments(method)).rgb == "efficientnet_lite0"
+def test_bundled_arguments_fit_the_constructor(method: type) -> None:
+    assert method(**method.bundled_arguments()).rgb == "efficientnet_lite0"
 
 
 # Resuming.

@@ -20,8 +20,8 @@ from mmad_bank.data.sample import Sample
 from mmad_bank.data.sequences import categories_of_samples, named
 from mmad_bank.errors import InputError
 from mmad_bank.extraction import (
-    EMBEDDED_RGB,
-    EMBEDDED_STAGES,
+    BUNDLED_RGB,
+    BUNDLED_STAGES,
     PRETRAINED,
     RANDOM,
     Extractors,
@@ -56,8 +56,8 @@ RGB_LAYERS: dict[str, tuple[int, ...]] = {"L": (11,), "M": (7,), "S": (3,), "T":
 """Transformer blocks of ViT-B whose tokens a variant takes, counted from 0."""
 XYZ_LAYERS: dict[str, tuple[int, ...]] = {"L": (3, 7, 11), "M": (1, 4, 7), "S": (1, 2, 3), "T": (0,)}
 """The same of Point-MAE."""
-RGB_STAGES: dict[str, tuple[int, ...]] = {"L": EMBEDDED_STAGES, "M": (1, 2, 3), "S": (1, 2), "T": (1,)}
-"""Stages of the embedded extractor, which is no transformer."""
+RGB_STAGES: dict[str, tuple[int, ...]] = {"L": BUNDLED_STAGES, "M": (1, 2, 3), "S": (1, 2), "T": (1,)}
+"""Stages of the bundled extractor, which is no transformer."""
 
 TRAIN = "train"
 _PUBLISHED_GROUP, _PAPER_GROUP = 128, 32
@@ -120,7 +120,7 @@ class CFM(Method):
 
     name: ClassVar[str] = "cfm"
     recipe_of_data: ClassVar[str] = "cfm"
-    embedded: ClassVar[Mapping[str, Any]] = {"epochs": 50, "pixels_per_image": 1024}
+    bundled: ClassVar[Mapping[str, Any]] = {"epochs": 50, "pixels_per_image": 1024}
 
     extractors_: MapExtractors
     mappings_: dict[str, CrossmodalMapping]
@@ -183,7 +183,7 @@ class CFM(Method):
     # Sections 3.1 and 3.4: features, of transformers that end early.
 
     def _networks(self, weights: str | None) -> dict[str, nn.Module]:
-        layers = self.rgb_layers or (RGB_STAGES if self.rgb == EMBEDDED_RGB else RGB_LAYERS)[self.variant]
+        layers = self.rgb_layers or (RGB_STAGES if self.rgb == BUNDLED_RGB else RGB_LAYERS)[self.variant]
         rgb = make_rgb_extractor(
             self.rgb, weights or self.rgb_weights, layers=layers, grid=self.grid, image_size=self.image_size,
             precision=self.precision,

@@ -24,7 +24,7 @@ from mmad_bank._internal.training import seeded
 from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.sample import Sample
 from mmad_bank.errors import InputError, NoneUsableError
-from mmad_bank.extraction import EMBEDDED_RGB, PRETRAINED, make_rgb_extractor, usable
+from mmad_bank.extraction import BUNDLED_RGB, PRETRAINED, make_rgb_extractor, usable
 from mmad_bank.features.point_alignment import measured_points
 from mmad_bank.features.rgb import Precision
 from mmad_bank.methods.base import Method, Part, Prediction, Samples
@@ -107,7 +107,7 @@ class MDSS(Method):
     """
 
     name: ClassVar[str] = "mdss"
-    embedded: ClassVar[Mapping[str, Any]] = {
+    bundled: ClassVar[Mapping[str, Any]] = {
         # PDN sees 33 pixels, so that it can learn the extractor's early stages only.
         "rgb_layers": (1, 2), "channels": 64, "pdn_width": 8, "teacher_steps": 300, "teacher_batch": 4,
         "teacher_lr": 2e-3, "student_steps": 400, "coverage": (5.0, 5.0), "sdf_steps": 1200, "sdf_batch": 12,
@@ -123,7 +123,7 @@ class MDSS(Method):
 
     def __init__(
         self,
-        rgb: str = EMBEDDED_RGB,
+        rgb: str = BUNDLED_RGB,
         rgb_weights: str = PRETRAINED,
         *,
         rgb_layers: tuple[int, ...] | None = None,
