@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmad_bank import metrics
 from mmad_bank.errors import InputError
-from mmad_bank.metrics import AUPRO, AUROC, UndefinedMetricWarning, aupro, auroc
+from mmad_bank.metrics import AUPRO, AUROC, UndefinedMetricWarning, aupro, auroc, score_set
 
 measure = pytest.importorskip("skimage.measure")
 
@@ -138,7 +137,7 @@ def test_scores_past_the_memory_limit_go_to_a_file_and_change_nothing(monkeypatc
     masks, maps = images(6, n=8, levels=50)
     maps[2] *= -1e30
     expected = AUPRO(), AUPRO(n_thresholds=None), AUROC()
-    monkeypatch.setattr(metrics, "_RUN", 1000)
+    monkeypatch.setattr(score_set, "_RUN", 1000)
     small = AUPRO(memory=8000), AUPRO(n_thresholds=None, memory=0), AUROC(memory=0)
     for one, other in zip(expected, small, strict=True):
         one.update(masks, maps)
@@ -164,7 +163,7 @@ def test_computing_in_between_changes_nothing() -> None:
 @pytest.mark.parametrize("value", [0.0, -0.0, -3.5, 1e-45, -1e-45, 3.4e38, -3.4e38])
 def test_ranks_of_extreme_scores(value: float) -> None:
     values = np.array([value, 1.0, -1.0, 0.5, value], dtype=np.float32)
-    store = metrics._ScoreSet(1 << 20)
+    store = score_set.ScoreSet(1 << 20)
     store.add(values + np.float32(0))
     assert np.array_equal(store.at(np.arange(5)), np.sort(values))
     assert np.array_equal(store.at(np.array([3, 0])), np.sort(values)[[3, 0]])
@@ -172,11 +171,11 @@ def test_ranks_of_extreme_scores(value: float) -> None:
 
 @pytest.mark.parametrize("spread", [1e-6, 1.0, 1e30])
 def test_ranks_and_counts_are_those_of_the_sorted_whole(monkeypatch: pytest.MonkeyPatch, spread: float) -> None:
-    monkeypatch.setattr(metrics, "_RUN", 700)
+    monkeypatch.setattr(score_set, "_RUN", 700)
     rng = np.random.default_rng(8)
     values = (spread * rng.normal(size=3000)).astype(np.float32)
     values[::7] = values[3]  # many of one score
-    store = metrics._ScoreSet(4000)
+    store = score_set.ScoreSet(4000)
     for part in np.split(values, [5, 1000, 1001]):
         store.add(part)
     whole, ranks = np.sort(values), rng.integers(0, 3000, 40)
