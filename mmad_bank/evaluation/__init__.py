@@ -1,0 +1,14 @@
+"""Evaluation of a method on a test split: the field's metrics, in bounded memory, and what a report needs.
+
+Every image is scored, measured and let go. Kept are its scores, the sorted scores of its pixels (see
+:mod:`mmad_bank.metrics`), and the few predictions that are to be shown.
+"""
+
+from mmad_bank.evaluation.results import RESULT, ROLES, Curve, Evaluation, Example, Metrics, SampleScore, Summary, word
+from mmad_bank.evaluation.running import evaluate
+from mmad_bank.methods.prediction import FUSED
+
+__all__ = [
+    "FUSED", "RESULT", "ROLES", "Curve", "Evaluation", "Example", "Metrics", "SampleScore", "Summary", "evaluate",
+    "word",
+]  # fmt: skip

@@ -1,0 +1,110 @@
+"""A method on a test split, a batch at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+
+from mmad_bank._internal.checks import check_index
+from mmad_bank._internal.progress import doing, progress_bar
+from mmad_bank._internal.timing import collect_times, timed
+from mmad_bank.data.sample import Sample
+from mmad_bank.data.sequences import as_samples
+from mmad_bank.errors import InputError, MissingExtraError, MmadBankError, NoneUsableError
+from mmad_bank.evaluation.results import Evaluation
+from mmad_bank.evaluation.tally import Tally
+from mmad_bank.methods.base import Method, Prediction, Samples
+from mmad_bank.metrics import LIMITS
+
+
+def evaluate(
+    method: Method,
+    dataset: Samples,
+    *,
+    limits: Sequence[float] = LIMITS,
+    batch: int = 1,
+    examples: int = 0,
+    watch: Callable[[Prediction], None] | None = None,
+    force: bool = False,
+    progress: bool = False,
+) -> Evaluation:
+    """Score a test split and measure the result: the method's own, each of its parts', and by kind of defect.
+
+    Memory does not grow with the number of images, but for 4 bytes a pixel of each result, on disk past a limit. A
+    sample that cannot be read or scored is left out and named; anomalous samples without a mask count for I-AUROC only.
+    Pixels are those of the prepared square, as in the papers, but for its padding, which is in no picture.
+
+    Args:
+        method: A fitted one.
+        dataset: Good and anomalous samples, raw or prepared, usually a category's test split.
+        limits: False positive rates in (0, 1] up to which AUPRO integrates.
+        batch: Images scored together. Scores do not depend on it, up to rounding.
+        examples: Predictions of each role to keep for a report.
+        watch: Is shown every prediction that counts, in the order of ``scores``
+            (:meth:`mmad_bank.report.Report.watch` keeps small pictures of them).
+        force: Evaluate on data that the method was not made for too (prepared otherwise, of other categories); the
+            evaluation's notes say so.
+        progress: Show a bar on a terminal.
+
+    Raises:
+        InputError: There is no sample, or none can be scored; the reason is the first one's. Or the method was not made
+            for the data.
+
+    Example:
+        >>> evaluation = evaluate(model, open_dataset("parts", "bagel", "test"))  # doctest: +SKIP
+        >>> evaluation.metrics["fused"].image_auroc  # doctest: +SKIP
+        0.953
+    """
+    check_index(batch, "batch", 1, 2**31 - 1, "images scored together")
+    dataset = as_samples(dataset, "dataset")
+    if len(dataset) == 0:
+        raise InputError("dataset: expected test samples, found none")
+    if not force:
+        method.check(dataset, "dataset")
+    tally = Tally(tuple(limits), examples, watch)
+    bar = progress_bar("scoring test images", len(dataset)) if progress else nullcontext(lambda done: None)
+    with bar as report, collect_times() as stages:
+        for samples in _batches(dataset, batch, tally):
+            for prediction in _score(method, samples, tally, force):
+                tally.add(prediction)
+            report(tally.seen)
+    if not tally.scores:
+        raise NoneUsableError("dataset: no sample can be scored", tally.failed)
+    with doing("computing the metrics"):
+        return tally.finish(method.name, dict(stages))
+
+
+def _batches(dataset: Samples, batch: int, tally: Tally) -> Iterator[list[Sample]]:
+    """Read the samples that can be read, a batch at a time."""
+    records = getattr(dataset, "records", None)
+    waiting: list[Sample] = []
+    for number in range(len(dataset)):
+        try:
+            with timed("reading"):
+                waiting.append(dataset[number])
+        except MissingExtraError:
+            raise
+        except MmadBankError as error:
+            tally.fail(records[number].id if records is not None else str(number), error)
+        if len(waiting) == batch:
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting
+
+
+def _score(method: Method, samples: list[Sample], tally: Tally, force: bool) -> list[Prediction]:
+    """Score a batch; where it fails, one by one, so that a sample that cannot be used costs itself only."""
+    begin = time.perf_counter()
+    try:
+        predictions = method.predict_batch(samples, force=force)
+    except MissingExtraError:
+        raise
+    except MmadBankError as error:
+        if len(samples) > 1:
+            return [one for sample in samples for one in _score(method, [sample], tally, force)]
+        tally.fail(samples[0].id, error)
+        return []
+    tally.seconds += time.perf_counter() - begin
+    return predictions
