@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmad_bank._internal.batches import run_batch
 from mmad_bank._internal.files import replacing, write_text
 from mmad_bank._internal.manifest import Manifest, read_json
 from mmad_bank._internal.progress import doing, progress_bar
@@ -480,15 +481,16 @@ def extract_to(
 def _describe(
     samples: list[Sample], extractors: Extractors, skipped: dict[str, str]
 ) -> list[dict[str, Tensor] | None]:
-    """Describe a batch; where it fails, one by one, so that a sample that cannot be used costs itself only."""
-    try:
-        features = extractors(samples)
-    except InputError as error:
-        if len(samples) > 1:
-            return [one for sample in samples for one in _describe([sample], extractors, skipped)]
-        skipped[samples[0].id or "sample"] = str(error)
-        return [None]
-    return [{name: rows[b] for name, rows in features.items()} for b in range(len(samples))]
+    """Describe a batch; a sample that cannot be used costs itself only."""
+
+    def describe(part: list[Sample]) -> list[dict[str, Tensor]]:
+        features = extractors(part)
+        return [{name: rows[b] for name, rows in features.items()} for b in range(len(part))]
+
+    def skip(sample: Sample, error: MmadBankError) -> None:
+        skipped[sample.id or "sample"] = str(error)
+
+    return run_batch(describe, samples, skip)
 
 
 def _shorten(path: Path, n_images: int) -> None:

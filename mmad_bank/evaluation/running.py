@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 
+from mmad_bank._internal.batches import run_batch
 from mmad_bank._internal.checks import check_index
 from mmad_bank._internal.progress import doing, progress_bar
 from mmad_bank._internal.timing import collect_times, timed
@@ -67,7 +68,8 @@ def evaluate(
     with bar as report, collect_times() as stages:
         for samples in _batches(dataset, batch, tally):
             for prediction in _score(method, samples, tally, force):
-                tally.add(prediction)
+                if prediction is not None:
+                    tally.add(prediction)
             report(tally.seen)
     if not tally.scores:
         raise NoneUsableError("dataset: no sample can be scored", tally.failed)
@@ -94,17 +96,13 @@ def _batches(dataset: Samples, batch: int, tally: Tally) -> Iterator[list[Sample
         yield waiting
 
 
-def _score(method: Method, samples: list[Sample], tally: Tally, force: bool) -> list[Prediction]:
-    """Score a batch; where it fails, one by one, so that a sample that cannot be used costs itself only."""
-    begin = time.perf_counter()
-    try:
-        predictions = method.predict_batch(samples, force=force)
-    except MissingExtraError:
-        raise
-    except MmadBankError as error:
-        if len(samples) > 1:
-            return [one for sample in samples for one in _score(method, [sample], tally, force)]
-        tally.fail(samples[0].id, error)
-        return []
-    tally.seconds += time.perf_counter() - begin
-    return predictions
+def _score(method: Method, samples: list[Sample], tally: Tally, force: bool) -> list[Prediction | None]:
+    """Score a batch; a sample that cannot be used costs itself only, and no time is counted for it."""
+
+    def score(part: list[Sample]) -> list[Prediction]:
+        begin = time.perf_counter()
+        predictions = method.predict_batch(part, force=force)
+        tally.seconds += time.perf_counter() - begin
+        return predictions
+
+    return run_batch(score, samples, lambda sample, error: tally.fail(sample.id, error))
