@@ -27,7 +27,10 @@ from common import ROOT, Column, Table, add_part, print_table, result, versions_
 from torch import Tensor
 
 from mmad_bank import MemoryBank, scoring
-from mmad_bank.ops import _cuda, _k_center_torch
+from mmad_bank.ops import _cuda
+from mmad_bank.ops._cuda import device as device_module
+from mmad_bank.ops._cuda import operand
+from mmad_bank.ops._torch.k_center_greedy import select as select_by_torch
 
 DEVICE = "cuda"
 PARTS = ("tests", "sanitizer", "knn", "k_center", "host_memory", "score", "points", "growth")
@@ -287,7 +290,7 @@ def _run_selection(run: Run, table: Table) -> None:
     ratio = loop / ours
     run.target(f"k-centre {size}", ">= 30 times the float16 loop", f"{ratio:.1f} times", ratio >= 30)
     checked = min(CHECKED_PICKS, n_select)
-    exact = _k_center_torch.select(features, None, checked, 0, -1.0, None)[0]
+    exact = select_by_torch(features, None, checked, 0, -1.0, None)[0]
     same = int((exact == picks[:checked]).sum())
     run.target(f"k-centre {size}: picks of the float64 loop", f"all of {checked}", str(same), same == checked)
 
@@ -332,18 +335,18 @@ def _streamed_selections(run: Run) -> Table:
     del features
     columns = [Column("name", "rows and their 16-bit copy"), Column("seconds", "s", ".3f"), Column("blocks", "blocks")]
     table = Table(f"Greedy k-centre from host memory, {count} x {dim} -> {n_select}", columns)
-    tiles = _cuda._native.tiles(count)
-    original = _cuda.resident_tiles
+    tiles = device_module.native.tiles(count)
+    original = operand.resident_tiles
     names = {tiles: "copy on the device", tiles // 2: "half of the copy streamed", 0: "all of the copy streamed"}
     for resident, name in names.items():
         blocks: list[int] = []
-        _cuda.resident_tiles = lambda *_, kept=resident: kept
+        operand.resident_tiles = lambda *_, kept=resident: kept
         try:
             begin = time.perf_counter()
             found = _cuda.k_center_greedy(host, None, n_select, 0, -1.0, blocks.append, device=DEVICE)[0]
             seconds = time.perf_counter() - begin
         finally:
-            _cuda.resident_tiles = original
+            operand.resident_tiles = original
         table.rows.append({"name": name, "seconds": seconds, "blocks": len(blocks)})
         same = torch.equal(found, expected)
         run.target(f"k-centre from host memory, {name}: the same rows", "all", "yes" if same else "no", same)

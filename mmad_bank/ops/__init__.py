@@ -1,7 +1,7 @@
 """The engine's operations: tensors in and out, CPU or CUDA by the tensors' device."""
 
 from mmad_bank.ops import _registration as _registration  # makes torch.ops.mmad_bank
-from mmad_bank.ops._devices import resolve_device, selection_fits
+from mmad_bank.ops._dispatch import resolve_device, selection_fits
 from mmad_bank.ops._system import system_info
 from mmad_bank.ops.farthest_point_sample import farthest_point_sample
 from mmad_bank.ops.interpolate_features import interpolate_features

@@ -1,9 +1,9 @@
 """The ops as PyTorch custom operators, ``torch.ops.mmad_bank.*``, with fake kernels.
 
 ``torch.compile``, ``torch.export`` and CUDA graphs see one opaque node with known output shapes. On the CPU an operator
-is the public function, checks and all. On a CUDA device that the native kernels run on, it goes straight to them and
-never waits for the device, so that it can be captured in a CUDA graph; :func:`k_center_greedy` alone cannot. There is
-no gradient.
+is the public function, checks and all. On a CUDA device that the native kernels run on, it checks what the host knows
+(types, shapes, devices, numbers), goes straight to them and never waits for the device, so that it can be captured in a
+CUDA graph; :func:`k_center_greedy` alone cannot. Whether values are finite is not looked at then. There is no gradient.
 """
 
 from __future__ import annotations
@@ -14,8 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmad_bank._internal.checks import as_features, as_float_tensor, check_index
+from mmad_bank.errors import InputError
 from mmad_bank.ops import _cuda
+from mmad_bank.ops._point_checks import check_columns, check_same_device
 from mmad_bank.ops.farthest_point_sample import farthest_point_sample as _farthest_point_sample
+from mmad_bank.ops.interpolate_features import check_numbers
 from mmad_bank.ops.interpolate_features import interpolate_features as _interpolate_features
 from mmad_bank.ops.k_center_greedy import k_center_greedy as _k_center_greedy
 from mmad_bank.ops.knn import knn as _knn
@@ -29,10 +33,28 @@ def _native(tensor: Tensor) -> bool:
     return tensor.is_cuda and _cuda.available(tensor.device)
 
 
+def _features(tensor: Tensor, name: str, beside: Tensor) -> Tensor:
+    """Return rows as float32 once their type, shape and device are known; nothing waits for the device."""
+    rows = as_features(tensor, name)
+    check_same_device(rows, name, beside)
+    return rows
+
+
+def _points(tensor: Tensor, name: str, beside: Tensor, *, ndim: int = 2) -> Tensor:
+    points = as_float_tensor(tensor, name, ndim=ndim)
+    check_columns(points, name)
+    check_same_device(points, name, beside)
+    return points
+
+
 def knn(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Prepare the bank and search it: (Q, D), (M, D) -> float32 (Q, k), int64 (Q, k)."""
     if _native(bank) and k <= _cuda.MAX_NEIGHBORS:
-        return _cuda.CudaIndex(bank.float()).search(queries.float(), k)
+        rows, vectors = _features(queries, "queries", bank), _features(bank, "bank", bank)
+        if rows.shape[1] != vectors.shape[1]:
+            raise InputError(f"queries: expected {vectors.shape[1]} columns as in the bank, found {rows.shape[1]}")
+        check_index(k, "k", 1, len(vectors), "the number of vectors in the bank")
+        return _cuda.CudaIndex(vectors).search(rows, k)
     return _knn(queries, bank, k)
 
 
@@ -53,7 +75,10 @@ def _k_center_greedy_fake(features: Tensor, n_select: int, start: int = 0) -> Te
 def farthest_point_sample(points: Tensor, n_select: int, start: int = 0) -> Tensor:
     """Sample clouds: (B, N, 3) -> int64 (B, n_select)."""
     if _native(points):
-        return _cuda.sample_batch(points.float(), n_select, start)
+        clouds = _points(points, "points", points, ndim=3)
+        check_index(n_select, "n_select", 1, clouds.shape[1], "the number of points in a cloud")
+        check_index(start, "start", 0, clouds.shape[1] - 1, "the rows of a cloud")
+        return _cuda.sample_batch(clouds, n_select, start)
     return _farthest_point_sample(points, n_select, start=start)
 
 
@@ -64,7 +89,9 @@ def _farthest_point_sample_fake(points: Tensor, n_select: int, start: int = 0) -
 def knn_group(points: Tensor, centers: Tensor, k: int) -> Tensor:
     """Group points around centres: (N, 3), (G, 3) -> int64 (G, k)."""
     if _native(points):
-        return _cuda.knn_group(points.float(), centers.float(), k)
+        cloud, groups = _points(points, "points", points), _points(centers, "centers", points)
+        check_index(k, "k", 1, len(cloud), "the number of points")
+        return _cuda.knn_group(cloud, groups, k)
     return _knn_group(points, centers, k)
 
 
@@ -77,7 +104,10 @@ def interpolate_features(
 ) -> Tensor:
     """Spread features to points: (N, 3), (G, 3), (G, D) -> float32 (N, D)."""
     if _native(points):
-        return _cuda.interpolate_features(points.float(), centers.float(), features.float(), k, power, eps)
+        cloud, groups = _points(points, "points", points), _points(centers, "centers", points)
+        rows = _features(features, "features", points)
+        check_numbers(len(groups), len(rows), k, power, eps)
+        return _cuda.interpolate_features(cloud, groups, rows, k, power, eps)
     return _interpolate_features(points, centers, features, k=k, power=power, eps=eps)
 
 

@@ -13,9 +13,10 @@ from mmad_bank import _core
 from mmad_bank._internal.arrays import array_of
 from mmad_bank._internal.checks import ArrayLike, as_float_tensor, check_finite, check_index
 from mmad_bank.errors import InputError
-from mmad_bank.ops import _points_torch
-from mmad_bank.ops._native import thread_count
+from mmad_bank.ops._dispatch import cuda_kernels, thread_count
 from mmad_bank.ops._point_checks import check_columns, check_same_device
+from mmad_bank.ops._torch import farthest_point_sample as _torch
+from mmad_bank.ops._torch.distances import squared_distances
 
 
 def farthest_point_sample(
@@ -69,11 +70,11 @@ def farthest_point_sample(
         return torch.from_numpy(
             _core.farthest_point_sample(array, first_rows, sizes, n_select, start, floor, thread_count())
         )
-    cuda = _points_torch.cuda_kernels(rows.device)
+    cuda = cuda_kernels(rows.device)
     if cuda is not None:
         return cuda.farthest_point_sample(rows, first_rows, sizes, n_select, start, floor)
     padded, eligible = _padded(rows, first_rows, sizes, floor)
-    return _points_torch.farthest_point_sample(padded, eligible, n_select, start)
+    return _torch.farthest_point_sample(padded, eligible, n_select, start)
 
 
 def _as_clouds(
@@ -145,7 +146,7 @@ def _check_eligible(
 
 
 def _above(points: Tensor, floor: float) -> Tensor:
-    return _points_torch.squared_distances(points, points.new_zeros(3)) > floor
+    return squared_distances(points, points.new_zeros(3)) > floor
 
 
 def _padded(rows: Tensor, first_rows: np.ndarray, sizes: np.ndarray, floor: float) -> tuple[Tensor, Tensor]:

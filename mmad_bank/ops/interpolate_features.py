@@ -13,9 +13,9 @@ from mmad_bank._internal.arrays import array_of
 from mmad_bank._internal.checks import ArrayLike, as_features, check_finite, check_index
 from mmad_bank._internal.precision import exact_float32
 from mmad_bank.errors import InputError
-from mmad_bank.ops import _points_torch
-from mmad_bank.ops._native import thread_count
+from mmad_bank.ops._dispatch import cuda_kernels, thread_count
 from mmad_bank.ops._point_checks import as_points, check_same_device
+from mmad_bank.ops._torch import interpolate_features as _torch
 
 _GATHER_UP_TO = 64  # neighbours; beyond, one matrix product with the whole table of weights is faster than the gather
 _TABLE_BYTES = 64 << 20  # bound on a block of that table
@@ -57,20 +57,16 @@ def interpolate_features(
         tensor([[3.]])
     """
     cloud, groups, rows = as_points(points, "points"), as_points(centers, "centers"), as_features(features, "features")
-    if len(rows) != len(groups):
-        raise InputError(f"features: expected {len(groups)} rows, one a centre, found {len(rows)}")
     check_finite(rows, "features")
     check_same_device(groups, "centers", cloud)
     check_same_device(rows, "features", cloud)
-    check_index(k, "k", 1, len(groups), "the number of centers")
-    _check_number(power, "power", 0.0, _MAX_POWER)
-    _check_number(eps, "eps", _MIN_EPS, math.inf)
+    check_numbers(len(groups), len(rows), k, power, eps)
     if cloud.device.type == "cpu":
         return _interpolate_cpu(cloud, groups, rows, k, float(power), float(eps))
-    cuda = _points_torch.cuda_kernels(cloud.device)
+    cuda = cuda_kernels(cloud.device)
     if cuda is not None:
         return cuda.interpolate_features(cloud, groups, rows, k, float(power), float(eps))
-    return _points_torch.interpolate_features(cloud, groups, rows, k, power, eps, dense=k > _GATHER_UP_TO)
+    return _torch.interpolate_features(cloud, groups, rows, k, power, eps, dense=k > _GATHER_UP_TO)
 
 
 def _interpolate_cpu(points: Tensor, centers: Tensor, features: Tensor, k: int, power: float, eps: float) -> Tensor:
@@ -86,6 +82,15 @@ def _interpolate_cpu(points: Tensor, centers: Tensor, features: Tensor, k: int, 
             weights = _core.interpolation_weights(array_of(block), array_of(centers), k, power, eps, threads)
             torch.mm(torch.from_numpy(weights), features, out=result)
     return output
+
+
+def check_numbers(n_centers: int, n_rows: int, k: int, power: float, eps: float) -> None:
+    """Refuse numbers out of range, and features that are not one row per centre."""
+    if n_rows != n_centers:
+        raise InputError(f"features: expected {n_centers} rows, one a centre, found {n_rows}")
+    check_index(k, "k", 1, n_centers, "the number of centers")
+    _check_number(power, "power", 0.0, _MAX_POWER)
+    _check_number(eps, "eps", _MIN_EPS, math.inf)
 
 
 def _check_number(value: float, name: str, low: float, high: float) -> None:

@@ -14,10 +14,8 @@ from mmad_bank._internal.arrays import array_of
 from mmad_bank._internal.checks import ArrayLike, as_features, check_finite, check_index, naming_bad_rows
 from mmad_bank._internal.progress import progress_bar
 from mmad_bank.errors import InputError
-from mmad_bank.ops import _k_center_torch
-from mmad_bank.ops._devices import resolve_device
-from mmad_bank.ops._native import thread_count
-from mmad_bank.ops._points_torch import cuda_kernels
+from mmad_bank.ops._dispatch import cuda_kernels, resolve_device, thread_count
+from mmad_bank.ops._torch import k_center_greedy as _torch
 
 Progress = bool | Callable[[int, int], None]
 
@@ -190,7 +188,7 @@ def _select_on(
         found = cuda.k_center_greedy(rows, centers, n_select, start, radius, report, device=device)
     else:
         moved = None if centers is None else centers.to(device)
-        found = _k_center_torch.select(rows.to(device), moved, n_select, start, radius, report)
+        found = _torch.select(rows.to(device), moved, n_select, start, radius, report)
     indices, radii, covering = found
     return Coreset(indices.to(rows.device), radii.to(rows.device), covering)
 

@@ -12,10 +12,8 @@ from mmad_bank import _core
 from mmad_bank._internal.arrays import array_of
 from mmad_bank._internal.checks import ArrayLike, as_features, check_finite, check_index, naming_bad_rows
 from mmad_bank.errors import InputError
-from mmad_bank.ops import _knn_torch
-from mmad_bank.ops._devices import resolve_device
-from mmad_bank.ops._native import thread_count
-from mmad_bank.ops._points_torch import cuda_kernels
+from mmad_bank.ops._dispatch import cuda_kernels, resolve_device, thread_count
+from mmad_bank.ops._torch.knn import TorchIndex
 
 Precision = Literal["auto", "float32", "half", "int8"]
 
@@ -180,7 +178,7 @@ def _make_engine(vectors: Tensor, precision: Precision, device: torch.device) ->
     cuda = cuda_kernels(device)
     if cuda is not None and precision != "float32" and vectors.shape[1] <= cuda.MAX_DIM:
         return cuda.CudaIndex(vectors, precision, device=device)
-    return _knn_torch.TorchIndex(vectors.to(device))
+    return TorchIndex(vectors.to(device))
 
 
 __all__ = ["Precision", "SearchIndex", "knn"]

@@ -9,9 +9,9 @@ from mmad_bank import _core
 from mmad_bank._internal.arrays import array_of
 from mmad_bank._internal.checks import ArrayLike, check_index
 from mmad_bank.errors import InputError
-from mmad_bank.ops import _points_torch
-from mmad_bank.ops._native import thread_count
+from mmad_bank.ops._dispatch import cuda_kernels, thread_count
 from mmad_bank.ops._point_checks import as_points, check_same_device
+from mmad_bank.ops._torch import knn_group as _torch
 
 
 def knn_group(points: ArrayLike, centers: ArrayLike, k: int) -> Tensor:
@@ -52,7 +52,7 @@ def knn_group(points: ArrayLike, centers: ArrayLike, k: int) -> Tensor:
 def _knn_group(points: Tensor, centers: Tensor, k: int) -> Tensor:
     if points.device.type == "cpu":
         return torch.from_numpy(_core.knn_group(array_of(points), array_of(centers), k, thread_count()))
-    cuda = _points_torch.cuda_kernels(points.device)
+    cuda = cuda_kernels(points.device)
     if cuda is not None:
         return cuda.knn_group(points, centers, k)
-    return _points_torch.knn_group(points, centers, k)
+    return _torch.knn_group(points, centers, k)

@@ -534,7 +534,7 @@ def test_a_dump_larger_than_the_device(projection_dim, monkeypatch):
     rows = features(3000, 40)
     expected = MemoryBank.build(rows, size=100, projection_dim=projection_dim, device="cuda")
     monkeypatch.setattr(ops, "selection_fits", lambda *_: False)
-    monkeypatch.setattr("mmad_bank.ops._cuda.resident_tiles", lambda *_: 3)
+    monkeypatch.setattr("mmad_bank.ops._cuda.operand.resident_tiles", lambda *_: 3)
     for vectors_on in ("device", "host"):
         bank = MemoryBank.build(rows, size=100, projection_dim=projection_dim, device="cuda", vectors_on=vectors_on)
         assert torch.equal(bank.source_rows, expected.source_rows)

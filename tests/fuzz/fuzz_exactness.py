@@ -147,21 +147,22 @@ def engines() -> dict[str, tuple[Search, Select]]:
     import torch
 
     from mmad_bank import ops
-    from mmad_bank.ops import _k_center_torch, _knn_torch
+    from mmad_bank.ops._torch.k_center_greedy import select as select_by_torch
+    from mmad_bank.ops._torch.knn import TorchIndex
 
     def native_search(queries: np.ndarray, bank: np.ndarray, k: int, precision: str) -> tuple[np.ndarray, np.ndarray]:
         distances, found = ops.knn(queries, bank, k, precision=precision)  # type: ignore[arg-type]
         return distances.numpy(), found.numpy()
 
     def torch_search(queries: np.ndarray, bank: np.ndarray, k: int, precision: str) -> tuple[np.ndarray, np.ndarray]:
-        distances, found = _knn_torch.TorchIndex(torch.from_numpy(bank)).search(torch.from_numpy(queries), k)
+        distances, found = TorchIndex(torch.from_numpy(bank)).search(torch.from_numpy(queries), k)
         return distances.numpy(), found.numpy()
 
     def native_select(rows: np.ndarray, count: int, start: int) -> np.ndarray:
         return ops.k_center_greedy(rows, count, start=start).numpy()
 
     def torch_select(rows: np.ndarray, count: int, start: int) -> np.ndarray:
-        return _k_center_torch.select(torch.from_numpy(rows), None, count, start, -1.0, None)[0].numpy()
+        return select_by_torch(torch.from_numpy(rows), None, count, start, -1.0, None)[0].numpy()
 
     return {"native": (native_search, native_select), "torch": (torch_search, torch_select)}
 

@@ -16,7 +16,12 @@ from torch import Tensor
 from mmad_bank import MemoryBank, ops
 from mmad_bank.bank.indices import FaissIndex
 from mmad_bank.errors import InputError
-from mmad_bank.ops import _cuda, _k_center_torch, _points_torch
+from mmad_bank.ops import _cuda
+from mmad_bank.ops._cuda import operand
+from mmad_bank.ops._torch.farthest_point_sample import farthest_point_sample as fps_by_torch
+from mmad_bank.ops._torch.interpolate_features import interpolate_features as interpolate_by_torch
+from mmad_bank.ops._torch.k_center_greedy import select as select_by_torch
+from mmad_bank.ops._torch.knn_group import knn_group as group_by_torch
 from mmad_bank.scoring import anomaly_map
 
 pytestmark = [
@@ -73,7 +78,7 @@ def test_knn_where_the_matrix_unit_rounds_worst(dim: int, wgmma: str, monkeypatc
     queries = (bank[:50] + 1e-4 * random(50, dim)).contiguous()
     index = _cuda.CudaIndex(bank)
     index.center.zero_()  # keep the rows far from the origin
-    index._operand = _cuda._Operand(bank, index.center, int8=False)
+    index._operand = operand.Operand(bank, index.center, int8=False)
     assert torch.equal(index.search(queries, 3)[1], brute_force(queries, bank, 3)[1])
 
 
@@ -287,7 +292,7 @@ def test_k_center_with_streamed_rows_at_size(tiles: int, monkeypatch: pytest.Mon
     """1563 tiles: three chunks where four times the multiprocessors make one."""
     features = manifold(200_000, 64)
     expected = _cuda.k_center_greedy(features, None, 3000, 0, -1.0, None)[0]
-    monkeypatch.setattr(_cuda, "resident_tiles", lambda *_: tiles)
+    monkeypatch.setattr(operand, "resident_tiles", lambda *_: tiles)
     found = _cuda.k_center_greedy(features.cpu(), None, 3000, 0, -1.0, None, device="cuda")[0]
     assert torch.equal(found, expected)
 
@@ -305,7 +310,7 @@ def test_k_center_takes_no_more_memory_than_it_is_told() -> None:
 def test_k_center_at_size(pool: int) -> None:
     features = manifold(40000, 256)
     picks, radii, covering = _cuda.k_center_greedy(features, None, 3000, 11, -1.0, None, pool=pool)
-    expected = _k_center_torch.select(features, None, 3000, 11, -1.0, None)
+    expected = select_by_torch(features, None, 3000, 11, -1.0, None)
     assert torch.equal(picks, expected[0])
     torch.testing.assert_close(radii, expected[1], rtol=1e-6, atol=0)
     assert covering == pytest.approx(expected[2], rel=1e-12)
@@ -315,7 +320,7 @@ def test_k_center_with_many_duplicates() -> None:
     features = random(500, 64).repeat(40, 1)
     picks = _cuda.k_center_greedy(features, None, 2000, 0, -1.0, None)[0]
     assert len(picks.unique()) == 2000
-    assert torch.equal(picks, _k_center_torch.select(features, None, 2000, 0, -1.0, None)[0])
+    assert torch.equal(picks, select_by_torch(features, None, 2000, 0, -1.0, None)[0])
 
 
 def test_point_clouds_at_size() -> None:
@@ -323,12 +328,12 @@ def test_point_clouds_at_size() -> None:
     sizes = np.full(16, 20000)
     picks = _cuda.farthest_point_sample(clouds.flatten(0, 1), np.arange(16) * 20000, sizes, 1024, 0, -1.0)
     eligible = torch.ones(16, 20000, dtype=torch.bool, device="cuda")
-    assert torch.equal(picks, _points_torch.farthest_point_sample(clouds, eligible, 1024, 0))
+    assert torch.equal(picks, fps_by_torch(clouds, eligible, 1024, 0))
     centers = clouds[0][picks[0]]
-    assert torch.equal(_cuda.knn_group(clouds[0], centers, 128), _points_torch.knn_group(clouds[0], centers, 128))
+    assert torch.equal(_cuda.knn_group(clouds[0], centers, 128), group_by_torch(clouds[0], centers, 128))
     features = random(1024, 1152)
     found = _cuda.interpolate_features(clouds[0], centers, features, 3, 2.0, 1e-8)
-    expected = _points_torch.interpolate_features(clouds[0], centers, features, 3, 2.0, 1e-8, dense=False)
+    expected = interpolate_by_torch(clouds[0], centers, features, 3, 2.0, 1e-8, dense=False)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -348,7 +353,7 @@ def test_no_growth_in_many_searches(vectors_on: str) -> None:
 
 def test_no_growth_in_many_banks_and_selections(monkeypatch: pytest.MonkeyPatch) -> None:
     """Page locks, staging buffers, copy streams and events go with the call that made them."""
-    monkeypatch.setattr(_cuda, "resident_tiles", lambda *_: 4)
+    monkeypatch.setattr(operand, "resident_tiles", lambda *_: 4)
     rows, queries = random(3000, 64).cpu(), random(128, 64, seed=1)
 
     def once() -> None:

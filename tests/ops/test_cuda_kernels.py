@@ -20,7 +20,11 @@ from torch import Tensor
 
 from mmad_bank import MemoryBank
 from mmad_bank.errors import InputError
-from mmad_bank.ops import _cuda, _k_center_torch, _points_torch, reference
+from mmad_bank.ops import _cuda, _dispatch, reference
+from mmad_bank.ops._cuda import device as device_module
+from mmad_bank.ops._cuda import operand
+from mmad_bank.ops._torch.interpolate_features import interpolate_features as interpolate_by_torch
+from mmad_bank.ops._torch.k_center_greedy import select as select_by_torch
 
 knn_module = importlib.import_module("mmad_bank.ops.knn")  # the package has a function of that name
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,15 +47,15 @@ def emulated_core() -> Any:
 @pytest.fixture(params=["emulated", pytest.param("gpu", marks=[pytest.mark.gpu, GPU])])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     monkeypatch.setattr(
-        _cuda, "_workspace", lambda n, where: torch.full((max(1, n),), 255, dtype=torch.uint8, device=where)
+        device_module, "workspace", lambda n, where: torch.full((max(1, n),), 255, dtype=torch.uint8, device=where)
     )
     if request.param == "gpu":
         yield torch.device("cuda", 0)
         return
-    monkeypatch.setattr(_cuda, "_native", request.getfixturevalue("emulated_core"))
-    monkeypatch.setattr(_cuda, "_on", lambda where: (0, 0))
-    monkeypatch.setattr(_cuda, "_current", lambda where: contextlib.nullcontext())
-    monkeypatch.setattr(_cuda, "free_memory", lambda where: 1 << 40)
+    monkeypatch.setattr(device_module, "native", request.getfixturevalue("emulated_core"))
+    monkeypatch.setattr(device_module, "stream_of", lambda where: (0, 0))
+    monkeypatch.setattr(device_module, "current", lambda where: contextlib.nullcontext())
+    monkeypatch.setattr(_dispatch, "free_memory", lambda where: 1 << 40)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield torch.device("cpu")
@@ -266,13 +270,6 @@ def test_nothing_is_available_on_the_cpu() -> None:
     assert not _cuda.available("cpu")
 
 
-def test_search_many(device: torch.device) -> None:
-    banks, queries = [random(90, 5), random(200, 70)], [random(7, 5, seed=1), random(9, 70, seed=2)]
-    results = _cuda.search_many([_cuda.CudaIndex(b.to(device)) for b in banks], [q.to(device) for q in queries], 2)
-    for bank, query, (_, indices) in zip(banks, queries, results, strict=True):
-        assert torch.equal(indices.cpu(), reference.knn(query, bank, 2)[1])
-
-
 def test_resident_copies_are_half_and_a_quarter(device: torch.device) -> None:
     bank = random(1280, 256).to(device)
     sizes = [_cuda.CudaIndex(bank, precision).nbytes / bank.nbytes for precision in ("half", "int8")]
@@ -313,7 +310,7 @@ def test_k_center_is_the_textbook_loop(device: torch.device, case: str, pool: in
     picks, radii, covering = _cuda.k_center_greedy(
         features.to(device), None, n_select, start, -1.0, seen.append, pool=pool
     )
-    expected_picks, expected_radii, expected_covering = _k_center_torch.select(
+    expected_picks, expected_radii, expected_covering = select_by_torch(
         features, None, n_select, start, -1.0, None
     )
     assert torch.equal(picks.cpu(), expected_picks)
@@ -335,7 +332,7 @@ def test_k_center_continues_from_earlier_centers(device: torch.device, radius: f
     features, earlier = torch.cat([random(180, 12), random(20, 12, seed=1)]), random(150, 12, seed=1)
     arguments = n_select, 0, radius, None
     picks, _, covering = _cuda.k_center_greedy(features.to(device), earlier.to(device), *arguments, pool=30)
-    expected_picks, _, expected_covering = _k_center_torch.select(features, earlier, *arguments)
+    expected_picks, _, expected_covering = select_by_torch(features, earlier, *arguments)
     assert torch.equal(picks.cpu(), expected_picks)
     assert covering == pytest.approx(expected_covering, rel=1e-12)
 
@@ -351,7 +348,7 @@ STREAMED = 3400  # rows: with the emulator's three multiprocessors, three chunks
 
 
 def keep_resident(tiles: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cuda, "resident_tiles", lambda *_: tiles)
+    monkeypatch.setattr(operand, "resident_tiles", lambda *_: tiles)
 
 
 @pytest.fixture(params=["copies come late", "work comes late"])
@@ -360,10 +357,10 @@ def streams(request: pytest.FixtureRequest, device: torch.device, monkeypatch: p
     if device.type == "cuda" or request.param == "copies come late":
         yield
         return
-    stream = _cuda._native.late_stream()
-    monkeypatch.setattr(_cuda, "_on", lambda where: (0, stream))
+    stream = device_module.native.late_stream()
+    monkeypatch.setattr(device_module, "stream_of", lambda where: (0, stream))
     yield
-    _cuda._native.destroy_stream(stream)
+    device_module.native.destroy_stream(stream)
 
 
 @pytest.mark.parametrize("tiles", [0, 5, 26])
@@ -384,7 +381,7 @@ def test_k_center_extends_with_streamed_rows(
     features, earlier = random(STREAMED, 8), random(150, 8, seed=1)
     arguments = 20, 0, -1.0, None
     picks, _, covering = _cuda.k_center_greedy(features, earlier, *arguments, device=device, pool=60)
-    expected_picks, _, expected_covering = _k_center_torch.select(features, earlier, *arguments)
+    expected_picks, _, expected_covering = select_by_torch(features, earlier, *arguments)
     assert torch.equal(picks.cpu(), expected_picks)
     assert covering == pytest.approx(expected_covering, rel=1e-12)
 
@@ -409,13 +406,13 @@ def test_k_center_in_little_memory(
         pytest.skip("the buffers are larger there")
     features, seen = random(STREAMED, 8), []
     count, dim = features.shape
-    least = _cuda._native.operand_bytes(count, dim, False, 0) + 16 * 40
-    operand = _cuda._native.Operand(0, count, dim, False, 0, 0)
-    least += _cuda._native.k_center_workspace(_cuda._on(device)[0], operand, 0, 40, 60)
-    original = _cuda.resident_tiles
-    monkeypatch.setattr(_cuda, "resident_tiles", lambda *given: seen.append(original(*given)) or seen[-1])
+    least = device_module.native.operand_bytes(count, dim, False, 0) + 16 * 40
+    empty = device_module.native.Operand(0, count, dim, False, 0, 0)
+    least += device_module.native.k_center_workspace(device_module.stream_of(device)[0], empty, 0, 40, 60)
+    original = operand.resident_tiles
+    monkeypatch.setattr(operand, "resident_tiles", lambda *given: seen.append(original(*given)) or seen[-1])
     arguments = features, None, 40, 0, -1.0, None
-    memory = least + spare * _cuda._native.tile_bytes(dim, False)
+    memory = least + spare * device_module.native.tile_bytes(dim, False)
     picks, _, _ = _cuda.k_center_greedy(*arguments, device=device, pool=60, memory=memory)
     assert seen == [expected]
     assert torch.equal(picks.cpu(), reference.k_center_greedy(features, 40))
@@ -432,7 +429,7 @@ def test_resident_tiles(memory: int, expected: int) -> None:
     def needed(resident: int) -> int:
         return 20 + 10 * resident + 2 * 10 * min(3, 8 - resident)
 
-    assert _cuda.resident_tiles(8, 10, needed, memory) == expected
+    assert operand.resident_tiles(8, 10, needed, memory) == expected
 
 
 def test_page_locks_go_when_nobody_reads_any_more(device: torch.device) -> None:
@@ -440,13 +437,13 @@ def test_page_locks_go_when_nobody_reads_any_more(device: torch.device) -> None:
         pytest.skip("counts the emulator's locks")
     bank = random(200, 8)
     gc.collect()
-    before = _cuda._native.locked()
+    before = device_module.native.locked()
     first, second = _cuda.CudaIndex(bank, device=device), _cuda.CudaIndex(bank[10:], device=device)
-    assert _cuda._native.locked() == before + 1  # one storage
+    assert device_module.native.locked() == before + 1  # one storage
     del first
-    assert _cuda._native.locked() == before + 1
+    assert device_module.native.locked() == before + 1
     del second
-    assert _cuda._native.locked() == before
+    assert device_module.native.locked() == before
 
 
 def test_k_center_stops_when_progress_raises(device: torch.device) -> None:
@@ -528,5 +525,5 @@ def test_interpolation_takes_views(device: torch.device) -> None:
     points, centers = random(50, 3).to(device), random(9, 3, seed=1).to(device)
     features = random(1 + 9 * 8, seed=2).to(device)[1:].view(9, 8)
     output = _cuda.interpolate_features(points, centers, features, 3, 2.0, 1e-8)
-    expected = _points_torch.interpolate_features(points, centers, features, 3, 2.0, 1e-8, dense=False)
+    expected = interpolate_by_torch(points, centers, features, 3, 2.0, 1e-8, dense=False)
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-6)

@@ -12,7 +12,8 @@ import torch
 
 from mmad_bank import ops
 from mmad_bank.errors import InputError
-from mmad_bank.ops import _knn_torch, reference
+from mmad_bank.ops import reference
+from mmad_bank.ops._torch.knn import TorchIndex
 
 PRECISIONS = ["auto", "float32", "half", "int8"]
 SMALLEST = 2.0**-149
@@ -82,7 +83,7 @@ def test_the_fallback_certifies_nothing_that_overflowed() -> None:
     bank = np.zeros((200, 1), np.float32)
     bank[::5] = rng.normal(size=(40, 1)) * 1e-15
     queries = torch.tensor([[8e15], [1e-20], [0.0]])
-    distances, rows = _knn_torch.TorchIndex(torch.from_numpy(bank)).search(queries, 30)
+    distances, rows = TorchIndex(torch.from_numpy(bank)).search(queries, 30)
     right, expected = reference.knn(queries, torch.from_numpy(bank), 30)
     assert torch.equal(rows, expected)
     assert torch.equal(distances, right)

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmad_bank.errors import InputError
-from mmad_bank.ops import _points_torch, farthest_point_sample, reference
+from mmad_bank.ops import farthest_point_sample, reference
+from mmad_bank.ops._torch.farthest_point_sample import farthest_point_sample as fps_by_torch
 
 
 def depth_surface(n_side: int, seed: int = 0) -> torch.Tensor:
@@ -50,7 +51,7 @@ KINDS = ["normal", "surface", "grid", "collinear", "duplicates", "zeros", "far o
 
 def on_torch_path(points: torch.Tensor, n_select: int, start: int = 0) -> torch.Tensor:
     eligible = torch.ones(points.shape[:2], dtype=torch.bool)
-    return _points_torch.farthest_point_sample(points, eligible, n_select, start)
+    return fps_by_torch(points, eligible, n_select, start)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -129,7 +130,7 @@ def test_the_torch_path_of_other_devices_handles_padding_and_the_norm_floor() ->
 
     clouds = [cloud("normal", 90) * 0.05, cloud("surface", 50)]
     padded, eligible = _padded(*_as_clouds(clouds, None), 1e-3)
-    result = _points_torch.farthest_point_sample(padded, eligible, 30, 2)
+    result = fps_by_torch(padded, eligible, 30, 2)
     for row, one in zip(result, clouds, strict=True):
         expected = reference.farthest_point_sample(one[None], 30, start=2, min_norm_sq=1e-3)
         assert torch.equal(row, expected[0])

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from mmad_bank.ops import _cuda
+from mmad_bank.ops import _dispatch
+from mmad_bank.ops._cuda import device as device_module
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "csrc"))
@@ -32,10 +33,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
         cuda_emulator.find_compiler()
     except FileNotFoundError as missing:
         pytest.skip(str(missing))
-    monkeypatch.setattr(_cuda, "_native", cuda_emulator.load(ROOT / "build" / "cuda_emulated"))
-    monkeypatch.setattr(_cuda, "_on", lambda where: (0, 0))
-    monkeypatch.setattr(_cuda, "_current", lambda where: contextlib.nullcontext())
-    monkeypatch.setattr(_cuda, "free_memory", lambda where: 1 << 40)
+    monkeypatch.setattr(device_module, "native", cuda_emulator.load(ROOT / "build" / "cuda_emulated"))
+    monkeypatch.setattr(device_module, "stream_of", lambda where: (0, 0))
+    monkeypatch.setattr(device_module, "current", lambda where: contextlib.nullcontext())
+    monkeypatch.setattr(_dispatch, "free_memory", lambda where: 1 << 40)
     for name, value in {"synchronize": None, "mem_get_info": (0, 0), "memory_reserved": 0, "empty_cache": None}.items():
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "emulated device")

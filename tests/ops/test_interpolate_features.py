@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from mmad_bank.errors import InputError
-from mmad_bank.ops import _points_torch, interpolate_features, reference
+from mmad_bank.ops import interpolate_features, reference
+from mmad_bank.ops._torch.interpolate_features import interpolate_features as interpolate_by_torch
 
 RULES = [{}, {"k": 1}, {"k": 4, "power": 1, "eps": 1e-6}, {"k": 7, "power": 3.5, "eps": 1e-3}]
 
@@ -36,7 +37,7 @@ def within_rounding(result: torch.Tensor, expected: torch.Tensor, features: torc
 
 
 def on_torch_path(points, centers, features, *, k=3, power=2, eps=1e-8, dense=False) -> torch.Tensor:
-    return _points_torch.interpolate_features(points, centers, features, k, power, eps, dense=dense)
+    return interpolate_by_torch(points, centers, features, k, power, eps, dense=dense)
 
 
 @pytest.mark.parametrize("kind", ["normal", "lattice", "duplicates", "zeros", "metres"])

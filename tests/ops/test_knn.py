@@ -12,7 +12,7 @@ import mmad_bank as mb
 from mmad_bank import _core
 from mmad_bank.errors import InputError
 from mmad_bank.ops import reference
-from mmad_bank.ops._knn_torch import TorchIndex
+from mmad_bank.ops._torch.knn import TorchIndex
 
 PRECISIONS = ["auto", "float32", "half", "int8"]
 

@@ -13,7 +13,8 @@ import torch
 
 from mmad_bank import ops
 from mmad_bank.errors import InputError
-from mmad_bank.ops import _knn_torch, _points_torch
+from mmad_bank.ops._torch.interpolate_features import interpolate_features as interpolate_by_torch
+from mmad_bank.ops._torch.knn import TorchIndex
 
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 PREPARED = """
@@ -203,15 +204,15 @@ def test_answers_do_not_depend_on_the_callers_settings(callers_settings) -> None
     def answers() -> list[torch.Tensor]:
         return [
             *ops.knn(queries, bank, 3),
-            *_knn_torch.TorchIndex(bank).search(queries, 3),
+            *TorchIndex(bank).search(queries, 3),
             ops.k_center_greedy(bank, 9),
             ops.extend_coreset(bank, queries, n_select=4).radii,
             ops.farthest_point_sample(cloud[None], 7),
             ops.knn_group(cloud, centers, 4),
             ops.interpolate_features(cloud, centers, features),
             ops.interpolate_features(cloud, centers, features, k=70, power=1),
-            _points_torch.interpolate_features(cloud, centers, features, 70, 1.0, 1e-8, dense=True),
-            _points_torch.interpolate_features(cloud, centers, features, 3, 2.0, 1e-8, dense=False),
+            interpolate_by_torch(cloud, centers, features, 70, 1.0, 1e-8, dense=True),
+            interpolate_by_torch(cloud, centers, features, 3, 2.0, 1e-8, dense=False),
         ]
 
     right = answers()

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mmad_bank import ops
-from mmad_bank.ops import _cuda
+from mmad_bank.errors import InputError
+from mmad_bank.ops import _cuda, _registration
 
 GPU = pytest.mark.skipif(not _cuda.available("cuda"), reason="needs a CUDA device and the compiled kernels")
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, GPU])]
@@ -65,3 +66,27 @@ def test_compiles_without_a_break(device: str) -> None:
         return torch.ops.mmad_bank.knn(rows * 2, bank, 2)[0].max()
 
     assert largest(queries) == ops.knn(queries * 2, bank, 2)[0].max()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("knn", (random(7, 12), random(50, 11), 3), "queries: expected 11 columns"),
+        ("knn", (random(7, 12), random(50, 12), 51), "k: expected"),
+        ("knn", (random(7, 12).int(), random(50, 12), 1), "queries: expected"),
+        ("farthest_point_sample", (random(40, 3), 8, 1), "points: expected"),
+        ("farthest_point_sample", (random(2, 40, 3), 41, 1), "n_select: expected"),
+        ("farthest_point_sample", (random(2, 40, 3), 8, 40), "start: expected"),
+        ("knn_group", (random(40, 2), random(6, 3), 4), "points: expected 3 columns"),
+        ("knn_group", (random(40, 3), random(6, 3), 0), "k: expected"),
+        ("interpolate_features", (random(9, 3), random(6, 3), random(5, 8), 3, 2.0, 1e-8), "features: expected 6"),
+        ("interpolate_features", (random(9, 3), random(6, 3), random(6, 10), 3, 9.0, 1e-8), "power: expected"),
+    ],
+)
+def test_what_the_host_knows_is_checked_before_the_kernels(
+    name: str, arguments: tuple[Any, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device with kernels the operators skip the checks that would wait for it, and only those."""
+    monkeypatch.setattr(_registration, "_native", lambda tensor: True)
+    with pytest.raises(InputError, match=message):
+        getattr(torch.ops.mmad_bank, name)(*arguments)

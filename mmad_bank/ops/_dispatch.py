@@ -1,6 +1,11 @@
-"""Devices by their full names, and what is free on them."""
+"""Which implementation of an op runs where: devices, what is free on them, threads, and the native CUDA kernels."""
 
 from __future__ import annotations
+
+import functools
+import importlib
+import os
+from types import ModuleType
 
 import torch
 
@@ -34,3 +39,32 @@ def selection_fits(count: int, dim: int, n_select: int, device: torch.device) ->
     if device.type != "cuda":
         return True
     return count * (6 * dim + 170) + n_select * (6 * dim + 32) <= free_memory(device)
+
+
+def cuda_kernels(device: torch.device) -> ModuleType | None:
+    """Return the module of the native CUDA operations if it was built and can run on this device."""
+    if device.type != "cuda":
+        return None
+    module = importlib.import_module("mmad_bank.ops._cuda")  # which needs this module
+    return module if module.available(device) else None
+
+
+def thread_count() -> int:
+    """Return PyTorch's number of threads, with which the core works too.
+
+    From the first call on, a process forked from this one works with one thread. The core would manage with more, but
+    PyTorch's own threads are not there in a forked child, and operators that share their work out would wait for them
+    for ever.
+    """
+    _mind_forks()
+    return torch.get_num_threads()
+
+
+@functools.cache
+def _mind_forks() -> None:
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_work_alone)
+
+
+def _work_alone() -> None:
+    torch.set_num_threads(1)

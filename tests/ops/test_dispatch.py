@@ -7,7 +7,7 @@ import torch
 
 from mmad_bank import ops
 from mmad_bank.errors import InputError
-from mmad_bank.ops import _devices
+from mmad_bank.ops import _dispatch
 
 NOT_THERE = "no_such_device"
 
@@ -52,7 +52,7 @@ def test_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     """6 bytes a value and 170 a row to select from; 6 a value and 32 a row that is selected."""
     needed = 1000 * (6 * 64 + 170) + 100 * (6 * 64 + 32)
     device = torch.device("cuda")
-    monkeypatch.setattr(_devices, "free_memory", lambda _: needed)
+    monkeypatch.setattr(_dispatch, "free_memory", lambda _: needed)
     assert ops.selection_fits(1000, 64, 100, device)
     assert not ops.selection_fits(1000, 64, 101, device)
     assert ops.selection_fits(10**9, 1000, 10**8, torch.device("cpu"))
@@ -62,7 +62,7 @@ def test_free_memory_counts_what_pytorch_holds_in_reserve(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 4000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 600)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 500)
-    assert _devices.free_memory(torch.device("cuda")) == 990
+    assert _dispatch.free_memory(torch.device("cuda")) == 990
 
 
 def test_other_devices_take_the_rows_along(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,7 @@ def test_other_devices_take_the_rows_along(monkeypatch: pytest.MonkeyPatch) -> N
         seen.append(rows.device)
         return torch.tensor([4, 2]), torch.tensor([1.0, 0.5]), 0.25
 
-    monkeypatch.setattr("mmad_bank.ops._k_center_torch.select", select)
+    monkeypatch.setattr("mmad_bank.ops._torch.k_center_greedy.select", select)
     coreset = ops.k_center_greedy(torch.rand(9, 3), 2, device="meta", return_radius=True)
     assert seen == [torch.device("meta")]
     assert coreset.indices.tolist() == [4, 2]

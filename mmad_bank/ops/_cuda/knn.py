@@ -1,0 +1,78 @@
+"""Exact search on the GPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmad_bank.ops._cuda import device as gpu
+from mmad_bank.ops._cuda.operand import Operand, check_dim, robust_center
+from mmad_bank.ops._torch.knn import TorchIndex
+
+
+class CudaIndex:
+    """A bank ready for exact search on the GPU.
+
+    Args:
+        vectors: (M, D) float32, on the device; or in host memory, which is page-locked then, where the kernels read the
+            few rows that have to be decided in float64.
+        precision: ``"half"`` and ``"auto"`` keep a bfloat16 copy on the device, ``"int8"`` one of half that size. The
+            answers are the same.
+        device: where to search, for vectors in host memory.
+    """
+
+    def __init__(self, vectors: Tensor, precision: str = "auto", *, device: torch.device | str | None = None) -> None:
+        check_dim(vectors)
+        self.device = vectors.device if device is None else gpu.with_index(torch.device(device))
+        with gpu.current(self.device):
+            self.vectors, self._lock = gpu.readable(vectors, self.device)
+            self.center = robust_center(self.vectors, self.device)
+            self._operand = Operand(self.vectors, self.center, int8=precision == "int8")
+        self._wide: TorchIndex | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the resident search copy."""
+        return self._operand.buffer.nbytes + self.center.nbytes
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return vectors by number, int64 (...) -> (..., D) on the device; the host does not wait."""
+        if self.vectors.device.type == "cuda":
+            return self.vectors[rows]
+        numbers = rows.contiguous()
+        output = torch.empty(*rows.shape, self.vectors.shape[1], dtype=torch.float32, device=self.device)
+        if output.numel() == 0:
+            return output
+        with gpu.current(self.device):
+            device, stream = gpu.stream_of(self.device)
+            gpu.native.gather_rows(
+                device, stream, self.vectors.data_ptr(), *self.vectors.shape, numbers.data_ptr(), numbers.numel(),
+                output.data_ptr(),
+            )  # fmt: skip
+        return output
+
+    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Return distances float32 (Q, k) and rows int64 (Q, k), nearest first, ties to the lowest row.
+
+        Queued on the current stream; can be captured in a CUDA graph (up to MAX_NEIGHBORS neighbours). More neighbours
+        than that are found by PyTorch, with a float32 copy of the bank on the device. A query that holds NaN has NaN
+        distances to arbitrary rows.
+        """
+        if k > gpu.MAX_NEIGHBORS:
+            if self._wide is None:
+                self._wide = TorchIndex(self.vectors.to(self.device))
+            return self._wide.search(queries, k)
+        queries = gpu.aligned(queries)
+        distances = torch.empty(len(queries), k, dtype=torch.float32, device=self.device)
+        indices = torch.empty(len(queries), k, dtype=torch.int64, device=self.device)
+        if len(queries) == 0:
+            return distances, indices
+        with gpu.current(self.device):
+            device, stream = gpu.stream_of(self.device)
+            bank = self._operand.native
+            workspace = gpu.workspace(gpu.native.knn_workspace(device, len(queries), bank, k), self.device)
+            gpu.native.knn(
+                device, stream, queries.data_ptr(), len(queries), bank, self.vectors.data_ptr(), self.center.data_ptr(),
+                k, workspace.data_ptr(), distances.data_ptr(), indices.data_ptr(),
+            )  # fmt: skip
+        return distances, indices

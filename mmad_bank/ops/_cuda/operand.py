@@ -1,0 +1,67 @@
+"""Rows in the form that the matrix units read, on the device or streamed through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mmad_bank.errors import InputError
+from mmad_bank.ops._cuda import device as gpu
+
+_CENTER_SAMPLE = 4096  # rows that the common centre is estimated from
+
+
+def robust_center(rows: Tensor, device: torch.device) -> Tensor:
+    """Mean of the middle half of a sample in every coordinate: a few rows of huge norm do not move it.
+
+    Any centre gives the same answers; one near the rows keeps their norms, and with them the error bounds, small.
+    """
+    step = max(1, len(rows) // _CENTER_SAMPLE)
+    sample = rows[::step].to(device).sort(dim=0).values
+    quarter = len(sample) // 4
+    return sample[quarter : len(sample) - quarter].mean(0).contiguous()
+
+
+class Operand:
+    """Rows in the form that the matrix units read, in one buffer on the device.
+
+    ``resident`` is the number of tiles of 128 rows whose values are in it (all by default); those of the others are
+    written to ``streamed``, page-locked host memory.
+    """
+
+    def __init__(
+        self, rows: Tensor, center: Tensor, *, int8: bool, resident: int = -1, streamed: Tensor | None = None
+    ) -> None:
+        count, dim = rows.shape
+        self.buffer = gpu.workspace(gpu.native.operand_bytes(count, dim, int8, resident), center.device)
+        elsewhere = 0 if streamed is None else streamed.data_ptr()
+        self.native = gpu.native.Operand(self.buffer.data_ptr(), count, dim, int8, resident, elsewhere)
+        device, stream = gpu.stream_of(center.device)
+        gpu.native.prepare(device, stream, self.native, rows.data_ptr(), count, dim, center.data_ptr(), 0)
+
+
+def check_dim(rows: Tensor) -> None:
+    if rows.shape[1] > gpu.MAX_DIM:
+        raise InputError(f"features: expected at most {gpu.MAX_DIM} columns on a CUDA device, found {rows.shape[1]}")
+
+
+def resident_tiles(tiles: int, tile_bytes: int, needed: Callable[[int], int], memory: int) -> int:
+    """Return how many of a dump's tiles may stay on the device; the others are streamed.
+
+    Args:
+        tiles: of the whole dump.
+        tile_bytes: of one of them.
+        needed: resident tiles -> bytes of everything the selection keeps on the device.
+        memory: bytes there.
+
+    Raises:
+        InputError: Not even what belongs to the rows themselves (norms, bounds, candidates) fits.
+    """
+    if needed(tiles) <= memory:
+        return tiles
+    spare = memory - needed(0)
+    if spare < 0:
+        raise InputError(f"features: the selection needs {needed(0)} bytes on the device, found {memory} free")
+    return min(tiles - 1, spare // tile_bytes)
