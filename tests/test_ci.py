@@ -1,0 +1,52 @@
+"""The gate and the workflows call the same scripts, and a source distribution has what it takes to build."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = ("lint", "docs", "test")
+
+
+def workflow(name: str) -> dict[str, Any]:
+    yaml = pytest.importorskip("yaml")
+    read: dict[str, Any] = yaml.safe_load((ROOT / ".github/workflows" / f"{name}.yml").read_text())
+    return read
+
+
+def commands(jobs: dict[str, Any]) -> list[str]:
+    return [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_gate_and_a_workflow_call_every_script(name: str) -> None:
+    assert os.access(ROOT / ".ci" / name, os.X_OK)
+    assert re.search(rf"bash \.ci/{name}\b", (ROOT / ".ci/run").read_text())
+    called = [line.split()[0] for line in commands(workflow("checks")["jobs"]) if line.startswith(".ci/")]
+    assert called.count(f".ci/{name}") == 1
+
+
+def test_every_supported_python_is_tested_and_has_a_wheel() -> None:
+    settings = (ROOT / "pyproject.toml").read_text()
+    versions = workflow("checks")["jobs"]["test"]["strategy"]["matrix"]["python"]
+    wheels = re.findall(r'"cp3(\d+)-\*"', settings)
+    assert versions == [f"3.{minor}" for minor in wheels]
+    assert f'requires-python = ">={versions[0]}"' in settings
+
+
+def test_every_job_ends_and_none_may_write() -> None:
+    for path in (ROOT / ".github/workflows").glob("*.yml"):
+        read = workflow(path.stem)
+        assert read["permissions"] == {"contents": "read"}
+        assert all(job["timeout-minutes"] <= 120 for job in read["jobs"].values())
+        assert "secrets." not in path.read_text()
+
+
+def test_the_check_of_a_wheel_works(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile((ROOT / ".ci/check_wheel.py").read_text(), "check_wheel.py", "exec"), {})
+    assert "100 vectors" in capsys.readouterr().out
