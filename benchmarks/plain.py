@@ -38,12 +38,12 @@ class PlainM3DM(M3DM):
 
     @classmethod
     def of(cls, fitted: Method) -> PlainM3DM:
-        """Take over everything that a fitted M3DM has learnt, and its banks' vectors standardised, in memory."""
+        """Take over everything that a fitted M3DM has learnt, and its banks' vectors standardized, in memory."""
         plain = cls(**fitted.arguments())
         vars(plain).update(vars(fitted))
-        plain.means_ = {name: bank.standardisation for name, bank in plain.banks_.items()}
+        plain.means_ = {name: bank.standardization for name, bank in plain.banks_.items()}
         plain.vectors_ = {
-            name: plain._standardised(name, torch.as_tensor(bank.vectors).float())
+            name: plain._standardized(name, torch.as_tensor(bank.vectors).float())
             for name, bank in plain.banks_.items()
         }
         return plain
@@ -53,7 +53,7 @@ class PlainM3DM(M3DM):
         """Bytes of the vectors that it compares with."""
         return sum(vectors.nbytes for vectors in self.vectors_.values())
 
-    def _standardised(self, name: str, features: Tensor) -> Tensor:
+    def _standardized(self, name: str, features: Tensor) -> Tensor:
         own = self.means_[name]
         return features if own is None else (features - own.mean) / own.std
 
@@ -82,7 +82,7 @@ class PlainM3DM(M3DM):
 
     def _score(self, name: str, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """M3DM eq. 6 to 8 for the patches (P, D) of one image: patch scores, image score, nearest vectors."""
-        bank, patches = self.vectors_[name], self._standardised(name, rows)
+        bank, patches = self.vectors_[name], self._standardized(name, rows)
         distances, nearest = self._distances(patches, bank).min(dim=1)
         worst = int(distances.argmax())
         largest, star = distances[worst], bank[nearest[worst]]

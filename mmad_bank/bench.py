@@ -320,7 +320,7 @@ def _m3dm(method: M3DM, folder: Path, images: int, vectors: int, progress: bool)
     method.dlf_ = whole.dlf_ if method.decision == "dlf" and method.banks == whole.banks else None
     files = {name: folder / "m3dm" / f"bank-{name}.safetensors" for name in whole.banks if name in method.banks}
     method.banks_ = MultiBank(
-        {name: MemoryBank.load(path, method.device, precision=method.storage) for name, path in files.items()}
+        {name: MemoryBank.load(path, method.device, bank_precision=method.storage) for name, path in files.items()}
     )
     return method
 

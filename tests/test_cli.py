@@ -62,11 +62,11 @@ def bank(tmp_path: Path, dump: Path) -> Path:
 def test_build_writes_what_the_library_would(tmp_path: Path, dump: Path, features: np.ndarray) -> None:
     options = ["--size", 20, "--projection-dim", 8, "--seed", 3, "--start", 5, "--standardize"]
     report = json.loads(good("build", dump, "--out", tmp_path / "b", *options, "--json"))
-    expected = MemoryBank.build(features, size=20, projection_dim=8, seed=3, start=5, standardise=True)
+    expected = MemoryBank.build(features, size=20, projection_dim=8, seed=3, start=5, standardize=True)
     loaded = MemoryBank.load(tmp_path / "b")
     assert torch.equal(loaded.vectors, expected.vectors)
     assert torch.equal(loaded.source_rows, expected.source_rows)
-    assert loaded.standardisation == expected.standardisation
+    assert loaded.standardization == expected.standardization
     assert (report["rows"], report["vectors"], report["dim"]) == (300, 20, 16)
     assert report["file_bytes"] == (tmp_path / "b").stat().st_size
     assert report["radius"] == pytest.approx(expected.radius)

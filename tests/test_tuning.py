@@ -110,7 +110,7 @@ def test_memory_is_what_a_loaded_bank_holds(
         normal, images, ratios=[setting.ratio], indices=[setting.index], precisions=[setting.precision]
     ).settings[0]
     MemoryBank.build(normal, setting.ratio, index=setting.index).save(tmp_path / "bank")
-    loaded = MemoryBank.load(tmp_path / "bank", precision=setting.precision)
+    loaded = MemoryBank.load(tmp_path / "bank", bank_precision=setting.precision)
     loaded.score(images)
     assert found.resident == loaded.nbytes
     assert found.vector_bytes == loaded.vectors.nbytes

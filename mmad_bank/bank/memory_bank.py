@@ -1,11 +1,13 @@
-"""The memory bank: a coreset of normal patch features, searched to score new ones."""
+"""The memory bank: a coreset of normal patch features, searched to score new ones.
+
+One class, with all that a user does with a bank; more than half of the module are its docstrings.
+"""
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,35 +15,35 @@ from torch import Tensor
 from mmad_bank import ops, scoring
 from mmad_bank._internal.checks import ArrayLike, as_features, as_float_tensor, check_finite, check_index
 from mmad_bank._internal.decoding import decoding
+from mmad_bank._internal.former import formerly
 from mmad_bank._internal.locks import ForkedOpen
-from mmad_bank._internal.progress import doing
 from mmad_bank.bank import file_format
 from mmad_bank.bank._progress import Progress, reporting
 from mmad_bank.bank.dumps import FeatureDump, Layout, PathLike, open_dump
+from mmad_bank.bank.exact_index import ExactIndex
+from mmad_bank.bank.faiss_index import FaissIndex, check_factory
 from mmad_bank.bank.file_format import BankFile, FileState
-from mmad_bank.bank.indices import ExactIndex, FaissIndex, Sample, SearchSettings, check_factory, naming_file
+from mmad_bank.bank.indices import AS_IT_TAKES, Index, check_search, make_index
 from mmad_bank.bank.projection import SparseProjection
 from mmad_bank.bank.provenance import Origin, Source, check_rows, describe_images, locate, restore_sources
-from mmad_bank.bank.selection import Moments, Standardisation, coreset_size, selection_space
+from mmad_bank.bank.recall import SearchSettings
+from mmad_bank.bank.scores import Scores, score_images
+from mmad_bank.bank.selection import (
+    Moments,
+    Standardization,
+    check_radius,
+    check_standardization,
+    coreset_size,
+    left_out,
+    selection_space,
+)
 from mmad_bank.errors import FormatError, InputError
 from mmad_bank.ops.knn import Precision, check_precision
 
-_AS_IT_TAKES = SearchSettings()
 _NO_BANK = "altered, its header does not describe a memory bank"
 
 VectorsOn = Literal["device", "host"]
 Features = FeatureDump | ArrayLike | PathLike | Sequence[PathLike]
-
-
-class Scores(NamedTuple):
-    """What :meth:`MemoryBank.score` returns."""
-
-    patch: Tensor
-    """(B, P) float32: Euclidean distance of each patch to its nearest bank vector."""
-    image: Tensor
-    """(B,) float32: anomaly score of each image."""
-    nearest: Tensor
-    """(B, P) int64: the bank row of that vector, which explains the score (see :meth:`MemoryBank.provenance`)."""
 
 
 class MemoryBank:
@@ -50,7 +52,7 @@ class MemoryBank:
     :meth:`build` selects a bank from a feature dump, :meth:`load` reads a saved one; the constructor takes vectors that
     were chosen elsewhere.
 
-    Vectors are kept as they came. A bank that standardises does not store (f - mean)/std: with one scalar
+    Vectors are kept as they came. A bank that standardizes does not store (f - mean)/std: with one scalar
     mean and std the mean drops out of every difference, so it divides distances by std instead.
 
     Threads may search, extend and save one bank at the same time: a search sees the bank before an extension or after
@@ -60,8 +62,9 @@ class MemoryBank:
         vectors: (M, D) features; copied, so that what happens to the array later does not change the bank.
         source_rows: int64 (M,) row of each vector in the dump it was taken from; default 0 to M - 1.
         index: ``"exact"`` or a FAISS index_factory string.
-        precision: of the exact search's resident copy, see :class:`mmad_bank.ops.SearchIndex`; answers do not change.
-        standardisation: (mean, std) of the features, or None.
+        bank_precision: Of the exact search's resident copy, see ``precision`` of :class:`mmad_bank.ops.SearchIndex`;
+            answers do not change. Kept in the file.
+        standardization: (mean, std) of the features, or None.
         extractor: name of the feature extractor, kept in the file for whoever reads it.
         nprobe: lists of an inverted file (``"IVF..."``) that a query looks into; default: as many as it takes to find
             99 % of the nearest vectors of a sample. Kept in the file.
@@ -71,7 +74,7 @@ class MemoryBank:
         sources: the files that the features came from, in order.
         index: as given.
         projection: the random projection to the selection space, or None.
-        standardisation: :class:`Standardisation` or None.
+        standardization: :class:`Standardization` or None.
 
     Example:
         >>> import torch
@@ -83,34 +86,35 @@ class MemoryBank:
 
     sources: list[Source]
     projection: SparseProjection | None
-    standardisation: Standardisation | None
+    standardization: Standardization | None
     extractor: str | None
     _device: torch.device  # where it searches
-    _raw_radius: float | None  # in the selection space, before standardisation
+    _raw_radius: float | None  # in the selection space, before standardization
     _mapped: FileState | None  # the file on disk that the vectors are
     _file: str | None  # where it was loaded from, for messages
-    _index: ExactIndex | FaissIndex | None  # None until it is needed
+    _index: Index | None  # None until it is needed
     _faiss_bytes: Tensor | None  # the saved index, until it is needed
     _settings: SearchSettings  # of a FAISS index that is not made yet
     _lock: ForkedOpen  # held by whoever changes the bank or needs all of it as it is now
 
+    @formerly(precision="bank_precision", standardization="standardization")
     def __init__(
         self,
         vectors: ArrayLike,
         *,
         source_rows: Tensor | None = None,
         index: str = "exact",
-        precision: Precision = "auto",
-        standardisation: tuple[float, float] | None = None,
+        bank_precision: Precision = "auto",
+        standardization: tuple[float, float] | None = None,
         extractor: str | None = None,
         nprobe: int | None = None,
         ef_search: int | None = None,
     ) -> None:
         rows = as_features(vectors, "vectors")
         check_finite(rows, "vectors")
-        _check_search(index, precision, SearchSettings(nprobe, ef_search))
+        check_search(index, bank_precision, SearchSettings(nprobe, ef_search))
         given = torch.arange(len(rows)) if source_rows is None else source_rows.detach().clone()
-        self._set(_own(rows, vectors), given, index, precision)
+        self._set(_own(rows, vectors), given, index, bank_precision)
         self._settings = SearchSettings(nprobe, ef_search)
         if self.source_rows.dtype != torch.int64 or self.source_rows.shape != (len(rows),):
             raise InputError(
@@ -118,19 +122,19 @@ class MemoryBank:
                 f" {tuple(self.source_rows.shape)}"
             )
         self.sources = [Source("vectors", int(self.source_rows.max()) + 1, None)]
-        self.standardisation = None if standardisation is None else _check_standardisation(standardisation)
+        self.standardization = None if standardization is None else check_standardization(standardization)
         self.extractor = extractor
         self.search_index  # noqa: B018 (made here, so that what FAISS cannot build is told here)
 
-    def _set(self, vectors: Tensor, source_rows: Tensor, index: str, precision: Precision) -> None:
+    def _set(self, vectors: Tensor, source_rows: Tensor, index: str, bank_precision: Precision) -> None:
         self._vectors = vectors
         self._device = vectors.device
         self._source_rows = source_rows
         self.sources = []
         self.index = index
-        self.precision = precision
+        self.bank_precision: Precision = bank_precision
         self.projection = None
-        self.standardisation = None
+        self.standardization = None
         self.extractor = None
         self._raw_radius = None
         self._mapped = None
@@ -141,6 +145,7 @@ class MemoryBank:
         self._lock = ForkedOpen()
 
     @classmethod
+    @formerly(precision="bank_precision", standardize="standardize")
     def build(
         cls,
         features: Features,
@@ -152,8 +157,8 @@ class MemoryBank:
         seed: int = 0,
         start: int = 0,
         progress: Progress = False,
-        standardise: bool | tuple[float, float] = False,
-        precision: Precision = "auto",
+        standardize: bool | tuple[float, float] = False,
+        bank_precision: Precision = "auto",
         device: torch.device | str | None = None,
         vectors_on: VectorsOn = "device",
         extractor: str | None = None,
@@ -182,9 +187,9 @@ class MemoryBank:
             seed: of the projection.
             start: row that is selected first.
             progress: True for a bar on a terminal, or a function (stage, done, total).
-            standardise: measure distances on (f - mean)/std with the dump's scalar mean and std, or with a given
+            standardize: measure distances on (f - mean)/std with the dump's scalar mean and std, or with a given
                 (mean, std).
-            precision: of the resident search copy.
+            bank_precision: Of the resident search copy; kept in the file as the default of :meth:`load`.
             device: where to select and search; default: where the features are.
             vectors_on: where the bank's vectors are kept, see :meth:`to`.
             extractor: name of the feature extractor; default: the one in ``extraction.json`` beside the features.
@@ -212,16 +217,16 @@ class MemoryBank:
         n_select = coreset_size(len(dump), ratio, size)
         check_index(start, "start", 0, len(dump) - 1, "the row numbers")
         projection = SparseProjection.create(dump.dim, len(dump), projection_dim, seed)
-        _check_search(index, precision, SearchSettings(nprobe, ef_search))
+        check_search(index, bank_precision, SearchSettings(nprobe, ef_search))
         if index != "exact":  # said now, not after the selection
             FaissIndex.check(index, n_select, dump.dim, SearchSettings(nprobe, ef_search))
         target = None if device is None else ops.resolve_device(device)
         _check_vectors_on(vectors_on)
-        given = None if isinstance(standardise, bool) else _check_standardisation(standardise)
-        moments = Moments() if standardise is True else None
+        given = None if isinstance(standardize, bool) else check_standardization(standardize)
+        moments = Moments() if standardize is True else None
         with reporting(progress) as report:
             space = selection_space(dump, projection, report, device=target, n_select=n_select, moments=moments)
-            standardisation = given if moments is None else moments.result()
+            standardization = given if moments is None else moments.result()
             coreset = ops.k_center_greedy(
                 space,
                 n_select,
@@ -234,15 +239,15 @@ class MemoryBank:
             vectors = space[rows] if projection is None else dump.take(rows)
         del space
         bank = cls.__new__(cls)
-        bank._set(vectors, rows.cpu(), index, precision)
+        bank._set(vectors, rows.cpu(), index, bank_precision)
         bank.sources = list(dump.sources)
         bank.projection = projection
-        bank.standardisation = standardisation
+        bank.standardization = standardization
         bank.extractor = dump.extractor if extractor is None else extractor
         bank._raw_radius = coreset.covering_radius
         bank._settings = SearchSettings(nprobe, ef_search)
         bank = bank.to(coreset.indices.device if target is None else target, vectors_on=vectors_on)
-        bank._index = bank._made_index(None if index == "exact" else _left_out(dump, bank.source_rows))
+        bank._index = bank._made_index(None if index == "exact" else left_out(dump, bank.source_rows))
         return bank
 
     def __len__(self) -> int:
@@ -311,10 +316,10 @@ class MemoryBank:
 
     @property
     def _std(self) -> float:
-        return 1.0 if self.standardisation is None else self.standardisation.std
+        return 1.0 if self.standardization is None else self.standardization.std
 
     @property
-    def search_index(self) -> ExactIndex | FaissIndex:
+    def search_index(self) -> Index:
         """What the bank is searched with; ``search_index.faiss_index`` takes FAISS settings such as ``nprobe``."""
         self._check_file()
         index = self._index
@@ -323,22 +328,12 @@ class MemoryBank:
                 index = self._index = self._index or self._made_index()
         return index
 
-    def _made_index(self, sample: Tensor | None = None) -> ExactIndex | FaissIndex:
+    def _made_index(self, sample: Tensor | None = None) -> Index:
         """Make the index; ``sample`` are features to measure the recall of FAISS's on, by default the bank's own."""
-        if self.index == "exact":
-            mapped = self._mapped is not None
-            return ExactIndex(self._vectors, self.precision, self.device, mapped=mapped, file=self._file)
-        if self._faiss_bytes is not None:
-            return FaissIndex.deserialize(self._vectors, self._faiss_bytes).set(self._settings)
-        with doing(f"building the index {self.index}"), naming_file(self._file):
-            index = FaissIndex(self._vectors, self.index).set(self._settings)
-            if self._settings.recall is None:
-                drawn = Sample.draw(self._vectors, sample)
-                if self._settings == _AS_IT_TAKES:
-                    index.tune(drawn)
-                else:
-                    index.measure(drawn)
-        return index
+        return make_index(
+            self.index, self._vectors, self.bank_precision, self.device, mapped=self._mapped is not None,
+            file=self._file, saved=self._faiss_bytes, settings=self._settings, sample=sample,
+        )  # fmt: skip
 
     def _check_file(self) -> None:
         if self._mapped is not None:
@@ -348,7 +343,7 @@ class MemoryBank:
         """Find the k nearest bank vectors of each query.
 
         Args:
-            queries: (Q, D) features, not standardised: the bank does that.
+            queries: (Q, D) features, not standardized: the bank does that.
             k: neighbours a query, 1 to ``len(bank)``.
 
         Returns:
@@ -356,7 +351,7 @@ class MemoryBank:
         """
         rows = as_features(queries, "queries").to(self.device)
         distances, found = self.search_index.search(rows, k)
-        return distances / self._std if self.standardisation else distances, found
+        return distances / self._std if self.standardization else distances, found
 
     def score(
         self, patches: ArrayLike, *, reweight: scoring.Reweight = "m3dm", n_neighbors: int | None = None
@@ -385,20 +380,7 @@ class MemoryBank:
         if not (rows.is_cuda and torch.cuda.is_current_stream_capturing()):
             images = Source("patches", rows.shape[0] * rows.shape[1], rows.shape[1])
             check_finite(rows.view(-1, self.dim), "patches", place=images.place)
-        wanted = min(wanted, len(self))
-        index = self.search_index  # the same one for all that follows, also if the bank is extended meanwhile
-        distances, nearest = index.search(rows.view(-1, self.dim), 1)
-        distances = distances / self._std if self.standardisation else distances
-        patch, nearest = distances.view(rows.shape[:2]), nearest.view(rows.shape[:2])
-        largest, where = patch.max(dim=1)
-        if reweight == "max":
-            return Scores(patch, largest, nearest)
-        image = torch.arange(len(rows), device=rows.device)
-        around = _neighborhood(index, nearest[image, where], wanted)
-        # The distances from the few patches f* are taken from differences: nothing cancels.
-        gaps = index.gather(around).double() - rows[image, where].double()[:, None]
-        spread = gaps.square_().sum(-1).sqrt_() / self._std
-        return Scores(patch, scoring.image_score(largest, spread, self.dim, reweight), nearest)
+        return score_images(self.search_index, rows, self._std, reweight, min(wanted, len(self)))
 
     def provenance(self, rows: Tensor | Sequence[int] | None = None) -> list[Origin]:
         """Say where bank vectors came from: file, row in it, image and its name, place of the patch if it is known.
@@ -461,7 +443,7 @@ class MemoryBank:
         dump = open_dump(features, key=key, layout=layout, by_image=by_image, dim=None if own else self.dim)
         dump.check_dim(self.dim, "the bank")
         dump.check_extractor(self.extractor, "the bank")
-        wanted = None if radius is None else _check_radius(radius) * self._std
+        wanted = None if radius is None else check_radius(radius) * self._std
         if wanted is None and self._raw_radius is None and size is None:
             raise InputError("radius: expected a radius or a size, the bank does not know its own radius")
         if size is not None:
@@ -495,9 +477,9 @@ class MemoryBank:
         vectors = torch.cat([self.vectors, new])
         old = self.search_index
         if isinstance(old, FaissIndex):
-            index: ExactIndex | FaissIndex = old.extended(new, vectors, self.index)
+            index: Index = old.extended(new, vectors, self.index)
         else:
-            index = ExactIndex(vectors, self.precision, self.device)
+            index = ExactIndex(vectors, self.bank_precision, self.device)
         # Searches go on meanwhile, with the old index or the new one, and a process may be forked: all in one step.
         before = sum(source.rows for source in self.sources)
         self.__dict__.update(
@@ -515,9 +497,9 @@ class MemoryBank:
         Args:
             device: where to search.
             vectors_on: ``"device"`` takes the float32 vectors along. ``"host"`` leaves them in host memory: on a CUDA
-                device is then only the 16-bit or int8 copy (``precision``), a half or a quarter of their size, and the
-                few vectors that decide are fetched from host memory, which is page-locked for that. The answers are the
-                same. On the CPU the two mean the same.
+                device is then only the 16-bit or int8 copy (``bank_precision``), a half or a quarter of their size, and
+                the few vectors that decide are fetched from host memory, which is page-locked for that. The answers are
+                the same. On the CPU the two mean the same.
 
         Raises:
             InputError: The device cannot be used.
@@ -574,10 +556,11 @@ class MemoryBank:
             "vectors": len(self),
             "dim": self.dim,
             "index": self.index,
-            "search": None if settings == _AS_IT_TAKES else settings._asdict(),
+            "bank_precision": self.bank_precision,
+            "search": None if settings == AS_IT_TAKES else settings._asdict(),
             "radius": self._raw_radius,
             "projection": self.projection and {"dim": self.projection.dim_out, "seed": self.projection.seed},
-            "standardisation": self.standardisation and self.standardisation._asdict(),
+            "standardisation": self.standardization and self.standardization._asdict(),
             "extractor": self.extractor,
             "sources": [{"file": one.file, "rows": one.rows, "patches": one.patches} for one in self.sources],
             "images": describe_images(self.sources),
@@ -601,12 +584,13 @@ class MemoryBank:
         file_format.write(path, header, tensors)
 
     @classmethod
+    @formerly(precision="bank_precision")
     def load(
         cls,
         path: str | os.PathLike[str],
         device: torch.device | str = "cpu",
         *,
-        precision: Precision = "auto",
+        bank_precision: Precision | None = None,
         verify: bool = True,
         rebuild_index: bool | None = None,
         trust_index: bool = False,
@@ -625,7 +609,7 @@ class MemoryBank:
         Args:
             path: the file.
             device: where to search.
-            precision: of the resident search copy.
+            bank_precision: Of the resident search copy; default: the file's own, with which the bank was saved.
             verify: compare the vectors with their checksum (one pass over the file, several GB/s). The header is
                 always checked.
             rebuild_index: the contrary of ``trust_index``, and wins over it.
@@ -645,19 +629,20 @@ class MemoryBank:
             >>> len(MemoryBank.load(path))
             5
         """
-        _check_search("exact", precision)
+        if bank_precision is not None:
+            check_precision(bank_precision, "bank_precision")
         trusted = trust_index if rebuild_index is None else not rebuild_index
         file = file_format.read(path, verify=verify, mapped=mapped)
         bank = cls.__new__(cls)
         with decoding(path, _NO_BANK, error=FormatError):
             try:
-                bank._restore(file, precision, trusted)
+                bank._restore(file, bank_precision, trusted)
                 bank._file = os.fspath(path)
             except InputError as error:  # about a value of the header
                 raise FormatError(f"{path}: {_NO_BANK} ({error})") from error
         return bank.to(device, vectors_on=vectors_on)
 
-    def _restore(self, file: BankFile, precision: Precision, trusted: bool) -> None:
+    def _restore(self, file: BankFile, wanted: Precision | None, trusted: bool) -> None:
         header, tensors = file.header, file.tensors
         shape = (header.integer("vectors", 1), header.integer("dim", 1))
         vectors, source_rows = tensors["vectors"], tensors["source_rows"]
@@ -665,21 +650,22 @@ class MemoryBank:
             raise ValueError(f"vectors are {vectors.dtype} {tuple(vectors.shape)}")
         if (source_rows.dtype, source_rows.shape) != (torch.int64, (len(vectors),)):
             raise ValueError(f"source rows are {source_rows.dtype} {tuple(source_rows.shape)}")
-        self._set(vectors, source_rows, header.text("index"), precision)
+        stored = check_precision(header.optional_text("bank_precision") or "auto", "bank_precision")
+        self._set(vectors, source_rows, header.text("index"), stored if wanted is None else wanted)
         self._mapped = file.mapped
         self.sources = restore_sources(header)
         check_rows(source_rows, self.sources)
-        projection, standardisation = header.optional_table("projection"), header.optional_table("standardisation")
+        projection, standardization = header.optional_table("projection"), header.optional_table("standardisation")
         if projection is not None:
             self.projection = SparseProjection(
                 self.dim, projection.integer("dim"), projection.integer("seed", 0, 2**63)
             )
-        if standardisation is not None:
-            pair = (standardisation.number("mean"), standardisation.number("std"))
-            self.standardisation = _check_standardisation(pair)
+        if standardization is not None:
+            pair = (standardization.number("mean"), standardization.number("std"))
+            self.standardization = check_standardization(pair)
         self.extractor = header.optional_text("extractor")
         radius = header.optional_number("radius")
-        self._raw_radius = None if radius is None else _check_radius(radius)
+        self._raw_radius = None if radius is None else check_radius(radius)
         if self.index != "exact":
             check_factory(self.index, *shape)
             search = header.optional_table("search")
@@ -689,26 +675,6 @@ class MemoryBank:
                     search.optional_number("recall"),
                 )  # fmt: skip
             self._faiss_bytes = tensors.get("faiss_index") if trusted else None
-
-
-def _neighborhood(index: ExactIndex | FaissIndex, center: Tensor, n: int) -> Tensor:
-    """Return bank row m* and its n - 1 nearest others, (B,) -> (B, n), also where the bank holds m* many times."""
-    if n == 1:
-        return center[:, None]
-    found = index.neighbors(center, n)
-    absent = ~(found == center[:, None]).any(1)  # n copies of m* with lower row numbers came first
-    last = torch.where(absent, center, found[:, -1])
-    found = torch.cat([found[:, :-1], last[:, None]], 1)
-    first = (found != center[:, None]).int().argsort(dim=1, stable=True)
-    return found.gather(1, first)
-
-
-def _left_out(dump: FeatureDump, selected: Tensor, n: int = 256, least: int = 16) -> Tensor | None:
-    """Return a few rows of a dump that were not selected; None if there are hardly any."""
-    drawn = torch.randint(len(dump), (8 * n,), generator=torch.Generator().manual_seed(0)).unique()
-    others = drawn[~torch.isin(drawn, selected)]
-    others = others[torch.randperm(len(others), generator=torch.Generator().manual_seed(0))[:n]]
-    return dump.take(others) if len(others) >= least else None
 
 
 def _alone(rows: Tensor | None) -> Tensor | None:
@@ -722,35 +688,9 @@ def _own(rows: Tensor, given: ArrayLike) -> Tensor:
     return rows.clone() if rows.data_ptr() == address else rows
 
 
-def _check_search(index: str, precision: str, settings: SearchSettings = _AS_IT_TAKES) -> None:
-    """Say what is wrong before the long work, not at the first search."""
-    if not isinstance(index, str):
-        raise InputError(f"index: expected 'exact' or a FAISS factory string, found {index!r}")
-    if index == "exact" and settings.nprobe is not None:
-        raise InputError(f"nprobe: expected an index with inverted lists (IVF...), found {index!r}")
-    if index == "exact" and settings.ef_search is not None:
-        raise InputError(f"ef_search: expected an index with a graph (HNSW), found {index!r}")
-    check_precision(precision)
-
-
 def _check_vectors_on(vectors_on: str) -> None:
     if vectors_on not in get_args(VectorsOn):
         raise InputError(f"vectors_on: expected one of {', '.join(get_args(VectorsOn))}, found {vectors_on!r}")
-
-
-def _check_standardisation(pair: Any) -> Standardisation:
-    if not isinstance(pair, tuple) or len(pair) != 2 or not all(isinstance(v, (int, float)) for v in pair):
-        raise InputError(f"standardise: expected True, False or (mean, std), found {pair!r}")
-    mean, std = pair
-    if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
-        raise InputError(f"standardise: expected a finite mean and a std above 0, found {pair!r}")
-    return Standardisation(float(mean), float(std))
-
-
-def _check_radius(radius: float) -> float:
-    if isinstance(radius, bool) or not isinstance(radius, (int, float)) or not 0 <= radius < math.inf:
-        raise InputError(f"radius: expected a finite number of at least 0, found {radius!r}")
-    return float(radius)
 
 
 def _on_cpu(rows: Any) -> Tensor:

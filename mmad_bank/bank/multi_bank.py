@@ -14,6 +14,7 @@ from torch import Tensor
 from mmad_bank import scoring
 from mmad_bank._internal.checks import ArrayLike
 from mmad_bank._internal.files import read_folder, replacing_folder
+from mmad_bank._internal.former import formerly
 from mmad_bank._internal.manifest import check_format, read_json
 from mmad_bank.bank.memory_bank import MemoryBank, Scores, VectorsOn
 from mmad_bank.errors import FormatError, InputError
@@ -114,12 +115,13 @@ class MultiBank(Mapping[str, MemoryBank]):
             (partial / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
 
     @classmethod
+    @formerly(precision="bank_precision")
     def load(
         cls,
         folder: str | os.PathLike[str],
         device: torch.device | str = "cpu",
         *,
-        precision: Precision = "auto",
+        bank_precision: Precision | None = None,
         vectors_on: VectorsOn = "device",
         verify: bool = True,
         rebuild_index: bool | None = None,
@@ -140,7 +142,7 @@ class MultiBank(Mapping[str, MemoryBank]):
             return cls(
                 {
                     name: MemoryBank.load(
-                        target / file, device, precision=precision, vectors_on=vectors_on, verify=verify,
+                        target / file, device, bank_precision=bank_precision, vectors_on=vectors_on, verify=verify,
                         rebuild_index=rebuild_index, trust_index=trust_index, mapped=mapped,
                     )
                     for name, file in _read_manifest(target).items()

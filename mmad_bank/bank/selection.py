@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,11 +16,21 @@ from mmad_bank.bank.projection import SparseProjection
 from mmad_bank.errors import InputError
 
 
-class Standardisation(NamedTuple):
+class Standardization(NamedTuple):
     """One scalar mean and standard deviation for all values of a bank, as M3DM takes them."""
 
     mean: float
     std: float
+
+
+def check_standardization(pair: Any) -> Standardization:
+    """Return (mean, std) that distances can be divided by, or say what is wrong with it."""
+    if not isinstance(pair, tuple) or len(pair) != 2 or not all(isinstance(v, (int, float)) for v in pair):
+        raise InputError(f"standardize: expected True, False or (mean, std), found {pair!r}")
+    mean, std = pair
+    if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
+        raise InputError(f"standardize: expected a finite mean and a std above 0, found {pair!r}")
+    return Standardization(float(mean), float(std))
 
 
 class Moments:
@@ -39,13 +49,13 @@ class Moments:
         self._sum += float(shifted.sum(dtype=torch.float64))
         self._squares += float(shifted.square_().sum(dtype=torch.float64))
 
-    def result(self) -> Standardisation:
+    def result(self) -> Standardization:
         """Return mean and standard deviation (n - 1 in the denominator)."""
         mean = self._sum / self._count
         variance = (self._squares - self._count * mean**2) / max(self._count - 1, 1)
         if variance <= 0:
-            raise InputError("standardise: expected features that vary, found one value throughout")
-        return Standardisation(self._shift + mean, math.sqrt(variance))
+            raise InputError("standardize: expected features that vary, found one value throughout")
+        return Standardization(self._shift + mean, math.sqrt(variance))
 
 
 def coreset_size(n_rows: int, ratio: float, size: int | None) -> int:
@@ -92,3 +102,18 @@ def selection_space(
         report("Reading features", first + len(block), len(dump))
     assert space is not None  # a dump has at least one row
     return space
+
+
+def left_out(dump: FeatureDump, selected: Tensor, n: int = 256, least: int = 16) -> Tensor | None:
+    """Return a few rows of a dump that were not selected; None if there are hardly any."""
+    drawn = torch.randint(len(dump), (8 * n,), generator=torch.Generator().manual_seed(0)).unique()
+    others = drawn[~torch.isin(drawn, selected)]
+    others = others[torch.randperm(len(others), generator=torch.Generator().manual_seed(0))[:n]]
+    return dump.take(others) if len(others) >= least else None
+
+
+def check_radius(radius: float) -> float:
+    """Return a finite radius of at least 0, or say what is wrong with it."""
+    if isinstance(radius, bool) or not isinstance(radius, (int, float)) or not 0 <= radius < math.inf:
+        raise InputError(f"radius: expected a finite number of at least 0, found {radius!r}")
+    return float(radius)

@@ -97,7 +97,7 @@ def build(
     _say_defective(dump.sources)
     bank = MemoryBank.build(
         dump, share, size=n_vectors, index=index, projection_dim=dimensions, seed=seed,
-        start=start, standardise=standardize, precision=precision, device=target if device != "cpu" else None,
+        start=start, standardize=standardize, bank_precision=precision, device=target if device != "cpu" else None,
         progress=show_progress(as_json), nprobe=nprobe, ef_search=ef_search,
     )  # fmt: skip
     built = time.perf_counter()
@@ -199,7 +199,10 @@ def score(
     key: Key = None,
     layout: DumpLayout = "auto",
     by_image: ByImage = False,
-    precision: Precision = "auto",
+    precision: Annotated[
+        PrecisionName | None,
+        typer.Option(help="Precision of the search copy in memory; default: the one that the bank was built with."),
+    ] = None,
     trust_index: TrustIndex = False,
     device: Device = "cpu",
     overwrite: Overwrite = False,
@@ -236,7 +239,7 @@ def score(
     target = check_device(device)
     begin = time.perf_counter()
     with doing(f"loading {bank_file}"):
-        bank = MemoryBank.load(bank_file, device=target, precision=precision, trust_index=trust_index)
+        bank = MemoryBank.load(bank_file, device=target, bank_precision=precision, trust_index=trust_index)
     left_out: dict[str, str] = {}
     dump = Reading(key, layout, by_image).open(features, bank.dim, left_out)
     dump.check_extractor(bank.extractor, str(bank_file))
@@ -297,6 +300,7 @@ def describe_bank(bank: MemoryBank, path: Path) -> dict[str, Any]:
         "vectors": len(bank),
         "dim": bank.dim,
         "index": bank.index,
+        "bank_precision": bank.bank_precision,
         "search": bank.metadata()["search"],
         "radius": bank.radius,
         "file_bytes": path.stat().st_size,
@@ -307,7 +311,7 @@ def describe_bank(bank: MemoryBank, path: Path) -> dict[str, Any]:
 def describe_bank_rows(bank: MemoryBank, path: Path) -> dict[str, str]:
     """Return the same for people."""
     rows = {
-        "bank": f"{len(bank):,} × {bank.dim}, index {bank.index}",
+        "bank": f"{len(bank):,} × {bank.dim}, index {bank.index}, searched in precision {bank.bank_precision}",
         "file": size(path.stat().st_size),
         "radius": "unknown" if bank.radius is None else f"{bank.radius:.6g} (no row it was selected from is farther)",
     }
@@ -320,6 +324,6 @@ def describe_bank_rows(bank: MemoryBank, path: Path) -> dict[str, str]:
         recall = search["recall"]
         words.append("recall not measured" if recall is None else f"finds {recall:.1%} of a sample's nearest vectors")
         rows["search"] = ", ".join(words)
-    if bank.standardisation is not None:
-        rows["standardised by"] = f"mean {bank.standardisation.mean:.6g}, std {bank.standardisation.std:.6g}"
+    if bank.standardization is not None:
+        rows["standardized by"] = f"mean {bank.standardization.mean:.6g}, std {bank.standardization.std:.6g}"
     return rows

@@ -290,16 +290,15 @@ class _Build:
         """Return the call in Python."""
         words = [f"ratio={one.ratio:.12g}"]
         words += [f"index={one.index!r}"] if one.index != "exact" else []
-        words += [f"precision={one.precision!r}"] if one.precision != "auto" else []
+        words += [f"bank_precision={one.precision!r}"] if one.precision != "auto" else []
         words += [f"{name}={value if value.isdigit() else repr(value)}" for name, value in self.more.items()]
         words += [f"{name}={value!r}" for name, value in self.reading.arguments().items()]
         features = repr(self.features[0] if len(self.features) == 1 else self.features)
         return f"MemoryBank.build({features}, {', '.join(words)})"
 
-    def load(self, one: Measured) -> str:
-        """Return the call that loads the bank; the file holds float32 vectors, so it must name the precision again."""
-        precision = f", precision={one.precision!r}" if one.precision != "auto" else ""
-        return f"MemoryBank.load({self.bank!r}{precision})"
+    def load(self) -> str:
+        """Return the call that loads the bank, whose file says with which precision."""
+        return f"MemoryBank.load({self.bank!r})"
 
 
 def _argument(path: Path) -> str:
@@ -414,7 +413,7 @@ def _facts(
 def _describe(one: Measured, options: _Build) -> dict[str, Any]:
     return {
         **one.as_json(), "words": _words(one), "command": options.command(one),
-        "score_command": options.score_command(one), "call": options.call(one), "load": options.load(one),
+        "score_command": options.score_command(one), "call": options.call(one), "load": options.load(),
     }  # fmt: skip
 
 

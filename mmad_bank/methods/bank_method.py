@@ -109,7 +109,7 @@ class BankMethod(Method):
     def _learn_decision(self, dumps: Dumps, validation: Dumps | None, stages: Stages) -> None:
         """Learn what :meth:`_decide` needs."""
 
-    def _standardise(self, bank: str) -> bool:
+    def _standardize(self, bank: str) -> bool:
         """Say whether a bank measures distances on (f - mean)/std."""
         del bank
         return False
@@ -230,13 +230,13 @@ class BankMethod(Method):
         def select(path: Path) -> None:
             bank = MemoryBank.build(
                 table, self.ratio, size=size, projection_dim=self.projection_dim, seed=self.seed,
-                progress=stages.progress, standardise=self._standardise(name), device=self.device,
+                progress=stages.progress, standardize=self._standardize(name), device=self.device,
                 extractor=self._extractor_name(name),
             )  # fmt: skip
             bank.sources = [Source(f"{name} features", table.shape[0] * table.shape[1], table.shape[1])]
             bank.save(path)
 
-        return MemoryBank.load(stages.run(f"bank-{name}.safetensors", write), self.device, precision=self.storage)
+        return MemoryBank.load(stages.run(f"bank-{name}.safetensors", write), self.device, bank_precision=self.storage)
 
     def _place_of(self, bank: str) -> tuple[int, int]:
         """Which of the banks a bank is, from 1, and of how many."""
@@ -396,7 +396,7 @@ class BankMethod(Method):
             adaptation.load_checkpoint(folder / "adaptation.safetensors")
             self.adaptation_ = adaptation.to(self.device).eval()
         self.banks_ = MultiBank.load(
-            folder / "banks", self.device, precision=self.storage, trust_index=self._trust_index
+            folder / "banks", self.device, bank_precision=self.storage, trust_index=self._trust_index
         )
         if tuple(self.banks_) != self._bank_names():
             raise KeyError(f"banks {', '.join(self._bank_names())}")

@@ -137,7 +137,7 @@ class LSFA(PointBankMethod):
     def _bank_names(self) -> tuple[str, ...]:
         return BANKS
 
-    def _standardise(self, bank: str) -> bool:
+    def _standardize(self, bank: str) -> bool:
         """Scale distances so that the average weighs features of different extractors alike.
 
         Adapted features come out of a layer norm, on which this does next to nothing.

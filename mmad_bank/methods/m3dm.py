@@ -74,7 +74,7 @@ class M3DM(PointBankMethod):
         image_size: pixels a side of the prepared images.
         grid: (h, w) of the patches.
         recipe: ``"paper"`` or ``"published"``: as the authors' code does where it differs (PFA's weights, Point-MAE's
-            statistics, one mean and std for all banks, smaller RGB and fusion banks, no standardisation of single xyz
+            statistics, one mean and std for all banks, smaller RGB and fusion banks, no standardization of single xyz
             and fusion banks, and more).
         ratio: share of the training patches that a bank keeps.
         projection_dim: select in a sparse random projection; None selects on the features themselves.
@@ -222,7 +222,7 @@ class M3DM(PointBankMethod):
 
     # Section 3.4, first half: the banks.
 
-    def _standardise(self, bank: str) -> bool:
+    def _standardize(self, bank: str) -> bool:
         return not (self.recipe == "published" and len(self.banks) == 1 and bank != "rgb")
 
     def _build_banks(self, dumps: Dumps, stages: Stages) -> dict[str, MemoryBank]:
@@ -233,13 +233,13 @@ class M3DM(PointBankMethod):
         size = max(1, int(self.ratio * len(banks["xyz"])))
         for name in self._bank_names()[1:]:
             banks[name] = self._build_bank(name, dumps[name], stages, size)
-        xyz, rgb = banks["xyz"].standardisation, banks["rgb" if "rgb" in banks else "xyz"].standardisation
+        xyz, rgb = banks["xyz"].standardization, banks["rgb" if "rgb" in banks else "xyz"].standardization
         assert xyz is not None
         assert rgb is not None
         if len(banks) == len(BANKS):
             banks["xyz"] = _with_mean_feature(banks["xyz"], xyz.mean, self.storage)
         for bank in banks.values():
-            bank.standardisation = xyz._replace(std=rgb.std)
+            bank.standardization = xyz._replace(std=rgb.std)
         return banks
 
     # Section 3.4, second half: decision layer fusion.
@@ -334,13 +334,13 @@ class M3DM(PointBankMethod):
 def _with_mean_feature(bank: MemoryBank, mean: float, storage: Storage) -> MemoryBank:
     """Drop vectors that have a component of exactly the mean and append the mean feature, as the published code does.
 
-    There the bank holds standardised features: the dropped ones have a component of zero, the appended one is zero.
+    There the bank holds standardized features: the dropped ones have a component of zero, the appended one is zero.
     """
     kept = ((bank.vectors - mean) != 0).all(dim=1).nonzero()[:, 0]
     vectors = torch.cat([bank.vectors[kept], bank.vectors.new_full((1, bank.dim), mean)])
     n_rows = sum(source.rows for source in bank.sources)
     rows = torch.cat([bank.source_rows[kept.cpu()], torch.tensor([n_rows])])
-    changed = MemoryBank(vectors, source_rows=rows, precision=storage, extractor=bank.extractor)
+    changed = MemoryBank(vectors, source_rows=rows, bank_precision=storage, extractor=bank.extractor)
     changed.sources = [*bank.sources, _MEAN_FEATURE]
     return changed
 

@@ -27,7 +27,7 @@ from mmad_bank._internal.resume import Stages, counted, files_of, fingerprint_of
 from mmad_bank.bank import file_format
 from mmad_bank.bank._progress import Progress, Report, reporting
 from mmad_bank.bank.dumps import open_dump
-from mmad_bank.bank.indices import make_faiss
+from mmad_bank.bank.faiss_index import make_faiss
 from mmad_bank.bank.memory_bank import Features, MemoryBank
 from mmad_bank.bank.projection import SparseProjection
 from mmad_bank.bank.provenance import Source
@@ -559,7 +559,7 @@ class _Measuring:
     def _make(self, vectors: Tensor, setting: Setting) -> MemoryBank | None:
         """Return the bank, or None where a ratio is too small for its index; then say why in ``left_out``."""
         try:
-            return MemoryBank(vectors, index=setting.index, precision=setting.precision)
+            return MemoryBank(vectors, index=setting.index, bank_precision=setting.precision)
         except InputError as error:
             if setting.is_exact:
                 raise

@@ -63,8 +63,8 @@ class TestRoundTrip:
         [
             {},
             {"projection_dim": 5, "seed": 9},
-            {"standardise": True},
-            {"standardise": (0.1, 1 / 3)},
+            {"standardize": True},
+            {"standardize": (0.1, 1 / 3)},
             {"extractor": "DINO ViT-B/8 ä"},
             {"index": "IVF4,Flat"},
         ],
@@ -77,14 +77,14 @@ class TestRoundTrip:
         assert torch.equal(loaded.vectors, bank.vectors)
         assert torch.equal(loaded.source_rows, bank.source_rows)
         assert loaded.metadata() == bank.metadata()
-        assert (loaded.radius, loaded.standardisation) == (bank.radius, bank.standardisation)
+        assert (loaded.radius, loaded.standardization) == (bank.radius, bank.standardization)
         assert loaded.provenance() == bank.provenance()
         patches = features(20, seed=4).reshape(2, 10, 12)
         for a, b in zip(loaded.score(patches), bank.score(patches), strict=True):
             assert torch.equal(a, b)
 
     def test_extends_without_the_dump_as_the_original_does(self, tmp_path):
-        bank = MemoryBank.build(features(), size=40, projection_dim=5, seed=9, standardise=True)
+        bank = MemoryBank.build(features(), size=40, projection_dim=5, seed=9, standardize=True)
         bank.save(tmp_path / "b")
         loaded = MemoryBank.load(tmp_path / "b")
         assert loaded.extend(features()) == 0
@@ -180,7 +180,7 @@ class TestRefused:
             lambda header, tensors: header.update(vectors=41),
             lambda header, tensors: header.update(sources=3),
             lambda header, tensors: header.update(sources=[{"file": "x"}]),
-            lambda header, tensors: header.update(standardisation={"mean": 0.0, "std": -1.0}),
+            lambda header, tensors: header.update(standardization={"mean": 0.0, "std": -1.0}),
             lambda header, tensors: header.update(projection={"dim": 10**9, "seed": 0}),
             lambda header, tensors: header.update(radius="wide"),
             lambda header, tensors: header.update(tensors=[]),
@@ -201,8 +201,8 @@ class TestRefused:
             lambda header, tensors: header["sources"][0].update(rows=10),
             lambda header, tensors: header.update(sources=[{"file": "x", "rows": 2**61, "patches": None}] * 3),
             lambda header, tensors: header.update(extractor=5),
-            lambda header, tensors: header.update(standardisation=[0.0, 1.0]),
-            lambda header, tensors: header.update(standardisation={"mean": "0", "std": 1.0}),
+            lambda header, tensors: header.update(standardization=[0.0, 1.0]),
+            lambda header, tensors: header.update(standardization={"mean": "0", "std": 1.0}),
             lambda header, tensors: header.update(projection=[3, 0]),
             lambda header, tensors: header.update(projection={"dim": 3, "seed": -1}),
             lambda header, tensors: header.update(sources=[{"file": "x", "rows": 2**70, "patches": None}]),
@@ -345,7 +345,7 @@ class TestAFileThatChanges:
     def test_a_load_beside_a_replacement_is_of_one_file(self, tmp_path):
         path = tmp_path / "b"
         banks = [
-            MemoryBank(torch.full((500, 16), float(i)) + 0.1 * torch.rand(500, 16), standardisation=(0.0, float(i)))
+            MemoryBank(torch.full((500, 16), float(i)) + 0.1 * torch.rand(500, 16), standardization=(0.0, float(i)))
             for i in (1, 2)
         ]
         banks[0].save(path)
@@ -359,7 +359,7 @@ class TestAFileThatChanges:
         try:
             for number in range(150):
                 bank = MemoryBank.load(path, mapped=bool(number % 2))
-                assert bank.standardisation.std == int(bank.vectors[0, 0])
+                assert bank.standardization.std == int(bank.vectors[0, 0])
         finally:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -471,3 +471,31 @@ def test_verification_reads_at_more_than_a_trickle(tmp_path):
     begin = time.perf_counter()
     MemoryBank.load(tmp_path / "b")
     assert time.perf_counter() - begin < 2.0
+
+
+@pytest.mark.parametrize("precision", ["auto", "float32", "half", "int8"])
+def test_the_precision_of_the_search_copy_is_kept(tmp_path, precision):
+    """It is the default of load, which may be told another one; the answers are the same."""
+    rows = np.random.default_rng(0).normal(size=(300, 64)).astype(np.float32)
+    built = MemoryBank.build(rows, size=100, bank_precision=precision)
+    built.save(tmp_path / "bank")
+    loaded, other = MemoryBank.load(tmp_path / "bank"), MemoryBank.load(tmp_path / "bank", bank_precision="half")
+    assert (loaded.bank_precision, other.bank_precision) == (precision, "half")
+    assert torch.equal(loaded.search(rows, 3)[1], other.search(rows, 3)[1])
+    assert loaded.search_index.nbytes == built.search_index.nbytes
+
+
+def test_banks_of_two_precisions_are_two_files(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(30, 8)).astype(np.float32)
+    for precision in ("half", "int8"):
+        MemoryBank.build(rows, size=9, bank_precision=precision).save(tmp_path / precision)
+    assert (tmp_path / "half").read_bytes() != (tmp_path / "int8").read_bytes()
+
+
+def test_a_former_name_of_an_argument_still_works(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(30, 8)).astype(np.float32)
+    with pytest.warns(DeprecationWarning, match="build: precision is bank_precision now"):
+        bank = MemoryBank.build(rows, size=9, precision="int8")
+    assert bank.bank_precision == "int8"
+    with pytest.raises(TypeError, match="found both"):
+        MemoryBank.build(rows, size=9, precision="int8", bank_precision="half")

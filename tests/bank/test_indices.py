@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import load_file
 
 from mmad_bank import MemoryBank
-from mmad_bank.bank.indices import ExactIndex, FaissIndex, exact_search
+from mmad_bank.bank.indices import ExactIndex, FaissIndex
+from mmad_bank.bank.recall import exact_search
 from mmad_bank.errors import FormatError, InputError, MissingExtraError
 
 faiss = pytest.importorskip("faiss")
@@ -252,7 +253,7 @@ class FaissWithGpu:
 )
 def test_an_index_goes_to_the_gpu_where_it_can(module, moved, monkeypatch):
     """A stand-in for faiss-gpu; a GPU test has the real one."""
-    monkeypatch.setattr("mmad_bank.bank.indices._faiss", lambda: module)
+    monkeypatch.setattr("mmad_bank.bank.faiss_index._faiss", lambda: module)
     index = FaissIndex(features(50), "Flat")
     assert isinstance(index.faiss_index, FakeGpuIndex) == moved
     restored = FaissIndex.deserialize(features(50), index.serialize())
@@ -273,7 +274,7 @@ def test_missing_faiss_says_which_extra(monkeypatch):
 
 
 def test_exact_search_is_brute_force_over_blocks(monkeypatch):
-    monkeypatch.setattr("mmad_bank.bank.indices._BLOCK_ROWS", 7)
+    monkeypatch.setattr("mmad_bank.bank.recall._BLOCK_ROWS", 7)
     vectors = torch.cat([features(30), features(30)])  # every vector twice
     queries = features(9, seed=1)
     distances, rows = exact_search(queries, vectors, 5)

@@ -6,8 +6,8 @@ import torch
 
 from mmad_bank import MemoryBank, ops
 from mmad_bank.bank import dumps
-from mmad_bank.bank.memory_bank import _neighborhood
 from mmad_bank.bank.projection import SparseProjection
+from mmad_bank.bank.scores import _neighborhood
 from mmad_bank.bank.selection import selection_space
 from mmad_bank.errors import InputError
 
@@ -133,9 +133,9 @@ class TestBuild:
             ({"start": 300}, "start: expected 0 to 299"),
             ({"projection_dim": 13}, "projection_dim: expected 1 to 12"),
             ({"projection_dim": "much"}, "projection_dim: expected"),
-            ({"standardise": (0.0, 0.0)}, "standardise: expected a finite mean and a std above 0"),
-            ({"standardise": 3}, "standardise: expected True, False or"),
-            ({"precision": "bf8"}, "precision: expected one of auto, float32, half, int8, found 'bf8'"),
+            ({"standardize": (0.0, 0.0)}, "standardize: expected a finite mean and a std above 0"),
+            ({"standardize": 3}, "standardize: expected True, False or"),
+            ({"bank_precision": "bf8"}, "bank_precision: expected one of auto, float32, half, int8, found 'bf8'"),
             ({"index": None}, "index: expected 'exact' or a FAISS factory string, found None"),
         ],
     )
@@ -176,7 +176,7 @@ class TestSearch:
 
     @pytest.mark.parametrize("precision", ["auto", "float32", "half", "int8"])
     def test_precision_of_the_search_copy_does_not_change_answers(self, precision):
-        bank = MemoryBank(features(200), precision=precision)
+        bank = MemoryBank(features(200), bank_precision=precision)
         expected, order = brute_force(features(20, seed=2), bank.vectors, 3)
         distances, rows = bank.search(features(20, seed=2), 3)
         assert (rows.numpy() == order).all()
@@ -288,11 +288,11 @@ class TestScore:
             MemoryBank(features(20), index=index).score(patches)
 
 
-class TestStandardise:
+class TestStandardize:
     def test_is_scoring_on_standardised_features(self):
         rows = features(300) * 7 + 100
-        bank = MemoryBank.build(rows, size=30, standardise=True)
-        mean, std = bank.standardisation
+        bank = MemoryBank.build(rows, size=30, standardize=True)
+        mean, std = bank.standardization
         assert (mean, std) == pytest.approx((rows.double().mean().item(), rows.double().std().item()), rel=1e-7)
         patches = (features(20, seed=1) * 7 + 101).reshape(2, 10, 12)
         plain = MemoryBank.build((rows.double() - mean) / std, size=30)
@@ -309,20 +309,20 @@ class TestStandardise:
     def test_moments_of_a_stream_far_from_zero(self, monkeypatch):
         monkeypatch.setattr(dumps, "_BLOCK_BYTES", 12 * 4 * 7)
         rows = features(100) * 0.01 + 1e4
-        mean, std = MemoryBank.build(rows, size=2, standardise=True).standardisation
+        mean, std = MemoryBank.build(rows, size=2, standardize=True).standardization
         assert (mean, std) == pytest.approx((rows.double().mean().item(), rows.double().std().item()), rel=1e-6)
 
     def test_given_values(self):
-        bank = MemoryBank.build(features(), size=9, standardise=(1.0, 4.0))
+        bank = MemoryBank.build(features(), size=9, standardize=(1.0, 4.0))
         distances, _ = bank.search(features(5, seed=1))
         plain, _ = MemoryBank(bank.vectors).search(features(5, seed=1))
         assert torch.equal(distances, plain / 4)
-        again, _ = MemoryBank(bank.vectors, standardisation=(1.0, 4.0)).search(features(5, seed=1))
+        again, _ = MemoryBank(bank.vectors, standardization=(1.0, 4.0)).search(features(5, seed=1))
         assert torch.equal(distances, again)
 
     def test_constant_features(self):
-        with pytest.raises(InputError, match="standardise: expected features that vary"):
-            MemoryBank.build(torch.ones(5, 3), size=2, standardise=True)
+        with pytest.raises(InputError, match="standardize: expected features that vary"):
+            MemoryBank.build(torch.ones(5, 3), size=2, standardize=True)
 
 
 class TestProvenance:
@@ -408,7 +408,7 @@ class TestExtend:
 
     def test_given_radius_in_standardised_units(self):
         rows = features(200) * 30
-        bank = MemoryBank.build(rows, size=20, standardise=True)
+        bank = MemoryBank.build(rows, size=20, standardize=True)
         new = features(60, seed=1) * 60
         radius = bank.radius * 1.5
         added = bank.extend(new, radius=radius)
@@ -510,11 +510,11 @@ def test_vectors_on_the_host_give_the_same_answers(reweight, precision, tmp_path
     cpu = MemoryBank.build(rows, size=40)
     cpu.save(tmp_path / "b.safetensors")
     path = tmp_path / "b.safetensors"
-    cuda = on_cuda(rows, precision=precision)
+    cuda = on_cuda(rows, bank_precision=precision)
     for bank in (
-        on_cuda(rows, precision=precision, vectors_on="host"),
+        on_cuda(rows, bank_precision=precision, vectors_on="host"),
         cuda.to("cuda", vectors_on="host"),
-        MemoryBank.load(path, "cuda", precision=precision, vectors_on="host"),
+        MemoryBank.load(path, "cuda", bank_precision=precision, vectors_on="host"),
     ):
         assert (bank.device.type, bank.vectors.device.type) == ("cuda", "cpu")
         found, expected = bank.score(patches, reweight=reweight), cpu.score(patches, reweight=reweight)

@@ -59,7 +59,7 @@ def test_compact_banks_keep_nothing_between_searches_and_find_the_same(saved: Pa
     queries = draw(500, rank, seed=1)
     held, found = {}, {}
     for precision in ("auto", "int8"):
-        bank = MemoryBank.load(saved, precision=precision, mapped=True)
+        bank = MemoryBank.load(saved, bank_precision=precision, mapped=True)
         found[precision] = bank.search(queries, 3)
         held[precision] = resident(saved)
         again = bank.search(queries, 3)

@@ -30,7 +30,7 @@ def features(n: int = 300, dim: int = 12, seed: int = 0) -> torch.Tensor:
 def made(index: str) -> MemoryBank:
     if index != "exact":
         pytest.importorskip("faiss")
-    return MemoryBank.build(features(), size=100, index=index, projection_dim=4, standardise=True, extractor="e")
+    return MemoryBank.build(features(), size=100, index=index, projection_dim=4, standardize=True, extractor="e")
 
 
 def saved_by_torch(bank: MemoryBank) -> MemoryBank:

@@ -57,7 +57,7 @@ def _read_bank(path: Path) -> None:
 
     bank = MemoryBank.load(path, rebuild_index=True)
     json.dumps(bank.metadata(), allow_nan=False)
-    str((bank, bank.radius, bank.nbytes, bank.extractor, bank.sources, bank.standardisation))
+    str((bank, bank.radius, bank.nbytes, bank.extractor, bank.sources, bank.standardization))
     bank.provenance()
     bank.search(torch.zeros(1, bank.dim), k=1)
 
@@ -330,7 +330,7 @@ def readers(sentinel: str) -> list[Reader]:
         Reader("bank", _bank, _read_bank, _of_banks, share=2),
         Reader(
             "bank-projected",
-            partial(_bank, projection_dim=4, standardise=True, extractor="a net"),
+            partial(_bank, projection_dim=4, standardize=True, extractor="a net"),
             _read_bank,
             _of_banks,
             share=2,

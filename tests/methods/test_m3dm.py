@@ -62,8 +62,8 @@ def test_three_banks_and_dlf_are_the_papers_arithmetic(fitted: M3DM, parts: list
     fused = np.zeros(64)
     for name, factor in (("xyz", 1.0), ("rgb", 0.1), ("fusion", 1.0)):
         mean, std = normal[name].mean(), normal[name].std(ddof=1)
-        standardised = (normal[name].reshape(64 * 4, -1) - mean) / std
-        scores = nearest((tested[name][0] - mean) / std, standardised)
+        standardized = (normal[name].reshape(64 * 4, -1) - mean) / std
+        scores = nearest((tested[name][0] - mean) / std, standardized)
         np.testing.assert_allclose(prediction.parts[name].scores.flatten(), scores, rtol=2e-4, atol=2e-4)
         fused += factor * scores * float(fitted.dlf_.weights_["pixels"][list(fitted.dlf_.factors).index(name)])
     expected = anomaly_map(torch.from_numpy(fused[None]), GRID, (SIZE, SIZE))[0]
@@ -164,9 +164,9 @@ def test_the_published_recipe_shrinks_banks_and_shares_mean_and_std(parts: list[
     features = method.extractors_([*parts])
     mean, std = features["xyz"].double().mean(), features["rgb"].double().std()
     for bank in (xyz, rgb, fusion):
-        assert bank.standardisation is not None
-        assert bank.standardisation.mean == pytest.approx(float(mean), rel=1e-4, abs=1e-6)
-        assert bank.standardisation.std == pytest.approx(float(std), rel=1e-5)
+        assert bank.standardization is not None
+        assert bank.standardization.mean == pytest.approx(float(mean), rel=1e-4, abs=1e-6)
+        assert bank.standardization.std == pytest.approx(float(std), rel=1e-5)
     torch.testing.assert_close(xyz.vectors[-1], torch.full((xyz.dim,), float(mean)))
     assert xyz.provenance([64])[0].file == "mean feature"
     grid_place = method.explain(method.predict(parts[0]), "xyz", n=65)
@@ -175,9 +175,9 @@ def test_the_published_recipe_shrinks_banks_and_shares_mean_and_std(parts: list[
 
 def test_published_single_banks_are_not_standardised_but_rgb(parts: list[Sample]) -> None:
     wanted = {"rgb": True, "xyz": False, "fusion": False}
-    for name, standardised in wanted.items():
+    for name, standardized in wanted.items():
         bank = M3DM(**SMALL, banks=(name,), recipe="published").fit(parts).banks_[name]
-        assert (bank.standardisation is not None) == standardised, name
+        assert (bank.standardization is not None) == standardized, name
 
 
 def test_two_published_banks_divide_image_scores_by_1000(parts: list[Sample]) -> None:

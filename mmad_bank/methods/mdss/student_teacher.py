@@ -115,7 +115,7 @@ def train_teacher(
 ) -> PDN:
     """Distil an extractor into a :class:`PDN` (EfficientAD, section 3.1 and appendix A.1).
 
-    The target of a patch is the extractor's feature: standardised by each dimension's mean and standard deviation over
+    The target of a patch is the extractor's feature: standardized by each dimension's mean and standard deviation over
     the images, averaged over neighbouring dimensions down to ``channels`` as PatchCore does, brought bilinearly to
     PDN's grid. The loss is the mean squared difference, Adam with a weight decay of 1e-5 takes the steps. EfficientAD
     distils WideResNet-101 on ImageNet in 60 000 of them.

@@ -1,0 +1,61 @@
+"""Scores of images: every patch's distance to its nearest vector, and the image's score from them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmad_bank import scoring
+from mmad_bank.bank.indices import Index
+
+
+class Scores(NamedTuple):
+    """What :meth:`MemoryBank.score` returns."""
+
+    patch: Tensor
+    """(B, P) float32: Euclidean distance of each patch to its nearest bank vector."""
+    image: Tensor
+    """(B,) float32: anomaly score of each image."""
+    nearest: Tensor
+    """(B, P) int64: the bank row of that vector, which explains the score (see :meth:`MemoryBank.provenance`)."""
+
+
+def score_images(
+    index: Index, rows: Tensor, std: float, reweight: scoring.Reweight, n_neighbors: int
+) -> Scores:
+    """Score images (M3DM eq. 6 to 8).
+
+    Args:
+        index: One for all that follows, also if the bank is extended meanwhile.
+        rows: (B, P, D) float32 on the index's device.
+        std: What distances are divided by.
+        reweight: See :func:`mmad_bank.scoring.image_score`.
+        n_neighbors: Vectors around m*, m* included, at most as many as there are.
+    """
+    n_images, n_patches, dim = rows.shape
+    distances, nearest = index.search(rows.view(-1, dim), 1)
+    distances = distances / std if std != 1.0 else distances
+    patch, nearest = distances.view(n_images, n_patches), nearest.view(n_images, n_patches)
+    largest, where = patch.max(dim=1)
+    if reweight == "max":
+        return Scores(patch, largest, nearest)
+    image = torch.arange(n_images, device=rows.device)
+    around = _neighborhood(index, nearest[image, where], n_neighbors)
+    # The distances from the few patches f* are taken from differences: nothing cancels.
+    gaps = index.gather(around).double() - rows[image, where].double()[:, None]
+    spread = gaps.square_().sum(-1).sqrt_() / std
+    return Scores(patch, scoring.image_score(largest, spread, dim, reweight), nearest)
+
+
+def _neighborhood(index: Index, center: Tensor, n: int) -> Tensor:
+    """Return bank row m* and its n - 1 nearest others, (B,) -> (B, n), also where the bank holds m* many times."""
+    if n == 1:
+        return center[:, None]
+    found = index.neighbors(center, n)
+    absent = ~(found == center[:, None]).any(1)  # n copies of m* with lower row numbers came first
+    last = torch.where(absent, center, found[:, -1])
+    found = torch.cat([found[:, :-1], last[:, None]], 1)
+    first = (found != center[:, None]).int().argsort(dim=1, stable=True)
+    return found.gather(1, first)
