@@ -28,7 +28,8 @@ from mmad_bank._internal.timing import collect_times
 from mmad_bank.bank import MemoryBank, MultiBank
 from mmad_bank.data import Preprocessing, Sample, preprocess
 from mmad_bank.errors import InputError, did_you_mean
-from mmad_bank.extraction import RANDOM, Extractors
+from mmad_bank.extraction import Extractors
+from mmad_bank.features.factory import RANDOM
 from mmad_bank.fusion import FeatureFusion
 from mmad_bank.methods import Method, method_class
 from mmad_bank.methods.bank_method import BankMethod

@@ -17,167 +17,16 @@ from torch import Tensor, nn
 from mmad_bank._internal.batches import run_batch
 from mmad_bank._internal.files import replacing, write_text
 from mmad_bank._internal.manifest import Manifest, read_json
-from mmad_bank._internal.progress import doing, progress_bar
+from mmad_bank._internal.progress import progress_bar
 from mmad_bank._internal.state_dicts import load_matching, read_torch
 from mmad_bank._internal.tensor_files import new_array, write_tensors
 from mmad_bank._internal.timing import timed
 from mmad_bank.data.recipes import OtherPreparation
 from mmad_bank.data.sample import Sample
 from mmad_bank.errors import InputError, MmadBankError, NoneUsableError
-from mmad_bank.features.efficientnet_lite import EfficientNetLite0
-from mmad_bank.features.fpfh import FPFH
-from mmad_bank.features.point_alignment import PointFeatureAlignment, Recipe, measured_points
-from mmad_bank.features.point_mae import PointMAE
-from mmad_bank.features.rgb import Precision, RGBExtractor
 
 Modality = Literal["rgb", "xyz"]
-BUNDLED_RGB = "efficientnet_lite0"
-"""The RGB extractor whose weights come from the package index."""
-BUNDLED_STAGES = (1, 2, 4)
-"""Its stages for banks: strides 4, 8 and 16, the middle of the network, as PatchCore advises (section 3.1)."""
-PRETRAINED, RANDOM = "pretrained", "random"
 _NOTED_EVERY = 10.0  # seconds
-
-
-class PointPatches(nn.Module):
-    """Point-MAE and PFA in one: organized clouds to the features of patches (M3DM, section 3.2).
-
-    Args:
-        network: the extractor of tokens.
-        alignment: what brings them to the patch grid.
-
-    Example:
-        >>> net = PointPatches(PointMAE(16, 8), PointFeatureAlignment((4, 4), (32, 32), recipe="published"))
-        >>> net(torch.rand(1, 3, 32, 32) + 0.1).shape
-        torch.Size([1, 16, 1152])
-    """
-
-    def __init__(self, network: PointMAE, alignment: PointFeatureAlignment) -> None:
-        super().__init__()
-        self.network, self.alignment = network, alignment
-
-    @property
-    def dim(self) -> int:
-        """Dimensions of one patch feature."""
-        return self.network.dim
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(h, w) of the patches."""
-        return self.alignment.grid
-
-    @property
-    def name(self) -> str:
-        """What a bank file records as its extractor."""
-        return f"{self.network.name} grid {self.grid[0]}x{self.grid[1]} aligned as {self.alignment.recipe}"
-
-    def forward(self, xyz: Tensor) -> Tensor:
-        """Extract patch features: (B, 3, H, W) in metres to float32 (B, h·w, D), zero where a patch has no point."""
-        measured = [measured_points(cloud.permute(1, 2, 0), f"xyz[{b}]") for b, cloud in enumerate(xyz)]
-        points, pixels = [one for one, _ in measured], [one for _, one in measured]
-        tokens, centers = self.network(points)
-        return self.alignment(tokens, centers, points, pixels)
-
-
-class FPFHPatches(nn.Module):
-    """:class:`FPFH` with the interface of the networks: (B, 3, H, W) to (B, h·w, 33); it has no weights."""
-
-    def __init__(self, descriptor: FPFH) -> None:
-        super().__init__()
-        self.descriptor = descriptor
-        self.dim, self.grid, self.name = descriptor.dim, descriptor.grid, descriptor.name
-
-    def forward(self, xyz: Tensor) -> Tensor:
-        """Describe organized clouds; computed on the CPU, returned where the clouds are."""
-        return self.descriptor(xyz.permute(0, 2, 3, 1)).to(xyz.device)
-
-
-def make_rgb_extractor(
-    model: str,
-    weights: str = PRETRAINED,
-    *,
-    layers: Sequence[int] | None = None,
-    grid: tuple[int, int] = (28, 28),
-    image_size: int = 224,
-    precision: Precision = "float32",
-) -> RGBExtractor | EfficientNetLite0:
-    """Make the extractor of colour images.
-
-    Args:
-        model: ``"efficientnet_lite0"`` (weights from the package index), or any model's name in timm.
-        weights: ``"pretrained"``, ``"random"`` (for tests and timings), or a checkpoint file.
-        layers: stages or blocks, default the extractor's own.
-        grid: (h, w) of the patches.
-        image_size: pixels a side.
-        precision: of the products; the bundled network always takes float32.
-
-    Raises:
-        InputError: The model is unknown, or its weights cannot be had.
-        FormatError: The file is for another architecture.
-
-    Example:
-        >>> make_rgb_extractor("efficientnet_lite0", "random").dim
-        656
-    """
-    if model == BUNDLED_RGB:
-        options: dict[str, Any] = {} if layers is None else {"stages": tuple(layers)}
-        with doing(f"loading {model}"):
-            network = EfficientNetLite0(grid=grid, pretrained=weights == PRETRAINED, **options)
-        if weights not in (PRETRAINED, RANDOM):
-            load_matching(network, read_torch(weights), weights)
-        return network
-    checkpoint = None if weights in (PRETRAINED, RANDOM) else weights
-    with doing(f"loading {model}"):
-        return RGBExtractor(
-            model, checkpoint, layers=layers, image_size=image_size, grid=grid, download=weights == PRETRAINED,
-            precision=precision,
-        )  # fmt: skip
-
-
-def make_xyz_extractor(
-    kind: str = "point_mae",
-    weights: str = PRETRAINED,
-    *,
-    num_groups: int = 1024,
-    group_size: int = 128,
-    layers: Sequence[int] = (3, 7, 11),
-    grid: tuple[int, int] = (28, 28),
-    image_size: int = 224,
-    recipe: Recipe = "paper",
-    precision: Precision = "float32",
-) -> PointPatches | FPFHPatches:
-    """Make the extractor of point clouds.
-
-    Args:
-        kind: ``"point_mae"`` or ``"fpfh"``, which needs no weights.
-        weights: Point-MAE's: the published checkpoint's file, or ``"random"`` (for tests and timings).
-        num_groups: of Point-MAE.
-        group_size: of Point-MAE.
-        layers: of Point-MAE.
-        grid: (h, w) of the patches.
-        image_size: pixels a side of the organized clouds.
-        recipe: of Point-MAE and PFA.
-        precision: of Point-MAE's products.
-
-    Raises:
-        InputError: The kind is unknown, or the weights cannot be had.
-        FormatError: The file is for another architecture.
-    """
-    if kind == "fpfh":
-        with doing("loading Open3D for FPFH"):
-            return FPFHPatches(FPFH(grid))
-    if kind != "point_mae":
-        raise InputError(f"xyz: expected point_mae or fpfh, found {kind!r}")
-    if weights == PRETRAINED:
-        raise InputError(
-            "xyz_weights: expected the file of Point-MAE's published checkpoint, which no package brings"
-            " (--set xyz_weights=PATH of fit, --xyz-weights PATH of extract; pretrain.pth from"
-            " https://github.com/Pang-Yatian/Point-MAE/releases), or 'random'; xyz='fpfh' needs no weights (--bundled)"
-        )
-    network = PointMAE(num_groups, group_size, layers=layers, recipe=recipe, precision=precision)
-    if weights != RANDOM:
-        network.load_checkpoint(weights)
-    return PointPatches(network, PointFeatureAlignment(grid, (image_size, image_size), recipe=recipe))
 
 
 class Extractors:
@@ -191,6 +40,7 @@ class Extractors:
         InputError: A modality is unknown or none is given.
 
     Example:
+        >>> from mmad_bank.features import make_rgb_extractor
         >>> extractors = Extractors({"rgb": make_rgb_extractor("efficientnet_lite0", "random")})
         >>> extractors.dims
         {'rgb': 656}

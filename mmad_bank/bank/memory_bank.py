@@ -97,7 +97,7 @@ class MemoryBank:
     _settings: SearchSettings  # of a FAISS index that is not made yet
     _lock: ForkedOpen  # held by whoever changes the bank or needs all of it as it is now
 
-    @formerly(precision="bank_precision", standardization="standardization")
+    @formerly(precision="bank_precision", standardisation="standardization")
     def __init__(
         self,
         vectors: ArrayLike,
@@ -145,7 +145,7 @@ class MemoryBank:
         self._lock = ForkedOpen()
 
     @classmethod
-    @formerly(precision="bank_precision", standardize="standardize")
+    @formerly(precision="bank_precision", standardise="standardize")
     def build(
         cls,
         features: Features,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmad_bank import scoring
 from mmad_bank._internal.checks import ArrayLike
-from mmad_bank._internal.files import read_folder, replacing_folder
+from mmad_bank._internal.folders import read_folder, replacing_folder
 from mmad_bank._internal.former import formerly
 from mmad_bank._internal.manifest import check_format, read_json
 from mmad_bank.bank.memory_bank import MemoryBank, Scores, VectorsOn

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmad_bank._internal.decoding import decoding
-from mmad_bank._internal.files import read_folder, recover_folder
+from mmad_bank._internal.folders import read_folder, recover_folder
 from mmad_bank._internal.manifest import Manifest
 from mmad_bank.cli._options import Json
 from mmad_bank.cli._output import emit, end, size

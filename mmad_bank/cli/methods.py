@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mmad_bank._internal.files import check_not_current, named_after, working_alone
+from mmad_bank._internal.files import check_not_current, named_after
+from mmad_bank._internal.folders import working_alone
 from mmad_bank._internal.progress import doing, within
 from mmad_bank.cli._going_on import going_on
 from mmad_bank.cli._options import (
@@ -110,7 +111,7 @@ def extract(
 
 def _networks(wanted: Mapping[str, tuple[str, str]], shared: dict[str, Any]) -> dict[str, Any]:
     """Make the extractors that are asked for."""
-    from mmad_bank.extraction import make_rgb_extractor, make_xyz_extractor
+    from mmad_bank.features.factory import make_rgb_extractor, make_xyz_extractor
 
     makers: dict[str, Any] = {"rgb": make_rgb_extractor, "xyz": make_xyz_extractor}
     networks = {
@@ -155,7 +156,7 @@ def _place_for_dumps(out: Path, job: Mapping[str, Any]) -> Iterator[Path]:
     list of the old extraction goes first and that of the new one comes last; should the process be killed between the
     two, a note of the job is there, and the same command may be given again.
     """
-    from mmad_bank._internal.files import replacing_folder
+    from mmad_bank._internal.folders import replacing_folder
 
     if _holds_an_extraction_only(out):
         with replacing_folder(out) as folder:

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmad_bank._internal.files import is_partial, replacing_folder, write_text
+from mmad_bank._internal.files import write_text
+from mmad_bank._internal.folders import replacing_folder
 from mmad_bank._internal.manifest import read_json
+from mmad_bank._internal.partial import is_partial
 from mmad_bank.errors import FormatError, InputError
 
 SET_ASIDE = ".set_aside"

@@ -71,7 +71,7 @@ def load(folder: str | os.PathLike[str], device: str = "cpu", *, trust_index: bo
         >>> model.predict(sample).score  # doctest: +SKIP
         1.84
     """
-    from mmad_bank._internal.files import recover_folder
+    from mmad_bank._internal.folders import recover_folder
     from mmad_bank.methods.model_folder import read_manifest
 
     recover_folder(folder)

@@ -26,7 +26,8 @@ from mmad_bank.bank.selection import coreset_size
 from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.sample import Sample
 from mmad_bank.errors import InputError
-from mmad_bank.extraction import RANDOM, Extractors, make_rgb_extractor, make_xyz_extractor
+from mmad_bank.extraction import Extractors
+from mmad_bank.features.factory import RANDOM, make_rgb_extractor, make_xyz_extractor
 from mmad_bank.features.point_alignment import Recipe
 from mmad_bank.features.rgb import Precision as RGBPrecision
 from mmad_bank.methods.base import Method, Part, Prediction, Reason, Samples

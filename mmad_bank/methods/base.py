@@ -18,7 +18,8 @@ from torch import Tensor
 
 from mmad_bank._internal.checks import check_index
 from mmad_bank._internal.decoding import decoding
-from mmad_bank._internal.files import changed, read_folder, replacing_folder
+from mmad_bank._internal.files import changed
+from mmad_bank._internal.folders import read_folder, replacing_folder
 from mmad_bank._internal.resume import Stages
 from mmad_bank._internal.timing import timed
 from mmad_bank._internal.torch_state import plain_torch
@@ -39,7 +40,7 @@ from mmad_bank.data.sequences import (
     recipe_of_samples,
 )
 from mmad_bank.errors import FormatError, InputError, MmadBankError
-from mmad_bank.extraction import BUNDLED_RGB, PRETRAINED
+from mmad_bank.features.factory import BUNDLED_RGB, PRETRAINED
 from mmad_bank.methods.inputs import Input, is_dataset, to_sample
 from mmad_bank.methods.map_scale import MapScale, measure_scale, spread
 from mmad_bank.methods.model_folder import (

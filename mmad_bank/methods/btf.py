@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmad_bank import scoring
-from mmad_bank.extraction import BUNDLED_STAGES, PRETRAINED, make_xyz_extractor
+from mmad_bank.features.factory import BUNDLED_STAGES, PRETRAINED, make_xyz_extractor
 from mmad_bank.features.rgb import Precision
 from mmad_bank.methods.bank_method import BankMethod
 from mmad_bank.ops.knn import Precision as Storage

@@ -13,7 +13,8 @@ from mmad_bank._internal.resume import Stages
 from mmad_bank.adaptation.lsfa import LOSSES, Compactness, FeatureAdaptation, Layer, Prototype, train_adaptation
 from mmad_bank.bank import Scores
 from mmad_bank.errors import InputError
-from mmad_bank.extraction import BUNDLED_STAGES, PRETRAINED, Extractors
+from mmad_bank.extraction import Extractors
+from mmad_bank.features.factory import BUNDLED_STAGES, PRETRAINED
 from mmad_bank.features.point_alignment import Recipe
 from mmad_bank.features.rgb import Precision
 from mmad_bank.methods.bank_method import PointBankMethod

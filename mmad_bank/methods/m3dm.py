@@ -19,7 +19,7 @@ from mmad_bank.bank import MemoryBank, Scores
 from mmad_bank.bank.provenance import Source
 from mmad_bank.data.frame import Frame
 from mmad_bank.errors import InputError
-from mmad_bank.extraction import BUNDLED_STAGES, PRETRAINED
+from mmad_bank.features.factory import BUNDLED_STAGES, PRETRAINED
 from mmad_bank.features.point_alignment import Recipe
 from mmad_bank.features.rgb import Precision
 from mmad_bank.fusion import DecisionFusion, FeatureFusion, train_fusion

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from mmad_bank import scoring
-from mmad_bank.extraction import BUNDLED_STAGES, PRETRAINED
+from mmad_bank.features.factory import BUNDLED_STAGES, PRETRAINED
 from mmad_bank.features.rgb import Precision
 from mmad_bank.methods.bank_method import BankMethod
 from mmad_bank.ops.knn import Precision as Storage

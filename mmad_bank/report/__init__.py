@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import mmad_bank
-from mmad_bank._internal.files import replacing_folder
+from mmad_bank._internal.folders import replacing_folder
 from mmad_bank.data.dataset import SampleDataset
 from mmad_bank.errors import InputError
 from mmad_bank.evaluation import Evaluation, Summary, word

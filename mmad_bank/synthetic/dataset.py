@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from mmad_bank._internal.extras import import_extra
-from mmad_bank._internal.files import check_not_current, replacing_folder
+from mmad_bank._internal.files import check_not_current
+from mmad_bank._internal.folders import replacing_folder
 from mmad_bank._internal.parallel import run_parallel
 from mmad_bank._internal.progress import progress_bar
 from mmad_bank.data.names import GOOD, SPLITS

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from mmad_bank._internal import files
-from mmad_bank._internal.files import cache_dir, read_folder, replacing, replacing_folder, write_text
+from mmad_bank._internal import folders
+from mmad_bank._internal.files import cache_dir, replacing, write_text
+from mmad_bank._internal.folders import read_folder, replacing_folder
 from mmad_bank.errors import InputError
 
 
@@ -77,7 +78,8 @@ def test_errors_of_other_files_are_left_alone(tmp_path: Path) -> None:
 _FULL_DISK = """
 import sys, numpy as np, torch
 from pathlib import Path
-from mmad_bank._internal.files import replacing, replacing_folder, reserve
+from mmad_bank._internal.files import replacing, reserve
+from mmad_bank._internal.folders import replacing_folder
 from mmad_bank._internal.tensor_files import write_tensors
 from mmad_bank.errors import InputError
 disk = Path(sys.argv[1])
@@ -286,7 +288,7 @@ def test_a_killed_writer_leaves_the_old_folder_or_the_new_one(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if how == "renames":
-        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(folders, "_exchange", lambda one, other: False)
     target = tmp_path / "m"
 
     def write(number: int) -> None:
@@ -351,7 +353,7 @@ def test_a_writer_waits_for_readers(tmp_path: Path) -> None:
 
 def test_everything_is_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
-    sync, exchange, rename = os.fsync, files._exchange, os.rename
+    sync, exchange, rename = os.fsync, folders._exchange, os.rename
 
     def name_of(path: str | Path) -> str:
         return re.sub(r"\.m\.mmad-\w+\.partial", "NEW", os.path.relpath(path, tmp_path))
@@ -361,7 +363,7 @@ def test_everything_is_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatc
         sync(handle)
 
     monkeypatch.setattr(os, "fsync", note_sync)
-    monkeypatch.setattr(files, "_exchange", lambda *names: (events.append("swap"), exchange(*names))[1])
+    monkeypatch.setattr(folders, "_exchange", lambda *names: (events.append("swap"), exchange(*names))[1])
     monkeypatch.setattr(os, "rename", lambda *names: (events.append("swap"), rename(*names))[1])
     for _ in range(2):
         events.clear()

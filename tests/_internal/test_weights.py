@@ -16,8 +16,8 @@ from mmad_bank._internal import progress, weights
 from mmad_bank._internal.weights import TABLE, Weights
 from mmad_bank.cli import app
 from mmad_bank.errors import InputError
-from mmad_bank.extraction import make_rgb_extractor, make_xyz_extractor
 from mmad_bank.features import PointMAE
+from mmad_bank.features.factory import make_rgb_extractor, make_xyz_extractor
 from mmad_bank.features.rgb import RGBExtractor
 from mmad_bank.fusion import FeatureFusion
 from mmad_bank.methods.cfm.mappings import CrossmodalMapping

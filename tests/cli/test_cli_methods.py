@@ -18,7 +18,7 @@ from calls import call, small_settings
 from PIL import Image
 
 from mmad_bank import MemoryBank, methods
-from mmad_bank._internal.files import working_alone
+from mmad_bank._internal.folders import working_alone
 from mmad_bank.data import Preprocessing, open_dataset, prepare
 from mmad_bank.extraction import Extractors
 from mmad_bank.synthetic import write_synthetic

@@ -208,7 +208,7 @@ def test_methods_are_copied_before_and_after_a_prediction(how: str, model: Path,
 
 def test_every_extractor_is_pickled() -> None:
     pytest.importorskip("open3d")
-    from mmad_bank.extraction import make_xyz_extractor
+    from mmad_bank.features.factory import make_xyz_extractor
 
     twin = pickle.loads(pickle.dumps(make_xyz_extractor("fpfh")))
     assert twin.name == make_xyz_extractor("fpfh").name

@@ -19,12 +19,12 @@ from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.sample import Sample
 from mmad_bank.data.sequences import categories_of_samples, named
 from mmad_bank.errors import InputError
-from mmad_bank.extraction import (
+from mmad_bank.extraction import Extractors
+from mmad_bank.features.factory import (
     BUNDLED_RGB,
     BUNDLED_STAGES,
     PRETRAINED,
     RANDOM,
-    Extractors,
     PointPatches,
     make_rgb_extractor,
     make_xyz_extractor,

@@ -24,7 +24,8 @@ from mmad_bank._internal.training import seeded
 from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.sample import Sample
 from mmad_bank.errors import InputError, NoneUsableError
-from mmad_bank.extraction import BUNDLED_RGB, PRETRAINED, make_rgb_extractor, usable
+from mmad_bank.extraction import usable
+from mmad_bank.features.factory import BUNDLED_RGB, PRETRAINED, make_rgb_extractor
 from mmad_bank.features.point_alignment import measured_points
 from mmad_bank.features.rgb import Precision
 from mmad_bank.methods.base import Method, Part, Prediction, Samples
