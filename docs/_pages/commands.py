@@ -33,18 +33,8 @@ def overview() -> str:
         "| --- | --- |",
         *(f"| [`mmad-bank {name}`]({name}.md) | {_cell(_summary(_command(name)))} |" for name in names()),
         "",
-        "Every command takes `--help`. With `--json` a command prints one JSON object and nothing else.",
-        "",
-        "## Exit codes",
-        "",
-        inspect.cleandoc(_PROGRAM.epilog or ""),
-        "",
-        "Bad input ends in one line, `error: ...`, on standard error. With `--json` standard output has"
-        ' `{"error": {"kind", "message", "exit_code"}}`.',
-        "",
-        "## Completion",
-        "",
-        "`mmad-bank --install-completion` lets the shell complete commands, options, methods and recipes.",
+        "Every command takes `--help`. [What all commands share](../command-line-notes.md) has files, exit codes,"
+        " `--json` and completion.",
         "",
     ]
     return "\n".join(lines)

@@ -7,6 +7,7 @@ from typing import Any
 
 import griffe
 
+_EXAMPLE = re.compile(r"^Example:$", flags=re.MULTILINE)  # griffe knows the section as "Examples:"
 _ROLE = re.compile(r":(?:class|func|meth|mod|attr|data|exc|obj):`(~?)([\w.]+)`")
 
 
@@ -16,7 +17,8 @@ class Roles(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, loader: griffe.GriffeLoader, **kwargs: Any) -> None:
         """Change an object's docstring once all of the package is loaded."""
         if obj.docstring is not None:
-            obj.docstring.value = _ROLE.sub(lambda role: _link(role, obj), obj.docstring.value)
+            text = _EXAMPLE.sub("Examples:", obj.docstring.value)
+            obj.docstring.value = _ROLE.sub(lambda role: _link(role, obj), text)
 
 
 def _link(role: re.Match[str], obj: griffe.Object) -> str:

@@ -1,0 +1,66 @@
+"""The programs on the documentation's pages run, on tiny data."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from snippets import DOCS, check_words, run, snippets
+
+SHELL = "get-started/shell.md"
+OWN_TESTS = ("how-to/own-pictures.md", "how-to/feature-dumps.md")
+METHODS = sorted(path.stem for path in (DOCS / "methods").glob("*.md") if path.stem != "index")
+ON_DATA = ("how-to/mvtec3d-eyecandies.md", "how-to/embed.md", *(f"methods/{name}.md" for name in METHODS))
+WITHOUT = (
+    "index.md", "get-started/index.md", "get-started/first-bank.md", "get-started/first-method.md",
+    "how-to/bank-size.md", "how-to/benchmark.md", "reference/bank-file.md",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run the page "From the shell"; return the data that it prepares."""
+    for package in ("timm", "tifffile", "open3d"):
+        pytest.importorskip(package)
+    folder = tmp_path_factory.mktemp("shell")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run(DOCS / SHELL)
+    return folder / "prepared"
+
+
+def test_from_the_shell_runs(prepared: Path) -> None:
+    for name in ("ring.model/model.json", "scored", "train/rgb.npy", "rgb.bank", "scores.csv"):
+        assert (prepared.parent / name).exists(), name
+
+
+@pytest.mark.parametrize("page", ON_DATA)
+def test_pages_on_the_prepared_data_run(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str
+) -> None:
+    shutil.copytree(prepared, tmp_path / "prepared")
+    monkeypatch.chdir(tmp_path)
+    run(DOCS / page)
+
+
+@pytest.mark.parametrize("page", WITHOUT)
+def test_pages_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str) -> None:
+    if page in ("get-started/first-method.md", "how-to/benchmark.md"):
+        pytest.importorskip("timm")
+    monkeypatch.chdir(tmp_path)
+    run(DOCS / page)
+
+
+def test_every_page_with_a_program_is_run() -> None:
+    pages = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md") if snippets(path)}
+    written_by_benchmarks = {page for page in pages if page.startswith("benchmarks/")}
+    assert pages - written_by_benchmarks == {SHELL, *OWN_TESTS, *ON_DATA, *WITHOUT}
+
+
+@pytest.mark.parametrize(
+    "words", ["mmad-bank build a.npy --no-such", "mmad-bank fit m3dm d --set no_such=1", "mmad fit m3dm d"]
+)
+def test_wrong_commands_are_found(words: str) -> None:
+    with pytest.raises(AssertionError):
+        check_words(words.split())
