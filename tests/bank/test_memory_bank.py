@@ -558,3 +558,21 @@ def test_cuda_gives_the_cpus_answers():
 def test_ops_are_what_the_bank_is_made_with():
     rows = features(150)
     assert torch.equal(MemoryBank.build(rows, size=12).source_rows, ops.k_center_greedy(rows, 12))
+
+
+class TestFormerNames:
+    """Arguments by the names of version 0.1 work, and say what they are called now."""
+
+    def test_of_build(self):
+        with pytest.warns(DeprecationWarning, match="standardise is standardize now"):
+            bank = MemoryBank.build(torch.rand(40, 4), size=5, standardise=True)
+        assert bank.standardization is not None
+
+    def test_of_the_constructor(self):
+        with pytest.warns(DeprecationWarning, match="standardisation is standardization now"):
+            bank = MemoryBank(torch.rand(4, 3), standardisation=(0.5, 2.0))
+        assert bank.standardization == (0.5, 2.0)
+
+    def test_the_names_of_now_give_no_warning(self, recwarn):
+        MemoryBank.build(torch.rand(40, 4), size=5, standardize=True, bank_precision="half")
+        assert not [one for one in recwarn if one.category is DeprecationWarning]
