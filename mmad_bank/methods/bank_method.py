@@ -19,7 +19,7 @@ from mmad_bank._internal.resume import Stages
 from mmad_bank._internal.tensor_files import new_array
 from mmad_bank._internal.timing import timed
 from mmad_bank._internal.torch_state import plain_torch
-from mmad_bank.adaptation.lsfa import FeatureAdaptation
+from mmad_bank.adaptation import FeatureAdaptation
 from mmad_bank.bank import MemoryBank, MultiBank, Scores
 from mmad_bank.bank.provenance import Origin, Source
 from mmad_bank.bank.selection import coreset_size

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmad_bank import scoring
 from mmad_bank._internal.resume import Stages
-from mmad_bank.adaptation.lsfa import LOSSES, Compactness, FeatureAdaptation, Layer, Prototype, train_adaptation
+from mmad_bank.adaptation import LOSSES, Compactness, FeatureAdaptation, Layer, Prototype, train_adaptation
 from mmad_bank.bank import Scores
 from mmad_bank.errors import InputError
 from mmad_bank.extraction import Extractors
@@ -49,8 +49,8 @@ class LSFA(PointBankMethod):
         adaptation_lr: the training's rate.
         queue_size: rows of the FIFO banks.
         clc_weight: λ.
-        losses: some of :data:`mmad_bank.adaptation.lsfa.LOSSES`.
-        compactness: ``"distance"`` or ``"mse"``, see :func:`mmad_bank.adaptation.lsfa.compactness_loss`.
+        losses: some of :data:`mmad_bank.adaptation.losses.LOSSES`.
+        compactness: ``"distance"`` or ``"mse"``, see :func:`mmad_bank.adaptation.losses.compactness_loss`.
         prototypes: an image's vector: ``"kmeans"`` or ``"mean"``.
         clusters: of the k-means.
         image_size: pixels a side of the prepared images.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmad_bank import scoring
 from mmad_bank._internal.progress import doing
 from mmad_bank._internal.resume import Stages
-from mmad_bank.adaptation.lsfa import Layer
+from mmad_bank.adaptation import Layer
 from mmad_bank.bank import MemoryBank, Scores
 from mmad_bank.bank.provenance import Source
 from mmad_bank.data.frame import Frame

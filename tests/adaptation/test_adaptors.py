@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmad_bank.adaptation import Adaptor, FeatureAdaptation, FeatureQueue, lsfa, train_adaptation
-from mmad_bank.adaptation.lsfa import LOSSES, alignment_loss, compactness_loss, prototype
+from mmad_bank.adaptation import Adaptor, FeatureAdaptation, FeatureQueue, train_adaptation, training
+from mmad_bank.adaptation.losses import LOSSES, alignment_loss, compactness_loss, prototype
 from mmad_bank.errors import FormatError, InputError, MmadBankError
 
 
@@ -192,14 +192,14 @@ def test_a_full_bank_is_searched_as_a_ring_not_as_a_list() -> None:
 def plain_losses(monkeypatch: pytest.MonkeyPatch, **changes) -> list[float]:
     """The values of the losses of a training, as it computes them."""
     seen: list[float] = []
-    original = lsfa._Training.losses
+    original = training._Training.losses
 
     def spy(self, step):
         for loss in original(self, step):
             seen.append(float(loss))
             yield loss
 
-    monkeypatch.setattr(lsfa._Training, "losses", spy)
+    monkeypatch.setattr(training._Training, "losses", spy)
     train_adaptation(IMAGES, **{**FAST, **changes})
     return seen
 
@@ -208,12 +208,12 @@ def test_the_first_two_losses_are_equation_9(monkeypatch: pytest.MonkeyPatch) ->
     """Written out from untrained adaptors: a rate of next to nothing leaves them, dropout is off."""
     monkeypatch.setattr(nn.Dropout, "forward", lambda self, x: x)
     seen = plain_losses(monkeypatch, steps=2, lr=1e-30, prototypes="mean")
-    run = lsfa._Training(IMAGES, _arguments(steps=2, lr=1e-30, prototypes="mean"), torch.device("cpu"))
+    run = training._Training(IMAGES, _arguments(steps=2, lr=1e-30, prototypes="mean"), torch.device("cpu"))
     run.model.eval()
     banks: dict[str, list[torch.Tensor]] = {}
     for step, value in enumerate(seen):
         expected, vectors = 0.0, {"xyz": [], "rgb": []}
-        drawn = lsfa.sample_order(5, step * 2, 2, 0)
+        drawn = training.sample_order(5, step * 2, 2, 0)
         adapted = []
         for number in drawn:
             xyz, rgb = IMAGES[number]
@@ -260,7 +260,7 @@ def test_training_aligns_the_modalities() -> None:
     to_xyz, to_rgb = draw(3, 6, seed=90), draw(3, 4, seed=91)
     pairs = [(one @ to_xyz, one @ to_rgb) for one in hidden]
     arguments = _arguments(steps=150, lr=3e-3, losses="local_alignment", images=12, batch=4)
-    run = lsfa._Training(pairs, arguments, torch.device("cpu"))
+    run = training._Training(pairs, arguments, torch.device("cpu"))
 
     def found() -> float:
         run.model.eval()
@@ -271,8 +271,8 @@ def test_training_aligns_the_modalities() -> None:
         return float((similarity.argmax(1) == torch.arange(20)).float().mean())
 
     before = found()
-    lsfa.train(run.losses, {"model": run.model, **run.queues}, run.optimizer, kind="LSFA", caller="test",
-               arguments=arguments)  # fmt: skip
+    training.train(run.losses, {"model": run.model, **run.queues}, run.optimizer, kind="LSFA", caller="test",
+                   arguments=arguments)  # fmt: skip
     assert before < 0.3
     assert found() > 0.7
 

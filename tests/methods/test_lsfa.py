@@ -11,7 +11,7 @@ import torch
 from small_parts import RGB, SIZE, a_part
 
 from mmad_bank import methods
-from mmad_bank.adaptation import lsfa as adaptation
+from mmad_bank.adaptation import training
 from mmad_bank.data import Sample
 from mmad_bank.errors import InputError
 from mmad_bank.methods import LSFA, M3DM, lsfa
@@ -108,7 +108,7 @@ def test_a_fit_that_was_killed_goes_on_to_the_same_bytes(
     parts: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lsfa, "train_adaptation", partial(lsfa.train_adaptation, save_every=3))
-    original = adaptation._Training.losses
+    original = training._Training.losses
 
     def die_later(self, step: int):
         if step == 5:
@@ -121,7 +121,7 @@ def test_a_fit_that_was_killed_goes_on_to_the_same_bytes(
         return [*method.adaptation_.state_dict().values(), *(bank.vectors for bank in method.banks_.values())]
 
     with monkeypatch.context() as patch:
-        patch.setattr(adaptation._Training, "losses", die_later)
+        patch.setattr(training._Training, "losses", die_later)
         with pytest.raises(Killed):
             fit(tmp_path / "work")
     assert torch.load(tmp_path / "work" / "adaptation.pt", weights_only=True)["step"] == 3

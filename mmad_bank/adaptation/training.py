@@ -1,252 +1,31 @@
-"""Local-to-global self-supervised feature adaptation (LSFA, Tu et al. 2024): adaptors, losses and training."""
+"""The training of LSFA's adaptors without labels (Tu et al. 2024, eq. 9 and algorithm 1)."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmad_bank._internal.checks import as_features, check_index
-from mmad_bank._internal.files import replacing
-from mmad_bank._internal.state_dicts import load_matching, read_torch
-from mmad_bank._internal.tensor_files import write_tensors
+from mmad_bank._internal.checks import check_index
 from mmad_bank._internal.training import check_rate, generator_at, sample_order, seeded, train
+from mmad_bank.adaptation.adaptor import MODALITIES, FeatureAdaptation, Layer
+from mmad_bank.adaptation.losses import (
+    LOSSES,
+    Compactness,
+    FeatureQueue,
+    Prototype,
+    alignment_loss,
+    compactness_loss,
+    prototype,
+)
 from mmad_bank.errors import InputError
 from mmad_bank.fusion.training import Pairs
-from mmad_bank.ops import k_center_greedy
-from mmad_bank.ops.knn import SearchIndex
 
-Compactness = Literal["distance", "mse"]
-Prototype = Literal["kmeans", "mean"]
-Layer = Literal["vanilla", "residual"]
-
-MODALITIES = ("xyz", "rgb")
-LOSSES = ("local_alignment", "global_alignment", "local_compactness", "global_compactness")
-"""CLC's two and IFC's two: the rows of the paper's tables 4 to 6."""
-
-_HEADS, _HEAD_DIM = 12, 512
+_HEAD_DIM = 512
 _BETAS = (0.9, 0.95)
-_LLOYD_STEPS = 10
-
-
-class Adaptor(nn.Module):
-    """One vanilla transformer encoder layer over the patches of an image (LSFA, section 3.1 and table 7).
-
-    Post-norm, ReLU, four times the width inside, and in training a dropout of 0.1 on what is added to the residual
-    stream, as in Vaswani et al. 2017. (PyTorch's layer also drops attention weights, which costs most of a step's time
-    on a CPU; that is left out.) The paper's inputs come out of a layer norm; those of other extractors need not be near
-    unit size, so that one scalar mean and standard deviation of the training features bring them there.
-
-    Its last norm takes the length from features, of which those that come out of a layer norm have none to lose, and it
-    starts as a random mixture of patches. ``"residual"``, for other extractors and little data, is the same layer with
-    its norms before attention and MLP, whose last weights start at zero: it starts as the identity.
-
-    Args:
-        dim: length of a feature.
-        heads: of the attention; default the largest divisor of ``dim`` up to 12.
-        layer: ``"vanilla"`` or ``"residual"``.
-
-    Raises:
-        InputError: ``heads`` does not divide ``dim``, or there is no such layer.
-
-    Example:
-        >>> adaptor = Adaptor(33).eval()
-        >>> adaptor.heads, adaptor(torch.zeros(2, 5, 33)).shape
-        (11, torch.Size([2, 5, 33]))
-    """
-
-    mean: Tensor
-    std: Tensor
-    residual: Tensor
-
-    def __init__(self, dim: int, heads: int | None = None, *, layer: Layer = "vanilla") -> None:
-        super().__init__()
-        self.dim = check_index(dim, "dim", 1, 2**20, "length of a feature")
-        self.heads = heads or max(n for n in range(1, _HEADS + 1) if dim % n == 0)
-        if dim % self.heads:
-            raise InputError(f"heads: expected a divisor of {dim}, found {heads}")
-        if layer not in get_args(Layer):
-            raise InputError(f"layer: expected one of {', '.join(get_args(Layer))}, found {layer!r}")
-        self.layer = nn.TransformerEncoderLayer(dim, self.heads, 4 * dim, batch_first=True)
-        self.layer.self_attn.dropout = 0.0
-        self.register_buffer("mean", torch.zeros(()))
-        self.register_buffer("std", torch.ones(()))
-        self.register_buffer("residual", torch.tensor(layer == "residual"))  # a file says which layer it holds
-        self.layer.norm_first = layer == "residual"
-        if layer == "residual":
-            for last in (self.layer.self_attn.out_proj, self.layer.linear2):
-                nn.init.zeros_(last.weight)
-                nn.init.zeros_(last.bias)
-
-    def forward(self, patches: Tensor) -> Tensor:
-        """Adapt patches (B, P, D); one that is exactly zero, where nothing was measured, is not attended to and stays.
-
-        An image needs one patch that is not zero.
-        """
-        present = (patches != 0).any(dim=2)
-        adapted = self.layer((patches - self.mean) / self.std, src_key_padding_mask=~present)
-        return torch.where(present[..., None], adapted, adapted.new_zeros(()))
-
-
-class FeatureAdaptation(nn.Module):
-    """The adaptors of both modalities, Ψ_P and Ψ_I.
-
-    Args:
-        xyz_dim: length of a point feature.
-        rgb_dim: length of an RGB feature.
-        layer: see :class:`Adaptor`.
-
-    Example:
-        >>> adaptation = FeatureAdaptation(xyz_dim=12, rgb_dim=8).eval()
-        >>> {name: rows.shape[2] for name, rows in adaptation.adapt({"xyz": torch.rand(1, 4, 12)}).items()}
-        {'xyz': 12}
-    """
-
-    def __init__(self, xyz_dim: int, rgb_dim: int, *, layer: Layer = "vanilla") -> None:
-        super().__init__()
-        self.adaptors = nn.ModuleDict({"xyz": Adaptor(xyz_dim, layer=layer), "rgb": Adaptor(rgb_dim, layer=layer)})
-
-    def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Adapt the patches (B, P, D) of the modalities that are given."""
-        return {name: self.adaptors[name](patches) for name, patches in features.items()}
-
-    @torch.no_grad()
-    def adapt(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Adapt without gradients."""
-        return self(features)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the weights to a safetensors file.
-
-        Raises:
-            InputError: The file cannot be written; an old one is still there then.
-        """
-        with replacing(path) as partial:
-            write_tensors(partial, self.state_dict())
-
-    def load_checkpoint(self, path: str | os.PathLike[str]) -> FeatureAdaptation:
-        """Read what :meth:`save` wrote, of either kind of layer.
-
-        Raises:
-            InputError: There is no such file.
-            FormatError: It is damaged, or of features of other lengths.
-        """
-        load_matching(self, read_torch(path), path)
-        for adaptor in self.adaptors.values():
-            adaptor.layer.norm_first = bool(adaptor.residual)  # type: ignore[union-attr]
-        return self
-
-
-class FeatureQueue:
-    """A first-in-first-out bank of features (LSFA, eq. 5 to 7).
-
-    Args:
-        capacity: rows that it holds at most.
-        dim: length of a feature.
-        device: where it is.
-
-    Example:
-        >>> queue = FeatureQueue(3, 1)
-        >>> queue.enqueue(torch.tensor([[0.0], [1.0], [2.0], [3.0]]))
-        >>> len(queue), queue.nearest(torch.tensor([[0.2]]))
-        (3, tensor([[1.]]))
-    """
-
-    def __init__(self, capacity: int, dim: int, device: torch.device | str = "cpu") -> None:
-        check_index(capacity, "capacity", 1, 2**31 - 1, "rows of the bank")
-        self._rows = torch.zeros(capacity, dim, device=device)
-        self._filled, self._next = 0, 0
-
-    def __len__(self) -> int:
-        return self._filled
-
-    def enqueue(self, features: Tensor) -> None:
-        """Append rows (n, D); the oldest leave when there are too many."""
-        capacity = len(self._rows)
-        kept = features.detach()[-capacity:]
-        places = (self._next + torch.arange(len(kept), device=self._rows.device)) % capacity
-        self._rows[places] = kept.to(self._rows)
-        self._next = (self._next + len(kept)) % capacity
-        self._filled = min(capacity, self._filled + len(kept))
-
-    def nearest(self, queries: Tensor) -> Tensor:
-        """Return the entry (n, D) that is nearest to each query, found by the exact search of :mod:`mmad_bank.ops`."""
-        _, rows = SearchIndex(self._rows[: self._filled]).search(as_features(queries.detach(), "queries"), 1)
-        return self._rows[rows[:, 0]]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all rows and where the next goes."""
-        return {"rows": self._rows[: self._filled].clone(), "next": self._next}
-
-    def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Take back what :meth:`state_dict` returned."""
-        self._filled, self._next = len(state["rows"]), int(state["next"])
-        self._rows[: self._filled] = state["rows"]
-
-
-# Losses.
-
-
-def alignment_loss(rgb: Tensor, xyz: Tensor) -> Tensor:
-    """Return the InfoNCE of projected features (n, d), row i of one against all of the other (LSFA, eq. 2 and 3).
-
-    Cross-entropy of the inner products with the diagonal as target, the mean over rows. Local: the patches of an image;
-    global: the images of a batch.
-
-    Example:
-        >>> alignment_loss(torch.eye(2) * 20, torch.eye(2)).round(decimals=6)
-        tensor(0.)
-    """
-    return F.cross_entropy(rgb @ xyz.T, torch.arange(len(rgb), device=rgb.device))
-
-
-def compactness_loss(features: Tensor, queue: FeatureQueue, kind: Compactness = "distance") -> Tensor:
-    """Return how far features (n, D) are from their nearest entries of a bank (LSFA, eq. 5 and 6).
-
-    The search gives the entry; the distance to it is computed again, so that the gradient reaches the feature. The mean
-    over features, where the equations have a sum: the weight of the loss should not grow with the patch grid.
-
-    Args:
-        features: the queries.
-        queue: the bank; an empty one gives 0.
-        kind: ``"distance"``, Euclidean as in the equations, or ``"mse"``, mean squared error as in the text.
-    """
-    if len(queue) == 0:
-        return features.sum() * 0
-    difference = features - queue.nearest(features)
-    return difference.square().mean() if kind == "mse" else difference.norm(dim=1).mean()
-
-
-def prototype(patches: Tensor, clusters: int = 4) -> Tensor:
-    """Return the vector (D,) that stands for an image: the centre of the largest k-means cluster of patches (n, D).
-
-    The paper says k-means, not how many clusters nor which of them. Centres start farthest-first, so that nothing is
-    drawn. The gradient goes through the mean of the cluster's patches. One cluster gives the mean of all.
-
-    Example:
-        >>> prototype(torch.tensor([[0.0], [0.2], [9.0]]), clusters=2)
-        tensor([0.1000])
-    """
-    clusters = min(clusters, len(patches))
-    if clusters == 1:
-        return patches.mean(0)
-    rows = patches.detach()
-    centres = rows[k_center_greedy(rows, clusters)]
-    own = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
-    for _ in range(_LLOYD_STEPS):
-        own = torch.cdist(rows, centres).argmin(1)
-        member = F.one_hot(own, clusters).to(rows)
-        counts = member.sum(0)
-        centres = torch.where(counts[:, None] > 0, member.T @ rows / counts.clamp(min=1)[:, None], centres)
-    largest = torch.bincount(own, minlength=clusters).argmax()
-    return patches[own == largest].mean(0)
-
-
-# Training.
 
 
 def train_adaptation(
@@ -283,11 +62,12 @@ def train_adaptation(
             all of them.
         queue_size: rows of each bank (paper: 50 000).
         clc_weight: λ.
-        losses: some of :data:`LOSSES`.
-        compactness: see :func:`compactness_loss`.
-        prototypes: an image's vector: ``"kmeans"``, see :func:`prototype`, or ``"mean"`` of its patches (published).
+        losses: some of :data:`mmad_bank.adaptation.losses.LOSSES`.
+        compactness: see :func:`mmad_bank.adaptation.losses.compactness_loss`.
+        prototypes: an image's vector: ``"kmeans"``, see :func:`mmad_bank.adaptation.losses.prototype`, or ``"mean"`` of
+            its patches (published).
         clusters: of the k-means.
-        layer: of the adaptors, see :class:`Adaptor`.
+        layer: of the adaptors, see :class:`mmad_bank.adaptation.Adaptor`.
         lr: AdamW's rate.
         seed: of initial weights, order of images, drawn patches and dropout.
         resume: file of the training's state. If it is there, training goes on from it; every ``save_every`` steps and
