@@ -9,8 +9,10 @@ serves all ratios, because its first n picks are the coreset of size n.
 """
 
 from mmad_bank.tuning.drawing import check_drawing, figure, share
-from mmad_bank.tuning.measuring import PRECISIONS, RATIOS, Sweep, faiss_indices, order_of_ratios, sweep
+from mmad_bank.tuning.measuring import Sweep
+from mmad_bank.tuning.plan import PRECISIONS, RATIOS, faiss_indices, order_of_ratios
 from mmad_bank.tuning.settings import By, Measured, Setting, nearest, non_dominated, pareto, recommend
+from mmad_bank.tuning.sweeping import sweep
 from mmad_bank.tuning.uncertainty import AUROCs, Choice, choose
 
 __all__ = [

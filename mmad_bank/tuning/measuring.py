@@ -1,50 +1,33 @@
-"""Settings of a bank measured on test images, the most telling ones first, within a time if one is given."""
+"""How settings are built, scored in turn, timed and described."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import json
 import math
-import os
 import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from mmad_bank import ops
-from mmad_bank._internal.checks import ArrayLike, as_float_tensor, check_finite, check_index
-from mmad_bank._internal.checksum import checksum
 from mmad_bank._internal.files import replacing
-from mmad_bank._internal.resume import Stages, counted, files_of, fingerprint_of
+from mmad_bank._internal.resume import Stages
 from mmad_bank.bank import file_format
-from mmad_bank.bank._progress import Progress, Report, reporting
-from mmad_bank.bank.dumps import open_dump
-from mmad_bank.bank.faiss_index import make_faiss
-from mmad_bank.bank.memory_bank import Features, MemoryBank
-from mmad_bank.bank.projection import SparseProjection
-from mmad_bank.bank.provenance import Source
-from mmad_bank.bank.selection import coreset_size, selection_space
+from mmad_bank.bank._progress import Report
+from mmad_bank.bank.memory_bank import MemoryBank
 from mmad_bank.errors import InputError, NoneUsableError
-from mmad_bank.ops.knn import Precision, check_precision
-from mmad_bank.scoring import Reweight, check_reweight
+from mmad_bank.scoring import Reweight
 from mmad_bank.tuning.drawing import share
+from mmad_bank.tuning.picks import Picks
+from mmad_bank.tuning.plan import Asked, order_of_ratios
+from mmad_bank.tuning.scored import Scored
 from mmad_bank.tuning.settings import Measured, Setting
 from mmad_bank.tuning.uncertainty import AUROCs
 
-RATIOS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-PRECISIONS: tuple[Precision, ...] = ("auto", "float32", "half", "int8")
-
-_FIRST_RATIO = 0.01
-_POINTS_A_CENTROID = 39  # FAISS's own least for a k-means that it does not warn of
-_LEAST_FOR_FAISS = 1000  # below, the exact search takes about a millisecond
 # OpenMP runtimes keep their threads spinning for a while: the pause keeps FAISS's away from the search that follows.
 _PAUSE_S = 0.02
 
@@ -70,207 +53,8 @@ class Sweep:
     """Lines on what an earlier run has left in the folder and is not taken, and why."""
 
 
-def sweep(
-    features: Features,
-    images: ArrayLike,
-    *,
-    labels: ArrayLike | Sequence[int] | None = None,
-    ratios: Sequence[float] = RATIOS,
-    precisions: Sequence[Precision] = PRECISIONS,
-    indices: Sequence[str] | None = None,
-    reweight: Reweight = "m3dm",
-    n_neighbors: int | None = None,
-    projection_dim: int | Literal["auto"] | None = None,
-    seed: int = 0,
-    rounds: int = 5,
-    timed: float = 0.0,
-    time_limit: float | None = None,
-    workdir: str | os.PathLike[str] | None = None,
-    found: Callable[[Sweep], None] = lambda sofar: None,
-    progress: Progress = False,
-) -> Sweep:
-    """Measure settings of a bank: error of the scores, AUROC, memory, frames a second.
-
-    Ratios come in an order that spreads them (:func:`order_of_ratios`); within a limit of time, all with the first
-    precision before the other precisions and indices. What is measured together scores the images in turn, one image at
-    a time, so that what disturbs the machine disturbs all of it; a first image is not counted. In memory are all rows
-    as float32, the selection, and the search copies and indices of one ratio.
-
-    Args:
-        features: of normal samples, as for :meth:`MemoryBank.build`.
-        images: (B, P, D) patch features of images that are not among them.
-        labels: (B,) 0 for normal images, above 0 for anomalous ones.
-        ratios: of the coreset; 1 takes all rows.
-        precisions: of the exact search's resident copy.
-        indices: ``"exact"`` and FAISS factory strings. Default: exact, and with FAISS installed an inverted file, a
-            graph and product quantisers of a size that suits the number of vectors (:func:`faiss_indices`).
-        reweight: rule of the image score.
-        n_neighbors: of the rule.
-        projection_dim: select in a random projection.
-        seed: of the projection.
-        rounds: the timed images of a setting are cut into so many rounds, and there are at least as many; with fewer
-            images, they come again.
-        timed: seconds that each setting is timed for at least.
-        time_limit: seconds in all; what cannot be expected to end by then is left out. Default: no limit. The first
-            setting is measured in any case.
-        workdir: folder for results as they come; a later call with the same features, images, rule and projection goes
-            on from there. What was timed in fewer rounds or for less time is measured again.
-        found: called with what is known so far, each time that something was measured.
-        progress: True for bars on a terminal, or a function (stage, done, total).
-
-    Raises:
-        InputError: Features, images or labels that do not fit together, an argument out of range, images that are
-            among the features, an index that FAISS does not know or can build with no ratio.
-        MissingExtraError: An index of FAISS is asked for, which is not installed.
-
-    Example:
-        >>> import torch
-        >>> normal, test = torch.rand(5, 100, 8), torch.rand(2, 100, 8)
-        >>> result = sweep(normal, test, ratios=[0.1, 1], precisions=["half"], indices=["exact"])
-        >>> [(one.ratio, one.vectors, one.patch_error > 0) for one in result.settings]
-        [(0.1, 50, True), (1.0, 500, False)]
-    """
-    begin = time.monotonic()
-    check_reweight(reweight, n_neighbors)
-    check_index(rounds, "rounds", 1, 10**6, "rounds of timed images")
-    for name, value in (("timed", timed), ("time_limit", time_limit)):
-        if value is not None and not 0 <= value < math.inf:
-            raise InputError(f"{name}: expected a finite number of seconds, at least 0, found {value!r}")
-    asked = _Asked(_check_ratios(ratios), [check_precision(one) for one in precisions], indices)
-    dump = open_dump(features)
-    tests = _check_images(images, dump.dim)
-    truth = _check_labels(labels, len(tests))
-    projection = SparseProjection.create(dump.dim, len(dump), projection_dim, seed)
-    with reporting(progress) as report:
-        rows = selection_space(dump, None, report, n_select=1).cpu()
-        _check_indices(asked, rows)
-        stages = None
-        notes: list[str] = []
-        if workdir is not None:
-            told = {
-                "rows": checksum(rows.numpy()), "shape": list(rows.shape), "images": checksum(tests.numpy()),
-                "tests": list(tests.shape), "rule": [reweight, n_neighbors], "projection": [projection_dim, seed],
-                "threads": torch.get_num_threads(), "instructions": ops.system_info()["cpu"]["in use"],
-            }  # fmt: skip
-            fingerprint = json.loads(json.dumps(told))
-            notes = _notes_of_dropped(Path(workdir), fingerprint)
-            stages = Stages(Path(workdir), fingerprint)
-        picks = _Picks(rows, projection, stages, report)
-        clock = _Clock(begin, time_limit)
-        measuring = _Measuring(asked, picks, tests, truth, reweight, n_neighbors, rounds, timed, clock, stages, report)
-        measuring.notes = notes
-        measuring.run(found)
-        return measuring.result()
-
-
-def order_of_ratios(ratios: Sequence[float]) -> list[float]:
-    """Return ratios in the order in which they tell most: the one nearest 1 %, then always the farthest from these.
-
-    Example:
-        >>> order_of_ratios([0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0])
-        [0.01, 1.0, 0.1, 0.001, 0.3, 0.03, 0.003]
-    """
-    left = sorted(set(ratios))
-    order: list[float] = []
-    while left:
-        if order:
-            # The nearest of those before; of equally far ones the larger, whose scores are nearer to all rows'.
-            best = max(left, key=lambda one: (round(min(abs(math.log(one / o)) for o in order), 1), one))
-        else:
-            best = min(left, key=lambda one: abs(math.log(one / _FIRST_RATIO)))
-        left.remove(best)
-        order.append(best)
-    return order
-
-
-def faiss_indices(n_vectors: int, dim: int) -> list[str]:
-    """Return FAISS factory strings that suit a bank: none where FAISS is not installed or the bank is small.
-
-    An inverted file has 4 √M lists, rounded down to a power of two, and no more than its k-means can be trained with. A
-    product quantiser takes 4 bits for 4, 3 or 2 dimensions, whichever divides the vectors' length first, in the layout
-    that FAISS scans in registers: with 8 bits it would take minutes to train and seconds to search.
-
-    Example:
-        >>> faiss_indices(500, 768)
-        []
-    """
-    if n_vectors < _LEAST_FOR_FAISS or importlib.util.find_spec("faiss") is None:
-        return []
-    most = min(4 * n_vectors**0.5, n_vectors / _POINTS_A_CENTROID)
-    inverted = f"IVF{2 ** (int(most).bit_length() - 1)}"
-    found = [f"{inverted},Flat", "HNSW32"]
-    step = next((step for step in (4, 3, 2) if dim % step == 0), None)
-    if step is not None:
-        found += [f"PQ{dim // step}x4fs", f"{inverted},PQ{dim // step}x4fs"]
-    return found
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What is asked for
-
-
 @dataclass(frozen=True)
-class _Asked:
-    """What is to be measured."""
-
-    ratios: list[float]
-    precisions: list[Precision]
-    indices: Sequence[str] | None
-
-    def settings(self, ratio: float, n_vectors: int, dim: int) -> list[Setting]:
-        """Return the settings of a ratio, the exact ones first."""
-        if ratio not in self.ratios:
-            return []
-        names = ["exact", *faiss_indices(n_vectors, dim)] if self.indices is None else list(dict.fromkeys(self.indices))
-        exact = [Setting(ratio, "exact", precision) for precision in self.precisions if "exact" in names]
-        return exact + [Setting(ratio, name) for name in names if name != "exact"]
-
-    def reference(self, ratio: float) -> Setting:
-        """Return the exact setting that others of its ratio are compared with; all precisions give the same scores."""
-        wanted = self.indices is None or "exact" in self.indices
-        return Setting(ratio, "exact", self.precisions[0] if wanted and self.precisions else "auto")
-
-
-def _check_ratios(ratios: Sequence[float]) -> list[float]:
-    for ratio in ratios:
-        coreset_size(1, ratio, None)
-    if not ratios:
-        raise InputError("ratios: expected at least one, found none")
-    return [float(ratio) for ratio in dict.fromkeys(ratios)]
-
-
-def _check_images(images: ArrayLike, dim: int) -> Tensor:
-    tests = as_float_tensor(images, "images", ndim=3).cpu()
-    if tests.numel() == 0 or tests.shape[2] != dim:
-        raise InputError(f"images: expected shape (B, P, {dim}) as the features have, found {tuple(tests.shape)}")
-    source = Source("images", tests.shape[0] * tests.shape[1], tests.shape[1])
-    check_finite(tests.view(-1, dim), "images", place=source.place)
-    return tests
-
-
-def _check_labels(labels: ArrayLike | Sequence[int] | None, n_images: int) -> Tensor | None:
-    """Return whether each image is anomalous; None without labels of both classes."""
-    if labels is None:
-        return None
-    anomalous = torch.as_tensor(labels).cpu() > 0
-    if anomalous.shape != (n_images,):
-        raise InputError(f"labels: expected one for each of {n_images} images, found shape {tuple(anomalous.shape)}")
-    return anomalous if 0 < int(anomalous.sum()) < n_images else None
-
-
-def _check_indices(asked: _Asked, rows: Tensor) -> None:
-    """Refuse before the work an index that FAISS does not know, or that not even the largest bank can have."""
-    for name in asked.indices or ():
-        if name != "exact":
-            make_faiss(name, rows.shape[1], coreset_size(len(rows), max(asked.ratios), None))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Time, and what is kept
-
-
-@dataclass(frozen=True)
-class _Clock:
+class Clock:
     """How much time is left."""
 
     begin: float
@@ -278,160 +62,26 @@ class _Clock:
 
     @property
     def left(self) -> float:
+        """Seconds that are left; infinite without a limit."""
         return math.inf if self.limit is None else self.begin + self.limit - time.monotonic()
 
 
-def _notes_of_dropped(workdir: Path, fingerprint: Mapping[str, Any]) -> list[str]:
-    """Say which measured settings are dropped because they were measured of something else, and of what."""
-    before = fingerprint_of(workdir)
-    n_measured = sum(path.suffix == ".npz" for path in files_of(workdir))
-    changed = dict.fromkeys(_DEPENDS[name] for name, value in fingerprint.items() if before.get(name) != value)
-    if not n_measured or before == fingerprint:
-        return []
-    changed = changed or {"versions of mmad-bank": None}
-    dropped = counted(n_measured, "measured setting")
-    return [f"dropped {dropped} of an earlier run, of other {', '.join(changed)}: {workdir}"]
-
-
-_DEPENDS = {
-    "rows": "features", "shape": "features", "images": "test images", "tests": "test images",
-    "rule": "image score (reweight)", "projection": "projection (projection_dim, seed)", "threads": "number of threads",
-    "instructions": "processor instructions",
-}  # fmt: skip
-"""What measurements depend on, by its name in the fingerprint."""
-
-
-class _Picks:
-    """The greedy selection, as far as it has been needed: its first n picks are the coreset of size n."""
-
-    def __init__(
-        self, rows: Tensor, projection: SparseProjection | None, stages: Stages | None, report: Report
-    ) -> None:
-        self.rows, self._report = rows, report
-        self._space = rows
-        if projection is not None:
-            self._space = torch.cat([projection(block) for block in rows.split(16384)])
-        self._indices = torch.empty(0, dtype=torch.int64)
-        self._seconds = 0.0
-        self._path = None if stages is None else stages.state("picks.npy")
-        if self._path is not None and self._path.exists():
-            self._indices = torch.from_numpy(np.load(self._path))
-
-    def size(self, ratio: float) -> int:
-        """Return how many rows a ratio takes."""
-        return coreset_size(len(self.rows), ratio, None)
-
-    def expected_seconds(self, ratio: float) -> float:
-        """Guess how long the selection takes: every pick costs about the same."""
-        more = 0 if ratio == 1 else max(0, self.size(ratio) - len(self._indices))
-        return more * self._seconds / max(1, len(self._indices))
-
-    def vectors(self, ratio: float) -> Tensor:
-        """Return the coreset of a ratio; of 1 all rows in their own order."""
-        if ratio == 1:
-            return self.rows
-        wanted = self.size(ratio)
-        if wanted > len(self._indices):
-            begin = time.monotonic()
-            self._grow(wanted, lambda done, total: self._report(f"Selecting {share(ratio)}", done, total))
-            self._seconds += time.monotonic() - begin
-        return self.rows[self._indices[:wanted]]
-
-    def _grow(self, wanted: int, progress: Callable[[int, int], None]) -> None:
-        have = len(self._indices)
-        if not have:
-            self._indices = ops.k_center_greedy(self._space, wanted, progress=progress)
-        else:
-            more = ops.extend_coreset(
-                self._space, self._space[self._indices], n_select=wanted - have, progress=progress
-            ).indices
-            self._indices = torch.cat([self._indices, more])
-            if len(self._indices) < wanted:  # all others are copies: the greedy selection takes the lowest rows
-                free = torch.ones(len(self.rows), dtype=torch.bool)
-                free[self._indices] = False
-                self._indices = torch.cat([self._indices, free.nonzero()[: wanted - len(self._indices), 0]])
-        if self._path is not None:
-            with replacing(self._path) as partial, partial.open("wb") as file:
-                np.save(file, self._indices.numpy())
-
-
 @dataclass
-class _Scored:
-    """The scores that a setting gave the test images, its times and sizes."""
-
-    patch: Tensor
-    """(B, P)"""
-    image: Tensor
-    """(B,)"""
-    seconds: list[float]
-    """Of each timed image, in order."""
-    build_seconds: float
-    vectors: int
-    resident: int
-    memory: int
-    vector_bytes: int
-    timing: tuple[int, float]
-    """Rounds and seconds that it was to be timed for at least."""
-
-    def save(self, path: Path) -> None:
-        facts = [self.build_seconds, self.vectors, self.resident, self.memory, self.vector_bytes]
-        with path.open("wb") as file:
-            np.savez(
-                file, patch=self.patch.numpy(), image=self.image.numpy(), seconds=self.seconds, facts=facts,
-                timing=self.timing,
-            )  # fmt: skip
-
-    @classmethod
-    def load(cls, path: Path) -> _Scored:
-        with np.load(path) as arrays:
-            facts = arrays["facts"].tolist()
-            scores = torch.from_numpy(arrays["patch"]), torch.from_numpy(arrays["image"])
-            rounds, timed = arrays["timing"].tolist()
-            vectors, *sizes = (int(fact) for fact in facts[1:])
-            return cls(
-                *scores, arrays["seconds"].tolist(), facts[0], vectors, sizes[0], sizes[1], sizes[2],
-                (int(rounds), timed),
-            )  # fmt: skip
-
-    def is_timed_for(self, rounds: int, timed: float) -> bool:
-        """Whether it was to be timed for as long as this at least."""
-        return self.timing[0] >= rounds and self.timing[1] >= timed
-
-    def rounds(self, n: int) -> list[float]:
-        """Cut the times into ``n`` rounds and return each one's median, sorted."""
-        return sorted(float(np.median(part)) for part in np.array_split(self.seconds, min(n, len(self.seconds))))
-
-    def difference(self, reference: _Scored) -> tuple[float, float, float, float]:
-        """Return the mean and the largest difference of patch scores and of image scores, see :class:`Measured`."""
-        found: list[float] = []
-        for own, other in ((self.patch, reference.patch), (self.image, reference.image)):
-            expected = other.double()
-            gaps = (own.double() - expected).abs_()
-            scale = max(float(expected.mean()), torch.finfo(torch.float32).tiny)
-            found += [float(gaps.mean()) / scale, float(gaps.max()) / scale]
-        return found[0], found[1], found[2], found[3]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Measuring
-
-
-@dataclass
-class _Measuring:
+class Measuring:
     """What every ratio is measured with, and what has been measured."""
 
-    asked: _Asked
-    picks: _Picks
+    asked: Asked
+    picks: Picks
     tests: Tensor
     labels: Tensor | None
     reweight: Reweight
     n_neighbors: int | None
     rounds: int
     timed: float
-    clock: _Clock
+    clock: Clock
     stages: Stages | None
     report: Report
-    scored: dict[Setting, _Scored] = field(default_factory=dict)
+    scored: dict[Setting, Scored] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     waiting: dict[Setting, None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -501,12 +151,12 @@ class _Measuring:
             total += known.build_seconds * growth * max(1.0, growth**0.2) + scoring
         return total
 
-    def _kept(self, settings: Sequence[Setting]) -> dict[Setting, _Scored]:
+    def _kept(self, settings: Sequence[Setting]) -> dict[Setting, Scored]:
         """Return what an earlier run has measured."""
         if self.stages is None:
             return {}
         paths = {one: self.stages.folder / _file_name(one) for one in settings}
-        kept = {one: _Scored.load(path) for one, path in paths.items() if path.exists()}
+        kept = {one: Scored.load(path) for one, path in paths.items() if path.exists()}
         short = [one for one, scored in kept.items() if not scored.is_timed_for(self.rounds, self.timed)]
         if short and self._NOTE_OF_SHORT not in self.notes:
             self.notes.append(self._NOTE_OF_SHORT)
@@ -542,13 +192,13 @@ class _Measuring:
             mapped = bank.vectors.nbytes > file_format.LARGEST_READ  # where its vectors stay when it is loaded
             resident = bank.nbytes - (bank.vectors.nbytes if mapped else 0)
             reads_all = not setting.is_exact and self.reweight != "max"
-            self._keep(setting, _Scored(
+            self._keep(setting, Scored(
                 patch, image, seconds, build_seconds[setting], len(bank), resident,
                 resident + (bank.vectors.nbytes if reads_all and mapped else 0), bank.vectors.nbytes,
                 (self.rounds, self.timed),
             ))  # fmt: skip
 
-    def _keep(self, setting: Setting, scored: _Scored) -> None:
+    def _keep(self, setting: Setting, scored: Scored) -> None:
         if setting.is_exact and setting.ratio == 1 and not float(scored.patch.max()) > 0:
             raise InputError("test images: expected others than the features are of, found no patch unlike them")
         self.scored[setting] = scored

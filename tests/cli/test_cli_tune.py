@@ -302,12 +302,12 @@ def test_it_goes_on_after_the_time_and_after_a_kill(train: Path, queries: Path, 
         "import os, signal, sys, torch\n"
         f"torch.set_num_threads({torch.get_num_threads()})\n"  # results of another number of threads are other results
         "from mmad_bank.tuning import measuring\n"
-        "keep = measuring._Measuring._keep\n"
+        "keep = measuring.Measuring._keep\n"
         "def killing(self, setting, scored):\n"
         "    keep(self, setting, scored)\n"
         "    if len(self.scored) == 3:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "measuring._Measuring._keep = killing\n" + PROGRAM
+        "measuring.Measuring._keep = killing\n" + PROGRAM
     )
     arguments = ["tune", str(train), "--test", str(queries), *FEW, "--json"]
     done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, check=False)

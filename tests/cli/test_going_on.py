@@ -247,7 +247,7 @@ def test_tune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "b.npy", rows[4:])
     command = ("tune", tmp_path / "a.npy", "--test", tmp_path / "b.npy", "--ratios", "50%,100%", "--timing", "0s")
     command = (*command, "--precisions", "float32", "--index", "exact", "--workdir", tmp_path / "w")
-    measuring = tuning.measuring._Measuring
+    measuring = tuning.measuring.Measuring
     with monkeypatch.context() as patch:
         patch.setattr(measuring, "_measure", stops_at(2, measuring._measure))
         about_labels, line = stopped(*command)

@@ -16,6 +16,8 @@ from mmad_bank.bank.projection import SparseProjection
 from mmad_bank.errors import InputError
 from mmad_bank.metrics import auroc
 from mmad_bank.tuning import Measured, Setting, Sweep, measuring
+from mmad_bank.tuning.picks import Picks
+from mmad_bank.tuning.scored import Scored
 
 N_PATCHES, DIM = 60, 24
 
@@ -297,9 +299,9 @@ def test_the_time_ends_it_with_what_there_is(
     assert (first.settings[0].patch_error, first.settings[0].gap) == (0.0, 0.0)
     assert first.waiting == ["1 %, int8", "10 %, half", "10 %, int8", "100 %, half", "100 %, int8"]
     measured: list[Setting] = []
-    original = measuring._Measuring._make
+    original = measuring.Measuring._make
     monkeypatch.setattr(
-        measuring._Measuring, "_make", lambda self, rows, one: measured.append(one) or original(self, rows, one)
+        measuring.Measuring, "_make", lambda self, rows, one: measured.append(one) or original(self, rows, one)
     )
     again = tuning.sweep(normal, images, workdir=tmp_path / "w", **arguments)
     assert Setting(0.01, "exact", "half") not in measured
@@ -322,7 +324,7 @@ def test_selection_in_steps_is_that_of_one_go() -> None:
     rows = torch.cat([many, many[:20], many[:20]])  # half of the rows are copies
     for projection_dim in (None, 3):
         projection = SparseProjection.create(4, len(rows), projection_dim, 0)
-        picks = measuring._Picks(rows, projection, None, lambda stage, done, total: None)
+        picks = Picks(rows, projection, None, lambda stage, done, total: None)
         for ratio in (0.05, 0.2, 0.7):
             found = picks.vectors(ratio)
             assert torch.equal(found, MemoryBank.build(rows, ratio, projection_dim=projection_dim).vectors)
@@ -334,7 +336,7 @@ def test_rounds_and_times(normal: torch.Tensor, images: torch.Tensor) -> None:
     assert one.fps_high is not None
     assert one.fps_low <= one.fps <= one.fps_high
     times = [5.0, 1.0, 1.0, 2.0, 2.0, 2.0]
-    scored = measuring._Scored(torch.zeros(1, 1), torch.zeros(1), times, 0.0, 1, 1, 1, 1, (3, 0.0))
+    scored = Scored(torch.zeros(1, 1), torch.zeros(1), times, 0.0, 1, 1, 1, 1, (3, 0.0))
     assert scored.rounds(3) == [1.5, 2.0, 3.0]
     assert scored.rounds(9) == [1.0, 1.0, 2.0, 2.0, 2.0, 5.0]
 
