@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from mmad_bank._internal.files import replacing
+from mmad_bank._internal.palette import FAINT, INK, RULE, SOFT
 from mmad_bank.errors import MissingExtraError
 
 DPI, WIDTH = 200, 7.0  # 1400 pixels wide: readable at half of that
-INK, GREY, FAINT = "#1f2937", "#6b7280", "#e5e7eb"
 STYLE = {
     "font.family": "DejaVu Sans", "font.size": 9, "axes.labelsize": 9, "axes.titlesize": 9, "axes.titleweight": "bold",
-    "axes.titlelocation": "left", "axes.edgecolor": "#9ca3af", "axes.labelcolor": INK, "axes.linewidth": 0.8,
+    "axes.titlelocation": "left", "axes.edgecolor": FAINT, "axes.labelcolor": INK, "axes.linewidth": 0.8,
     "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "text.color": INK,
-    "xtick.color": "#9ca3af", "ytick.color": "#9ca3af", "xtick.labelcolor": INK, "ytick.labelcolor": INK,
-    "xtick.labelsize": 8, "ytick.labelsize": 8, "grid.color": FAINT, "grid.linewidth": 0.8, "legend.frameon": False,
+    "xtick.color": FAINT, "ytick.color": FAINT, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
+    "xtick.labelsize": 8, "ytick.labelsize": 8, "grid.color": RULE, "grid.linewidth": 0.8, "legend.frameon": False,
     "legend.fontsize": 8,
 }  # fmt: skip
 
@@ -63,7 +63,7 @@ def head(figure: Any, title: str, *lines: str) -> None:
     width, height = figure.get_size_inches()
     figure.text(0.1 / width, 1 - 0.1 / height, title, fontsize=11, fontweight="bold", va="top")
     for number, line in enumerate(lines):
-        figure.text(0.1 / width, 1 - (0.32 + 0.16 * number) / height, line, fontsize=8, color=GREY, va="top")
+        figure.text(0.1 / width, 1 - (0.32 + 0.16 * number) / height, line, fontsize=8, color=SOFT, va="top")
     figure.get_layout_engine().set(rect=(0, 0, 1, 1 - (0.4 + 0.16 * len(lines)) / height))
 
 

@@ -8,6 +8,8 @@ from typing import Any
 from newest import newest, of_most_data
 from pages import machine_words, page_of
 
+from mmad_bank._internal import sections
+
 Row = Mapping[str, Any]
 Found = Callable[[str], Row]
 
@@ -71,7 +73,7 @@ def _search(title: str, row: Found) -> str:
 def _inference(title: str, row: Found) -> str:
     own, cfm, plain = row("M3DM"), row("CFM"), row("M3DM, plain PyTorch")
     vectors = next(_numbers(title))
-    search = "bank search and scores"
+    search = sections.SEARCH
     return (
         f"**Whole images.** M3DM with three banks of {vectors:,} vectors runs at **{own['times_cfm']:.2f} times** the"
         f" frame rate of CFM, which was invented to do without banks. Its search and scores take"

@@ -17,25 +17,26 @@ from typing import Any
 
 import numpy as np
 import published
-from canvas import DPI, GREY, WIDTH, Dot, empty, head, label_dots, label_ends, log_ticks, save, styled
+from canvas import DPI, WIDTH, Dot, empty, head, label_dots, label_ends, log_ticks, save, styled
 from common import machine_slug
 
 from mmad_bank import tuning
+from mmad_bank._internal import sections
+from mmad_bank._internal.palette import BLUE, GREEN, OCHRE, ORANGE, PINK, SLATE, SOFT, VIOLET, section_colour
 from mmad_bank.evaluation import FUSED
-from mmad_bank.report.pictures import stage_colour
 
 Result = Mapping[str, Any]
 Row = Mapping[str, Any]
 
 FAMILIES = {
-    "M3DM": "#2563eb", "CFM": "#ea580c", "PatchCore": "#059669", "BTF": "#a16207", "LSFA": "#7c3aed", "MDSS": "#db2777",
-    "AST": "#4b5563",
+    "M3DM": BLUE, "CFM": ORANGE, "PatchCore": GREEN, "BTF": OCHRE, "LSFA": VIOLET, "MDSS": PINK,
+    "AST": SLATE,
 }  # fmt: skip
 """A method's colour; its variants share it."""
 PROGRAMS = {
-    "mmad-bank": "#2563eb", "mmad-bank, exact": "#2563eb", "field's loop": "#ea580c", "faiss IndexFlatL2": "#ea580c",
+    "mmad-bank": BLUE, "mmad-bank, exact": BLUE, "field's loop": ORANGE, "faiss IndexFlatL2": ORANGE,
     "faiss IVF, nprobe 1": "#86d5b5", "faiss IVF, nprobe 8": "#34a77c", "faiss IVF, nprobe 32": "#065f46",
-    "faiss HNSW": "#db2777", "hnswlib (approximate)": "#7c3aed", "usearch (approximate)": "#a16207",
+    "faiss HNSW": PINK, "hnswlib (approximate)": VIOLET, "usearch (approximate)": OCHRE,
 }  # fmt: skip
 
 ACCURACIES = {"image_auroc": "I-AUROC", "aupro": "AUPRO@30"}
@@ -225,7 +226,7 @@ def _counted(rows: Sequence[Row]) -> str:
 
 def family_colour(method: str) -> str:
     """Return a method's colour, the same in all figures."""
-    return FAMILIES.get(re.split(r"[,-]", method)[0].strip(), GREY)
+    return FAMILIES.get(re.split(r"[,-]", method)[0].strip(), SOFT)
 
 
 def _megabytes(count: float) -> str:
@@ -298,10 +299,10 @@ def _stages(rows: Sequence[Row], subtitle: str) -> Any:
         left = 0.0
         for name in names:
             seconds = row["stages"].get(name, 0.0)
-            axes.barh(number, seconds, left=left, height=0.68, color=stage_colour(name), label=name)
+            axes.barh(number, seconds, left=left, height=0.68, color=section_colour(name), label=name)
             left += seconds
         words = f"{_seconds(row['median_s'])} · {row['fps']:.{2 if row['fps'] < 10 else 1}f} fps"
-        axes.text(left + 0.01 * longest, number, words, va="center", fontsize=7.5, color=GREY)
+        axes.text(left + 0.01 * longest, number, words, va="center", fontsize=7.5, color=SOFT)
     axes.set_yticks(range(len(ordered)), [row["method"] for row in ordered])
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(-0.6, len(ordered) - 0.4)
@@ -320,11 +321,11 @@ def _stage_names(rows: Sequence[Row]) -> list[str]:
     """Return the stages in about the order in which the methods pass them, "other" last."""
     places: dict[str, list[float]] = {}
     for row in rows:
-        own = [name for name in row["stages"] if name != "other"]
+        own = [name for name in row["stages"] if name != sections.OTHER]
         for number, name in enumerate(own):
             places.setdefault(name, []).append(number / max(1, len(own) - 1))
     names = sorted(places, key=lambda name: (statistics.mean(places[name]), name))
-    return [*names, *(["other"] if any("other" in row["stages"] for row in rows) else [])]
+    return [*names, *([sections.OTHER] if any(sections.OTHER in row["stages"] for row in rows) else [])]
 
 
 def _seconds(value: float) -> str:
@@ -367,14 +368,14 @@ def _curves(job: str, curves: Sequence[Row], where: str) -> Any:
 def _line(name: str) -> Any:
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], color=PROGRAMS.get(name, GREY), marker="o", markersize=4, linewidth=1.2, label=name)
+    return Line2D([], [], color=PROGRAMS.get(name, SOFT), marker="o", markersize=4, linewidth=1.2, label=name)
 
 
 def _panel(axes: Any, over: str, curves: Sequence[Row], most_ticks: int) -> None:
     sizes = sorted({point["x"] for row in curves for point in row["points"]})
     times = [point["median"] for row in curves for point in row["points"]]
     for number, row in enumerate(curves):
-        colour = PROGRAMS.get(row["name"], GREY)
+        colour = PROGRAMS.get(row["name"], SOFT)
         x = np.array([point["x"] for point in row["points"]], dtype=float)
         axes.plot(x, row["scale"] * x ** row["exponent"], color=colour, linewidth=1.2, alpha=0.7)
         axes.plot(x, [point["median"] for point in row["points"]], "o", color=colour, markersize=4)
@@ -402,7 +403,7 @@ def _indices(rows: Sequence[Row], where: str) -> Any:
     dots = []
     for row in rows:
         x, y = ([point[key] for point in row["points"]] for key in ("x", "median"))
-        exact, colour = row["name"] == "mmad-bank, exact", PROGRAMS.get(row["name"], GREY)
+        exact, colour = row["name"] == "mmad-bank, exact", PROGRAMS.get(row["name"], SOFT)
         axes.plot(x, [1e3 * value for value in y], "o-", color=colour, markersize=4, linewidth=2.2 if exact else 1.2)
         text = f"{row['name'].removesuffix(' (approximate)')}, {row['points'][-1]['recall']:.1%}"
         dots.append(Dot(x[-1], 1e3 * y[-1], 3.0, text, colour))

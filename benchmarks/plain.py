@@ -18,6 +18,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from mmad_bank import bench
+from mmad_bank._internal import sections
 from mmad_bank._internal.timing import timed
 from mmad_bank.data import Sample
 from mmad_bank.methods import Method, Part, Prediction
@@ -62,14 +63,14 @@ class PlainM3DM(M3DM):
 
     def _predict_one(self, sample: Sample) -> Prediction:
         features = self._features([sample])
-        with timed("feature fusion"):
+        with timed(sections.FUSION):
             patches = self._compose(features)
-        with timed("bank search and scores"):
+        with timed(sections.SEARCH):
             whole = (slice(0, self.grid[0]), slice(0, self.grid[1]))
             inside, repeated = window_cells(self.grid, whole if sample.frame is None else sample.frame.cells(self.grid))
             scores = {name: self._score(name, rows[0].cpu()[inside]) for name, rows in patches.items()}
             found = {name: (patch[repeated], image, near[repeated]) for name, (patch, image, near) in scores.items()}
-        with timed("decision and map"):
+        with timed(sections.DECISION):
             maps = {name: self._enlarge(distances) for name, (distances, _, _) in found.items()}
             images = {name: image[None] for name, (_, image, _) in found.items()}
             score = float(self.dlf_.fuse_images(images))

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from mmad_bank._internal import sections
 from mmad_bank._internal.resume import Stages, fingerprint_of
 from mmad_bank._internal.timing import collect_times
 from mmad_bank.bank import MemoryBank, MultiBank
@@ -298,8 +299,8 @@ def _timed_prediction(method: Method, samples: list[Sample]) -> tuple[float, dic
         begin = time.perf_counter()
         method.predict_batch(samples)
         seconds = time.perf_counter() - begin
-    split = {stage: value for stage, value in stages.items() if stage != "preprocessing"}
-    return seconds, {**split, "other": max(0.0, seconds - sum(split.values()))}
+    split = {stage: value for stage, value in stages.items() if stage != sections.PREPROCESSING}
+    return seconds, {**split, sections.OTHER: max(0.0, seconds - sum(split.values()))}
 
 
 def _m3dm(method: M3DM, folder: Path, images: int, vectors: int, progress: bool) -> M3DM:

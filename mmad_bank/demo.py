@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmad_bank._internal.files import replacing, write_text
+from mmad_bank._internal.palette import BAD, INK, SOFT
 from mmad_bank.errors import InputError, MissingExtraError
 from mmad_bank.report import pictures
 
@@ -43,7 +44,6 @@ _PACKAGES = (
     ("scikit-learn", "sklearn"), ("tifffile", "tifffile"), ("pillow", "PIL"), ("scipy", "scipy"),
     ("matplotlib", "matplotlib"),
 )  # fmt: skip
-_INK, _FAINT, _ACCENT = "#16191d", "#5c6570", "#c62a36"
 _PANEL = 2.1
 _REASONS_WIDTH = 1.42  # of the last column, in panels
 
@@ -241,7 +241,7 @@ def draw(path: Path, evaluation: Evaluation, method: Method, train: SampleDatase
         _draw_reasons(figure, places[4], titles[4], prediction, method, train)
     _colour_bar(figure, over, limits)
     auroc = f"I-AUROC {word(evaluation.metrics[FUSED].image_auroc)} over {len(evaluation.scores)} images"
-    figure.text(0.1 / width, 0.12 / height, auroc, fontsize=9, color=_INK, va="bottom")
+    figure.text(0.1 / width, 0.12 / height, auroc, fontsize=9, color=INK, va="bottom")
     with replacing(path) as partial:
         figure.savefig(partial, format="png", metadata={"Software": None})
 
@@ -272,7 +272,7 @@ def _draw_row(
         for place, picture, title in zip(places[:4], row, titles[:4], strict=True)
     ]
     style: dict[str, Any] = {"rotation": 0, "ha": "right", "va": "center", "labelpad": 9, "linespacing": 1.6}
-    axes[0].set_ylabel(words, fontsize=9.5, color=_INK, **style)
+    axes[0].set_ylabel(words, fontsize=9.5, color=INK, **style)
     return axes[3]
 
 
@@ -281,7 +281,7 @@ def _draw_reasons(
 ) -> None:
     """Draw the worst patch of the last bank, framed, and the normal patches nearest to it."""
     whole = figure.add_subplot(place, frameon=False, xticks=[], yticks=[])
-    whole.set_title(title, fontsize=10, color=_INK, pad=6)
+    whole.set_title(title, fontsize=10, color=INK, pad=6)
     name = list(prediction.parts)[-1]
     part = prediction.parts[name]
     inner = place.subgridspec(2, 3, wspace=0.07, hspace=0.3)
@@ -292,9 +292,9 @@ def _draw_reasons(
             cells.append((method.prepare(train[numbers[reason.sample]]), reason.place, f"{reason.distance:.2f}"))
     for number, (sample, at, words) in enumerate(cells):
         axes = _show(figure, inner[number // 3, number % 3], _crop(sample, at, part.grid))
-        axes.set_xlabel(words, fontsize=7, color=_FAINT if number else _ACCENT, labelpad=2)
+        axes.set_xlabel(words, fontsize=7, color=SOFT if number else BAD, labelpad=2)
         for spine in axes.spines.values():
-            spine.set(visible=number == 0, color=_ACCENT, linewidth=1.8)
+            spine.set(visible=number == 0, color=BAD, linewidth=1.8)
 
 
 def _crop(sample: Sample, place: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
@@ -307,7 +307,7 @@ def _show(figure: Any, place: Any, picture: np.ndarray, title: str = "") -> Any:
     """Show a picture without ticks or frame."""
     axes = figure.add_subplot(place, xticks=[], yticks=[])
     axes.imshow(picture, interpolation="lanczos")
-    axes.set_title(title, fontsize=10, color=_INK, pad=6)
+    axes.set_title(title, fontsize=10, color=INK, pad=6)
     for spine in axes.spines.values():
         spine.set_visible(False)
     return axes
@@ -323,5 +323,5 @@ def _colour_bar(figure: Any, over: Any, limits: tuple[float, float]) -> None:
     scale = ScalarMappable(Normalize(*limits), pictures.colour_map(pictures.MAP_COLOURS))
     bar = figure.colorbar(scale, cax=axes, orientation="horizontal")
     bar.outline.set_visible(False)
-    axes.set_xlabel("one scale for all maps", fontsize=7.5, color=_FAINT, labelpad=2)
-    axes.tick_params(labelsize=7.5, colors=_FAINT, length=2, pad=2)
+    axes.set_xlabel("one scale for all maps", fontsize=7.5, color=SOFT, labelpad=2)
+    axes.tick_params(labelsize=7.5, colors=SOFT, length=2, pad=2)

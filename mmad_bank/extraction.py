@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmad_bank._internal import sections
 from mmad_bank._internal.batches import run_batch
 from mmad_bank._internal.files import replacing, write_text
 from mmad_bank._internal.manifest import Manifest, read_json
@@ -71,7 +72,7 @@ class Extractors:
         """
         features: dict[str, Tensor] = {}
         for modality, network in self.networks.items():
-            with timed(f"{modality} features"), _naming(samples, modality):
+            with timed(sections.features_of(modality)), _naming(samples, modality):
                 batch = torch.stack([getattr(sample, modality) for sample in samples]).to(self.device)
                 features.update(self._describe(modality, network, batch))
         return features

@@ -19,14 +19,14 @@ from common import Column, Table, chosen, emulates_bfloat16, working_folder
 from plain import PlainM3DM
 
 from mmad_bank import bench
+from mmad_bank._internal import sections
 from mmad_bank.bench import Inference
 from mmad_bank.evaluation import FUSED
 from mmad_bank.methods import Method
 
 PLAIN = "M3DM, plain PyTorch"
 BATCHES = (1, 4)
-SEARCH = "bank search and scores"
-_SCORING = (SEARCH, "decision and map")
+_SCORING = (sections.SEARCH, sections.DECISION)
 _SMALL = {"images": 2, "vectors": 300, "small": True}
 _PROGRAM = (str(Path(__file__).resolve().parent.parent / "plain.py"),)
 
@@ -160,7 +160,7 @@ def _speed(title: str, results: list[Inference]) -> Table:
 
 
 def _stages(title: str, results: list[Inference]) -> Table:
-    names = list(dict.fromkeys(stage for one in results for stage in one.stages if stage != "other"))
+    names = list(dict.fromkeys(stage for one in results for stage in one.stages if stage != sections.OTHER))
     columns = [
         Column("method", "method"),
         *(Column(name, name, ".0f") for name in names),
@@ -170,7 +170,7 @@ def _stages(title: str, results: list[Inference]) -> Table:
     for one in results:
         split = {name: seconds * 1e3 for name, seconds in one.stages.items()}
         table.rows.append(
-            {"method": one.name, **split, "share": 100 * _scoring_share(one) if SEARCH in split else None}
+            {"method": one.name, **split, "share": 100 * _scoring_share(one) if sections.SEARCH in split else None}
         )
     table.notes = [
         "Medians per stage. 'scoring': bank search, image score, decision and map, as a share of the whole time."
@@ -239,7 +239,7 @@ def _targets(results: Mapping[str, Inference], agreement: list[dict[str, Any]]) 
     row("scoring of M3DM's three banks", "under 15 % of an image's time", f"{share:.1%}", share < 0.15)
     if PLAIN in results:
         plain = results[PLAIN]
-        faster = plain.stages[SEARCH] / own.stages[SEARCH]
+        faster = plain.stages[sections.SEARCH] / own.stages[sections.SEARCH]
         row("M3DM's scoring against the plain rendering", "at least 5 ×", f"{faster:.1f} ×", faster >= 5)
         gap = max(max(row_["image"], row_["patch"]) for row_ in agreement)
         row("scores of the two apart by", "at most 1e-4", f"{gap:.1e}", gap <= 1e-4)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 
+from mmad_bank._internal import sections
 from mmad_bank._internal.batches import run_batch
 from mmad_bank._internal.checks import check_index
 from mmad_bank._internal.progress import doing, progress_bar
@@ -83,7 +84,7 @@ def _batches(dataset: Samples, batch: int, tally: Tally) -> Iterator[list[Sample
     waiting: list[Sample] = []
     for number in range(len(dataset)):
         try:
-            with timed("reading"):
+            with timed(sections.READING):
                 waiting.append(dataset[number])
         except MissingExtraError:
             raise

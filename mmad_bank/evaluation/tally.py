@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from mmad_bank._internal import sections
 from mmad_bank.data.frame import picture_of
 from mmad_bank.data.names import GOOD
 from mmad_bank.data.sample import Sample
@@ -91,7 +92,7 @@ class Tally:
         results = (FUSED, *self.scores[0].parts)
         kinds = sorted({score.defect for score in self.scores if score.label})
         n_images = len(self.scores)
-        total = self.seconds + stages.get("reading", 0.0)
+        total = self.seconds + stages.get(sections.READING, 0.0)
         evaluation = Evaluation(
             method=method,
             category=", ".join(self.categories),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mmad_bank import scoring
+from mmad_bank._internal import sections
 from mmad_bank._internal.checks import check_index
 from mmad_bank._internal.progress import progress_bar, within
 from mmad_bank._internal.resume import Stages
@@ -302,16 +303,16 @@ class BankMethod(Method):
         features = self.extractors_(samples)
         if self.adaptation_ is None:
             return features
-        with timed("feature adaptation"):
+        with timed(sections.ADAPTATION):
             return self.adaptation_.adapt(features)
 
     def _predict(self, samples: list[Sample]) -> list[Prediction]:
         features = self._features(samples)
-        with timed("feature fusion"):
+        with timed(sections.FUSION):
             patches = self._compose(features)
-        with timed("bank search and scores"):
+        with timed(sections.SEARCH):
             scores = self._score_patches(patches, [sample.frame for sample in samples])
-        with timed("decision and map"):
+        with timed(sections.DECISION):
             image, patch = self._decide(scores)
             maps = scoring.anomaly_map(patch, self.grid, (self.image_size, self.image_size), self.sigma).cpu()
         return [

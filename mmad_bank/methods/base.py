@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeVar, overload
 import torch
 from torch import Tensor
 
+from mmad_bank._internal import sections
 from mmad_bank._internal.checks import check_index
 from mmad_bank._internal.decoding import decoding
 from mmad_bank._internal.files import changed
@@ -225,7 +226,7 @@ class Method(ABC):
         if not samples:
             return []
         with plain_torch(), torch.no_grad():
-            with timed("preprocessing"):
+            with timed(sections.PREPROCESSING):
                 given = [self._as_sample(sample) for sample in samples]
                 prepared = [self.prepare(sample, force=True) if force else self.prepare(sample) for sample in given]
             predictions = self._predict(prepared)

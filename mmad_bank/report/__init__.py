@@ -22,11 +22,11 @@ from typing import Any
 
 import mmad_bank
 from mmad_bank._internal.folders import replacing_folder
+from mmad_bank._internal.palette import section_colour
 from mmad_bank.data.dataset import SampleDataset
 from mmad_bank.errors import InputError
 from mmad_bank.evaluation import Evaluation, Summary, word
 from mmad_bank.methods.base import Method, Prediction
-from mmad_bank.report import pictures
 from mmad_bank.report.cases import Album, render_cases
 from mmad_bank.report.charts import Curve, colour_of, curves, histograms, key
 from mmad_bank.report.gallery import FOLDER, Thumbnails, is_picture, render_gallery, write_pictures
@@ -359,7 +359,7 @@ def _stages(evaluation: Evaluation) -> str:
     stages = [(name, taken) for name, taken in evaluation.stages.items() if taken / total >= 0.002]
     bars, names = [], []
     for name, taken in stages:
-        colour = pictures.stage_colour(name)
+        colour = section_colour(name)
         bars.append(f'<i style="width:{100 * taken / total:.2f}%;background:{colour}"></i>')
         words = f"{1000 * taken:.0f} ms" if taken < 10 else f"{taken:.1f} s"
         names.append(f"<li>{key(colour)}{escape(name)}<b>{words}</b></li>")

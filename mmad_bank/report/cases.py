@@ -8,13 +8,14 @@ from html import escape
 
 import numpy as np
 
+from mmad_bank._internal.palette import SERIES
 from mmad_bank.data.dataset import SampleDataset
 from mmad_bank.data.sample import Sample
 from mmad_bank.errors import InputError
 from mmad_bank.evaluation import FUSED, Evaluation, Example
 from mmad_bank.methods.base import Method, Part, Prediction, Reason
 from mmad_bank.report import pictures
-from mmad_bank.report.charts import COLOURS, colour_of, key
+from mmad_bank.report.charts import colour_of, key
 
 _N_REASONS = 4
 _CROP = 0.22  # side of a patch's crop, in sides of the image
@@ -59,7 +60,7 @@ class Album:
 
     def colour(self, part: str) -> str:
         """Return a part's colour in the curves; a method's only part has none there, as it is the result itself."""
-        return colour_of(self.results, part) if part in self.results else COLOURS[0]
+        return colour_of(self.results, part) if part in self.results else SERIES[0]
 
     def rank(self, part: str, score: float) -> str:
         """Say how a score stands to those of the good images."""

@@ -7,10 +7,9 @@ from html import escape
 
 import numpy as np
 
+from mmad_bank._internal.palette import BAD, FAINT, PALE, SERIES
+
 INK = "var(--ink)"
-COLOURS = ("#2563eb", "#d97706", "#059669", "#7c3aed", "#db2777", "#0891b2")
-"""Of a method's parts, in their order; the fused result is drawn in ink."""
-DEFECT, GOOD = "#c62a36", "#b4bac2"
 _RULE, _AXIS = "var(--rule)", "var(--faint)"
 _WIDTH, _HEIGHT = 340.0, 250.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 8.0, 8.0, 38.0
@@ -21,9 +20,9 @@ Curve = tuple[np.ndarray, np.ndarray]
 
 
 def colour_of(results: Sequence[str], name: str) -> str:
-    """Return a result's colour: ink for the first, then one for each part."""
+    """Return a result's colour: ink for the first, the method's own, then one for each part."""
     place = list(results).index(name)
-    return INK if place == 0 else COLOURS[(place - 1) % len(COLOURS)]
+    return INK if place == 0 else SERIES[(place - 1) % len(SERIES)]
 
 
 def key(colour: str) -> str:
@@ -112,9 +111,9 @@ def histograms(groups: Mapping[str, Sequence[float]], n_bins: int = 26) -> str:
     for number, name in enumerate(names):
         base = _TOP + row * (number + 1) - 1
         if number:
-            parts.append(_bars(shares[names[0]], base, (row - _LABEL) / top, GOOD, 0.55))
+            parts.append(_bars(shares[names[0]], base, (row - _LABEL) / top, PALE, 0.55))
         title = f"{name}: {len(groups[name])} images"
-        parts.append(_bars(shares[name], base, (row - _LABEL) / top, DEFECT if number else "#8b949e", 0.82, title))
+        parts.append(_bars(shares[name], base, (row - _LABEL) / top, BAD if number else FAINT, 0.82, title))
         parts.append(f'<path d="M2 {base:.1f}H{_WIDTH - 2}" style="stroke:{_AXIS}" stroke-width="0.8"/>')
         parts.append(_text(2, base - row + 13, f"{_short(name)}  ({len(groups[name])})", "start"))
     for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):

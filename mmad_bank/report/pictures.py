@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,19 +21,6 @@ UNMEASURED = (229, 231, 235)
 OUTLINE = (34, 211, 238)
 """Colour of a defect's outline."""
 MAP_COLOURS, DEPTH_COLOURS = "inferno", "viridis"
-STAGE_COLOURS = {
-    "reading": "#94a3b8", "preprocessing": "#64748b", "rgb features": "#2563eb", "xyz features": "#93c5fd",
-    "feature fusion": "#7c3aed", "feature adaptation": "#c4b5fd", "mappings": "#059669",
-    "bank search and scores": "#ea580c", "decision and map": "#fdba74", "student and teacher": "#db2777",
-    "signed distances": "#f9a8d4", "alignment and map": "#fde68a", "other": "#d1d5db",
-}  # fmt: skip
-"""A stage has one colour in all charts."""
-_OTHER_STAGES = ("#0891b2", "#a5f3fc", "#65a30d", "#d9f99d", "#a16207", "#dc2626")
-
-
-def stage_colour(name: str) -> str:
-    """Return the colour of a stage; one that is not known has its own by its name, whatever else is in the chart."""
-    return STAGE_COLOURS.get(name) or _OTHER_STAGES[zlib.crc32(name.encode()) % len(_OTHER_STAGES)]
 
 
 def colour_map(name: str) -> Any:

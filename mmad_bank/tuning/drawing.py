@@ -9,18 +9,33 @@ from typing import Any
 
 import numpy as np
 
+from mmad_bank._internal.palette import (
+    AMBER,
+    BAD,
+    BLUE,
+    BROWN,
+    CYAN,
+    FAINT,
+    GREEN,
+    INK,
+    LIME,
+    PALE,
+    PINK,
+    RULE,
+    SLATE,
+    VIOLET,
+)
 from mmad_bank.errors import MissingExtraError
 from mmad_bank.tuning.settings import By, Measured, non_dominated
 
-_INK, _FAINT, _FRONT, _CHOSEN = "#16191d", "#8b949e", "#b4bac2", "#c62a36"
 _STYLES: dict[str, tuple[str, str]] = {
-    "exact, auto": ("o", "#2563eb"), "exact, float32": ("o", "#d97706"), "exact, half": ("o", "#059669"),
-    "exact, int8": ("o", "#7c3aed"), "IVF,Flat": ("s", "#db2777"), "HNSW": ("^", "#0891b2"), "PQ": ("D", "#65a30d"),
-    "IVF,PQ": ("v", "#92400e"),
+    "exact, auto": ("o", BLUE), "exact, float32": ("o", AMBER), "exact, half": ("o", GREEN),
+    "exact, int8": ("o", VIOLET), "IVF,Flat": ("s", PINK), "HNSW": ("^", CYAN), "PQ": ("D", LIME),
+    "IVF,PQ": ("v", BROWN),
 }  # fmt: skip
 _ERROR_TICKS = (0, 1e-4, 1e-3, 0.003, 0.01, 0.03, 0.06, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 2, 4)
 _LABEL_HEIGHT = 0.04  # of the axis
-_OTHER_STYLES = (("P", "#64748b"), ("X", "#0f172a"), ("*", "#be123c"), ("<", "#4d7c0f"), (">", "#7e22ce"))
+_OTHER_STYLES = (("P", SLATE), ("X", "#0f172a"), ("*", "#be123c"), ("<", "#4d7c0f"), (">", "#7e22ce"))
 
 
 def share(ratio: float) -> str:
@@ -75,15 +90,15 @@ def figure(
         if by == "error" or sign > 0:  # over the frame rate, AUROC has many ratios in one place
             _label_ratios(axes, settings, value, by)
         if limit is not None:
-            axes.axvline(limit, color=_FAINT, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+            axes.axvline(limit, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
         if recommended is not None:
             place = value(recommended), _height(recommended, by)
-            axes.scatter(*place, s=190, facecolors="none", edgecolors=_CHOSEN, linewidths=2, zorder=5)
+            axes.scatter(*place, s=190, facecolors="none", edgecolors=BAD, linewidths=2, zorder=5)
     panels[0].set_ylabel("error of the patch scores against all rows" if by == "error" else "AUROC of the images")
     handles, names = panels[0].get_legend_handles_labels()
-    made.legend(handles, names, loc="outside lower center", ncols=5, frameon=False, fontsize=9, labelcolor=_INK)
+    made.legend(handles, names, loc="outside lower center", ncols=5, frameon=False, fontsize=9, labelcolor=INK)
     if title:
-        made.suptitle(title, fontsize=11, color=_INK)
+        made.suptitle(title, fontsize=11, color=INK)
     return made
 
 
@@ -106,7 +121,7 @@ def _draw_panel(axes: Any, settings: Sequence[Measured], value: Callable[[Measur
     """Draw the points of each series, and the front of the two quantities behind them."""
     on_front = non_dominated([(sign * value(one), one.cost(by)) for one in settings])
     front = sorted((value(one), _height(one, by)) for one, on in zip(settings, on_front, strict=True) if on)
-    axes.plot(*zip(*front, strict=True), color=_FRONT, linewidth=2.4, zorder=1, label="front")
+    axes.plot(*zip(*front, strict=True), color=PALE, linewidth=2.4, zorder=1, label="front")
     others = [name for name in dict.fromkeys(map(_kind, settings)) if name not in _STYLES]
     styles = _STYLES | {name: _OTHER_STYLES[i % len(_OTHER_STYLES)] for i, name in enumerate(others)}
     for name, (marker, colour) in styles.items():
@@ -124,7 +139,7 @@ def _label_axes(axes: Any, name: str, by: By) -> None:
     left, right = axes.dataLim.intervalx
     axes.set_xscale("log")
     axes.margins(x=0.2)
-    axes.set_xlabel(name, color=_INK)
+    axes.set_xlabel(name, color=INK)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if right > 100 * left else (1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -139,10 +154,10 @@ def _label_axes(axes: Any, name: str, by: By) -> None:
         axes.set_ylim(low - max(0.08 * (1 - low), 0.005), 1 + max(0.08 * (1 - low), 0.005))
         axes.set_yticks([tick for tick in axes.get_yticks() if axes.get_ylim()[0] <= tick <= 1])
     axes.set_axisbelow(True)
-    axes.grid(color="#e3e6ea", linewidth=0.8)
-    axes.tick_params(colors=_INK, labelsize=9, length=3)
+    axes.grid(color=RULE, linewidth=0.8)
+    axes.tick_params(colors=INK, labelsize=9, length=3)
     for side, spine in axes.spines.items():
-        spine.set(visible=side in ("left", "bottom"), color=_FAINT)
+        spine.set(visible=side in ("left", "bottom"), color=FAINT)
 
 
 def _signed_root(y: Any) -> Any:
@@ -162,5 +177,5 @@ def _label_ratios(axes: Any, settings: Sequence[Measured], value: Callable[[Meas
         offset, aligned = ((-11, -3), "right") if by == "error" else ((0, 9), "center")
         axes.annotate(
             share(ratio), (left, _height(settings[shown[0]], by)), xytext=offset, textcoords="offset points",
-            ha=aligned, fontsize=8.5, color=_INK, zorder=2, path_effects=[withStroke(linewidth=3, foreground="white")],
+            ha=aligned, fontsize=8.5, color=INK, zorder=2, path_effects=[withStroke(linewidth=3, foreground="white")],
         )  # fmt: skip

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmad_bank import scoring
+from mmad_bank._internal import sections
 from mmad_bank._internal.resume import Stages
 from mmad_bank._internal.state_dicts import load_matching, read_torch
 from mmad_bank._internal.tensor_files import write_tensors
@@ -240,10 +241,10 @@ class CFM(Method):
         features = self.extractors_(samples)
         predictions = []
         for b, sample in enumerate(samples):
-            with timed("mappings"):
+            with timed(sections.MAPPINGS):
                 image = self._pixels({name: rows[b] for name, rows in features.items()})
                 apart = discrepancies(self.mappings_, image, self.mode, precision=self.precision)
-            with timed("decision and map"):
+            with timed(sections.DECISION):
                 smooth = self._smooth(aggregate(apart, self.aggregation))
                 score, own = self._finish(smooth, sample.frame)
                 parts = {name: self._part(maps, sample.frame) for name, maps in apart.items()}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmad_bank import scoring
+from mmad_bank._internal import sections
 from mmad_bank._internal.progress import progress_bar
 from mmad_bank._internal.resume import Stages
 from mmad_bank._internal.state_dicts import load_matching, read_torch
@@ -269,7 +270,7 @@ class MDSS(Method):
     def _predict(self, samples: list[Sample]) -> list[Prediction]:
         predictions = []
         for sample, parts in zip(samples, self._parts(samples), strict=True):
-            with timed("alignment and map"):
+            with timed(sections.ALIGNMENT):
                 maps = {name: self._map(part) for name, part in parts.items()}
                 if self.alignment_ is None:
                     ((name, whole),) = maps.items()
@@ -285,10 +286,10 @@ class MDSS(Method):
         """Score samples by each branch."""
         scores: dict[str, list[Tensor]] = {}
         if self.student_ is not None:
-            with timed("student and teacher"):
+            with timed(sections.STUDENT):
                 scores["rgb"] = self._differences(samples)
         if self.sdf_ is not None:
-            with timed("signed distances"):
+            with timed(sections.DISTANCES):
                 scores["xyz"] = [self._distances(sample) for sample in samples]
         return [
             {name: self._part(name, branch[b], sample.frame) for name, branch in scores.items()}

@@ -20,14 +20,13 @@ for package in ("scipy", "matplotlib", "PIL"):
 
 from scored_samples import SIZE, Darkness, make
 
-import mmad_bank
 from mmad_bank.data import Sample
 from mmad_bank.data.frame import Frame
 from mmad_bank.errors import InputError
 from mmad_bank.evaluation import evaluate
 from mmad_bank.methods import Part, Prediction, Reason
 from mmad_bank.methods.map_scale import MapScale
-from mmad_bank.report import Origin, Report, charts, pictures
+from mmad_bank.report import Origin, Report, charts
 
 EVIL = '<script>alert("x")</script>&"\'</title></style>'
 VOID = {"meta", "img", "br", "input"}
@@ -308,15 +307,6 @@ def test_padding_is_not_shown(tmp_path: Path) -> None:
     assert f'viewBox="0 {SIZE // 4} {SIZE} {SIZE // 2}"' in text
     with Image.open(path.parent / "images" / "1-000000.jpg") as picture:
         assert picture.size == (2 * SIZE, SIZE // 2)
-
-
-def test_every_stage_of_the_package_has_a_colour_of_its_own() -> None:
-    sources = (Path(mmad_bank.__file__).parent).rglob("*.py")
-    named = {name for path in sources for name in re.findall(r'timed\("([^"]+)"\)', path.read_text(encoding="utf-8"))}
-    known = {*named - {"sleep"}, "rgb features", "xyz features"}
-    assert known <= set(pictures.STAGE_COLOURS)
-    assert len({pictures.stage_colour(name) for name in known}) == len(known)
-    assert pictures.stage_colour("one's own") == pictures.stage_colour("one's own")
 
 
 def test_curves_end_at_the_limit_and_keep_their_corners() -> None:
