@@ -10,18 +10,20 @@ from torch import Tensor
 from mmad_bank.errors import InputError
 from mmad_bank.ops._cuda import device as gpu
 
-_CENTER_SAMPLE = 4096  # rows that the common centre is estimated from
+_CENTER_SAMPLE = 256  # rows that the common centre is estimated from, those that csrc/cpu/operand.cpp takes
 
 
 def robust_center(rows: Tensor, device: torch.device) -> Tensor:
     """Mean of the middle half of a sample in every coordinate: a few rows of huge norm do not move it.
 
-    Any centre gives the same answers; one near the rows keeps their norms, and with them the error bounds, small.
+    Any centre gives the same answers; one near the rows keeps their norms, and with them the error bounds, small. It is
+    the one of the CPU kernels: the same rows, values that are not finite as zeros, summed in float64.
     """
-    step = max(1, len(rows) // _CENTER_SAMPLE)
-    sample = rows[::step].to(device).sort(dim=0).values
-    quarter = len(sample) // 4
-    return sample[quarter : len(sample) - quarter].mean(0).contiguous()
+    taken = min(len(rows), _CENTER_SAMPLE)
+    sample = rows[torch.arange(taken, device=rows.device) * len(rows) // taken].to(device)
+    ordered = torch.where(sample.isfinite(), sample, 0.0).sort(dim=0).values
+    quarter = taken // 4
+    return ordered[quarter : taken - quarter].double().mean(0).float().contiguous()
 
 
 class Operand:
