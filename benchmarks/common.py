@@ -24,6 +24,7 @@ import torch
 
 from mmad_bank import _core
 from mmad_bank._internal.files import replacing
+from mmad_bank.evaluation import FUSED, RESULT
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = 1
@@ -272,7 +273,7 @@ class Column:
         return str(value) if isinstance(value, (str, bool)) else format(value, self.format)
 
 
-RESULTS = {"fused": "result", "fusion": "fusion bank"}
+RESULTS = {FUSED: RESULT, "fusion": "fusion bank"}
 """What a reader is told of a result, where its short name in JSON may be mistaken."""
 
 

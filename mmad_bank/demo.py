@@ -20,15 +20,24 @@ import numpy as np
 from mmad_bank._internal.files import replacing, write_text
 from mmad_bank._internal.palette import BAD, INK, SOFT
 from mmad_bank.errors import InputError, MissingExtraError
+from mmad_bank.evaluation import (
+    FUSED,
+    HIGHEST_DEFECT,
+    HIGHEST_GOOD,
+    LOWEST_DEFECT,
+    Evaluation,
+    Summary,
+    evaluate,
+    word,
+)
 from mmad_bank.report import pictures
 
 if TYPE_CHECKING:
     from mmad_bank.data import Sample, SampleDataset
-    from mmad_bank.evaluation import Evaluation, Summary
     from mmad_bank.methods import Method, Prediction
 
 CATEGORY = "bagel_ring"
-ROWS = ("highest defect", "lowest defect", "highest good")
+ROWS = (HIGHEST_DEFECT, LOWEST_DEFECT, HIGHEST_GOOD)
 """The examples in the picture."""
 _N_VALIDATION, _N_REASONS = 4, 5
 _SETTINGS = "demo.json"
@@ -93,7 +102,6 @@ def run(
     """
     _require_packages()
     from mmad_bank.data import open_dataset, prepare
-    from mmad_bank.evaluation import Summary, evaluate
     from mmad_bank.methods import load
     from mmad_bank.report import Origin, Report
 
@@ -218,8 +226,6 @@ def draw(path: Path, evaluation: Evaluation, method: Method, train: SampleDatase
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-
-    from mmad_bank.evaluation import FUSED, word
 
     examples = {example.role: example.prediction for example in evaluation.examples}
     predictions = {role: examples[role] for role in ROWS if role in examples}

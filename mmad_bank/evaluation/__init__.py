@@ -4,11 +4,25 @@ Every image is scored, measured and let go. Kept are its scores, the sorted scor
 :mod:`mmad_bank.metrics`), and the few predictions that are to be shown.
 """
 
-from mmad_bank.evaluation.results import RESULT, ROLES, Curve, Evaluation, Example, Metrics, SampleScore, Summary, word
+from mmad_bank.evaluation.results import (
+    HIGHEST_DEFECT,
+    HIGHEST_GOOD,
+    LOWEST_DEFECT,
+    LOWEST_GOOD,
+    RESULT,
+    ROLES,
+    Curve,
+    Evaluation,
+    Example,
+    Metrics,
+    SampleScore,
+    Summary,
+    word,
+)
 from mmad_bank.evaluation.running import evaluate
 from mmad_bank.methods.prediction import FUSED
 
 __all__ = [
-    "FUSED", "RESULT", "ROLES", "Curve", "Evaluation", "Example", "Metrics", "SampleScore", "Summary", "evaluate",
-    "word",
+    "FUSED", "HIGHEST_DEFECT", "HIGHEST_GOOD", "LOWEST_DEFECT", "LOWEST_GOOD", "RESULT", "ROLES", "Curve", "Evaluation",
+    "Example", "Metrics", "SampleScore", "Summary", "evaluate", "word",
 ]  # fmt: skip

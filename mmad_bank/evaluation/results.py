@@ -144,7 +144,7 @@ class Example:
     """A prediction that is worth showing.
 
     Attributes:
-        role: Why: ``"highest good"``, ``"lowest defect"``, ``"highest defect"`` or ``"lowest good"``.
+        role: Why, one of :data:`ROLES`.
         prediction: What the method said.
     """
 
@@ -152,7 +152,10 @@ class Example:
     prediction: Prediction
 
 
-ROLES = ("highest good", "lowest defect", "highest defect", "lowest good")
+HIGHEST_GOOD, LOWEST_DEFECT = "highest good", "lowest defect"
+HIGHEST_DEFECT, LOWEST_GOOD = "highest defect", "lowest good"
+ROLES = (HIGHEST_GOOD, LOWEST_DEFECT, HIGHEST_DEFECT, LOWEST_GOOD)
+"""Why an example is shown: the score that it has among the good or the anomalous images; the order of a report."""
 
 
 class Summary:

@@ -13,7 +13,18 @@ from mmad_bank.data.frame import picture_of
 from mmad_bank.data.names import GOOD
 from mmad_bank.data.sample import Sample
 from mmad_bank.errors import InputError
-from mmad_bank.evaluation.results import RESULT, ROLES, Evaluation, Example, Metrics, SampleScore
+from mmad_bank.evaluation.results import (
+    HIGHEST_DEFECT,
+    HIGHEST_GOOD,
+    LOWEST_DEFECT,
+    LOWEST_GOOD,
+    RESULT,
+    ROLES,
+    Evaluation,
+    Example,
+    Metrics,
+    SampleScore,
+)
 from mmad_bank.methods.base import Part, Prediction
 from mmad_bank.methods.prediction import FUSED
 from mmad_bank.metrics import AUPRO, AUROC
@@ -80,9 +91,10 @@ class Tally:
 
     def _keep(self, prediction: Prediction, number: int) -> None:
         """Keep the prediction if it is among the first of a role."""
-        group = "defect" if prediction.sample.label else "good"
-        for extreme, sign in (("highest", -1.0), ("lowest", 1.0)):
-            kept = self._examples[f"{extreme} {group}"]
+        anomalous = bool(prediction.sample.label)
+        highest, lowest = (HIGHEST_DEFECT, LOWEST_DEFECT) if anomalous else (HIGHEST_GOOD, LOWEST_GOOD)
+        for role, sign in ((highest, -1.0), (lowest, 1.0)):
+            kept = self._examples[role]
             kept.append((sign * prediction.score, number, prediction))
             kept.sort(key=lambda entry: entry[:2])
             del kept[self.n_examples :]

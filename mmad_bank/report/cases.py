@@ -12,7 +12,15 @@ from mmad_bank._internal.palette import SERIES
 from mmad_bank.data.dataset import SampleDataset
 from mmad_bank.data.sample import Sample
 from mmad_bank.errors import InputError
-from mmad_bank.evaluation import FUSED, Evaluation, Example
+from mmad_bank.evaluation import (
+    FUSED,
+    HIGHEST_DEFECT,
+    HIGHEST_GOOD,
+    LOWEST_DEFECT,
+    LOWEST_GOOD,
+    Evaluation,
+    Example,
+)
 from mmad_bank.methods.base import Method, Part, Prediction, Reason
 from mmad_bank.report import pictures
 from mmad_bank.report.charts import colour_of, key
@@ -20,10 +28,10 @@ from mmad_bank.report.charts import colour_of, key
 _N_REASONS = 4
 _CROP = 0.22  # side of a patch's crop, in sides of the image
 _TITLES = {
-    "highest good": "Highest score of a good image",
-    "lowest defect": "Lowest score of a defective image",
-    "highest defect": "Highest score of a defective image",
-    "lowest good": "Lowest score of a good image",
+    HIGHEST_GOOD: "Highest score of a good image",
+    LOWEST_DEFECT: "Lowest score of a defective image",
+    HIGHEST_DEFECT: "Highest score of a defective image",
+    LOWEST_GOOD: "Lowest score of a good image",
 }
 _DEPTH_PARTS = ("xyz", "depth", "point", "shape", "geometry", "3d")
 
