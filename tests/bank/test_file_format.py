@@ -180,7 +180,7 @@ class TestRefused:
             lambda header, tensors: header.update(vectors=41),
             lambda header, tensors: header.update(sources=3),
             lambda header, tensors: header.update(sources=[{"file": "x"}]),
-            lambda header, tensors: header.update(standardization={"mean": 0.0, "std": -1.0}),
+            lambda header, tensors: header.update(standardisation={"mean": 0.0, "std": -1.0}),
             lambda header, tensors: header.update(projection={"dim": 10**9, "seed": 0}),
             lambda header, tensors: header.update(radius="wide"),
             lambda header, tensors: header.update(tensors=[]),
@@ -201,8 +201,8 @@ class TestRefused:
             lambda header, tensors: header["sources"][0].update(rows=10),
             lambda header, tensors: header.update(sources=[{"file": "x", "rows": 2**61, "patches": None}] * 3),
             lambda header, tensors: header.update(extractor=5),
-            lambda header, tensors: header.update(standardization=[0.0, 1.0]),
-            lambda header, tensors: header.update(standardization={"mean": "0", "std": 1.0}),
+            lambda header, tensors: header.update(standardisation=[0.0, 1.0]),
+            lambda header, tensors: header.update(standardisation={"mean": "0", "std": 1.0}),
             lambda header, tensors: header.update(projection=[3, 0]),
             lambda header, tensors: header.update(projection={"dim": 3, "seed": -1}),
             lambda header, tensors: header.update(sources=[{"file": "x", "rows": 2**70, "patches": None}]),
@@ -482,6 +482,7 @@ def test_the_precision_of_the_search_copy_is_kept(tmp_path, precision):
     loaded, other = MemoryBank.load(tmp_path / "bank"), MemoryBank.load(tmp_path / "bank", bank_precision="half")
     assert (loaded.bank_precision, other.bank_precision) == (precision, "half")
     assert torch.equal(loaded.search(rows, 3)[1], other.search(rows, 3)[1])
+    built.search(rows)  # which makes the copy
     assert loaded.search_index.nbytes == built.search_index.nbytes
 
 
