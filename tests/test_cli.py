@@ -60,7 +60,7 @@ def bank(tmp_path: Path, dump: Path) -> Path:
 
 
 def test_build_writes_what_the_library_would(tmp_path: Path, dump: Path, features: np.ndarray) -> None:
-    options = ["--size", 20, "--projection-dim", 8, "--seed", 3, "--start", 5, "--standardize"]
+    options = ["--bank-size", 20, "--projection-dim", 8, "--seed", 3, "--start", 5, "--standardize"]
     report = json.loads(good("build", dump, "--out", tmp_path / "b", *options, "--json"))
     expected = MemoryBank.build(features, size=20, projection_dim=8, seed=3, start=5, standardize=True)
     loaded = MemoryBank.load(tmp_path / "b")
@@ -165,10 +165,10 @@ def test_info_system() -> None:
 def test_extend(tmp_path: Path, bank: Path, features: np.ndarray) -> None:
     np.save(tmp_path / "more.npy", features[0] + 50)
     before = bank.read_bytes()
-    report = json.loads(good("extend", bank, tmp_path / "more.npy", "--out", tmp_path / "b2", "--size", 4, "--json"))
+    report = json.loads(good("extend", bank, tmp_path / "more.npy", "--out", tmp_path / "b2", "--at-most", 4, "--json"))
     assert (report["added"], report["vectors"]) == (4, 34)
     assert bank.read_bytes() == before
-    assert "4 vectors" in good("extend", bank, tmp_path / "more.npy", "--in-place", "--size", 4)
+    assert "4 vectors" in good("extend", bank, tmp_path / "more.npy", "--in-place", "--at-most", 4)
     assert torch.equal(MemoryBank.load(bank).vectors, MemoryBank.load(tmp_path / "b2").vectors)
 
 
@@ -216,14 +216,14 @@ class _Evil:
         (["--ratio", "0"], "ratio"),
         (["--ratio", "1.5"], "1.5"),
         (["--ratio", "x"], "--ratio"),
-        (["--size", "0"], "size"),
-        (["--size", "301"], "301"),
-        (["--size", "3", "--ratio", "0.1"], "both"),
+        (["--bank-size", "0"], "size"),
+        (["--bank-size", "301"], "301"),
+        (["--bank-size", "3", "--ratio", "0.1"], "both"),
         (["--start", "300"], "start"),
         (["--projection-dim", "many"], "'many'"),
         (["--projection-dim", "0"], "--projection-dim"),
         (["--index", "Nonsense7"], "Nonsense7"),
-        (["--precision", "fp8"], "fp8"),
+        (["--bank-precision", "fp8"], "fp8"),
         (["--device", "abacus"], "abacus"),
         (["--frobnicate"], "--frobnicate"),
     ],

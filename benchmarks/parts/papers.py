@@ -22,7 +22,7 @@ import published
 from common import Column, Table, versions, working_folder
 
 from mmad_bank._internal.resume import Stages, remove_stages
-from mmad_bank.cli._options import check_device
+from mmad_bank.cli._values import check_device
 from mmad_bank.data import Preprocessing, SampleDataset, categories_of, few_shot, open_dataset, prepare
 from mmad_bank.data.layouts import layout_of
 from mmad_bank.errors import InputError, MmadBankError

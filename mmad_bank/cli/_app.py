@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import mmad_bank
-from mmad_bank.cli import bank, bench, data, demo, evaluation, info, methods, predict, tune
+from mmad_bank.cli import bank, bench, data, demo, evaluation, extract, fit, info, predict, tune
 from mmad_bank.cli._group import Group
 
 app = typer.Typer(
@@ -43,7 +43,8 @@ def _program(
 bank.register(app)
 info.register(app)
 data.register(app)
-methods.register(app)
+extract.register(app)
+fit.register(app)
 evaluation.register(app)
 predict.register(app)
 bench.register(app)

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from mmad_bank._internal.progress import doing, talk
 from mmad_bank.cli import _signals
+from mmad_bank.cli._former import present_options
 from mmad_bank.cli._usage import word_usage
 from mmad_bank.errors import FormatError, InputError, MissingExtraError, MmadBankError
 
@@ -27,24 +28,13 @@ BAD_INPUT = 2
 UNEXPECTED = 1
 DEBUG_VARIABLE = "MMAD_BANK_DEBUG"
 
-
-FORMER_OPTIONS = {
-    "build": {"--size": "--bank-size"},
-    "extend": {"--size": "--at-most"},
-    "synth": {"--size": "--image-size", "--category": "--categories"},
-    "prepare": {"--size": "--image-size", "--category": "--categories"},
-    "fit": {"--embedded": "--bundled", "--category": "--categories"},
-    "evaluate": {"--category": "--categories"},
-    "extract": {"--categories": "--category"},
-    "predict": {"--category": "--categories"},
-}
-"""By command, spellings of options that are taken and not shown: former ones, and those of other commands."""
-
 PYTHON_NAMES = {
-    "n": "few_shot", "category": "categories", "n_train": "train", "n_validation": "validation", "n_test": "test",
-    "standardise": "standardize", "size": "n_vectors",
+    "n": ("few_shot",), "category": ("categories",), "n_train": ("train_images",), "n_test": ("test_images",),
+    "n_validation": ("validation_images",), "layout": ("axes",), "size": ("bank_size", "at_most", "image_size"),
+    "precision": ("bank_precision", "bank_precisions"), "bank_precision": ("bank_precisions",),
+    "vectors": ("bank_size",), "images": ("train_images", "test_images"), "batch": ("batches",),
 }  # fmt: skip
-"""Parameters of functions whose options have another name, by that name: of the command's parameter."""
+"""Parameters of functions whose options have another name: the parameters that commands have for them."""
 
 _NAMES = re.compile(r"[a-z_]+(?:(?:, | and )[a-z_]+)*(?=: )")
 _BOTH_WAYS = re.compile(r"[a-z_]+=(?:True)? \((--[a-z-]+)\)")
@@ -117,8 +107,9 @@ def in_shell(message: str, options: Mapping[str, str]) -> str:
         'x: exists; replace it with --overwrite'
     """
 
-    def spell(name: re.Match[str]) -> str:
-        return options.get(name[0], options.get(PYTHON_NAMES.get(name[0], ""), name[0]))
+    def spell(found: re.Match[str]) -> str:
+        names = (found[0], *PYTHON_NAMES.get(found[0], ()))
+        return next((options[name] for name in names if name in options), found[0])
 
     message = _BOTH_WAYS.sub(r"\1", message)
     names = _NAMES.match(message)
@@ -161,7 +152,7 @@ class Group(TyperGroup):
         """Find the command; put options' present names for former ones."""
         name, command, rest = super().resolve_command(ctx, args)
         self._options = {} if command is None else _options_of(command)
-        return name, command, _present_options(name or "", rest)
+        return name, command, present_options(name or "", rest, quiet=ctx.resilient_parsing)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; translate what it raises."""
@@ -213,11 +204,3 @@ class Group(TyperGroup):
             print(f"left out: {' '.join(line.split())}", file=sys.stderr)
         print(f"error: {stop}", file=sys.stderr)
         sys.exit(stop.code)
-
-
-def _present_options(command: str, words: Sequence[str]) -> list[str]:
-    """Put the present names of a command's options for former ones."""
-    former = FORMER_OPTIONS.get(command, {})
-    end = words.index("--") if "--" in words else len(words)
-    options = [word.partition("=") for word in words[:end]]
-    return ["".join((former.get(name, name), *value)) for name, *value in options] + list(words[end:])

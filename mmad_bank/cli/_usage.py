@@ -99,7 +99,7 @@ def _word_arguments(error: Any, message: str) -> str:
         names = error.ctx.command.list_commands(error.ctx)
         return f"command: expected one of {', '.join(names)}, found {unknown[1]!r}{did_you_mean(unknown[1], names)}"
     if extra is not None:
-        taken = [_shown(one) for one in error.ctx.command.params if one.param_type_name == "argument"]
+        taken = [shown(one) for one in error.ctx.command.params if one.param_type_name == "argument"]
         wanted, too = (f"{' '.join(taken)} alone", " as well") if taken else ("none", "")
         return f"arguments: expected {wanted}, found {extra[1]!r}{too}"
     return message
@@ -107,10 +107,10 @@ def _word_arguments(error: Any, message: str) -> str:
 
 def _name_of(error: Any) -> str:
     """Return the name of the option or argument that is wrong."""
-    return "value" if error.param is None else _shown(error.param)
+    return "value" if error.param is None else shown(error.param)
 
 
-def _shown(param: Any) -> str:
+def shown(param: Any) -> str:
     """Return an option's name, or an argument's as the help has it."""
     if param.param_type_name == "option":
         return str(param.opts[0])

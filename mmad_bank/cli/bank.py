@@ -6,14 +6,15 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mmad_bank._internal.progress import doing
-from mmad_bank.cli._dumps import ByImage, DumpLayout, Features, Key, Reading
+from mmad_bank.cli._command import add
+from mmad_bank.cli._dumps import AxesOfMaps, ByImage, Features, Key, Reading
 from mmad_bank.cli._labels import note_defective
-from mmad_bank.cli._options import Device, Json, Overwrite, TrustIndex, check_device, parse_share
+from mmad_bank.cli._options import Device, Json, Overwrite, Patches, ProjectionDim, Reweight, TrustIndex
 from mmad_bank.cli._output import (
     are_unfinished,
     check_apart,
@@ -28,63 +29,43 @@ from mmad_bank.cli._output import (
     unfinished_outputs,
 )
 from mmad_bank.cli._swapped import check_bank_first
+from mmad_bank.cli._values import check_device, check_positive, parse_projection, parse_share
+from mmad_bank.cli._words import BankPrecision, option
 from mmad_bank.errors import InputError
 
 if TYPE_CHECKING:
     from mmad_bank.bank import MemoryBank, Source
 
 BankFile = Annotated[Path, typer.Argument(metavar="BANK", help="Bank file.", show_default=False)]
-PrecisionName = Literal["auto", "float32", "half", "int8"]
-Precision = Annotated[
-    PrecisionName,
-    typer.Option(help="Precision of the search copy in memory. It changes memory and speed, not the answers."),
-]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    for command in (build, extend, score):
-        app.command()(command)
+    add(app, build, extend, score)
 
 
 def build(
     features: Features,
-    out: Annotated[Path, typer.Option(help="Bank file to write.", show_default=False)],
-    ratio: Annotated[
-        str | None,
-        typer.Option(metavar="SHARE", help="Share of the rows to select, such as 0.1 or 10% (default: 10%)."),
-    ] = None,
-    n_vectors: Annotated[
-        int | None, typer.Option("--bank-size", help="Number of rows to select, in place of a share.")
-    ] = None,
-    index: Annotated[
-        str, typer.Option(help="Search index: exact, or a FAISS index_factory string such as IVF256,Flat.")
-    ] = "exact",
-    nprobe: Annotated[
-        int | None,
-        typer.Option(help="Lists that a query looks into, of IVF indices (default: enough to find 99 % on a sample)."),
-    ] = None,
-    ef_search: Annotated[
-        int | None, typer.Option(help="Candidates that a search keeps, of HNSW indices (default: likewise).")
-    ] = None,
-    projection_dim: Annotated[
-        str | None, typer.Option(metavar="D|auto", help="Select in a random projection to D dimensions.")
-    ] = None,
-    standardize: Annotated[
-        bool, typer.Option("--standardize", help="Measure distances in units of the features' standard deviation.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the random projection.")] = 0,
-    start: Annotated[int, typer.Option(help="Row that is selected first.")] = 0,
+    out: Annotated[Path, option("--out", "Bank file", "")],
+    ratio: Annotated[str | None, option("--ratio")] = None,
+    bank_size: Annotated[int | None, option("--bank-size", "to select, in place of a share")] = None,
+    index: Annotated[str, option("--index", "")] = "exact",
+    nprobe: Annotated[int | None, option("--nprobe")] = None,
+    ef_search: Annotated[int | None, option("--ef-search")] = None,
+    projection_dim: ProjectionDim = None,
+    standardize: Annotated[bool, option("--standardize")] = False,
+    seed: Annotated[int, option("--seed", "the random projection")] = 0,
+    start: Annotated[int, option("--start")] = 0,
     key: Key = None,
-    layout: DumpLayout = "auto",
+    axes: AxesOfMaps = "auto",
     by_image: ByImage = False,
-    precision: Precision = "auto",
+    bank_precision: Annotated[BankPrecision, option("--bank-precision", "")] = "auto",
     device: Device = "cpu",
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Select a memory bank from feature dumps (exact greedy k-centre) and write it to a file."""
-    if ratio is not None and n_vectors is not None:
+    if ratio is not None and bank_size is not None:
         raise InputError("--ratio and --bank-size: expected one of them, found both")
     share = 0.1 if ratio is None else parse_share(ratio, "--ratio")
     check_output(out, "--out", inputs=tuple(features), overwrite=overwrite)
@@ -93,11 +74,11 @@ def build(
 
     target = check_device(device)
     begin = time.perf_counter()
-    dump = Reading(key, layout, by_image).open(features)
+    dump = Reading(key, axes, by_image).open(features)
     _say_defective(dump.sources)
     bank = MemoryBank.build(
-        dump, share, size=n_vectors, index=index, projection_dim=dimensions, seed=seed,
-        start=start, standardize=standardize, bank_precision=precision, device=target if device != "cpu" else None,
+        dump, share, size=bank_size, index=index, projection_dim=dimensions, seed=seed,
+        start=start, standardize=standardize, bank_precision=bank_precision, device=target if device != "cpu" else None,
         progress=show_progress(as_json), nprobe=nprobe, ef_search=ef_search,
     )  # fmt: skip
     built = time.perf_counter()
@@ -124,14 +105,12 @@ def build(
 def extend(
     bank_file: BankFile,
     features: Features,
-    out: Annotated[Path | None, typer.Option(help="Bank file to write.", show_default=False)] = None,
-    in_place: Annotated[bool, typer.Option("--in-place", help="Replace BANK itself.")] = False,
-    radius: Annotated[
-        float | None, typer.Option(help="Distance beyond which a row is added (default: the bank's covering radius).")
-    ] = None,
-    n_vectors: Annotated[int | None, typer.Option("--at-most", help="Largest number of rows to add.")] = None,
+    out: Annotated[Path | None, option("--out", "Bank file", "")] = None,
+    in_place: Annotated[bool, option("--in-place")] = False,
+    radius: Annotated[float | None, option("--radius")] = None,
+    at_most: Annotated[int | None, option("--at-most")] = None,
     key: Key = None,
-    layout: DumpLayout = "auto",
+    axes: AxesOfMaps = "auto",
     by_image: ByImage = False,
     trust_index: TrustIndex = False,
     device: Device = "cpu",
@@ -151,10 +130,10 @@ def extend(
     begin = time.perf_counter()
     with doing(f"loading {bank_file}"):
         bank = MemoryBank.load(bank_file, device=target_device, trust_index=trust_index)
-    dump = Reading(key, layout, by_image).open(features, bank.dim)
+    dump = Reading(key, axes, by_image).open(features, bank.dim)
     dump.check_extractor(bank.extractor, str(bank_file))
     _say_defective(dump.sources, bank.sources)
-    added = bank.extend(dump, radius=radius, size=n_vectors, progress=show_progress(as_json))
+    added = bank.extend(dump, radius=radius, size=at_most, progress=show_progress(as_json))
     extended = time.perf_counter()
     with doing(f"saving {target}"):
         bank.save(target)
@@ -173,35 +152,20 @@ def score(
     features: Features,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="File to write: arrays patch, image, nearest, names, as .npz whatever its suffix.", show_default=False
-        ),
+        option("--out", "File", ", .npz whatever its suffix, with the arrays patch, image, nearest and names"),
     ] = None,
-    csv: Annotated[
-        Path | None,
-        typer.Option(
-            help="Table to write: image, score, worst patch, and the normal patch nearest to it.", show_default=False
-        ),
-    ] = None,
-    maps: Annotated[
-        Path | None,
-        typer.Option(help="Folder to write each image's anomaly map to, MAPS/NAME.tiff.", show_default=False),
-    ] = None,
-    reweight: Annotated[
-        Literal["m3dm", "patchcore", "max"],
-        typer.Option(help="Rule that makes an image's score of its patches' scores."),
-    ] = "m3dm",
-    neighbors: Annotated[
-        int | None, typer.Option(help="Number of bank vectors that the rule looks at (default: m3dm 3, patchcore 9).")
-    ] = None,
-    patches: Annotated[int | None, typer.Option(help="Number of patches per image, for (N, D) files.")] = None,
-    top: Annotated[int, typer.Option(help="Number of highest-scoring images to list.")] = 5,
+    csv: Annotated[Path | None, option("--csv")] = None,
+    maps: Annotated[Path | None, option("--maps", "MAPS/NAME.tiff")] = None,
+    reweight: Reweight = "m3dm",
+    neighbors: Annotated[int | None, option("--neighbors")] = None,
+    patches: Patches = None,
+    top: Annotated[int, option("--top")] = 5,
     key: Key = None,
-    layout: DumpLayout = "auto",
+    axes: AxesOfMaps = "auto",
     by_image: ByImage = False,
-    precision: Annotated[
-        PrecisionName | None,
-        typer.Option(help="Precision of the search copy in memory; default: the one that the bank was built with."),
+    bank_precision: Annotated[
+        BankPrecision | None,
+        option("--bank-precision", " (default: the one that the bank was built with)"),
     ] = None,
     trust_index: TrustIndex = False,
     device: Device = "cpu",
@@ -220,8 +184,7 @@ def score(
     job |= {"outputs": [path and str(path.resolve()) for path in outputs]}
     mine = overwrite or are_unfinished(outputs, job)
     check_outputs({"--out": out, "--csv": csv}, inputs=(bank_file, *features), overwrite=mine)
-    if top < 1:
-        raise InputError(f"--top: expected at least 1, found {top}")
+    check_positive("--top", top)
     from mmad_bank import scoring
     from mmad_bank.bank import MemoryBank
     from mmad_bank.cli._scoring import (
@@ -239,9 +202,9 @@ def score(
     target = check_device(device)
     begin = time.perf_counter()
     with doing(f"loading {bank_file}"):
-        bank = MemoryBank.load(bank_file, device=target, bank_precision=precision, trust_index=trust_index)
+        bank = MemoryBank.load(bank_file, device=target, bank_precision=bank_precision, trust_index=trust_index)
     left_out: dict[str, str] = {}
-    dump = Reading(key, layout, by_image).open(features, bank.dim, left_out)
+    dump = Reading(key, axes, by_image).open(features, bank.dim, left_out)
     dump.check_extractor(bank.extractor, str(bank_file))
     if maps is not None:
         from mmad_bank._internal.extras import import_extra
@@ -282,16 +245,6 @@ def _say_defective(sources: Sequence[Source], before: Sequence[Source] = ()) -> 
     note = note_defective(names, names_before)
     if note is not None:
         print(note, file=sys.stderr)
-
-
-def parse_projection(text: str | None) -> int | Literal["auto"] | None:
-    """Read D|auto."""
-    if text is None or text == "auto":
-        return text  # type: ignore[return-value]
-    try:
-        return int(text)
-    except ValueError:
-        raise InputError(f"--projection-dim: expected a number of dimensions or 'auto', found {text!r}") from None
 
 
 def describe_bank(bank: MemoryBank, path: Path) -> dict[str, Any]:

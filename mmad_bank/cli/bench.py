@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmad_bank._internal.files import write_text
+from mmad_bank.cli._command import add
 from mmad_bank.cli._going_on import going_on
-from mmad_bank.cli._options import Device, Json, Overwrite, check_device
+from mmad_bank.cli._options import Device, Json, Overwrite, ResultsFile
 from mmad_bank.cli._output import check_output, end, seconds, show_progress, size
+from mmad_bank.cli._values import check_device, check_positive, parse_numbers
+from mmad_bank.cli._words import ComputeDtype, option
 from mmad_bank.errors import InputError, MmadBankError
 
 if TYPE_CHECKING:
@@ -25,39 +28,22 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command()(bench)
+    add(app, bench)
 
 
 def bench(
-    methods: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B,...", help="Methods or rows of the table to measure (default: all).", show_default=False
-        ),
-    ] = None,
-    batch: Annotated[str, typer.Option(metavar="N,M,...", help="Batch sizes to measure the throughput at.")] = "1,4",
-    rounds: Annotated[int, typer.Option(help="Number of timed images per method; the methods take turns.")] = 5,
-    vectors: Annotated[
-        int | None, typer.Option(help="Number of vectors in each bank (default: 19129).", show_default=False)
-    ] = None,
-    images: Annotated[
-        int | None,
-        typer.Option(help="Number of images whose patches fill the banks (default: 244).", show_default=False),
-    ] = None,
-    precision: Annotated[str, typer.Option(help="Compute dtype of the extractors: float32 or bfloat16.")] = "float32",
+    methods: Annotated[str | None, option("--methods")] = None,
+    batches: Annotated[str, option("--batches")] = "1,4",
+    rounds: Annotated[int, option("--rounds")] = 5,
+    bank_size: Annotated[int | None, option("--bank-size", "in each bank (default: 19129)")] = None,
+    train_images: Annotated[int | None, option("--train-images", "whose patches fill the banks (default: 244)")] = None,
+    compute_dtype: Annotated[ComputeDtype, option("--compute-dtype")] = "float32",
     device: Device = "cpu",
-    threads: Annotated[
-        int | None, typer.Option(help="Number of PyTorch's threads (default: one per core).", show_default=False)
-    ] = None,
-    memory: Annotated[bool, typer.Option(help="Measure the memory too, each method in a process of its own.")] = True,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Take tiny networks and banks, to see whether it runs.")
-    ] = False,
-    workdir: Annotated[
-        Path | None,
-        typer.Option(help="Folder to keep the fitted models in, which a later run starts from.", show_default=False),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="JSON file to write, with all results.", show_default=False)] = None,
+    threads: Annotated[int | None, option("--threads", "PyTorch")] = None,
+    times_only: Annotated[bool, option("--times-only")] = False,
+    quick: Annotated[bool, option("--quick")] = False,
+    workdir: Annotated[Path | None, option("--workdir", "the fitted models in, from which a later run starts")] = None,
+    out: ResultsFile = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -70,19 +56,17 @@ def bench(
     from mmad_bank import bench as core
 
     target = check_device(device)
+    for name, number in (
+        ("--threads", threads), ("--rounds", rounds), ("--train-images", train_images), ("--bank-size", bank_size)
+    ):  # fmt: skip
+        check_positive(name, number)
     if threads is not None:
-        _positive("--threads", threads)
         torch.set_num_threads(threads)
-    _positive("--rounds", rounds)
-    if images is not None:
-        _positive("--images", images)
-    if vectors is not None:
-        _positive("--vectors", vectors)
-    batches = _batches(batch)
+    sizes = parse_numbers(batches, "--batches", "1,8")
     if out is not None:
         check_output(out, "--out", overwrite=overwrite)
     names = list(core.CONTESTANTS) if methods is None else core.find_contestants(methods)
-    wanted = vectors or (min(300, 2 * 784) if quick else core.VECTORS)
+    wanted = bank_size or (min(300, 2 * 784) if quick else core.VECTORS)
     with (
         tempfile.TemporaryDirectory(prefix="mmad-bank-bench-") as temporary,
         nullcontext() if workdir is None else going_on(),  # what is in a temporary folder goes
@@ -90,18 +74,18 @@ def bench(
         folder = temporary if workdir is None else str(workdir)
         Path(folder).mkdir(parents=True, exist_ok=True)
         make = bind(
-            core.make_method, folder=Path(folder), images=2 if quick else images or core.IMAGES, vectors=wanted,
-            small=quick, device=str(target), precision=precision, progress=show_progress(as_json),
+            core.make_method, folder=Path(folder), images=2 if quick else train_images or core.IMAGES, vectors=wanted,
+            small=quick, device=str(target), precision=compute_dtype, progress=show_progress(as_json),
         )  # fmt: skip
         made, left_out = _make_all(names, make)
         say = (lambda line: print(line, file=sys.stderr)) if show_progress(as_json) else (lambda line: None)
-        results = core.measure(made, rounds=rounds, batches=batches, report=say)
-        for result in results if memory else ():
+        results = core.measure(made, rounds=rounds, batches=sizes, report=say)
+        for result in () if times_only else results:
             try:
                 core.measure_memory(result, made[result.name], Path(temporary) / "saved")
             except InputError as error:  # the times are good all the same
                 left_out[f"{result.name}, memory"] = str(error)
-    facts = _facts(results, wanted, rounds, str(target), precision, quick) | {"left_out": left_out}
+    facts = _facts(results, wanted, rounds, str(target), compute_dtype, quick) | {"left_out": left_out}
     text = json.dumps(facts, indent=2, allow_nan=False)
     if out is not None:
         write_text(out, text + "\n")
@@ -130,7 +114,7 @@ def _make_all(names: Sequence[str], make: Callable[[str], Method]) -> tuple[dict
     return made, {name: str(error) for name, error in failed.items()}
 
 
-def _facts(results: list[Any], vectors: int, rounds: int, device: str, precision: str, quick: bool) -> dict[str, Any]:
+def _facts(results: list[Any], bank_size: int, rounds: int, device: str, dtype: str, quick: bool) -> dict[str, Any]:
     """Describe the run: machine, versions, settings, results."""
     import platform
 
@@ -145,7 +129,9 @@ def _facts(results: list[Any], vectors: int, rounds: int, device: str, precision
             "instructions": ops.system_info()["cpu"]["in use"],
         },
         "versions": {"mmad_bank": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "settings": {"vectors": vectors, "rounds": rounds, "precision": precision, "device": device, "quick": quick},
+        "settings": {
+            "bank_size": bank_size, "rounds": rounds, "compute_dtype": dtype, "device": device, "quick": quick
+        },
         "results": [result.as_json() for result in results],
     }  # fmt: skip
 
@@ -157,7 +143,7 @@ def _print(facts: dict[str, Any], results: list[Any]) -> None:
     settings, versions = facts["settings"], facts["versions"]
     title = (
         f"{facts['machine']['device']}, {facts['machine']['threads']} threads, torch {versions['torch']},"
-        f" mmad-bank {versions['mmad_bank']}; {settings['vectors']:,} vectors a bank, {settings['precision']},"
+        f" mmad-bank {versions['mmad_bank']}; {settings['bank_size']:,} vectors per bank, {settings['compute_dtype']},"
         f" random weights, {settings['rounds']} rounds"
     )
     table = Table()
@@ -177,18 +163,3 @@ def _print(facts: dict[str, Any], results: list[Any]) -> None:
     console.print(title, markup=False)
     console.print(table, markup=False)
     console.print("memory: parameters + banks + activations; peak: of a process that scores one image", markup=False)
-
-
-def _batches(text: str) -> list[int]:
-    try:
-        sizes = [int(part) for part in text.split(",")]
-    except ValueError:
-        sizes = []
-    if not sizes or min(sizes) < 1:
-        raise InputError(f"--batch: expected batch sizes such as 1,8, found {text!r}")
-    return sorted(set(sizes))
-
-
-def _positive(name: str, value: int) -> None:
-    if value < 1:
-        raise InputError(f"{name}: expected at least 1, found {value}")

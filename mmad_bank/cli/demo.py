@@ -7,19 +7,22 @@ from typing import Annotated
 
 import typer
 
+from mmad_bank.cli._command import add
 from mmad_bank.cli._going_on import going_on
-from mmad_bank.cli._options import Json, Overwrite, Workers, count_workers
+from mmad_bank.cli._options import Json, Overwrite, Workers
 from mmad_bank.cli._output import command_line, emit, seconds, show_progress
+from mmad_bank.cli._values import count_workers
+from mmad_bank.cli._words import option
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command()(demo)
+    add(app, demo)
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder to write data, model, report and picture to.")] = Path("demo"),
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    out: Annotated[Path, option("--out", "Folder", ", with data, model, report and picture")] = Path("demo"),
+    seed: Annotated[int, option("--seed", "everything random")] = 0,
     workers: Workers = None,
     overwrite: Overwrite = False,
     as_json: Json = False,

@@ -12,6 +12,7 @@ import typer
 
 from mmad_bank._internal.files import check_not_current, write_text
 from mmad_bank._internal.progress import doing, within
+from mmad_bank.cli._command import add
 from mmad_bank.cli._options import (
     Batch,
     Categories,
@@ -20,10 +21,9 @@ from mmad_bank.cli._options import (
     Json,
     Layout,
     Overwrite,
+    ResultsFile,
     TrustIndex,
     Units,
-    check_device,
-    parse_names,
 )
 from mmad_bank.cli._output import (
     are_unfinished,
@@ -36,35 +36,31 @@ from mmad_bank.cli._output import (
     unfinished_outputs,
 )
 from mmad_bank.cli._swapped import check_model_first
+from mmad_bank.cli._values import check_device, parse_categories
+from mmad_bank.cli._words import option
 from mmad_bank.errors import InputError, did_you_mean
 
 ModelFolder = Annotated[
     Path,
     typer.Argument(metavar="MODEL", help="Folder of a saved model, or of one model per category.", show_default=False),
 ]
-Force = Annotated[
-    bool, typer.Option("--force", help="Score data that were prepared otherwise, or of another category, too.")
-]
+Force = Annotated[bool, option("--force")]
 MANIFEST = "model.json"
 _EXAMPLES = 2
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command()(evaluate)
+    add(app, evaluate)
 
 
 def evaluate(
     model: ModelFolder,
     dataset: DatasetFolder,
     categories: Categories = None,
-    report: Annotated[
-        Path | None, typer.Option(help="Folder to write an HTML report to, REPORT/index.html.", show_default=False)
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="JSON file to write, with all results.", show_default=False)] = None,
-    markdown: Annotated[
-        Path | None, typer.Option(help="Markdown file to write, with the tables.", show_default=False)
-    ] = None,
+    report: Annotated[Path | None, option("--report")] = None,
+    out: ResultsFile = None,
+    markdown: Annotated[Path | None, option("--markdown")] = None,
     batch: Batch = 1,
     layout: Layout = "auto",
     units: Units = None,
@@ -90,7 +86,7 @@ def evaluate(
     if report is not None:
         check_apart({"--out": out, "--markdown": markdown}, report, "--report", ())
     page = _open_report(report, mine, model, dataset)
-    chosen = choose_models(model, dataset, parse_names(categories), layout)
+    chosen = choose_models(model, dataset, parse_categories(categories), layout)
     splits = {name: open_dataset(dataset, name, "test", layout, units=units) for name in chosen}
     evaluations = []
     for number, (name, folder) in enumerate(chosen.items(), 1):

@@ -13,8 +13,10 @@ import typer
 from mmad_bank._internal.decoding import decoding
 from mmad_bank._internal.folders import read_folder, recover_folder
 from mmad_bank._internal.manifest import Manifest
+from mmad_bank.cli._command import add
 from mmad_bank.cli._options import Json
 from mmad_bank.cli._output import emit, end, size
+from mmad_bank.cli._words import option
 from mmad_bank.cli.bank import describe_bank, describe_bank_rows
 from mmad_bank.errors import FormatError, InputError, MmadBankError, NoneUsableError
 
@@ -28,7 +30,7 @@ _NOT_SETTINGS = ("device", "seed")
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command()(info)
+    add(app, info)
 
 
 def info(
@@ -40,16 +42,15 @@ def info(
             show_default=False,
         ),
     ] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Compare all data with their checksums.")] = False,
-    system: Annotated[bool, typer.Option("--system", help="Say what this machine and this build can run.")] = False,
-    weights: Annotated[
-        bool, typer.Option("--weights", help="Say which networks' weights are here, and which would be downloaded.")
-    ] = False,
+    verify: Annotated[bool, option("--verify")] = False,
+    system: Annotated[bool, option("--system")] = False,
+    weights: Annotated[bool, option("--weights")] = False,
     as_json: Json = False,
 ) -> None:
     """Describe a bank, several banks, a model, or one model per category; or the machine, or the networks' weights.
 
-    Of a folder of one model per category each gets a line; those that cannot be read are named, and the exit code is 3.
+    Every model in a folder of one per category gets a line. Those that cannot be read are named, and the exit code is
+    then 3.
     """
     if (place is not None) + system + weights != 1:
         found = "several" if place is not None or system or weights else "none"

@@ -10,14 +10,15 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mmad_bank._internal.files import replacing, write_text
 from mmad_bank._internal.json_text import json_text
 from mmad_bank._internal.progress import doing, progress_bar, within
-from mmad_bank.cli._options import Device, Json, Layout, Overwrite, TrustIndex, Units, check_device, parse_names
+from mmad_bank.cli._command import add
+from mmad_bank.cli._options import Device, Json, Layout, Overwrite, TrustIndex, Units
 from mmad_bank.cli._output import (
     check_output_folder,
     emit,
@@ -28,6 +29,8 @@ from mmad_bank.cli._output import (
     unfinished,
 )
 from mmad_bank.cli._swapped import check_model_first, check_pair
+from mmad_bank.cli._values import check_device, parse_categories
+from mmad_bank.cli._words import SplitName, option
 from mmad_bank.cli.evaluation import MANIFEST, Force, ModelFolder, check_models, choose_models, models_in
 from mmad_bank.errors import InputError, MmadBankError, NoneUsableError
 
@@ -48,7 +51,7 @@ _NO_FRAME = (
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command()(predict)
+    add(app, predict)
 
 
 def predict(
@@ -64,37 +67,18 @@ def predict(
     ],
     out: Annotated[
         Path,
-        typer.Option(
-            help="Folder to write score.json, map.npy, image.png and overlay.png to, OUT/ID for several samples; an ID"
-            " of a data set begins with the category.",
-            show_default=False,
+        option(
+            "--out",
+            "Folder",
+            ", with score.json, map.npy, image.png and overlay.png; OUT/ID for several samples, where an ID of a data"
+            " set begins with the category",
         ),
     ],
-    maps: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder to write each map to as well, MAPS/ID.tiff, as MVTec's evaluation reads them.",
-            show_default=False,
-        ),
-    ] = None,
-    categories: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B,...", help="Categories to take of a data set (default: those of MODEL).", show_default=False
-        ),
-    ] = None,
-    split: Annotated[
-        Literal["train", "validation", "test"], typer.Option(help="Split to score, of a data set.")
-    ] = "test",
-    scale: Annotated[
-        tuple[float, float] | None,
-        typer.Option(
-            help="Scores that the first and the last colour stand for (default: the model's).", show_default=False
-        ),
-    ] = None,
-    explain: Annotated[
-        int, typer.Option(help="Number of normal patches to name for the worst patch of each bank.")
-    ] = 4,
+    maps: Annotated[Path | None, option("--maps", "MAPS/ID.tiff, as MVTec's evaluation reads it")] = None,
+    categories: Annotated[str | None, option("--categories", "those of MODEL")] = None,
+    split: Annotated[SplitName, option("--split")] = "test",
+    scale: Annotated[str | None, option("--scale")] = None,
+    explain: Annotated[int, option("--explain")] = 4,
     layout: Layout = "auto",
     units: Units = None,
     trust_index: TrustIndex = False,
@@ -106,16 +90,16 @@ def predict(
     """Score samples that no truth is known of: image score, anomaly map, and the normal patches that explain them.
 
     Maps, overlays and the places of patches are in the pixels of the picture, image.png: padding and resizing are
-    undone. Samples that cannot be used are named and left out, as are, of several, categories whose model cannot score
-    them. After a crash the same command may be given again; whatever else would be replaced needs --overwrite.
+    undone. Samples that cannot be used are named and left out, as are categories whose model cannot score them, where
+    there are several. The same command may be given again after a crash; whatever else would be replaced needs
+    --overwrite.
     """
     check_model_first("predict", model, inputs, "MODEL RGB XYZ" if len(inputs) > 1 else "MODEL DATASET")
     target = str(check_device(device))
-    if scale is not None and not (math.isfinite(scale[0]) and math.isfinite(scale[1]) and scale[0] < scale[1]):
-        raise InputError(f"--scale: expected two numbers, the lower first, found {scale[0]:g} {scale[1]:g}")
+    limits = None if scale is None else _parse_scale(scale)
     if explain < 0:
         raise InputError(f"--explain: expected at least 0, found {explain}")
-    groups = _groups(model, inputs, parse_names(categories), split, layout, units)
+    groups = _groups(model, inputs, parse_categories(categories), split, layout, units)
     samples = [name for group in groups for name, _ in group.samples]
     job = {"predict": [str(path.resolve()) for path in (model, *inputs)], "category": categories, "split": split}
     job |= {"units": units} if units else {}
@@ -125,7 +109,7 @@ def predict(
     check_output_folder(out, "--out", outputs=written, inputs=read, overwrite=mine)
     if maps is not None:
         check_output_folder(maps, "--maps", outputs=[f"{name}.tiff" for name in samples], inputs=read, overwrite=mine)
-    run = _Predicting(out, maps, len(samples) > 1, scale, explain, target, trust_index, force, show_progress(as_json))
+    run = _Predicting(out, maps, len(samples) > 1, limits, explain, target, trust_index, force, show_progress(as_json))
     alone = run.load(groups[0]) if len(groups) == 1 else None  # refused before anything is written
     begin = time.perf_counter()
     with unfinished(out, job):
@@ -146,6 +130,17 @@ def predict(
     rows = {one["id"]: f"{one['score']:.4f}  {one['folder']}" for one in run.results}
     emit(result, {**rows, "time": seconds(taken)}, title=f"scored into {out}", as_json=as_json)
     end(run.failed)
+
+
+def _parse_scale(text: str) -> tuple[float, float]:
+    """Read LOW,HIGH."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise InputError(f"--scale: expected two numbers joined by a comma, the lower first, found {text!r}")
+    return low, high
 
 
 @dataclass

@@ -26,7 +26,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_contestant_is_timed_by_stage_and_its_memory_counted() -> None:
-    done = run("--methods", "M3DM,CFM", "--rounds", "2", "--batch", "1,2", "--json")
+    done = run("--methods", "M3DM,CFM", "--rounds", "2", "--batches", "1,2", "--json")
     assert done.returncode == 0, done.stderr
     m3dm, cfm = json.loads(done.stdout)["results"]
     assert (m3dm["name"], cfm["name"]) == ("M3DM", "CFM")
@@ -45,10 +45,10 @@ def test_every_contestant_is_timed_by_stage_and_its_memory_counted() -> None:
     ("arguments", "message"),
     [
         (("--methods", "Magic,m3dm"), "error: --methods: expected some of PatchCore; BTF; M3DM; M3DM, 8-bit banks;"),
-        (("--batch", "one"), "error: --batch: expected batch sizes such as 1,8, found 'one'"),
+        (("--batches", "one"), "error: --batches: expected numbers above 0 such as 1,8, found 'one'"),
         (("--rounds", "0"), "error: --rounds: expected at least 1, found 0"),
-        (("--vectors", "0"), "error: --vectors: expected at least 1, found 0"),
-        (("--methods", "M3DM", "--vectors", "99999"), "error: --vectors: expected 1 to 1568"),
+        (("--bank-size", "0"), "error: --bank-size: expected at least 1, found 0"),
+        (("--methods", "M3DM", "--bank-size", "99999"), "error: --bank-size: expected 1 to 1568"),
     ],
 )
 def test_bad_input_is_one_line(arguments: tuple[str, ...], message: str) -> None:
@@ -82,8 +82,8 @@ def test_a_method_that_cannot_run_is_named_and_the_rest_goes_on(monkeypatch: pyt
         return whole(name, *arguments, **more)
 
     monkeypatch.setattr(bench, "make_method", without_timm)
-    words = ["bench", "--quick", "--methods", "btf,patchcore", "--rounds", "1", "--batch", "1", "--no-memory", "--json"]
-    done = CliRunner().invoke(app, words)
+    words = ["bench", "--quick", "--methods", "btf,patchcore", "--rounds", "1", "--batches", "1", "--times-only"]
+    done = CliRunner().invoke(app, [*words, "--json"])
     assert done.exit_code == 3, done.output
     report = json.loads(done.stdout)
     assert [result["name"] for result in report["results"]] == ["PatchCore"]

@@ -46,7 +46,7 @@ def write_extraction(folder: Path, ids: list[str], extractor: str = "net 1") -> 
 
 @pytest.fixture
 def bank(tmp_path: Path, train: Path) -> Path:
-    report = json.loads(good("build", train / "rgb.npy", "--out", tmp_path / "bank", "--size", "30", "--json"))
+    report = json.loads(good("build", train / "rgb.npy", "--out", tmp_path / "bank", "--bank-size", "30", "--json"))
     assert report["extractor"] == "net 1"
     return tmp_path / "bank"
 
@@ -97,7 +97,7 @@ def test_names_come_back_in_arrays_tables_and_lists(tmp_path: Path, bank: Path, 
 
 def test_a_table_without_names_and_grids(tmp_path: Path, normal: np.ndarray) -> None:
     np.save(tmp_path / "flat.npy", normal.reshape(-1, 8))
-    good("build", tmp_path / "flat.npy", "--out", tmp_path / "bank", "--size", "9")
+    good("build", tmp_path / "flat.npy", "--out", tmp_path / "bank", "--bank-size", "9")
     np.save(tmp_path / "q.npy", normal[:2].reshape(-1, 8) + 1)
     good("score", tmp_path / "bank", tmp_path / "q.npy", "--patches", "20", "--csv", tmp_path / "s.csv")
     rows = read_table(tmp_path / "s.csv")
@@ -201,22 +201,22 @@ def layers(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_every_command_reads_layers_in_the_same_way(tmp_path: Path, layers: dict[str, np.ndarray]) -> None:
-    options = ["--key", "a,b", "--layout", "bchw"]
+    options = ["--key", "a,b", "--axes", "bchw"]
     train, test, bank = tmp_path / "train.pt", tmp_path / "test.pt", tmp_path / "bank"
-    assert "--layout" in refused("build", train, "--out", bank, "--key", "a,b")
+    assert "--axes" in refused("build", train, "--out", bank, "--key", "a,b")
     listed = "found a float32 (5, 3, 6, 4), b float32 (5, 5, 3, 2)"
     assert listed in refused("build", train, "--out", bank, "--key", "c")
     assert "--key: expected names of arrays" in refused("build", train, "--out", bank, "--key", ",")
-    good("build", train, "--out", bank, "--size", "20", *options)
+    good("build", train, "--out", bank, "--bank-size", "20", *options)
     built = MemoryBank.build(layers["train"], size=20)
     assert torch.equal(MemoryBank.load(bank).vectors, built.vectors)
     good("score", bank, test, "--out", tmp_path / "s.npz", "--key", "a,b")  # the bank's length tells the layout
     with np.load(tmp_path / "s.npz") as scores:
         assert scores["names"].tolist() == [f"test{i}" for i in range(4)]
         assert np.array_equal(scores["patch"], built.score(layers["test"]).patch.numpy())
-    assert json.loads(good("extend", bank, test, "--in-place", "--size", "3", *options, "--json"))["added"] == 3
+    assert json.loads(good("extend", bank, test, "--in-place", "--at-most", "3", *options, "--json"))["added"] == 3
     assert MemoryBank.load(bank).provenance([22])[0].name.startswith("test")
-    few = ["--ratios", "10%", "--precisions", "half", "--index", "exact", "--json"]
+    few = ["--ratios", "10%", "--bank-precisions", "half", "--index", "exact", "--json"]
     tuned = json.loads(good("tune", train, "--test", test, *options, *few))
     assert (tuned["rows"], tuned["dim"], tuned["images"], tuned["patches"]) == (120, 8, 4, 24)
 
@@ -289,14 +289,14 @@ def test_bad_values_name_file_image_and_place(tmp_path: Path, bank: Path, train:
     maps[2, 3, 1, 5] = np.inf
     np.save(tmp_path / "maps.npy", maps)
     words = f"error: {tmp_path}/maps.npy: image 2, patch 16 (row 3, column 1) holds NaN or infinity; expected finite"
-    one = (tmp_path / "maps.npy", "--layout", "bhwc")
+    one = (tmp_path / "maps.npy", "--axes", "bhwc")
     assert refused("build", *one, "--out", tmp_path / "b").startswith(words)
     assert refused("extend", bank, *one, "--out", tmp_path / "b").startswith(words)
     assert refused("score", bank, *one, "--csv", tmp_path / "s.csv").startswith(words)
     np.save(tmp_path / "flat.npy", maps.reshape(-1, 8))
     told = refused("score", bank, tmp_path / "flat.npy", "--patches", 20, "--csv", tmp_path / "s.csv")
     assert told.startswith(f"error: {tmp_path}/flat.npy: image 2, patch 16 holds NaN")
-    few = ("--ratios", "10%", "--precisions", "float32", "--index", "exact", "--timing", "0s")
+    few = ("--ratios", "10%", "--bank-precisions", "float32", "--index", "exact", "--timing", "0s")
     assert refused("tune", train / "rgb.npy", "--test", tmp_path / "maps.npy", *few).startswith(words)
     told = refused("tune", train / "rgb.npy", "--test", tmp_path / "flat.npy", "--patches", 20, *few)
     assert told.startswith(f"error: {tmp_path}/flat.npy: image 2, patch 16 holds NaN")

@@ -51,7 +51,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_synthetic(
         folder / "raw", size=96, n_train=4, n_validation=1, n_test=6, categories=["chip_cookie", "stud_tray"], workers=1
     )
-    options = ("--recipe", "keep", "--size", SIZE, "--workers", 1)
+    options = ("--recipe", "keep", "--image-size", SIZE, "--workers", 1)
     assert call("prepare", folder / "raw", "--out", folder / "prepared", *options).exit_code == 0
     return folder
 
@@ -69,7 +69,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(parts: Path) -> Path:
     """PatchCore with an untrained network, of one category."""
     out = parts / "tray.model"
-    done = facts("fit", "patchcore", parts / "prepared", "--category", "stud_tray", "--out", out, *SMALL)
+    done = facts("fit", "patchcore", parts / "prepared", "--categories", "stud_tray", "--out", out, *SMALL)
     assert done["models"][0]["images"] == 4
     return out
 
@@ -99,7 +99,7 @@ def test_fit_all_categories_and_few_shot(parts: Path, tmp_path: Path) -> None:
     )
     found = facts("evaluate", out, parts / "prepared", "--batch", 4)
     assert [one["category"] for one in found["categories"]] == ["chip_cookie", "stud_tray"]
-    alone = facts("evaluate", out, parts / "prepared", "--category", "stud_tray")
+    alone = facts("evaluate", out, parts / "prepared", "--categories", "stud_tray")
     for one, other in zip(alone["categories"][0]["scores"], found["categories"][1]["scores"], strict=True):
         assert one["score"] == pytest.approx(other["score"], rel=1e-4)
 
@@ -185,7 +185,7 @@ def test_predict_files_and_folder(parts: Path, model: Path, tmp_path: Path) -> N
     assert len(reasons[0]["box"]) == 4
     files = [path for record in records[1:3] for path in (record.rgb, record.xyz)]
     assert len(facts("predict", model, *files, "--out", tmp_path / "two")["samples"]) == 2
-    options = ("--category", "stud_tray", "--out", tmp_path / "all", "--maps", tmp_path / "maps")
+    options = ("--categories", "stud_tray", "--out", tmp_path / "all", "--maps", tmp_path / "maps")
     folder = facts("predict", model, parts / "prepared", *options)
     assert {one["id"]: one["score"] for one in folder["samples"]} == pytest.approx(scores, rel=1e-5)
     assert (tmp_path / "all" / records[0].id / "overlay.png").is_file()
@@ -230,7 +230,7 @@ def test_predict_takes_one_model_per_category(parts: Path, models: Path, tmp_pat
     data, names = parts / "prepared", ["chip_cookie", "stud_tray"]
     alone: dict[str, float] = {}
     for name in names:
-        one = facts("predict", models / name, data, "--category", name, "--out", tmp_path / name)
+        one = facts("predict", models / name, data, "--categories", name, "--out", tmp_path / name)
         assert (one["colour_scales"], len(one["samples"])) == ({}, 6)
         alone |= {sample["id"]: sample["score"] for sample in one["samples"]}
     both = facts("predict", models, data, "--out", tmp_path / "both", "--maps", tmp_path / "maps")
@@ -321,7 +321,7 @@ def test_colours_are_the_models(parts: Path, model: Path, tmp_path: Path) -> Non
     scale = methods.load(model).map_scale_
     assert scale is not None
     assert facts(*command)["colour_scale"] == list(scale.limits())
-    assert facts(*command, "--scale", 1, 5, "--overwrite")["colour_scale"] == [1, 5]
+    assert facts(*command, "--scale", "1,5", "--overwrite")["colour_scale"] == [1, 5]
     old = shutil.copytree(model, tmp_path / "old")  # as versions before the scale saved it
     manifest = json.loads((old / "model.json").read_text())
     del manifest["map_scale"], manifest["checksum"]
@@ -358,7 +358,7 @@ def test_maps_have_the_pictures_size_and_place(wide: Path, tmp_path: Path) -> No
 
 
 def test_data_of_another_kind_need_force(parts: Path, model: Path, wide: Path, tmp_path: Path) -> None:
-    cookies = ("--category", "chip_cookie")
+    cookies = ("--categories", "chip_cookie")
     words = "of category chip_cookie, while the model was fitted on stud_tray; --force scores it"
     for arguments in (
         ("evaluate", model, parts / "prepared", *cookies, "--report", tmp_path / "report"),
@@ -397,7 +397,7 @@ def test_data_that_an_older_version_prepared_are_scored(wide: Path, tmp_path: Pa
 def test_extract_writes_what_build_takes(parts: Path, tmp_path: Path) -> None:
     out = tmp_path / "dumps"
     options = ("--rgb-weights", "random", "--xyz", "none", "--image-size", SIZE, "--grid", 8)
-    done = facts("extract", parts / "prepared", "--category", "stud_tray", "--out", out, *options)
+    done = facts("extract", parts / "prepared", "--categories", "stud_tray", "--out", out, *options)
     dump = np.load(out / "rgb.npy")
     assert dump.shape == (4, 64, 656)
     written = json.loads((out / "extraction.json").read_text())
@@ -413,7 +413,7 @@ def test_extract_writes_what_build_takes(parts: Path, tmp_path: Path) -> None:
 
 def test_extract_replaces_an_extraction_as_one_and_leaves_other_files_alone(parts: Path, tmp_path: Path) -> None:
     out = tmp_path / "dumps"
-    command = ("extract", parts / "prepared", "--category", "stud_tray")
+    command = ("extract", parts / "prepared", "--categories", "stud_tray")
     command = (*command, "--rgb-weights", "random", "--image-size", SIZE)
     facts(*command, "--grid", 4, "--out", out)
     before = out.stat().st_ino
@@ -444,23 +444,23 @@ def test_damaged_samples_are_named_and_left_out(parts: Path, model: Path, tmp_pa
     train = tmp_path / "data" / "stud_tray" / "train" / "good"
     (test / "rgb" / "000.png").write_bytes((test / "rgb" / "000.png").read_bytes()[:200])
     (train / "xyz" / "001.tiff").write_bytes(b"II*\0")
-    result = call("evaluate", model, tmp_path / "data", "--category", "stud_tray", "--batch", 3, "--json")
+    result = call("evaluate", model, tmp_path / "data", "--categories", "stud_tray", "--batch", 3, "--json")
     found = json.loads(result.stdout)
     assert (result.exit_code, list(found["left_out"])) == (3, ["stud_tray/test/good/000"])
     assert len(found["categories"][0]["scores"]) == 5
     assert "000.png" in result.stderr
-    again = call("evaluate", model, tmp_path / "data", "--category", "stud_tray", "--batch", 3)
+    again = call("evaluate", model, tmp_path / "data", "--categories", "stud_tray", "--batch", 3)
     assert (again.exit_code, again.stderr) == (3, "")
     assert f"\nleft out: {test / 'rgb' / '000.png'}: " in again.stdout
-    result = call("predict", model, tmp_path / "data", "--category", "stud_tray", "--out", tmp_path / "out", "--json")
+    result = call("predict", model, tmp_path / "data", "--categories", "stud_tray", "--out", tmp_path / "out", "--json")
     assert (result.exit_code, list(json.loads(result.stdout)["left_out"])) == (3, ["stud_tray/test/good/000"])
     assert result.stderr.startswith("left out: ")
     options = ("--rgb-weights", "random", "--xyz", "none", "--image-size", SIZE, "--grid", 8)
-    command = ("extract", tmp_path / "data", "--category", "stud_tray", "--out", tmp_path / "dumps")
+    command = ("extract", tmp_path / "data", "--categories", "stud_tray", "--out", tmp_path / "dumps")
     result = call(*command, *options, "--json")
     assert (result.exit_code, list(json.loads(result.stdout)["left_out"])) == (3, ["stud_tray/train/good/001"])
     assert np.load(tmp_path / "dumps" / "rgb.npy").shape == (3, 64, 656)
-    command = ("fit", "patchcore", tmp_path / "data", "--category", "stud_tray", "--out", tmp_path / "m", *SMALL)
+    command = ("fit", "patchcore", tmp_path / "data", "--categories", "stud_tray", "--out", tmp_path / "m", *SMALL)
     result = call(*command, "--json")
     assert result.exit_code == 3, result.output
     assert json.loads(result.stdout)["models"][0]["images"] == 3
@@ -493,9 +493,9 @@ def test_two_fits_do_not_share_a_folder_at_a_time(parts: Path, tmp_path: Path) -
 
 
 def test_scales_that_are_none_are_refused_before_the_work(parts: Path, model: Path, tmp_path: Path) -> None:
-    for scale in (("nan", "nan"), ("0", "inf"), ("5", "1"), ("2", "2")):
-        line = refused("predict", model, parts / "prepared", "--out", tmp_path / "out", "--scale", *scale)
-        assert "--scale: expected two numbers, the lower first" in line
+    for scale in ("nan,nan", "0,inf", "5,1", "2,2", "1", "1,2,3", "1,x", ""):
+        line = refused("predict", model, parts / "prepared", "--out", tmp_path / "out", "--scale", scale)
+        assert f"--scale: expected two numbers joined by a comma, the lower first, found {scale!r}" in line
     line = refused("predict", model, parts / "prepared", "--out", tmp_path / "out", "--explain", -3)
     assert "--explain: expected at least 0" in line
     assert not (tmp_path / "out").exists()
@@ -509,14 +509,14 @@ def test_bad_input_is_one_line(parts: Path, model: Path, tmp_path: Path) -> None
     (tmp_path / "full" / "mine").write_text("text")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "model.json").write_text("{")
-    fit = ("fit", "patchcore", data, "--category", "stud_tray", *SMALL)
+    fit = ("fit", "patchcore", data, "--categories", "stud_tray", *SMALL)
     for arguments, message in (
         (("fit", "patchwork", data, "--out", out), "method: expected one of"),
         (("fit", "patchcore", tmp_path / "no", "--out", out), "expected a folder with a data set"),
-        (("fit", "patchcore", data, "--category", "moon", "--out", out), "expected one of chip_cookie, stud_tray"),
+        (("fit", "patchcore", data, "--categories", "moon", "--out", out), "expected one of chip_cookie, stud_tray"),
         (("fit", "patchcore", data, "--categories", "stud_try", "--out", out), "(did you mean 'stud_tray'?)"),
         (("prepare", parts / "raw", "--categories", "stud_try", "--out", out), "(did you mean 'stud_tray'?)"),
-        (("extract", data, "--categories", "stud_try", "--out", out), "--category: expected one of"),
+        (("extract", data, "--categories", "stud_try", "--out", out), "--categories: expected one of"),
         ((*fit, "--out", out, "--few-shot", 9), "--few-shot: expected at most 4"),
         ((*fit, "--out", out, "--device", "gpu"), "--device: expected cpu, cuda or cuda:N, found 'gpu'"),
         ((*fit, "--out", tmp_path / "full"), "--out: expected a new folder or a saved model"),
@@ -525,7 +525,15 @@ def test_bad_input_is_one_line(parts: Path, model: Path, tmp_path: Path) -> None
         (("evaluate", tmp_path / "no", data), "expected a saved model"),
         (("evaluate", tmp_path / "broken", data), "truncated or altered"),
         (("evaluate", model, tmp_path), "found"),
-        (("evaluate", model, data, "--category", "moon"), "--categories: expected one of"),
+        (("evaluate", model, data, "--categories", "moon"), "--categories: expected one of"),
+        *(
+            ((*command, data, *more, "--categories", names), f"expected names joined by commas, found {names!r}")
+            for command, more in (
+                (("fit", "patchcore"), ("--out", out)), (("extract",), ("--out", out)), (("prepare",), ("--out", out)),
+                (("evaluate", model), ()), (("predict", model), ("--out", out)),
+            )
+            for names in ("", " , ")
+        ),
         (("evaluate", model, data, "--out", tmp_path / "no" / "r.json"), "--out: expected a file"),
         (("evaluate", model, data, "--report", tmp_path / "file"), "--report: expected a folder"),
         (("evaluate", model, data, "--batch", 0), "batch: expected 1 to"),
@@ -551,14 +559,14 @@ def test_bad_input_is_one_line(parts: Path, model: Path, tmp_path: Path) -> None
 def test_fit_says_when_there_is_no_validation_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import shutil
 
-    from mmad_bank.cli.methods import _Job
+    from mmad_bank.cli.fit import _Job
 
     write_synthetic(tmp_path / "raw", size=64, n_train=1, n_validation=1, n_test=1, categories=["stud_tray"])
     category = tmp_path / "raw/stud_tray"
     for name, said in (("Val", False), ("held_out", True)):
         shutil.move(next(path for path in category.iterdir() if path.name not in ("train", "test")), category / name)
         job = _Job("mdss", tmp_path / "raw", tmp_path / "model", None, None, "auto", None, None, 0, progress=False)
-        job.choose_arguments([], embedded=True, device="cpu")
+        job.choose_arguments([], bundled=True, device="cpu")
         job.open()
         assert (job.splits["stud_tray"][1] is None) == said
         words = capsys.readouterr().err

@@ -19,10 +19,10 @@ from typer.testing import CliRunner, Result
 from mmad_bank.bank import MemoryBank
 from mmad_bank.cli import app
 from mmad_bank.cli._labels import read_labels
-from mmad_bank.cli.tune import parse_size
+from mmad_bank.cli._values import parse_size
 from mmad_bank.errors import InputError
 
-FEW = ("--ratios", "1%,10%,1", "--precisions", "half,int8", "--index", "exact", "--timing", "0s")
+FEW = ("--ratios", "1%,10%,1", "--bank-precisions", "half,int8", "--index", "exact", "--timing", "0s")
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +94,10 @@ def test_recommended_command_builds_what_was_measured(train: Path, queries: Path
     whole = MemoryBank.build(train, 1.0).score(images).patch
     error = (loaded.score(images).patch - whole).abs().mean() / whole.mean()
     assert best["patch_error"] == pytest.approx(float(error), rel=1e-5)
-    assert "load it with precision int8 too" in call(train, "--test", queries, *FEW, "--memory", f"{budget}B").stdout
+    text = call(train, "--test", queries, *FEW, "--memory", f"{budget}B").stdout
+    build, score = (line for line in text.splitlines() if line.startswith("  mmad-bank "))
+    assert build.endswith("--bank-precision int8")
+    assert "precision" not in score, "the bank's file says it"
 
 
 def test_a_budget_that_nothing_keeps_to(train: Path, queries: Path, tmp_path: Path) -> None:
@@ -180,10 +183,10 @@ def test_why_there_is_no_auroc(train: Path, queries: Path, tmp_path: Path, names
 
 
 def test_images_are_spread_over_all(train: Path, queries: Path, anomalous: Path) -> None:
-    report = found(train, "--test", queries, "--anomalous", anomalous, "--images", "3")
+    report = found(train, "--test", queries, "--anomalous", anomalous, "--test-images", "3")
     assert report["images"] == 3
     assert report["settings"][-1]["auroc"] == 1.0  # of the first, the fourth and the last
-    assert found(train, "--test", queries, "--images", "0")["images"] == 4
+    assert found(train, "--test", queries, "--test-images", "0")["images"] == 4
 
 
 def test_plot_is_written(train: Path, queries: Path, tmp_path: Path) -> None:
@@ -213,13 +216,13 @@ def test_sizes_that_are_none(text: str) -> None:
         (("--fps", "0"), "--fps: expected a number above 0, found 0"),
         (("--ratios", "1%,200%"), "--ratios: expected a share above 0 and up to 1, such as 0.1 or 10%"),
         (("--ratios", "few"), "--ratios: expected a share above 0 and up to 1, such as 0.1 or 10%"),
-        (("--precisions", "int4"), "precision: expected one of auto, float32, half, int8, found 'int4'"),
+        (("--bank-precisions", "int4"), "--bank-precisions: expected one of auto, float32, half, int8, found 'int4'"),
         (("--by", "auroc"), "--by auroc: expected normal and anomalous images"),
         (("--labels", "missing.txt"), "--labels: no such file 'missing.txt'"),
         (("--labels", "{train}"), "--labels: expected 0 or 1 for each image"),
         (("--labels", "{short}"), "--labels: expected a label for each of the 4 images of --test, found 2"),
         (("--labels", "{short}", "--anomalous", "{train}"), "--anomalous and --labels: expected one of them"),
-        (("--images", "-1"), "--images: expected a number, or 0 for all, found -1"),
+        (("--test-images", "-1"), "--test-images: expected a number, or 0 for all, found -1"),
         (("--budget", "soon"), "--budget: expected a time such as 90s, 10m or 2h, or none, found 'soon'"),
         (("--timing", "1"), "--timing: expected a time such as 90s, 10m or 2h, or none, found '1'"),
         (("--threads", "0"), "--threads: expected at least 1, found 0"),
@@ -268,7 +271,7 @@ def test_printed_commands_can_be_pasted(tmp_path: Path) -> None:
     folder = inside.name
     result = call(
         f"{folder}/train 1.npz", f"{folder}/train 2.npz", "--test", f"{folder}/test $x.npz", "--anomalous",
-        f"{folder}/-bad.npz", "--key", "a,b", "--layout", "bchw", "--projection-dim", "4", "--seed", "3", "--fps", "1",
+        f"{folder}/-bad.npz", "--key", "a,b", "--axes", "bchw", "--projection-dim", "4", "--seed", "3", "--fps", "1",
         "--by", "auroc", "--reweight", "max", *FEW,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -353,8 +356,8 @@ def test_measurements_that_are_not_taken_are_told(train: Path, queries: Path, tm
     assert notes("--timing", "0.06s") == []
     assert kept() == second
     dropped = f"dropped 6 measured settings of an earlier run, of other test images: {tmp_path / 'w'}"
-    assert notes("--images", "3") == [dropped]
-    assert notes("--images", "3", "--reweight", "max", "--projection-dim", "4") == [
+    assert notes("--test-images", "3") == [dropped]
+    assert notes("--test-images", "3", "--reweight", "max", "--projection-dim", "4") == [
         "dropped 6 measured settings of an earlier run, of other image score (reweight), projection (projection_dim,"
         f" seed): {tmp_path / 'w'}"
     ]

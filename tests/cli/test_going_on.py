@@ -246,7 +246,7 @@ def test_tune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "a.npy", rows[:4])
     np.save(tmp_path / "b.npy", rows[4:])
     command = ("tune", tmp_path / "a.npy", "--test", tmp_path / "b.npy", "--ratios", "50%,100%", "--timing", "0s")
-    command = (*command, "--precisions", "float32", "--index", "exact", "--workdir", tmp_path / "w")
+    command = (*command, "--bank-precisions", "float32", "--index", "exact", "--workdir", tmp_path / "w")
     measuring = tuning.measuring.Measuring
     with monkeypatch.context() as patch:
         patch.setattr(measuring, "_measure", stops_at(2, measuring._measure))
@@ -258,7 +258,7 @@ def test_tune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = ("bench", "--methods", "PatchCore", "--quick", "--rounds", 1, "--batch", 1, "--no-memory")
+    command = ("bench", "--methods", "PatchCore", "--quick", "--rounds", 1, "--batches", 1, "--times-only")
     kept = (*command, "--workdir", tmp_path / "w")
     with monkeypatch.context() as patch:
         patch.setattr(bench, "measure", stops_at(1, bench.measure))

@@ -22,7 +22,7 @@ from mmad_bank.synthetic import write_synthetic
 
 SIZE = 32
 SMALL = small_settings(SIZE, 4, 0.5)
-BENCH = ("--quick", "--rounds", "1", "--batch", "1", "--no-memory")
+BENCH = ("--quick", "--rounds", "1", "--batches", "1", "--times-only")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(folder / "b.npy", rows[4:])
     write_synthetic(folder / "raw", size=64, n_train=2, n_validation=0, n_test=2, categories=["stud_tray"])
     for command in (
-        ("prepare", folder / "raw", "--out", folder / "data", "--recipe", "keep", "--size", SIZE, "--workers", 1),
+        ("prepare", folder / "raw", "--out", folder / "data", "--recipe", "keep", "--image-size", SIZE, "--workers", 1),
         ("fit", "patchcore", folder / "data", "--out", folder / "model", *SMALL),
         ("build", folder / "a.npy", "--out", folder / "bank"),
     ):
@@ -48,7 +48,8 @@ COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {
     "extend": (("extend", "{}/bank", "{}/b.npy", "--out", "{new}/bank"), "bank"),
     "score": (("score", "{}/bank", "{}/b.npy", "--out", "{new}/s.npz"), "s.npz"),
     "score --csv": (("score", "{}/bank", "{}/b.npy", "--csv", "{new}/s.csv"), "s.csv"),
-    "synth": (("synth", "{new}/raw", "--size", "64", "--train", "1", "--validation", "0", "--test", "1",
+    "synth": (("synth", "{new}/raw", "--image-size", "64", "--train-images", "1", "--validation-images", "0",
+               "--test-images", "1",
                "--categories", "stud_tray", "--workers", "1"), "raw/synthetic.json"),
     "extract": (("extract", "{}/data", "--out", "{new}/dumps", "--rgb-weights", "random", "--xyz", "none",
                  "--image-size", str(SIZE), "--grid", "4"), "dumps/rgb.npy"),
@@ -59,9 +60,9 @@ COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {
     "predict": (("predict", "{}/model", "{}/data", "--out", "{new}/p"), "p/stud_tray/test/good/000/score.json"),
     "predict --maps": (("predict", "{}/model", "{}/data", "--out", "{new}/p", "--maps", "{new}/m"),
                        "m/stud_tray/test/good/000.tiff"),
-    "tune --out": (("tune", "{}/a.npy", "--test", "{}/b.npy", "--ratios", "1", "--precisions", "float32",
+    "tune --out": (("tune", "{}/a.npy", "--test", "{}/b.npy", "--ratios", "1", "--bank-precisions", "float32",
                     "--index", "exact", "--out", "{new}/t.json"), "t.json"),
-    "tune --plot": (("tune", "{}/a.npy", "--test", "{}/b.npy", "--ratios", "1", "--precisions", "float32",
+    "tune --plot": (("tune", "{}/a.npy", "--test", "{}/b.npy", "--ratios", "1", "--bank-precisions", "float32",
                      "--index", "exact", "--plot", "{new}/t.png"), "t.png"),
     "bench": (("bench", "--methods", "PatchCore", *BENCH, "--out", "{new}/b.json"), "b.json"),
 }  # fmt: skip
@@ -279,7 +280,7 @@ def test_scoring_stopped_between_its_outputs_goes_on(
     monkeypatch.chdir(tmp_path)
     for name in ("in.npy", "other.npy"):
         np.save(name, np.load(place / "b.npy").reshape(2, 2, 4, 4))
-    command, options = ["score", place / "bank"], ["--layout", "bhwc", *outputs]
+    command, options = ["score", place / "bank"], ["--axes", "bhwc", *outputs]
     with monkeypatch.context() as patch:
         patch.setattr(_images, "write_map", stop_at_the_second)
         patch.setattr(_scoring, "save_table", stop)
@@ -298,7 +299,7 @@ def test_a_folder_does_not_take_the_place_of_a_file(
     monkeypatch.chdir(tmp_path)
     np.save("in.npy", np.load(place / "b.npy").reshape(2, 2, 4, 4))
     before = sorted(tmp_path.iterdir())
-    score = ("score", place / "bank", "in.npy", "--layout", "bhwc")
+    score = ("score", place / "bank", "in.npy", "--axes", "bhwc")
     evaluate = ("evaluate", place / "model", place / "data")
     for command, option, path, folder in (
         (score, "--out", "x", "x"), (score, "--csv", "x", "./x/y"), (score, "--out", "in[0].tiff", "."),

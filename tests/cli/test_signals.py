@@ -37,7 +37,7 @@ def has_handlers(pid):
 
 
 def test_the_first_seconds(tmp_path):
-    command = [*PROGRAM, "synth", str(tmp_path / "data"), "--train", "200", "--workers", "1"]
+    command = [*PROGRAM, "synth", str(tmp_path / "data"), "--train-images", "200", "--workers", "1"]
     rng = random.Random(0)
     for turn in range(10):
         number = list(CODES)[turn % 2]
@@ -49,7 +49,8 @@ def test_the_first_seconds(tmp_path):
 
 def test_workers_say_nothing_and_end_with_the_program(tmp_path):
     """Ctrl-C reaches the whole group, also workers that are still importing; kill -9 reaches the program only."""
-    command = [*PROGRAM, "synth", str(tmp_path / "data"), "--train", "400", "--size", "64", "--workers", "2"]
+    options = ["--train-images", "400", "--image-size", "64", "--workers", "2"]
+    command = [*PROGRAM, "synth", str(tmp_path / "data"), *options]
     code, errors = stopped(command, 1.5, signal.SIGINT)
     assert (code, errors) == (130, "error: interrupted\n")
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:

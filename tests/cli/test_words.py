@@ -16,8 +16,8 @@ from calls import refused as refused_in
 from mmad_bank import MemoryBank
 from mmad_bank.cli import app
 from mmad_bank.cli._arguments import parse
-from mmad_bank.cli._group import FORMER_OPTIONS, _present_options, in_shell
-from mmad_bank.cli._options import parse_share
+from mmad_bank.cli._group import in_shell
+from mmad_bank.cli._values import parse_share
 from mmad_bank.errors import InputError, MissingExtraError
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -104,29 +104,13 @@ def test_percent_everywhere(place: Path) -> None:
     assert json.loads(built.stdout)["vectors"] == 8
     np.save(place / "other.npy", np.load(place / "a.npy") + 1)
     tuned = call(
-        "tune", place / "a.npy", "--test", place / "other.npy", "--ratios", "50%,1", "--precisions", "float32",
+        "tune", place / "a.npy", "--test", place / "other.npy", "--ratios", "50%,1", "--bank-precisions", "float32",
         "--index", "exact", "--json",
     )  # fmt: skip
     assert tuned.exit_code == 0, tuned.output
     assert {one["ratio"] for one in json.loads(tuned.stdout)["settings"]} == {0.5, 1.0}
     assert parse("10%", float) == parse("10%", float | None) == 0.1
     assert parse("10%", str) == "10%"
-
-
-@pytest.mark.parametrize(("command", "former"), [(c, o) for c, table in FORMER_OPTIONS.items() for o in table])
-def test_former_spellings_are_taken_and_not_shown(command: str, former: str) -> None:
-    present = FORMER_OPTIONS[command][former]
-    options = {name for parameter in COMMANDS[command].params for name in parameter.opts}
-    assert present in options
-    assert former not in options
-    assert _present_options(command, ["x", former, "y", f"{former}=z", "--", former]) == [
-        "x", present, "y", f"{present}=z", "--", former
-    ]  # fmt: skip
-
-
-def test_a_former_spelling_does_what_the_present_one_does(place: Path) -> None:
-    built = call("build", place / "a.npy", "--out", place / "b", "--size", "5", "--json")
-    assert json.loads(built.stdout)["vectors"] == 5
 
 
 # Arguments in the wrong order.
@@ -180,23 +164,6 @@ def test_misspelt_names_are_guessed(arguments: tuple[str, ...], nearest: str) ->
     assert re.search(rf"[Dd]id you mean '{nearest}'|Possible options: {nearest}", refused(*arguments))
 
 
-# Help.
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_is_made_of_sentences_or_names_of_things(name: str) -> None:
-    """Every argument is explained, by more than a fragment such as "Of the projection."."""
-    command = COMMANDS[name]
-    assert command.help
-    assert command.help[0].isupper()
-    for parameter in command.params:
-        words = getattr(parameter, "help", None)
-        assert words, (name, parameter.name)
-        assert words[0].isupper(), (name, parameter.opts, words)
-        assert words.rstrip().endswith((".", "...", ")")), (name, parameter.opts, words)
-        assert not re.match(r"(Of|In|For|Whose|With|By|To|From|At|On) ", words), (name, parameter.opts, words)
-
-
 # Runs in which nothing can be used.
 
 
@@ -239,8 +206,8 @@ def test_score_says_why_no_file_can_be_used(place: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("synth", "{}/new", "--train", 0), "--train: expected at least 1, found 0"),
-        (("synth", "{}/new", "--seed", -1), "--validation and --seed: expected at least 0, found"),
+        (("synth", "{}/new", "--train-images", 0), "--train-images: expected at least 1, found 0"),
+        (("synth", "{}/new", "--seed", -1), "--validation-images and --seed: expected at least 0, found"),
         (("synth", "{}/new", "--image-size", 3), "--image-size: expected at least 64 pixels"),
         (("synth", "{}/new", "--categories", "stud_try"), "--categories: expected"),
         (("build", "{}/a.npy", "--out", "{}/b", "--index", "Fat"), "--index: expected 'exact' or"),

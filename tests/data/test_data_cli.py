@@ -19,7 +19,9 @@ from data_trees import add_sample
 from mmad_bank.cli import app
 from mmad_bank.data import open_dataset
 
-SMALL = ("--size", "96", "--train", "1", "--validation", "0", "--test", "2", "--workers", "1")
+SMALL = (
+    "--image-size", "96", "--train-images", "1", "--validation-images", "0", "--test-images", "2", "--workers", "1"
+)  # fmt: skip
 
 
 def call(*arguments: object) -> Result:
@@ -32,7 +34,7 @@ def test_synthesise_then_prepare(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["samples"] == 6
     (raw / "stud_tray/test/color/rgb/001.png").write_bytes(b"broken")
-    result = call("prepare", raw, "--out", out, "--recipe", "cfm", "--size", "64", "--workers", "1", "--json")
+    result = call("prepare", raw, "--out", out, "--recipe", "cfm", "--image-size", "64", "--workers", "1", "--json")
     assert result.exit_code == 3, result.output
     facts = json.loads(result.stdout)
     assert (facts["written"], facts["cached"], list(facts["left_out"])) == (5, 0, ["stud_tray/test/color/001"])
@@ -40,7 +42,7 @@ def test_synthesise_then_prepare(tmp_path: Path) -> None:
     assert result.stderr.startswith("left out: ")
     assert result.stderr.count("\n") == 1
     assert open_dataset(out, "stud_tray")[0].size == (64, 64)
-    again = call("prepare", raw, "--out", out, "--recipe", "cfm", "--size", "64", "--workers", "1")
+    again = call("prepare", raw, "--out", out, "--recipe", "cfm", "--image-size", "64", "--workers", "1")
     assert again.exit_code == 3
     assert "done before  5 samples" in again.stdout
     twice = call("prepare", out / "stud_tray", "--recipe", "keep", "--out", tmp_path / "twice")

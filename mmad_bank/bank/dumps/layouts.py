@@ -171,7 +171,7 @@ def _ambiguity(layer: Stored, readings: dict[str, list[Reading]], expected: Expe
     why = "both fit" if both else "neither fits"
     return (
         f"{layer.name}: shape {layer.shape} can be read as {' or '.join(ways)}; expected a layout that says which"
-        f" by layout= (--layout)" + (f": {why} {' and '.join(known)}" if known else "")
+        f" by layout= (--axes)" + (f": {why} {' and '.join(known)}" if known else "")
     )
 
 

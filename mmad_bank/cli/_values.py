@@ -1,0 +1,160 @@
+"""Values of options: how they are read and checked, the same in every command."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from mmad_bank.errors import InputError
+
+_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def parse_list(text: str, name: str, what: str = "names") -> list[str]:
+    """Read words joined by commas; blanks about them and a comma at the end do not count.
+
+    Raises:
+        InputError: There is none.
+
+    Example:
+        >>> parse_list("bagel, cookie,", "--categories")
+        ['bagel', 'cookie']
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words:
+        raise InputError(f"{name}: expected {what} joined by commas, found {text!r}")
+    return words
+
+
+def parse_categories(text: str | None) -> list[str] | None:
+    """Read ``--categories``; None where it is not given.
+
+    Raises:
+        InputError: It is given and holds no name.
+    """
+    return None if text is None else parse_list(text, "--categories")
+
+
+def parse_paths(paths: Sequence[Path], name: str) -> list[Path]:
+    """Read paths joined by commas, given once or repeatedly; a path that is there is one, whatever is in its name.
+
+    Raises:
+        InputError: A word holds no path.
+    """
+    found: list[Path] = []
+    for path in paths:
+        found += [path] if path.exists() else map(Path, parse_list(str(path), name, "paths"))
+    return found
+
+
+def parse_numbers(text: str, name: str, example: str) -> list[int]:
+    """Read numbers above 0 that are joined by commas, in ascending order.
+
+    Raises:
+        InputError: There is something else; ``example`` shows what was expected.
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words or not all(word.isdecimal() and int(word) for word in words):
+        raise InputError(f"{name}: expected numbers above 0 such as {example}, found {text!r}")
+    return sorted(set(map(int, words)))
+
+
+def check_positive(name: str, value: int | None) -> None:
+    """Refuse a number below 1; None passes.
+
+    Raises:
+        InputError: ``name`` is the option's.
+    """
+    if value is not None and value < 1:
+        raise InputError(f"{name}: expected at least 1, found {value}")
+
+
+def parse_share(text: str, name: str) -> float:
+    """Read a share of something, as a number or in percent.
+
+    Raises:
+        InputError: It is neither, or not above 0 and up to 1.
+
+    Example:
+        >>> parse_share("10%", "--ratio"), parse_share("0.1", "--ratio")
+        (0.1, 0.1)
+    """
+    word = text.strip()
+    try:
+        share = float(word[:-1]) / 100 if word.endswith("%") else float(word)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise InputError(f"{name}: expected a share above 0 and up to 1, such as 0.1 or 10%, found {text!r}")
+    return share
+
+
+def check_device(name: str) -> Any:
+    """Read a device's name and make sure that it is there."""
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:  # which lists all names that PyTorch knows, most of no machine here
+        raise InputError(f"--device: expected cpu, cuda or cuda:N, found {name!r}") from error
+    try:
+        torch.zeros(1, device=device).item()  # devices without data, as "meta", fail here
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
+        raise InputError(f"--device: {name!r} cannot be used ({reason})") from error
+    return device
+
+
+def count_workers(wanted: int | None) -> int:
+    """Return the number of processes: by default one for every core that this process may use."""
+    if wanted is not None:
+        return wanted
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def parse_size(text: str) -> int:
+    """Read a number of bytes with its unit: kB, MB, GB are powers of 1000; KiB, MiB, GiB of 1024.
+
+    Raises:
+        InputError: No positive number, or an unknown unit.
+
+    Example:
+        >>> parse_size("200MB"), parse_size("1.5 GiB")
+        (200000000, 1610612736)
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]+)\s*", text)
+    factor = _UNITS.get(found[2].lower()) if found else None
+    if found is None or factor is None or float(found[1]) * factor < 1:
+        raise InputError(f"--memory: expected a size such as 200MB or 1.5GiB, found {text!r}")
+    return int(float(found[1]) * factor)
+
+
+def parse_duration(text: str, name: str) -> float | None:
+    """Read a time with its unit, s, m or h, in seconds; None for "none".
+
+    Raises:
+        InputError: No number, or an unknown unit; ``name`` is the option's.
+
+    Example:
+        >>> parse_duration("90s", "--budget"), parse_duration("1.5h", "--budget"), parse_duration("none", "--budget")
+        (90.0, 5400.0, None)
+    """
+    if text.strip().lower() == "none":
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([smh])\s*", text.lower())
+    if found is None:
+        raise InputError(f"{name}: expected a time such as 90s, 10m or 2h, or none, found {text!r}")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def parse_projection(text: str | None) -> int | Literal["auto"] | None:
+    """Read D|auto."""
+    if text is None or text == "auto":
+        return text  # type: ignore[return-value]
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"--projection-dim: expected a number of dimensions or 'auto', found {text!r}") from None

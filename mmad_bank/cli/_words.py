@@ -1,0 +1,182 @@
+"""The words of the command line: every option of every command, with the one thing that it means.
+
+A command takes its options from here by :func:`option`, so a name has one meaning and one type, whatever the command.
+The singular of a name takes one value, the plural takes several that are joined by commas.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import typer
+
+Axes = Literal["auto", "rows", "bchw", "bhwc"]
+BankPrecision = Literal["auto", "float32", "half", "int8"]
+ComputeDtype = Literal["float32", "bfloat16"]
+FolderLayout = Literal["auto", "mvtec3d", "eyecandies", "folder"]
+LengthUnit = Literal["m", "cm", "mm", "um"]
+Measure = Literal["error", "auroc"]
+Recipe = Literal["auto", "m3dm", "cfm", "mdss", "eyecandies", "keep"]
+Reweighting = Literal["m3dm", "patchcore", "max"]
+SplitName = Literal["train", "validation", "test"]
+
+
+class Word(NamedTuple):
+    """An option.
+
+    Attributes:
+        kind: Type of its value, or of one of its values.
+        help: Sentence of the help; a command fills in each ``{}`` what it says more exactly.
+        metavar: Form of the value in the help, where the type does not say it.
+        several: Whether it takes several values: joined by commas in a text, or as a list by repeating the option.
+    """
+
+    kind: Any
+    help: str
+    metavar: str | None = None
+    several: bool = False
+
+
+_NAMES = "A,B,..."
+
+WORDS: dict[str, Word] = {
+    # What is read.
+    "--categories": Word(str, "Categories to take, joined by commas (default: {}).", _NAMES, several=True),
+    "--split": Word(SplitName, "Split of the data set to take."),
+    "--layout": Word(FolderLayout, "Layout of the data set's folders."),
+    "--units": Word(LengthUnit, "Unit of the point clouds' files (default: the model's if there is one, else m)."),
+    "--key": Word(
+        str, "Arrays to take from files that hold several, joined by commas; several layers are joined on the largest"
+        " grid.", _NAMES, several=True,
+    ),
+    "--axes": Word(
+        Axes, "Axes of the files' arrays: rows are (N, D) or (images, patches, D), bchw are maps of images × channels ×"
+        " height × width, and bhwc have the channels last.",
+    ),
+    "--by-image": Word(bool, "Take every array of a file as one image, which is named by its key in the file."),
+    "--patches": Word(int, "Number of patches per image in (N, D) files."),
+    "--test": Word(
+        Path, "Features of images that the bank is not built from, joined by commas.", "FEATURES,...", several=True
+    ),
+    "--anomalous": Word(
+        Path, "Features of anomalous images, joined by commas; those of --test are normal then.", "FEATURES,...",
+        several=True,
+    ),
+    "--labels": Word(
+        Path, "Labels of the images of --test, 0 or 1: .npy, lines of text, or extraction.json as extract writes it"
+        " (default: by the images' names, if all lie in folders and one of these is called good, ok or normal).",
+    ),
+    "--force": Word(bool, "Score data that were prepared otherwise, or that are of another category, too."),
+    "--trust-index": Word(
+        bool, "Let FAISS read the index in a file of your own; without this option it is built anew from the vectors."
+    ),
+    # What is written.
+    "--out": Word(Path, "{} to write{}."),
+    "--overwrite": Word(bool, "Replace output that exists; without this option it is refused."),
+    "--in-place": Word(bool, "Replace BANK itself."),
+    "--csv": Word(
+        Path, "CSV file to write, with a line for each image: its score, its worst patch, and the normal patch nearest"
+        " to that.",
+    ),
+    "--maps": Word(Path, "Folder to write, with each image's anomaly map as {}."),
+    "--markdown": Word(Path, "Markdown file to write, with the tables."),
+    "--plot": Word(Path, "Picture to write, with the settings: .png, .svg or .pdf."),
+    "--report": Word(Path, "Folder to write, with an HTML report: REPORT/index.html."),
+    "--workdir": Word(Path, "Folder to keep {}."),
+    "--json": Word(bool, "Print one JSON object and nothing else."),
+    # Sizes and numbers.
+    "--image-size": Word(int, "Side of {} images in pixels{}."),
+    "--bank-size": Word(int, "Number of vectors {}."),
+    "--at-most": Word(int, "Largest number of vectors to add."),
+    "--train-images": Word(int, "Number of training images {}."),
+    "--validation-images": Word(int, "Number of validation images {}."),
+    "--test-images": Word(int, "Number of test images {}."),
+    "--few-shot": Word(int, "Number of training images to draw and fit on, without validation."),
+    "--batch": Word(int, "Number of images computed together; results do not depend on it."),
+    "--batches": Word(
+        str, "Numbers of images computed together to measure the throughput at, joined by commas.", "N,M,...",
+        several=True,
+    ),
+    "--rounds": Word(int, "Number of timed images per method; the methods take turns."),
+    "--top": Word(int, "Number of highest-scoring images to list."),
+    "--explain": Word(int, "Number of normal patches to name for the worst patch of each bank."),
+    "--grid": Word(int, "Number of patches along each side of an image."),
+    "--workers": Word(int, "Number of processes (default: one per core)."),
+    "--threads": Word(int, "Number of threads of {} (default: one per core)."),
+    "--seed": Word(int, "Seed of {}."),
+    # The bank and its search.
+    "--ratio": Word(str, "Share of the rows to select, such as 0.1 or 10% (default: 10%).", "SHARE"),
+    "--ratios": Word(
+        str, "Shares of the rows to select in turn, joined by commas, such as 0.1%,10% (default: 0.1 to 100 %).",
+        _NAMES, several=True,
+    ),
+    "--index": Word(str, "Search index: exact, or a FAISS index_factory string such as IVF256,Flat{}.", several=True),
+    "--nprobe": Word(
+        int, "Number of lists that a query looks into, of IVF indices (default: enough to find 99 % on a sample)."
+    ),
+    "--ef-search": Word(
+        int, "Number of candidates that a search keeps, of HNSW indices (default: enough to find 99 % on a sample)."
+    ),
+    "--bank-precision": Word(
+        BankPrecision, "Precision of the bank's search copy in memory; it changes memory and speed, not the answers{}."
+    ),
+    "--bank-precisions": Word(
+        str, "Precisions of the bank's search copy to measure in turn, joined by commas.", _NAMES, several=True
+    ),
+    "--projection-dim": Word(str, "Dimensions of the random projection to select in (default: none).", "D|auto"),
+    "--standardize": Word(bool, "Measure distances in units of the features' standard deviation."),
+    "--start": Word(int, "Row that is selected first."),
+    "--radius": Word(float, "Distance beyond which a row is added (default: the bank's covering radius)."),
+    "--reweight": Word(Reweighting, "Rule that makes an image's score of its patches' scores."),
+    "--neighbors": Word(int, "Number of bank vectors that the rule looks at (default: m3dm 3, patchcore 9)."),
+    # Methods and networks.
+    "--bundled": Word(bool, "Take small extractors that need no download: EfficientNet-Lite0 and FPFH."),
+    "--compute-dtype": Word(ComputeDtype, "Number format of the networks' products."),
+    "--device": Word(str, "Device to compute on: cpu, cuda or cuda:N."),
+    "--methods": Word(str, "Methods or rows of the table to measure, joined by commas (default: all).", _NAMES,
+                      several=True),
+    "--recipe": Word(
+        Recipe, "Preprocessing to do, by paper (auto: eyecandies for Eyecandies, else m3dm; keep: backgrounds stay)."
+    ),
+    "--rgb": Word(str, "Extractor of colour images: efficientnet_lite0, any model's name in timm, or none."),
+    "--rgb-weights": Word(str, "Weights of the extractor of colour images: pretrained, random, or a checkpoint file."),
+    "--xyz": Word(str, "Extractor of point clouds: fpfh, point_mae, or none."),
+    "--xyz-weights": Word(str, "Weights of point_mae: its checkpoint file, or random."),
+    "--set": Word(
+        str, "Set an argument of the method's constructor, such as ratio=10% or image-size=256; repeat the option for"
+        " several.", "NAME=VALUE", several=True,
+    ),
+    # What is measured and said.
+    "--memory": Word(str, "Largest memory that the bank may take, such as 200MB or 1.5GiB.", "SIZE"),
+    "--fps": Word(float, "Frame rate to reach, in images per second."),
+    "--budget": Word(str, "Time to measure in, such as 90s, 10m or 2h; none takes all that is needed.", "TIME"),
+    "--timing": Word(str, "Time that each setting is timed for at least, such as 1s.", "TIME"),
+    "--by": Word(Measure, "Measure by which the most accurate setting is recommended."),
+    "--times-only": Word(bool, "Measure times alone; without this option each method's memory is measured too."),
+    "--quick": Word(bool, "Take tiny networks and banks, to see whether it runs."),
+    "--scale": Word(
+        str, "Scores that the first and the last colour stand for, joined by a comma (default: the model's).",
+        "LOW,HIGH", several=True,
+    ),
+    "--verify": Word(bool, "Compare all data with their checksums."),
+    "--system": Word(bool, "Say what this machine and this build can run."),
+    "--weights": Word(bool, "Say which networks' weights are here, and which would be downloaded."),
+}  # fmt: skip
+"""By name, as the shell has it."""
+
+
+def option(name: str, *more: str, **settings: Any) -> Any:
+    """Return an option for a parameter's annotation.
+
+    Args:
+        name: One of :data:`WORDS`.
+        more: What the command says more exactly, for each ``{}`` in the sentence.
+        settings: Of :func:`typer.Option`.
+
+    Example:
+        >>> option("--seed", "the random projection").help
+        'Seed of the random projection.'
+    """
+    word = WORDS[name]
+    return typer.Option(name, help=word.help.format(*more), metavar=word.metavar, **settings)
