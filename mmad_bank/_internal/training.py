@@ -29,6 +29,15 @@ _RESERVED = ("mmad_bank", "arguments", "step", "optimizer")
 _STEP_STREAM, _ORDER_STREAM = -1, 0
 
 
+class Pairs(Protocol):
+    """Training images: a list of pairs, or any data set of them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, Tensor]:
+        """Return the features of one image's patches: 3-D (P, xyz_dim) and RGB (P, rgb_dim)."""
+
+
 class Stateful(Protocol):
     """What a training changes: networks, and for instance banks that are filled on the way."""
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmad_bank._internal.checks import check_index
-from mmad_bank._internal.training import check_rate, generator_at, sample_order, seeded, train
+from mmad_bank._internal.training import Pairs, check_rate, generator_at, sample_order, seeded, train
 from mmad_bank.adaptation.adaptor import MODALITIES, FeatureAdaptation, Layer
 from mmad_bank.adaptation.losses import (
     LOSSES,
@@ -22,7 +22,6 @@ from mmad_bank.adaptation.losses import (
     prototype,
 )
 from mmad_bank.errors import InputError
-from mmad_bank.fusion.training import Pairs
 
 _HEAD_DIM = 512
 _BETAS = (0.9, 0.95)

@@ -18,7 +18,6 @@ from mmad_bank._internal.decoding import decoding
 from mmad_bank._internal.former import formerly
 from mmad_bank._internal.locks import ForkedOpen
 from mmad_bank.bank import file_format
-from mmad_bank.bank._progress import Progress, reporting
 from mmad_bank.bank.dumps import FeatureDump, Layout, PathLike, open_dump
 from mmad_bank.bank.exact_index import ExactIndex
 from mmad_bank.bank.faiss_index import FaissIndex, check_factory
@@ -27,6 +26,7 @@ from mmad_bank.bank.indices import AS_IT_TAKES, Index, check_search, make_index
 from mmad_bank.bank.projection import SparseProjection
 from mmad_bank.bank.provenance import Origin, Source, check_rows, describe_images, locate, restore_sources
 from mmad_bank.bank.recall import SearchSettings
+from mmad_bank.bank.reporting import Progress, reporting
 from mmad_bank.bank.scores import Scores, score_images
 from mmad_bank.bank.selection import (
     Moments,

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from mmad_bank import ops
 from mmad_bank._internal.checks import check_index
-from mmad_bank.bank._progress import Report
 from mmad_bank.bank.dumps import FeatureDump
 from mmad_bank.bank.projection import SparseProjection
+from mmad_bank.bank.reporting import Report
 from mmad_bank.errors import InputError
 
 

@@ -75,11 +75,12 @@ def _say_weights(as_json: bool) -> None:
     from dataclasses import asdict
 
     from mmad_bank._internal import weights
+    from mmad_bank.methods.weights import users
 
     facts, rows = [], {}
     for one in weights.TABLE:
         path, state = weights.place_of(one), weights.state_of(one)
-        methods = list(weights.users(one))
+        methods = list(users(one))
         facts.append({**asdict(one), "methods": methods, "path": path and str(path), "state": state})
         size_ = f"{'' if one.sha256 else 'about '}{weights.megabytes(one.n_bytes)}"
         rows[one.name] = "\n".join((

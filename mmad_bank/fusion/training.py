@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmad_bank._internal.checks import check_index
-from mmad_bank._internal.training import check_rate, cosine_rate, generator_at, sample_order, seeded, train
+from mmad_bank._internal.training import Pairs, check_rate, cosine_rate, generator_at, sample_order, seeded, train
 from mmad_bank.errors import InputError
 from mmad_bank.fusion.uff import FeatureFusion, Recipe
 
 _BETAS = (0.9, 0.95)
-
-
-class Pairs(Protocol):
-    """Training images: a list of pairs, or any data set of them."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> tuple[Tensor, Tensor]:
-        """Return the features of one image's patches: 3-D (P, xyz_dim) and RGB (P, rgb_dim)."""
 
 
 def train_fusion(

@@ -17,8 +17,8 @@ from torch import Tensor
 from mmad_bank._internal.files import replacing
 from mmad_bank._internal.resume import Stages
 from mmad_bank.bank import file_format
-from mmad_bank.bank._progress import Report
 from mmad_bank.bank.memory_bank import MemoryBank
+from mmad_bank.bank.reporting import Report
 from mmad_bank.errors import InputError, NoneUsableError
 from mmad_bank.scoring import Reweight
 from mmad_bank.tuning.drawing import share

@@ -12,8 +12,8 @@ from torch import Tensor
 from mmad_bank import ops
 from mmad_bank._internal.files import replacing
 from mmad_bank._internal.resume import Stages
-from mmad_bank.bank._progress import Report
 from mmad_bank.bank.projection import SparseProjection
+from mmad_bank.bank.reporting import Report
 from mmad_bank.bank.selection import coreset_size
 from mmad_bank.tuning.drawing import share
 

@@ -17,11 +17,11 @@ from mmad_bank import ops
 from mmad_bank._internal.checks import ArrayLike, as_float_tensor, check_finite, check_index
 from mmad_bank._internal.checksum import checksum
 from mmad_bank._internal.resume import Stages, counted, files_of, fingerprint_of
-from mmad_bank.bank._progress import Progress, reporting
 from mmad_bank.bank.dumps import open_dump
 from mmad_bank.bank.memory_bank import Features
 from mmad_bank.bank.projection import SparseProjection
 from mmad_bank.bank.provenance import Source
+from mmad_bank.bank.reporting import Progress, reporting
 from mmad_bank.bank.selection import selection_space
 from mmad_bank.errors import InputError
 from mmad_bank.ops.knn import Precision, check_precision

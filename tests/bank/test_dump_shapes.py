@@ -73,7 +73,7 @@ def test_a_layout_is_asked_for_unless_one_reading_is_possible(tmp_path: Path, ma
     np.save(tmp_path / "f.npy", maps.numpy())
     message = (
         r"f\.npy: shape \(5, 6, 3, 4\) can be read as bchw \(6 values at 3 x 4 places\) or bhwc \(4 values at 6 x 3"
-        r" places\); expected a layout that says which by layout= \(--layout\)"
+        r" places\); expected a layout that says which by layout= \(--axes\)"
     )
     with pytest.raises(InputError, match=message + "$"):
         open_dump(tmp_path / "f.npy")

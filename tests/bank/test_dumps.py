@@ -294,7 +294,7 @@ def test_a_file_that_vanishes_is_named(tmp_path):
         (np.zeros((3, 4), np.int64), "expected floating-point values, found NumPy dtype int64"),
         (np.zeros((3, 4), np.complex64), "expected floating-point values"),
         (np.zeros(4, np.float32), r"expected shape \(N, D\) or \(images, patches, D\), or maps .*found \(4,\)"),
-        (np.zeros((1, 2, 3, 4), np.float32), r"shape \(1, 2, 3, 4\) can be read as bchw .* or bhwc .*--layout"),
+        (np.zeros((1, 2, 3, 4), np.float32), r"shape \(1, 2, 3, 4\) can be read as bchw .* or bhwc .*--axes"),
         (np.zeros((1, 1, 2, 3, 4), np.float32), r"found \(1, 1, 2, 3, 4\)"),
         (np.zeros((0, 4), np.float32), "expected at least one row and one column"),
         (np.zeros((3, 0), np.float32), "expected at least one row and one column"),

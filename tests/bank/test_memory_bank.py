@@ -115,7 +115,7 @@ class TestBuild:
             yield lambda done: None
             shown.append(("close", stage, total))
 
-        monkeypatch.setattr("mmad_bank.bank._progress.progress_bar", bar)
+        monkeypatch.setattr("mmad_bank.bank.reporting.progress_bar", bar)
         MemoryBank.build(features(), size=5, progress=True)
         stages = [("Reading features", 300), ("Selecting the coreset", 5)]
         assert shown == [(what, *stage) for stage in stages for what in ("open", "close")]

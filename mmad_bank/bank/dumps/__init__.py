@@ -25,8 +25,9 @@ from mmad_bank.bank.dumps.descriptions import (
     with_grid,
     with_names,
 )
+from mmad_bank.bank.dumps.files import SUFFIXES, read_contents
 from mmad_bank.bank.dumps.layouts import Expected, Layout, Part, check_layout, make_part, read_layers
-from mmad_bank.bank.dumps.stored import SUFFIXES, Contents, Stored, in_memory, joined, read_contents
+from mmad_bank.bank.dumps.stored import Contents, Stored, in_memory, joined
 from mmad_bank.errors import InputError, NoneUsableError
 
 PathLike = str | os.PathLike[str]

@@ -22,6 +22,7 @@ from mmad_bank.features.rgb import RGBExtractor
 from mmad_bank.fusion import FeatureFusion
 from mmad_bank.methods.cfm.mappings import CrossmodalMapping
 from mmad_bank.methods.mdss.pdn import PDN
+from mmad_bank.methods.weights import page, users
 
 PAGE = Path(__file__).parents[2] / "docs/reference/weights.md"
 NETWORKS = {
@@ -37,8 +38,8 @@ def by_name(name: str) -> Weights:
 
 
 def test_page_is_up_to_date() -> None:
-    """Write it anew with: python -c "from mmad_bank._internal.weights import page; print(page(), end='')" > PAGE."""
-    assert PAGE.read_text(encoding="utf-8") == weights.page()
+    """Write it anew with: python -c "from mmad_bank.methods.weights import page; print(page(), end='')" > PAGE."""
+    assert PAGE.read_text(encoding="utf-8") == page()
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -57,7 +58,7 @@ def test_arguments_are_those_of_the_code() -> None:
     for one in TABLE:
         for argument in one.arguments:
             assert argument in (words if argument.startswith("--") else known), one.name
-        assert list(weights.users(one)), one.name
+        assert list(users(one)), one.name
 
 
 @pytest.mark.parametrize("name", NETWORKS)

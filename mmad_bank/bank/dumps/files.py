@@ -1,0 +1,24 @@
+"""Files of features by their suffixes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmad_bank._internal.decoding import decoding
+from mmad_bank.bank.dumps.numpy_files import look_into_npy, look_into_npz
+from mmad_bank.bank.dumps.stored import Contents
+from mmad_bank.bank.dumps.tensor_files import look_into_safetensors, look_into_torch
+
+SUFFIXES = (".npy", ".npz", ".safetensors", ".pt", ".pth")
+
+
+def read_contents(path: Path) -> Contents:
+    """Look into a file.
+
+    Raises:
+        InputError: It is damaged, of another format, or asks for code to be run.
+    """
+    suffix = path.suffix.lower()
+    reader = {".npy": look_into_npy, ".npz": look_into_npz, ".safetensors": look_into_safetensors}
+    with decoding(path, f"damaged or not a {suffix} file"):
+        return reader.get(suffix, look_into_torch)(path)
