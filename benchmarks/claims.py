@@ -52,7 +52,7 @@ def _selection(title: str, row: Found) -> str:
     own, loop = row("mmad-bank k_center_greedy"), row("field's loop without the projection")
     n, dim, chosen = _numbers(title)
     return (
-        f"**Selection.** Greedy k-centre picks {chosen:,} of {n:,} vectors of {dim} values in {own['median']:.1f} s;"
+        f"**Selection.** Greedy k-center picks {chosen:,} of {n:,} vectors of {dim} values in {own['median']:.1f} s;"
         f" the loop of the papers' published code takes {loop['median']:.0f} s ({loop['how']}),"
         f" **{loop['ratio']:.0f} times** as long."
     )

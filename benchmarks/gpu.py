@@ -118,7 +118,7 @@ def alternate_ms(contestants: dict[str, Callable[[], object]], rounds: int) -> d
 
 
 def features_like_a_network(count: int, dim: int, seed: int = 0) -> Tensor:
-    """Rows near a 24-dimensional set: neighbours at all scales, as features of a network have them."""
+    """Rows near a 24-dimensional set: neighbors at all scales, as features of a network have them."""
     generator = torch.Generator(DEVICE).manual_seed(seed)
     shared = torch.Generator(DEVICE).manual_seed(99)
     basis = torch.randn(24, dim, generator=shared, device=DEVICE)
@@ -260,7 +260,7 @@ def textbook_half_loop(features: Tensor, picks: int) -> None:
 def run_k_center(run: Run) -> None:
     """Time the selection against the float16 loop, check it against the float64 one, and run the bagel size."""
     columns = [Column("size", "size"), Column("name", "contestant"), Column("seconds", "s", ".3f")]
-    table = Table("Greedy k-centre", columns)
+    table = Table("Greedy k-center", columns)
     _run_selection(run, table)
     torch.cuda.empty_cache()
     _run_bagel(run, table)
@@ -288,11 +288,11 @@ def _run_selection(run: Run, table: Table) -> None:
         {"size": size, "name": "float16 textbook loop", "seconds": loop / 1000},
     ]
     ratio = loop / ours
-    run.target(f"k-centre {size}", ">= 30 times the float16 loop", f"{ratio:.1f} times", ratio >= 30)
+    run.target(f"k-center {size}", ">= 30 times the float16 loop", f"{ratio:.1f} times", ratio >= 30)
     checked = min(CHECKED_PICKS, n_select)
     exact = select_by_torch(features, None, checked, 0, -1.0, None)[0]
     same = int((exact == picks[:checked]).sum())
-    run.target(f"k-centre {size}: picks of the float64 loop", f"all of {checked}", str(same), same == checked)
+    run.target(f"k-center {size}: picks of the float64 loop", f"all of {checked}", str(same), same == checked)
 
 
 def _run_bagel(run: Run, table: Table) -> None:
@@ -301,7 +301,7 @@ def _run_bagel(run: Run, table: Table) -> None:
     elapsed = wall_ms(lambda: _cuda.k_center_greedy(features, None, n_select, 0, -1.0, None)) / 1000
     size = f"{count} x {dim} -> {n_select}"
     table.rows.append({"size": size, "name": "mmad-bank", "seconds": elapsed})
-    run.target(f"k-centre {size}, no projection", "< 10 s", f"{elapsed:.2f} s", elapsed < 10)
+    run.target(f"k-center {size}, no projection", "< 10 s", f"{elapsed:.2f} s", elapsed < 10)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -334,7 +334,7 @@ def _streamed_selections(run: Run) -> Table:
     host = features.cpu()
     del features
     columns = [Column("name", "rows and their 16-bit copy"), Column("seconds", "s", ".3f"), Column("blocks", "blocks")]
-    table = Table(f"Greedy k-centre from host memory, {count} x {dim} -> {n_select}", columns)
+    table = Table(f"Greedy k-center from host memory, {count} x {dim} -> {n_select}", columns)
     tiles = device_module.native.tiles(count)
     original = operand.resident_tiles
     names = {tiles: "copy on the device", tiles // 2: "half of the copy streamed", 0: "all of the copy streamed"}
@@ -349,7 +349,7 @@ def _streamed_selections(run: Run) -> Table:
             operand.resident_tiles = original
         table.rows.append({"name": name, "seconds": seconds, "blocks": len(blocks)})
         same = torch.equal(found, expected)
-        run.target(f"k-centre from host memory, {name}: the same rows", "all", "yes" if same else "no", same)
+        run.target(f"k-center from host memory, {name}: the same rows", "all", "yes" if same else "no", same)
     table.notes.append("page-locking and the rounding of the rows are in the times")
     return table
 

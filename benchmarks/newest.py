@@ -29,6 +29,7 @@ _FORMER_WORDS = {
     "decision and map, of the whole image's time.": "decision and map, as a share of the whole time.",
     "Medians a stage.": "Medians per stage.",
     "fps: an image of 784 patches at a time": "fps: one image of 784 patches at a time",
+    "neighbours": "neighbors",
     "ms a pick": "ms per pick",
     "images a second": "images per second",
     "frames a second": "frames per second",

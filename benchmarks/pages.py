@@ -90,7 +90,7 @@ def measured_by(readme: str) -> dict[str, tuple[str, str]]:
 
 def index(current: Sequence[dict[str, Any]], drawn: Sequence[Drawn], folder: Path, readme: str) -> str:
     """Return the page with the main figures and headline tables, what is measured, and how to run and read it."""
-    blocks = [GENERATED, "# Benchmarks", introduction_of(readme), "## What is measured"]
+    blocks = ["# Benchmarks", GENERATED, introduction_of(readme), "## What is measured"]
     rows = [["page", "the job", "against"], ["---"] * 3]
     for name, (job, peers) in measured_by(readme).items():
         rows.append([f"[{TITLES[name]}]({name}.md)", job, peers])
@@ -166,7 +166,7 @@ def part_page(
     """Return a page: for every machine its figures and tables; replaced results are folded away below them."""
     job, peers = measured_by(readme)[name]
     against = "" if peers == "–" else f" It is measured against: {peers}."
-    blocks = [GENERATED, f"# {TITLES[name]}", f"The job: {job}.{against} [How to read it](index.md#how-to-read-it)."]
+    blocks = [f"# {TITLES[name]}", GENERATED, f"The job: {job}.{against} [How to read it](index.md#how-to-read-it)."]
     before, now = by_machine(_only(old, name)), by_machine(_only(current, name))
     blocks += [] if now else ["No result is kept yet. [How to run it](index.md#run-them)."]
     for heading, own in now.items():
@@ -219,11 +219,11 @@ _SIZES = {"accuracy": ("seeds",), "inference": ("images",)}
 
 
 def _tables(results: Sequence[Result], level: int | None) -> list[str]:
-    """Return the tables of a part: headline tables in the open, the others folded; all in the open without a level."""
+    """Return the tables of a part: headline tables on top, the others folded; all in the open without a level."""
     tables = joined(Table.from_json(t) for values in results for found in values["parts"].values() for t in found)
     open_ones = [table for table in tables if table.headline] or tables[:1]
     blocks = []
-    for table in tables:
+    for table in sorted(tables, key=lambda table: not any(table is one for one in open_ones)):
         if level is None:
             blocks += [f"**{table.title}**", *body(table)]
         elif any(table is one for one in open_ones):

@@ -90,7 +90,7 @@ def test_scaling_keeps_the_points_of_every_curve(quick_result):
         "rows N", "dimensions D", "vectors selected", "number of banks", "threads"
     }  # fmt: skip
     assert {row["over"] for row in curves if row["job"] == "search"} == {
-        "bank size M", "dimensions D", "neighbours k", "number of banks", "threads"
+        "bank size M", "dimensions D", "neighbors k", "number of banks", "threads"
     }  # fmt: skip
     for row in curves:
         assert ("exponent" in row) == (len(row["points"]) > 1)

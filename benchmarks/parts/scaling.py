@@ -35,7 +35,7 @@ class Sizes:
     bank_images: int
     banks: tuple[int, ...]
     search_dims: tuple[int, ...]
-    neighbours: tuple[int, ...]
+    neighbors: tuple[int, ...]
     bank_counts: tuple[int, ...]
     fixed_bank: int  # where its size does not vary
 
@@ -44,11 +44,11 @@ FULL = Sizes(
     images=80, selection_rows=(3920, 7840, 15680, 31360, 62720), selection_dims=(82, 164, 328, 656),
     selection_picks=(0.01, 0.025, 0.05, 0.1, 0.2, 0.4), fixed_rows=31360, loop_picks=10, bank_images=244,
     banks=(598, 1196, 2391, 4782, 9565, 19129, 38258, 76516), search_dims=(96, 192, 384, 768),
-    neighbours=(1, 2, 4, 8, 16, 32), bank_counts=(1, 2, 3, 4, 6), fixed_bank=19129,
+    neighbors=(1, 2, 4, 8, 16, 32), bank_counts=(1, 2, 3, 4, 6), fixed_bank=19129,
 )  # fmt: skip
 QUICK = Sizes(
     images=2, selection_rows=(392, 784, 1568), selection_dims=(82, 328), selection_picks=(0.05, 0.1), fixed_rows=784,
-    loop_picks=2, bank_images=2, banks=(75, 150, 300), search_dims=(96, 384), neighbours=(1, 4), bank_counts=(1, 2),
+    loop_picks=2, bank_images=2, banks=(75, 150, 300), search_dims=(96, 384), neighbors=(1, 4), bank_counts=(1, 2),
     fixed_bank=300,
 )  # fmt: skip
 
@@ -220,7 +220,7 @@ def _loop(picks: int, features: np.ndarray, n_select: int) -> float:
 
 
 def _search_curves(data: SearchSet, sizes: Sizes, options: Options) -> list[dict[str, Any]]:
-    """Measure what is not the bank's size: dimensions, neighbours, banks, threads."""
+    """Measure what is not the bank's size: dimensions, neighbors, banks, threads."""
     bank, queries = data.bank[: sizes.fixed_bank], data.queries["good"]
     shape = f"{len(queries)} × {len(bank)}"
     mixed = np.random.default_rng(0).permutation(bank.shape[1])
@@ -231,7 +231,7 @@ def _search_curves(data: SearchSet, sizes: Sizes, options: Options) -> list[dict
         for d, part in narrow.items()
         for name, search in _exact_searches(part.bank[: len(bank)], options.threads).items()
     }
-    by_k = {(name, k): partial(search, queries, k) for k in sizes.neighbours for name, search in whole.items()}
+    by_k = {(name, k): partial(search, queries, k) for k in sizes.neighbors for name, search in whole.items()}
     by_banks = {(EXACT, n): partial(_search_banks, *many, n) for n in sizes.bank_counts}
     by_threads = {
         (name, n): partial(_with_threads, n, options.threads, partial(search, queries, 1))
@@ -239,7 +239,7 @@ def _search_curves(data: SearchSet, sizes: Sizes, options: Options) -> list[dict
     }  # fmt: skip
     found = _curves_of("search", "dimensions D", f"{shape}, k = 1", by_dim, options.rounds)
     full = f"{shape} × {bank.shape[1]}"
-    found += _curves_of("search", "neighbours k", full, by_k, options.rounds)
+    found += _curves_of("search", "neighbors k", full, by_k, options.rounds)
     found += _curves_of("search", "number of banks", f"{full} each, k = 1", by_banks, options.rounds)
     return found + _curves_of("search", "threads", f"{full}, k = 1", by_threads, options.rounds)
 

@@ -27,7 +27,7 @@ COLUMNS = [
     Column("ratio", "× auto", ".2f"),
     Column("ratio_float32", "× float32", ".2f", detail=True),
     Column("recall", "recall", ".3%"),
-    Column("exact", "neighbours as float64", detail=True),
+    Column("exact", "neighbors as float64", detail=True),
     Column("build_ms", "preparation ms", ".0f", detail=True),
     Column("resident_mb", "resident MB", ".1f", detail=True),
 ]
@@ -35,7 +35,7 @@ COLUMNS = [
 GENERAL_NOTES = [
     "× auto, × float32: how many times longer than mmad-bank's search with those precisions, medians over the rounds;"
     " float32 is the search without its low-precision path. All banks are prepared beforehand, the peers' too.",
-    "Recall: share of float64 brute force's k neighbours among those returned. FAISS and torch.cdist are exact up to"
+    "Recall: share of float64 brute force's k neighbors among those returned. FAISS and torch.cdist are exact up to"
     " float32 rounding; the approximate peers run with M 16, ef 200 / 64 (hnswlib) and defaults (usearch).",
 ]
 
