@@ -39,7 +39,7 @@ class NoneUsableError(InputError):
 
 
 class FormatError(MmadBankError, ValueError):
-    """A bank file is truncated, altered, foreign, or of a newer format."""
+    """A file (a bank, a model, a checkpoint, a manifest) is truncated, altered, foreign, or of a newer format."""
 
 
 class MissingExtraError(MmadBankError, ImportError):

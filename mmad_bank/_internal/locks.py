@@ -37,7 +37,8 @@ class ForkedOpen:
             if not self._in_child:  # there, what the thread that forked has taken is open already
                 raise
 
-    def _open(self) -> None:
+    def open_in_child(self) -> None:
+        """Open it: what the thread that forked has taken is nobody's here."""
         self._lock, self._in_child = threading.RLock(), True
 
 
@@ -46,7 +47,7 @@ _ALL: WeakSet[ForkedOpen] = WeakSet()
 
 def _open_all() -> None:
     for lock in list(_ALL):
-        lock._open()
+        lock.open_in_child()
 
 
 if hasattr(os, "register_at_fork"):
