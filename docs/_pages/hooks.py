@@ -1,4 +1,4 @@
-"""Pages of the site that are made from the code when it is built: the commands and the methods' parameters."""
+"""Pages of the site that are made from the code when it is built: the commands, the methods' parameters and figures."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from mkdocs.structure.files import File, Files
 sys.path.insert(0, str(Path(__file__).parent))
 
 import commands
+import method_figures
 import parameters
 
 _COMMANDS = "reference/commands/"  # its place in the navigation, in mkdocs.yml
@@ -26,6 +27,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, path, content=text))
     _name_commands(config.nav)
     return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Put figures into the methods' pages."""
+    return method_figures.insert(markdown)
 
 
 def _name_commands(nav: Any) -> None:
