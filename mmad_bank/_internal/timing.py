@@ -1,4 +1,4 @@
-"""Times of a program's stages, measured only where somebody asks for them."""
+"""Times of a program's sections, measured only where somebody asks for them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _collected: ContextVar[dict[str, float] | None] = ContextVar("mmad_bank_times", 
 
 @contextmanager
 def collect_times() -> Iterator[dict[str, float]]:
-    """Yield a dictionary to which every :func:`timed` stage inside the block adds its seconds.
+    """Yield a dictionary to which every :func:`timed` section inside the block adds its seconds.
 
     Example:
         >>> with collect_times() as seconds, timed("sleep"):
@@ -32,8 +32,8 @@ def collect_times() -> Iterator[dict[str, float]]:
 
 
 @contextmanager
-def timed(stage: str) -> Iterator[None]:
-    """Add the block's time to the stage if times are collected; GPUs are waited for then, and only then."""
+def timed(section: str) -> Iterator[None]:
+    """Add the block's time to the section if times are collected; GPUs are waited for then, and only then."""
     seconds = _collected.get()
     if seconds is None:
         yield
@@ -44,7 +44,7 @@ def timed(stage: str) -> Iterator[None]:
         yield
     finally:
         _synchronise()
-        seconds[stage] += time.perf_counter() - begin
+        seconds[section] += time.perf_counter() - begin
 
 
 def _synchronise() -> None:

@@ -80,7 +80,7 @@ class Evaluation:
         failed: By sample, why it could not be scored.
         notes: What a reader of the figures must know.
         seconds: Wall time an image, reading included.
-        stages: The same by stage.
+        sections: The same by section: reading, extraction, search, …; JSON calls them ``"stages"``.
         roc: By result, the ROC curve of the images: false and true positive rates.
         pro: By result, the PRO curve: false positive rates of pixels and mean overlaps.
         examples: The predictions kept: highest and lowest scores of good and of anomalous images.
@@ -96,7 +96,7 @@ class Evaluation:
     failed: dict[str, str]
     notes: list[str]
     seconds: float
-    stages: dict[str, float]
+    sections: dict[str, float]
     roc: dict[str, Curve] = field(default_factory=dict, repr=False)
     pro: dict[str, Curve] = field(default_factory=dict, repr=False)
     examples: list[Example] = field(default_factory=list, repr=False)
@@ -123,7 +123,7 @@ class Evaluation:
             "metrics": {name: values.as_json() for name, values in self.metrics.items()},
             "kinds": kinds,
             "seconds_per_image": self.seconds,
-            "stages": self.stages,
+            "stages": self.sections,
             "notes": self.notes,
             "failed": self.failed,
             "scores": [score.as_json() for score in self.scores],

@@ -66,7 +66,7 @@ def evaluate(
         method.check(dataset, "dataset")
     tally = Tally(tuple(limits), examples, watch)
     bar = progress_bar("scoring test images", len(dataset)) if progress else nullcontext(lambda done: None)
-    with bar as report, collect_times() as stages:
+    with bar as report, collect_times() as seconds:
         for samples in _batches(dataset, batch, tally):
             for prediction in _score(method, samples, tally, force):
                 if prediction is not None:
@@ -75,7 +75,7 @@ def evaluate(
     if not tally.scores:
         raise NoneUsableError("dataset: no sample can be scored", tally.failed)
     with doing("computing the metrics"):
-        return tally.finish(method.name, dict(stages))
+        return tally.finish(method.name, dict(seconds))
 
 
 def _batches(dataset: Samples, batch: int, tally: Tally) -> Iterator[list[Sample]]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from mmad_bank._internal import sections
+from mmad_bank._internal.sections import READING
 from mmad_bank.data.frame import picture_of
 from mmad_bank.data.names import GOOD
 from mmad_bank.data.sample import Sample
@@ -99,12 +99,12 @@ class Tally:
             kept.sort(key=lambda entry: entry[:2])
             del kept[self.n_examples :]
 
-    def finish(self, method: str, stages: dict[str, float]) -> Evaluation:
+    def finish(self, method: str, sections: dict[str, float]) -> Evaluation:
         """Compute the metrics."""
         results = (FUSED, *self.scores[0].parts)
         kinds = sorted({score.defect for score in self.scores if score.label})
         n_images = len(self.scores)
-        total = self.seconds + stages.get(sections.READING, 0.0)
+        total = self.seconds + sections.get(READING, 0.0)
         evaluation = Evaluation(
             method=method,
             category=", ".join(self.categories),
@@ -115,7 +115,7 @@ class Tally:
             failed=self.failed,
             notes=self._notes(),
             seconds=total / n_images,
-            stages={name: taken / n_images for name, taken in stages.items()},
+            sections={name: taken / n_images for name, taken in sections.items()},
             labels=self.labels,
         )
         for result in results:

@@ -115,7 +115,7 @@ class Report:
             f'<section id="category-{number}"><h2>{escape(evaluation.category or "test split")}</h2>',
             f'<p class="hint">{_counts(evaluation)}</p>',
             _charts(evaluation),
-            _stages(evaluation),
+            _sections(evaluation),
             render_cases(album),
             render_gallery(evaluation, number, thumbnails is not None),
             "</section>",
@@ -351,14 +351,14 @@ def _legend(evaluation: Evaluation, values: Mapping[str, str], metric: str) -> s
     return f'<ul class="legend"><li class="head"><b>{escape(metric)}</b></li>{rows}</ul>'
 
 
-def _stages(evaluation: Evaluation) -> str:
-    """Return the time of an image, split by stage."""
-    total = sum(evaluation.stages.values())
+def _sections(evaluation: Evaluation) -> str:
+    """Return the time of an image, split by section."""
+    total = sum(evaluation.sections.values())
     if not total:
         return ""
-    stages = [(name, taken) for name, taken in evaluation.stages.items() if taken / total >= 0.002]
+    shown = [(name, taken) for name, taken in evaluation.sections.items() if taken / total >= 0.002]
     bars, names = [], []
-    for name, taken in stages:
+    for name, taken in shown:
         colour = section_colour(name)
         bars.append(f'<i style="width:{100 * taken / total:.2f}%;background:{colour}"></i>')
         words = f"{1000 * taken:.0f} ms" if taken < 10 else f"{taken:.1f} s"
