@@ -14,7 +14,7 @@ import numpy as np
 
 from mmad_bank.data._images import read_depth, read_mask, read_rgb
 from mmad_bank.data.dataset import SampleDataset, check_split, missing_split
-from mmad_bank.data.names import GOOD, describe, in_order, split_folder, split_named, subfolders
+from mmad_bank.data.names import ANOMALOUS, GOOD, describe, in_order, split_folder, split_named, subfolders
 from mmad_bank.data.sample import Record, Sample, make_sample
 from mmad_bank.errors import InputError
 
@@ -153,7 +153,7 @@ def _defect(path: Path) -> str:
     values = _read_values(path)
     if not _truth(values.get("anomalous", "0")):
         return GOOD
-    return "+".join(kind for kind in _DEFECTS if _truth(values.get(kind, "0"))) or "anomalous"
+    return "+".join(kind for kind in _DEFECTS if _truth(values.get(kind, "0"))) or ANOMALOUS
 
 
 def _truth(text: str) -> bool:

@@ -9,6 +9,9 @@ from pathlib import Path
 from mmad_bank.errors import InputError
 
 GOOD = "good"
+"""The kind of defect of normal samples."""
+ANOMALOUS = "anomalous"
+"""The kind of a defect that nobody has named."""
 SPLITS = ("train", "validation", "test")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 """Suffixes of colour images and masks, in small letters."""

@@ -13,7 +13,7 @@ from mmad_bank._internal.units import UNITS, check_units
 from mmad_bank.data._images import read_mask, read_rgb, read_xyz
 from mmad_bank.data._values import mask_tensor, rgb_tensor, xyz_tensor
 from mmad_bank.data.frame import Frame
-from mmad_bank.data.names import GOOD
+from mmad_bank.data.names import ANOMALOUS, GOOD
 from mmad_bank.data.prepared import MANIFEST, frame_of, is_prepared
 from mmad_bank.data.recipes import Preprocessing
 from mmad_bank.errors import InputError
@@ -220,7 +220,7 @@ def open_sample(
     """
     rgb, xyz = Path(rgb), Path(xyz)
     truth = None if mask is None else read_mask(Path(mask))
-    defect = GOOD if truth is None or not truth.any() else "anomalous"
+    defect = GOOD if truth is None or not truth.any() else ANOMALOUS
     record = Record("", "test", defect, rgb.stem, rgb, xyz, None if mask is None else Path(mask))
     sample = make_sample(record, read_rgb(rgb), read_xyz(xyz), truth)
     sample = replace(sample, id=rgb.stem)

@@ -10,7 +10,7 @@ import torch
 
 from mmad_bank._internal.sections import READING
 from mmad_bank.data.frame import picture_of
-from mmad_bank.data.names import GOOD
+from mmad_bank.data.names import ANOMALOUS, GOOD
 from mmad_bank.data.sample import Sample
 from mmad_bank.errors import InputError
 from mmad_bank.evaluation.results import (
@@ -164,7 +164,7 @@ def _kind(sample: Sample) -> str:
     """Return the group of a sample; its label decides whether it is good."""
     if not sample.label:
         return GOOD
-    return sample.defect if sample.defect != GOOD else "anomalous"
+    return sample.defect if sample.defect != GOOD else ANOMALOUS
 
 
 def _part_label(name: str, part: Part) -> str:

@@ -15,11 +15,11 @@ from mmad_bank.errors import FormatError, InputError, did_you_mean
 _METHODS = {"patchcore": "PatchCore", "btf": "BTF", "m3dm": "M3DM", "cfm": "CFM", "lsfa": "LSFA", "mdss": "MDSS"}
 _EXPORTS = {
     **{cls: name for name, cls in _METHODS.items()},
-    "Method": "base", "Part": "base", "Prediction": "base", "Reason": "base",
+    "Gaussian": "prediction", "Method": "base", "Part": "base", "Prediction": "base", "Reason": "base",
 }  # fmt: skip
 __all__ = [
-    "BTF", "CFM", "LSFA", "M3DM", "MDSS", "Method", "Part", "PatchCore", "Prediction", "Reason", "load", "method_class",
-    "names",
+    "BTF", "CFM", "LSFA", "M3DM", "MDSS", "Gaussian", "Method", "Part", "PatchCore", "Prediction", "Reason", "load",
+    "method_class", "names",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mmad_bank.methods.m3dm import M3DM
     from mmad_bank.methods.mdss import MDSS
     from mmad_bank.methods.patchcore import PatchCore
+    from mmad_bank.methods.prediction import Gaussian
 
 
 def names() -> tuple[str, ...]:
