@@ -1,0 +1,86 @@
+"""Pages that are made from the code name all of it, and pages about files name what is in the files."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from snippets import DOCS
+
+from mmad_bank import methods
+from mmad_bank.cli import app
+
+sys.path.append(str(DOCS / "_pages"))
+import commands
+import parameters
+
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+FORMATS = Path(__file__).parents[1] / "formats"
+MODELS = sorted(FORMATS.glob("*/*/model.json"))
+FOLDERS = (DOCS / "reference/model-folder.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_has_all_its_options_on_its_page(name: str) -> None:
+    page = commands.page(name)
+    assert page.startswith(f"# mmad-bank {name}\n")
+    for one in COMMANDS[name].params:
+        if one.param_type_name == "option" and not one.hidden:
+            row = next(line for line in page.splitlines() if line.startswith(f"| `{one.opts[0]}`"))
+            assert row.count(" | ") == 3, row
+            assert re.search(r"[A-Z][^|]+\. \|$", row), f"{row}: what it does is no sentence"
+
+
+def test_the_overview_links_every_command() -> None:
+    for name in COMMANDS:
+        assert f"({name}.md)" in commands.overview()
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_a_method_has_all_its_arguments_on_the_page(name: str) -> None:
+    method = methods.method_class(name)
+    described = {one.name: one for one in parameters.arguments(method)}
+    assert tuple(described) == method.argument_names()
+    section = re.search(rf"^## {method.__name__}$(.*?)(?=^## |\Z)", parameters.page(), flags=re.MULTILINE | re.DOTALL)
+    assert section is not None
+    for argument, one in described.items():
+        assert one.effect, argument
+        assert f"\n| `{argument}` |" in section[1]
+
+
+def test_types_and_choices_are_worded() -> None:
+    page = parameters.page()
+    assert "| `grid` | 2 integers | `28,28` |" in page
+    assert "`m3dm`, `patchcore`, `max`" in page
+    assert "typing." not in page
+    assert "object at 0x" not in page
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.parent.name)
+def test_the_page_of_the_model_folder_names_what_is_in_one(path: Path) -> None:
+    for field in json.loads(path.read_text()):
+        assert f"`{field}`" in FOLDERS, field
+    for file in path.parent.iterdir():
+        assert f"`{file.name}{'/' if file.is_dir() else ''}`" in FOLDERS, file.name
+
+
+def test_every_method_has_a_page_with_figures() -> None:
+    for name in methods.names():
+        page = (DOCS / f"methods/{name}.md").read_text(encoding="utf-8")
+        assert page.startswith(f"# {methods.method_class(name).__name__}\n")
+        assert f"<!-- figures: {methods.method_class(name).__name__} -->" in page
+
+
+def test_figures_are_put_in() -> None:
+    pytest.importorskip("matplotlib")
+    import method_figures
+
+    page = method_figures.insert("<!-- figures: CFM -->")
+    assert "| CFM-M | result | all | 0.960 | 0.994 | 0.972 | 0.459 | CFM's paper |" in page
+    assert "### Ours" in page
+    assert "M3DM" not in page
