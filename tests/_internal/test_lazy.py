@@ -42,5 +42,5 @@ def test_former_places_lead_to_the_present_ones(former: str, now: str) -> None:
 
 
 def test_what_was_never_there_is_not_there() -> None:
-    with pytest.raises(AttributeError, match="module 'mmad_bank.data' has no attribute 'nothing'"):
+    with pytest.raises(AttributeError, match=r"module 'mmad_bank\.data' has no attribute 'nothing'"):
         mb.data.nothing  # noqa: B018
