@@ -650,7 +650,8 @@ class MemoryBank:
             raise ValueError(f"vectors are {vectors.dtype} {tuple(vectors.shape)}")
         if (source_rows.dtype, source_rows.shape) != (torch.int64, (len(vectors),)):
             raise ValueError(f"source rows are {source_rows.dtype} {tuple(source_rows.shape)}")
-        stored = check_precision(header.optional_text("bank_precision") or "auto", "bank_precision")
+        known = header.text("bank_precision") if "bank_precision" in header.content else "auto"  # of older files
+        stored = check_precision(known, "bank_precision")
         self._set(vectors, source_rows, header.text("index"), stored if wanted is None else wanted)
         self._mapped = file.mapped
         self.sources = restore_sources(header)
