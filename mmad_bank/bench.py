@@ -49,7 +49,7 @@ VECTORS = 19_129
 """In each bank: 10 % of their patches on a 28×28 grid."""
 _OF_EXTRACTORS = (
     "rgb", "rgb_weights", "rgb_layers", "xyz", "xyz_weights", "num_groups", "group_size", "image_size", "grid",
-    "recipe", "precision", "seed",
+    "recipe", "compute_dtype", "seed",
 )  # fmt: skip
 _BATCHES_EVERY = 6  # rounds: images one by one tell more, and take less time
 
@@ -58,7 +58,7 @@ CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "PatchCore": ("patchcore", {}),
     "BTF": ("btf", {}),
     "M3DM": ("m3dm", {}),
-    "M3DM, 8-bit banks": ("m3dm", {"storage": "int8"}),
+    "M3DM, 8-bit banks": ("m3dm", {"bank_precision": "int8"}),
     "M3DM, RGB bank": ("m3dm", {"banks": ("rgb",)}),
     "M3DM, point bank": ("m3dm", {"banks": ("xyz",)}),
     "M3DM, fusion bank": ("m3dm", {"banks": ("fusion",)}),
@@ -208,7 +208,7 @@ def make_method(
     kind, changes = CONTESTANTS[name]
     cls = method_class(kind)
     arguments: dict[str, Any] = {
-        "rgb_weights": RANDOM, "xyz_weights": RANDOM, "group_size": 128, "precision": precision, "device": device,
+        "rgb_weights": RANDOM, "xyz_weights": RANDOM, "group_size": 128, "compute_dtype": precision, "device": device,
     }  # fmt: skip
     arguments |= changes | (_SMALL if small else {})
     method = cls(**{key: value for key, value in arguments.items() if key in cls.argument_names()})
@@ -305,14 +305,15 @@ def _timed_prediction(method: Method, samples: list[Sample]) -> tuple[float, dic
 
 def _m3dm(method: M3DM, folder: Path, images: int, vectors: int, progress: bool) -> M3DM:
     """Fit all three banks once; the variants take theirs of them."""
-    whole = M3DM(**{**method.arguments(), "banks": ("xyz", "rgb", "fusion"), "decision": "dlf", "storage": "auto"})
+    all_banks = {"banks": ("xyz", "rgb", "fusion"), "decision": "dlf", "bank_precision": "auto"}
+    whole = M3DM(**{**method.arguments(), **all_banks})
     path = folder / "uff.safetensors"
     whole.uff_weights, whole.ratio = str(path), _ratio(whole, images, vectors)
     if not path.exists():
         dims = Extractors(whole._networks(RANDOM)).dims
         FeatureFusion(dims["xyz"], dims["rgb"]).save(path)
     whole.fit(samples_of(images, size=whole.image_size), workdir=folder / "m3dm", progress=progress)
-    if (method.banks, method.decision, method.storage) == (whole.banks, whole.decision, whole.storage):
+    if (method.banks, method.decision, method.bank_precision) == (whole.banks, whole.decision, whole.bank_precision):
         return whole
     method.preprocessing_, method.train_ids_ = whole.preprocessing_, whole.train_ids_
     wanted = {"xyz", "rgb"} if "fusion" in method.banks else set(method.banks)
@@ -321,9 +322,8 @@ def _m3dm(method: M3DM, folder: Path, images: int, vectors: int, progress: bool)
     method.uff_ = whole.uff_ if "fusion" in method.banks else None
     method.dlf_ = whole.dlf_ if method.decision == "dlf" and method.banks == whole.banks else None
     files = {name: folder / "m3dm" / f"bank-{name}.safetensors" for name in whole.banks if name in method.banks}
-    method.banks_ = MultiBank(
-        {name: MemoryBank.load(path, method.device, bank_precision=method.storage) for name, path in files.items()}
-    )
+    options: dict[str, Any] = {"device": method.device, "bank_precision": method.bank_precision}
+    method.banks_ = MultiBank({name: MemoryBank.load(path, **options) for name, path in files.items()})
     return method
 
 

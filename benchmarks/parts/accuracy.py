@@ -130,7 +130,7 @@ def _teacher(job: _Job) -> Path:
 
     def make(path: Path) -> None:
         model = MDSS(**arguments)
-        data = {one: _prepared(job, one, model.recipe_of_data) for one in job.categories}
+        data = {one: _prepared(job, one, model.preparation) for one in job.categories}
         splits = [open_dataset(prepared, one, "train") for one, prepared in data.items()]
         images = torch.stack([sample.rgb for split in splits for sample in split])
         write_tensors(path, model.distil(images).state_dict())
@@ -179,7 +179,7 @@ def _measure_one(name: str, arguments: dict[str, Any], job: _Job, fitted: dict[s
     """Fit a contestant, or take a fitted one that differs in prediction only, and evaluate it: one row per result."""
     method, changes = CONTESTANTS[name]
     cls, category = method_class(method), job.category
-    data = _prepared(job, category, cls.recipe_of_data)
+    data = _prepared(job, category, cls.preparation)
     train, validation, test = (open_dataset(data, category, split) for split in ("train", "validation", "test"))
     begin = time.perf_counter()
     model = _alike(fitted, method, changes)

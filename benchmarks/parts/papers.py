@@ -199,7 +199,7 @@ def _measure(job: Job, name: str, model: Method, category: str) -> dict[str, Any
 def _prepared(job: Job, model: Method, category: str) -> Path:
     """Prepare a category with a method's recipe, once for all methods that share it."""
     size = model.image_size
-    recipe = "eyecandies" if job.layout == "eyecandies" else type(model).recipe_of_data
+    recipe = "eyecandies" if job.layout == "eyecandies" else type(model).preparation
     target = job.root / "prepared" / f"{recipe}-{size}" / category
     prepare(job.data, target, Preprocessing.recipe(recipe, size=size), categories=[category], layout=job.layout)
     return target

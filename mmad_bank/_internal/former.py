@@ -28,13 +28,15 @@ def formerly(**names: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """
 
     def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
+        called = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
+
         @functools.wraps(function)
         def call(*arguments: _P.args, **named: _P.kwargs) -> _R:
             for former in names.keys() & named.keys():
                 now = names[former]
                 if now in named:
-                    raise TypeError(f"{function.__name__}: {former} is {now} now, found both")
-                warnings.warn(f"{function.__name__}: {former} is {now} now", DeprecationWarning, stacklevel=2)
+                    raise TypeError(f"{called}: {former} is {now} now, found both")
+                warnings.warn(f"{called}: {former} is {now} now", DeprecationWarning, stacklevel=2)
                 named[now] = named.pop(former)
             return function(*arguments, **named)
 

@@ -1,19 +1,20 @@
-"""``--set NAME=VALUE``: a method's constructor arguments from words, by the types in its signature."""
+"""``--set NAME=VALUE``: a method's constructor arguments from words, by the types that are declared with them."""
 
 from __future__ import annotations
 
+import sys
 import types
-import typing
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
+from mmad_bank._internal.limits import bare
+from mmad_bank._internal.type_words import in_words
 from mmad_bank.errors import InputError, did_you_mean
 from mmad_bank.methods.base import Method
 
-_SCALARS = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "none"}
 _OPTIONS = ("seed", "device", "few_shot", "categories", "layout", "units", "workdir")
 """What fit has options for, as parameters."""
-_OTHER_SPELLINGS = {"neighbors": "n_neighbors", "normalize_for": "normalise_for"}
+_OTHER_SPELLINGS = {"neighbors": "n_neighbors"}
 """Arguments by the names that options have for them."""
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -44,7 +45,7 @@ def parse_settings(method: type[Method], settings: Sequence[str]) -> Settings:
     Raises:
         InputError: A word has no ``=``, the method has no such argument, or the value is of another type.
     """
-    hints = argument_types(method)
+    hints, former = argument_types(method), _former_names(method)
     found = Settings({}, {})
     for setting in settings:
         word, equals, text = setting.partition("=")
@@ -53,6 +54,9 @@ def parse_settings(method: type[Method], settings: Sequence[str]) -> Settings:
             raise InputError(f"--set: expected NAME=VALUE, found {setting!r}")
         name = word.replace("-", "_")
         name = _OTHER_SPELLINGS.get(name, name)
+        if name in former:
+            print(f"warning: --set {word} is --set {former[name]} now", file=sys.stderr)
+            name = former[name]
         if name not in hints:
             raise InputError(_word_unknown(method, word, hints))
         try:
@@ -74,12 +78,16 @@ def _word_unknown(method: type[Method], word: str, hints: Iterable[str]) -> str:
 
 def argument_types(method: type[Method]) -> dict[str, Any]:
     """Return the types of a method's constructor arguments by name, ``device`` and ``seed`` left to their options."""
-    hints = typing.get_type_hints(method.__init__)
-    return {name: hints.get(name, str) for name in method.argument_names() if name not in _OPTIONS}
+    return {one.name: one.hint for one in method.parameters() if one.name not in _OPTIONS}
+
+
+def _former_names(method: type[Method]) -> dict[str, str]:
+    """Return the names of a method's arguments by the names that they had before."""
+    return {old: one.name for one in method.parameters() for old in one.former}
 
 
 def parse(text: str, hint: Any) -> Any:
-    """Read a value of a type: str, int, float, bool, None, Literal, tuple, or a union of those.
+    """Read a value of a type: str, int, float, bool, None, Literal, tuple, or a union of those; limits are ignored.
 
     Raises:
         ValueError: It is none.
@@ -90,6 +98,7 @@ def parse(text: str, hint: Any) -> Any:
         >>> parse("10%", float)
         0.1
     """
+    hint = bare(hint)
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return _parse_union(text, inner)
@@ -131,18 +140,13 @@ def _parse_tuple(text: str, hints: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def describe(hint: Any) -> str:
-    """Word a type for people.
+    """Word what a type takes, as it is typed.
 
     Example:
         >>> describe(int | None), describe(tuple[int, int])
-        ('an integer or none', '2 integers joined by commas')
+        ('an integer or none', '2 integers, joined by commas')
     """
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return " or ".join(describe(one) for one in inner)
-    if origin is Literal:
-        return ", ".join(map(str, inner))
-    if origin is tuple:
-        many = "" if inner[-1] is ... else f"{len(inner)} "
-        return f"{many}{_SCALARS.get(inner[0], 'text').split(' ', 1)[-1]}s joined by commas"
-    return _SCALARS.get(hint, "text")
+    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    several = any(get_origin(bare(one)) is tuple for one in members)
+    return f"{in_words(hint)}, joined by commas" if several else in_words(hint)
+

@@ -15,15 +15,16 @@ from mmad_bank.errors import FormatError, InputError, did_you_mean
 _METHODS = {"patchcore": "PatchCore", "btf": "BTF", "m3dm": "M3DM", "cfm": "CFM", "lsfa": "LSFA", "mdss": "MDSS"}
 _EXPORTS = {
     **{cls: name for name, cls in _METHODS.items()},
-    "Gaussian": "prediction", "Method": "base", "Part": "base", "Prediction": "base", "Reason": "base",
+    "Gaussian": "prediction", "Method": "base", "Parameter": "base", "Part": "base", "Prediction": "base",
+    "Reason": "base",
 }  # fmt: skip
 __all__ = [
-    "BTF", "CFM", "LSFA", "M3DM", "MDSS", "Gaussian", "Method", "Part", "PatchCore", "Prediction", "Reason", "load",
-    "method_class", "names",
+    "BTF", "CFM", "LSFA", "M3DM", "MDSS", "Gaussian", "Method", "Parameter", "Part", "PatchCore", "Prediction",
+    "Reason", "load", "method_class", "names", "parameters",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
-    from mmad_bank.methods.base import Method, Part, Prediction, Reason
+    from mmad_bank.methods.base import Method, Parameter, Part, Prediction, Reason
     from mmad_bank.methods.btf import BTF
     from mmad_bank.methods.cfm import CFM
     from mmad_bank.methods.lsfa import LSFA
@@ -54,6 +55,28 @@ def method_class(name: str) -> type[Method]:
     return getattr(importlib.import_module(f"mmad_bank.methods.{name}"), _METHODS[name])
 
 
+def parameters(name: str) -> list[Parameter]:
+    """Describe the arguments of a method's constructor, in its order: what is declared with them.
+
+    In Python all but the first two, the RGB network and its weights, are keyword arguments; on the command line they
+    are values of ``--set``.
+
+    Args:
+        name: The method's, as :func:`names` says.
+
+    Raises:
+        InputError: There is no such method.
+
+    Example:
+        >>> ratio = next(one for one in parameters("patchcore") if one.name == "ratio")
+        >>> ratio.type, ratio.default, ratio.limits
+        ('number', 0.1, 'above 0 and at most 1, such as 0.1 for 10%')
+        >>> ratio.documentation
+        'Share of the training patches that a bank keeps.'
+    """
+    return method_class(name).parameters()
+
+
 def load(folder: str | os.PathLike[str], device: str = "cpu", *, trust_index: bool = False) -> Method:
     """Load a model that a method saved. Nothing in it is executed.
 
@@ -82,4 +105,4 @@ def load(folder: str | os.PathLike[str], device: str = "cpu", *, trust_index: bo
     return method_class(name).load(folder, device, trust_index=trust_index)
 
 
-__getattr__, __dir__ = lazily(__name__, _EXPORTS, submodules=(*_METHODS, "base", "prediction"))
+__getattr__, __dir__ = lazily(__name__, _EXPORTS, submodules=(*_METHODS, "base", "options", "prediction"))

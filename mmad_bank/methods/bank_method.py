@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,22 +24,20 @@ from mmad_bank._internal.torch_state import plain_torch
 from mmad_bank.adaptation import FeatureAdaptation
 from mmad_bank.bank import MemoryBank, MultiBank, Scores
 from mmad_bank.bank.provenance import Origin, Source
-from mmad_bank.bank.selection import coreset_size
 from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.sample import Sample
 from mmad_bank.errors import InputError
 from mmad_bank.extraction import Extractors
 from mmad_bank.features.factory import RANDOM, make_rgb_extractor, make_xyz_extractor
-from mmad_bank.features.point_alignment import Recipe
-from mmad_bank.features.rgb import Precision as RGBPrecision
 from mmad_bank.methods.base import Method, Part, Prediction, Reason, Samples
 from mmad_bank.methods.map_scale import distances_to_others, spread
+from mmad_bank.methods.options import GROUP_SIZE, BankOptions, GridOptions, PointOptions, RGBOptions
 from mmad_bank.methods.prediction import FUSED, Gaussian, check_place
 from mmad_bank.methods.training_features import IMAGES_AT_ONCE, Dumps, extract_split
-from mmad_bank.ops.knn import check_precision
 
 
-class BankMethod(Method):
+@dataclass(kw_only=True, eq=False, repr=False)
+class BankMethod(Method, BankOptions, GridOptions, RGBOptions):
     """A method whose patches are scored by their nearest vectors in one or more memory banks.
 
     Attributes:
@@ -47,41 +46,21 @@ class BankMethod(Method):
         adaptation_: What adapts the extractors' features before anything else is done with them, if there is one.
     """
 
-    rgb: str
-    rgb_weights: str
-    rgb_layers: tuple[int, ...] | None
-    grid: tuple[int, int]
-    precision: RGBPrecision
-    ratio: float
-    projection_dim: int | Literal["auto"] | None
-    reweight: scoring.Reweight
-    n_neighbors: int | None
-    sigma: float
-    storage: Any
-
-    extractors_: Extractors
-    banks_: MultiBank
-    adaptation_: FeatureAdaptation | None
-    _split_frames: dict[str, list[Frame | None]]  # of the samples that a fit sees, by split
-    _described: tuple[Sample, dict[str, Tensor]] | None  # the last explained sample and its patch features
-
     def _begin(self) -> None:
         super()._begin()
-        self.adaptation_ = None
-        self._described = None
-        self._split_frames = {}
+        self.extractors_: Extractors
+        self.banks_: MultiBank
+        self.adaptation_: FeatureAdaptation | None = None
+        # The last explained sample and its patch features.
+        self._described: tuple[Sample, dict[str, Tensor]] | None = None
+        # Of the samples that a fit sees, by split.
+        self._split_frames: dict[str, list[Frame | None]] = {}
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        scoring.check_sigma(self.sigma)
-        coreset_size(1, self.ratio, None)
         scoring.check_reweight(self.reweight, self.n_neighbors)
-        check_precision(self.storage, "storage")
-        if self.projection_dim is None:
-            return
-        check_index(self.seed, "seed", 0, 2**63 - 1, "the projection takes no negative seed")
-        if self.projection_dim != "auto":
-            check_index(self.projection_dim, "projection_dim", 1, 2**31 - 1, "the length of a projected vector")
+        if self.projection_dim is not None:
+            check_index(self.seed, "seed", 0, 2**63 - 1, "the projection takes no negative seed")
 
     # What a method defines.
 
@@ -120,7 +99,7 @@ class BankMethod(Method):
         """Make the extractor of colour images that the arguments ask for."""
         return make_rgb_extractor(
             self.rgb, weights or self.rgb_weights, layers=self.rgb_layers, grid=self.grid, image_size=self.image_size,
-            precision=self.precision,
+            precision=self.compute_dtype,
         )  # fmt: skip
 
     # Fitting.
@@ -238,7 +217,8 @@ class BankMethod(Method):
             bank.sources = [Source(f"{name} features", table.shape[0] * table.shape[1], table.shape[1])]
             bank.save(path)
 
-        return MemoryBank.load(stages.run(f"bank-{name}.safetensors", write), self.device, bank_precision=self.storage)
+        path = stages.run(f"bank-{name}.safetensors", write)
+        return MemoryBank.load(path, self.device, bank_precision=self.bank_precision)
 
     def _place_of(self, bank: str) -> tuple[int, int]:
         """Which of the banks a bank is, from 1, and of how many."""
@@ -398,7 +378,7 @@ class BankMethod(Method):
             adaptation.load_checkpoint(folder / "adaptation.safetensors")
             self.adaptation_ = adaptation.to(self.device).eval()
         self.banks_ = MultiBank.load(
-            folder / "banks", self.device, bank_precision=self.storage, trust_index=self._trust_index
+            folder / "banks", self.device, bank_precision=self.bank_precision, trust_index=self._trust_index
         )
         if tuple(self.banks_) != self._bank_names():
             raise KeyError(f"banks {', '.join(self._bank_names())}")
@@ -418,18 +398,14 @@ def window_cells(grid: tuple[int, int], window: tuple[slice, slice]) -> tuple[Te
     return inside, ((row - rows.start)[:, None] * width + (column - columns.start)).flatten()
 
 
-class PointBankMethod(BankMethod):
+@dataclass(kw_only=True, eq=False, repr=False)
+class PointBankMethod(BankMethod, PointOptions):
     """A method with banks whose point features are Point-MAE's, or FPFH in their place."""
-
-    xyz: str
-    xyz_weights: str
-    num_groups: int
-    group_size: int
-    recipe: Recipe
 
     def _xyz_network(self, weights: str | None) -> nn.Module:
         """Make the extractor of point clouds that the arguments ask for."""
         return make_xyz_extractor(
-            self.xyz, weights or self.xyz_weights, num_groups=self.num_groups, group_size=self.group_size,
-            grid=self.grid, image_size=self.image_size, recipe=self.recipe, precision=self.precision,
+            self.xyz, weights or self.xyz_weights, num_groups=self.num_groups,
+            group_size=self.group_size or GROUP_SIZE, grid=self.grid, image_size=self.image_size, recipe=self.recipe,
+            precision=self.compute_dtype,
         )  # fmt: skip

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from mmad_bank._internal import sections
-from mmad_bank._internal.checks import check_index
 from mmad_bank._internal.decoding import decoding
 from mmad_bank._internal.files import changed
 from mmad_bank._internal.folders import read_folder, replacing_folder
+from mmad_bank._internal.parameters import Parameter, check_parameters, parameters_of
 from mmad_bank._internal.resume import Stages
 from mmad_bank._internal.timing import timed
 from mmad_bank._internal.torch_state import plain_torch
@@ -56,20 +56,22 @@ from mmad_bank.methods.model_folder import (
     read_manifest,
     verify_files,
 )
+from mmad_bank.methods.options import FORMER_NAMES, MethodOptions
 from mmad_bank.methods.prediction import Part, Prediction, Reason
 
 AnyMethod = TypeVar("AnyMethod", bound="Method")
-__all__ = ["MANIFEST", "Method", "Part", "Prediction", "Reason", "Samples", "read_manifest"]
+__all__ = ["MANIFEST", "Method", "Parameter", "Part", "Prediction", "Reason", "Samples", "read_manifest"]
 BUNDLED: Mapping[str, Any] = {"rgb": BUNDLED_RGB, "rgb_weights": PRETRAINED, "xyz": "fpfh"}
 """Arguments for extractors whose weights come with a package, or that have none: nothing is downloaded."""
 _AT_ONCE = 8  # samples of a list that are scored together
 
 
-class Method(ABC):
+class Method(MethodOptions, ABC):
     """A detector of anomalies.
 
-    Constructor arguments are kept unchanged as attributes of the same names and are JSON-able; what is learnt ends in
-    an underscore.
+    A method is a keyword-only dataclass: its fields are the constructor's arguments, kept as attributes of the same
+    names (lists as tuples, paths as text); :func:`mmad_bank.methods.parameters` tells about them. What is learnt ends
+    in an underscore. A class with a constructor that is written out works too; it calls ``self._begin()`` last.
 
     Attributes:
         train_ids_: Ids of the samples that the method was fitted on, in order.
@@ -83,14 +85,11 @@ class Method(ABC):
 
     name: ClassVar[str]
     """In a model's folder and on the command line."""
-    recipe_of_data: ClassVar[str] = "m3dm"
+    preparation: ClassVar[str] = "m3dm"
     """Whose preprocessing of MVTec 3D-AD the method takes, see :class:`mmad_bank.data.Preprocessing`."""
     bundled: ClassVar[Mapping[str, Any]] = {}
     """Arguments that suit the bundled extractors and small data sets, beside :data:`BUNDLED`."""
 
-    image_size: int
-    seed: int
-    device: str
     _trust_index: bool = False  # whether FAISS may read the indices of the banks that are loaded
 
     train_ids_: list[str]
@@ -100,15 +99,18 @@ class Method(ABC):
     categories_: list[str]
     frames_: list[Frame | None]
 
+    def __post_init__(self) -> None:
+        self._begin()
+
     def _begin(self) -> None:
-        """Make an unfitted method of stored arguments (constructors call it last)."""
+        """Make an unfitted method of stored arguments (a constructor that is written out calls it last)."""
+        check_parameters(self)
         self._check_arguments()
         self.train_ids_, self.skipped_, self.preprocessing_, self.map_scale_ = [], {}, None, None
         self.categories_, self.frames_ = [], []
 
     def _check_arguments(self) -> None:
-        """Refuse what would otherwise be found out when the features have been extracted, or the networks trained."""
-        check_index(self.seed, "seed", -(2**63), 2**63 - 1, "64 bits")
+        """Refuse arguments that do not go together; each by itself has been checked against its declaration."""
 
     # The interface.
 
@@ -210,7 +212,7 @@ class Method(ABC):
         """Score samples together.
 
         Several threads may predict with one method at a time. Autocast, inference mode and the default dtype of the
-        caller change nothing: everything is float32 here but what ``precision`` says.
+        caller change nothing: everything is float32 here but what ``compute_dtype`` says.
 
         Args:
             samples: Raw or prepared ones, or what :meth:`predict` takes in place of a sample.
@@ -342,11 +344,10 @@ class Method(ABC):
         if content["method"] != cls.name:
             raise FormatError(f"{folder}: expected a saved {cls.name}, found a saved {content['method']}")
         with decoding(folder, "altered or of another version, it cannot be read", error=FormatError):
-            check_sizes({**content["preprocessing"], **content["arguments"]}, str(folder / MANIFEST))
+            check_sizes(content["preprocessing"], str(folder / MANIFEST))
             verify_files(folder, content.get("files", {}))
-            arguments = {key: tuple(x) if isinstance(x, list) else x for key, x in content["arguments"].items()}
             with plain_torch(), blaming_manifest(folder):
-                method = cls._for_loading(arguments, device)
+                method = cls._for_loading(content["arguments"], device)
                 method._begin()
                 method._trust_index = trust_index
                 method._restore(content)
@@ -378,6 +379,11 @@ class Method(ABC):
             ('rgb', 'rgb_weights')
         """
         return tuple(inspect.signature(cls).parameters)
+
+    @classmethod
+    def parameters(cls) -> list[Parameter]:
+        """Describe the constructor's arguments, in its order; see :func:`mmad_bank.methods.parameters`."""
+        return parameters_of(cls, FORMER_NAMES)
 
     @classmethod
     def bundled_arguments(cls) -> dict[str, Any]:
@@ -506,7 +512,7 @@ class Method(ABC):
         preparation = preparation_of_samples(samples, "dataset")
         if preparation is not None:
             return preparation
-        recipe = recipe_of_samples(samples, "dataset") or self.recipe_of_data
+        recipe = recipe_of_samples(samples, "dataset") or self.preparation
         return Preprocessing.recipe(recipe, size=self.image_size, units=getattr(samples, "units", None))
 
     def _held_out(self, validation: Samples | None) -> Samples | None:

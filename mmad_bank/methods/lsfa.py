@@ -3,72 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from mmad_bank import scoring
 from mmad_bank._internal.resume import Stages
-from mmad_bank.adaptation import LOSSES, Compactness, FeatureAdaptation, Layer, Prototype, train_adaptation
+from mmad_bank.adaptation import LOSSES, Compactness, FeatureAdaptation, Prototype, train_adaptation
 from mmad_bank.bank import Scores
-from mmad_bank.errors import InputError
 from mmad_bank.extraction import Extractors
-from mmad_bank.features.factory import BUNDLED_STAGES, PRETRAINED
-from mmad_bank.features.point_alignment import Recipe
-from mmad_bank.features.rgb import Precision
+from mmad_bank.features.factory import BUNDLED_STAGES
 from mmad_bank.methods.bank_method import PointBankMethod
+from mmad_bank.methods.options import AdaptationOptions, Count, Range, Rate, SomeOf, accepts_former_names
 from mmad_bank.methods.training_features import Dumps, Pairs
-from mmad_bank.ops.knn import Precision as Storage
 
 BANKS = ("xyz", "rgb")
 TRAIN, NONE = "train", "none"
 
 
-class LSFA(PointBankMethod):
+@accepts_former_names
+@dataclass(kw_only=True, eq=False, repr=False)
+class LSFA(PointBankMethod, AdaptationOptions):
     """Adaptors trained to agree between modalities (CLC) and to be compact within one (IFC); two banks, averaged.
 
     Section 3.1 (features and adaptors), 3.2 (CLC), 3.3 (IFC) and 3.4 (banks).
 
-    Args:
-        rgb: a model's name in timm, or ``"efficientnet_lite0"``, which needs no download from outside the package
-            index.
-        rgb_weights: ``"pretrained"``, a checkpoint file, or ``"random"``.
-        rgb_layers: stages or blocks; None for the extractor's own.
-        xyz: ``"point_mae"``, or ``"fpfh"``, which needs no weights.
-        xyz_weights: Point-MAE's published checkpoint file, or ``"random"``.
-        num_groups: G of Point-MAE, groups in a cloud.
-        group_size: S of Point-MAE, points in a group.
-        adaptation: ``"train"`` on the samples of :meth:`fit`; ``"none"`` for the same banks without adaptation; or a
-            file, for one pair of adaptors that was trained before (:class:`FeatureAdaptation` saves it).
-        adaptor: ``"vanilla"`` as in the paper, or ``"residual"``, which starts as the identity: for extractors whose
-            features do not come out of a layer norm, and for little data; see :class:`mmad_bank.adaptation.Adaptor`.
-        adaptation_steps: steps of the training; the paper gives no number.
-        adaptation_batch: images a step.
-        adaptation_patches: patches drawn of an image for the local losses; None takes all.
-        adaptation_lr: the training's rate.
-        queue_size: rows of the FIFO banks.
-        clc_weight: λ.
-        losses: some of :data:`mmad_bank.adaptation.losses.LOSSES`.
-        compactness: ``"distance"`` or ``"mse"``, see :func:`mmad_bank.adaptation.losses.compactness_loss`.
-        prototypes: an image's vector: ``"kmeans"`` or ``"mean"``.
-        clusters: of the k-means.
-        image_size: pixels a side of the prepared images.
-        grid: (h, w) of the patches; the paper's is (56, 56).
-        recipe: of point features and their alignment, ``"paper"`` or ``"published"``. (LSFA's own published code does
-            not run; the paper is followed.)
-        ratio: share of the training patches that a bank keeps.
-        projection_dim: select in a sparse random projection; None selects on the features themselves.
-        reweight: of the image scores.
-        n_neighbors: of the reweighting; None for the rule's own.
-        sigma: of the map's Gaussian, pixels.
-        precision: of the extractors' products.
-        storage: of the banks' copies in memory; scores do not change.
-        seed: of everything random.
-        device: where to extract, train and search.
+    The recipe is that of the point features and of their alignment: LSFA's own published code does not run, and the
+    paper is followed. The paper's grid is 56 × 56.
 
     Raises:
-        InputError: ``losses`` are none of those.
+        InputError: An argument is out of its range, or is none of its choices.
 
     Example:
         >>> LSFA("efficientnet_lite0", xyz="fpfh", grid=(28, 28), adaptation_steps=100).clc_weight
@@ -81,56 +47,31 @@ class LSFA(PointBankMethod):
         "adaptation_batch": 4, "adaptation_patches": 256, "queue_size": 5000,
     }  # fmt: skip
 
-    def __init__(
-        self,
-        rgb: str = "vit_base_patch8_224.dino",
-        rgb_weights: str = PRETRAINED,
-        *,
-        rgb_layers: tuple[int, ...] | None = None,
-        xyz: str = "point_mae",
-        xyz_weights: str = PRETRAINED,
-        num_groups: int = 1024,
-        group_size: int = 128,
-        adaptation: str = TRAIN,
-        adaptor: Layer = "vanilla",
-        adaptation_steps: int = 1000,
-        adaptation_batch: int = 8,
-        adaptation_patches: int | None = None,
-        adaptation_lr: float = 3e-4,
-        queue_size: int = 50_000,
-        clc_weight: float = 0.6,
-        losses: tuple[str, ...] = LOSSES,
-        compactness: Compactness = "distance",
-        prototypes: Prototype = "kmeans",
-        clusters: int = 4,
-        image_size: int = 224,
-        grid: tuple[int, int] = (56, 56),
-        recipe: Recipe = "paper",
-        ratio: float = 0.1,
-        projection_dim: int | Literal["auto"] | None = None,
-        reweight: scoring.Reweight = "patchcore",
-        n_neighbors: int | None = None,
-        sigma: float = 4.0,
-        precision: Precision = "float32",
-        storage: Storage = "auto",
-        seed: int = 0,
-        device: str = "cpu",
-    ) -> None:
-        self.rgb, self.rgb_weights, self.rgb_layers = rgb, rgb_weights, rgb_layers
-        self.xyz, self.xyz_weights, self.num_groups, self.group_size = xyz, xyz_weights, num_groups, group_size
-        self.adaptation, self.adaptor = adaptation, adaptor
-        self.adaptation_steps, self.adaptation_batch = adaptation_steps, adaptation_batch
-        self.adaptation_patches, self.adaptation_lr = adaptation_patches, adaptation_lr
-        self.queue_size, self.clc_weight, self.losses, self.compactness = queue_size, clc_weight, losses, compactness
-        self.prototypes, self.clusters = prototypes, clusters
-        self.image_size, self.grid, self.recipe = image_size, grid, recipe
-        self.ratio, self.projection_dim = ratio, projection_dim
-        self.reweight, self.n_neighbors, self.sigma = reweight, n_neighbors, sigma
-        self.precision, self.storage = precision, storage
-        self.seed, self.device = seed, device
-        if not losses or not set(losses) <= set(LOSSES):
-            raise InputError(f"losses: expected some of {', '.join(LOSSES)}, found {', '.join(losses) or 'none'}")
-        self._begin()
+    rgb: str = field(default="vit_base_patch8_224.dino", kw_only=False)
+    grid: tuple[int, int] = (56, 56)
+    reweight: scoring.Reweight = "patchcore"
+    adaptation: str = TRAIN
+
+    adaptation_lr: Rate = 3e-4
+    """Learning rate of the adaptors' training."""
+
+    queue_size: Count = 50_000
+    """Rows of each FIFO bank that the compactness losses compare with."""
+
+    clc_weight: Annotated[float, Range(0)] = 0.6
+    """Weight of the alignment losses (CLC) beside the compactness losses (λ)."""
+
+    losses: Annotated[tuple[str, ...], SomeOf(LOSSES)] = LOSSES
+    """Losses of the adaptors' training: CLC's alignment and IFC's compactness, each of patches and of whole images."""
+
+    compactness: Compactness = "distance"
+    """Measure of the compactness losses (see :func:`mmad_bank.adaptation.losses.compactness_loss`)."""
+
+    prototypes: Prototype = "kmeans"
+    """Vector that stands for a whole image: from k-means of its patches, or their mean."""
+
+    clusters: Count = 4
+    """Clusters of the k-means."""
 
     def _networks(self, weights: str | None) -> dict[str, nn.Module]:
         return {"xyz": self._xyz_network(weights), "rgb": self._rgb_network(weights)}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,27 +15,25 @@ from torch import Tensor, nn
 from mmad_bank import scoring
 from mmad_bank._internal.progress import doing
 from mmad_bank._internal.resume import Stages
-from mmad_bank.adaptation import Layer
 from mmad_bank.bank import MemoryBank, Scores
 from mmad_bank.bank.provenance import Source
 from mmad_bank.data.frame import Frame
-from mmad_bank.errors import InputError
-from mmad_bank.features.factory import BUNDLED_STAGES, PRETRAINED
-from mmad_bank.features.point_alignment import Recipe
-from mmad_bank.features.rgb import Precision
+from mmad_bank.features.factory import BUNDLED_STAGES
 from mmad_bank.fusion import DecisionFusion, FeatureFusion, train_fusion
 from mmad_bank.fusion.dlf import FACTORS
 from mmad_bank.methods.bank_method import PointBankMethod
-from mmad_bank.methods.lsfa import NONE, learn_adaptation
+from mmad_bank.methods.lsfa import NONE, TRAIN, learn_adaptation
+from mmad_bank.methods.options import AdaptationOptions, BankPrecision, Count, Rate, SomeOf, accepts_former_names
 from mmad_bank.methods.training_features import Dumps, Pairs
-from mmad_bank.ops.knn import Precision as Storage
 
 BANKS = ("xyz", "rgb", "fusion")
 _MEAN_FEATURE = Source("mean feature", 1, None)
 _PUBLISHED_DIVISOR = 1000.0  # of the two-bank variant's image scores
 
 
-class M3DM(PointBankMethod):
+@accepts_former_names
+@dataclass(kw_only=True, eq=False, repr=False)
+class M3DM(PointBankMethod, AdaptationOptions):
     """Point features aligned to the image's patches (PFA), fused with RGB (UFF), three banks, and DLF.
 
     The variants of the paper's tables are choices of ``banks``, ``fusion`` and ``decision``:
@@ -47,51 +46,16 @@ class M3DM(PointBankMethod):
     three banks with DLF        the default
     ==========================  ================================================================
 
-    Args:
-        rgb: a model's name in timm, or ``"efficientnet_lite0"``, which needs no download from outside the package
-            index.
-        rgb_weights: ``"pretrained"``, a checkpoint file, or ``"random"``.
-        rgb_layers: stages or blocks; None for the extractor's own.
-        xyz: ``"point_mae"``, or ``"fpfh"``, which needs no weights.
-        xyz_weights: Point-MAE's published checkpoint file, or ``"random"``.
-        num_groups: G of Point-MAE, groups in a cloud.
-        group_size: S of Point-MAE, points in a group.
-        banks: some of ``"xyz"``, ``"rgb"``, ``"fusion"``.
-        fusion: ``"uff"``, or ``"concat"`` for the two features side by side.
-        decision: of several banks: ``"dlf"``, or ``"add"`` for the sum of the scores.
-        uff_weights: ``"train"`` on the samples of :meth:`fit`, or a file: the published checkpoint, or one UFF for all
-            categories that was trained before.
-        uff_steps: steps of UFF's training.
-        uff_lr: its learning rate; the paper's is for 256 images a step, smaller batches want a smaller one.
-        uff_batch: images a step.
-        uff_patches: patches drawn of an image; None takes all.
-        adaptation: ``"none"``, as the paper; or LSFA's before all else, for all banks: ``"train"``, or a file, see
-            :class:`mmad_bank.methods.LSFA`.
-        adaptor: of the adaptation, ``"vanilla"`` or ``"residual"``, see there.
-        adaptation_steps: steps of its training.
-        adaptation_batch: images a step.
-        adaptation_patches: patches drawn of an image for its local losses; None takes all.
-        image_size: pixels a side of the prepared images.
-        grid: (h, w) of the patches.
-        recipe: ``"paper"`` or ``"published"``: as the authors' code does where it differs (PFA's weights, Point-MAE's
-            statistics, one mean and std for all banks, smaller RGB and fusion banks, no standardization of single xyz
-            and fusion banks, and more).
-        ratio: share of the training patches that a bank keeps.
-        projection_dim: select in a sparse random projection; None selects on the features themselves.
-        reweight: of the image scores.
-        n_neighbors: of the reweighting; None for the rule's own.
-        sigma: of the map's Gaussian, pixels.
-        precision: of the extractors' and the fusion's products.
-        storage: of the banks' copies in memory; scores do not change.
-        seed: of everything random.
-        device: where to extract and search.
+    The recipe ``"published"`` does as the authors' code does where it differs: PFA's weights, Point-MAE's statistics,
+    one mean and std for all banks, smaller RGB and fusion banks, no standardization of single xyz and fusion banks, and
+    more.
 
     Attributes:
         uff_: The trained fusion, if there is a fusion bank that needs one.
         dlf_: The trained decision, if there are several banks and ``decision="dlf"``.
 
     Raises:
-        InputError: ``banks``, ``fusion`` or ``decision`` is none of the above.
+        InputError: An argument is out of its range, or is none of its choices.
 
     Example:
         >>> bundled = M3DM("efficientnet_lite0", xyz="fpfh", uff_steps=100, uff_batch=8, uff_patches=128)
@@ -104,71 +68,37 @@ class M3DM(PointBankMethod):
         "rgb_layers": BUNDLED_STAGES, "uff_steps": 300, "uff_lr": 3e-4, "uff_batch": 8, "uff_patches": 96,
     }  # fmt: skip
 
-    uff_: FeatureFusion | None
-    dlf_: DecisionFusion | None
+    rgb: str = field(default="vit_base_patch8_224.dino", kw_only=False)
 
-    def __init__(
-        self,
-        rgb: str = "vit_base_patch8_224.dino",
-        rgb_weights: str = PRETRAINED,
-        *,
-        rgb_layers: tuple[int, ...] | None = None,
-        xyz: str = "point_mae",
-        xyz_weights: str = PRETRAINED,
-        num_groups: int = 1024,
-        group_size: int = 128,
-        banks: tuple[str, ...] = BANKS,
-        fusion: Literal["uff", "concat"] = "uff",
-        decision: Literal["dlf", "add"] = "dlf",
-        uff_weights: str = "train",
-        uff_steps: int = 750,
-        uff_lr: float = 0.003,
-        uff_batch: int = 256,
-        uff_patches: int | None = None,
-        adaptation: str = NONE,
-        adaptor: Layer = "vanilla",
-        adaptation_steps: int = 1000,
-        adaptation_batch: int = 8,
-        adaptation_patches: int | None = None,
-        image_size: int = 224,
-        grid: tuple[int, int] = (28, 28),
-        recipe: Recipe = "paper",
-        ratio: float = 0.1,
-        projection_dim: int | Literal["auto"] | None = None,
-        reweight: scoring.Reweight = "m3dm",
-        n_neighbors: int | None = None,
-        sigma: float = 4.0,
-        precision: Precision = "float32",
-        storage: Storage = "auto",
-        seed: int = 0,
-        device: str = "cpu",
-    ) -> None:
-        self.rgb, self.rgb_weights, self.rgb_layers = rgb, rgb_weights, rgb_layers
-        self.xyz, self.xyz_weights, self.num_groups, self.group_size = xyz, xyz_weights, num_groups, group_size
-        self.banks, self.fusion, self.decision = banks, fusion, decision
-        self.uff_weights, self.uff_steps, self.uff_lr = uff_weights, uff_steps, uff_lr
-        self.uff_batch, self.uff_patches = uff_batch, uff_patches
-        self.adaptation, self.adaptor, self.adaptation_steps = adaptation, adaptor, adaptation_steps
-        self.adaptation_batch, self.adaptation_patches = adaptation_batch, adaptation_patches
-        self.image_size, self.grid, self.recipe = image_size, grid, recipe
-        self.ratio, self.projection_dim = ratio, projection_dim
-        self.reweight, self.n_neighbors, self.sigma = reweight, n_neighbors, sigma
-        self.precision, self.storage = precision, storage
-        self.seed, self.device = seed, device
-        if not banks or len(set(banks)) < len(banks) or not set(banks) <= set(BANKS):
-            raise InputError(f"banks: expected some of {', '.join(BANKS)}, found {', '.join(banks) or 'none'}")
-        for argument, value, allowed in (
-            ("fusion", fusion, ("uff", "concat")),
-            ("decision", decision, ("dlf", "add")),
-            ("recipe", recipe, ("paper", "published")),
-        ):
-            if value not in allowed:
-                raise InputError(f"{argument}: expected one of {', '.join(allowed)}, found {value!r}")
-        self._begin()
+    banks: Annotated[tuple[str, ...], SomeOf(BANKS)] = BANKS
+    """Memory banks to build, some of ``"xyz"``, ``"rgb"`` and ``"fusion"``."""
+
+    fusion: Literal["uff", "concat"] = "uff"
+    """Features of the fusion bank: those of the learnt fusion UFF, or both modalities' side by side."""
+
+    decision: Literal["dlf", "add"] = "dlf"
+    """Decision over several banks: the learnt DLF, or the sum of the banks' scores."""
+
+    uff_weights: str = TRAIN
+    """Weights of UFF: ``"train"`` on the samples of ``fit``, or a file: the published checkpoint, or one UFF for all
+    categories that was trained before."""
+
+    uff_steps: Count = 750
+    """Optimizer steps of UFF's training."""
+
+    uff_lr: Rate = 0.003
+    """Learning rate of UFF's training; the paper's is for 256 images in a step, smaller batches want a smaller one."""
+
+    uff_batch: Count = 256
+    """Images in a step of UFF's training."""
+
+    uff_patches: Count | None = None
+    """Patches drawn from an image in UFF's training; none takes all."""
 
     def _begin(self) -> None:
         super()._begin()
-        self.uff_, self.dlf_ = None, None
+        self.uff_: FeatureFusion | None = None
+        self.dlf_: DecisionFusion | None = None
 
     def _bank_names(self) -> tuple[str, ...]:
         return tuple(name for name in BANKS if name in self.banks)
@@ -195,7 +125,7 @@ class M3DM(PointBankMethod):
     def _learn_features(self, dumps: Dumps, stages: Stages) -> None:
         if "fusion" not in self.banks or self.fusion == "concat":
             return
-        if self.uff_weights != "train":
+        if self.uff_weights != TRAIN:
             dims = self.extractors_.dims
             network = FeatureFusion(dims["xyz"], dims["rgb"], recipe=self.recipe).load_checkpoint(self.uff_weights)
             self.uff_ = network.to(self.device).eval()
@@ -215,7 +145,7 @@ class M3DM(PointBankMethod):
     def _fused(self, xyz: Tensor, rgb: Tensor) -> Tensor:
         if self.uff_ is None:
             return torch.cat([xyz, rgb], dim=2)
-        return self.uff_.fuse(xyz, rgb, precision=self.precision)
+        return self.uff_.fuse(xyz, rgb, precision=self.compute_dtype)
 
     def _all_networks(self) -> list[nn.Module]:
         return [*super()._all_networks(), *([] if self.uff_ is None else [self.uff_])]
@@ -237,7 +167,7 @@ class M3DM(PointBankMethod):
         assert xyz is not None
         assert rgb is not None
         if len(banks) == len(BANKS):
-            banks["xyz"] = _with_mean_feature(banks["xyz"], xyz.mean, self.storage)
+            banks["xyz"] = _with_mean_feature(banks["xyz"], xyz.mean, self.bank_precision)
         for bank in banks.values():
             bank.standardization = xyz._replace(std=rgb.std)
         return banks
@@ -331,7 +261,7 @@ class M3DM(PointBankMethod):
             self.dlf_ = DecisionFusion.load(folder / "dlf.safetensors")
 
 
-def _with_mean_feature(bank: MemoryBank, mean: float, storage: Storage) -> MemoryBank:
+def _with_mean_feature(bank: MemoryBank, mean: float, precision: BankPrecision) -> MemoryBank:
     """Drop vectors that have a component of exactly the mean and append the mean feature, as the published code does.
 
     There the bank holds standardized features: the dropped ones have a component of zero, the appended one is zero.
@@ -340,7 +270,7 @@ def _with_mean_feature(bank: MemoryBank, mean: float, storage: Storage) -> Memor
     vectors = torch.cat([bank.vectors[kept], bank.vectors.new_full((1, bank.dim), mean)])
     n_rows = sum(source.rows for source in bank.sources)
     rows = torch.cat([bank.source_rows[kept.cpu()], torch.tensor([n_rows])])
-    changed = MemoryBank(vectors, source_rows=rows, bank_precision=storage, extractor=bank.extractor)
+    changed = MemoryBank(vectors, source_rows=rows, bank_precision=precision, extractor=bank.extractor)
     changed.sources = [*bank.sources, _MEAN_FEATURE]
     return changed
 

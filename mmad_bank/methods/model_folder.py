@@ -16,6 +16,7 @@ import numpy as np
 from mmad_bank._internal.checksum import checksum
 from mmad_bank._internal.manifest import Manifest, check_format, read_json
 from mmad_bank.errors import FormatError, InputError
+from mmad_bank.methods.options import FORMER_NAMES
 
 MANIFEST = "model.json"
 FORMAT = "mmad-bank method"
@@ -24,13 +25,15 @@ VERSION = 1
 _BANKS = "banks"  # the folder of a MultiBank; its bank files have checksums of their own
 _BANK_FILE = re.compile(r"banks/(banks\.json|[A-Za-z0-9_-]+\.safetensors)")
 _LIMITS = {  # of what the memory of loading and predicting grows with
-    "image_size": 2**14, "map_size": 2**14, "size": 2**14, "pad_multiple": 2**14, "frame": 2**14, "sigma": 1e4,
-    "min_points": 2**31, "n_sample": 2**31, "n_hypotheses": 2**31,
+    "size": 2**14, "pad_multiple": 2**14, "frame": 2**14, "min_points": 2**31, "n_sample": 2**31,
+    "n_hypotheses": 2**31,
 }  # fmt: skip
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Return a model folder's ``model.json``, whose values have been checked as far as they are the same for all.
+
+    Arguments that version 0.1 saved under former names come under those of today.
 
     Raises:
         InputError: There is no model.
@@ -45,6 +48,9 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
         if found != checksum_of(manifest.content):
             raise FormatError(f"{path}: altered, it does not match its checksum")
     manifest.text("method")
+    arguments = manifest.content.get("arguments")
+    if isinstance(arguments, dict):
+        return {**manifest.content, "arguments": {FORMER_NAMES.get(k, k): value for k, value in arguments.items()}}
     return manifest.content
 
 
@@ -109,14 +115,14 @@ def verify_files(folder: Path, files: Any, *, contents: bool = True) -> None:
             raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def check_sizes(arguments: Mapping[str, Any], place: str) -> None:
-    """Refuse numbers out of any use, which would take memory when a model is loaded or predicts.
+def check_sizes(preprocessing: Mapping[str, Any], place: str) -> None:
+    """Refuse numbers of a preprocessing out of any use, which would take memory when a model predicts.
 
     Raises:
         FormatError: The message names the argument.
     """
     for name, largest in _LIMITS.items():
-        value = arguments.get(name)
+        value = preprocessing.get(name)
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= largest:

@@ -3,39 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import nn
 
 from mmad_bank import scoring
-from mmad_bank.features.factory import BUNDLED_STAGES, PRETRAINED
-from mmad_bank.features.rgb import Precision
+from mmad_bank.features.factory import BUNDLED_STAGES
 from mmad_bank.methods.bank_method import BankMethod
-from mmad_bank.ops.knn import Precision as Storage
+from mmad_bank.methods.options import accepts_former_names
 
 
+@accepts_former_names
+@dataclass(kw_only=True, eq=False, repr=False)
 class PatchCore(BankMethod):
     """Patches of mid-level feature maps, a greedy coreset of the normal ones, and the distance to the nearest.
 
     Locally aware patch features of WideResNet-50-2 (section 3.1), a coreset of 10 % (section 3.2), the image score
     reweighted by the crowding around the nearest vector (section 3.3).
-
-    Args:
-        rgb: a model's name in timm, or ``"efficientnet_lite0"``, which needs no download from outside the package
-            index.
-        rgb_weights: ``"pretrained"``, a checkpoint file, or ``"random"``.
-        rgb_layers: stages or blocks; None for the extractor's own (WideResNet: layers 2 and 3).
-        image_size: pixels a side of the prepared images.
-        grid: (h, w) of the patches.
-        ratio: share of the training patches that the bank keeps.
-        projection_dim: select in a sparse random projection; None selects on the features themselves.
-        reweight: of the image score, see :func:`mmad_bank.scoring.image_score`.
-        n_neighbors: of the reweighting; None for the rule's own.
-        sigma: of the map's Gaussian, pixels.
-        precision: of the extractor's products.
-        storage: of the bank's copy in memory, see :class:`mmad_bank.MemoryBank`; scores do not change.
-        seed: of the projection.
-        device: where to extract and search.
 
     Example:
         >>> from mmad_bank.data import open_dataset
@@ -48,31 +33,7 @@ class PatchCore(BankMethod):
     name: ClassVar[str] = "patchcore"
     bundled: ClassVar[Mapping[str, Any]] = {"rgb_layers": BUNDLED_STAGES}
 
-    def __init__(
-        self,
-        rgb: str = "wide_resnet50_2.tv_in1k",
-        rgb_weights: str = PRETRAINED,
-        *,
-        rgb_layers: tuple[int, ...] | None = None,
-        image_size: int = 224,
-        grid: tuple[int, int] = (28, 28),
-        ratio: float = 0.1,
-        projection_dim: int | Literal["auto"] | None = None,
-        reweight: scoring.Reweight = "patchcore",
-        n_neighbors: int | None = None,
-        sigma: float = 4.0,
-        precision: Precision = "float32",
-        storage: Storage = "auto",
-        seed: int = 0,
-        device: str = "cpu",
-    ) -> None:
-        self.rgb, self.rgb_weights, self.rgb_layers = rgb, rgb_weights, rgb_layers
-        self.image_size, self.grid = image_size, grid
-        self.ratio, self.projection_dim = ratio, projection_dim
-        self.reweight, self.n_neighbors, self.sigma = reweight, n_neighbors, sigma
-        self.precision, self.storage = precision, storage
-        self.seed, self.device = seed, device
-        self._begin()
+    reweight: scoring.Reweight = "patchcore"
 
     def _networks(self, weights: str | None) -> dict[str, nn.Module]:
         return {"rgb": self._rgb_network(weights)}

@@ -69,13 +69,14 @@ def test_errors_name_the_argument() -> None:
     for setting, message in (
         ("ratio", "expected NAME=VALUE, found 'ratio'"),
         ("rato=1", r"has no argument 'rato' \(did you mean 'ratio'\?\); it has rgb, "),
-        ("ratio=big", "--set ratio: expected a number, found 'big'"),
-        ("projection_dim=x", "expected an integer or auto or none, found 'x'"),
+        ("ratio=big", "--set ratio: expected a number above 0 and at most 1, such as 0.1 for 10%, found 'big'"),
+        ("projection_dim=x", "expected an integer from 1 to 2147483647, auto or none, found 'x'"),
+        ("grid=28", "--set grid: expected 2 integers from 1 to 16384, joined by commas, found '28'"),
         ("seed=1", "no argument 'seed'; expected the option --seed of fit"),
         ("few-shot=1", "no argument 'few-shot'; expected the option --few-shot of fit"),
         ("few_shot=1", "no argument 'few_shot'; expected the option --few-shot of fit"),
-        ("image-size=big", "--set image-size: expected an integer, found 'big'"),
-        ("image_size=big", "--set image_size: expected an integer, found 'big'"),
+        ("image-size=big", "--set image-size: expected an integer from 1 to 16384, found 'big'"),
+        ("image_size=big", "--set image_size: expected an integer from 1 to 16384, found 'big'"),
         ("imgae-size=3", r"no argument 'imgae-size' \(did you mean 'image-size'\?\); it has rgb, rgb-weights, "),
         ("imgae_size=3", r"no argument 'imgae_size' \(did you mean 'image_size'\?\); it has rgb, rgb_weights, "),
     ):
@@ -103,18 +104,29 @@ def test_names_that_options_have() -> None:
     assert parse_settings(method_class("m3dm"), ["neighbors=5"]).arguments == {"n_neighbors": 5}
     assert parse_settings(method_class("patchcore"), ["n-neighbors=5"]).arguments == {"n_neighbors": 5}
     cfm = method_class("cfm")
-    for word in ("normalize-for", "normalise_for"):
-        assert parse_settings(cfm, [f"{word}=p_auroc"]).arguments == {"normalise_for": "p_auroc"}
+    assert parse_settings(cfm, ["normalize-for=p_auroc"]).arguments == {"normalize_for": "p_auroc"}
+
+
+def test_former_names_are_taken_with_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    found = parse_settings(method_class("m3dm"), ["storage=half", "precision=bfloat16"])
+    assert found.arguments == {"bank_precision": "half", "compute_dtype": "bfloat16"}
+    assert found.spelled["bank_precision"] == "--set storage"
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: --set storage is --set bank_precision now", "warning: --set precision is --set compute_dtype now",
+    ]  # fmt: skip
+    assert parse_settings(method_class("cfm"), ["normalise-for=p_auroc"]).arguments == {"normalize_for": "p_auroc"}
+    with pytest.raises(InputError, match="cfm has no argument 'storage'"):
+        parse_settings(method_class("cfm"), ["storage=half"])
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (("ratio=2",), "--set ratio: expected more than 0 and at most 1, such as 0.1 for 10%, found 2"),
-        (("neighbors=0",), "--set neighbors: expected 1 to"),
-        (("n_neighbors=0",), "--set n_neighbors: expected 1 to"),
-        (("projection-dim=-1",), "--set projection-dim: expected 1 to"),
-        (("projection_dim=-1",), "--set projection_dim: expected 1 to"),
+        (("ratio=2",), "--set ratio: expected a number above 0 and at most 1, such as 0.1 for 10%, found 2"),
+        (("neighbors=0",), "--set neighbors: expected an integer from 1 to"),
+        (("n_neighbors=0",), "--set n_neighbors: expected an integer from 1 to"),
+        (("projection-dim=-1",), "--set projection-dim: expected an integer from 1 to"),
+        (("projection_dim=-1",), "--set projection_dim: expected an integer from 1 to"),
         (("reweight=max", "sigma=-1"), "--set sigma: expected"),
     ],
 )

@@ -29,9 +29,9 @@ BANKS: dict[str, dict[str, Any]] = {
 MODELS: dict[str, dict[str, Any]] = {
     "patchcore": RGB,
     "btf": RGB,
-    "m3dm": {**BOTH, "uff_steps": 2, "uff_batch": 2, "uff_patches": 8, "storage": "half"},
+    "m3dm": {**BOTH, "uff_steps": 2, "uff_batch": 2, "uff_patches": 8, "bank_precision": "half"},
     "lsfa": {**BOTH, "adaptation_steps": 2, "adaptation_batch": 2, "queue_size": 50},
-    "cfm": {**BOTH, "epochs": 1, "batch": 2, "pixels_per_image": 50, "map_size": 24, "normalise_for": "p_auroc"},
+    "cfm": {**BOTH, "epochs": 1, "batch": 2, "pixels_per_image": 50, "map_size": 24, "normalize_for": "p_auroc"},
     "mdss": {
         "rgb_weights": "random", "pdn_width": 4, "channels": 8, "teacher_steps": 2, "teacher_batch": 2,
         "student_steps": 2, "student_batch": 2, "patch_size": 60, "coverage": (2.0, 3.0), "sdf_steps": 2,

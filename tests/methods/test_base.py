@@ -106,8 +106,8 @@ def test_a_save_that_fails_leaves_the_old_model(
         ({"arguments": 3}, "altered or of another version"),
         ({"preprocessing": None}, "altered or of another version"),
         ({"preprocessing": {"size": 10**9}}, "altered, expected 0 to 16384 for 'size', found 1000000000"),
-        ({"arguments": {"sigma": 1e300}}, "altered, expected 0 to 10000 for 'sigma'"),
-        ({"arguments": {"image_size": -4}}, "altered, expected 0 to 16384 for 'image_size', found -4"),
+        ({"arguments": {"sigma": 1e300}}, r"altered or of another version \(sigma: expected a number from 0 to 10000"),
+        ({"arguments": {"image_size": -4}}, r"altered or of another version \(image_size: expected an integer from 1"),
         ({"preprocessing": {"background": [None]}}, r"altered or of another version \(background: expected one of"),
         ({"frames": {"frames": ["../x"], "of": []}}, r"altered or of another version \(frame: expected six numbers"),
         ({"train_ids": 4}, "altered or of another version"),
@@ -275,29 +275,7 @@ def test_stages_remove_only_what_they_wrote(tmp_path: Path) -> None:
         Stages(tmp_path / "notes.txt", {})
 
 
-@pytest.mark.parametrize(
-    ("argument", "value", "message"),
-    [
-        ("seed", 2**70, "seed: expected -9223372036854775808 to"),
-        ("seed", "x", "seed: expected an integer, found 'x'"),
-        ("sigma", -1.0, "sigma: expected a finite number of at least 0, found -1.0"),
-        ("sigma", "x", "sigma: expected a finite number of at least 0, found 'x'"),
-        ("ratio", 2.0, "ratio: expected more than 0 and at most 1, such as 0.1 for 10%, found 2.0"),
-        ("reweight", "mean", "reweight: expected one of m3dm, patchcore, max, found 'mean'"),
-        ("n_neighbors", 0, "n_neighbors: expected"),
-        ("projection_dim", 0, "projection_dim: expected 1 to"),
-        ("storage", "int4", "storage: expected one of auto, float32, half, int8, found 'int4'"),
-    ],
-)
-def test_wrong_arguments_are_refused_before_the_work(argument: str, value: Any, message: str) -> None:
-    takers = [one for one in map(methods.method_class, methods.names()) if argument in one.argument_names()]
-    assert takers
-    for method in takers:
-        with pytest.raises(InputError, match=f"^{message}"):
-            method(**{argument: value})
-
-
 def test_a_projection_takes_no_negative_seed() -> None:
     PatchCore(seed=-1)
-    with pytest.raises(InputError, match=r"^seed: expected 0 to"):
+    with pytest.raises(InputError, match=r"^seed: expected 0 to .* \(the projection takes no negative seed\)"):
         PatchCore(seed=-1, projection_dim="auto")

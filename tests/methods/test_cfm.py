@@ -46,7 +46,7 @@ def test_the_registry_and_the_contract_know_it() -> None:
     assert "cfm" in methods.names()
     assert methods.method_class("cfm") is CFM
     assert methods.cfm.CrossmodalMapping(768, 1152).projection.in_features == 960
-    assert CFM.recipe_of_data == "cfm"
+    assert CFM.preparation == "cfm"
 
 
 # Features.
@@ -146,9 +146,9 @@ def test_aggregations_are_pixel_by_pixel() -> None:
     assert aggregate(maps, "xyz").tolist() == maps["xyz"].tolist()
 
 
-@pytest.mark.parametrize("normalise_for", ["aupro", "p_auroc"])
-def test_the_published_recipe_filters_with_boxes_and_divides(parts: list[Sample], normalise_for: str) -> None:
-    method = CFM("efficientnet_lite0", **SMALL, recipe="published", normalise_for=normalise_for).fit(parts)
+@pytest.mark.parametrize("normalize_for", ["aupro", "p_auroc"])
+def test_the_published_recipe_filters_with_boxes_and_divides(parts: list[Sample], normalize_for: str) -> None:
+    method = CFM("efficientnet_lite0", **SMALL, recipe="published", normalize_for=normalize_for).fit(parts)
     prediction = method.predict(parts[0])
     product = prediction.parts["rgb"].scores * prediction.parts["xyz"].scores
     smooth = F.interpolate(product[None, None].double(), size=SIZE, mode="bilinear", align_corners=False)
@@ -157,7 +157,7 @@ def test_the_published_recipe_filters_with_boxes_and_divides(parts: list[Sample]
             smooth = F.conv2d(smooth, torch.ones(1, 1, width, width).double() / width**2, padding=width // 2)
     smooth = smooth[0, 0]
     mean = smooth[smooth != 0].mean()
-    expected = smooth / (mean if normalise_for == "aupro" else smooth.mean().sqrt())
+    expected = smooth / (mean if normalize_for == "aupro" else smooth.mean().sqrt())
     torch.testing.assert_close(prediction.map.double(), expected, atol=1e-4, rtol=1e-4)
     assert prediction.score == pytest.approx(float(smooth.max() / mean.sqrt()), rel=1e-4)
 
@@ -254,7 +254,7 @@ def test_a_diverging_fit_names_the_step(parts: list[Sample]) -> None:
 def test_what_cannot_be_used_is_named(parts: list[Sample]) -> None:
     for changes in (
         {"variant": "XL"}, {"aggregation": "mean"}, {"mode": "both"}, {"architecture": "mlp"}, {"recipe": "code"},
-        {"normalise_for": "f1"},
+        {"normalize_for": "f1"},
     ):  # fmt: skip
         with pytest.raises(InputError, match=next(iter(changes))):
             CFM(**changes)

@@ -107,7 +107,7 @@ def test_the_rest_is_named(model: PatchCore, files: tuple[Path, Path], tmp_path:
 
 def test_representations_tell_what_there_is(model: PatchCore) -> None:
     assert repr(model) == (
-        "<Colours(rgb='efficientnet_lite0', rgb_weights='random', image_size=64, grid=(8, 8), ratio=0.5, sigma=1.0):"
+        "<Colours(rgb='efficientnet_lite0', rgb_weights='random', grid=(8, 8), ratio=0.5, image_size=64, sigma=1.0):"
         " fitted on 3 images of part; bank rgb 96 × 3>"
     )
     assert repr(M3DM(ratio=0.2)) == "<M3DM(ratio=0.2): not fitted>"

@@ -269,9 +269,9 @@ def test_missing_measurements_may_be_nan(fitted: M3DM) -> None:
 
 
 def test_wrong_arguments_are_one_line(parts: list[Sample]) -> None:
-    with pytest.raises(InputError, match="banks: expected some of xyz, rgb, fusion, found rgb, depth"):
+    with pytest.raises(InputError, match="banks: expected some of xyz, rgb, fusion, each once, found "):
         M3DM(banks=("rgb", "depth"))
-    with pytest.raises(InputError, match="banks: expected some of xyz, rgb, fusion, found none"):
+    with pytest.raises(InputError, match="banks: expected some of xyz, rgb, fusion, each once, found "):
         M3DM(banks=())
     with pytest.raises(InputError, match="decision: expected one of dlf, add, found 'vote'"):
         M3DM(decision="vote")  # type: ignore[arg-type]

@@ -60,7 +60,7 @@ def fitted() -> MDSS:
 def test_the_registry_knows_it() -> None:
     assert "mdss" in methods.names()
     assert methods.method_class("mdss") is MDSS
-    assert MDSS.recipe_of_data == "mdss"
+    assert MDSS.preparation == "mdss"
     assert MDSS().image_size == 256
 
 
@@ -274,8 +274,8 @@ def test_nan_stops_the_fit_with_the_step(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"branches": ()}, "branches: expected rgb, xyz or both, found none"),
-        ({"branches": ("rgb", "fusion")}, "branches: expected rgb, xyz or both, found rgb, fusion"),
+        ({"branches": ()}, r"branches: expected some of rgb, xyz, each once, found \(\)"),
+        ({"branches": ("rgb", "fusion")}, r"branches: expected some of rgb, xyz, each once, found \('rgb', 'fusion'\)"),
         ({"branches": ("rgb", "rgb")}, "branches: expected"),
         ({"aggregation": "max"}, "aggregation: expected one of min, mean"),
         ({"statistics": "some"}, "statistics: expected one of all, nonzero"),
@@ -288,7 +288,8 @@ def test_bad_choices_are_named(arguments: dict, message: str) -> None:
 
 def test_bad_arguments_of_the_parts_are_named() -> None:
     for arguments, message in (
-        ({"student_steps": 0}, "steps: expected 1"), ({"sdf_batch": 1}, "batch: expected 2"),
+        ({"student_steps": 0}, "student_steps: expected an integer from 1"),
+        ({"sdf_batch": 1}, "sdf_batch: expected an integer from 2"),
         ({"teacher": "nowhere.pth"}, "nowhere.pth: no such checkpoint"),
         ({"teacher_images": "nowhere"}, "nowhere: expected a folder of images"),
         ({"quantiles": (0.9, 1.0)}, "quantiles: expected"),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmad_bank import scoring
 from mmad_bank._internal import sections
 from mmad_bank._internal.resume import Stages
 from mmad_bank._internal.state_dicts import load_matching, read_torch
@@ -24,15 +24,13 @@ from mmad_bank.extraction import Extractors
 from mmad_bank.features.factory import (
     BUNDLED_RGB,
     BUNDLED_STAGES,
-    PRETRAINED,
     RANDOM,
     PointPatches,
     make_rgb_extractor,
     make_xyz_extractor,
 )
-from mmad_bank.features.point_alignment import Recipe, measured_points, nearest_groups
-from mmad_bank.features.point_mae import PointMAE
-from mmad_bank.features.rgb import Precision
+from mmad_bank.features.point_alignment import measured_points, nearest_groups
+from mmad_bank.features.point_mae import DEPTH, PointMAE
 from mmad_bank.methods.base import Method, Part, Prediction, Samples, category_of
 from mmad_bank.methods.cfm.box_filters import BoxFilters
 from mmad_bank.methods.cfm.mappings import (
@@ -46,12 +44,22 @@ from mmad_bank.methods.cfm.mappings import (
     source_of,
     train_mappings,
 )
+from mmad_bank.methods.options import (
+    GROUP_SIZE,
+    Count,
+    GridOptions,
+    PointOptions,
+    Range,
+    Rate,
+    Side,
+    accepts_former_names,
+)
 from mmad_bank.methods.prediction import Gaussian, Smoothing
 from mmad_bank.methods.training_features import Dumps, extract_split
 
 Variant = Literal["L", "M", "S", "T"]
 Aggregation = Literal["product", "sum", "max", "rgb", "xyz"]
-Normalisation = Literal["aupro", "p_auroc"]
+Normalization = Literal["aupro", "p_auroc"]
 
 RGB_LAYERS: dict[str, tuple[int, ...]] = {"L": (11,), "M": (7,), "S": (3,), "T": (0,)}
 """Transformer blocks of ViT-B whose tokens a variant takes, counted from 0."""
@@ -61,57 +69,26 @@ RGB_STAGES: dict[str, tuple[int, ...]] = {"L": BUNDLED_STAGES, "M": (1, 2, 3), "
 """Stages of the bundled extractor, which is no transformer."""
 
 TRAIN = "train"
-_PUBLISHED_GROUP, _PAPER_GROUP = 128, 32
+_PAPER_GROUP = 32
 
 
-class CFM(Method):
+@accepts_former_names
+@dataclass(kw_only=True, eq=False, repr=False)
+class CFM(Method, GridOptions, PointOptions):
     """Two small networks predict each modality's features from the other's; an anomaly is where both are wrong.
 
     Features of every pixel (section 3.1), mappings (3.2), the product of the two discrepancies, smoothed, and its
     maximum as the image's score (3.3), and transformers that end early (3.4).
 
-    Args:
-        rgb: a model's name in timm, or ``"efficientnet_lite0"``, which needs no download from outside the package
-            index.
-        rgb_weights: ``"pretrained"``, a checkpoint file, or ``"random"``.
-        rgb_layers: stages or blocks; None for the variant's.
-        xyz: ``"point_mae"``, or ``"fpfh"``, which needs no weights and has no layers.
-        xyz_weights: Point-MAE's published checkpoint file, or ``"random"``.
-        xyz_layers: blocks of Point-MAE; None for the variant's.
-        num_groups: G of Point-MAE, groups in a cloud.
-        group_size: S of Point-MAE, points in a group; None for the recipe's, 32 (paper) or 128 (published).
-        variant: ``"L"``, or ``"M"``, ``"S"``, ``"T"``: both transformers end after block 8, 4, 1. What comes behind is
-            neither made nor loaded nor run.
-        architecture: of the mappings, see :class:`mmad_bank.methods.cfm.mappings.CrossmodalMapping`.
-        mode: ``"crossmodal"``, or ``"intramodal"`` for the ablation.
-        aggregation: of the discrepancies of both modalities: ``"product"``, ``"sum"``, ``"max"``, or one alone,
-            ``"rgb"`` (Ψ_2D) or ``"xyz"`` (Ψ_3D).
-        rgb_to_xyz_weights: ``"train"`` on the samples of :meth:`fit`, or a published state dict of M_2D→3D.
-        xyz_to_rgb_weights: the same of M_3D→2D; both or neither are files.
-        epochs: of the training; the paper takes 250, and 50 in ablations.
-        batch: images a step.
-        pixels_per_image: draw so many pixels of an image in training; None takes all, as the paper.
-        lr: Adam's rate.
-        image_size: pixels a side of the prepared images.
-        grid: (h, w) of the RGB tokens.
-        map_size: pixels a side of the maps that are compared; None for ``image_size``. A smaller one is faster by the
-            square and its map is enlarged.
-        recipe: ``"paper"`` or ``"published"``: as the authors' code does where it differs (Point-MAE's statistics and
-            group size, box filters in place of the Gaussian, and maps and scores divided by means of the map).
-        normalise_for: with the published recipe, the metric that the map is divided for: ``"aupro"`` by the mean of its
-            non-zero pixels, ``"p_auroc"`` by the square root of the mean of all. (The image's score is divided by the
-            square root of the first.)
-        sigma: of the map's Gaussian, pixels.
-        precision: of the extractors' and, at inference, the mappings' products.
-        seed: of the training.
-        device: where to run.
+    The recipe ``"published"`` does as the authors' code does where it differs from the paper: Point-MAE's statistics
+    and group size, box filters in place of the Gaussian, and maps and scores divided by means of the map.
 
     Attributes:
         extractors_: What describes samples.
         mappings_: The mappings, by the modality that they predict.
 
     Raises:
-        InputError: A choice is none of the above.
+        InputError: An argument is out of its range, or is none of its choices.
 
     Example:
         >>> method = CFM("efficientnet_lite0", xyz="fpfh", epochs=20, pixels_per_image=1024)
@@ -120,66 +97,63 @@ class CFM(Method):
     """
 
     name: ClassVar[str] = "cfm"
-    recipe_of_data: ClassVar[str] = "cfm"
+    preparation: ClassVar[str] = "cfm"
     bundled: ClassVar[Mapping[str, Any]] = {"epochs": 50, "pixels_per_image": 1024}
 
-    extractors_: MapExtractors
-    mappings_: dict[str, CrossmodalMapping]
+    rgb: str = field(default="vit_base_patch8_224.dino", kw_only=False)
+    group_size: int | None = None
 
-    def __init__(
-        self,
-        rgb: str = "vit_base_patch8_224.dino",
-        rgb_weights: str = PRETRAINED,
-        *,
-        rgb_layers: tuple[int, ...] | None = None,
-        xyz: str = "point_mae",
-        xyz_weights: str = PRETRAINED,
-        xyz_layers: tuple[int, ...] | None = None,
-        num_groups: int = 1024,
-        group_size: int | None = None,
-        variant: Variant = "L",
-        architecture: Architecture = "projection",
-        mode: Mode = "crossmodal",
-        aggregation: Aggregation = "product",
-        rgb_to_xyz_weights: str = TRAIN,
-        xyz_to_rgb_weights: str = TRAIN,
-        epochs: int = 250,
-        batch: int = 4,
-        pixels_per_image: int | None = None,
-        lr: float = 1e-3,
-        image_size: int = 224,
-        grid: tuple[int, int] = (28, 28),
-        map_size: int | None = None,
-        recipe: Recipe = "paper",
-        normalise_for: Normalisation = "aupro",
-        sigma: float = 4.0,
-        precision: Precision = "float32",
-        seed: int = 0,
-        device: str = "cpu",
-    ) -> None:
-        self.rgb, self.rgb_weights, self.rgb_layers = rgb, rgb_weights, rgb_layers
-        self.xyz, self.xyz_weights, self.xyz_layers = xyz, xyz_weights, xyz_layers
-        self.num_groups, self.group_size, self.variant = num_groups, group_size, variant
-        self.architecture, self.mode, self.aggregation = architecture, mode, aggregation
-        self.rgb_to_xyz_weights, self.xyz_to_rgb_weights = rgb_to_xyz_weights, xyz_to_rgb_weights
-        self.epochs, self.batch, self.pixels_per_image, self.lr = epochs, batch, pixels_per_image, lr
-        self.image_size, self.grid, self.map_size = image_size, grid, map_size
-        self.recipe, self.normalise_for, self.sigma = recipe, normalise_for, sigma
-        self.precision, self.seed, self.device = precision, seed, device
-        for argument, allowed in (
-            ("variant", Variant), ("architecture", Architecture), ("mode", Mode), ("aggregation", Aggregation),
-            ("recipe", Recipe), ("normalise_for", Normalisation),
-        ):  # fmt: skip
-            if getattr(self, argument) not in get_args(allowed):
-                choices = ", ".join(get_args(allowed))
-                raise InputError(f"{argument}: expected one of {choices}, found {getattr(self, argument)!r}")
-        if (rgb_to_xyz_weights == TRAIN) != (xyz_to_rgb_weights == TRAIN):
-            raise InputError("rgb_to_xyz_weights and xyz_to_rgb_weights: expected two files, or 'train' for both")
-        self._begin()
+    xyz_layers: tuple[Annotated[int, Range(0, DEPTH - 1)], ...] | None = None
+    """Blocks of Point-MAE that features are taken from, counted from 0; none takes the variant's."""
+
+    variant: Variant = "L"
+    """Depth of the transformers: M, S and T end both after block 8, 4 and 1, and what comes behind is neither made nor
+    loaded nor run."""
+
+    architecture: Architecture = "projection"
+    """Architecture of the mappings (see :class:`mmad_bank.methods.cfm.CrossmodalMapping`)."""
+
+    mode: Mode = "crossmodal"
+    """Source that a modality is predicted from: the other one, or itself, which is an ablation."""
+
+    aggregation: Aggregation = "product"
+    """Aggregation of both modalities' discrepancies; one alone is rgb (Ψ_2D) or xyz (Ψ_3D)."""
+
+    rgb_to_xyz_weights: str = TRAIN
+    """Weights of the mapping M_2D→3D: ``"train"`` on the samples of ``fit``, or the file of a published state dict."""
+
+    xyz_to_rgb_weights: str = TRAIN
+    """Weights of the mapping M_3D→2D, likewise; both or neither are files."""
+
+    epochs: Count = 250
+    """Passes over the training images; the paper takes 250, and 50 in ablations."""
+
+    batch: Count = 4
+    """Images in a step of the training."""
+
+    pixels_per_image: Count | None = None
+    """Pixels drawn from an image in training; none takes all, as the paper."""
+
+    lr: Rate = 1e-3
+    """Learning rate of the training."""
+
+    map_size: Side | None = None
+    """Side of the maps that are compared, in pixels; none takes ``image_size``. A smaller one is faster by the square,
+    and its map is enlarged."""
+
+    normalize_for: Normalization = "aupro"
+    """Metric that the published recipe divides the map for: aupro by the mean of its non-zero pixels, p_auroc by the
+    square root of the mean of all; the image's score is divided by the square root of the first."""
+
+    def _begin(self) -> None:
+        super()._begin()
+        self.extractors_: MapExtractors
+        self.mappings_: dict[str, CrossmodalMapping]
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        scoring.check_sigma(self.sigma)
+        if (self.rgb_to_xyz_weights == TRAIN) != (self.xyz_to_rgb_weights == TRAIN):
+            raise InputError("rgb_to_xyz_weights and xyz_to_rgb_weights: expected two files, or 'train' for both")
 
     # Sections 3.1 and 3.4: features, of transformers that end early.
 
@@ -187,14 +161,14 @@ class CFM(Method):
         layers = self.rgb_layers or (RGB_STAGES if self.rgb == BUNDLED_RGB else RGB_LAYERS)[self.variant]
         rgb = make_rgb_extractor(
             self.rgb, weights or self.rgb_weights, layers=layers, grid=self.grid, image_size=self.image_size,
-            precision=self.precision,
+            precision=self.compute_dtype,
         )  # fmt: skip
-        group_size = self.group_size or (_PUBLISHED_GROUP if self.recipe == "published" else _PAPER_GROUP)
+        group_size = self.group_size or (GROUP_SIZE if self.recipe == "published" else _PAPER_GROUP)
         size = self._map_size
         xyz = make_xyz_extractor(
             self.xyz, weights or self.xyz_weights, num_groups=self.num_groups, group_size=group_size,
             layers=self.xyz_layers or XYZ_LAYERS[self.variant], grid=(size, size), image_size=self.image_size,
-            recipe=self.recipe, precision=self.precision,
+            recipe=self.recipe, precision=self.compute_dtype,
         )  # fmt: skip
         return {"rgb": rgb, "xyz": xyz.network if isinstance(xyz, PointPatches) else xyz}
 
@@ -243,7 +217,7 @@ class CFM(Method):
         for b, sample in enumerate(samples):
             with timed(sections.MAPPINGS):
                 image = self._pixels({name: rows[b] for name, rows in features.items()})
-                apart = discrepancies(self.mappings_, image, self.mode, precision=self.precision)
+                apart = discrepancies(self.mappings_, image, self.mode, precision=self.compute_dtype)
             with timed(sections.DECISION):
                 smooth = self._smooth(aggregate(apart, self.aggregation))
                 score, own = self._finish(smooth, sample.frame)
@@ -272,7 +246,7 @@ class CFM(Method):
             return float(largest), smooth
         positive = smooth[smooth != 0]
         mean = positive.mean() if len(positive) else smooth.new_ones(())
-        divisor = mean if self.normalise_for == "aupro" else smooth.mean().sqrt()
+        divisor = mean if self.normalize_for == "aupro" else smooth.mean().sqrt()
         return float(largest / mean.sqrt()), smooth / divisor.clamp(min=torch.finfo(smooth.dtype).tiny)
 
     @property

@@ -6,16 +6,17 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmad_bank import scoring
 from mmad_bank._internal import sections
+from mmad_bank._internal.checks import check_index
+from mmad_bank._internal.limits import MACHINE
 from mmad_bank._internal.progress import progress_bar
 from mmad_bank._internal.resume import Stages
 from mmad_bank._internal.state_dicts import load_matching, read_torch
@@ -24,11 +25,10 @@ from mmad_bank._internal.timing import timed
 from mmad_bank._internal.training import seeded
 from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.sample import Sample
-from mmad_bank.errors import InputError, NoneUsableError
+from mmad_bank.errors import NoneUsableError
 from mmad_bank.extraction import usable
-from mmad_bank.features.factory import BUNDLED_RGB, PRETRAINED, make_rgb_extractor
+from mmad_bank.features.factory import BUNDLED_RGB, make_rgb_extractor
 from mmad_bank.features.point_alignment import measured_points
-from mmad_bank.features.rgb import Precision
 from mmad_bank.methods.base import Method, Part, Prediction, Samples
 from mmad_bank.methods.mdss.pdn import CHANNELS, PDN, foreground_mask, mask_on_grid, squared_difference
 from mmad_bank.methods.mdss.score_alignment import Moments, ScoreAlignment
@@ -39,6 +39,7 @@ from mmad_bank.methods.mdss.signed_distance import (
     train_signed_distance,
 )
 from mmad_bank.methods.mdss.student_teacher import ImageFolder, Images, train_student, train_teacher
+from mmad_bank.methods.options import Count, Range, Rate, RGBOptions, SomeOf, accepts_former_names
 from mmad_bank.methods.prediction import Gaussian
 from mmad_bank.methods.training_features import Seen
 
@@ -47,7 +48,13 @@ DISTIL = "distil"
 Statistics = Literal["all", "nonzero"]
 
 
-class MDSS(Method):
+Quantile = Annotated[float, Range(0, below=1)]
+Coverage = Annotated[float, Range(above=0)]
+
+
+@accepts_former_names
+@dataclass(kw_only=True, eq=False, repr=False)
+class MDSS(Method, RGBOptions):
     """Where the student differs from its teacher, or a point from the surface that its surroundings should have.
 
     RGB: a PDN student learns its teacher's outputs on the foreground of normal images (section 3.1). Points: patches of
@@ -57,41 +64,8 @@ class MDSS(Method):
 
     The student never learns the background, so its differences there say nothing: they are set to zero in prediction
     as in training. The paper gives no numbers of steps, and the defaults here are for a GPU; on a CPU, narrower
-    networks (``pdn_width``, ``sdf_width``), smaller images and fewer steps keep a training to minutes.
-
-    Args:
-        rgb: The extractor that a teacher is distilled from: ``"efficientnet_lite0"``, which needs no download from
-            outside the package index, or a model's name in timm.
-        rgb_weights: ``"pretrained"``, a checkpoint file, or ``"random"``.
-        rgb_layers: Stages or blocks; None for the extractor's own.
-        branches: ``"rgb"``, ``"xyz"``, or both. One alone gives its own map, and the map's maximum as the score.
-        teacher: ``"distil"``, or a file of published PDN weights; no extractor is needed then.
-        teacher_images: Folder of images to distil on; None takes the training samples.
-        teacher_steps: Of the distillation (EfficientAD takes 60 000).
-        teacher_batch: Images a step.
-        teacher_lr: Learning rate.
-        pdn_width: Channels after PDN's first convolution; 128 for the published weights.
-        channels: Of PDN's map; None takes 384, or as many dimensions as the extractor has.
-        student_steps: Of the student's training (EfficientAD takes 70 000).
-        student_batch: Images a step.
-        student_lr: Learning rate.
-        quantiles: The dynamic learning factor d of the first and of the last step, see
-            :func:`mmad_bank.methods.mdss.pdn.dynamic_quantile`.
-        patch_size: Points a patch of the cloud.
-        coverage: In how many patches a point lies on average, in training and in prediction.
-        sdf_steps: Of the signed distances' training.
-        sdf_batch: Patches a step.
-        sdf_queries: Points pulled in each; None takes ``patch_size``.
-        sdf_lr: Initial learning rate; it falls as a cosine.
-        sdf_width: Of the implicit function's layers.
-        aggregation: Of a point's distances over the patches that hold it, ``"min"`` or ``"mean"``.
-        statistics: Of the alignment: over ``"all"`` pixels, or the ``"nonzero"`` ones of each map, as Shape-guided's
-            code does.
-        image_size: Pixels a side of the prepared images.
-        sigma: Of the 3-D map's Gaussian, pixels; the RGB map is not blurred.
-        precision: Of the extractor's products.
-        seed: Of everything random.
-        device: Where to train and predict.
+    networks (``pdn_width``, ``sdf_width``), smaller images and fewer steps keep a training to minutes. ``sigma`` is of
+    the 3-D map: the RGB map is not blurred.
 
     Attributes:
         teacher_: The teacher, if there is an RGB branch.
@@ -100,7 +74,7 @@ class MDSS(Method):
         alignment_: Of the two branches.
 
     Raises:
-        InputError: A choice is none of the above.
+        InputError: An argument is out of its range, or is none of its choices.
 
     Example:
         >>> method = MDSS(pdn_width=16, teacher_steps=200, student_steps=200, sdf_width=64, sdf_steps=300)
@@ -116,71 +90,87 @@ class MDSS(Method):
         # After so short a training a single patch's distance is noisy: their mean tells more than the smallest.
         "sdf_queries": 60, "sdf_lr": 1e-3, "sdf_width": 96, "aggregation": "mean",
     }  # fmt: skip
-    recipe_of_data: ClassVar[str] = "mdss"
+    preparation: ClassVar[str] = "mdss"
 
-    teacher_: PDN | None
-    student_: PDN | None
-    sdf_: SignedDistance | None
-    alignment_: ScoreAlignment | None
+    rgb: str = field(default=BUNDLED_RGB, kw_only=False)
+    image_size: int = 256
 
-    def __init__(
-        self,
-        rgb: str = BUNDLED_RGB,
-        rgb_weights: str = PRETRAINED,
-        *,
-        rgb_layers: tuple[int, ...] | None = None,
-        branches: tuple[str, ...] = BRANCHES,
-        teacher: str = DISTIL,
-        teacher_images: str | None = None,
-        teacher_steps: int = 10_000,
-        teacher_batch: int = 16,
-        teacher_lr: float = 1e-4,
-        pdn_width: int = 128,
-        channels: int | None = None,
-        student_steps: int = 10_000,
-        student_batch: int = 4,
-        student_lr: float = 1e-3,
-        quantiles: tuple[float, float] = (0.99, 0.999),
-        patch_size: int = 500,
-        coverage: tuple[float, float] = (5.0, 10.0),
-        sdf_steps: int = 20_000,
-        sdf_batch: int = 32,
-        sdf_queries: int | None = None,
-        sdf_lr: float = 1e-4,
-        sdf_width: int = 512,
-        aggregation: Aggregation = "min",
-        statistics: Statistics = "all",
-        image_size: int = 256,
-        sigma: float = 4.0,
-        precision: Precision = "float32",
-        seed: int = 0,
-        device: str = "cpu",
-    ) -> None:
-        self.rgb, self.rgb_weights, self.rgb_layers, self.branches = rgb, rgb_weights, rgb_layers, branches
-        self.teacher, self.teacher_images = teacher, teacher_images
-        self.teacher_steps, self.teacher_batch, self.teacher_lr = teacher_steps, teacher_batch, teacher_lr
-        self.pdn_width, self.channels, self.quantiles = pdn_width, channels, quantiles
-        self.student_steps, self.student_batch, self.student_lr = student_steps, student_batch, student_lr
-        self.patch_size, self.coverage = patch_size, coverage
-        self.sdf_steps, self.sdf_batch, self.sdf_queries = sdf_steps, sdf_batch, sdf_queries
-        self.sdf_lr, self.sdf_width = sdf_lr, sdf_width
-        self.aggregation, self.statistics, self.image_size, self.sigma = aggregation, statistics, image_size, sigma
-        self.precision, self.seed, self.device = precision, seed, device
-        if not branches or len(set(branches)) < len(branches) or not set(branches) <= set(BRANCHES):
-            raise InputError(f"branches: expected rgb, xyz or both, found {', '.join(branches) or 'none'}")
-        for argument, allowed in (("aggregation", Aggregation), ("statistics", Statistics)):
-            if getattr(self, argument) not in get_args(allowed):
-                choices = ", ".join(get_args(allowed))
-                raise InputError(f"{argument}: expected one of {choices}, found {getattr(self, argument)!r}")
-        self._begin()
+    branches: Annotated[tuple[str, ...], SomeOf(BRANCHES)] = BRANCHES
+    """Branches to train; one alone gives its own map, and the map's maximum as the score."""
 
-    def _check_arguments(self) -> None:
-        super()._check_arguments()
-        scoring.check_sigma(self.sigma)
+    teacher: str = DISTIL
+    """Teacher of the student: ``"distil"`` of the RGB network, or a file of published PDN weights, which needs no such
+    network."""
+
+    teacher_images: str | None = None
+    """Folder of images to distil the teacher on; none takes the training samples."""
+
+    teacher_steps: Count = 10_000
+    """Optimizer steps of the distillation (EfficientAD takes 60 000)."""
+
+    teacher_batch: Count = 16
+    """Images in a step of the distillation."""
+
+    teacher_lr: Rate = 1e-4
+    """Learning rate of the distillation."""
+
+    pdn_width: Annotated[int, Range(1, 2**12)] = 128
+    """Channels after the first convolution of PDN; 128 for the published weights."""
+
+    channels: Annotated[int, Range(1, 2**15)] | None = None
+    """Channels of PDN's map; none takes 384, or as many as the RGB network has dimensions."""
+
+    student_steps: Count = 10_000
+    """Optimizer steps of the student's training (EfficientAD takes 70 000)."""
+
+    student_batch: Count = 4
+    """Images in a step of the student's training."""
+
+    student_lr: Rate = 1e-3
+    """Learning rate of the student's training."""
+
+    quantiles: tuple[Quantile, Quantile] = (0.99, 0.999)
+    """Quantiles of the loss in the first and in the last step (the dynamic learning factor d, see
+    :func:`mmad_bank.methods.mdss.pdn.dynamic_quantile`)."""
+
+    patch_size: Annotated[int, Range(2, 2**20)] = 500
+    """Points in a patch of the cloud."""
+
+    coverage: tuple[Coverage, Coverage] = (5.0, 10.0)
+    """Patches that a point lies in on average, in training and in prediction."""
+
+    sdf_steps: Count = 20_000
+    """Optimizer steps of the signed distances' training."""
+
+    sdf_batch: Annotated[int, Range(2, MACHINE)] = 32
+    """Patches in a step of that training; batch normalisation needs two."""
+
+    sdf_queries: Count | None = None
+    """Points pulled in each patch; none takes ``patch_size``, which is the most."""
+
+    sdf_lr: Rate = 1e-4
+    """Initial learning rate of that training; it falls as a cosine."""
+
+    sdf_width: Annotated[int, Range(1, 2**13)] = 512
+    """Width of the implicit function's layers; 512 in the papers."""
+
+    aggregation: Aggregation = "min"
+    """Aggregation of a point's distances over the patches that hold it."""
+
+    statistics: Statistics = "all"
+    """Pixels that the alignment's statistics are of: all, or those that are not zero, as Shape-guided's code does."""
 
     def _begin(self) -> None:
         super()._begin()
-        self.teacher_ = self.student_ = self.sdf_ = self.alignment_ = None
+        self.teacher_: PDN | None = None
+        self.student_: PDN | None = None
+        self.sdf_: SignedDistance | None = None
+        self.alignment_: ScoreAlignment | None = None
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        if self.sdf_queries is not None:
+            check_index(self.sdf_queries, "sdf_queries", 1, self.patch_size, "the points of a patch")
 
     # Fitting.
 
@@ -231,7 +221,7 @@ class MDSS(Method):
         with seeded(self.seed):  # for random weights
             extractor = make_rgb_extractor(
                 self.rgb, self.rgb_weights, layers=self.rgb_layers, grid=PDN.grid(self.image_size),
-                image_size=self.image_size, precision=self.precision,
+                image_size=self.image_size, precision=self.compute_dtype,
             ).to(self.device)  # fmt: skip
         return train_teacher(
             extractor, images, channels=self.channels, width=self.pdn_width, steps=self.teacher_steps,

@@ -1,0 +1,148 @@
+"""The arguments that several methods have, each declared once.
+
+A method is a dataclass that inherits the groups it needs, keyword-only but for the RGB network and its weights; its
+own arguments stand in its class. A method that names an argument of a group again changes its default. What the
+declarations say is checked by the constructor, and read by ``--set`` and by :func:`mmad_bank.methods.parameters`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from mmad_bank import scoring
+from mmad_bank._internal.limits import MACHINE, Count, DeviceName, Range, Rate, SomeOf
+from mmad_bank._internal.parameters import accepting_former_names
+from mmad_bank.adaptation import Layer
+from mmad_bank.features.factory import PRETRAINED
+from mmad_bank.features.point_alignment import Recipe
+from mmad_bank.features.rgb import Precision as ComputeDtype
+from mmad_bank.ops.knn import Precision as BankPrecision
+
+FORMER_NAMES = {"precision": "compute_dtype", "storage": "bank_precision", "normalise_for": "normalize_for"}
+"""Names of today by names of version 0.1: of constructors' arguments, in saved models, and in ``--set``."""
+
+accepts_former_names = accepting_former_names(FORMER_NAMES)
+"""Class decorator: the constructor takes the former names of its arguments too, with a DeprecationWarning."""
+
+GROUP_SIZE = 128
+"""Points in a group of Point-MAE where a method or its reading of the papers says nothing else."""
+
+Side = Annotated[int, Range(1, 2**14)]
+"""Pixels, or patches, along a side."""
+Layers = tuple[Annotated[int, Range(0, MACHINE)], ...]
+"""Stages or blocks of a network, counted from 0."""
+
+__all__ = [
+    "FORMER_NAMES", "GROUP_SIZE", "AdaptationOptions", "BankOptions", "BankPrecision", "ComputeDtype", "Count",
+    "GridOptions", "Layers", "MethodOptions", "PointOptions", "RGBOptions", "Range", "Rate", "Recipe", "Side", "SomeOf",
+    "accepts_former_names",
+]  # fmt: skip
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class MethodOptions:
+    """Arguments of all methods."""
+
+    image_size: Side = 224
+    """Side of the prepared images, in pixels."""
+
+    sigma: Annotated[float, Range(0, 10_000)] = 4.0
+    """Standard deviation of the Gaussian that smooths the anomaly map, in pixels; 0 leaves the map as it is."""
+
+    seed: Annotated[int, Range(-(2**63), 2**63 - 1)] = 0
+    """Seed of everything random: projections, initial weights, the order of a training's images."""
+
+    device: Annotated[str, DeviceName()] = "cpu"
+    """Device that extracts, trains and searches; FPFH is computed on the CPU all the same."""
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class RGBOptions:
+    """Arguments of methods that describe colour images."""
+
+    rgb: str = field(default="wide_resnet50_2.tv_in1k", kw_only=False)
+    """Network that describes colour images: a model's name in timm, or ``"efficientnet_lite0"``, whose weights come
+    with a package."""
+
+    rgb_weights: str = field(default=PRETRAINED, kw_only=False)
+    """Weights of that network: ``"pretrained"``, a checkpoint file, or ``"random"`` for tests and timings."""
+
+    rgb_layers: Layers | None = None
+    """Stages or blocks that features are taken from, counted from 0; none takes the network's own (of WideResNet
+    layers 2 and 3)."""
+
+    compute_dtype: ComputeDtype = "float32"
+    """Number type of the networks' matrix products in prediction; what comes out of them is float32 either way."""
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class GridOptions:
+    """Arguments of methods whose features lie on a grid of patches."""
+
+    grid: tuple[Side, Side] = (28, 28)
+    """Rows and columns of the grid of patches that an image is described by."""
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class PointOptions(RGBOptions):
+    """Arguments of methods that describe colour images and point clouds."""
+
+    xyz: Literal["point_mae", "fpfh"] = "point_mae"
+    """Descriptor of point clouds: the network Point-MAE, or fast point feature histograms, which need no weights."""
+
+    xyz_weights: str = PRETRAINED
+    """Weights of Point-MAE: the file of its published checkpoint, or ``"random"`` for tests and timings."""
+
+    num_groups: Annotated[int, Range(1, 2**20)] = 1024
+    """Number of groups that Point-MAE cuts a cloud into (G)."""
+
+    group_size: Annotated[int, Range(1, 2**20)] | None = GROUP_SIZE
+    """Number of points in a group (S); none takes what the recipe says: 128, or 32 of CFM as its paper says."""
+
+    recipe: Recipe = "paper"
+    """Reading where a paper and its authors' code differ: the paper's sentences, or what the published code does."""
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class AdaptationOptions(PointOptions):
+    """Arguments of methods that may adapt the features of both modalities, as LSFA does."""
+
+    adaptation: str = "none"
+    """Adaptation of the features before all else: ``"none"``; ``"train"`` on the samples of ``fit``; or a file of one
+    pair of adaptors that was trained before (:class:`mmad_bank.adaptation.FeatureAdaptation` saves it)."""
+
+    adaptor: Layer = "vanilla"
+    """Kind of the adaptors: the paper's, or one that starts as the identity, for little data and for features that do
+    not come out of a layer norm (see :class:`mmad_bank.adaptation.Adaptor`)."""
+
+    adaptation_steps: Count = 1000
+    """Optimizer steps of the adaptors' training; the paper gives no number."""
+
+    adaptation_batch: Count = 8
+    """Images in a step of the adaptors' training."""
+
+    adaptation_patches: Count | None = None
+    """Patches drawn from an image for the local losses of that training; none takes all."""
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class BankOptions:
+    """Arguments of methods with memory banks."""
+
+    ratio: Annotated[float, Range(above=0, most=1, such_as="0.1 for 10%")] = 0.1
+    """Share of the training patches that a bank keeps."""
+
+    projection_dim: Count | Literal["auto"] | None = None
+    """Dimensions of the sparse random projection in which patches are selected; none selects on the features
+    themselves, which is exact."""
+
+    reweight: scoring.Reweight = "m3dm"
+    """Rule that reweights the image score by how crowded the bank is (see :func:`mmad_bank.scoring.image_score`)."""
+
+    n_neighbors: Count | None = None
+    """Neighbors that the reweighting looks at; none takes the rule's own number."""
+
+    bank_precision: BankPrecision = "auto"
+    """Number type of the banks' resident copies that are searched; scores do not depend on it (see
+    :class:`mmad_bank.MemoryBank`)."""

@@ -1,0 +1,193 @@
+"""The methods' arguments: declared once, checked by the constructor, told by one function."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mmad_bank import methods
+from mmad_bank._internal.parameters import declarations
+from mmad_bank.data import Sample
+from mmad_bank.errors import InputError
+from mmad_bank.methods import CFM, LSFA, M3DM, MDSS, Method, PatchCore, Prediction
+from mmad_bank.methods.options import FORMER_NAMES
+
+EVERY = [methods.method_class(name) for name in methods.names()]
+
+
+@pytest.mark.parametrize(
+    ("argument", "values"),
+    [
+        ("seed", (2**70, "x", 1.0)),
+        ("device", ("gpu", 0)),
+        ("image_size", (0, -4, 2**20, "224", 224.0)),
+        ("sigma", (-1.0, float("nan"), float("inf"), "x", None)),
+        ("rgb", (3, None)),
+        ("rgb_layers", ((), (-1,), (1.5,), 2)),
+        ("compute_dtype", ("float16", torch.bfloat16)),
+        ("grid", ((0, 28), (28,), 28, "28")),
+        ("ratio", (0, 2.0, float("nan"), "x", True)),
+        ("reweight", ("mean",)),
+        ("n_neighbors", (0, 2**40)),
+        ("projection_dim", (0, "always")),
+        ("bank_precision", ("int4",)),
+        ("xyz", ("pointnet",)),
+        ("num_groups", (0, 2**40)),
+        ("group_size", (0, 2.5)),
+        ("recipe", ("code",)),
+        ("adaptor", ("linear",)),
+        ("adaptation_steps", (0,)),
+        ("adaptation_patches", (0, -1)),
+        ("banks", ((), ("rgb", "depth"), ("rgb", "rgb"), "rgb")),
+        ("fusion", ("add",)),
+        ("decision", ("vote",)),
+        ("uff_steps", (0, "many")),
+        ("uff_lr", (0, float("nan"), "fast")),
+        ("epochs", (0, 1.5)),
+        ("batch", (0,)),
+        ("lr", (0.0, float("nan"), float("inf"), -1e-3, True)),
+        ("map_size", (0,)),
+        ("xyz_layers", ((12,), ())),
+        ("variant", ("XL",)),
+        ("losses", ((), ("contrast",))),
+        ("clc_weight", (-0.1, float("inf"))),
+        ("branches", ((), ("rgb", "fusion"))),
+        ("quantiles", ((1, 0), (0.99, 1.0), (0.99,), 0.99)),
+        ("coverage", ((0.0, 1.0), (5.0, float("inf")))),
+        ("sdf_batch", (1,)),
+        ("sdf_queries", (0, 501)),
+        ("teacher_images", (3,)),
+    ],
+)
+def test_wrong_arguments_are_refused_before_the_work(argument: str, values: tuple[Any, ...]) -> None:
+    takers = [method for method in EVERY if argument in method.argument_names()]
+    assert takers
+    for method in takers:
+        for value in values:
+            with pytest.raises(InputError, match=rf"^{argument}: expected .*, found ") as caught:
+                method(**{argument: value})
+            assert "\n" not in str(caught.value)
+
+
+def test_arguments_that_do_not_go_together() -> None:
+    with pytest.raises(InputError, match=r"^n_neighbors: expected 2 to"):
+        M3DM(n_neighbors=1)
+    assert PatchCore(n_neighbors=1).n_neighbors == 1
+    with pytest.raises(InputError, match="rgb_to_xyz_weights and xyz_to_rgb_weights: expected two files"):
+        CFM(rgb_to_xyz_weights="a.pth")
+    with pytest.raises(InputError, match=r"sdf_queries: expected 1 to 60 \(the points of a patch\)"):
+        MDSS(patch_size=60, sdf_queries=61)
+
+
+def test_what_is_kept_can_be_written_as_json(tmp_path: Path) -> None:
+    given: dict[str, Any] = {
+        "uff_weights": tmp_path / "uff.pth", "banks": ["rgb"], "grid": [np.int64(7), 7], "uff_lr": np.float32(0.5),
+        "device": torch.device("cpu"),
+    }  # fmt: skip
+    kept = M3DM(**given).arguments()
+    assert json.loads(json.dumps(kept))["uff_weights"] == str(tmp_path / "uff.pth")
+    assert (kept["banks"], kept["grid"], kept["uff_lr"], kept["device"]) == (("rgb",), (7, 7), 0.5, "cpu")
+
+
+def test_defaults_of_a_method_are_its_own() -> None:
+    assert (MDSS().image_size, CFM().image_size) == (256, 224)
+    assert (PatchCore().reweight, M3DM().reweight, LSFA().reweight) == ("patchcore", "m3dm", "patchcore")
+    assert (M3DM().adaptation, LSFA().adaptation) == ("none", "train")
+    assert (M3DM().group_size, CFM().group_size) == (128, None)
+    assert (M3DM().rgb, MDSS().rgb) == ("vit_base_patch8_224.dino", "efficientnet_lite0")
+
+
+@pytest.mark.parametrize("method", EVERY, ids=lambda method: method.name)
+def test_the_network_and_its_weights_come_first_and_all_else_by_name(method: type[Method]) -> None:
+    first, second, *others = inspect.signature(method).parameters.values()
+    assert [(one.name, one.kind) for one in (first, second)] == [
+        ("rgb", first.POSITIONAL_OR_KEYWORD), ("rgb_weights", first.POSITIONAL_OR_KEYWORD),
+    ]  # fmt: skip
+    assert {one.kind for one in others} == {first.KEYWORD_ONLY}
+    assert method("efficientnet_lite0", "random").rgb_weights == "random"
+    with pytest.raises(TypeError):
+        method("efficientnet_lite0", "random", (1, 2))  # type: ignore[misc]
+    assert method.argument_names() == tuple(one.name for one in methods.parameters(method.name))
+
+
+@pytest.mark.parametrize("method", EVERY, ids=lambda method: method.name)
+def test_every_argument_is_documented(method: type[Method]) -> None:
+    """By a sentence or more that begin with their subject, and nowhere else: the class says nothing of arguments."""
+    for one in methods.parameters(method.name):
+        assert one.documentation[:1].isupper(), one
+        assert one.documentation.endswith((".", ".)")), one
+        assert not one.documentation.startswith(("Of ", "The ")), one
+        assert one.type, one
+    assert "Args:" not in (inspect.getdoc(method) or "")
+
+
+def test_every_argument_is_declared_once() -> None:
+    """By one field with a docstring; all fields of its name in other classes only change the default."""
+    folder = Path(inspect.getfile(methods)).parent
+    declared: dict[str, list[str]] = {}
+    for path in folder.rglob("*.py"):
+        for cls in [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]:
+            if any("dataclass" in ast.unparse(one) and "kw_only" in ast.unparse(one) for one in cls.decorator_list):
+                for before, node in zip(cls.body, cls.body[1:], strict=False):
+                    said = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+                    if said and isinstance(before, ast.AnnAssign):
+                        declared.setdefault(ast.unparse(before.target), []).append(f"{path.name}: {cls.name}")
+    several = {name: places for name, places in declared.items() if len(places) > 1}
+    # One word of two papers, for two things.
+    assert several.keys() <= {"aggregation"}, several
+    assert {name for method in EVERY for name in declarations(method)} <= declared.keys()
+
+
+def test_former_names_are_taken() -> None:
+    for former, name in FORMER_NAMES.items():
+        takers = [method for method in EVERY if name in method.argument_names()]
+        value = {"compute_dtype": "bfloat16", "bank_precision": "half", "normalize_for": "p_auroc"}[name]
+        for method in takers:
+            with pytest.warns(DeprecationWarning, match=f"^{method.__name__}: {former} is {name} now"):
+                assert getattr(method(**{former: value}), name) == value
+            told = next(one for one in methods.parameters(method.name) if one.name == name)
+            assert told.former == (former,)
+    with pytest.raises(TypeError, match="storage"):
+        MDSS(storage="half")  # type: ignore[call-arg]
+
+
+class Written(Method):
+    """A method of somebody else's, with a constructor that is written out."""
+
+    name = "written"
+
+    def __init__(self, threshold: float = 0.5) -> None:
+        self.threshold = threshold
+        self.image_size, self.seed, self.device = 32, 0, "cpu"
+        self._begin()
+
+    def _fit(self, *args: Any) -> None:
+        raise NotImplementedError
+
+    def _predict(self, samples: list[Sample]) -> list[Prediction]:
+        raise NotImplementedError
+
+    def _save(self, folder: Path) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _load(self, folder: Path, learnt: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+def test_a_constructor_that_is_written_out() -> None:
+    method = Written(0.7)
+    assert method.arguments() == {"threshold": 0.7}
+    assert repr(method) == "<Written(threshold=0.7): not fitted>"
+    assert [(one.name, one.type) for one in Written.parameters()] == [("threshold", "number")]
+
+
+def test_parameters_of_no_method() -> None:
+    with pytest.raises(InputError, match="method: expected one of patchcore"):
+        methods.parameters("magic")
