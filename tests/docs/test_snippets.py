@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from snippets import DOCS, check_words, run, snippets
+from snippets import DOCS, check_words, commands, run, snippets
 
 SHELL = "get-started/shell.md"
 OWN_TESTS = ("how-to/own-pictures.md", "how-to/feature-dumps.md")
@@ -50,6 +50,14 @@ def test_pages_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str) -
         pytest.importorskip("timm")
     monkeypatch.chdir(tmp_path)
     run(DOCS / page)
+
+
+@pytest.mark.parametrize("page", OWN_TESTS)
+def test_commands_of_pages_with_tests_of_their_own_exist(page: str) -> None:
+    words = [one for snippet in snippets(DOCS / page) if snippet.language == "sh" for one in commands(snippet)]
+    assert words
+    for one in words:
+        check_words(one)
 
 
 def test_every_page_with_a_program_is_run() -> None:
