@@ -19,9 +19,9 @@ def run_batch(
     """Run items together; where that fails, one by one, so that an item that cannot be used costs itself only.
 
     Args:
-        run: Makes a result of each item.
-        items: What to run.
-        failed: Is told of each item that cannot be used, and why.
+        run: Function that makes a result of each item.
+        items: The items.
+        failed: Function that is told of each item that cannot be used, and why.
 
     Returns:
         A result of each item in order, None of those that failed.

@@ -21,8 +21,8 @@ def decoding(path: str | os.PathLike[str], problem: str, *, error: type[MmadBank
 
     Args:
         path: The file, named in the message.
-        problem: What is said of it; the decoder's words follow in brackets.
-        error: Of the package, with one message.
+        problem: Words for what is wrong with it; the decoder's own follow in brackets.
+        error: Class of the package's error, which takes one message.
 
     Example:
         >>> with decoding("a.json", "damaged or no JSON"):

@@ -15,7 +15,7 @@ def formerly(**names: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """Let a function take keyword arguments by former names too, with a DeprecationWarning.
 
     Args:
-        names: By former name, the name of now.
+        names: Present names, by former name.
 
     Example:
         >>> @formerly(colour="color")

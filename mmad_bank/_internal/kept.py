@@ -18,7 +18,7 @@ def tell(folder: Path, describe: Describe) -> None:
     """Let the listener know, if there is one, that work in a folder can be stopped and goes on there.
 
     Args:
-        folder: What is kept lies in it.
+        folder: Folder in which it lies.
         describe: Words it, now and whenever it is asked again.
     """
     listener = _listener.get()

@@ -18,9 +18,9 @@ def lazily(
 
     Args:
         package: The package's ``__name__``.
-        names: By public name, the submodule that has it, or the full name of a module elsewhere.
+        names: The submodule that has each public name, or the full name of a module elsewhere.
         submodules: The public submodules, found as attributes without having been imported.
-        moved: By former name, the full name that it has now; it still works, with a DeprecationWarning.
+        moved: The present full name of each former name, which still works, with a DeprecationWarning.
 
     Example:
         >>> get, listed = lazily("mmad_bank", {"MemoryBank": "bank"}, ["ops"], {"old": "mmad_bank.ops.knn"})

@@ -23,7 +23,7 @@ class Manifest:
 
     Args:
         place: The file, and where in it; named in messages.
-        content: What JSON gave.
+        content: The value that the JSON text holds.
 
     Raises:
         FormatError: It is no object; of the methods: there is no such value, or it is of another kind.

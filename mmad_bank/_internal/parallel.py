@@ -52,9 +52,9 @@ def run_parallel(
     are dropped, those that have are finished, so that no file is left half-written.
 
     Args:
-        function: Of a module's top level, as processes need it.
-        tasks: What it is called with.
-        workers: How many processes; new ones (``spawn``), since a fork would copy the locks of PyTorch's threads.
+        function: Function at a module's top level, as processes need it.
+        tasks: Arguments, one for each call.
+        workers: Number of processes; new ones (``spawn``), since a fork would copy the locks of PyTorch's threads.
         report: Called in this process.
     """
     if workers <= 1 or len(tasks) <= _FEW:

@@ -163,7 +163,7 @@ def moved_away(target: Path) -> re.Pattern[str]:
 
 
 _LISTED: dict[str, float] = {}
-"""By folder, when it may be listed again: one of very many files is not listed again for each of them."""
+"""When each folder may be listed again: one of very many files is not listed again for each of them."""
 
 
 def remove_abandoned(target: Path, *more: re.Pattern[str]) -> None:

@@ -19,12 +19,12 @@ _talking = False
 
 @contextmanager
 def within(name: str, number: int = 1, total: int = 1) -> Iterator[None]:
-    """Put a name in front of what the bars in the block say: of a category, a bank, a method.
+    """Put a name in front of what the bars in the block say: the name of a category, a bank, a method.
 
     Args:
         name: The name.
-        number: Which one it is, from 1.
-        total: Of how many; one alone is not counted.
+        number: Number of this one among them, from 1.
+        total: Number of things in all; one alone is not counted.
 
     Example:
         >>> with within("bagel", 1, 2), within("xyz bank", 3, 3):

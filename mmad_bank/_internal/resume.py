@@ -111,7 +111,7 @@ def counted(number: int, what: str) -> str:
 
 
 def _features(path: Path, split: str) -> str:
-    """Word of how many samples there are features: of all that can be used, or of the first ones so far."""
+    """Say how many samples have features: all that can be used, or the first ones so far."""
     content = json.loads(path.read_text(encoding="utf-8"))
     kind = f"{'training' if split == 'train' else split} sample"
     n, total = len(content["ids"]), content.get("total")

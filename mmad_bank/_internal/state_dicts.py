@@ -28,9 +28,9 @@ def read_torch(
     """Return the tensors of a state dict that ``torch.save`` wrote, on the CPU; nothing in the file is executed.
 
     Args:
-        path: the file. ``.safetensors`` is read too, and needs no ``key``.
-        key: entry of the saved dictionary that holds the state dict; None if the file is the state dict.
-        optional: entries that may hold it; the first that is there does.
+        path: The file. ``.safetensors`` is read too, and needs no ``key``.
+        key: Entry of the saved dictionary that holds the state dict; None if the file is the state dict.
+        optional: Entries that may hold it; the first that is there does.
 
     Raises:
         InputError: The file is missing or cannot be read.

@@ -34,7 +34,7 @@ def write_tensors(
 
     Args:
         path: The file.
-        tensors: On any device; of these, one at a time is copied to host memory if it is not there and contiguous.
+        tensors: Tensors on any device. One at a time is copied to host memory, if it is not there and contiguous.
         metadata: Text to keep with them.
 
     Raises:

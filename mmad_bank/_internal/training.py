@@ -65,20 +65,22 @@ def train(
     """Take ``arguments["steps"]`` optimizer steps, from a saved state if there is one.
 
     Args:
-        losses: called with the step's number from 0, gives its losses. Each is checked and differentiated before the
-            next is asked for, so that a generator keeps one graph at a time; the step's gradient is that of their sum.
-        stateful: what the training changes, by its name in the state file: usually ``{"model": network}``.
-        optimizer: of the networks' parameters.
-        kind: what is trained, for the bar and for messages about the state file: ``"UFF"``.
-        caller: the function that an error names.
-        arguments: all that the result depends on, as plain numbers and strings; ``"steps"`` and ``"seed"`` among them.
+        losses: Function of the step's number from 0 that gives its losses. Each is checked and differentiated before
+            the next is asked for, so that a generator keeps one graph at a time; the step's gradient is that of their
+            sum.
+        stateful: Objects that the training changes, by their name in the state file: usually ``{"model": network}``.
+        optimizer: Optimizer of the networks' parameters.
+        kind: Name of what is trained, for the bar and for messages about the state file: ``"UFF"``.
+        caller: The function that an error names.
+        arguments: All that the result depends on, as plain numbers and strings; ``"steps"`` and ``"seed"`` among them.
             A state saved under others is refused.
-        rate: learning rate of a step; None leaves the optimizer's.
-        resume: file of the training's state. If it is there, training goes on from it; every ``save_every`` steps and
-            at the end it is replaced. Of a finished training it holds the result.
-        save_every: steps between saved states.
-        device: where the networks are; its global generator is seeded before each step, and restored at the end.
-        progress: show a bar on a terminal.
+        rate: Learning rate of a step; None leaves the optimizer's.
+        resume: File of the training's state. If it is there, training goes on from it; every ``save_every`` steps and
+            at the end it is replaced. The file of a finished training holds the result.
+        save_every: Number of steps between saved states.
+        device: Device that the networks are on; its global generator is seeded before each step, and restored at the
+            end.
+        progress: Whether to show a bar on a terminal.
 
     Raises:
         InputError: ``save_every`` is not positive or ``resume`` cannot be written.

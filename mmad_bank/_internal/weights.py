@@ -23,11 +23,11 @@ class Weights:
         value: The name by which ``rgb`` or ``xyz`` ask for the network; None for what has no name but its path.
         arguments: The arguments that take a path to it, of methods or of ``mmad-bank extract``.
         file: Its name at its source.
-        source: Where it comes from.
-        license: As its source states it.
-        keys: What must be in the file.
+        source: Address or words for where it comes from.
+        license: Its license, as the source states it.
+        keys: Keys that must be in the file.
         n_bytes: Its size if ``sha256`` is known, else that of its values as float32.
-        sha256: Of the file; None where it was not measured.
+        sha256: SHA-256 of the file; None where it was not measured.
     """
 
     name: str
