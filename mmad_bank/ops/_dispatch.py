@@ -33,8 +33,9 @@ def free_memory(device: torch.device) -> int:
 def selection_fits(count: int, dim: int, n_select: int, device: torch.device) -> bool:
     """Return whether a selection from ``count`` float32 rows fits on a device, rows and all.
 
-    That is the rows, their 16-bit copy and about 170 bytes a row for the selection; and of the rows selected a 16-bit
-    copy too, and the vectors of the bank that is made of them. Where it does not, the rows can stay in host memory.
+    That is the rows, their 16-bit copy and about 170 bytes per row for the selection; then a 16-bit copy of the
+    selected rows, and the vectors of the bank that is made of them. Where it does not, the rows can stay in host
+    memory.
     """
     if device.type != "cuda":
         return True

@@ -35,11 +35,11 @@ def farthest_point_sample(
     Args:
         points: (B, N, 3) coordinates, or a sequence of (N_i, 3) clouds of different sizes; finite, in any unit. float64
             is rounded to float32.
-        n_select: picks a cloud, at most the points of the smallest cloud.
-        start: row of the first pick in every cloud.
+        n_select: Number of picks per cloud, at most the points of the smallest cloud.
+        start: Row of the first pick in every cloud.
         lengths: (B,) number of leading rows of each cloud that count, for a batch padded to N rows; what the padding
             holds does not matter.
-        min_norm_sq: leave out points with ‖p‖² at or below this value (``start`` is picked regardless). The kernel of
+        min_norm_sq: Points with ‖p‖² at or below it are left out (``start`` is picked regardless). The kernel of
             the published PointNet++ code, which M3DM and CFM use, leaves out ‖p‖² ≤ 1e-3, in the cloud's own units, to
             skip padding at the origin. Default: none is left out.
 
@@ -47,7 +47,7 @@ def farthest_point_sample(
         int64 (B, n_select): rows of each cloud in the order of selection, on the device of ``points``.
 
     Raises:
-        InputError: an argument has the wrong shape or dtype, holds NaN or infinity, or a cloud has too few points.
+        InputError: An argument has the wrong shape or dtype, holds NaN or infinity, or a cloud has too few points.
 
     Example:
         >>> import torch

@@ -37,17 +37,17 @@ def interpolate_features(
     Args:
         points: (N, 3) coordinates, finite, in any unit. float64 is rounded to float32.
         centers: (G, 3), in the same unit and on the same device.
-        features: (G, D), one row a centre; float16 and bfloat16 widen to float32.
-        k: neighbours a point, 1 to G; the nearest are found exactly, equal distances by the lowest row.
-        power: exponent of the distance, above 0 and at most 7.
-        eps: positive, in the coordinates' unit to the ``power``.
+        features: (G, D), one row per centre; float16 and bfloat16 widen to float32.
+        k: Number of neighbours per point, 1 to G; the nearest are found exactly, equal distances by the lowest row.
+        power: Exponent of the distance, above 0 and at most 7.
+        eps: Positive number in the coordinates' unit to the ``power``, added to each power of a distance.
 
     Returns:
         float32 (N, D), on the device of ``points``. Weights are computed in float64, the sum over the k neighbours in
         float32.
 
     Raises:
-        InputError: an argument has the wrong shape or dtype, holds NaN or infinity, or is out of range.
+        InputError: An argument has the wrong shape or dtype, holds NaN or infinity, or is out of range.
 
     Example:
         >>> import torch

@@ -27,7 +27,7 @@ class Coreset(NamedTuple):
         indices: int64 (n,), rows in order of selection.
         radii: float32 (n,), the distance of each pick to its nearest earlier centre when it was picked; infinity for
             the first of all. They fall (never rise), and radii[i] is the covering radius of the i picks before it.
-        covering_radius: distance of the farthest row that was not picked to its nearest centre.
+        covering_radius: Distance of the farthest row that was not picked to its nearest centre.
     """
 
     indices: Tensor
@@ -71,11 +71,11 @@ def k_center_greedy(
 
     Args:
         features: (N, D) float16, bfloat16 or float32 rows, finite.
-        n_select: number of rows to choose, 1 to N.
-        start: the first row.
+        n_select: Number of rows to choose, 1 to N.
+        start: Row that is selected first.
         progress: True for a bar on the terminal, or a function called with (rows chosen, ``n_select``).
-        return_radius: return a :class:`Coreset` instead of the indices alone.
-        device: where to select; default: where the features are. Features in host memory may be larger than a CUDA
+        return_radius: Whether to return a :class:`Coreset` instead of the indices alone.
+        device: Where to select; default: where the features are. Features in host memory may be larger than a CUDA
             device's memory: it keeps as much of a 16-bit copy as fits, has the rest streamed from page-locked memory
             while it computes, and fetches the few rows that it needs in full. Beside that copy it needs about 170 bytes
             a row, and twice the bytes of a vector for every row chosen.
@@ -84,7 +84,7 @@ def k_center_greedy(
         int64 (n_select,) on the features' device, in order of selection.
 
     Raises:
-        InputError: not a 2-D floating-point array, a row that is not finite, ``n_select`` or ``start`` out of range; a
+        InputError: Not a 2-D floating-point array, a row that is not finite, ``n_select`` or ``start`` out of range; a
             device that cannot be used, or that is too small.
 
     Example:
@@ -116,10 +116,10 @@ def extend_coreset(
     Args:
         features: (N, D) rows to choose from.
         bank: (M, D) earlier centres.
-        radius: distance within which a row counts as covered; 0 takes all but copies.
-        n_select: largest number of rows to choose, 0 to N.
-        progress: as in :func:`k_center_greedy`.
-        device: as in :func:`k_center_greedy`.
+        radius: Distance within which a row counts as covered; 0 takes all but copies.
+        n_select: Largest number of rows to choose, 0 to N.
+        progress: As in :func:`k_center_greedy`.
+        device: As in :func:`k_center_greedy`.
 
     Returns:
         A :class:`Coreset` of the chosen rows; it may be empty.

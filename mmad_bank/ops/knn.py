@@ -25,11 +25,11 @@ class SearchIndex:
         vectors: (M, D) float tensor or array; kept by reference (a memory-mapped array stays on disk) and read only
             for the few candidates that the low-precision product cannot tell apart. They must stay as they are: what is
             changed in place after this is not found, and a storage that was resized is refused.
-        precision: ``"float32"``, ``"half"`` (16 bits a value), ``"int8"`` or ``"auto"``: the units'
+        precision: ``"float32"``, ``"half"`` (16 bits per value), ``"int8"`` or ``"auto"``: the units'
             own 16-bit format (float32 where there is none). On the CPU, ``"auto"`` and ``"int8"`` have a coarse level
             in front where the data allow it, for a tenth more memory. The answers are the same for all of them; memory
             and speed differ.
-        device: where to search; default: where the vectors are. With vectors in host memory and a CUDA device, the
+        device: Where to search; default: where the vectors are. With vectors in host memory and a CUDA device, the
             device holds the 16-bit or int8 copy alone, a half or a quarter of the vectors' size, and fetches the few
             vectors that it needs in full from the host's memory, which is page-locked for that (in place, where the
             system allows it). ``"float32"``, vectors of more than 16 384 values, and devices that the compiled kernels
@@ -71,7 +71,7 @@ class SearchIndex:
 
     @property
     def dim(self) -> int:
-        """Number of values a vector has."""
+        """Number of values per vector."""
         return self.vectors.shape[1]
 
     @property
@@ -111,8 +111,8 @@ def knn(queries: ArrayLike, bank: ArrayLike, k: int = 1, *, precision: Precision
     Args:
         queries: (Q, D).
         bank: (M, D).
-        k: neighbours a query, 1 to M.
-        precision: of the screening product, see :class:`SearchIndex`; it never changes the answer.
+        k: Number of neighbours per query, 1 to M.
+        precision: Precision of the screening product, see :class:`SearchIndex`; it never changes the answer.
 
     Returns:
         Euclidean distances float32 (Q, k) and bank rows int64 (Q, k), nearest first, ties to the lowest row.

@@ -20,14 +20,14 @@ def knn_group(points: ArrayLike, centers: ArrayLike, k: int) -> Tensor:
     Args:
         points: (N, 3) coordinates, or (B, N, 3) for a batch; finite, in any unit. float64 is rounded to float32.
         centers: (G, 3) or (B, G, 3), on the same device.
-        k: points a group, 1 to N.
+        k: Number of points per group, 1 to N.
 
     Returns:
         int64 (G, k) or (B, G, k): rows of ``points``, nearest first, equal distances by the lowest row. Distances are
         compared in float64.
 
     Raises:
-        InputError: an argument has the wrong shape or dtype, holds NaN or infinity, or ``k`` is out of range.
+        InputError: An argument has the wrong shape or dtype, holds NaN or infinity, or ``k`` is out of range.
 
     Example:
         >>> import torch

@@ -47,7 +47,7 @@ def farthest_point_sample(
 ) -> Tensor:
     """Farthest point sampling of each cloud: (B, N, 3) -> int64 (B, n_select); ties to the lowest index.
 
-    Of cloud b the first ``lengths[b]`` rows count, and of these ``start`` and the ones with ‖p‖² > ``min_norm_sq``.
+    The first ``lengths[b]`` rows of cloud b count, and among them ``start`` and those with ‖p‖² > ``min_norm_sq``.
     """
     picks = []
     for cloud, length in zip(points, [points.shape[1]] * len(points) if lengths is None else lengths, strict=True):

@@ -18,7 +18,7 @@ class CudaIndex:
             few rows that have to be decided in float64.
         precision: ``"half"`` and ``"auto"`` keep a bfloat16 copy on the device, ``"int8"`` one of half that size. The
             answers are the same.
-        device: where to search, for vectors in host memory.
+        device: Where to search, for vectors in host memory.
     """
 
     def __init__(self, vectors: Tensor, precision: str = "auto", *, device: torch.device | str | None = None) -> None:

@@ -53,10 +53,11 @@ def resident_tiles(tiles: int, tile_bytes: int, needed: Callable[[int], int], me
     """Return how many of a dump's tiles may stay on the device; the others are streamed.
 
     Args:
-        tiles: of the whole dump.
-        tile_bytes: of one of them.
-        needed: resident tiles -> bytes of everything the selection keeps on the device.
-        memory: bytes there.
+        tiles: Number of tiles of the whole dump.
+        tile_bytes: Bytes of one tile.
+        needed: Function from the number of resident tiles to the bytes of everything that the selection keeps on the
+            device.
+        memory: Bytes that are free on the device.
 
     Raises:
         InputError: Not even what belongs to the rows themselves (norms, bounds, candidates) fits.
