@@ -62,7 +62,7 @@ def image_score(largest: Tensor, neighbor_distances: Tensor, dim: int, reweight:
         neighbor_distances: (B, n) distances from f* to the vectors of N, m* in column 0. Give float64 where distances
             are large: the rules compare exponentials of them.
         dim: D, the length of a feature vector.
-        reweight: the rule.
+        reweight: Rule of the image score.
 
     Returns:
         (B,) image scores ``w * s*``, in the dtype of ``largest``.
@@ -95,7 +95,7 @@ def anomaly_map(patch_scores: ArrayLike, grid: tuple[int, int], size: tuple[int,
         patch_scores: (B, P) scores, row by row over the patch grid.
         grid: (h, w) of the patch grid, h * w = P.
         size: (H, W) of the image in pixels.
-        sigma: standard deviation of the Gaussian in pixels; 0 leaves the blur out. The kernel ends at 4 sigma and the
+        sigma: Standard deviation of the Gaussian in pixels; 0 leaves the blur out. The kernel ends at 4 sigma and the
             border is mirrored about the pixel edge, as ``scipy.ndimage.gaussian_filter`` does.
 
     Returns:
@@ -115,7 +115,7 @@ def anomaly_map(patch_scores: ArrayLike, grid: tuple[int, int], size: tuple[int,
             check_index(side, name, 1, 2**20, "a side's length")
     if scores.shape[1] != grid[0] * grid[1]:
         raise InputError(
-            f"patch_scores: expected {grid[0]} x {grid[1]} = {grid[0] * grid[1]} scores an image as the grid has,"
+            f"patch_scores: expected {grid[0]} x {grid[1]} = {grid[0] * grid[1]} scores per image, as the grid has,"
             f" found {scores.shape[1]}"
         )
     check_sigma(sigma)

@@ -1,5 +1,4 @@
-"""Every file of weights that the package can use: where it comes from, how large it is, and whether it is here.
-"""
+"""Every file of weights that the package can use: where it comes from, how large it is, and whether it is here."""
 
 from __future__ import annotations
 
