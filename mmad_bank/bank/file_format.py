@@ -76,7 +76,7 @@ class BankFile:
     header: Manifest
     tensors: dict[str, Tensor]
     mapped: FileState | None
-    """Of the file that ``vectors`` are mapped from; None if all is in memory."""
+    """State of the file that ``vectors`` are mapped from; None if all is in memory."""
 
 
 def write(path: str | os.PathLike[str], header: dict[str, Any], tensors: dict[str, Tensor]) -> None:

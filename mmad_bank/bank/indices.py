@@ -14,7 +14,7 @@ from mmad_bank.ops.knn import Precision, check_precision
 
 Index = ExactIndex | FaissIndex
 AS_IT_TAKES = SearchSettings()
-"""As thorough as a measured recall takes."""
+"""Settings that search as thoroughly as a measured recall takes."""
 
 
 def make_index(
@@ -34,13 +34,13 @@ def make_index(
     Args:
         name: ``"exact"`` or a FAISS index_factory string.
         vectors: (M, D) float32.
-        bank_precision: Of the exact search's resident copy.
-        device: Where the exact search searches.
+        bank_precision: Precision of the exact search's resident copy.
+        device: Device of the exact search.
         mapped: Whether the vectors are a mapped file.
-        file: What they were loaded from, for messages.
+        file: File that they were loaded from, for messages.
         saved: The bytes of a FAISS index that may be read.
-        settings: What a FAISS index searches with; default: what a sample of queries needs.
-        sample: Features to measure the recall of FAISS's on; default: the bank's own vectors.
+        settings: Settings that a FAISS index searches with; default: those that a sample of queries needs.
+        sample: Features to measure the recall of FAISS's search on; default: the bank's own vectors.
     """
     if name == "exact":
         return ExactIndex(vectors, bank_precision, device, mapped=mapped, file=file)

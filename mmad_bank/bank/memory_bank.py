@@ -62,18 +62,19 @@ class MemoryBank:
         vectors: (M, D) features; copied, so that what happens to the array later does not change the bank.
         source_rows: int64 (M,) row of each vector in the dump it was taken from; default 0 to M - 1.
         index: ``"exact"`` or a FAISS index_factory string.
-        bank_precision: Of the exact search's resident copy, see ``precision`` of :class:`mmad_bank.ops.SearchIndex`;
-            answers do not change. Kept in the file.
+        bank_precision: Precision of the exact search's resident copy, see ``precision`` of
+            :class:`mmad_bank.ops.SearchIndex`; answers do not change. Kept in the file.
         standardization: (mean, std) of the features, or None.
-        extractor: name of the feature extractor, kept in the file for whoever reads it.
-        nprobe: lists of an inverted file (``"IVF..."``) that a query looks into; default: as many as it takes to find
-            99 % of the nearest vectors of a sample. Kept in the file.
-        ef_search: candidates that the search of a graph (``"HNSW..."``) keeps; default and file as for ``nprobe``.
+        extractor: Name of the feature extractor, kept in the file for whoever reads it.
+        nprobe: Number of lists of an inverted file (``"IVF..."``) that a query looks into; default: as many as it takes
+            to find 99 % of the nearest vectors of a sample. Kept in the file.
+        ef_search: Number of candidates that the search of a graph (``"HNSW..."``) keeps; default and file as for
+            ``nprobe``.
 
     Attributes:
-        sources: the files that the features came from, in order.
-        index: as given.
-        projection: the random projection to the selection space, or None.
+        sources: The files that the features came from, in order.
+        index: Name of the index, as given.
+        projection: The random projection to the selection space, or None.
         standardization: :class:`Standardization` or None.
 
     Example:
@@ -178,27 +179,28 @@ class MemoryBank:
         Args:
             features: (N, D) or (images, patches, D) array, or maps of four axes; a path, a folder or a list of paths;
                 or a :class:`FeatureDump`.
-            ratio: share of the rows that the bank takes, rounded down, at least one row.
-            size: number of rows instead of a ratio.
+            ratio: Share of the rows that the bank takes, rounded down, at least one row.
+            size: Number of rows instead of a ratio.
             index: ``"exact"`` or a FAISS index_factory string such as ``"IVF256,Flat"``.
-            projection_dim: select in a sparse random projection to this many dimensions; ``"auto"`` takes the
+            projection_dim: Dimensions of a sparse random projection to select in; ``"auto"`` takes the
                 Johnson-Lindenstrauss dimension for eps 0.9, as PatchCore and M3DM do. The bank's vectors are the
                 unprojected rows in any case.
-            seed: of the projection.
-            start: row that is selected first.
+            seed: Seed of the projection.
+            start: Row that is selected first.
             progress: True for a bar on a terminal, or a function (stage, done, total).
-            standardize: measure distances on (f - mean)/std with the dump's scalar mean and std, or with a given
-                (mean, std).
-            bank_precision: Of the resident search copy; kept in the file as the default of :meth:`load`.
-            device: where to select and search; default: where the features are.
-            vectors_on: where the bank's vectors are kept, see :meth:`to`.
-            extractor: name of the feature extractor; default: the one in ``extraction.json`` beside the features.
-            key: array or layers to take of files that hold several, see :func:`mmad_bank.bank.open_dump`.
-            layout: of maps, likewise.
-            by_image: likewise.
-            nprobe: of a FAISS index with inverted lists, see :class:`MemoryBank`. With a FAISS index the recall on a
-                sample of the rows that were not selected is measured, see :attr:`recall`.
-            ef_search: of a FAISS index with a graph.
+            standardize: Whether to measure distances on (f - mean)/std with the dump's scalar mean and std; or a (mean,
+                std) to take.
+            bank_precision: Precision of the resident search copy; kept in the file as the default of :meth:`load`.
+            device: Where to select and search; default: where the features are.
+            vectors_on: Where the bank's vectors are kept, see :meth:`to`.
+            extractor: Name of the feature extractor; default: the one in ``extraction.json`` beside the features.
+            key: Array or layers to take of files that hold several, see :func:`mmad_bank.bank.open_dump`.
+            layout: Layout of maps, see there.
+            by_image: Whether every array of a file is one image, see there.
+            nprobe: Number of lists that a query of a FAISS index with inverted lists looks into, see
+                :class:`MemoryBank`. With a FAISS index the recall on a sample of the rows that were not selected is
+                measured, see :attr:`recall`.
+            ef_search: Number of candidates that the search of a FAISS index with a graph keeps.
 
         Raises:
             InputError: Features that are empty, not floating-point, of a wrong shape, NaN or infinite; an argument
@@ -344,7 +346,7 @@ class MemoryBank:
 
         Args:
             queries: (Q, D) features, not standardized: the bank does that.
-            k: neighbours a query, 1 to ``len(bank)``.
+            k: Number of neighbours per query, 1 to ``len(bank)``.
 
         Returns:
             Euclidean distances float32 (Q, k) and bank rows int64 (Q, k), nearest first, on the bank's device.
@@ -364,8 +366,8 @@ class MemoryBank:
         Args:
             patches: (B, P, D) patch features of B images.
             reweight: ``"m3dm"``, ``"patchcore"`` or ``"max"``.
-            n_neighbors: bank vectors around m*, m* included; default 3 for ``"m3dm"``, 9 for ``"patchcore"``. A
-                smaller bank gives all it has.
+            n_neighbors: Number of bank vectors around m*, m* included; default 3 for ``"m3dm"``, 9 for ``"patchcore"``.
+                A smaller bank gives all it has.
 
         Example:
             >>> import torch
@@ -386,7 +388,7 @@ class MemoryBank:
         """Say where bank vectors came from: file, row in it, image and its name, place of the patch if it is known.
 
         Args:
-            rows: bank rows, for instance ``scores.nearest[0]``; default: all.
+            rows: Bank rows, for instance ``scores.nearest[0]``; default: all.
 
         Example:
             >>> import torch
@@ -417,13 +419,14 @@ class MemoryBank:
         their rows, new ones are appended.
 
         Args:
-            features: as for :meth:`build`.
-            radius: in the unit of :attr:`radius`, which is the default. 0 takes every row that is new, up to ``size``.
-            size: at most this many rows.
-            progress: as for :meth:`build`.
-            key: as for :meth:`build`.
-            layout: as for :meth:`build`; the bank's own dimensions help to tell layouts apart.
-            by_image: as for :meth:`build`.
+            features: As for :meth:`build`.
+            radius: Distance within which a row counts as covered, in the unit of :attr:`radius`, which is the default.
+                0 takes every row that is new, up to ``size``.
+            size: Largest number of rows to add.
+            progress: As for :meth:`build`.
+            key: As for :meth:`build`.
+            layout: As for :meth:`build`; the bank's own dimensions help to tell layouts apart.
+            by_image: As for :meth:`build`.
 
         Returns:
             The number of rows added.
@@ -495,11 +498,11 @@ class MemoryBank:
         """Return the bank with its exact search on ``device``; itself if it is there already.
 
         Args:
-            device: where to search.
-            vectors_on: ``"device"`` takes the float32 vectors along. ``"host"`` leaves them in host memory: on a CUDA
-                device is then only the 16-bit or int8 copy (``bank_precision``), a half or a quarter of their size, and
-                the few vectors that decide are fetched from host memory, which is page-locked for that. The answers are
-                the same. On the CPU the two mean the same.
+            device: Where to search.
+            vectors_on: ``"device"`` takes the float32 vectors along. ``"host"`` leaves them in host memory: a CUDA
+                device then holds only the 16-bit or int8 copy (``bank_precision``), a half or a quarter of their size,
+                and the few vectors that decide are fetched from host memory, which is page-locked for that. The answers
+                are the same. The two mean the same on the CPU.
 
         Raises:
             InputError: The device cannot be used.
@@ -531,7 +534,7 @@ class MemoryBank:
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what makes the bank anew elsewhere: of an index FAISS's bytes alone, and vectors in memory."""
+        """Return what makes the bank anew elsewhere: only FAISS's bytes of an index, and vectors in memory."""
         with self._lock:
             self._check_file()
             state = dict(self.__dict__)
@@ -607,14 +610,15 @@ class MemoryBank:
         or cut in place: a search says so where it can, see docs/files.md.
 
         Args:
-            path: the file.
-            device: where to search.
-            bank_precision: Of the resident search copy; default: the file's own, with which the bank was saved.
-            verify: compare the vectors with their checksum (one pass over the file, several GB/s). The header is
-                always checked.
-            rebuild_index: the contrary of ``trust_index``, and wins over it.
-            trust_index: let FAISS read the index that is in the file.
-            vectors_on: where the vectors are kept, see :meth:`to`.
+            path: The file.
+            device: Where to search.
+            bank_precision: Precision of the resident search copy; default: the file's own, with which the bank was
+                saved.
+            verify: Whether to compare the vectors with their checksum (one pass over the file, several GB/s). The
+                header is always checked.
+            rebuild_index: The contrary of ``trust_index``; it wins over it.
+            trust_index: Whether FAISS may read the index that is in the file.
+            vectors_on: Where the vectors are kept, see :meth:`to`.
             mapped: False to read the vectors into memory, whatever their size: then nothing that happens to the file
                 later matters. True to map them in any case.
 

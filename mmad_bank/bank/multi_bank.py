@@ -32,7 +32,7 @@ class MultiBank(Mapping[str, MemoryBank]):
     Reads like a dictionary: ``banks["rgb"]``, ``len(banks)``, ``for name in banks``.
 
     Args:
-        banks: name to bank. Names are letters, digits, ``_`` and ``-``: they become file names.
+        banks: The banks, by name. Names are letters, digits, ``_`` and ``-``: they become file names.
 
     Example:
         >>> import torch

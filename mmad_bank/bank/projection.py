@@ -41,9 +41,9 @@ class SparseProjection:
     the rows are cut into blocks nor on the number of threads.
 
     Args:
-        dim_in: length of a feature vector.
-        dim_out: length of a projected vector, 1 to ``dim_in``.
-        seed: non-negative integer.
+        dim_in: Length of a feature vector.
+        dim_out: Length of a projected vector, 1 to ``dim_in``.
+        seed: Non-negative integer.
 
     Example:
         >>> import torch

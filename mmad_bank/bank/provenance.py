@@ -19,11 +19,11 @@ class Source(NamedTuple):
     file: str
     rows: int
     patches: int | None
-    """Rows an image has; None for a plain (N, D) dump."""
+    """Number of rows per image; None for a plain (N, D) dump."""
     grid: tuple[int, int] | None = None
     """(h, w) of the patches, row by row; None if it is not known."""
     names: tuple[str, ...] | None = None
-    """Of the images; None if they have none of their own."""
+    """Names of the images; None if they have none of their own."""
 
     @property
     def images(self) -> int:
@@ -68,7 +68,7 @@ class Origin(NamedTuple):
     image: int | None
     patch: int | None
     name: str
-    """Of the image, see :meth:`Source.name`."""
+    """Name of the image, see :meth:`Source.name`."""
     place: tuple[int, int] | None
     """(row, column) of the patch in its grid; None if the grid is not known."""
 

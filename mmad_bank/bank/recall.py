@@ -38,11 +38,11 @@ class Sample(NamedTuple):
         """Take queries and find their nearest vectors by exact search.
 
         Args:
-            vectors: (M, D) of the bank.
+            vectors: (M, D) vectors of the bank.
             others: Features that are not in the bank; default: vectors of the bank, which then do not count as their
                 own neighbours.
-            n: So many, at most.
-            seed: Of the draw.
+            n: Largest number of queries.
+            seed: Seed of the draw.
         """
         source, k = (vectors, min(2, len(vectors))) if others is None else (others, 1)
         chosen = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))[:n]

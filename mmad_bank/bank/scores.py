@@ -28,11 +28,11 @@ def score_images(
     """Score images (M3DM eq. 6 to 8).
 
     Args:
-        index: One for all that follows, also if the bank is extended meanwhile.
+        index: Index for all that follows, also if the bank is extended meanwhile.
         rows: (B, P, D) float32 on the index's device.
-        std: What distances are divided by.
-        reweight: See :func:`mmad_bank.scoring.image_score`.
-        n_neighbors: Vectors around m*, m* included, at most as many as there are.
+        std: Number that distances are divided by.
+        reweight: Rule of the image score, see :func:`mmad_bank.scoring.image_score`.
+        n_neighbors: Number of vectors around m*, m* included, at most as many as there are.
     """
     n_images, n_patches, dim = rows.shape
     distances, nearest = index.search(rows.view(-1, dim), 1)

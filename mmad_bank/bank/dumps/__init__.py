@@ -161,16 +161,17 @@ def open_dump(
     is read with the folders in it, in the order of the paths. ``extraction.json`` beside the files is heeded.
 
     Args:
-        features: what to open.
-        key: of a file that holds several arrays, the one to take; several are brought to the largest grid and joined,
-            value by value. Default: the only floating-point array, or the one called ``features``.
-        layout: ``"bchw"`` or ``"bhwc"`` says which axes of maps are the places; of three axes the first is not the
-            images then, but one of the axes of a single image. ``"rows"`` refuses maps. ``"auto"`` takes rows as they
+        features: The array, the path, or a list of paths.
+        key: Name of the array to take from a file that holds several; several names: these are brought to the largest
+            grid and joined, value by value. Default: the only floating-point array, or the one called ``features``.
+        layout: ``"bchw"`` or ``"bhwc"`` says which axes of maps are the places; the first of three axes then belongs to
+            a single image and does not count images. ``"rows"`` refuses maps. ``"auto"`` takes rows as they
             are, and maps where only one layout fits ``dim`` or what ``extraction.json`` says.
-        by_image: every array of a file is one image, named by its key. Keys with suffixes of pictures say so too.
-        dim: length that the vectors are expected to have, to tell layouts apart.
-        left_out: takes up, by file, why some of the files cannot be used; the others are opened. Default: the first
-            such file is an error. If all are, that is one in any case.
+        by_image: Whether every array of a file is one image, named by its key. Keys with suffixes of pictures say so
+            too.
+        dim: Length that the vectors are expected to have, to tell layouts apart.
+        left_out: Dictionary that takes up why some of the files cannot be used, by file; the others are opened.
+            Default: the first such file is an error. If all are, that is one in any case.
 
     Raises:
         InputError: Nothing to read, a file that cannot be read, no floating-point values, a shape that is wrong or can

@@ -62,9 +62,9 @@ class Part:
     """Rows that can only be read together: those of an image whose values do not lie place by place."""
     extractor: str | None = None
     image_size: int | None = None
-    """Pixels a side of the images that the features are of, if that is known."""
+    """Pixels per side of the images that the features are of, if that is known."""
     key: str = ""
-    """Of the array, if its file holds several parts."""
+    """Key of the array, if its file holds several parts."""
 
     @property
     def label(self) -> str:
@@ -82,7 +82,7 @@ class Part:
 
         Args:
             rows: (n, D), read before.
-            numbers: From a row's place in ``rows`` to its number in the part.
+            numbers: Function from a row's place in ``rows`` to its number in the part.
         """
         check_finite(rows, self.label, place=lambda row: self.source.place(numbers(row)))
 
@@ -99,12 +99,12 @@ def read_layers(
     """Read the shapes of an array, or of several whose values are to be joined, in the same way.
 
     Args:
-        layers: with their shapes.
+        layers: The arrays, with their shapes.
         layout: ``"rows"``: (N, D) or (images, patches, D). ``"bchw"``: (B, C, H, W), or (C, H, W) for one image.
             ``"bhwc"``: likewise. ``"auto"``: rows where a shape has two or three axes; with four, the one reading that
             fits what is expected.
-        one_image: an array has the values of a single image, so that three axes are not (images, patches, D).
-        expected: of the joined features.
+        one_image: Whether an array has the values of a single image, so that three axes are not (images, patches, D).
+        expected: What is known of the joined features.
 
     Raises:
         InputError: A shape cannot be read so, or can be read in two ways.

@@ -39,7 +39,7 @@ class _NpyHeader:
     fortran: bool
     dtype: np.dtype
     offset: int
-    """Of the first value."""
+    """Place of the first value, in bytes from the start."""
 
     @property
     def entry(self) -> Entry:

@@ -28,7 +28,7 @@ class Stored:
     """An array in a file or in memory."""
 
     name: str
-    """For messages: the file, and the key behind it if the file holds several arrays."""
+    """Name for messages: the file, and the key behind it if the file holds several arrays."""
     shape: tuple[int, ...]
     values: Callable[[int, int], ArrayLike]
     """(first value, number of values), counted row by row, to a 1-D array of the array's own dtype."""
@@ -56,7 +56,7 @@ class Contents:
     entries: dict[str, Entry]
     open: Callable[[str], Stored]
     names: tuple[str, ...] | None = None
-    """Of the images, if the file tells them."""
+    """Names of the images, if the file tells them."""
     kind: str = "dictionary"
     """``"array"`` (its key is the empty word), ``"list"`` of arrays (their keys count them), or ``"dictionary"``."""
 
