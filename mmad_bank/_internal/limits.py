@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from dataclasses import dataclass
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import torch
 
@@ -131,6 +131,19 @@ def bare(hint: Any) -> Any:
         <class 'int'>
     """
     return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
+def choices_of(hint: Any) -> tuple[str, ...]:
+    """Return the words that a type takes, if it takes nothing else.
+
+    Example:
+        >>> from typing import Literal
+        >>> choices_of(Literal["a", "b"]), choices_of(Count | Literal["auto"])
+        (('a', 'b'), ())
+    """
+    kind, limits, inner = parts(hint)
+    named = [limit.choices for limit in limits if isinstance(limit, SomeOf)]
+    return named[0] if named else tuple(map(str, inner)) if kind is Literal else ()
 
 
 def parts(hint: Any) -> tuple[Any, tuple[Limit, ...], tuple[Any, ...]]:

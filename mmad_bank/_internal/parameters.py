@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeVar, Union, get_origin
 import numpy as np
 
 from mmad_bank._internal.former import formerly
-from mmad_bank._internal.limits import parts
+from mmad_bank._internal.limits import choices_of, parts
 from mmad_bank._internal.type_words import in_words, limits_in_words, type_in_words
 from mmad_bank.errors import InputError
 
@@ -42,6 +42,7 @@ class Parameter:
         type: In words: ``"integer"``, ``"2 numbers"``, ``"text or none"``.
         default: What it is where nothing is given.
         limits: Its range or choices in words; empty if there are none.
+        choices: The words that it may be, or may consist of; empty if it takes others too, or none.
         documentation: What it does, in reStructuredText; empty where the source is not at hand.
         former: Names that it had before, which still work.
         hint: Its type as it is declared, for programs.
@@ -51,6 +52,7 @@ class Parameter:
     type: str
     default: Any
     limits: str
+    choices: tuple[str, ...]
     documentation: str
     former: tuple[str, ...]
     hint: Any
@@ -69,9 +71,8 @@ def parameters_of(cls: type, former: Mapping[str, str] | None = None) -> list[Pa
     for one in arguments.values():
         hint, documentation = declared.get(one.name, (hints.get(one.name, str), ""))
         before = tuple(old for old, new in (former or {}).items() if new == one.name)
-        found.append(
-            Parameter(one.name, type_in_words(hint), one.default, limits_in_words(hint), documentation, before, hint)
-        )
+        words = type_in_words(hint), one.default, limits_in_words(hint), choices_of(hint), documentation
+        found.append(Parameter(one.name, *words, former=before, hint=hint))
     return found
 
 

@@ -44,18 +44,15 @@ def test_the_overview_links_every_command() -> None:
 @pytest.mark.parametrize("name", methods.names())
 def test_a_method_has_all_its_arguments_on_the_page(name: str) -> None:
     method = methods.method_class(name)
-    described = {one.name: one for one in parameters.arguments(method)}
-    assert tuple(described) == method.argument_names()
     section = re.search(rf"^## {method.__name__}$(.*?)(?=^## |\Z)", parameters.page(), flags=re.MULTILINE | re.DOTALL)
     assert section is not None
-    for argument, one in described.items():
-        assert one.effect, argument
-        assert f"\n| `{argument}` |" in section[1]
+    for argument in method.argument_names():
+        assert re.search(rf"^\| `{argument}` \|.*[a-z0-9)`\"]\.\)? \|$", section[1], flags=re.MULTILINE), argument
 
 
 def test_types_and_choices_are_worded() -> None:
     page = parameters.page()
-    assert "| `grid` | 2 integers | `28,28` |" in page
+    assert "| `grid` | 2 integers | 1 to 16384 | `28,28` |" in page
     assert "`m3dm`, `patchcore`, `max`" in page
     assert "typing." not in page
     assert "object at 0x" not in page
