@@ -20,10 +20,10 @@ def fit_plane(
 
     Args:
         points: (N, 3), metres.
-        distance: Of an inlier from the plane, in metres.
-        n_sample: Points a hypothesis; all of them if there are fewer.
-        n_hypotheses: How many.
-        seed: Of the draws.
+        distance: Largest distance of an inlier from the plane, in metres.
+        n_sample: Number of points per hypothesis; all of them if there are fewer.
+        n_hypotheses: Number of hypotheses.
+        seed: Seed of the draws.
 
     Returns:
         Unit normal (3,) and offset d of the plane ⟨normal, p⟩ = d, float64; d is not negative.
@@ -66,7 +66,7 @@ def dbscan(points: np.ndarray, *, eps: float = 0.006, min_points: int = 30) -> n
     Args:
         points: (N, 3), metres.
         eps: Radius of the neighbourhood, in metres, its border included.
-        min_points: Points in the neighbourhood of a core point, itself included.
+        min_points: Number of points in the neighbourhood of a core point, itself included.
 
     Returns:
         Labels (N,), int64: clusters counted from 0 by their first core point; −1 for noise. A point that is no core
@@ -148,7 +148,7 @@ def _join_cells(
 
 
 def _near_cells(cells: np.ndarray, occupied: np.ndarray) -> np.ndarray:
-    """List the pairs of cubes between which a distance of eps is possible, (P, 2): at most two cubes apart an axis."""
+    """List the pairs of cubes that can lie within eps of each other, (P, 2): at most two cubes apart on each axis."""
     extent = cells.max(axis=0) + 5
     keys = ((cells[occupied, 0] * extent[1]) + cells[occupied, 1]) * extent[2] + cells[occupied, 2]
     order = np.argsort(keys)

@@ -18,7 +18,7 @@ from mmad_bank.data._tiff import read_array
 from mmad_bank.errors import InputError, MmadBankError
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
-# Bytes a pixel in Pillow's memory; all other modes take four.
+# Bytes per pixel in Pillow's memory; all other modes take four.
 _STORED = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
 _DEEP = ("I", "F")
 _GREYS = ("1", "L", *_DEEP)
@@ -84,7 +84,7 @@ def _without_pillows_limit(image_module: Any) -> Iterator[None]:
 
 
 def _depth(image: Any) -> int:
-    """Return the bits a channel of an image that is not loaded yet: 8 or fewer, 16 or 32."""
+    """Return the bits per channel of an image that is not loaded yet: 8 or fewer, 16 or 32."""
     if image.mode.split(";")[0] in _DEEP:
         return 32 if image.mode in _DEEP else 16
     # Pillow keeps the upper byte of 16-bit colours. Only its decoder's arguments tell, as in "RGB;16B".
@@ -110,7 +110,7 @@ def _colours(image: Any) -> np.ndarray:
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """Read a colour (or grey) image of 8 bits a channel or fewer, as it is seen.
+    """Read a colour (or grey) image of 8 bits per channel or fewer, as it is seen.
 
     It is turned as its EXIF orientation says, transparent parts are black, palettes are looked up, CMYK and YCbCr
     are converted; colour profiles and gamma are left alone. Of a file of several pictures it is the first.
@@ -119,13 +119,13 @@ def read_rgb(path: Path) -> np.ndarray:
         (H, W, 3), uint8.
 
     Raises:
-        InputError: The file is missing, damaged, too large, of more than 8 bits a channel, or all transparent.
+        InputError: The file is missing, damaged, too large, of more than 8 bits per channel, or all transparent.
     """
     with _opened(path, "an 8-bit colour image") as image:
         depth = _depth(image)
         if depth > 8:
             raise InputError(
-                f"{path}: expected 8 bits a channel, found {depth} (image mode {image.mode}); convert all pictures by"
+                f"{path}: expected 8 bits per channel, found {depth} (image mode {image.mode}); convert all pictures by"
                 " the camera's own range, as 12 bits by value / 16"
             )
         if "A" in image.getbands() and image.getchannel("A").getextrema() == (0, 0):
@@ -143,7 +143,7 @@ def read_mask(path: Path) -> np.ndarray:
         (H, W), bool.
 
     Raises:
-        InputError: The file is missing, damaged, too large, or of 16 bits a colour channel.
+        InputError: The file is missing, damaged, too large, or of 16 bits per colour channel.
     """
     with _opened(path, "a mask image") as image:
         if image.mode.split(";")[0] in _GREYS and "transparency" not in image.info:
@@ -152,7 +152,7 @@ def read_mask(path: Path) -> np.ndarray:
             values = np.asarray(image)
         else:
             if _depth(image) > 8:
-                raise InputError(f"{path}: expected a mask of 8 bits a channel or grey, found 16 bits a channel")
+                raise InputError(f"{path}: expected a mask of 8 bits per channel or grey, found 16 bits per channel")
             values = _colours(image).max(axis=-1)
         return values >= 128 if image.format == "JPEG" else is_defect(values)
 

@@ -25,9 +25,9 @@ def check_announced(path: Path, height: int, width: int, bytes_per_pixel: int) -
 
     Args:
         path: The file.
-        height: In pixels, as announced.
-        width: In pixels, as announced.
-        bytes_per_pixel: In memory, once decoded.
+        height: Height in pixels, as announced.
+        width: Width in pixels, as announced.
+        bytes_per_pixel: Bytes per pixel in memory, once decoded.
 
     Raises:
         InputError: It announces too much, or the variable holds something else than a number.

@@ -28,7 +28,7 @@ def read_array(file: Any, path: Path) -> np.ndarray:
 
     Args:
         file: ``tifffile.TiffFile``.
-        path: For errors.
+        path: Path that errors name.
 
     Returns:
         (H, W) or (H, W, C), of the file's own type.

@@ -61,7 +61,7 @@ def rgb_tensor(value: Any, name: str = "rgb") -> torch.Tensor:
     Args:
         value: (3, H, W) of a tensor or an array: floats of any width from 0 to 1, uint8 from 0 to 255, or uint16 from
             0 to 65535.
-        name: For the error's line.
+        name: Name of the argument, for the error's line.
 
     Raises:
         InputError: It has another shape, type or range, or holds NaN.
@@ -89,7 +89,7 @@ def xyz_tensor(value: Any, name: str = "xyz") -> torch.Tensor:
 
     Args:
         value: (3, H, W), floats of any width; zeros, NaN or infinity where nothing was measured.
-        name: For the error's line.
+        name: Name of the argument, for the error's line.
 
     Raises:
         InputError: It has another shape or type, or no measured point.

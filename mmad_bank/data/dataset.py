@@ -28,7 +28,7 @@ class SampleDataset(torch.utils.data.Dataset[Sample]):
 
     Attributes:
         path: The data set's folder.
-        records: Where the samples lie, in order.
+        records: Places of the samples, in order.
         units: Unit of the clouds' files; samples are in metres. None where nobody said.
     """
 
@@ -86,7 +86,7 @@ class SampleDataset(torch.utils.data.Dataset[Sample]):
 
     @property
     def labels(self) -> list[int]:
-        """A label a sample, 0 normal or 1 anomalous; nothing is read for it."""
+        """One label per sample, 0 normal or 1 anomalous; nothing is read for it."""
         return [record.label for record in self.records]
 
     def select(self: AnyDataset, indices: Iterable[int]) -> AnyDataset:
@@ -150,9 +150,9 @@ def few_shot(dataset: AnyDataset, n: int, seed: int = 0) -> AnyDataset:
     was added and by nothing else.
 
     Args:
-        dataset: Usually a training split.
-        n: Samples a category.
-        seed: Of the draw.
+        dataset: The data set, usually a training split.
+        n: Number of samples per category.
+        seed: Seed of the draw.
 
     Returns:
         The samples drawn, in the data set's order.

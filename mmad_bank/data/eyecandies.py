@@ -49,7 +49,7 @@ class EyecandiesDataset(SampleDataset):
         path: Folder of the categories.
         category: One of them; default: all that are there.
         split: ``"train"``, ``"validation"`` (``val``) or ``"test"`` (``test_public``).
-        light: Which of the six images of a sample, 0 to 5.
+        light: Number of one of the six images of a sample, 0 to 5.
 
     Raises:
         InputError: The folder, the category or the split is not there, or holds no samples.

@@ -83,7 +83,7 @@ def is_category(folder: Path) -> bool:
 
 
 def no_data_set(root: Path, layout: str) -> InputError:
-    """Return the error that says that a folder holds no category: of pictures without clouds, what they lack."""
+    """Return the error that says that a folder holds no category, and what pictures without clouds lack."""
     for category in (root, *subfolders(root)):
         for kind in (kind for split in subfolders(category) if split_named(split.name) for kind in subfolders(split)):
             if subfolder(kind, "rgb").is_dir():

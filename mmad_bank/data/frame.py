@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmad_bank.errors import InputError
 
-_LONGEST = 2**16  # pixels a side
+_LONGEST = 2**16  # pixels per side
 _LARGEST = 2**28  # pixels of a picture; a frame comes from a file, and a map of its size is made
 
 
@@ -18,16 +18,16 @@ class Frame:
     """The way from a picture to the prepared square, and back: put into the middle of a square, and resized.
 
     A picture's pixel (y, x) lies at (y + top, x + left) in a square of ``side`` pixels, which was resized to ``size``
-    pixels a side. Pixels have their centres at halves, as in ``torch.nn.functional.interpolate`` with
+    pixels per side. Pixels have their centres at halves, as in ``torch.nn.functional.interpolate`` with
     ``align_corners=False``.
 
     Attributes:
-        height: Of the picture, in pixels.
-        width: Of the picture, in pixels.
+        height: Height of the picture, in pixels.
+        width: Width of the picture, in pixels.
         top: Rows of padding above it.
         left: Columns of padding before it.
-        side: Of the padded square, before it is resized.
-        size: Of the prepared square.
+        side: Side of the padded square in pixels, before it is resized.
+        size: Side of the prepared square, in pixels.
 
     Raises:
         InputError: The picture does not lie in the square, or none of its pixels is left in the prepared one.

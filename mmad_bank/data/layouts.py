@@ -37,8 +37,8 @@ def open_dataset(
         category: One of them; default: all.
         split: ``"train"``, ``"validation"`` or ``"test"``.
         layout: ``"mvtec3d"``, ``"eyecandies"``, ``"folder"`` (MVTec 3D-AD's layout with any names), or ``"auto"``.
-        units: Of the clouds' files, ``"m"``, ``"cm"``, ``"mm"`` or ``"um"``; samples are in metres then, and a model
-            that is fitted on them reads other files in the same unit. Default: metres, which is checked.
+        units: Unit of the clouds' files, ``"m"``, ``"cm"``, ``"mm"`` or ``"um"``; samples are in metres then, and a
+            model that is fitted on them reads other files in the same unit. Default: metres, which is checked.
 
     Raises:
         InputError: The folder, category or split is not there, or is in none of the layouts, or ``units`` are given for
@@ -63,7 +63,7 @@ def categories_of(path: str | Path, layout: str = "auto") -> list[str]:
 
     Args:
         path: Folder of the categories, or one category's own folder.
-        layout: As in :func:`open_dataset`.
+        layout: Layout, as in :func:`open_dataset`.
 
     Raises:
         InputError: There is no data set.
@@ -82,8 +82,8 @@ def unread_folders(path: str | Path, categories: Sequence[str] | None = None, la
 
     Args:
         path: Folder of the categories, or one category's own folder.
-        categories: Whose; default: all.
-        layout: As in :func:`open_dataset`.
+        categories: Names of the categories to look in; default: all.
+        layout: Layout, as in :func:`open_dataset`.
     """
     root, own = _root(Path(path), None)
     names = [own] if own is not None else categories or categories_of(path, layout)

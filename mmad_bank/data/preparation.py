@@ -46,12 +46,12 @@ class PreparationResult:
 
     Attributes:
         path: The prepared data set.
-        written: Samples preprocessed in this run.
-        cached: Samples found done.
-        failed: Sample → the line that says why it is left out.
+        written: Number of samples preprocessed in this run.
+        cached: Number of samples found done.
+        failed: Line for each sample left out that says why.
         set_aside: Samples that an earlier run prepared and that are gone or cannot be used now: moved to the folder
             ``.set_aside`` in the data set.
-        settings: As in the manifest.
+        settings: The settings, as in the manifest.
     """
 
     path: Path
@@ -95,11 +95,11 @@ def prepare(
     Args:
         dataset_path: The data set.
         out_dir: New folder, or one that was prepared from the same data set with the same settings.
-        settings: Default: M3DM's recipe, for Eyecandies ``"eyecandies"``.
-        categories: Default: all.
-        layout: As in :func:`mmad_bank.data.open_dataset`.
-        workers: Processes. More than one need the caller's module guarded by ``if __name__ == "__main__"``.
-        overwrite: Prepare all anew in the folder ``out_dir.prepare``, and let that replace ``out_dir`` when it is
+        settings: The settings; default: M3DM's recipe, for Eyecandies ``"eyecandies"``.
+        categories: Names of the categories to prepare; default: all.
+        layout: Layout, as in :func:`mmad_bank.data.open_dataset`.
+        workers: Number of processes. More than one need the caller's module guarded by ``if __name__ == "__main__"``.
+        overwrite: Whether to prepare all anew in the folder ``out_dir.prepare``, which replaces ``out_dir`` when it is
             whole. A run that was stopped goes on there.
         progress: Whether to show a bar.
 

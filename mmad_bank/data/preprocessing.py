@@ -35,8 +35,8 @@ def preprocess(sample: Sample, settings: Preprocessing | None = None) -> Sample:
     preprocessed on the way are the same to the bit.
 
     Args:
-        sample: As read.
-        settings: Default: those of M3DM, :meth:`Preprocessing.recipe`.
+        sample: The sample, as read.
+        settings: The settings; default: those of M3DM, :meth:`Preprocessing.recipe`.
 
     Returns:
         The sample with rgb (3, size, size) from 0 to 1 (:func:`normalize_rgb` is for the extractor), xyz and mask; its
@@ -139,8 +139,8 @@ def near_plane(xyz: np.ndarray, settings: Preprocessing, name: str = "xyz") -> n
 
     Args:
         xyz: (H, W, 3), metres, zeros where nothing was measured.
-        settings: The frame's width and what RANSAC takes.
-        name: For the error's line.
+        settings: Settings with the frame's width and RANSAC's numbers.
+        name: Name of the cloud, for the error's line.
 
     Returns:
         (H, W), bool: within ``removal_distance`` of the plane. Unmeasured points may be either.

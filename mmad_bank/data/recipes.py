@@ -21,17 +21,17 @@ class Preprocessing:
         size: Side of the result in pixels; None keeps the padded size.
         background: ``"plane"`` (fit and remove), ``"belt"`` (Eyecandies' frame and limits) or ``"keep"``.
         zero_rgb: Whether the colour image is black where the background was removed.
-        pad: ``"zero"`` or ``"edge"``: with what colour image and mask are padded to a square; the cloud's padding is
+        pad: ``"zero"`` or ``"edge"``: values that pad colour image and mask to a square; the cloud's padding is
             always zero, unmeasured.
-        pad_multiple: The square's side is a multiple of this, in pixels.
+        pad_multiple: Number of pixels of which the square's side is a multiple.
         frame: Width of the image's border that the plane is fitted to, in pixels.
-        inlier_distance: Of RANSAC.
-        n_sample: Points a RANSAC hypothesis.
-        n_hypotheses: Of RANSAC.
-        removal_distance: Points nearer to the plane are background.
+        inlier_distance: Largest distance of a RANSAC inlier from the plane.
+        n_sample: Number of points per RANSAC hypothesis.
+        n_hypotheses: Number of RANSAC hypotheses.
+        removal_distance: Distance from the plane below which points are background.
         eps: DBSCAN's radius; None keeps all clusters.
-        min_points: DBSCAN's points of a core point.
-        seed: Of RANSAC.
+        min_points: Number of points in the neighbourhood of a core point of DBSCAN.
+        seed: Seed of RANSAC.
         units: Unit of the raw clouds, see :data:`mmad_bank.data.UNITS`; None for metres, which is checked. It does
             not tell prepared data apart: those are in metres.
 

@@ -13,7 +13,7 @@ from mmad_bank._internal.partial import is_partial
 from mmad_bank.errors import FormatError, InputError
 
 SET_ASIDE = ".set_aside"
-"""In a prepared folder: what was prepared of samples that the data set does not have any more."""
+"""Folder in a prepared one with what was prepared of samples that the data set does not have any more."""
 _KINDS = ("rgb", "xyz", "gt")
 _DEPTH = 5  # category/split/defect/kind/file
 
@@ -23,8 +23,8 @@ def read_manifest(path: Path, key: str, kind: str) -> dict[str, Any]:
 
     Args:
         path: The file.
-        key: What it must have.
-        kind: Of data set, for the message.
+        key: Key that it must have.
+        kind: Kind of data set, for the message.
 
     Raises:
         InputError: The file is something else.
@@ -86,9 +86,9 @@ def put_in_place(work: Path, target: Path, manifest: str, text: str) -> None:
 
     Args:
         work: The finished folder, beside the target.
-        target: What is replaced.
+        target: Folder that is replaced.
         manifest: The file of ``work`` that stays there to the end, so that until then ``work`` says what it is.
-        text: What the file says in the new place.
+        text: Text of the file in the new place.
     """
     with replacing_folder(target) as fresh:
         for path in work.iterdir():

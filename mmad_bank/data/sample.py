@@ -27,9 +27,9 @@ class Sample:
         rgb: (3, H, W), float32, from 0 to 1.
         xyz: (3, H, W), float32, in ``units``; zeros where nothing was measured.
         mask: (H, W), bool, True on defects; all False for a normal sample, None where it is not known.
-        label: 0 normal, 1 anomalous.
+        label: 0 for normal, 1 for anomalous.
         defect: ``"good"`` or the kind of defect.
-        category: Of the part.
+        category: Category of the part.
         split: ``"train"``, ``"validation"`` or ``"test"``.
         id: ``category/split/defect/name``, unique within a data set.
         rgb_path: The colour image's file.
@@ -39,8 +39,7 @@ class Sample:
             a sensor made it.
         units: Unit of ``xyz``, see :data:`mmad_bank.data.UNITS`; readers that are told a unit make metres of it.
             None where nobody said: the unit of the data that a model was fitted on then, or else metres.
-        frame: Of a preprocessed one, where its pixels lie in the picture that it was made of; None where that is not
-            known.
+        frame: Place of a preprocessed sample's pixels in the picture that it was made of; None where that is not known.
     """
 
     rgb: torch.Tensor
@@ -171,7 +170,7 @@ def make_sample(record: Record, rgb: np.ndarray, xyz: np.ndarray, mask: np.ndarr
     """Put together what was read, checking that it fits together.
 
     Args:
-        record: Whose data these are.
+        record: Record of the sample.
         rgb: (H, W, 3), uint8.
         xyz: (H, W, 3), float32, metres.
         mask: (H, W), bool, or None where there is none: all False for a normal sample then.
@@ -212,7 +211,7 @@ def open_sample(
         rgb: 8-bit colour image.
         xyz: TIFF of H×W×3 floats.
         mask: Image that is not zero on defects, if the sample is known to be anomalous.
-        units: Of the cloud's file, see :data:`mmad_bank.data.UNITS`; default: the unit of the data that the model
+        units: Unit of the cloud's file, see :data:`mmad_bank.data.UNITS`; default: the unit of the data that the model
             was fitted on, or else metres.
 
     Raises:

@@ -45,7 +45,7 @@ def make_task(dataset: SampleDataset, record: Record, out: Path, settings: Prepr
     """Say where a sample goes."""
     folder = out / record.category / record.split / record.defect
     rgb, xyz, mask = (folder / kind / f"{record.name}{suffix}" for kind, suffix in FILES)
-    # Workers get the reader without its list of records: one sample a task is all they need.
+    # Workers get the reader without its list of records: one sample per task is all they need.
     return Task(dataset.select([]), record, rgb, xyz, mask, settings)
 
 
@@ -74,7 +74,7 @@ def is_done(task: Task) -> bool:
 
 
 def run_task(task: Task) -> tuple[str, str]:
-    """Preprocess a sample: its name, and why it is left out if it is."""
+    """Preprocess a sample; return its name, and why it is left out if it is."""
     key = _key(task)
     try:
         _write(task, preprocess(task.dataset.read(task.record), task.settings), key)

@@ -23,7 +23,7 @@ def as_samples(data: Any, name: str = "dataset") -> Samples:
         data: A :class:`SampleDataset`; a list or tuple of samples; any map-style PyTorch data set of samples; a
             ``Subset``, ``ConcatDataset`` or ``DataLoader`` of those. A loader's samples come one by one, in the order
             of their data set, whatever its batches and its order.
-        name: Of the argument, for the error's line.
+        name: Name of the argument, for the error's line.
 
     Raises:
         InputError: It is something else.
@@ -134,7 +134,7 @@ def preparation_of_samples(samples: Samples, name: str = "dataset") -> Preproces
 
 
 def preparations_of_samples(samples: Samples) -> Iterator[Preprocessing | None]:
-    """Yield how samples were prepared: of a list every one, of a data set once, of a foreign one its first sample."""
+    """Yield how samples were prepared: every one of a list, a whole data set, the first of a foreign data set."""
     if isinstance(samples, SampleDataset):
         yield samples.preparation
     elif isinstance(samples, Joined):
