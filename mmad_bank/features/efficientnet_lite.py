@@ -88,8 +88,8 @@ class EfficientNetLite0(nn.Module):
     network is frozen: no gradients, and always in evaluation mode.
 
     Args:
-        stages: Which of the seven stages to take, counted from 0; their channels are 16, 24, 40, 80, 112, 192, 320 and
-            their strides 2, 4, 8, 16, 16, 32, 32 pixels. The default gives 656 dimensions.
+        stages: Numbers of the stages to take of all seven, counted from 0; their channels are 16, 24, 40, 80, 112, 192,
+            320 and their strides 2, 4, 8, 16, 16, 32, 32 pixels. The default gives 656 dimensions.
         grid: Patches along height and width, (h, w), whatever the size of the images.
         neighbourhood: Side of the averaged neighbourhood in cells of the stage's own map; odd, 1 for none.
         pretrained: False leaves random weights (for tests and timings).
@@ -136,7 +136,7 @@ class EfficientNetLite0(nn.Module):
 
     @property
     def name(self) -> str:
-        """What a bank file records as its extractor."""
+        """Name of the extractor, as a bank file records it."""
         stages = ",".join(map(str, self.stages))
         return f"efficientnet_lite0 stages {stages} grid {self.grid[0]}x{self.grid[1]} mean {self.neighbourhood}"
 

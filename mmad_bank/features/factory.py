@@ -27,8 +27,8 @@ class PointPatches(nn.Module):
     """Point-MAE and PFA in one: organized clouds to the features of patches (M3DM, section 3.2).
 
     Args:
-        network: the extractor of tokens.
-        alignment: what brings them to the patch grid.
+        network: The extractor of tokens.
+        alignment: Module that brings them to the patch grid.
 
     Example:
         >>> net = PointPatches(PointMAE(16, 8), PointFeatureAlignment((4, 4), (32, 32), recipe="published"))
@@ -52,7 +52,7 @@ class PointPatches(nn.Module):
 
     @property
     def name(self) -> str:
-        """What a bank file records as its extractor."""
+        """Name of the extractor, as a bank file records it."""
         return f"{self.network.name} grid {self.grid[0]}x{self.grid[1]} aligned as {self.alignment.recipe}"
 
     def forward(self, xyz: Tensor) -> Tensor:
@@ -90,10 +90,10 @@ def make_rgb_extractor(
     Args:
         model: ``"efficientnet_lite0"`` (weights from the package index), or any model's name in timm.
         weights: ``"pretrained"``, ``"random"`` (for tests and timings), or a checkpoint file.
-        layers: stages or blocks, default the extractor's own.
+        layers: Numbers of stages or blocks; default: the extractor's own.
         grid: (h, w) of the patches.
-        image_size: pixels a side.
-        precision: of the products; the bundled network always takes float32.
+        image_size: Pixels per side of the images.
+        precision: Precision of the products; the bundled network always takes float32.
 
     Raises:
         InputError: The model is unknown, or its weights cannot be had.
@@ -134,14 +134,14 @@ def make_xyz_extractor(
 
     Args:
         kind: ``"point_mae"`` or ``"fpfh"``, which needs no weights.
-        weights: Point-MAE's: the published checkpoint's file, or ``"random"`` (for tests and timings).
-        num_groups: of Point-MAE.
-        group_size: of Point-MAE.
-        layers: of Point-MAE.
+        weights: Point-MAE's weights: the published checkpoint's file, or ``"random"`` (for tests and timings).
+        num_groups: Number of groups that Point-MAE cuts a cloud into.
+        group_size: Number of points per group of Point-MAE.
+        layers: Numbers of Point-MAE's blocks, from 0.
         grid: (h, w) of the patches.
-        image_size: pixels a side of the organized clouds.
-        recipe: of Point-MAE and PFA.
-        precision: of Point-MAE's products.
+        image_size: Pixels per side of the organized clouds.
+        recipe: Recipe of Point-MAE and PFA.
+        precision: Precision of Point-MAE's products.
 
     Raises:
         InputError: The kind is unknown, or the weights cannot be had.

@@ -22,15 +22,15 @@ _PLANE, _LOOKED_AT = 3, 200
 class FPFH:
     """Fast point feature histograms of the measured points, averaged over the cells of a patch grid.
 
-    As in BTF (Horwitz and Hoshen 2023): 33 values a point, zeros where nothing is measured, 3×3 average pooling, then
+    As in BTF (Horwitz and Hoshen 2023): 33 values per point, zeros where nothing is measured, 3×3 average pooling, then
     the grid. On clouds in metres the default radii span the whole object, so that the numbers of neighbours decide.
 
     Args:
         grid: (h, w) of the patches.
-        normal_radius: of the search for a point's normal, in the clouds' unit.
-        normal_neighbors: at most so many neighbours for a normal.
-        feature_radius: of the search for a point's descriptor, in the clouds' unit.
-        feature_neighbors: at most so many neighbours for a descriptor.
+        normal_radius: Radius of the search for a point's normal, in the clouds' unit.
+        normal_neighbors: Largest number of neighbours for a normal.
+        feature_radius: Radius of the search for a point's descriptor, in the clouds' unit.
+        feature_neighbors: Largest number of neighbours for a descriptor.
 
     Warns:
         UserWarning: Most points of the first cloud have too few neighbours within ``normal_radius``, as those
@@ -82,7 +82,7 @@ class FPFH:
 
     @property
     def name(self) -> str:
-        """What a bank file records as its extractor."""
+        """Name of the extractor, as a bank file records it."""
         normal, feature = (self.normal_radius, self.normal_neighbors), (self.feature_radius, self.feature_neighbors)
         return f"fpfh normals {normal[0]:g}/{normal[1]} features {feature[0]:g}/{feature[1]}"
 

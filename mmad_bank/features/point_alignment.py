@@ -23,7 +23,7 @@ Recipe = Literal["paper", "published"]
 
 _EPS = 1e-8
 _NEIGHBOURS = 3  # of the published weighting
-_WINDOW = 3  # pixels a side of the average before the grid
+_WINDOW = 3  # pixels per side of the average before the grid
 
 
 def measured_points(xyz: ArrayLike, name: str = "xyz") -> tuple[Tensor, Tensor]:
@@ -34,7 +34,7 @@ def measured_points(xyz: ArrayLike, name: str = "xyz") -> tuple[Tensor, Tensor]:
 
     Args:
         xyz: (H, W, 3), metres.
-        name: how an error names the cloud.
+        name: Name of the cloud in errors.
 
     Returns:
         Points (N, 3) float32, and pixels (N,) int64, numbered row by row: y·W + x.

@@ -134,10 +134,11 @@ class PointMAE(nn.Module):
     :meth:`load_checkpoint`.
 
     Args:
-        num_groups: G, centres sampled in each cloud (M3DM: 1024, or 784).
-        group_size: S, nearest points of each centre (M3DM: 128, or 64).
-        layers: blocks, counted from 0 and rising, whose outputs go through the final norm and are concatenated. Blocks
-            after the last of them are not created. CFM's variants: M ``(1, 4, 7)``, S ``(1, 2, 3)``, T ``(0,)``.
+        num_groups: G, number of centres sampled in each cloud (M3DM: 1024, or 784).
+        group_size: S, number of nearest points of each centre (M3DM: 128, or 64).
+        layers: Numbers of the blocks, counted from 0 and rising, whose outputs go through the final norm and are
+            concatenated. Blocks after the last of them are not created. CFM's variants: M ``(1, 4, 7)``, S ``(1, 2,
+            3)``, T ``(0,)``.
         recipe: ``"paper"`` uses the batch normalisations' running statistics. ``"published"`` does as the published
             code of M3DM and CFM, which never leaves training mode: the statistics are those of the cloud itself (a
             cloud at a time, whatever the batch; no random depth), and sampling passes over points with ‖p‖² ≤ 1e-3.
@@ -186,7 +187,7 @@ class PointMAE(nn.Module):
 
     @property
     def name(self) -> str:
-        """What a bank file records as its extractor."""
+        """Name of the extractor, as a bank file records it."""
         return f"point_mae {self.num_groups}x{self.group_size} layers {','.join(map(str, self.layers))} {self.recipe}"
 
     def train(self, mode: bool = True) -> PointMAE:
@@ -215,7 +216,7 @@ class PointMAE(nn.Module):
         Args:
             points: (B, N, 3), or a sequence of (N_i, 3) clouds of different sizes; finite, in metres for the published
                 weights; at least ``num_groups`` and ``group_size`` points each.
-            lengths: leading rows of each cloud that count, for a batch padded to N rows.
+            lengths: Number of leading rows of each cloud that count, for a batch padded to N rows.
 
         Returns:
             Tokens (B, G, 384·layers) float32 and the groups' centres (B, G, 3), in the order of sampling.

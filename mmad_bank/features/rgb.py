@@ -41,15 +41,15 @@ class RGBExtractor(nn.Module):
     tests and timings.
 
     Args:
-        model: a model's name in timm, with its training's tag: ``vit_base_patch8_224.dino``,
+        model: Name of a model in timm, with its training's tag: ``vit_base_patch8_224.dino``,
             ``vit_base_patch14_dinov2.lvd142m``, ``wide_resnet50_2.tv_in1k``, …
-        checkpoint: file of the model's weights (torch or safetensors), in timm's names or in those of the publication
+        checkpoint: File of the model's weights (torch or safetensors), in timm's names or in those of the publication
             if timm knows how to convert them.
-        layers: counted from 0 and rising; transformers' blocks, or stages. Default: a transformer's last block, and of
-            other networks the stages with strides 8 and 16 (WideResNet's layers 2 and 3).
-        image_size: pixels a side of the images; a multiple of the patch size. Position embeddings are resampled.
+        layers: Numbers of a transformer's blocks, or of stages, counted from 0 and rising. Default: a transformer's
+            last block; the stages of other networks with strides 8 and 16 (WideResNet's layers 2 and 3).
+        image_size: Pixels per side of the images; a multiple of the patch size. Position embeddings are resampled.
         grid: (h, w) that the features are brought to: averaged down, interpolated bilinearly up. None: their own.
-        download: let timm fetch the weights.
+        download: Whether timm may fetch the weights.
         precision: ``"bfloat16"`` runs the products in bfloat16; features are float32 either way.
 
     Raises:
@@ -103,7 +103,7 @@ class RGBExtractor(nn.Module):
 
     @property
     def name(self) -> str:
-        """What a bank file records as its extractor."""
+        """Name of the extractor, as a bank file records it."""
         return f"{self.model} layers {','.join(map(str, self.layers))} grid {self.grid[0]}x{self.grid[1]}"
 
     def train(self, mode: bool = True) -> RGBExtractor:
