@@ -607,7 +607,7 @@ class MemoryBank:
         graphs over millions of vectors: take ``trust_index`` for a file that you have saved yourself.
 
         A mapped file may be replaced (by :meth:`save`, by renaming) or removed at any time. It must not be overwritten
-        or cut in place: a search says so where it can, see docs/files.md.
+        or cut in place: a search says so where it can, see docs/reference/files.md.
 
         Args:
             path: The file.

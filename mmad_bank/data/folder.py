@@ -1,7 +1,7 @@
 """One's own parts, in the layout of MVTec 3D-AD: ``CATEGORY/{train,validation,test}/{good|DEFECT}/{rgb,xyz,gt}/NAME``.
 
 Colour images and masks may be PNG, JPEG, BMP or TIFF, point clouds are TIFF. A defect without a mask is scored, not
-localised. docs/data.md lists the names that are taken for a split and for good samples.
+localised. docs/how-to/own-pictures.md lists the names that are taken for a split and for good samples.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def no_data_set(root: Path, layout: str) -> InputError:
                 continue
             return InputError(
                 f"{kind}: expected rgb/NAME.png and xyz/NAME.tiff in it, found {found}"
-                " (pictures without depth need flat clouds, see docs/data.md)"
+                " (pictures without depth need flat clouds, see docs/how-to/own-pictures.md)"
             )
     return InputError(f"{root}: expected {layout} in it, found {describe(root)}")
 

@@ -24,7 +24,7 @@ Precision = Literal["float32", "bfloat16"]
 DEFAULT_MODEL = "vit_base_patch8_224.dino"
 HOW_WITHOUT_DOWNLOAD = (
     "give a file that you have (--set rgb_weights=PATH of fit, --rgb-weights PATH of extract, checkpoint=PATH here), or"
-    " take the bundled extractor (--bundled, rgb='efficientnet_lite0'); docs/weights.md names all files"
+    " take the bundled extractor (--bundled, rgb='efficientnet_lite0'); docs/reference/weights.md names all files"
 )
 """ViT-B/8 trained by DINO: M3DM's and CFM's RGB extractor."""
 

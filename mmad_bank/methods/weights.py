@@ -25,7 +25,7 @@ def default_values(method: Any) -> set[str]:
 
 
 def page() -> str:
-    """Return ``docs/weights.md``."""
+    """Return ``docs/reference/weights.md``."""
     rows = [
         "| " + " | ".join((
             one.name, _ORIGINS[one.origin], f"`{one.value}`" if one.value else "–",

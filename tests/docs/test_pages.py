@@ -46,8 +46,11 @@ def test_a_method_has_all_its_arguments_on_the_page(name: str) -> None:
     method = methods.method_class(name)
     section = re.search(rf"^## {method.__name__}$(.*?)(?=^## |\Z)", parameters.page(), flags=re.MULTILINE | re.DOTALL)
     assert section is not None
-    for argument in method.argument_names():
-        assert re.search(rf"^\| `{argument}` \|.*[a-z0-9)`\"]\.\)? \|$", section[1], flags=re.MULTILINE), argument
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \| .* \| .+ \| .* \| (.*) \|$", section[1], flags=re.MULTILINE)
+    assert tuple(argument for argument, *_ in rows) == method.argument_names()
+    for argument, kind, effect in rows:
+        assert kind, argument
+        assert re.match(r"[A-Z].{9,}\.\)?$", effect), f"{argument}: {effect}"
 
 
 def test_types_and_choices_are_worded() -> None:
@@ -81,3 +84,19 @@ def test_figures_are_put_in() -> None:
     assert "| CFM-M | result | all | 0.960 | 0.994 | 0.972 | 0.459 | CFM's paper |" in page
     assert "### Ours" in page
     assert "M3DM" not in page
+
+
+def test_pages_that_code_and_documents_name_exist() -> None:
+    root = DOCS.parent
+    files = [
+        *(path for path in root.glob("*.md") if path.name != "CHANGELOG.md"),
+        *(path for folder in ("mmad_bank", "benchmarks", "examples") for path in _texts(root / folder)),
+    ]
+    named = {page for path in files for page in re.findall(r"docs/[\w/-]+\.md\b", path.read_text(encoding="utf-8"))}
+    assert "docs/reference/weights.md" in named
+    for page in named:
+        assert (root / page).is_file(), page
+
+
+def _texts(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.suffix in (".py", ".md")]

@@ -154,7 +154,7 @@ def open_dump(
     dim: int | None = None,
     left_out: dict[str, str] | None = None,
 ) -> FeatureDump:
-    """Open features: an array, a file, a folder of files, or several of these paths (see docs/dumps.md).
+    """Open features: an array, a file, a folder of files, or several of these paths (see docs/how-to/feature-dumps.md).
 
     Files: ``.npy``, ``.npz``, ``.safetensors``, ``.pt`` (plain tensors only: pickled code is never run), each with
     float16, bfloat16, float32 or float64 values of shape (N, D), (images, patches, D), or maps of four axes. A folder
