@@ -75,9 +75,9 @@ def test_sixteen_bit_colours_are_refused_with_a_way_out(tmp_path: Path, suffix: 
     values = (COLOURS.astype(np.uint16) << 4)[..., [0, 1, 2, 0] if alpha else [0, 1, 2]]
     path = tmp_path / f"a.{suffix}"
     path.write_bytes(png16(values) if suffix == "png" else tiff(values, extrasamples=["unassalpha"] if alpha else None))
-    with pytest.raises(InputError, match=r"a\.\w+: expected 8 bits a channel, found 16 .*; convert .* value / 16"):
+    with pytest.raises(InputError, match=r"a\.\w+: expected 8 bits per channel, found 16 .*; convert .* value / 16"):
         read_rgb(path)
-    with pytest.raises(InputError, match="expected a mask of 8 bits a channel or grey, found 16"):
+    with pytest.raises(InputError, match="expected a mask of 8 bits per channel or grey, found 16"):
         read_mask(path)
 
 
