@@ -30,10 +30,11 @@ def aupro(masks: Any, maps: Any, limit: float = 0.3, n_thresholds: int | None = 
 
     Args:
         masks: (B, H, W) or (H, W) ground truth, above 0 is anomalous; or a sequence of (H, W), whose sizes may differ.
-        maps: anomaly maps of the same shapes; finite, larger means more anomalous. Compared as float32.
-        limit: false positive rate in (0, 1].
-        n_thresholds: thresholds at equal steps of the sorted scores of the anomaly-free pixels; their positions give
-            the false positive rates, as in the MVTec evaluation. ``None``: the exact curve over all thresholds.
+        maps: Anomaly maps of the same shapes; finite, larger means more anomalous. Compared as float32.
+        limit: False positive rate in (0, 1].
+        n_thresholds: Number of thresholds at equal steps of the sorted scores of the anomaly-free pixels; their
+            positions give the false positive rates, as in the MVTec evaluation. ``None``: the exact curve over all
+            thresholds.
 
     Returns:
         A value in [0, 1], or NaN with an :class:`UndefinedMetricWarning` if there is no defect or no normal pixel.
@@ -56,13 +57,13 @@ class AUPRO:
     """AUPRO at several limits at once, of masks and maps that come image by image.
 
     The result is that of :func:`aupro` on all images together. The scores of anomaly-free pixels take ``memory`` bytes
-    and a run of 16 MiB at most; past that they go to a temporary file (4 bytes a pixel) that vanishes with the process.
-    Anomalous pixels, few in any test set, take 8 bytes each.
+    and a run of 16 MiB at most; past that they go to a temporary file (4 bytes per pixel) that vanishes with the
+    process. Anomalous pixels, few in any test set, take 8 bytes each.
 
     Args:
-        limits: false positive rates in (0, 1].
-        n_thresholds: see :func:`aupro`.
-        memory: bytes of scores to keep in memory.
+        limits: False positive rates in (0, 1].
+        n_thresholds: Number of thresholds, see :func:`aupro`.
+        memory: Bytes of scores to keep in memory.
 
     Raises:
         InputError: A limit or ``n_thresholds`` is out of range.

@@ -18,8 +18,8 @@ def auroc(labels: Any, scores: Any) -> float:
     """Area under the ROC curve: the probability that an anomalous score exceeds a normal one, ties counting half.
 
     Args:
-        labels: array or tensor of any shape, bool or numbers; 0 is normal, anything above 0 anomalous.
-        scores: the same shape; finite, larger means more anomalous. Compared as float32.
+        labels: Array or tensor of any shape, bool or numbers; 0 is normal, anything above 0 anomalous.
+        scores: The same shape; finite, larger means more anomalous. Compared as float32.
 
     Returns:
         A value in [0, 1], or NaN with an :class:`UndefinedMetricWarning` if only one class is there.
@@ -40,10 +40,10 @@ class AUROC:
     """AUROC of scores that come in parts: images' scores, or masks and maps for P-AUROC.
 
     The result is exact (see :func:`auroc`), whatever the parts' sizes. Memory is bounded by ``memory`` and a run of 16
-    MiB for each class; past that, scores go to a temporary file (4 bytes a score) that vanishes with the process.
+    MiB for each class; past that, scores go to a temporary file (4 bytes per score) that vanishes with the process.
 
     Args:
-        memory: bytes of scores of each class to keep in memory.
+        memory: Bytes of scores of each class to keep in memory.
 
     Example:
         >>> pixel_auroc = AUROC()
