@@ -30,14 +30,14 @@ class Adaptor(nn.Module):
     on a CPU; that is left out.) The paper's inputs come out of a layer norm; those of other extractors need not be near
     unit size, so that one scalar mean and standard deviation of the training features bring them there.
 
-    Its last norm takes the length from features, of which those that come out of a layer norm have none to lose, and it
-    starts as a random mixture of patches. ``"residual"``, for other extractors and little data, is the same layer with
+    Its last norm takes the length from features; those that come out of a layer norm have none to lose. It starts as a
+    random mixture of patches. ``"residual"``, for other extractors and little data, is the same layer with
     its norms before attention and MLP, whose last weights start at zero: it starts as the identity.
 
     Args:
-        dim: length of a feature.
-        heads: of the attention; default the largest divisor of ``dim`` up to 12.
-        layer: ``"vanilla"`` or ``"residual"``.
+        dim: Length of a feature.
+        heads: Number of heads of the attention; default: the largest divisor of ``dim`` up to 12.
+        layer: Kind of layer, ``"vanilla"`` or ``"residual"``.
 
     Raises:
         InputError: ``heads`` does not divide ``dim``, or there is no such layer.
@@ -85,9 +85,9 @@ class FeatureAdaptation(nn.Module):
     """The adaptors of both modalities, Ψ_P and Ψ_I.
 
     Args:
-        xyz_dim: length of a point feature.
-        rgb_dim: length of an RGB feature.
-        layer: see :class:`Adaptor`.
+        xyz_dim: Length of a point feature.
+        rgb_dim: Length of an RGB feature.
+        layer: Kind of layer, see :class:`Adaptor`.
 
     Example:
         >>> adaptation = FeatureAdaptation(xyz_dim=12, rgb_dim=8).eval()

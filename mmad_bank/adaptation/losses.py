@@ -25,9 +25,9 @@ class FeatureQueue:
     """A first-in-first-out bank of features (LSFA, eq. 5 to 7).
 
     Args:
-        capacity: rows that it holds at most.
-        dim: length of a feature.
-        device: where it is.
+        capacity: Largest number of rows that it holds.
+        dim: Length of a feature.
+        device: Device that it is on.
 
     Example:
         >>> queue = FeatureQueue(3, 1)
@@ -88,8 +88,8 @@ def compactness_loss(features: Tensor, queue: FeatureQueue, kind: Compactness = 
     over features, where the equations have a sum: the weight of the loss should not grow with the patch grid.
 
     Args:
-        features: the queries.
-        queue: the bank; an empty one gives 0.
+        features: The queries.
+        queue: The bank; an empty one gives 0.
         kind: ``"distance"``, Euclidean as in the equations, or ``"mse"``, mean squared error as in the text.
     """
     if len(queue) == 0:

@@ -54,26 +54,26 @@ def train_adaptation(
     those between modalities.
 
     Args:
-        pairs: images' patch features, (P, xyz_dim) and (P, rgb_dim) each; looked up one at a time.
-        steps: optimizer steps; the paper gives no number.
-        batch: images a step (published: 8).
-        patches_per_image: draw so many patches of an image for the local losses instead of taking all; the adaptors see
-            all of them.
-        queue_size: rows of each bank (paper: 50 000).
-        clc_weight: λ.
-        losses: some of :data:`mmad_bank.adaptation.losses.LOSSES`.
-        compactness: see :func:`mmad_bank.adaptation.losses.compactness_loss`.
-        prototypes: an image's vector: ``"kmeans"``, see :func:`mmad_bank.adaptation.losses.prototype`, or ``"mean"`` of
-            its patches (published).
-        clusters: of the k-means.
-        layer: of the adaptors, see :class:`mmad_bank.adaptation.Adaptor`.
-        lr: AdamW's rate.
-        seed: of initial weights, order of images, drawn patches and dropout.
-        resume: file of the training's state. If it is there, training goes on from it; every ``save_every`` steps and
+        pairs: Images' patch features, (P, xyz_dim) and (P, rgb_dim) each; looked up one at a time.
+        steps: Number of optimizer steps; the paper gives no number.
+        batch: Number of images per step (published: 8).
+        patches_per_image: Number of patches to draw from an image for the local losses instead of taking all; the
+            adaptors see all of them.
+        queue_size: Number of rows of each bank (paper: 50 000).
+        clc_weight: Weight λ of the CLC loss.
+        losses: Names of losses, some of :data:`mmad_bank.adaptation.losses.LOSSES`.
+        compactness: Kind of the compactness loss, see :func:`mmad_bank.adaptation.losses.compactness_loss`.
+        prototypes: Vector that stands for an image: ``"kmeans"``, see :func:`mmad_bank.adaptation.losses.prototype`, or
+            ``"mean"`` of its patches (published).
+        clusters: Number of clusters of the k-means.
+        layer: Kind of the adaptors' layer, see :class:`mmad_bank.adaptation.Adaptor`.
+        lr: Learning rate of AdamW.
+        seed: Seed of initial weights, order of images, drawn patches and dropout.
+        resume: File of the training's state. If it is there, training goes on from it; every ``save_every`` steps and
             at the end it is replaced.
-        save_every: steps between saved states.
-        device: where to train.
-        progress: show a bar on a terminal.
+        save_every: Number of steps between saved states.
+        device: Where to train.
+        progress: Whether to show a bar on a terminal.
 
     Returns:
         The adaptors on ``device``, in evaluation mode.
