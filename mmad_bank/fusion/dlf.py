@@ -19,7 +19,7 @@ from mmad_bank._internal.tensor_files import write_tensors
 from mmad_bank.errors import FormatError, InputError, MissingExtraError
 
 FACTORS = {"xyz": 1.0, "rgb": 0.1, "fusion": 1.0}
-"""What each bank's scores are multiplied by first (published code)."""
+"""Factors that each bank's scores are multiplied by first (published code)."""
 
 Scores = Mapping[str, ArrayLike]
 
@@ -35,13 +35,13 @@ class DecisionFusion:
     deviation the fused one must rise, or the direction is turned round.
 
     Args:
-        factors: a factor for each bank; its names and their order are the banks that are fused.
-        nu: bound on the part of the training data on the wrong side (scikit-learn's ``nu``).
-        max_iter: passes over the training data, at most.
+        factors: One factor for each bank; its names and their order are the banks that are fused.
+        nu: Bound on the part of the training data on the wrong side (scikit-learn's ``nu``).
+        max_iter: Largest number of passes over the training data.
         learning_rate: None for scikit-learn's decreasing schedule, as in the published code, or a constant (M3DM's
             paper: 1e-4).
-        max_pixels: train D_s on so many pixels drawn at random if there are more.
-        seed: of the draw and of the SVMs.
+        max_pixels: Largest number of pixels to train D_s on; of more, so many are drawn at random.
+        seed: Seed of the draw and of the SVMs.
 
     Raises:
         InputError: An argument is out of range.
@@ -84,9 +84,9 @@ class DecisionFusion:
         """Fit both SVMs on the scores of normal training images.
 
         Args:
-            images: by bank, (n,) image scores.
-            pixels: by bank, pixel scores of any shape, the same for all banks: maps (n, H, W), or what is left of them.
-            held_out: images and pixels of normal data kept out of training, such as a validation split, on which the
+            images: Image scores (n,), by bank.
+            pixels: Pixel scores by bank, of any shape, the same for all banks: maps (n, H, W), or what is left of them.
+            held_out: Images and pixels of normal data kept out of training, such as a validation split, on which the
                 directions are checked; None takes the training data.
 
         Raises:
@@ -101,11 +101,11 @@ class DecisionFusion:
         return self
 
     def fuse_images(self, scores: Scores) -> Tensor:
-        """Fuse image scores, by bank (n,), to (n,) float32; larger is more anomalous."""
+        """Fuse image scores (n,), by bank, to (n,) float32; larger is more anomalous."""
         return self._fuse(scores, "images")
 
     def fuse_pixels(self, scores: Scores) -> Tensor:
-        """Fuse anomaly maps, by bank (n, H, W) or any one shape, to that shape in float32; larger is more anomalous."""
+        """Fuse anomaly maps by bank, (n, H, W) or any one shape, to that shape in float32; larger is more anomalous."""
         return self._fuse(scores, "pixels")
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -39,21 +39,21 @@ def train_fusion(
     The same arguments give the same weights on the same kind of machine, interrupted or not.
 
     Args:
-        pairs: images' patch features, (P, xyz_dim) and (P, rgb_dim) each; looked up one at a time.
-        steps: optimizer steps. M3DM reports its best result at 750.
-        warmup: steps of the linear rise, at most ``steps``.
-        batch: images a step. The paper says 256, the published run is 16 images times 16 accumulations.
-        images_per_loss: images whose patches are contrasted with each other; a step's gradient is the mean over its
-            losses.
-        patches_per_image: draw so many patches of an image instead of taking all: cheaper steps.
-        lr: the learning rate's peak.
-        recipe: see :class:`FeatureFusion`.
-        seed: of initial weights, order of images, and drawn patches.
-        resume: file of the training's state. If it is there, training goes on from it; every ``save_every`` steps and
-            at the end it is replaced. Of a finished training it holds the result.
-        save_every: steps between saved states.
-        device: where to train.
-        progress: show a bar on a terminal.
+        pairs: Images' patch features, (P, xyz_dim) and (P, rgb_dim) each; looked up one at a time.
+        steps: Number of optimizer steps. M3DM reports its best result at 750.
+        warmup: Number of steps of the linear rise, at most ``steps``.
+        batch: Number of images per step. The paper says 256, the published run is 16 images times 16 accumulations.
+        images_per_loss: Number of images whose patches are contrasted with each other; a step's gradient is the mean
+            over its losses.
+        patches_per_image: Number of patches to draw from an image instead of taking all: cheaper steps.
+        lr: Peak of the learning rate.
+        recipe: Recipe, see :class:`FeatureFusion`.
+        seed: Seed of initial weights, order of images, and drawn patches.
+        resume: File of the training's state. If it is there, training goes on from it; every ``save_every`` steps and
+            at the end it is replaced. The file of a finished training holds the result.
+        save_every: Number of steps between saved states.
+        device: Where to train.
+        progress: Whether to show a bar on a terminal.
 
     Returns:
         The trained network on ``device``, in evaluation mode.

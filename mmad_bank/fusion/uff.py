@@ -36,11 +36,11 @@ class _Mlp(nn.Module):
 
 
 class FeatureFusion(nn.Module):
-    """UFF: a norm and an MLP a modality, whose outputs side by side are the fused feature of a patch (eq. 3).
+    """UFF: a norm and an MLP per modality, whose outputs side by side are the fused feature of a patch (eq. 3).
 
     Args:
-        xyz_dim: values of a 3-D patch feature.
-        rgb_dim: values of an RGB patch feature.
+        xyz_dim: Number of values of a 3-D patch feature.
+        rgb_dim: Number of values of an RGB patch feature.
         recipe: ``"published"`` doubles the loss, as the published code does.
 
     Raises:
