@@ -69,8 +69,8 @@ def render(
         category: One of :data:`CATEGORIES`.
         kind: ``"good"`` or one of :data:`DEFECTS`.
         size: Side of a square image in pixels; a wide one is 3/2 of it wide and 3/4 high.
-        seed: Of everything.
-        split: Names the series.
+        seed: Seed of everything random.
+        split: Name of the series.
         index: Place in the series.
 
     Raises:
@@ -345,13 +345,13 @@ def write_synthetic(
     Args:
         path: Folder to make; it must not exist, or be empty, unless it is overwritten.
         size: Side of a square image in pixels.
-        n_train: Normal samples a category.
-        n_validation: Normal samples a category.
-        n_test: Samples a category: a third normal, the rest spread over the four kinds of defects.
-        categories: Default: all of :data:`CATEGORIES`.
-        seed: The same seed gives the same files.
-        workers: Processes. More than one need the caller's module guarded by ``if __name__ == "__main__"``.
-        overwrite: Replace a synthetic data set that is there, once the new one is whole.
+        n_train: Number of normal training samples per category.
+        n_validation: Number of normal validation samples per category.
+        n_test: Number of test samples per category: a third normal, the rest spread over the four kinds of defects.
+        categories: Names of categories; default: all of :data:`CATEGORIES`.
+        seed: Seed of everything random; the same seed gives the same files.
+        workers: Number of processes. More than one need the caller's module guarded by ``if __name__ == "__main__"``.
+        overwrite: Whether to replace a synthetic data set that is there, once the new one is whole.
         progress: Whether to show a bar.
 
     Returns:

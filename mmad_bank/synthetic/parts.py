@@ -25,9 +25,9 @@ class Mark:
         u: Centre along the part's first axis.
         v: Centre along the second axis; unused for a ring.
         radii: Half axes along its own axes; infinite across a ring.
-        angle: Of its first axis.
-        kind: 0 raised, 1 sunken.
-        amount: Of the relief, positive.
+        angle: Angle of its first axis, in radians.
+        kind: 0 for raised, 1 for sunken.
+        amount: Height or depth of the relief, positive.
     """
 
     u: float
@@ -53,10 +53,10 @@ class Part:
     Attributes:
         u: (H, W), first coordinate of the part's own frame.
         v: (H, W), second one.
-        height: (H, W), of the smooth body above the background, 0 beside it.
-        albedo: (H, W, 3), of the body.
-        marks: What is on it.
-        mark_colours: Of the two kinds.
+        height: (H, W), height of the smooth body above the background, 0 beside it.
+        albedo: (H, W, 3), albedo of the body.
+        marks: Marks on it.
+        mark_colours: Colours of the two kinds of marks.
     """
 
     u: np.ndarray

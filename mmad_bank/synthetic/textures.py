@@ -65,11 +65,11 @@ def texture_images(
     and a down, is not turned by quarters; grass and gravel are.
 
     Args:
-        n_images: How many.
+        n_images: Number of images.
         texture: ``"brick"``, ``"grass"`` or ``"gravel"``.
         split: ``"train"``, the left part of the photograph, or ``"test"``, the rest.
         size: Side of the images in pixels.
-        seed: Of the random generator.
+        seed: Seed of the random generator.
 
     Returns:
         Images (n_images, size, size, 3), uint8; the three channels are equal.
@@ -164,7 +164,7 @@ def draw_scratch(image: np.ndarray, *, seed: int = 0, width: float = 1.2) -> tup
 
     Args:
         image: (H, W, 3), uint8.
-        seed: Of its place and direction.
+        seed: Seed of its place and direction.
         width: Half its width in pixels.
 
     Returns:
@@ -197,8 +197,8 @@ def paste_patch(
     Args:
         image: (H, W, 3), uint8.
         donor: The image that the patch is taken from, of the same shape.
-        seed: Of its place.
-        radius: In parts of the image's shorter side.
+        seed: Seed of its place.
+        radius: Radius as a part of the image's shorter side.
 
     Returns:
         The image with the patch, uint8, and the patch's mask (H, W), bool.
