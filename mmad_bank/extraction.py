@@ -1,4 +1,4 @@
-"""From prepared samples to patch features of both modalities, and from a data set to feature dumps."""
+"""Patch features of both modalities from prepared samples, and feature dumps from a data set."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Extractors:
     """The extractors of the modalities that a method uses.
 
     Args:
-        networks: by modality, ``"rgb"`` or ``"xyz"``.
-        device: where they run.
+        networks: The networks, by modality: ``"rgb"`` or ``"xyz"``.
+        device: Device that they run on.
 
     Raises:
         InputError: A modality is unknown or none is given.
@@ -60,7 +60,7 @@ class Extractors:
 
     @property
     def names(self) -> dict[str, str]:
-        """What a bank file records as its extractor, by modality."""
+        """Names of the extractors by modality, as bank files record them."""
         return {name: str(network.name) for name, network in self.networks.items()}
 
     @torch.no_grad()
@@ -137,10 +137,10 @@ def usable(
 
     Args:
         samples: A data set.
-        prepare: What is done to a sample first.
-        skipped: Filled with the reasons.
-        normal: Leave out samples that are labelled anomalous too: nothing may learn them as normal.
-        numbers: Which samples, in order; default: all.
+        prepare: Function that prepares a sample first.
+        skipped: Dictionary that is filled with the reasons, by id.
+        normal: Whether to leave out samples that are labelled anomalous too: nothing may learn them as normal.
+        numbers: Numbers of the samples to yield, in order; default: all.
 
     Raises:
         OtherPreparation: Samples were prepared in different ways.
@@ -171,14 +171,14 @@ def _say_anomalous(sample: Any) -> str:
 
 
 class Journal:
-    """How far an extraction into files has come: one that was stopped goes on behind its last whole batch.
+    """Record of how far an extraction into files has come: a stopped one goes on behind its last whole batch.
 
     The rows are on the disk before the journal says so, also after a power failure.
 
     Args:
         path: JSON file, written every ten seconds and when the extraction is stopped.
-        save: Returns, JSON-able, what else is known of the first samples in the files, so many as it is given.
-        restore: Takes that back.
+        save: Function of a number of samples that returns, JSON-able, what else is known of so many in the files.
+        restore: Function that takes that back.
     """
 
     def __init__(
@@ -253,23 +253,23 @@ def extract_to(
     name: str = "dataset",
     journal: Journal | None = None,
 ) -> tuple[list[str], dict[str, str]]:
-    """Write the features of samples to one ``.npy`` file a modality (or output), a few images at a time.
+    """Write the features of samples to one ``.npy`` file per modality (or output), a few images at a time.
 
     Args:
-        folder: for ``rgb.npy`` and ``xyz.npy``, float32 (images, P, D); it must be there.
-        samples: a data set.
-        extractors: what describes them.
-        prepare: what is done to a sample first.
-        names: other names of the files, by output.
-        kept: called with each prepared sample whose features are in the files, in their order.
-        batch: images described together.
-        normal: leave out samples that are labelled anomalous.
-        progress: show a bar on a terminal.
-        name: what an error calls the samples.
-        journal: goes on where an extraction with the same arguments was stopped.
+        folder: Folder for ``rgb.npy`` and ``xyz.npy``, float32 (images, P, D); it must be there.
+        samples: A data set.
+        extractors: Extractors that describe them.
+        prepare: Function that prepares a sample first.
+        names: Other names for the files, by output.
+        kept: Function that is called with each prepared sample whose features are in the files, in their order.
+        batch: Number of images described together.
+        normal: Whether to leave out samples that are labelled anomalous.
+        progress: Whether to show a bar on a terminal.
+        name: Name of the samples in errors.
+        journal: Journal that goes on where an extraction with the same arguments was stopped.
 
     Returns:
-        The ids of the samples in the files, in order, and by id why others were left out.
+        The ids of the samples in the files, in order, and why others were left out, by id.
 
     Raises:
         InputError: No sample can be used; the reason is the first one's.
