@@ -13,20 +13,20 @@ from mmad_bank.methods.base import Prediction
 from mmad_bank.methods.prediction import FUSED
 
 RESULT = "result"
-"""What a reader is told of it: "fused" is too near to the bank of fused features."""
+"""Name of the method's own result for readers: "fused" is too near to the bank of fused features."""
 
 Curve = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """What is measured of one result on some images.
+    """Measurements of one result on some images.
 
     Attributes:
         image_auroc: I-AUROC; None where it is undefined.
         pixel_auroc: P-AUROC; None where it is undefined.
         aupro: AUPRO by limit; None where it is undefined.
-        undefined: By metric (``"image_auroc"``, ``"pixel_auroc"``, ``"aupro"``), why there is no value.
+        undefined: Reasons why there is no value, by metric (``"image_auroc"``, ``"pixel_auroc"``, ``"aupro"``).
     """
 
     image_auroc: float | None
@@ -46,11 +46,11 @@ class SampleScore:
     """The scores of one image.
 
     Attributes:
-        id: Of the sample.
-        label: 0 normal, 1 anomalous.
+        id: Id of the sample.
+        label: 0 for normal, 1 for anomalous.
         defect: ``"good"`` or the kind of defect.
-        score: The method's.
-        parts: Of its banks or branches.
+        score: The method's score.
+        parts: Scores of its banks or branches, by name.
     """
 
     id: str
@@ -68,23 +68,23 @@ class SampleScore:
 
 @dataclass
 class Evaluation:
-    """How a method does on a category.
+    """Results of a method on a category.
 
     Attributes:
-        method: Its name.
+        method: Name of the method.
         category: The category, or several joined by commas.
-        limits: Of AUPRO.
-        metrics: By result: ``"fused"`` is the method's own; its parts follow if there are several.
-        kinds: By kind of defect and result: that kind's images against the good ones.
-        scores: Of every image, in the data set's order.
-        failed: By sample, why it could not be scored.
-        notes: What a reader of the figures must know.
-        seconds: Wall time an image, reading included.
+        limits: Limits of AUPRO.
+        metrics: Metrics by result: ``"fused"`` is the method's own; its parts follow if there are several.
+        kinds: Metrics by kind of defect and result: that kind's images against the good ones.
+        scores: Scores of every image, in the data set's order.
+        failed: Reasons why samples could not be scored, by id.
+        notes: Remarks that a reader of the figures must know.
+        seconds: Wall time per image in seconds, reading included.
         sections: The same by section: reading, extraction, search, …; JSON calls them ``"stages"``.
-        roc: By result, the ROC curve of the images: false and true positive rates.
-        pro: By result, the PRO curve: false positive rates of pixels and mean overlaps.
+        roc: ROC curves of the images, by result: false and true positive rates.
+        pro: PRO curves, by result: false positive rates of pixels and mean overlaps.
         examples: The predictions kept: highest and lowest scores of good and of anomalous images.
-        labels: What a reader is told of each result: ``"result"`` for the method's own, ``"fusion bank"``, …
+        labels: Names of the results for a reader: ``"result"`` for the method's own, ``"fusion bank"``, …
     """
 
     method: str
@@ -144,8 +144,8 @@ class Example:
     """A prediction that is worth showing.
 
     Attributes:
-        role: Why, one of :data:`ROLES`.
-        prediction: What the method said.
+        role: Reason to show it, one of :data:`ROLES`.
+        prediction: The method's prediction.
     """
 
     role: str

@@ -33,21 +33,21 @@ def evaluate(
 ) -> Evaluation:
     """Score a test split and measure the result: the method's own, each of its parts', and by kind of defect.
 
-    Memory does not grow with the number of images, but for 4 bytes a pixel of each result, on disk past a limit. A
+    Memory does not grow with the number of images, except for 4 bytes per pixel of each result, on disk past a limit. A
     sample that cannot be read or scored is left out and named; anomalous samples without a mask count for I-AUROC only.
     Pixels are those of the prepared square, as in the papers, but for its padding, which is in no picture.
 
     Args:
-        method: A fitted one.
+        method: A fitted method.
         dataset: Good and anomalous samples, raw or prepared, usually a category's test split.
         limits: False positive rates in (0, 1] up to which AUPRO integrates.
-        batch: Images scored together. Scores do not depend on it, up to rounding.
-        examples: Predictions of each role to keep for a report.
-        watch: Is shown every prediction that counts, in the order of ``scores``
+        batch: Number of images scored together. Scores do not depend on it, up to rounding.
+        examples: Number of predictions of each role to keep for a report.
+        watch: Function that is shown every prediction that counts, in the order of ``scores``
             (:meth:`mmad_bank.report.Report.watch` keeps small pictures of them).
-        force: Evaluate on data that the method was not made for too (prepared otherwise, of other categories); the
-            evaluation's notes say so.
-        progress: Show a bar on a terminal.
+        force: Whether to evaluate on data that the method was not made for too (prepared otherwise, of other
+            categories); the evaluation's notes say so.
+        progress: Whether to show a bar on a terminal.
 
     Raises:
         InputError: There is no sample, or none can be scored; the reason is the first one's. Or the method was not made

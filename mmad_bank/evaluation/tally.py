@@ -1,4 +1,4 @@
-"""What is known of the images of an evaluation so far, and what is measured of them in the end."""
+"""Notes on the images of an evaluation so far, and the measurements of them in the end."""
 
 from __future__ import annotations
 
