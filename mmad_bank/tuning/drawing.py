@@ -1,4 +1,4 @@
-"""Pictures of what was measured: accuracy over memory and over frames a second."""
+"""Pictures of what was measured: accuracy over memory and over frames per second."""
 
 from __future__ import annotations
 
@@ -57,15 +57,15 @@ def figure(
     fps: float | None = None,
     title: str = "",
 ) -> Any:
-    """Draw accuracy over memory and over frames a second, each with its front as a line.
+    """Draw accuracy over memory and over frames per second, each with its front as a line.
 
     Args:
-        settings: of a :class:`Sweep`, or read back with :meth:`Measured.from_json`.
-        by: what to draw upwards.
-        recommended: to be ringed.
-        memory: the budget in bytes, for a line where it ends.
-        fps: likewise, frames a second.
-        title: above the figure.
+        settings: Settings of a :class:`Sweep`, or read back with :meth:`Measured.from_json`.
+        by: Measure of accuracy, drawn upwards.
+        recommended: Setting to be ringed.
+        memory: Budget in bytes, for a line where it ends.
+        fps: Budget in frames per second, likewise.
+        title: Title above the figure.
 
     Returns:
         A ``matplotlib.figure.Figure``, not shown and not saved.
@@ -82,7 +82,7 @@ def figure(
     panels = made.subplots(1, 2, sharey=True)
     views: list[tuple[Callable[[Measured], float], str, float | None, int]] = [
         (lambda one: one.memory / 1e6, "memory, MB", None if memory is None else memory / 1e6, 1),
-        (lambda one: one.fps, "frames a second", fps, -1),
+        (lambda one: one.fps, "frames per second", fps, -1),
     ]
     for axes, (value, name, limit, sign) in zip(panels, views, strict=True):
         _draw_panel(axes, settings, value, by, sign)

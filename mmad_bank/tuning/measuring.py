@@ -1,4 +1,4 @@
-"""How settings are built, scored in turn, timed and described."""
+"""Measurement of settings: they are built, scored in turn, timed and described."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ class Sweep:
     images: int
     patches: int
     left_out: dict[str, str] = field(default_factory=dict)
-    """By setting, why it cannot be measured."""
+    """Reasons why settings cannot be measured, by setting."""
     waiting: list[str] = field(default_factory=list)
     """Settings that there was no time for."""
     reference: float = 1.0
     """Ratio of the exact bank that errors and gaps are against: 1, or where there was no time for it the largest."""
     aurocs: AUROCs | None = None
-    """Of the image scores; None without labels of both classes."""
+    """AUROCs of the image scores; None without labels of both classes."""
     notes: list[str] = field(default_factory=list)
     """Lines on what an earlier run has left in the folder and is not taken, and why."""
 
 
 @dataclass(frozen=True)
 class Clock:
-    """How much time is left."""
+    """Clock that tells how much time is left."""
 
     begin: float
     limit: float | None
@@ -68,7 +68,7 @@ class Clock:
 
 @dataclass
 class Measuring:
-    """What every ratio is measured with, and what has been measured."""
+    """Inputs that every ratio is measured with, and what has been measured."""
 
     asked: Asked
     picks: Picks

@@ -1,4 +1,4 @@
-"""What is to be measured: ratios in the order in which they tell most, precisions, and indices that suit."""
+"""The plan of a sweep: ratios in the order in which they tell most, precisions, and indices that suit."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def faiss_indices(n_vectors: int, dim: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Asked:
-    """What is to be measured."""
+    """Settings that are to be measured."""
 
     ratios: list[float]
     precisions: list[Precision]

@@ -1,4 +1,4 @@
-"""What one setting gave: scores, times and sizes, and how they are kept in a file."""
+"""Scores, times and sizes that one setting gave, and how they are kept in a file."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Scored:
     """The scores that a setting gave the test images, its times and sizes."""
 
     patch: Tensor
-    """(B, P)"""
+    """(B, P) patch scores."""
     image: Tensor
-    """(B,)"""
+    """(B,) image scores."""
     seconds: list[float]
-    """Of each timed image, in order."""
+    """Seconds of each timed image, in order."""
     build_seconds: float
     vectors: int
     resident: int

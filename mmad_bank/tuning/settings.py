@@ -14,7 +14,7 @@ By = Literal["error", "auroc"]
 
 @dataclass(frozen=True)
 class Setting:
-    """What a bank is built and loaded with: the arguments of :meth:`mmad_bank.MemoryBank.build` of these names."""
+    """Settings that a bank is built and loaded with: arguments of :meth:`mmad_bank.MemoryBank.build` by their names."""
 
     ratio: float
     index: str = "exact"
@@ -49,25 +49,25 @@ class Measured:
     when memory is short. The exact search reads a few vectors for each patch; a FAISS index reads none for patch
     scores, and all of them for an image score other than ``max``."""
     fps: float
-    """Frames a second of :meth:`MemoryBank.score`, an image at a time, with the vectors in memory (or in the cache):
+    """Frames per second of :meth:`MemoryBank.score`, one image at a time, with the vectors in memory (or in the cache):
     the median of the rounds' medians."""
     seconds: float
-    """Of an image, likewise."""
+    """Seconds per image, likewise."""
     build_seconds: float
-    """To make the search copy or the index, without the selection."""
+    """Seconds to make the search copy or the index, without the selection."""
     patch_error: float
-    """Mean over patches, against the exact bank of all rows."""
+    """Mean error over patches, against the exact bank of all rows."""
     patch_error_max: float
     image_error: float
-    """Mean over images, likewise."""
+    """Mean error over images, likewise."""
     image_error_max: float
     index_patch_error: float
-    """Mean over patches, against the exact bank of the same ratio: what the index alone costs."""
+    """Mean error over patches, against the exact bank of the same ratio: what the index alone costs."""
     index_patch_error_max: float
     index_image_error: float
     index_image_error_max: float
     auroc: float | None = None
-    """Of the image scores; None without labels of both classes."""
+    """AUROC of the image scores; None without labels of both classes."""
     auroc_low: float | None = None
     """2.5 % and 97.5 % quantiles of the AUROC over bootstrap samples of the images, drawn within each class."""
     auroc_high: float | None = None
@@ -77,12 +77,12 @@ class Measured:
     gap_low: float | None = None
     gap_high: float | None = None
     fps_low: float | None = None
-    """Frames a second of the slowest and the fastest round."""
+    """Frames per second of the slowest and the fastest round."""
     fps_high: float | None = None
 
     @property
     def setting(self) -> Setting:
-        """What was measured."""
+        """The setting that was measured."""
         return Setting(self.ratio, self.index, self.precision)
 
     @classmethod
@@ -108,7 +108,7 @@ def non_dominated(costs: Sequence[Sequence[float]]) -> list[bool]:
     """Tell for each point of a set whether it is on the Pareto front: no other is as good in all and better in one.
 
     Args:
-        costs: of each point; smaller is better in every column.
+        costs: Costs of each point; smaller is better in every column.
 
     Example:
         >>> non_dominated([(1, 9), (2, 5), (3, 5), (4, 1)])
@@ -121,7 +121,7 @@ def non_dominated(costs: Sequence[Sequence[float]]) -> list[bool]:
 
 
 def pareto(settings: Sequence[Measured], by: By = "error") -> list[bool]:
-    """Tell of each setting whether no other is as small, as fast and as accurate, and better in one of the three."""
+    """Tell for each setting whether no other is as small, as fast and as accurate, and better in one of the three."""
     return non_dominated([(one.memory, one.seconds, one.cost(by)) for one in settings])
 
 
@@ -130,14 +130,14 @@ def recommend(
 ) -> Measured | None:
     """Return the most accurate setting within a budget, or None if none keeps to it.
 
-    Of equally accurate ones, the fastest where memory is limited, otherwise the smallest.
+    Among equally accurate settings it is the fastest where memory is limited, otherwise the smallest.
 
     Args:
-        settings: of a :class:`Sweep`.
-        memory: bytes at most, see :attr:`Measured.memory`.
-        fps: frames a second at least.
-        by: ``"error"`` takes the smallest patch error; ``"auroc"`` the highest AUROC, and of equal ones the smallest
-            patch error.
+        settings: Settings of a :class:`Sweep`.
+        memory: Largest number of bytes, see :attr:`Measured.memory`.
+        fps: Smallest number of frames per second.
+        by: ``"error"`` takes the smallest patch error; ``"auroc"`` the highest AUROC, and among equal ones the
+            smallest patch error.
     """
     within = [one for one in settings if _excess(one, memory, fps) <= 1]
 

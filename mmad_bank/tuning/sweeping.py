@@ -50,7 +50,7 @@ def sweep(
     found: Callable[[Sweep], None] = lambda sofar: None,
     progress: Progress = False,
 ) -> Sweep:
-    """Measure settings of a bank: error of the scores, AUROC, memory, frames a second.
+    """Measure settings of a bank: error of the scores, AUROC, memory, frames per second.
 
     Ratios come in an order that spreads them (:func:`order_of_ratios`); within a limit of time, all with the first
     precision before the other precisions and indices. What is measured together scores the images in turn, one image at
@@ -58,25 +58,25 @@ def sweep(
     as float32, the selection, and the search copies and indices of one ratio.
 
     Args:
-        features: of normal samples, as for :meth:`MemoryBank.build`.
+        features: Features of normal samples, as for :meth:`MemoryBank.build`.
         images: (B, P, D) patch features of images that are not among them.
         labels: (B,) 0 for normal images, above 0 for anomalous ones.
-        ratios: of the coreset; 1 takes all rows.
-        precisions: of the exact search's resident copy.
+        ratios: Ratios of the coreset; 1 takes all rows.
+        precisions: Precisions of the exact search's resident copy.
         indices: ``"exact"`` and FAISS factory strings. Default: exact, and with FAISS installed an inverted file, a
             graph and product quantisers of a size that suits the number of vectors (:func:`faiss_indices`).
-        reweight: rule of the image score.
-        n_neighbors: of the rule.
-        projection_dim: select in a random projection.
-        seed: of the projection.
-        rounds: the timed images of a setting are cut into so many rounds, and there are at least as many; with fewer
-            images, they come again.
-        timed: seconds that each setting is timed for at least.
-        time_limit: seconds in all; what cannot be expected to end by then is left out. Default: no limit. The first
+        reweight: Rule of the image score.
+        n_neighbors: Number of neighbours of the rule.
+        projection_dim: Dimensions of a random projection to select in.
+        seed: Seed of the projection.
+        rounds: Number of rounds that the timed images of a setting are cut into; images come again where there are
+            fewer.
+        timed: Seconds that each setting is timed for at least.
+        time_limit: Seconds in all; what cannot be expected to end by then is left out. Default: no limit. The first
             setting is measured in any case.
-        workdir: folder for results as they come; a later call with the same features, images, rule and projection goes
+        workdir: Folder for results as they come; a later call with the same features, images, rule and projection goes
             on from there. What was timed in fewer rounds or for less time is measured again.
-        found: called with what is known so far, each time that something was measured.
+        found: Function that is called with what is known so far, each time that something was measured.
         progress: True for bars on a terminal, or a function (stage, done, total).
 
     Raises:
@@ -160,4 +160,4 @@ _DEPENDS = {
     "rule": "image score (reweight)", "projection": "projection (projection_dim, seed)", "threads": "number of threads",
     "instructions": "processor instructions",
 }  # fmt: skip
-"""What measurements depend on, by its name in the fingerprint."""
+"""Names of what measurements depend on, by its name in the fingerprint."""

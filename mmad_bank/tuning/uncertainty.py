@@ -1,4 +1,4 @@
-"""How sure an AUROC of few images is: bootstrap intervals, paired differences, choices that are not made on noise."""
+"""Certainty of an AUROC of few images: bootstrap intervals, paired differences, choices not made on noise."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class AUROCs:
 
     own: dict[Setting, float]
     samples: dict[Setting, np.ndarray]
-    """(:data:`SAMPLES`,) of each."""
+    """(:data:`SAMPLES`,) AUROCs of each."""
 
     @classmethod
     def of(cls, labels: Tensor, scores: Mapping[Setting, Tensor], *, seed: int = 0) -> AUROCs:
-        """Compute them.
+        """Compute them for settings.
 
         Args:
             labels: (B,) bool, whether an image is anomalous; both are there.
             scores: (B,) image scores by setting.
-            seed: of the samples.
+            seed: Seed of the samples.
 
         Example:
             >>> import torch
@@ -74,11 +74,11 @@ class Choice:
 
     best: Measured
     alike: int
-    """Settings within the budget that the images cannot tell from the most accurate one, itself included."""
+    """Number of settings within the budget that the images cannot tell from the most accurate one, itself included."""
     within: int
-    """Settings within the budget."""
+    """Number of settings within the budget."""
     note: str
-    """For people; empty where the choice needs no comment."""
+    """Remark for people; empty where the choice needs none."""
 
 
 def choose(
@@ -92,16 +92,16 @@ def choose(
     """Return the setting to take within a budget, or None if none keeps to it.
 
     By error it is the most accurate one, see :func:`recommend`: errors against the exact bank on the same images are no
-    matter of luck. By AUROC, the images decide only as far as they can: of the settings whose difference
-    to the highest AUROC within the budget may be chance (its 95 % interval reaches 0), the cheapest is taken: the
-    smallest in memory, and of equal ones the fastest.
+    matter of luck. By AUROC, the images decide only as far as they can: the difference of some settings to the
+    highest AUROC within the budget may be chance (its 95 % interval reaches 0). The cheapest of them is taken: the
+    smallest in memory, and among equal ones the fastest.
 
     Args:
-        settings: of a :class:`Sweep`.
-        memory: bytes at most.
-        fps: frames a second at least.
-        by: what accuracy is.
-        aurocs: of the settings, needed by AUROC.
+        settings: Settings of a :class:`Sweep`.
+        memory: Largest number of bytes.
+        fps: Smallest number of frames per second.
+        by: Measure of accuracy.
+        aurocs: AUROCs of the settings, needed by AUROC.
     """
     highest = recommend(settings, memory=memory, fps=fps, by=by)
     if highest is None:
