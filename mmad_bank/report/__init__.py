@@ -41,14 +41,14 @@ _EYEBROW = '<p class="eyebrow">Anomaly detection report</p>'
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a report's figures come from, in its words.
+    """Origin of a report's figures, in its words.
 
     Attributes:
         command: The command line that made it.
         dataset: The data set's folder.
-        split: What was scored.
+        split: Name of the split that was scored.
         model: The model's folder.
-        date: Of the evaluation, with its time zone.
+        date: Date of the evaluation, with its time zone.
     """
 
     command: str | None = None
@@ -60,7 +60,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class _Category:
-    """What is kept of a category until the report is written."""
+    """Parts of a category that are kept until the report is written."""
 
     evaluation: Evaluation
     html: str
@@ -72,7 +72,7 @@ class Report:
     """A report that categories are added to one by one; pictures are encoded on the way.
 
     Args:
-        origin: What the report says of where its figures come from.
+        origin: Words of the report on where its figures come from.
 
     Example:
         >>> report = Report(Origin(dataset="parts"))  # doctest: +SKIP
@@ -97,7 +97,7 @@ class Report:
         """Add a category.
 
         Args:
-            evaluation: With the examples to show.
+            evaluation: Evaluation with the examples to show.
             method: The method that was evaluated; without it nothing is explained.
             training: Its training split; without it the normal patches are named, not shown.
 

@@ -37,11 +37,11 @@ _DEPTH_PARTS = ("xyz", "depth", "point", "shape", "geometry", "3d")
 
 
 class Album:
-    """What the pictures of a category share: the colour scale, the training images, the order of the parts.
+    """Colour scale, training images and order of the parts that the pictures of a category share.
 
     Args:
-        evaluation: With the examples to show.
-        method: What explains them, if it is there.
+        evaluation: Evaluation with the examples to show.
+        method: Method that explains them, if it is there.
         training: The training split, if it is there.
     """
 

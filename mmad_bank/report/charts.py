@@ -34,11 +34,11 @@ def curves(lines: Mapping[str, Curve], x_name: str, y_name: str, x_max: float = 
     """Draw curves from (0, 0) on, the first one on top and in ink.
 
     Args:
-        lines: By result, x and y, rising; empty ones are left out.
-        x_name: Of the x axis.
-        y_name: Of the y axis.
-        x_max: Where to end.
-        chance: Draw the diagonal of a guess.
+        lines: Values x and y by result, rising; empty ones are left out.
+        x_name: Name of the x axis.
+        y_name: Name of the y axis.
+        x_max: Largest x to draw.
+        chance: Whether to draw the diagonal of a guess.
     """
     parts = [_axes(x_name, y_name, x_max)]
     if chance:

@@ -17,13 +17,13 @@ from mmad_bank.report import pictures
 SIDE = 144
 """Pixels of a small picture's longer side."""
 PAGE_SIZE = 48
-"""Images on a page of the list."""
+"""Number of images on a page of the list."""
 FOLDER = "images"
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where an image lies in the file: from which byte on, and the small picture's height and width."""
+    """Place of an image in the file: its first byte, and the small picture's height and width."""
 
     start: int
     height: int
