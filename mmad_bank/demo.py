@@ -59,7 +59,7 @@ _REASONS_WIDTH = 1.42  # of the last column, in panels
 
 @dataclass
 class DemoResult:
-    """What the demo made and measured."""
+    """Files that the demo made, and what it measured."""
 
     folder: Path
     summary: Summary
@@ -67,7 +67,7 @@ class DemoResult:
     picture: Path
     model: Path
     seconds: dict[str, float] = field(default_factory=dict)
-    """Wall time of each step."""
+    """Wall time of each step, in seconds."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the result as JSON-able values."""
@@ -84,15 +84,16 @@ def run(
     Stopped and run again in the same folder, it goes on where it was.
 
     Args:
-        folder: Made if it is missing; receives ``data``, ``prepared``, ``model``, ``report`` and ``picture.png``.
-        n_train: Normal training images.
-        n_test: Test images: a third good, four kinds of defects.
-        size: Of the raw images, pixels.
-        seed: Of everything random.
-        workers: Processes that synthesise and prepare. More than one need the caller's module guarded by
+        folder: Folder of the demo, made if it is missing; receives ``data``, ``prepared``, ``model``, ``report`` and
+            ``picture.png``.
+        n_train: Number of normal training images.
+        n_test: Number of test images: a third good, the others of four kinds of defects.
+        size: Size of the raw images, in pixels.
+        seed: Seed of everything random.
+        workers: Number of processes that synthesise and prepare. More than one need the caller's module guarded by
             ``if __name__ == "__main__"``.
-        overwrite: Make a demo anew that has come to its end, or that had other settings.
-        progress: Name the steps and show bars, on standard error.
+        overwrite: Whether to make a demo anew that has come to its end, or that had other settings.
+        progress: Whether to name the steps and show bars, on standard error.
         command: The command line, for the report.
 
     Raises:
@@ -220,9 +221,9 @@ def draw(path: Path, evaluation: Evaluation, method: Method, train: SampleDatase
 
     Args:
         path: PNG to write.
-        evaluation: With an example of every one of :data:`ROWS`.
-        method: What was evaluated.
-        train: Its training images.
+        evaluation: Evaluation with an example of every one of :data:`ROWS`.
+        method: Method that was evaluated.
+        train: Training images of the method.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
