@@ -19,14 +19,15 @@ class MissingSplitError(InputError):
 
 
 class NoneUsableError(InputError):
-    """Of many samples or files, none can be used.
+    """None of many samples or files can be used.
 
     Args:
-        message: What was expected; the first reason is put behind it. Nothing: the first reason alone.
-        left_out: By sample or file, why it could not be used; one at least.
+        message: Words for what was expected; the first reason is put behind it. If empty, the first reason stands
+            alone.
+        left_out: Reasons why samples or files could not be used, by sample or file; at least one.
 
     Attributes:
-        left_out: The same; the command line prints a line of each.
+        left_out: The same reasons; the command line prints a line for each.
 
     Example:
         >>> str(NoneUsableError("dataset: no sample can be used", {"a": "a.png: damaged", "b": "b.png: damaged"}))
