@@ -32,7 +32,7 @@ auto take_lock(const Take& take) noexcept {
   }
 }
 
-// With the interpreter's lock, for a thread that has given it away.
+// Takes the interpreter's lock, for a thread that has given it away.
 class Held {
  public:
   Held() : before_(take_lock([] { return PyGILState_Ensure(); })) {}

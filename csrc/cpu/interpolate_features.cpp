@@ -12,7 +12,7 @@ namespace mmad {
 namespace {
 
 constexpr std::int64_t kLeafSize = 16;
-constexpr std::int64_t kChunk = 256;  // points a thread takes at a time: neighbours in a raster scan
+constexpr std::int64_t kChunk = 256;  // points that a thread takes at a time: neighbours in a raster scan
 
 double raise_squared(double squared, double power) {
   if (power == 2.0) return squared;

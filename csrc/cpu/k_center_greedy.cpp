@@ -1,4 +1,4 @@
-// The textbook loop reads every row once a pick. Here a block of picks is made inside a small pool.
+// The textbook loop reads every row once per pick. Here a block of picks is made inside a small pool.
 //
 // Every row keeps its squared distance to the nearest of the centres that it has seen. One that has not seen the newest
 // centres is stale: what it keeps is an upper bound. A block takes as its pool the rows with the largest values, brings
@@ -359,7 +359,7 @@ class Selection {
     }
   }
 
-  // Of the rows that were not selected, the distance of the farthest to its nearest centre.
+  // The distance of the farthest row that was not selected to its nearest centre.
   double covering_radius() {
     if (picks() == source_.rows || (!result_.radii.empty() && result_.radii.back() == 0.0)) return 0.0;
     refresh();

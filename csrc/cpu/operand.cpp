@@ -21,11 +21,11 @@ constexpr float kUnit = 1.0f / (1 << 24);
 constexpr float kWiden = 1.0f + 1.0f / 1024;
 constexpr std::int64_t kBlock = 4096;
 constexpr double kLargestInt16Norm = 46340.0;  // floor(sqrt(2^31 - 1))
-constexpr std::int64_t kRowsAtATime = 64;      // of a thread
+constexpr std::int64_t kRowsAtATime = 64;      // rows that a thread takes at a time
 constexpr std::int64_t kPanelsAtATime = 4;
 
 struct RowSums {
-  double squared;  // of y
+  double squared;  // squared norm of y
   float largest;   // max |y|
 };
 

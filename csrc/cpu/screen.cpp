@@ -17,7 +17,7 @@ constexpr double kUnit = 1.0 / (1 << 24);
 constexpr double kWorthwhileEnergy = 0.75;
 constexpr double kSplit = 1e-3;  // t in coarse_rows()
 constexpr std::int64_t kLeastDim = 192;
-constexpr std::int64_t kBlocksAtATime = 4;  // of a thread, of rows to project
+constexpr std::int64_t kBlocksAtATime = 4;  // blocks of rows that a thread projects at a time
 // Computing a pair from the original rows waits for memory: beyond this many, the whole tile is cheaper.
 constexpr int kPairsWorthATile = 6;
 
@@ -40,7 +40,7 @@ MMAD_CLONES double squared_norm(const float* y, std::int64_t dim) {
 struct Projections {
   std::int64_t dims;
   std::vector<float> values, slack;  // slack: what the projection adds to the half-width of the intervals
-  Frame frame;                       // of the projections, which are scaled already
+  Frame frame;                       // frame of the projections, which are scaled already
 
   Projections(Matrix<const float> rows, const ScreenSpace& space, int threads);
   Matrix<const float> rows() const { return {values.data(), static_cast<std::int64_t>(slack.size()), dims}; }

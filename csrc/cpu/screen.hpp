@@ -27,7 +27,7 @@ struct Subspace {
 
 Subspace leading_subspace(Matrix<const float> rows, const Frame& frame);
 
-// Where rows are screened: the frame and the directions that both sides of a pair share.
+// Space in which rows are screened: the frame and the directions that both sides of a pair share.
 struct ScreenSpace {
   Frame frame;
   Subspace subspace;  // dims = 0: full level only
@@ -110,7 +110,7 @@ class RowBlock {
   std::vector<std::int64_t> list_;
 };
 
-// What a tile's screening found: bit j of passed[i] is set where row r[i] of the block and column j may be within the
+// Result of a tile's screening: bit j of passed[i] is set where row r[i] of the block and column j may be within the
 // row's limit. Where the whole rows were multiplied, lower[] holds the lower bounds of those pairs (TileKernel::screen).
 struct TileResult {
   bool full = false;
@@ -162,7 +162,7 @@ ColumnTerms column_terms(const Panels& panels, std::int64_t column);
 // A squared distance of original rows from differences: an interval from a float32 sum, or the float64 value itself where
 // float32 does not hold it.
 Interval squared_distance_interval(const float* a, const float* b, std::int64_t dim);
-// In float64 if it does not exceed `limit`; otherwise infinity, mostly without computing it.
+// Value in float64 if it does not exceed `limit`; otherwise infinity, mostly without computing it.
 double squared_distance_within(const float* a, const float* b, std::int64_t dim, double limit);
 
 }  // namespace mmad

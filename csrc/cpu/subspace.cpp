@@ -18,7 +18,7 @@ constexpr std::int64_t kSample = 512;
 constexpr int kIterations = 1;
 constexpr float kShortest = 1e-30f;  // vectors below it are taken as zero
 
-using Vectors = std::vector<float>;  // row-major, one vector a row
+using Vectors = std::vector<float>;  // row-major, one vector per row
 
 MMAD_CLONES float dot(const float* a, const float* b, std::int64_t n) {
   float sum = 0.0f;

@@ -1,7 +1,7 @@
 // Register-tile kernels: the inner products of a few rows with a few panels of columns, and the screening of the result.
 //
 // Layouts are the same for every instruction set, so an operand packed once serves them all:
-//   rows   row-major, `k` values a row (zero-padded to a multiple of kDepthStep);
+//   rows   row-major, `k` values per row (zero-padded to a multiple of kDepthStep);
 //   panel  kPanelWidth columns interleaved: [k][16] for float32, [k / 2][16][2] for 16-bit and 8-bit values.
 #pragma once
 
@@ -23,7 +23,7 @@ struct RowTerms {
   float threshold;        // keep columns whose lower bound does not exceed this
 };
 
-// What the screening of the columns needs, one value a column.
+// Numbers that the screening of the columns needs, one value per column.
 struct ColumnTerms {
   const float* base;      // |m|^2 - slack, +infinity for padding
   const float* scale;     // s_m
@@ -32,14 +32,14 @@ struct ColumnTerms {
 };
 
 struct TileKernel {
-  int rows;    // rows a tile
-  int panels;  // panels a tile; its columns are panels * kPanelWidth
+  int rows;    // rows of a tile
+  int panels;  // panels of a tile; its columns are panels * kPanelWidth
   // Accumulators of the tile, row-major, int32 for fixed-point formats and float otherwise.
   // `row_bytes` and `panel_bytes` are the distances from one row, one panel, to the next.
   void (*multiply)(const void* a, std::int64_t row_bytes, const void* b, std::int64_t panel_bytes, std::int64_t k,
                    void* accumulators);
-  // lower[r][j] = base_j - 2 s_q s_j acc - norm_factor |m_j| - residual_factor rho_j, and a bit a column that passes.
-  // Returns whether any does; lower is written for the rows that have one.
+  // lower[r][j] = base_j - 2 s_q s_j acc - norm_factor |m_j| - residual_factor rho_j, and a bit for each column that
+  // passes. Returns whether any does; lower is written for the rows that have one.
   bool (*screen)(const void* accumulators, int rows, const RowTerms* row_terms, const ColumnTerms& columns,
                  float* lower, std::uint32_t* passed);
   // Called by each thread around its products (AMX configures its tiles here).
@@ -47,7 +47,7 @@ struct TileKernel {
   void (*end)();
 };
 
-// Around a thread's products.
+// State around a thread's products.
 class TileSession {
  public:
   explicit TileSession(const TileKernel& kernel) : kernel_(kernel) { kernel_.begin(); }

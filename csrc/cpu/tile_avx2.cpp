@@ -1,6 +1,6 @@
 // AVX2: 6 rows x 16 columns, twelve accumulators in registers over the whole depth.
 //
-// For 16-bit fixed point vpmaddwd multiplies and adds sixteen pairs an instruction, twice what a float32 FMA does, and
+// For 16-bit fixed point vpmaddwd multiplies and adds sixteen pairs per instruction, twice what a float32 FMA does, and
 // issues as often; the vpaddd behind it goes to other ports. The sums are exact (operand.hpp).
 #include "cpu/tile.hpp"
 

@@ -1,7 +1,8 @@
-// Farthest point sampling: one thread block a cloud. Of every point the squared distance m to the nearest pick is kept as
-// a float32 rounded upwards, in registers with the x coordinate; y and z lie in shared memory. A pick's distance is taken
-// in float64 only for points whose float32 lower bound does not exceed their m, which are few after some picks, and
-// float64 values, kept in device memory, decide where the largest float32 is not held by one point alone.
+// Farthest point sampling: one thread block per cloud. The squared distance m of every point to the nearest pick is
+// kept as a float32 rounded upwards, in registers with the x coordinate; y and z lie in shared memory. A pick's
+// distance is taken in float64 only for points whose float32 lower bound does not exceed their m, which are few after
+// some picks, and float64 values, kept in device memory, decide where the largest float32 is not held by one point
+// alone.
 #include <algorithm>
 
 #include "cuda/points.cuh"
@@ -62,7 +63,8 @@ struct SampleShared {
   }
 };
 
-// The farthest point of a warp to all its lanes: floats that are not negative order like their bits, -1 below them.
+// Gives the farthest point of a warp to all its lanes: floats that are not negative order like their bits, -1 below
+// them.
 __device__ __forceinline__ Farthest warp_farthest(const Farthest& mine) {
   Farthest best;
   const int bits = __reduce_max_sync(kFullWarp, bit_cast<int>(mine.m));

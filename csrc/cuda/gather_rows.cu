@@ -1,4 +1,4 @@
-// Rows of a bank by number, from any memory that the device can read: one warp a row.
+// Rows of a bank by number, from any memory that the device can read: one warp per row.
 #include "cuda/warp.cuh"
 #include "mmad/cuda_knn.hpp"
 

@@ -1,5 +1,5 @@
-// Inverse-distance interpolation: one warp a point finds its nearest centres, weighs them, and gathers their features in
-// the same pass.
+// Inverse-distance interpolation: one warp per point finds its nearest centres, weighs them, and gathers their features
+// in the same pass.
 #include "cuda/points.cuh"
 #include "mmad/cuda_points.hpp"
 

@@ -28,7 +28,7 @@ namespace mmad::cuda {
 
 namespace {
 
-constexpr int kCandidates = 16;  // centres kept a row
+constexpr int kCandidates = 16;  // centres kept per row
 constexpr int kGreedyThreads = 512;
 constexpr int kGreedyWarps = kGreedyThreads / kWarp;
 constexpr int kGreedyGroup = 4;  // rows that a warp works on at a time
@@ -38,7 +38,7 @@ constexpr int kWords = 3;        // a block's offer in the exchange between bloc
 
 enum StopReason : int { kUncertain = 0, kFull = 1, kCovered = 2 };
 
-// What the host reads after a block of picks.
+// Numbers that the host reads after a block of picks.
 struct Progress {
   long long picks;
   int reason;
@@ -181,7 +181,7 @@ __device__ __forceinline__ SelectEntry warp_largest(SelectEntry entry) {
   return entry;
 }
 
-// Decides the rows outside the pool that may exceed its largest m, and finds tau. `partial` holds one entry a warp of
+// Decides the rows outside the pool that may exceed its largest m, and finds tau. `partial` holds one entry per warp of
 // the grid.
 __global__ void __launch_bounds__(kRowWarps* kWarp)
     outside_kernel(Rows rows, Centers centers, std::int64_t center_count, PoolState* pool, SelectEntry* partial) {
@@ -282,7 +282,7 @@ __device__ __forceinline__ std::uint64_t await_word(const std::uint64_t* word, s
 struct GreedyShared {
   double* m;
   std::int32_t* row;
-  Offer* offers;  // one a warp
+  Offer* offers;  // one per warp
   float* center;
   float* values;  // [rows_a_block][padded dim]
 
@@ -473,7 +473,7 @@ __global__ void __launch_bounds__(kWarp)
   rows.state.upper[start] = -kInfinity32;
 }
 
-// Copies the prepared rows of new picks behind the centres; one warp a row.
+// Copies the prepared rows of new picks behind the centres; one warp per row.
 __global__ void __launch_bounds__(kRowWarps* kWarp)
     append_kernel(Operand rows, Centers centers, std::int64_t first, std::int64_t last) {
   const std::int64_t pick = first + static_cast<std::int64_t>(blockIdx.x) * kRowWarps + warp_id();

@@ -135,7 +135,8 @@ __device__ uint2 take_least(uint2* list, int count) {
   return item;
 }
 
-// One warp a query. Candidates are decided in the order of their lower bounds, until these exceed the k-th exact value.
+// One warp per query. Candidates are decided in the order of their lower bounds, until these exceed the k-th exact
+// value.
 __global__ void __launch_bounds__(kMergeWarps* kWarp) decide_kernel(const KnnTask task) {
   MMAD_DYNAMIC_SHARED(memory);
   const std::int64_t query = static_cast<std::int64_t>(blockIdx.x) * kMergeWarps + warp_id();
@@ -167,7 +168,7 @@ __global__ void __launch_bounds__(kMergeWarps* kWarp) decide_kernel(const KnnTas
 
 constexpr int kFallbackWarps = 8;
 constexpr int kFallbackQueries = 4;  // that share one reading of the bank
-constexpr int kFallbackRows = 512;   // of the bank a turn
+constexpr int kFallbackRows = 512;   // rows of the bank per turn
 
 // Merges a warp's list into the one in device memory, under its lock.
 __device__ void merge_into(const Fallback& fallback, int slot, int k, const LaneList& mine) {
@@ -248,7 +249,7 @@ __global__ void __launch_bounds__(kFallbackWarps* kWarp) fallback_kernel(const K
     }
     __syncthreads();
     if (warp_id() >= kFallbackQueries || first + warp_id() >= flagged) continue;
-    const int slot = first + warp_id();  // one warp a query: the block that finishes last writes the result
+    const int slot = first + warp_id();  // one warp per query: the block that finishes last writes the result
     int before = 0;
     if (lane_id() == 0) {
       __threadfence();

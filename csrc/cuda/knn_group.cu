@@ -1,5 +1,6 @@
-// The k nearest points of each centre: one warp a centre, points through shared memory in chunks that eight warps share.
-// A warp keeps a buffer of twice k entries: the k best sorted, new ones behind them; when it is full it is sorted.
+// The k nearest points of each centre: one warp per centre, points through shared memory in chunks that eight warps
+// share. A warp keeps a buffer of twice k entries: the k best sorted, new ones behind them; when it is full it is
+// sorted.
 #include "cuda/points.cuh"
 #include "mmad/cuda_points.hpp"
 
@@ -67,7 +68,7 @@ struct GroupBuffer {
     limit_above = float_up(limit);
   }
 
-  // One point a lane; rows come in rising order, so that a point at the limit loses its tie.
+  // One point per lane; rows come in rising order, so that a point at the limit loses its tie.
   __device__ void offer(bool valid, const Point& point, const Point& center, int row, int k, int room) {
     double distance = 0.0;
     bool keep = valid && lower_squared(point, center) <= limit_above;

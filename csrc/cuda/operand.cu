@@ -144,7 +144,7 @@ __device__ __forceinline__ void write_pair(unsigned char* block, int tile_row, i
   }
 }
 
-// One warp a row. A lane takes two neighbouring columns of every block, so that a warp writes a block's row whole.
+// One warp per row. A lane takes two neighbouring columns of every block, so that a warp writes a block's row whole.
 template <bool kInt8>
 __global__ void __launch_bounds__(kPrepareWarps* kWarp)
     prepare_kernel(const float* rows, std::int64_t count, std::int64_t stride, const float* center, Operand operand,

@@ -1,5 +1,5 @@
-// The product stage with mma.sync: 128 queries by 128 bank rows a block of four warps, 64 by 64 a warp, the depth in
-// steps of 64 columns through a ring of asynchronous copies. Two blocks share a multiprocessor, so that one selects
+// The product stage with mma.sync: 128 queries by 128 bank rows per block of four warps, 64 by 64 per warp, the depth
+// in steps of 64 columns through a ring of asynchronous copies. Two blocks share a multiprocessor, so that one selects
 // while the other multiplies.
 #include <algorithm>
 #include <cstdlib>
@@ -223,8 +223,8 @@ bool use_wgmma(const Operand& bank, const DeviceLimits& limits) {
 }  // namespace
 
 int choose_splits(int query_tiles, const Operand& bank, const DeviceLimits& limits) {
-  // Blocks take turns on one or two places a multiprocessor and take one or two tiles a step; a split costs about a step
-  // more to begin with (empty lists).
+  // Blocks take turns on one or two places per multiprocessor and take one or two tiles per step; a split costs about a
+  // step more to begin with (empty lists).
   const bool wide = use_wgmma(bank, limits);
   const std::int64_t places = (wide ? 1 : 2) * static_cast<std::int64_t>(limits.multiprocessors);
   const int steps = wide ? (bank.tiles + 1) / 2 : bank.tiles;

@@ -25,7 +25,7 @@ struct SearchState {
   Candidate* candidates = nullptr;  // `capacity` entries
   std::int32_t* counts = nullptr;   // candidates kept; capacity + 1 where they did not fit
   std::uint32_t* shared =
-      nullptr;  // one entry a query or null: ordered_bits of the least k-th upper bound of all splits
+      nullptr;  // one entry per query or null: ordered_bits of the least k-th upper bound of all splits
   int k = 1;
   int splits = 1;
   int capacity = 0;
@@ -56,7 +56,7 @@ struct ProductTask {
   bool resume = false;  // go on from the state; otherwise start it
 };
 
-// How many blocks share a query tile so that the device is full. Returns at least 1.
+// Number of blocks that share a query tile so that the device is full. Returns at least 1.
 int choose_splits(int query_tiles, const Operand& bank, const DeviceLimits& limits);
 
 // Queues the kernel. Rows of the bank that hold squared = +infinity are skipped.

@@ -1,4 +1,4 @@
-// What follows a tile of products: keys are compared with their query's threshold in registers; the few below it go
+// Selection after a tile of products: keys are compared with their query's threshold in registers; the few below it go
 // through a small queue in shared memory to the thread that owns the query.
 #pragma once
 
@@ -73,7 +73,7 @@ struct RowOwner {
     if (state.shared != nullptr && live) hint = from_ordered_bits(load_shared_word(state.shared + query));
   }
 
-  // For the keys of the bank tiles `tile` to `last`.
+  // Sets the threshold of a row for the keys of the bank tiles `tile` to `last`.
   __device__ __forceinline__ void set_screen(const Operand& bank, const SelectionShared& shared, int tile, int last,
                                              int row) {
     const float norm = fmaxf(bank.tile_norm[tile], bank.tile_norm[last]);

@@ -1,4 +1,4 @@
-// What a warp does together: sums, exact distances, and a sorted list with one entry a lane.
+// Work of a whole warp: sums, exact distances, and a sorted list with one entry per lane.
 #pragma once
 
 #include "cuda/device.cuh"

@@ -6,7 +6,7 @@
 
 namespace mmad {
 
-// In rising order: each includes the ones before it.
+// Instruction sets in rising order: each includes the ones before it.
 enum class Isa { generic, avx2, avx512, amx };
 
 // The sets that the core was compiled for, in rising order.

@@ -22,7 +22,7 @@ struct KCenterProblem {
   std::int64_t count = 0;  // picks at most; at least 1 without earlier centres
   std::int64_t start = 0;  // first pick; not used where there are earlier centres
   double radius = -1.0;    // stop once every row lies within this distance of a centre; negative: never
-  std::int64_t pool = 0;   // rows a block works on, 0 chooses; the selection does not depend on it
+  std::int64_t pool = 0;   // number of rows that a block works on, 0 chooses; the selection does not depend on it
 };
 
 struct KCenterOutcome {
@@ -34,8 +34,8 @@ std::size_t k_center_workspace_bytes(const KCenterProblem& problem, const Device
 
 // Selects as the textbook loop with float64 distances would; ties go to the lowest row and no row comes twice. `picks`
 // and `radii` (device, `count` entries) receive the rows in order of selection and the distance of each to its nearest
-// earlier centre, infinity for the first of all. Waits for the stream once a block of picks, and then calls `progress`
-// (may be empty, may throw) with the number of picks so far.
+// earlier centre, infinity for the first of all. Waits for the stream once per block of picks, and then calls
+// `progress` (may be empty, may throw) with the number of picks so far.
 KCenterOutcome k_center_greedy(const KCenterProblem& problem, const DeviceLimits& limits, void* workspace,
                                std::int64_t* picks, double* radii, const std::function<void(std::int64_t)>& progress,
                                Stream stream);

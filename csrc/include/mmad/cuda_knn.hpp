@@ -15,12 +15,12 @@ namespace mmad::cuda {
 struct KnnBank {
   Operand operand;
   const float* rows = nullptr;
-  const float* center = nullptr;  // what was subtracted before rounding
+  const float* center = nullptr;  // the vector that was subtracted before rounding
 };
 
 struct KnnPlan {
   int splits = 1;    // blocks that share a query tile
-  int capacity = 0;  // candidates kept a query and split
+  int capacity = 0;  // candidates kept per query and split
   std::size_t workspace_bytes = 0;
 };
 

@@ -46,9 +46,9 @@ constexpr int kLargestDim = 16384;
 struct Operand {
   void* values = nullptr;      // [tile][depth block][128 rows][64 columns], swizzled bfloat16 or plain int8
   void* streamed = nullptr;    // the same from tile `resident` on
-  float* squared = nullptr;    // fl(|x|^2) a row
-  float* norm = nullptr;       // N a row
-  float* residual = nullptr;   // rho a row
+  float* squared = nullptr;    // fl(|x|^2) per row
+  float* norm = nullptr;       // N per row
+  float* residual = nullptr;   // rho per row
   float* scale = nullptr;      // int8 only: x^ = scale * value
   float* tile_norm = nullptr;  // largest N, rho of each tile
   float* tile_residual = nullptr;
@@ -67,7 +67,7 @@ MMAD_HD inline std::size_t tile_bytes(int dim, bool int8) {
   return static_cast<std::size_t>(depth_blocks_of(dim)) * (int8 ? kInt8BlockBytes : kBlockBytes);
 }
 
-// Where the values of a tile are.
+// Place of a tile's values.
 MMAD_HD inline unsigned char* tile_values(const Operand& operand, std::int64_t tile) {
   const bool here = tile < operand.resident;
   const auto place = static_cast<std::size_t>(here ? tile : tile - operand.resident);
@@ -109,7 +109,7 @@ MMAD_HD inline float screen_threshold(float threshold, float error) {
 }
 
 // Bytes of a buffer for `rows` prepared rows, and the view of such a buffer (aligned to 256 bytes). The buffer holds the
-// values of the first `resident` tiles (negative: of all), and `streamed` those of the others.
+// values of the first `resident` tiles (negative: those of all), and `streamed` those of the others.
 std::size_t operand_bytes(std::int64_t rows, int dim, bool int8, int resident = -1);
 Operand operand_view(void* buffer, std::int64_t rows, int dim, bool int8, int resident = -1, void* streamed = nullptr);
 

@@ -5,8 +5,8 @@
 
 namespace mmad {
 
-// While it lives, kernels that this thread calls ask `poll` about ten times a second, on this thread. What `poll` throws
-// ends the kernel, whose outputs are then of no use, and reaches the caller.
+// While it lives, kernels that this thread calls ask `poll` about ten times per second, on this thread. What `poll`
+// throws ends the kernel, whose outputs are then of no use, and reaches the caller.
 class InterruptScope {
  public:
   explicit InterruptScope(std::function<void()> poll);

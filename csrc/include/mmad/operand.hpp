@@ -1,8 +1,8 @@
 // Rows rounded to a narrow format, with what is needed to bound every squared distance computed from them.
 //
 // Let x be a row minus a common centre (any centre cancels in a distance), x^ = s * v the rounded row that the matrix
-// unit multiplies (v: int16, int8, bfloat16 or float32 values, s: one scale a row) and rho >= |x - x^|, N >= |x|, |x^|.
-// By Cauchy-Schwarz, with gamma the relative error of the accumulation (0 for integers, which add exactly),
+// unit multiplies (v: int16, int8, bfloat16 or float32 values, s: one scale per row) and rho >= |x - x^|, N >= |x|,
+// |x^|. By Cauchy-Schwarz, with gamma the relative error of the accumulation (0 for integers, which add exactly),
 //
 //   | <q, m> - fl<q^, m^> |  <=  rho_q N_m + N_q rho_m + gamma N_q N_m,
 //
@@ -15,7 +15,7 @@
 // (Frame::factor) that takes the longest of a sample of the rows to a norm in [2^32, 2^33). What follows is said of the
 // scaled rows, and holds for any factor: the sample decides about speed alone.
 // - Scaling. x - c is exact where it is subnormal, and its product with the factor is exact but for underflow, which
-//   loses at most 2^-126 a value (subnormal results, flushed or not). Factors lie in [2^-28, 2^126]: they take the
+//   loses at most 2^-126 per value (subnormal results, flushed or not). Factors lie in [2^-28, 2^126]: they take the
 //   smallest subnormal to 2^-23 at least where nothing is longer than 2^-86, and the longest accepted row to 2^33.
 // - Long rows. A row with a norm above kScreenNorm = 2^56 (of a search, say, whose bank lies within 2^-24 of its centre
 //   in comparison) is not multiplied at all: its values are zero, and its slack kNoScreen = 2^126 is above every
@@ -41,7 +41,7 @@ constexpr int kDepthStep = 32;  // rows are zero-padded to a multiple of this: o
 constexpr int kSpareRows = 32;  // readable rows behind the last one: kernels take whole tiles
 constexpr float kSlack = 32.0f / (1 << 24);
 constexpr float kTiny = 0x1p-100f;        // covers underflow in the float32 bounds
-constexpr float kLeastScale = 0x1p-100f;  // of a rounded row
+constexpr float kLeastScale = 0x1p-100f;  // least scale of a rounded row
 constexpr double kScreenNorm = 0x1p56;    // longer rows, after scaling, are not screened
 constexpr float kNoScreen = 0x1p126f;     // the slack of such rows
 constexpr double kLargestNorm = 1e18;     // squares of larger norms, and of differences, would not fit float32
@@ -103,7 +103,7 @@ struct Panels {
   void append(const Rows& rows, std::int64_t row);
 };
 
-// Where rows are rounded: a row x becomes factor (x - center).
+// Frame in which rows are rounded: a row x becomes factor (x - center).
 struct Frame {
   std::vector<float> center;
   float factor = 1.0f;  // a power of two
