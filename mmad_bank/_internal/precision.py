@@ -1,10 +1,22 @@
-"""Arithmetic that does not depend on what the caller set up for its own networks."""
+"""The number type of networks' products, and arithmetic that does not depend on the caller's settings."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Literal, get_args
 
 import torch
+
+from mmad_bank.errors import InputError
+
+ComputeDtype = Literal["float32", "bfloat16"]
+"""Number type of a network's matrix products; what comes out of them is float32 either way."""
+
+
+def check_compute_dtype(value: str) -> None:
+    """Refuse what is no number type for a network's products."""
+    if value not in get_args(ComputeDtype):
+        raise InputError(f"compute_dtype: expected one of {', '.join(get_args(ComputeDtype))}, found {value!r}")
 
 
 def exact_float32(device: torch.device) -> AbstractContextManager[object]:

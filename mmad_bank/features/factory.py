@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mmad_bank._internal.former import formerly
+from mmad_bank._internal.precision import ComputeDtype
 from mmad_bank._internal.progress import doing
 from mmad_bank._internal.state_dicts import load_matching, read_torch
 from mmad_bank.errors import InputError
@@ -14,7 +16,7 @@ from mmad_bank.features.efficientnet_lite import EfficientNetLite0
 from mmad_bank.features.fpfh import FPFH
 from mmad_bank.features.point_alignment import PointFeatureAlignment, Recipe, measured_points
 from mmad_bank.features.point_mae import PointMAE
-from mmad_bank.features.rgb import Precision, RGBExtractor
+from mmad_bank.features.rgb import RGBExtractor
 
 BUNDLED_RGB = "efficientnet_lite0"
 """The RGB extractor whose weights come from the package index."""
@@ -76,6 +78,7 @@ class FPFHPatches(nn.Module):
         return self.descriptor(xyz.permute(0, 2, 3, 1)).to(xyz.device)
 
 
+@formerly(precision="compute_dtype")
 def make_rgb_extractor(
     model: str,
     weights: str = PRETRAINED,
@@ -83,7 +86,7 @@ def make_rgb_extractor(
     layers: Sequence[int] | None = None,
     grid: tuple[int, int] = (28, 28),
     image_size: int = 224,
-    precision: Precision = "float32",
+    compute_dtype: ComputeDtype = "float32",
 ) -> RGBExtractor | EfficientNetLite0:
     """Make the extractor of colour images.
 
@@ -93,7 +96,7 @@ def make_rgb_extractor(
         layers: Numbers of stages or blocks; default: the extractor's own.
         grid: (h, w) of the patches.
         image_size: Pixels per side of the images.
-        precision: Precision of the products; the bundled network always takes float32.
+        compute_dtype: Number type of the products; the bundled network always takes float32.
 
     Raises:
         InputError: The model is unknown, or its weights cannot be had.
@@ -114,10 +117,11 @@ def make_rgb_extractor(
     with doing(f"loading {model}"):
         return RGBExtractor(
             model, checkpoint, layers=layers, image_size=image_size, grid=grid, download=weights == PRETRAINED,
-            precision=precision,
+            compute_dtype=compute_dtype,
         )  # fmt: skip
 
 
+@formerly(precision="compute_dtype")
 def make_xyz_extractor(
     kind: str = "point_mae",
     weights: str = PRETRAINED,
@@ -128,7 +132,7 @@ def make_xyz_extractor(
     grid: tuple[int, int] = (28, 28),
     image_size: int = 224,
     recipe: Recipe = "paper",
-    precision: Precision = "float32",
+    compute_dtype: ComputeDtype = "float32",
 ) -> PointPatches | FPFHPatches:
     """Make the extractor of point clouds.
 
@@ -141,7 +145,7 @@ def make_xyz_extractor(
         grid: (h, w) of the patches.
         image_size: Pixels per side of the organized clouds.
         recipe: Recipe of Point-MAE and PFA.
-        precision: Precision of Point-MAE's products.
+        compute_dtype: Number type of Point-MAE's products.
 
     Raises:
         InputError: The kind is unknown, or the weights cannot be had.
@@ -158,7 +162,7 @@ def make_xyz_extractor(
             " (--set xyz_weights=PATH of fit, --xyz-weights PATH of extract; pretrain.pth from"
             " https://github.com/Pang-Yatian/Point-MAE/releases), or 'random'; xyz='fpfh' needs no weights (--bundled)"
         )
-    network = PointMAE(num_groups, group_size, layers=layers, recipe=recipe, precision=precision)
+    network = PointMAE(num_groups, group_size, layers=layers, recipe=recipe, compute_dtype=compute_dtype)
     if weights != RANDOM:
         network.load_checkpoint(weights)
     return PointPatches(network, PointFeatureAlignment(grid, (image_size, image_size), recipe=recipe))

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmad_bank._internal.checks import ArrayLike, as_float_tensor, check_index
+from mmad_bank._internal.former import formerly
+from mmad_bank._internal.precision import ComputeDtype, check_compute_dtype
 from mmad_bank._internal.state_dicts import load_matching, read_torch
 from mmad_bank.errors import InputError
 from mmad_bank.ops import farthest_point_sample, knn_group
 
 Recipe = Literal["paper", "published"]
-Precision = Literal["float32", "bfloat16"]
 
 DEPTH, WIDTH, HEADS = 12, 384, 6
 
@@ -142,7 +143,7 @@ class PointMAE(nn.Module):
         recipe: ``"paper"`` uses the batch normalisations' running statistics. ``"published"`` does as the published
             code of M3DM and CFM, which never leaves training mode: the statistics are those of the cloud itself (a
             cloud at a time, whatever the batch; no random depth), and sampling passes over points with ‖p‖² ≤ 1e-3.
-        precision: ``"bfloat16"`` runs the matrix products in bfloat16; the tokens come as float32 either way.
+        compute_dtype: ``"bfloat16"`` runs the matrix products in bfloat16; the tokens come as float32 either way.
 
     Raises:
         InputError: An argument is out of range.
@@ -154,6 +155,7 @@ class PointMAE(nn.Module):
         (torch.Size([2, 16, 1152]), torch.Size([2, 16, 3]))
     """
 
+    @formerly(precision="compute_dtype")
     def __init__(
         self,
         num_groups: int = 1024,
@@ -161,19 +163,18 @@ class PointMAE(nn.Module):
         *,
         layers: Sequence[int] = (3, 7, 11),
         recipe: Recipe = "paper",
-        precision: Precision = "float32",
+        compute_dtype: ComputeDtype = "float32",
     ) -> None:
         super().__init__()
         self.num_groups = check_index(num_groups, "num_groups", 1, 2**31 - 1, "groups in a cloud")
         self.group_size = check_index(group_size, "group_size", 1, 2**31 - 1, "points in a group")
         self.layers = tuple(layers)
-        self.recipe, self.precision = recipe, precision
+        self.recipe, self.compute_dtype = recipe, compute_dtype
         if not self.layers or sorted(set(self.layers)) != list(self.layers) or not set(self.layers) <= {*range(DEPTH)}:
             raise InputError(f"layers: expected rising numbers from 0 to {DEPTH - 1}, found {self.layers}")
         if recipe not in get_args(Recipe):
             raise InputError(f"recipe: expected one of {', '.join(get_args(Recipe))}, found {recipe!r}")
-        if precision not in get_args(Precision):
-            raise InputError(f"precision: expected one of {', '.join(get_args(Precision))}, found {precision!r}")
+        check_compute_dtype(compute_dtype)
         self.encoder = _GroupEncoder()
         self.pos_embed = nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, WIDTH))
         self.blocks = _Blocks(self.layers[-1] + 1)
@@ -229,7 +230,7 @@ class PointMAE(nn.Module):
         floor = _PUBLISHED_FLOOR if self.recipe == "published" else None
         picks = farthest_point_sample(clouds, self.num_groups, min_norm_sq=floor)
         centers = torch.stack([cloud[rows] for cloud, rows in zip(clouds, picks, strict=True)])
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.compute_dtype == "bfloat16"):
             x = self._encode(clouds, centers).view(*centers.shape[:2], WIDTH)
             position = self.pos_embed(centers)
             outputs = []

@@ -8,18 +8,18 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmad_bank._internal.former import formerly
+from mmad_bank._internal.precision import ComputeDtype, check_compute_dtype
 from mmad_bank._internal.progress import announce
 from mmad_bank._internal.state_dicts import load_matching, read_torch
 from mmad_bank._internal.weights import cached_file, find, megabytes
 from mmad_bank.errors import FormatError, InputError, MissingExtraError
-
-Precision = Literal["float32", "bfloat16"]
 
 DEFAULT_MODEL = "vit_base_patch8_224.dino"
 HOW_WITHOUT_DOWNLOAD = (
@@ -50,7 +50,7 @@ class RGBExtractor(nn.Module):
         image_size: Pixels per side of the images; a multiple of the patch size. Position embeddings are resampled.
         grid: (h, w) that the features are brought to: averaged down, interpolated bilinearly up. None: their own.
         download: Whether timm may fetch the weights.
-        precision: ``"bfloat16"`` runs the products in bfloat16; features are float32 either way.
+        compute_dtype: ``"bfloat16"`` runs the products in bfloat16; features are float32 either way.
 
     Raises:
         InputError: Model or layers are unknown, or the weights cannot be had; the message says how to give a file.
@@ -66,6 +66,7 @@ class RGBExtractor(nn.Module):
     mean: Tensor
     std: Tensor
 
+    @formerly(precision="compute_dtype")
     def __init__(
         self,
         model: str = DEFAULT_MODEL,
@@ -75,14 +76,13 @@ class RGBExtractor(nn.Module):
         image_size: int = 224,
         grid: tuple[int, int] | None = None,
         download: bool = False,
-        precision: Precision = "float32",
+        compute_dtype: ComputeDtype = "float32",
     ) -> None:
         super().__init__()
-        if precision not in get_args(Precision):
-            raise InputError(f"precision: expected one of {', '.join(get_args(Precision))}, found {precision!r}")
+        check_compute_dtype(compute_dtype)
         if grid is not None and min(grid) < 1:
             raise InputError(f"grid: expected at least one patch along each side, found {tuple(grid)}")
-        self.model, self.image_size, self.precision = model, int(image_size), precision
+        self.model, self.image_size, self.compute_dtype = model, int(image_size), compute_dtype
         network = _create(model, self.image_size, download and checkpoint is None)
         self.is_transformer = hasattr(network, "blocks") and hasattr(network, "num_prefix_tokens")
         reductions = [info["reduction"] for info in network.feature_info]
@@ -125,7 +125,7 @@ class RGBExtractor(nn.Module):
             InputError: The shape, the type or the range is another one.
         """
         x = (self._in_unit_range(images) - self.mean) / self.std
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.compute_dtype == "bfloat16"):
             maps = self.network.forward_intermediates(
                 x, indices=list(self.layers), intermediates_only=True, stop_early=True, output_fmt="NCHW",
                 norm=self.is_transformer,

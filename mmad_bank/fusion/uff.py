@@ -13,10 +13,11 @@ from torch.utils.checkpoint import checkpoint
 
 from mmad_bank._internal.checks import check_index
 from mmad_bank._internal.files import replacing
+from mmad_bank._internal.former import formerly
+from mmad_bank._internal.precision import ComputeDtype
 from mmad_bank._internal.state_dicts import load_matching, read_torch
 from mmad_bank._internal.tensor_files import write_tensors
 from mmad_bank.errors import InputError
-from mmad_bank.features.rgb import Precision
 
 Recipe = Literal["paper", "published"]
 
@@ -68,7 +69,8 @@ class FeatureFusion(nn.Module):
         """Values of a fused feature."""
         return self.xyz_dim + self.rgb_dim
 
-    def fuse(self, xyz: Tensor, rgb: Tensor, *, precision: Precision = "float32") -> Tensor:
+    @formerly(precision="compute_dtype")
+    def fuse(self, xyz: Tensor, rgb: Tensor, *, compute_dtype: ComputeDtype = "float32") -> Tensor:
         """Fuse features of the same patches: (..., xyz_dim) and (..., rgb_dim) to (..., xyz_dim + rgb_dim) float32.
 
         No gradients; :meth:`loss` is what trains. ``"bfloat16"`` runs the products in bfloat16.
@@ -77,7 +79,7 @@ class FeatureFusion(nn.Module):
             InputError: The shapes do not fit.
         """
         self._check(xyz, rgb)
-        with torch.no_grad(), torch.autocast(xyz.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        with torch.no_grad(), torch.autocast(xyz.device.type, torch.bfloat16, enabled=compute_dtype == "bfloat16"):
             both = self.xyz_mlp(self.xyz_norm(xyz)), self.rgb_mlp(self.rgb_norm(rgb))
         return torch.cat([one.float() for one in both], dim=-1)
 

@@ -99,7 +99,7 @@ class BankMethod(Method, BankOptions, GridOptions, RGBOptions):
         """Make the extractor of colour images that the arguments ask for."""
         return make_rgb_extractor(
             self.rgb, weights or self.rgb_weights, layers=self.rgb_layers, grid=self.grid, image_size=self.image_size,
-            precision=self.compute_dtype,
+            compute_dtype=self.compute_dtype,
         )  # fmt: skip
 
     # Fitting.
@@ -407,5 +407,5 @@ class PointBankMethod(BankMethod, PointOptions):
         return make_xyz_extractor(
             self.xyz, weights or self.xyz_weights, num_groups=self.num_groups,
             group_size=self.group_size or GROUP_SIZE, grid=self.grid, image_size=self.image_size, recipe=self.recipe,
-            precision=self.compute_dtype,
+            compute_dtype=self.compute_dtype,
         )  # fmt: skip

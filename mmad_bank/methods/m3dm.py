@@ -145,7 +145,7 @@ class M3DM(PointBankMethod, AdaptationOptions):
     def _fused(self, xyz: Tensor, rgb: Tensor) -> Tensor:
         if self.uff_ is None:
             return torch.cat([xyz, rgb], dim=2)
-        return self.uff_.fuse(xyz, rgb, precision=self.compute_dtype)
+        return self.uff_.fuse(xyz, rgb, compute_dtype=self.compute_dtype)
 
     def _all_networks(self) -> list[nn.Module]:
         return [*super()._all_networks(), *([] if self.uff_ is None else [self.uff_])]

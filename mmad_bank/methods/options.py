@@ -13,10 +13,10 @@ from typing import Annotated, Literal
 from mmad_bank import scoring
 from mmad_bank._internal.limits import MACHINE, Count, DeviceName, Range, Rate, SomeOf
 from mmad_bank._internal.parameters import accepting_former_names
+from mmad_bank._internal.precision import ComputeDtype
 from mmad_bank.adaptation import Layer
 from mmad_bank.features.factory import PRETRAINED
 from mmad_bank.features.point_alignment import Recipe
-from mmad_bank.features.rgb import Precision as ComputeDtype
 from mmad_bank.ops.knn import Precision as BankPrecision
 
 FORMER_NAMES = {"precision": "compute_dtype", "storage": "bank_precision", "normalise_for": "normalize_for"}

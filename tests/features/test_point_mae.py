@@ -164,7 +164,7 @@ def test_published_sampling_passes_over_points_near_the_origin(checkpoint) -> No
 def test_bfloat16_is_near_and_float32(checkpoint) -> None:
     batch = clouds(80)
     exact, _ = PointMAE(16, 8).load_checkpoint(checkpoint)(batch)
-    half, _ = PointMAE(16, 8, precision="bfloat16").load_checkpoint(checkpoint)(batch)
+    half, _ = PointMAE(16, 8, compute_dtype="bfloat16").load_checkpoint(checkpoint)(batch)
     assert half.dtype == torch.float32
     assert 0 < float((half - exact).norm() / exact.norm()) < 0.05
 
@@ -247,7 +247,7 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, state, write, messa
         (lambda: PointMAE(layers=(7, 3)), "layers"),
         (lambda: PointMAE(0), "num_groups"),
         (lambda: PointMAE(recipe="own"), "recipe"),
-        (lambda: PointMAE(precision="half"), "precision"),
+        (lambda: PointMAE(compute_dtype="half"), "compute_dtype"),
         (lambda: PointMAE(layers=(0,)).load_checkpoint("nowhere.pth"), "nowhere.pth: no such"),
     ],
 )

@@ -134,7 +134,7 @@ def test_bfloat16_is_near_and_float32() -> None:
     torch.manual_seed(0)
     extractor = RGBExtractor(VIT, layers=(2,))
     exact = extractor(images(1))
-    extractor.precision = "bfloat16"
+    extractor.compute_dtype = "bfloat16"
     half = extractor(images(1))
     assert half.dtype == torch.float32
     assert 0 < float((half - exact).norm() / exact.norm()) < 0.05
@@ -186,7 +186,7 @@ def test_checkpoints_for_another_architecture_are_refused(tmp_path: Path, model:
         (lambda: RGBExtractor(VIT, "nowhere.pth"), "nowhere.pth: no such checkpoint"),
         (lambda: RGBExtractor(VIT, layers=(12,)), "layers: expected rising numbers from 0 to 11"),
         (lambda: RGBExtractor(VIT, image_size=100), "image_size: expected a multiple of .* 16"),
-        (lambda: RGBExtractor(VIT, precision="half"), "precision"),
+        (lambda: RGBExtractor(VIT, compute_dtype="half"), "compute_dtype"),
         (lambda: RGBExtractor(VIT, grid=(0, 4)), "grid"),
         (lambda: RGBExtractor(CNN)(images(1, 64)), r"images: expected \(B, 3, 224, 224\)"),
         (lambda: RGBExtractor(CNN)(images(1).float()), r"images: expected floating-point values in \[0, 1\]"),

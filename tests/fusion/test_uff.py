@@ -74,7 +74,7 @@ def test_published_checkpoint_fuses_as_numpy_does(loaded) -> None:
 def test_bfloat16_products_give_float32_features_close_by(loaded) -> None:
     net, _ = loaded
     xyz, rgb = features(3, 5)
-    exact, low = net.fuse(xyz, rgb), net.fuse(xyz, rgb, precision="bfloat16")
+    exact, low = net.fuse(xyz, rgb), net.fuse(xyz, rgb, compute_dtype="bfloat16")
     assert low.dtype == torch.float32
     assert not torch.equal(low, exact)
     assert (low - exact).norm() < 0.02 * exact.norm()

@@ -20,11 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmad_bank._internal.checks import check_index
+from mmad_bank._internal.former import formerly
+from mmad_bank._internal.precision import ComputeDtype
 from mmad_bank._internal.state_dicts import load_matching, read_torch
 from mmad_bank._internal.training import check_rate, generator_at, sample_order, seeded, train
 from mmad_bank.errors import InputError
 from mmad_bank.features.point_alignment import pooling_matrix
-from mmad_bank.features.rgb import Precision
 
 Architecture = Literal["projection", "encoder_decoder", "convolutional"]
 Mode = Literal["crossmodal", "intramodal"]
@@ -244,12 +245,13 @@ def _entries(n_in: int, n_out: int, kind: str) -> tuple[Tensor, Tensor]:
 # Comparing what is observed with what is predicted.
 
 
+@formerly(precision="compute_dtype")
 def discrepancies(
     mappings: Mapping[str, CrossmodalMapping],
     image: PixelFeatures,
     mode: Mode = "crossmodal",
     *,
-    precision: Precision = "float32",
+    compute_dtype: ComputeDtype = "float32",
 ) -> dict[str, Tensor]:
     """Return the maps Ψ of an image by modality (CFM, eq. 3): ‖E/‖E‖ − Ê/‖Ê‖‖ a pixel.
 
@@ -257,14 +259,14 @@ def discrepancies(
         mappings: by the modality that they predict.
         image: its features.
         mode: see :func:`make_mappings`.
-        precision: ``"bfloat16"`` runs the mappings' products in bfloat16; what is compared is float32 either way.
+        compute_dtype: ``"bfloat16"`` runs the mappings' products in bfloat16; what is compared is float32 either way.
 
     Returns:
         float32 (size²,) each; 0 where there is no point feature, so that nothing is compared there.
     """
     foreground = image.foreground
     maps = {name: torch.zeros(image.size**2, device=foreground.device) for name in MODALITIES}
-    low = torch.autocast(foreground.device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    low = torch.autocast(foreground.device.type, torch.bfloat16, enabled=compute_dtype == "bfloat16")
     with torch.no_grad(), low:
         ahead = {name: _input_ahead(one, getattr(image, source_of(name, mode))) for name, one in mappings.items()}
         for pixels, observed, predicted in _mapped(mappings, image, foreground, mode, ahead):

@@ -161,14 +161,14 @@ class CFM(Method, GridOptions, PointOptions):
         layers = self.rgb_layers or (RGB_STAGES if self.rgb == BUNDLED_RGB else RGB_LAYERS)[self.variant]
         rgb = make_rgb_extractor(
             self.rgb, weights or self.rgb_weights, layers=layers, grid=self.grid, image_size=self.image_size,
-            precision=self.compute_dtype,
+            compute_dtype=self.compute_dtype,
         )  # fmt: skip
         group_size = self.group_size or (GROUP_SIZE if self.recipe == "published" else _PAPER_GROUP)
         size = self._map_size
         xyz = make_xyz_extractor(
             self.xyz, weights or self.xyz_weights, num_groups=self.num_groups, group_size=group_size,
             layers=self.xyz_layers or XYZ_LAYERS[self.variant], grid=(size, size), image_size=self.image_size,
-            recipe=self.recipe, precision=self.compute_dtype,
+            recipe=self.recipe, compute_dtype=self.compute_dtype,
         )  # fmt: skip
         return {"rgb": rgb, "xyz": xyz.network if isinstance(xyz, PointPatches) else xyz}
 
@@ -217,7 +217,7 @@ class CFM(Method, GridOptions, PointOptions):
         for b, sample in enumerate(samples):
             with timed(sections.MAPPINGS):
                 image = self._pixels({name: rows[b] for name, rows in features.items()})
-                apart = discrepancies(self.mappings_, image, self.mode, precision=self.compute_dtype)
+                apart = discrepancies(self.mappings_, image, self.mode, compute_dtype=self.compute_dtype)
             with timed(sections.DECISION):
                 smooth = self._smooth(aggregate(apart, self.aggregation))
                 score, own = self._finish(smooth, sample.frame)

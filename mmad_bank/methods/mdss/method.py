@@ -221,7 +221,7 @@ class MDSS(Method, RGBOptions):
         with seeded(self.seed):  # for random weights
             extractor = make_rgb_extractor(
                 self.rgb, self.rgb_weights, layers=self.rgb_layers, grid=PDN.grid(self.image_size),
-                image_size=self.image_size, precision=self.compute_dtype,
+                image_size=self.image_size, compute_dtype=self.compute_dtype,
             ).to(self.device)  # fmt: skip
         return train_teacher(
             extractor, images, channels=self.channels, width=self.pdn_width, steps=self.teacher_steps,

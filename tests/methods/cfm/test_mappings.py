@@ -228,7 +228,7 @@ def test_bfloat16_products_give_float32_maps_close_by() -> None:
     image = PixelFeatures(torch.randn(16, 24), torch.randn(64, 36), (4, 4), 8)
     mappings = make_mappings({"rgb": 24, "xyz": 36})
     exact = discrepancies(mappings, image)
-    low = discrepancies(mappings, image, precision="bfloat16")
+    low = discrepancies(mappings, image, compute_dtype="bfloat16")
     for name, maps in exact.items():
         assert low[name].dtype == torch.float32
         assert not torch.equal(low[name], maps)
