@@ -38,13 +38,13 @@ class M3DM(PointBankMethod, AdaptationOptions):
 
     The variants of the paper's tables are choices of ``banks``, ``fusion`` and ``decision``:
 
-    ==========================  ================================================================
-    single banks                ``banks=("rgb",)``, ``("xyz",)``, ``("fusion",)``
-    fused by concatenation      ``banks=("fusion",), fusion="concat"``
-    two banks, scores added     ``banks=("xyz", "rgb"), decision="add"``
-    two banks with DLF          ``banks=("xyz", "rgb")``
-    three banks with DLF        the default
-    ==========================  ================================================================
+    | variant | arguments |
+    | --- | --- |
+    | single banks | ``banks=("rgb",)``, ``("xyz",)``, ``("fusion",)`` |
+    | fused by concatenation | ``banks=("fusion",), fusion="concat"`` |
+    | two banks, scores added | ``banks=("xyz", "rgb"), decision="add"`` |
+    | two banks with DLF | ``banks=("xyz", "rgb")`` |
+    | three banks with DLF | the default |
 
     The recipe ``"published"`` does as the authors' code does where it differs: PFA's weights, Point-MAE's statistics,
     one mean and std for all banks, smaller RGB and fusion banks, no standardization of single xyz and fusion banks, and
