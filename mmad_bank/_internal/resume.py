@@ -15,6 +15,9 @@ from mmad_bank._internal.manifest import Manifest, read_json
 from mmad_bank.errors import FormatError, InputError
 
 _MANIFEST = "stages.json"
+_Word = Callable[[Path, str], str]
+_WORDS: dict[str, _Word] = {}
+_COUNTED: dict[str, str] = {}
 
 
 class Stages:
@@ -83,21 +86,44 @@ class Stages:
         write_text(self.folder / _MANIFEST, json.dumps(self._content, indent=2) + "\n")
 
 
-def describe_files(paths: Sequence[Path]) -> str:
-    """Word what stages have left, by the names of their files; those of which there is nothing to say are left out.
+def wording(pattern: str) -> Callable[[_Word], _Word]:
+    """Register what is to be said of a stage's files whose names match a pattern, with one group.
+
+    The function gets the path and the group, and returns words for people. Whoever makes the files registers it.
 
     Example:
-        >>> describe_files([Path("train-rgb.npy"), Path("bank-rgb.safetensors"), Path("a.npz"), Path("b.npz")])
-        'the rgb bank, 2 measured settings'
+        >>> @wording(r"notes-(.+)\\.txt")
+        ... def _notes(path: Path, name: str) -> str:
+        ...     return f"notes on {name}"
+        >>> describe_files([Path("notes-rgb.txt"), Path("other.txt")])
+        'notes on rgb'
     """
-    words, measured = [], sum(path.suffix == ".npz" for path in paths)
+
+    def register(word: _Word) -> _Word:
+        _WORDS[pattern] = word
+        return word
+
+    return register
+
+
+def counting(pattern: str, what: str) -> None:
+    """Register what files are called of which only the number is said, such as ``measured setting``."""
+    _COUNTED[pattern] = what
+
+
+def describe_files(paths: Sequence[Path]) -> str:
+    """Word what stages have left, by the names of their files; those of which there is nothing to say are left out."""
+    words = []
     for path in paths:
         for pattern, word in _WORDS.items():
             found = re.fullmatch(pattern, path.name)
             if found:
                 with suppress(Exception):  # a file that cannot be read has nothing to say; whoever needs it says so
                     words.append(word(path, found[1]))
-    return ", ".join([*words, *([counted(measured, "measured setting")] if measured else [])])
+    for pattern, what in _COUNTED.items():
+        number = sum(bool(re.fullmatch(pattern, path.name)) for path in paths)
+        words += [counted(number, what)] if number else []
+    return ", ".join(words)
 
 
 def counted(number: int, what: str) -> str:
@@ -108,37 +134,6 @@ def counted(number: int, what: str) -> str:
         ('1 selected row', '2,000 selected rows')
     """
     return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-def _features(path: Path, split: str) -> str:
-    """Say how many samples have features: all that can be used, or the first ones so far."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    kind = f"{'training' if split == 'train' else split} sample"
-    n, total = len(content["ids"]), content.get("total")
-    return f"features of {counted(n, kind)}" if total is None else f"features of {n:,} of {counted(total, kind)}"
-
-
-def _training(path: Path, _: str) -> str:
-    """Word how far a training is, see :func:`.training.train`; the state's numbers alone are read."""
-    import torch
-
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return f"{state['step']:,} of {state['arguments']['steps']:,} steps of the {state['mmad_bank']}"
-
-
-def _picks(path: Path, _: str) -> str:
-    import numpy as np
-
-    return counted(len(np.load(path, mmap_mode="r")), "selected row")
-
-
-_WORDS: dict[str, Callable[[Path, str], str]] = {
-    r"(train|validation)(?:-so-far)?\.json": _features,
-    r"bank-(.+)\.safetensors": lambda path, name: f"the {name} bank",
-    r"(.+)\.pt": _training,
-    r"(.+)\.done": lambda path, name: f"the model of {name}",
-    r"(picks)\.npy": _picks,
-}
 
 
 def _read(manifest: Path) -> dict[str, Any]:

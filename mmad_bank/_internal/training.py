@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from mmad_bank._internal.checks import check_index
 from mmad_bank._internal.files import replacing
 from mmad_bank._internal.progress import progress_bar
+from mmad_bank._internal.resume import wording
 from mmad_bank.errors import FormatError, InputError, MmadBankError
 
 _RESERVED = ("mmad_bank", "arguments", "step", "optimizer")
@@ -266,3 +267,10 @@ def _mixed(seed: int, stream: int, number: int) -> int:
 
 def _silent(done: int) -> None:
     """Report to nobody."""
+
+
+@wording(r"(.+)\.pt")
+def _word_state(path: Path, _: str) -> str:
+    """Say how far a training is; the state's numbers alone are read."""
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return f"{state['step']:,} of {state['arguments']['steps']:,} steps of the {state['mmad_bank']}"

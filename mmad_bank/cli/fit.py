@@ -14,6 +14,7 @@ import typer
 from mmad_bank._internal.files import check_not_current, named_after
 from mmad_bank._internal.folders import working_alone
 from mmad_bank._internal.progress import doing, within
+from mmad_bank._internal.resume import wording
 from mmad_bank.cli._command import add
 from mmad_bank.cli._going_on import going_on
 from mmad_bank.cli._options import Categories, DatasetFolder, Device, Json, Layout, Overwrite, Units
@@ -252,3 +253,8 @@ def _describe_model(category: str, path: Path, taken: float) -> dict[str, Any]:
         "category": category, "path": str(path), "images": len(manifest["train_ids"]), "left_out": manifest["skipped"],
         "bytes": n_bytes, "seconds": taken,
     }  # fmt: skip
+
+
+@wording(r"(.+)\.done")
+def _word_model(_: Path, category: str) -> str:
+    return f"the model of {category}"

@@ -17,7 +17,7 @@ from mmad_bank import scoring
 from mmad_bank._internal import sections
 from mmad_bank._internal.checks import check_index
 from mmad_bank._internal.progress import progress_bar, within
-from mmad_bank._internal.resume import Stages
+from mmad_bank._internal.resume import Stages, wording
 from mmad_bank._internal.tensor_files import new_array
 from mmad_bank._internal.timing import timed
 from mmad_bank._internal.torch_state import plain_torch
@@ -409,3 +409,8 @@ class PointBankMethod(BankMethod, PointOptions):
             group_size=self.group_size or GROUP_SIZE, grid=self.grid, image_size=self.image_size, recipe=self.recipe,
             compute_dtype=self.compute_dtype,
         )  # fmt: skip
+
+
+@wording(r"bank-(.+)\.safetensors")
+def _word_bank(_: Path, name: str) -> str:
+    return f"the {name} bank"

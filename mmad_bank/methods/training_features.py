@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmad_bank._internal.progress import within
-from mmad_bank._internal.resume import Stages
+from mmad_bank._internal.resume import Stages, counted, wording
 from mmad_bank.data.frame import Frame
 from mmad_bank.data.sample import Sample
 from mmad_bank.extraction import Extractors, Journal, extract_to
@@ -132,3 +132,12 @@ class Pairs:
 
     def __getitem__(self, index: int, /) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(np.array(self.xyz[index])), torch.from_numpy(np.array(self.rgb[index]))
+
+
+@wording(r"(train|validation)(?:-so-far)?\.json")
+def _word_features(path: Path, split: str) -> str:
+    """Say how many samples have features: all that can be used, or the first ones so far."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    kind = f"{'training' if split == 'train' else split} sample"
+    n, total = len(content["ids"]), content.get("total")
+    return f"features of {counted(n, kind)}" if total is None else f"features of {n:,} of {counted(total, kind)}"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmad_bank._internal.files import replacing
-from mmad_bank._internal.resume import Stages
+from mmad_bank._internal.resume import Stages, counting
 from mmad_bank.bank import file_format
 from mmad_bank.bank.memory_bank import MemoryBank
 from mmad_bank.bank.reporting import Report
@@ -27,6 +27,8 @@ from mmad_bank.tuning.plan import Asked, order_of_ratios
 from mmad_bank.tuning.scored import Scored
 from mmad_bank.tuning.settings import Measured, Setting
 from mmad_bank.tuning.uncertainty import AUROCs
+
+counting(r".+\.npz", "measured setting")
 
 # OpenMP runtimes keep their threads spinning for a while: the pause keeps FAISS's away from the search that follows.
 _PAUSE_S = 0.02

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from mmad_bank import ops
 from mmad_bank._internal.files import replacing
-from mmad_bank._internal.resume import Stages
+from mmad_bank._internal.resume import Stages, counted, wording
 from mmad_bank.bank.projection import SparseProjection
 from mmad_bank.bank.reporting import Report
 from mmad_bank.bank.selection import coreset_size
@@ -70,3 +71,8 @@ class Picks:
         if self._path is not None:
             with replacing(self._path) as partial, partial.open("wb") as file:
                 np.save(file, self._indices.numpy())
+
+
+@wording(r"(picks)\.npy")
+def _word_picks(path: Path, _: str) -> str:
+    return counted(len(np.load(path, mmap_mode="r")), "selected row")
