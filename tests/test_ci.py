@@ -50,3 +50,9 @@ def test_every_job_ends_and_none_may_write() -> None:
 def test_the_check_of_a_wheel_works(capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile((ROOT / ".ci/check_wheel.py").read_text(), "check_wheel.py", "exec"), {})
     assert "100 vectors" in capsys.readouterr().out
+
+
+def test_the_gate_runs_the_tests_that_pytest_leaves_out_by_itself() -> None:
+    settings, script = (ROOT / "pyproject.toml").read_text(), (ROOT / ".ci/test").read_text()
+    assert "-m 'not slow'" in settings
+    assert script.endswith("\npytest -m slow\n")
