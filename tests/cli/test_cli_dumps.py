@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from calls import call, good, refused
+from helpers import call, good, refused
 
 from mmad_bank.bank import MemoryBank
 from mmad_bank.errors import InputError

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from calls import call, good, refused
+from helpers import call, facts, good, refused, small_settings
 
 for package in ("scipy", "tifffile", "timm", "PIL"):
     pytest.importorskip(package)
@@ -20,15 +20,7 @@ from mmad_bank.methods.model_folder import checksum_of
 from mmad_bank.synthetic import write_synthetic
 
 SIZE = 32
-SMALL = [
-    word
-    for setting in ("rgb=efficientnet_lite0", "rgb_weights=random", f"image_size={SIZE}", "grid=4,4", "ratio=50%")
-    for word in ("--set", setting)
-]
-
-
-def facts(*arguments: object) -> dict[str, Any]:
-    return json.loads(good(*arguments, "--json"))
+SMALL = small_settings(SIZE, 4, 0.5)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ for package in ("scipy", "tifffile", "timm", "matplotlib", "PIL"):
     pytest.importorskip(package)
 
 import tifffile
-from calls import call, small_settings
+from helpers import call, facts, small_settings
+from helpers import refused_at_last as refused
 from PIL import Image
 
 from mmad_bank import MemoryBank, methods
@@ -25,23 +26,6 @@ from mmad_bank.synthetic import write_synthetic
 
 SIZE = 64
 SMALL = small_settings(SIZE, 8, 0.2)
-
-
-def facts(*arguments: object) -> dict[str, Any]:
-    result = call(*arguments, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
-
-
-def refused(*arguments: object) -> str:
-    """Expect one line of error, nothing on standard output, and exit code 2."""
-    result = call(*arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    last = result.stderr.splitlines()[-1]
-    assert last.startswith("error: ")
-    assert "Traceback" not in result.stderr
-    return last
 
 
 @pytest.fixture(scope="module")

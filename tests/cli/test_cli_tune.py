@@ -11,13 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import helpers
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from mmad_bank.bank import MemoryBank
-from mmad_bank.cli import app
 from mmad_bank.cli._labels import read_labels
 from mmad_bank.cli._values import parse_size
 from mmad_bank.errors import InputError
@@ -33,13 +33,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def call(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["tune", *(str(argument) for argument in arguments)])
+    return helpers.call("tune", *arguments)
 
 
 def found(*arguments: object) -> dict[str, Any]:
-    result = call(*arguments, *FEW, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
+    return helpers.facts("tune", *arguments, *FEW)
 
 
 @pytest.fixture
@@ -85,7 +83,7 @@ def test_recommended_command_builds_what_was_measured(train: Path, queries: Path
     assert (best["ratio"], best["precision"], best["memory"]) == (0.1, "int8", budget)
     words = shlex.split(best["command"])
     assert words[0] == "mmad-bank"
-    assert CliRunner().invoke(app, words[1:]).exit_code == 0
+    helpers.good(*words[1:])
     loaded, built = eval(best["load"], {"MemoryBank": MemoryBank}), eval(best["call"], {"MemoryBank": MemoryBank})
     images = np.load(queries)
     loaded.score(images)
@@ -280,8 +278,7 @@ def test_printed_commands_can_be_pasted(tmp_path: Path) -> None:
     environment = os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}"}
     for command in commands:
         done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, check=True)
-        ran = CliRunner().invoke(app, json.loads(done.stdout))
-        assert ran.exit_code == 0, ran.output
+        helpers.good(*json.loads(done.stdout))
     bank = MemoryBank.load(tmp_path / "train 1-2.bank")
     assert [Path(source.file).name for source in bank.sources] == ["train 1.npz", "train 2.npz"]
     assert bank.projection is not None

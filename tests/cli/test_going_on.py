@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from calls import call, small_settings
+from helpers import call, small_settings
 
 for package in ("scipy", "tifffile", "timm", "PIL"):
     pytest.importorskip(package)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from calls import call
+from helpers import call, facts
 
 faiss = pytest.importorskip("faiss")
 
@@ -17,12 +15,6 @@ faiss = pytest.importorskip("faiss")
 def dump(tmp_path: Path) -> Path:
     np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(10, 100, 8)).astype(np.float32))
     return tmp_path / "a.npy"
-
-
-def facts(*words: Any) -> dict[str, Any]:
-    result = call(*words, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
-from calls import call, good, refused
+from helpers import call, good, refused
 
 from mmad_bank.cli import app
 from mmad_bank.cli._former import FORMER_OPTIONS, FORMER_PAIRS, present_options

@@ -15,7 +15,7 @@ import pytest
 for package in ("scipy", "tifffile", "timm", "matplotlib", "PIL"):
     pytest.importorskip(package)
 
-from calls import call, small_settings
+from helpers import call, small_settings
 
 from mmad_bank.cli._output import is_unfinished, unfinished
 from mmad_bank.synthetic import write_synthetic

@@ -8,12 +8,12 @@ import sys
 import time
 
 import pytest
+from helpers import PROGRAM
 
 from mmad_bank.cli import _signals
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks into /proc")
-PROGRAM = [sys.executable, "-m", "mmad_bank.cli"]
 
 
 def stopped(command, wait, number):

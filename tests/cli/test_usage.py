@@ -6,9 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from helpers import call, refused
 
-from mmad_bank.cli import app
 from mmad_bank.cli._usage import word_usage, word_validation
 
 COMMANDS = (
@@ -43,10 +42,9 @@ COMMANDS = (
     ],
 )  # fmt: skip
 def test_usage_errors_are_worded_as_all_others(line: str, message: str) -> None:
-    result = CliRunner().invoke(app, line.split(), prog_name="mmad-bank")
-    assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"error: {message}\n")
+    assert refused(*line.split()) == f"error: {message}\n"
     first, *others = line.split()
-    result = CliRunner().invoke(app, [first, "--json", *others], prog_name="mmad-bank")
+    result = call(first, "--json", *others)
     assert json.loads(result.stdout)["error"] == {"kind": "usage", "message": message, "exit_code": 2}
 
 

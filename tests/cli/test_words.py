@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
-from calls import call
-from calls import refused as refused_in
+from helpers import call
+from helpers import refused as refused_in
 
 from mmad_bank import MemoryBank
 from mmad_bank.cli import app

@@ -1,15 +1,22 @@
-"""How the tests here call the program."""
+"""How tests call the program."""
 
 from __future__ import annotations
+
+import json
+import sys
+from typing import Any
 
 from typer.testing import CliRunner, Result
 
 from mmad_bank.cli import app
 
+PROGRAM = [sys.executable, "-m", "mmad_bank.cli"]
+"""The program in a process of its own."""
+
 
 def call(*arguments: object) -> Result:
     """Run a command within this process."""
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="mmad-bank")
 
 
 def good(*arguments: object) -> str:
@@ -19,13 +26,30 @@ def good(*arguments: object) -> str:
     return result.stdout
 
 
+def facts(*arguments: object) -> dict[str, Any]:
+    """Run a command that ends well; return what it says with ``--json``."""
+    found: dict[str, Any] = json.loads(good(*arguments, "--json"))
+    return found
+
+
 def refused(*arguments: object) -> str:
     """Run a command that is refused: exit code 2 and one line of error alone, which is returned."""
     result = call(*arguments)
-    assert (result.exit_code, result.stdout) == (2, ""), result.output
-    assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
-    return result.stderr
+    return _error_of(result)
+
+
+def refused_at_last(*arguments: object) -> str:
+    """Run a command that is refused after it has said other things on standard error; return the last line."""
+    return _error_of(call(*arguments))
+
+
+def _error_of(result: Result) -> str:
+    assert (result.exit_code, result.stdout) == (2, ""), result.output
+    assert "Traceback" not in result.stderr
+    line = result.stderr.splitlines(keepends=True)[-1]
+    assert line.startswith("error: ")
+    return line
 
 
 def small_settings(size: int, grid: int, ratio: float) -> list[str]:

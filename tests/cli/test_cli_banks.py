@@ -1,4 +1,4 @@
-"""The command line: what it writes, what it prints, and how it refuses."""
+"""``mmad-bank build``, ``extend``, ``score`` and ``info``: what they write, what they print, and how they refuse."""
 
 from __future__ import annotations
 
@@ -12,34 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner, Result
+from helpers import PROGRAM, call, facts, good, refused
 
 import mmad_bank
 from mmad_bank.bank import MemoryBank
-from mmad_bank.cli import app
-
-PROGRAM = [sys.executable, "-m", "mmad_bank.cli"]
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def good(*arguments: object) -> str:
-    result = call(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def refused(*arguments: object) -> str:
-    """Expect one line of error, nothing on standard output, and exit code 2."""
-    result = call(*arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == "" or "--json" in arguments
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    assert "Traceback" not in result.stderr
-    return result.stderr
 
 
 @pytest.fixture
@@ -61,7 +37,7 @@ def bank(tmp_path: Path, dump: Path) -> Path:
 
 def test_build_writes_what_the_library_would(tmp_path: Path, dump: Path, features: np.ndarray) -> None:
     options = ["--bank-size", 20, "--projection-dim", 8, "--seed", 3, "--start", 5, "--standardize"]
-    report = json.loads(good("build", dump, "--out", tmp_path / "b", *options, "--json"))
+    report = facts("build", dump, "--out", tmp_path / "b", *options)
     expected = MemoryBank.build(features, size=20, projection_dim=8, seed=3, start=5, standardize=True)
     loaded = MemoryBank.load(tmp_path / "b")
     assert torch.equal(loaded.vectors, expected.vectors)
@@ -104,7 +80,7 @@ def test_summary_names_sizes_and_times(tmp_path: Path, dump: Path) -> None:
 def test_score_writes_what_the_library_would(tmp_path: Path, dump: Path, bank: Path, options: list[str]) -> None:
     queries = np.random.default_rng(1).normal(size=(5, 50, 16)).astype(np.float32)
     np.save(tmp_path / "q.npy", queries)
-    report = json.loads(good("score", bank, tmp_path / "q.npy", "--out", tmp_path / "s.npz", *options, "--json"))
+    report = facts("score", bank, tmp_path / "q.npy", "--out", tmp_path / "s.npz", *options)
     rule = options[1] if options else "m3dm"
     neighbors = int(options[3]) if len(options) > 2 else None
     expected = MemoryBank.load(bank).score(queries, reweight=rule, n_neighbors=neighbors)
@@ -139,16 +115,16 @@ def test_score_streams_in_batches(tmp_path: Path, bank: Path, monkeypatch: pytes
 
 def test_score_of_flat_dumps(tmp_path: Path, bank: Path, features: np.ndarray) -> None:
     np.save(tmp_path / "flat.npy", features.reshape(-1, 16))
-    score = ("score", bank, tmp_path / "flat.npy", "--out", tmp_path / "s.npz", "--overwrite", "--json")
-    assert json.loads(good(*score))["images"] == 1
+    score = ("score", bank, tmp_path / "flat.npy", "--out", tmp_path / "s.npz", "--overwrite")
+    assert facts(*score)["images"] == 1
     arguments = (*score, "--patches")
-    assert json.loads(good(*arguments, 50))["images"] == 6
+    assert facts(*arguments, 50)["images"] == 6
     assert "multiple of 77 rows" in refused(*arguments, 77)
     assert "--patches" in refused(*arguments, 0)
 
 
 def test_info(bank: Path, dump: Path) -> None:
-    report = json.loads(good("info", bank, "--verify", "--json"))
+    report = facts("info", bank, "--verify")
     assert (report["vectors"], report["dim"], report["index"], report["verified"]) == (30, 16, "exact", True)
     assert report["sources"] == [{"file": str(dump), "rows": 300, "patches": 50}]
     text = good("info", bank)
@@ -157,7 +133,7 @@ def test_info(bank: Path, dump: Path) -> None:
 
 
 def test_info_system() -> None:
-    assert json.loads(good("info", "--system", "--json")) == json.loads(json.dumps(mmad_bank.ops.system_info()))
+    assert facts("info", "--system") == json.loads(json.dumps(mmad_bank.ops.system_info()))
     text = good("info", "--system")
     assert f"in use: {mmad_bank.ops.system_info()['cpu']['in use']}" in text
 
@@ -165,7 +141,7 @@ def test_info_system() -> None:
 def test_extend(tmp_path: Path, bank: Path, features: np.ndarray) -> None:
     np.save(tmp_path / "more.npy", features[0] + 50)
     before = bank.read_bytes()
-    report = json.loads(good("extend", bank, tmp_path / "more.npy", "--out", tmp_path / "b2", "--at-most", 4, "--json"))
+    report = facts("extend", bank, tmp_path / "more.npy", "--out", tmp_path / "b2", "--at-most", 4)
     assert (report["added"], report["vectors"]) == (4, 34)
     assert bank.read_bytes() == before
     assert "4 vectors" in good("extend", bank, tmp_path / "more.npy", "--in-place", "--at-most", 4)
@@ -266,9 +242,7 @@ def test_bad_banks(tmp_path: Path, dump: Path, bank: Path, features: np.ndarray)
         "score", bank, tmp_path / "narrow.npy", "--out", tmp_path / "s.npz"
     )
     np.save(tmp_path / "fewer.npy", features[:, :40])
-    assert "50 patches, found 40" in refused(
-        "score", bank, dump, tmp_path / "fewer.npy", "--out", tmp_path / "s.npz"
-    )
+    assert "50 patches, found 40" in refused("score", bank, dump, tmp_path / "fewer.npy", "--out", tmp_path / "s.npz")
     assert not (tmp_path / "s.npz").exists()
     assert not (tmp_path / "ran").exists()
 
