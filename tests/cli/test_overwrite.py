@@ -266,9 +266,9 @@ def test_scoring_stopped_between_its_outputs_goes_on(
     outputs: tuple[str, ...], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mmad_bank.cli import _scoring
-    from mmad_bank.data import _images
+    from mmad_bank.data import writing
 
-    write, written = _images.write_map, []
+    write, written = writing.write_map, []
 
     def stop_at_the_second(path: Path, values: np.ndarray) -> None:
         stop() if written else written.append(path)
@@ -282,7 +282,7 @@ def test_scoring_stopped_between_its_outputs_goes_on(
         np.save(name, np.load(place / "b.npy").reshape(2, 2, 4, 4))
     command, options = ["score", place / "bank"], ["--axes", "bhwc", *outputs]
     with monkeypatch.context() as patch:
-        patch.setattr(_images, "write_map", stop_at_the_second)
+        patch.setattr(writing, "write_map", stop_at_the_second)
         patch.setattr(_scoring, "save_table", stop)
         assert call(*command, "in.npy", *options).exit_code == 130
     assert all(path.exists() for path in written or [tmp_path / "s.npz"])

@@ -14,6 +14,7 @@ pytest.importorskip("tifffile")
 pytest.importorskip("timm")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_no_reader_fails_in_another_way_than_it_promises(tmp_path, capfd):
     leave = {"patchcore", "m3dm", "cfm", "checkpoint-old", "npy-fortran", "mask-1", "png-palette", "tiff-packed"}
@@ -29,6 +30,7 @@ def test_no_reader_fails_in_another_way_than_it_promises(tmp_path, capfd):
     assert counts["refused"] > 200
 
 
+@pytest.mark.slow
 def test_faults_are_found_and_kept(tmp_path, monkeypatch, capfd):
     """A reader that fails in every way that is looked for."""
     import faulthandler

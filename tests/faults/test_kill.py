@@ -18,6 +18,7 @@ pytest.importorskip("faiss")
 CHEAP = ("synth", "prepare", "extract", "build", "extend", "extend-in-place", "score", "bank.save", "MultiBank.save")
 
 
+@pytest.mark.slow
 def test_what_is_killed_leaves_the_old_or_the_new_and_goes_on(tmp_path, capfd):
     faults = kill.run([kill.COMMANDS[name] for name in CHEAP], 24, 0, tmp_path, tmp_path / "keep")
     out = capfd.readouterr().out
