@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmad_bank._internal.file_names import SYNTHETIC
 from mmad_bank._internal.files import replacing, write_text
 from mmad_bank._internal.palette import BAD, INK, SOFT
 from mmad_bank.errors import InputError, MissingExtraError
@@ -185,7 +186,7 @@ def _write_note(folder: Path, settings: Any, *, finished: bool) -> None:
 def _is_data(data: Path, settings: dict[str, Any]) -> bool:
     """Tell whether the data set was synthesised with these settings."""
     try:
-        manifest = json.loads((data / "synthetic.json").read_text(encoding="utf-8"))
+        manifest = json.loads((data / SYNTHETIC).read_text(encoding="utf-8"))
         return manifest["categories"] == [CATEGORY] and all(manifest[name] == x for name, x in settings.items())
     except (OSError, ValueError, KeyError, TypeError):
         return False

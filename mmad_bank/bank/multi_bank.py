@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mmad_bank import scoring
 from mmad_bank._internal.checks import ArrayLike
+from mmad_bank._internal.file_names import BANKS as MANIFEST
 from mmad_bank._internal.folders import read_folder, replacing_folder
 from mmad_bank._internal.former import formerly
 from mmad_bank._internal.manifest import check_format, read_json
@@ -20,7 +21,6 @@ from mmad_bank.bank.memory_bank import MemoryBank, Scores, VectorsOn
 from mmad_bank.errors import FormatError, InputError
 from mmad_bank.ops.knn import Precision
 
-MANIFEST = "banks.json"
 _FORMAT = "mmad-multibank"
 _VERSION = 1
 _NAME = r"[A-Za-z0-9_-]+"  # of a bank; it becomes a file's name

@@ -14,6 +14,7 @@ from typing import Any
 
 import typer
 
+from mmad_bank._internal import file_names
 from mmad_bank._internal.files import write_text
 from mmad_bank.errors import InputError
 
@@ -24,7 +25,6 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _READ_SUFFIXES = (
     ".npy", ".npz", ".safetensors", ".pt", ".pth", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".yaml", ".txt"
 )  # fmt: skip
-_READ_NAMES = ("extraction.json", "model.json", "banks.json", "prepared.json", "synthetic.json")
 
 
 def show_progress(as_json: bool) -> bool:
@@ -148,7 +148,7 @@ def check_no_input(path: Path, name: str, inputs: Iterable[Path]) -> None:
     if not path.exists():
         return
     real = Path(os.path.realpath(path))
-    is_read = real.suffix.lower() in _READ_SUFFIXES or real.name in _READ_NAMES
+    is_read = real.suffix.lower() in _READ_SUFFIXES or real.name in file_names.ALL
     for other in inputs:
         if not other.exists():
             continue

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmad_bank._internal.file_names import MODEL
 from mmad_bank.errors import InputError
 
 _CLOUDS = (".tif", ".tiff", ".pcd", ".ply", ".npy")
@@ -16,7 +17,7 @@ _LARGEST_HEADER = 100_000_000  # bytes
 
 def is_model(path: Path) -> bool:
     """Tell whether a folder holds a saved model, or one per category."""
-    return (path / "model.json").is_file() or (path.is_dir() and any(path.glob("*/model.json")))
+    return (path / MODEL).is_file() or (path.is_dir() and any(path.glob(f"*/{MODEL}")))
 
 
 def is_bank(path: Path) -> bool:
@@ -43,7 +44,7 @@ def check_bank_first(command: str, bank: Path, features: Sequence[Path]) -> None
         others = [path for path in (bank, *features) if path != banks[0]]
         raise _swapped("BANK FEATURES", "FEATURES BANK", command, banks[0], *others)
     if is_model(bank):
-        kind = "a saved model" if (bank / "model.json").is_file() else "a folder of saved models"
+        kind = "a saved model" if (bank / MODEL).is_file() else "a folder of saved models"
         raise InputError(
             f"{bank}: is {kind}; expected a bank file as build writes it. A model scores images by mmad-bank predict,"
             " and a data set by mmad-bank evaluate"

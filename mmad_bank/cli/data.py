@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mmad_bank._internal.file_names import SYNTHETIC
 from mmad_bank.cli._command import add
 from mmad_bank.cli._going_on import going_on
 from mmad_bank.cli._options import Categories, DatasetFolder, Json, Layout, Overwrite, Units, Workers
@@ -40,9 +41,8 @@ def synth(
 ) -> None:
     """Write a synthetic data set in the layout of MVTec 3D-AD: colour images, point clouds, masks of defects."""
     from mmad_bank.synthetic import write_synthetic
-    from mmad_bank.synthetic.dataset import MANIFEST
 
-    check_output_folder(out, "DIR", outputs=(MANIFEST,), overwrite=overwrite)
+    check_output_folder(out, "DIR", outputs=(SYNTHETIC,), overwrite=overwrite)
 
     begin = time.perf_counter()
     result = write_synthetic(

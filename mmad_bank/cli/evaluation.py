@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mmad_bank._internal.file_names import MODEL
 from mmad_bank._internal.files import check_not_current, write_text
 from mmad_bank._internal.progress import doing, within
 from mmad_bank.cli._command import add
@@ -45,7 +46,6 @@ ModelFolder = Annotated[
     typer.Argument(metavar="MODEL", help="Folder of a saved model, or of one model per category.", show_default=False),
 ]
 Force = Annotated[bool, option("--force")]
-MANIFEST = "model.json"
 _EXAMPLES = 2
 
 
@@ -143,14 +143,14 @@ def choose_models(model: Path, dataset: Path, categories: list[str] | None, layo
     from mmad_bank.methods.model_folder import read_manifest
 
     there = categories_of(dataset, layout)
-    if (model / MANIFEST).is_file():
+    if (model / MODEL).is_file():
         fitted = {sample.split("/")[0] for sample in read_manifest(model).get("train_ids", [])}
         known = dict.fromkeys([name for name in there if name in fitted] or there, model)
         chosen = known if categories is None else dict.fromkeys(categories, model)
     else:
         known = models_in(model)
         if not known:
-            raise InputError(f"{model}: expected a saved model ({MANIFEST}) or a folder of one a category, found none")
+            raise InputError(f"{model}: expected a saved model ({MODEL}) or a folder of one a category, found none")
         check_models(model, categories or (), known)
         chosen = {name: known[name] for name in categories or known if categories or name in there}
     if not chosen:
@@ -172,7 +172,7 @@ def _say_unscored(model: Path, dataset: Path, known: Iterable[str], there: Seque
 
 def models_in(folder: Path) -> dict[str, Path]:
     """Return the models in a folder of one per category, by category."""
-    return {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{MANIFEST}"))}
+    return {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{MODEL}"))}
 
 
 def check_models(folder: Path, categories: Sequence[str], found: dict[str, Path]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmad_bank._internal.file_names import EXTRACTION
 from mmad_bank._internal.folders import working_alone
 from mmad_bank.cli._command import add
 from mmad_bank.cli._options import Batch, Categories, DatasetFolder, Device, Json, Layout, Overwrite, Units
@@ -21,8 +22,6 @@ from mmad_bank.errors import InputError
 
 if TYPE_CHECKING:
     from mmad_bank.data import Sample, SampleDataset
-
-_EXTRACTION = "extraction.json"
 
 
 def register(app: typer.Typer) -> None:
@@ -52,7 +51,7 @@ def extract(
     target, names = check_device(device), parse_categories(categories)
     wanted = {"rgb": (rgb, rgb_weights), "xyz": (xyz, xyz_weights)}
     job = {"extract": str(dataset.resolve()), "categories": names, "split": split, "units": units, **wanted}
-    files = (_EXTRACTION, *(f"{name}.npy" for name, (model, _) in wanted.items() if model != "none"))
+    files = (EXTRACTION, *(f"{name}.npy" for name, (model, _) in wanted.items() if model != "none"))
     check_output_folder(out, "--out", outputs=files, overwrite=overwrite or is_unfinished(out, job))
     samples = _open_split(dataset, names, split, layout, units)
     shared: dict[str, Any] = {"grid": (grid, grid), "image_size": image_size}
@@ -118,7 +117,7 @@ def _extract(
         "dataset": str(samples.path), "split": samples.records[0].split, "image_size": image_size, "ids": ids,
         "left_out": left_out, "dumps": dumps,
     }  # fmt: skip
-    (folder / _EXTRACTION).write_text(json_text(facts), encoding="utf-8")
+    (folder / EXTRACTION).write_text(json_text(facts), encoding="utf-8")
     return facts
 
 
@@ -142,7 +141,7 @@ def _place_for_dumps(out: Path, job: Mapping[str, Any]) -> Iterator[Path]:
             yield folder
         with unfinished(out, job):
             _remove_extraction(out)
-            for file in sorted(beside.iterdir(), key=lambda file: file.name == _EXTRACTION):
+            for file in sorted(beside.iterdir(), key=lambda file: file.name == EXTRACTION):
                 file.replace(out / file.name)
             beside.rmdir()
 
@@ -153,12 +152,12 @@ def _holds_an_extraction_only(out: Path) -> bool:
     names = {path.name for path in out.iterdir()}
     if out.is_mount() or out.samefile(Path.cwd()):
         return False
-    return _EXTRACTION in names and names <= {_EXTRACTION, "rgb.npy", "xyz.npy"}
+    return EXTRACTION in names and names <= {EXTRACTION, "rgb.npy", "xyz.npy"}
 
 
 def _remove_extraction(out: Path) -> None:
     """Remove an extraction whose successor is whole: its list, and the dumps that the list names."""
-    listing = out / _EXTRACTION
+    listing = out / EXTRACTION
     try:
         dumps = dict(json.loads(listing.read_text(encoding="utf-8"))["dumps"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmad_bank._internal.file_names import MODEL
 from mmad_bank._internal.files import check_not_current, named_after
 from mmad_bank._internal.folders import working_alone
 from mmad_bank._internal.progress import doing, within
@@ -167,7 +168,7 @@ class _Job:
         """Refuse models that are there, unless an earlier run of this job, which did not end, has saved them."""
         from mmad_bank._internal.resume import fingerprint_of
 
-        if len(self.splits) > 1 and (self.out / "model.json").exists():
+        if len(self.splits) > 1 and (self.out / MODEL).exists():
             raise InputError(
                 f"--out: expected a folder for models of {', '.join(self.splits)}, found a model in {self.out},"
                 " which would be taken for all of them"
@@ -177,8 +178,8 @@ class _Job:
             check_output_folder(path, "--out")
             check_not_current(path)
             if not overwrite and fingerprint_of(self.workdir) != self._fingerprint():
-                check_output_folder(path, "--out", outputs=("model.json",))
-            if path.exists() and any(path.iterdir()) and not (path / "model.json").is_file():
+                check_output_folder(path, "--out", outputs=(MODEL,))
+            if path.exists() and any(path.iterdir()) and not (path / MODEL).is_file():
                 raise InputError(f"--out: expected a new folder or a saved model, found something else in {path}")
 
     def target(self, category: str) -> Path:
@@ -201,7 +202,7 @@ class _Job:
         """Fit a category's model unless it is there; a note says so, the stages' results have gone by then."""
         from mmad_bank._internal.resume import remove_stages
 
-        note, model = stages.folder / f"{category}.done", self.target(category) / "model.json"
+        note, model = stages.folder / f"{category}.done", self.target(category) / MODEL
         if not (note.is_file() and model.is_file() and note.read_text() == _checksum(model)):
             note.unlink(missing_ok=True)
         facts: list[dict[str, Any]] = []

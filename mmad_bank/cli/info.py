@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmad_bank._internal.decoding import decoding
+from mmad_bank._internal.file_names import BANKS, MODEL
 from mmad_bank._internal.folders import read_folder, recover_folder
 from mmad_bank._internal.manifest import Manifest
 from mmad_bank.cli._command import add
@@ -92,9 +93,6 @@ def _say_weights(as_json: bool) -> None:
 
 def _say_place(place: Path, verify: bool, as_json: bool) -> None:
     """Print what a file or a folder holds."""
-    from mmad_bank.bank.multi_bank import MANIFEST as BANKS
-    from mmad_bank.methods.model_folder import MANIFEST as MODEL
-
     recover_folder(place)
     if not place.is_dir():
         _say_bank(place, verify, as_json)
@@ -179,8 +177,8 @@ def _say_models(folder: Path, models: list[Path], verify: bool, as_json: bool) -
     """Print a line of each model in a folder of one per category."""
     if not models:
         raise InputError(
-            f"{folder}: expected a bank file, a folder of banks (banks.json), a saved model (model.json) or one a"
-            " category, found none of them"
+            f"{folder}: expected a bank file, a folder of banks ({BANKS}), a saved model ({MODEL}) or one"
+            " per category, found none of them"
         )
     read: dict[str, dict[str, Any]] = {}
     left_out: dict[str, str] = {}
@@ -221,10 +219,10 @@ def describe_model(folder: Path, verify: bool = False) -> tuple[dict[str, Any], 
 
 
 def _read_model(folder: Path, verify: bool) -> dict[str, Any]:
-    from mmad_bank.methods.model_folder import MANIFEST, read_manifest, verify_files
+    from mmad_bank.methods.model_folder import read_manifest, verify_files
     from mmad_bank.methods.prediction import FUSED
 
-    manifest = Manifest(str(folder / MANIFEST), read_manifest(folder))
+    manifest = Manifest(str(folder / MODEL), read_manifest(folder))
     listed = manifest.optional_table("files")
     verify_files(folder, listed.content if listed else {}, contents=verify)
     banks = _read_banks(folder / _BANKS, verify) if (folder / _BANKS).is_dir() else {}
@@ -253,9 +251,8 @@ def _read_model(folder: Path, verify: bool) -> dict[str, Any]:
 def _files_of(folder: Path, listed: Manifest | None) -> Iterator[Path]:
     """Yield a model's files: those that it lists, its banks', and all weights where an old one lists none."""
     from mmad_bank.bank.multi_bank import bank_files
-    from mmad_bank.methods.model_folder import MANIFEST
 
-    yield folder / MANIFEST
+    yield folder / MODEL
     yield from (folder / name for name in listed.content) if listed else sorted(folder.glob("*.safetensors"))
     if (folder / _BANKS).is_dir():
         yield from bank_files(folder / _BANKS).values()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmad_bank._internal.file_names import MODEL
 from mmad_bank._internal.files import replacing, write_text
 from mmad_bank._internal.json_text import json_text
 from mmad_bank._internal.progress import doing, progress_bar, within
@@ -31,7 +32,7 @@ from mmad_bank.cli._output import (
 from mmad_bank.cli._swapped import check_model_first, check_pair
 from mmad_bank.cli._values import check_device, parse_categories
 from mmad_bank.cli._words import SplitName, option
-from mmad_bank.cli.evaluation import MANIFEST, Force, ModelFolder, check_models, choose_models, models_in
+from mmad_bank.cli.evaluation import Force, ModelFolder, check_models, choose_models, models_in
 from mmad_bank.errors import InputError, MmadBankError, NoneUsableError
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ def _groups(
 
 def _model_of_files(model: Path, categories: list[str] | None) -> Path:
     """Return the model that scores files, whose category nothing tells but the user."""
-    found = {} if (model / MANIFEST).is_file() else models_in(model)
+    found = {} if (model / MODEL).is_file() else models_in(model)
     if not found:
         return model  # whoever loads it says what is missing
     names = categories or list(found)

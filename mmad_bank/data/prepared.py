@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from mmad_bank._internal.decoding import describe
+from mmad_bank._internal.file_names import PREPARED as MANIFEST
 from mmad_bank.data._images import read_tag
 from mmad_bank.data.frame import Frame
 from mmad_bank.data.recipes import Preprocessing
 from mmad_bank.data.replacing import read_manifest
 from mmad_bank.errors import InputError
 
-MANIFEST = "prepared.json"
 KEY_PREFIX = "mmad-bank prepared "
 FRAME_MARK = " frame "
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from mmad_bank._internal.checksum import checksum
+from mmad_bank._internal.file_names import MODEL as MANIFEST
 from mmad_bank._internal.manifest import Manifest, check_format, read_json
 from mmad_bank.errors import FormatError, InputError
 from mmad_bank.methods.options import FORMER_NAMES
 
-MANIFEST = "model.json"
 FORMAT = "mmad-bank method"
 VERSION = 1
 

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from mmad_bank._internal.extras import import_extra
+from mmad_bank._internal.file_names import SYNTHETIC as MANIFEST
 from mmad_bank._internal.files import check_not_current
 from mmad_bank._internal.folders import replacing_folder
 from mmad_bank._internal.parallel import run_parallel
@@ -36,7 +37,6 @@ from mmad_bank.synthetic.parts import COMMON_FIELD, PARTS, WIDE, Mark, Part, smo
 
 DEFECTS = ("color", "shape", "both", "combination")
 CATEGORIES = tuple(PARTS)
-MANIFEST = "synthetic.json"
 _VERSION = 1
 _CAMERA_HEIGHT = 400.0
 _STAINS = np.array([[0.1, 0.14, 0.3], [0.22, 0.4, 0.16], [0.3, 0.1, 0.1], [0.92, 0.9, 0.86], [0.1, 0.09, 0.09]])

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mmad_bank._internal.file_names import EXTRACTION as DESCRIPTION
 from mmad_bank.bank.dumps.layouts import Layout, Part, check_layout
 from mmad_bank.bank.provenance import Source
 from mmad_bank.errors import InputError
 
-DESCRIPTION = "extraction.json"
 _LARGEST = 1 << 28  # bytes
 
 
