@@ -1,4 +1,4 @@
-"""What all benchmarks share: the machine and its ceilings, versions, interleaved timing, tables and result files."""
+"""Common parts of all benchmarks: the machine and its ceilings, versions, interleaved timing, tables, result files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ISA_FLAGS = ("avx2", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni"
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asked for."""
+    """Options that the command line asked for."""
 
     threads: int
     rounds: int
@@ -274,7 +274,7 @@ class Column:
 
 
 RESULTS = {FUSED: RESULT, "fusion": "fusion bank"}
-"""What a reader is told of a result, where its short name in JSON may be mistaken."""
+"""Names of results for a reader, where the short name in JSON may be mistaken."""
 
 
 @dataclass

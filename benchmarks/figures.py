@@ -40,7 +40,7 @@ PROGRAMS = {
 }  # fmt: skip
 
 ACCURACIES = {"image_auroc": "I-AUROC", "aupro": "AUPRO@30"}
-"""What is drawn over the speed: the key in the accuracy table, and its name. The index shows the first one."""
+"""Metrics drawn over the speed: the key in the accuracy table, and its name. The index shows the first one."""
 SAME_SETUP = {
     "M3DM, 8-bit banks": ("M3DM", FUSED),
     "M3DM, RGB bank": ("M3DM", "rgb"),
@@ -55,14 +55,14 @@ PUBLISHED_STEM = "published"
 
 @dataclass(frozen=True)
 class Accuracy:
-    """What was measured of a method's result: mean and spread by key, and the table that says of what."""
+    """Measured accuracy of a method's result: mean and spread by key, and the table that says of what."""
 
     values: Mapping[str, tuple[float, float]]
     source: str
 
 
 Accuracies = Mapping[tuple[str, str], Accuracy]
-"""By method and result."""
+"""Accuracies by method and result."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Drawn:
 
     Attributes:
         path: File of the PNG.
-        alt: What it shows, in words.
+        alt: Words for what it shows.
         owner: The result that it stands with: benchmark, :func:`place` and part.
         main: Whether the index of the pages shows it.
     """
@@ -120,7 +120,7 @@ def draw(results: Sequence[Result], folder: Path) -> list[Drawn]:
 
     Args:
         results: Results that have each part once per machine.
-        folder: To write them to; made if it is not there.
+        folder: Folder to write them to; made if it is not there.
 
     Raises:
         MissingExtraError: matplotlib is not installed.

@@ -40,7 +40,7 @@ CHECKED_PICKS = 2000  # held against the float64 loop
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much the parts compute; the defaults are those of the targets."""
+    """Sizes that the parts compute; the defaults are those of the targets."""
 
     knn: tuple[tuple[int, int, int, int], ...] = (  # queries, bank, dim, k
         (16 * 784, 19129, 768, 1),
@@ -70,7 +70,7 @@ QUICK = Sizes(
 
 @dataclass
 class Run:
-    """What the parts fill in."""
+    """State of a run that the parts fill in."""
 
     sizes: Sizes
     rounds: int

@@ -43,7 +43,7 @@ def pages(results: Sequence[dict[str, Any]], drawn: Sequence[Drawn], folder: Pat
     Args:
         results: All that were read, also replaced ones.
         drawn: The figures, of the newest ones.
-        folder: Where the pages will lie; figures are linked from there.
+        folder: Folder in which the pages will lie; figures are linked from there.
         readme: The text of benchmarks/README.md.
     """
     current, old = newest(results), replaced(results)

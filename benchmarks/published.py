@@ -80,7 +80,7 @@ ACCURACY: dict[str, list[Accuracy]] = {
         Accuracy("LSFA", "LSFA's paper", 0.906),
     ],
 }
-"""By layout of the data set."""
+"""Published accuracies, by layout of the data set."""
 
 SPEED_SOURCE = "CFM's paper (CVPR 2024), table 5: one RTX 4090. Accuracy on MVTec 3D-AD, as published"
 SPEED = {

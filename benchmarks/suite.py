@@ -23,7 +23,7 @@ from common import add_common, parse, print_table, time_table, write_result
 
 BENCHMARKS = Path(__file__).resolve().parent
 PROGRAMS: dict[str, list[str]] = {"engine": [], "methods": ["--images", "60", "--seeds", "1", "--categories", "1"]}
-"""By name: the arguments that keep a program's time within the suite's."""
+"""Arguments that keep a program's time within the suite's, by the program's name."""
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class Setting:
-    """What must not change a selection. A pool of 0 is the one that the selection chooses itself."""
+    """Settings that must not change a selection. A pool of 0 is the one that the selection chooses itself."""
 
     precision: str
     pool: int

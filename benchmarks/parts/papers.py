@@ -52,7 +52,7 @@ OURS = "measured here"
 
 @dataclass
 class Job:
-    """What is to be measured: the data set, and what all methods share."""
+    """Job of a measurement: the data set, and what all methods share."""
 
     data: Path
     layout: str
@@ -64,7 +64,7 @@ class Job:
 
     @property
     def title(self) -> str:
-        """What the tables are of, in a few words."""
+        """Words for what the tables are of."""
         few = f", {self.shots} training images" if self.shots else ""
         bundled = ", bundled extractors" if self.bundled else ""
         return f"{NAMES.get(self.layout, self.data.resolve().name)}{few}{bundled}"

@@ -1,4 +1,4 @@
-"""How selection and search grow with their sizes, and where each index overtakes the exact search."""
+"""Growth of selection and search with their sizes, and where each index overtakes the exact search."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OWN, LOOP, EXACT = "mmad-bank", "field's loop", "mmad-bank, exact"
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured: at full size, or just to see whether it runs."""
+    """Sizes that are measured: full ones, or small ones just to see whether it runs."""
 
     images: int  # of the selection's features, 784 rows each
     selection_rows: tuple[int, ...]
