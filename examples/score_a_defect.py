@@ -26,7 +26,7 @@ CROP = 56
 
 
 def make_tests() -> dict[str, np.ndarray]:
-    """From a part of the wall that the bank has not seen: clean, with a scratch, with a patch of grass."""
+    """Cut images from a part of the wall that the bank has not seen: clean, with a scratch, with a patch of grass."""
     clean, to_scratch, to_paste = texture_images(3, texture="brick", split="test")
     grass = texture_images(1, texture="grass", split="test")[0]
     return {"clean": clean, "scratch": draw_scratch(to_scratch)[0], "patch of grass": paste_patch(to_paste, grass)[0]}

@@ -281,7 +281,7 @@ def test_json_says_it_too(parts: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_sigterm(parts: Path, tmp_path: Path) -> None:
-    """Of a real process, and through a library that makes another error of it."""
+    """A real process is stopped, also through a library that makes another error of it."""
     script = (
         "import os, signal, sys\n"
         "from mmad_bank import MemoryBank\n"

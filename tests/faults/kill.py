@@ -48,12 +48,12 @@ class Command:
     """A command that writes.
 
     Attributes:
-        name: Of the row in the table.
+        name: Name of the row in the table.
         run: What a child does: arguments of the program, or a function. They take the folder for outputs, the folder
             of inputs, and which of two settings.
         outputs: Names of files and folders in the folder for outputs; other things in it are the command's own.
         prepare: Puts what must be there into a new folder for outputs.
-        share: Of the kills, in proportion.
+        share: Share of the kills, in proportion.
         replaces: Whether an older output can be replaced.
         varies: Files that say how they came to be, and need to be whole only.
         in_pieces: Whether the files of an output are replaced one by one, with a note that the work is unfinished.

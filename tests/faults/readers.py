@@ -28,8 +28,8 @@ class Reader:
         files: What is damaged: names within the example ("" for an example that is one file), as glob patterns.
         mutators: What damages them; sentinel is a file that must never come to be.
         read: Reads the example as the package does, and uses it a little.
-        share: Of the mutants, in proportion: readers that build networks take longer.
-        suffix: Of the example's name.
+        share: Share of the mutants, in proportion: readers that build networks take longer.
+        suffix: Suffix of the example's name.
     """
 
     name: str
