@@ -19,8 +19,8 @@ from mmad_bank._internal.batches import run_batch
 from mmad_bank._internal.files import replacing, write_text
 from mmad_bank._internal.manifest import Manifest, read_json
 from mmad_bank._internal.progress import progress_bar
-from mmad_bank._internal.state_dicts import load_matching, read_torch
-from mmad_bank._internal.tensor_files import new_array, write_tensors
+from mmad_bank._internal.state_dicts import load_state, save_state
+from mmad_bank._internal.tensor_files import new_array
 from mmad_bank._internal.timing import timed
 from mmad_bank.data.recipes import OtherPreparation
 from mmad_bank.data.sample import Sample
@@ -90,7 +90,7 @@ class Extractors:
         """Write the weights of each network that has some to ``extractor-MODALITY.safetensors``."""
         for name, network in self.networks.items():
             if network.state_dict():
-                write_tensors(folder / f"extractor-{name}.safetensors", network.state_dict())
+                save_state(network, folder / f"extractor-{name}.safetensors")
 
     def load(self, folder: Path) -> None:
         """Read what :meth:`save` wrote.
@@ -101,8 +101,7 @@ class Extractors:
         """
         for name, network in self.networks.items():
             if network.state_dict():
-                path = folder / f"extractor-{name}.safetensors"
-                load_matching(network, read_torch(path), path)
+                load_state(network, folder / f"extractor-{name}.safetensors")
 
 
 class _naming:

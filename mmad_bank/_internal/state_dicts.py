@@ -1,4 +1,4 @@
-"""Published checkpoints: read without running code from them, matched to a module by name and shape."""
+"""Weights in files: read without running code from them, matched to a module by name and shape; and written."""
 
 from __future__ import annotations
 
@@ -9,17 +9,50 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mmad_bank._internal.decoding import decoding
+from mmad_bank._internal.tensor_files import write_tensors
 from mmad_bank.errors import FormatError, InputError
 
 _SHOWN = 4  # names listed in a message
 _SAFE_TORCH = (2, 10)  # the first PyTorch without a known hole in weights_only
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+def save_state(module: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write a module's weights as safetensors into the file that is there, see :func:`write_tensors`.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    write_tensors(path, module.state_dict())
+
+
+def load_state(module: AnyModule, path: str | os.PathLike[str], key: str | None = None) -> AnyModule:
+    """Load a module's weights from what :func:`save_state` wrote, or from a checkpoint, see :func:`read_torch`.
+
+    Returns:
+        The module.
+
+    Raises:
+        InputError: The file is missing or cannot be read.
+        FormatError: It is no checkpoint, or of another architecture; the module is unchanged then.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "layer.safetensors"
+        >>> save_state(nn.Linear(2, 1), file)
+        >>> load_state(nn.Linear(2, 1), file)
+        Linear(in_features=2, out_features=1, bias=True)
+    """
+    load_matching(module, read_torch(path, key), path)
+    return module
 
 
 def read_torch(

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from mmad_bank._internal.checks import check_index
 from mmad_bank._internal.files import replacing
-from mmad_bank._internal.state_dicts import load_matching, read_torch
-from mmad_bank._internal.tensor_files import write_tensors
+from mmad_bank._internal.state_dicts import load_state, save_state
 from mmad_bank.errors import InputError
 
 Layer = Literal["vanilla", "residual"]
@@ -115,7 +114,7 @@ class FeatureAdaptation(nn.Module):
             InputError: The file cannot be written; an old one is still there then.
         """
         with replacing(path) as partial:
-            write_tensors(partial, self.state_dict())
+            save_state(self, partial)
 
     def load_checkpoint(self, path: str | os.PathLike[str]) -> FeatureAdaptation:
         """Read what :meth:`save` wrote, of either kind of layer.
@@ -124,7 +123,7 @@ class FeatureAdaptation(nn.Module):
             InputError: There is no such file.
             FormatError: It is damaged, or of features of other lengths.
         """
-        load_matching(self, read_torch(path), path)
+        load_state(self, path)
         for adaptor in self.adaptors.values():
             adaptor.layer.norm_first = bool(adaptor.residual)  # type: ignore[union-attr]
         return self

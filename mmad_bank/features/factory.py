@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mmad_bank._internal.former import formerly
 from mmad_bank._internal.precision import ComputeDtype
 from mmad_bank._internal.progress import doing
-from mmad_bank._internal.state_dicts import load_matching, read_torch
+from mmad_bank._internal.state_dicts import load_state
 from mmad_bank.errors import InputError
 from mmad_bank.features.efficientnet_lite import EfficientNetLite0
 from mmad_bank.features.fpfh import FPFH
@@ -111,7 +111,7 @@ def make_rgb_extractor(
         with doing(f"loading {model}"):
             network = EfficientNetLite0(grid=grid, pretrained=weights == PRETRAINED, **options)
         if weights not in (PRETRAINED, RANDOM):
-            load_matching(network, read_torch(weights), weights)
+            load_state(network, weights)
         return network
     checkpoint = None if weights in (PRETRAINED, RANDOM) else weights
     with doing(f"loading {model}"):

@@ -15,8 +15,7 @@ from mmad_bank._internal.checks import check_index
 from mmad_bank._internal.files import replacing
 from mmad_bank._internal.former import formerly
 from mmad_bank._internal.precision import ComputeDtype
-from mmad_bank._internal.state_dicts import load_matching, read_torch
-from mmad_bank._internal.tensor_files import write_tensors
+from mmad_bank._internal.state_dicts import load_state, save_state
 from mmad_bank.errors import InputError
 
 Recipe = Literal["paper", "published"]
@@ -115,8 +114,7 @@ class FeatureFusion(nn.Module):
             InputError: There is no such file.
             FormatError: It is no such checkpoint, or for another architecture or other dimensions.
         """
-        load_matching(self, read_torch(path, "model"), path)
-        return self
+        return load_state(self, path, "model")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save the weights: as safetensors if the name ends so, else as a torch file in the published format.
@@ -126,7 +124,7 @@ class FeatureFusion(nn.Module):
         """
         with replacing(path) as partial:
             if Path(path).suffix == ".safetensors":
-                write_tensors(partial, self.state_dict())
+                save_state(self, partial)
             else:
                 torch.save({"model": {name: tensor.cpu() for name, tensor in self.state_dict().items()}}, partial)
 

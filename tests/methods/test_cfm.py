@@ -214,16 +214,16 @@ import os, signal, sys
 import torch
 sys.path.insert(0, sys.argv[1])
 from test_cfm import SMALL, a_part
-from mmad_bank.methods.cfm import mappings
+from mmad_bank.methods.cfm import training
 from mmad_bank.methods import CFM
 
-original, seen = mappings.sum_of_cosine_distances, []
+original, seen = training.sum_of_cosine_distances, []
 def die_later(*arguments):
     seen.append(1)
     if len(seen) == 115:  # two parts a step: in step 57 of 60, behind the saved state of step 50
         os.kill(os.getpid(), signal.SIGKILL)
     return original(*arguments)
-mappings.sum_of_cosine_distances = die_later
+training.sum_of_cosine_distances = die_later
 torch.manual_seed(7)
 CFM("efficientnet_lite0", **{**SMALL, "epochs": 30}).fit([a_part(seed) for seed in range(4)], workdir=sys.argv[2])
 """

@@ -9,20 +9,26 @@ from mmad_bank._internal.lazy import lazily
 _EXPORTS = {
     "CFM": "method",
     "CrossmodalMapping": "mappings",
+    "PixelFeatures": "pixel_features",
     "aggregate": "method",
-    "discrepancies": "mappings",
-    "train_mappings": "mappings",
+    "discrepancies": "comparison",
+    "train_mappings": "training",
 }
 __all__ = [
     "CFM",
     "CrossmodalMapping",
+    "PixelFeatures",
     "aggregate",
     "discrepancies",
     "train_mappings",
 ]
 
 if TYPE_CHECKING:
-    from mmad_bank.methods.cfm.mappings import CrossmodalMapping, discrepancies, train_mappings
+    from mmad_bank.methods.cfm.comparison import discrepancies
+    from mmad_bank.methods.cfm.mappings import CrossmodalMapping
     from mmad_bank.methods.cfm.method import CFM, aggregate
+    from mmad_bank.methods.cfm.pixel_features import PixelFeatures
+    from mmad_bank.methods.cfm.training import train_mappings
 
-__getattr__, __dir__ = lazily(__name__, _EXPORTS, submodules=("mappings", "method"))
+_SUBMODULES = ("comparison", "mappings", "method", "pixel_features", "training")
+__getattr__, __dir__ = lazily(__name__, _EXPORTS, submodules=_SUBMODULES)

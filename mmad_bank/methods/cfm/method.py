@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from mmad_bank._internal import sections
 from mmad_bank._internal.resume import Stages
-from mmad_bank._internal.state_dicts import load_matching, read_torch
-from mmad_bank._internal.tensor_files import write_tensors
+from mmad_bank._internal.state_dicts import load_state, save_state
 from mmad_bank._internal.timing import timed
 from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.sample import Sample
@@ -33,17 +32,17 @@ from mmad_bank.features.point_alignment import measured_points, nearest_groups
 from mmad_bank.features.point_mae import DEPTH, PointMAE
 from mmad_bank.methods.base import Method, Part, Prediction, Samples, category_of
 from mmad_bank.methods.cfm.box_filters import BoxFilters
+from mmad_bank.methods.cfm.comparison import discrepancies
 from mmad_bank.methods.cfm.mappings import (
     MODALITIES,
     Architecture,
     CrossmodalMapping,
     Mode,
-    PixelFeatures,
-    discrepancies,
     make_mappings,
     source_of,
-    train_mappings,
 )
+from mmad_bank.methods.cfm.pixel_features import PixelFeatures
+from mmad_bank.methods.cfm.training import train_mappings
 from mmad_bank.methods.options import (
     GROUP_SIZE,
     Count,
@@ -260,7 +259,7 @@ class CFM(Method, GridOptions, PointOptions):
     def _save(self, folder: Path) -> dict[str, Any]:
         self.extractors_.save(folder)
         for name, mapping in self.mappings_.items():
-            write_tensors(folder / self._file_of(name), mapping.state_dict())
+            save_state(mapping, folder / self._file_of(name))
         return {}
 
     def _load(self, folder: Path, learnt: dict[str, Any]) -> None:
@@ -269,8 +268,7 @@ class CFM(Method, GridOptions, PointOptions):
         self.extractors_.load(folder)
         self.mappings_ = self._new_mappings()
         for name, mapping in self.mappings_.items():
-            path = folder / self._file_of(name)
-            load_matching(mapping, read_torch(path), path)
+            load_state(mapping, folder / self._file_of(name))
 
     def _file_of(self, predicted: str) -> str:
         return f"{source_of(predicted, self.mode)}_to_{predicted}.safetensors"

@@ -25,4 +25,8 @@ if TYPE_CHECKING:
     from mmad_bank.methods.mdss.score_alignment import ScoreAlignment
     from mmad_bank.methods.mdss.signed_distance import SignedDistance
 
-__getattr__, __dir__ = lazily(__name__, _EXPORTS, submodules=("method", "pdn", "score_alignment", "signed_distance"))
+_SUBMODULES = (
+    "method", "pdn", "point_patches", "pulling", "score_alignment", "signed_distance", "student_teacher",
+    "training_data",
+)  # fmt: skip
+__getattr__, __dir__ = lazily(__name__, _EXPORTS, submodules=_SUBMODULES)

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mmad_bank._internal import sections
 from mmad_bank._internal.checks import check_index
 from mmad_bank._internal.limits import MACHINE
-from mmad_bank._internal.progress import progress_bar
 from mmad_bank._internal.resume import Stages
-from mmad_bank._internal.state_dicts import load_matching, read_torch
-from mmad_bank._internal.tensor_files import new_array, write_tensors
+from mmad_bank._internal.state_dicts import load_state, save_state
 from mmad_bank._internal.timing import timed
 from mmad_bank._internal.training import seeded
 from mmad_bank.data.frame import Frame, picture_of
@@ -31,17 +28,14 @@ from mmad_bank.features.factory import BUNDLED_RGB, make_rgb_extractor
 from mmad_bank.features.point_alignment import measured_points
 from mmad_bank.methods.base import Method, Part, Prediction, Samples
 from mmad_bank.methods.mdss.pdn import CHANNELS, PDN, foreground_mask, mask_on_grid, squared_difference
+from mmad_bank.methods.mdss.point_patches import cut_patches
+from mmad_bank.methods.mdss.pulling import train_signed_distance
 from mmad_bank.methods.mdss.score_alignment import Moments, ScoreAlignment
-from mmad_bank.methods.mdss.signed_distance import (
-    Aggregation,
-    SignedDistance,
-    cut_patches,
-    train_signed_distance,
-)
+from mmad_bank.methods.mdss.signed_distance import Aggregation, SignedDistance
 from mmad_bank.methods.mdss.student_teacher import ImageFolder, Images, train_student, train_teacher
+from mmad_bank.methods.mdss.training_data import TrainingData, counted
 from mmad_bank.methods.options import Count, Range, Rate, RGBOptions, SomeOf, accepts_former_names
 from mmad_bank.methods.prediction import Gaussian
-from mmad_bank.methods.training_features import Seen
 
 BRANCHES = ("rgb", "xyz")
 DISTIL = "distil"
@@ -180,7 +174,8 @@ class MDSS(Method, RGBOptions):
         return len(self.branches) == len(BRANCHES)
 
     def _fit(self, dataset: Samples, validation: Samples | None, stages: Stages) -> None:
-        data = _TrainingData(self, dataset, stages)
+        cut = partial(cut_patches, size=self.patch_size, coverage=self.coverage[0]) if "xyz" in self.branches else None
+        data = TrainingData(dataset, self.prepare_for_training, cut, self.image_size, stages)
         data.seen.note(self)
         if "rgb" in self.branches:
             self.teacher_ = self._make_teacher(data, stages)
@@ -229,7 +224,7 @@ class MDSS(Method, RGBOptions):
             progress=progress,
         )  # fmt: skip
 
-    def _make_teacher(self, data: _TrainingData, stages: Stages) -> PDN:
+    def _make_teacher(self, data: TrainingData, stages: Stages) -> PDN:
         if self.teacher != DISTIL:
             network = PDN(self.channels or CHANNELS, width=self.pdn_width).load_checkpoint(self.teacher)
             return network.requires_grad_(False).to(self.device)
@@ -242,7 +237,7 @@ class MDSS(Method, RGBOptions):
         def write(path: Path) -> None:
             moments = {name: Moments() for name in BRANCHES}
             prepared = usable(samples, self.prepare_for_training, unusable, normal=True)
-            for sample in _counted("aligning the branches' maps", prepared, len(samples), stages.progress):
+            for sample in counted("aligning the branches' maps", prepared, len(samples), stages.progress):
                 for name, part in self._parts([sample])[0].items():
                     scores = picture_of(self._map(part), sample.frame)
                     moments[name].update(scores if self.statistics == "all" else scores[scores != 0])
@@ -327,7 +322,7 @@ class MDSS(Method, RGBOptions):
 
     def _save(self, folder: Path) -> dict[str, Any]:
         for name, network in self._networks().items():
-            write_tensors(folder / f"{name}.safetensors", network.state_dict())
+            save_state(network, folder / f"{name}.safetensors")
         channels = None if self.student_ is None else self.student_.channels
         return {"channels": channels, "alignment": None if self.alignment_ is None else asdict(self.alignment_)}
 
@@ -337,72 +332,7 @@ class MDSS(Method, RGBOptions):
         if "xyz" in self.branches:
             self.sdf_ = SignedDistance(self.sdf_width)
         for name, network in self._networks().items():
-            path = folder / f"{name}.safetensors"
-            load_matching(network, read_torch(path), path)
+            load_state(network, folder / f"{name}.safetensors")
             network.to(self.device).eval().requires_grad_(False)
         if len(self.branches) == len(BRANCHES):
             self.alignment_ = ScoreAlignment(**{name: float(value) for name, value in learnt["alignment"].items()})
-
-
-class _TrainingData:
-    """What the trainings look at again and again, prepared once and kept in files.
-
-    Attributes:
-        images: (n, 3, S, S) float32, memory-mapped.
-        masks: (n, S, S) bool, the foreground.
-        patches: (P, K, 3) float32, memory-mapped; empty without a 3-D branch.
-        counts: (P,) int64, distinct points of each.
-        seen: What is known of the n samples, and of those that were left out.
-    """
-
-    def __init__(self, method: MDSS, dataset: Samples, stages: Stages) -> None:
-        self.method, self.folder = method, stages.folder
-        names = ("train-rgb.npy", "train-masks.npy", "train-patches.npy", "train-counts.npy")
-        paths = [stages.state(name) for name in names]
-
-        def write(path: Path) -> None:
-            self._write(dataset, paths, stages.progress)
-            self.seen.write(path)
-
-        self.seen = Seen()
-        self.seen = Seen.read(stages.run("train.json", write))
-        rgb, masks, patches, counts = (np.load(path, mmap_mode="r") for path in paths)
-        self.images, self.masks = rgb[: len(self.seen.ids)], masks[: len(self.seen.ids)]
-        self.patches, self.counts = patches, torch.from_numpy(np.array(counts))
-
-    def _write(self, dataset: Samples, paths: list[Path], progress: bool) -> None:
-        seen, size = self.seen, self.method.image_size
-        rgb = new_array(paths[0], (len(dataset), 3, size, size))
-        masks = new_array(paths[1], (len(dataset), size, size), np.bool_)
-        patches, counts = [np.zeros((0, self.method.patch_size, 3), np.float32)], [np.zeros(0, np.int64)]
-        prepared = usable(dataset, self._prepare, seen.skipped, normal=True)
-        for sample in _counted("cutting patches", prepared, len(dataset), progress):
-            number = len(seen.ids)
-            rgb[number], masks[number] = sample.rgb.numpy(), foreground_mask(sample.xyz[None])[0].numpy()
-            if "xyz" in self.method.branches:
-                points, _ = measured_points(sample.xyz.permute(1, 2, 0))
-                cut = cut_patches(points, size=self.method.patch_size, coverage=self.method.coverage[0])
-                patches.append(cut.points.numpy())
-                counts.append(np.full(len(cut.points), cut.count))
-            seen.ids.append(sample.id or str(number))
-            seen.take(sample)
-        if not seen.ids:
-            raise NoneUsableError("dataset: no sample can be used", seen.skipped)
-        rgb.flush()
-        masks.flush()
-        np.save(paths[2], np.concatenate(patches))
-        np.save(paths[3], np.concatenate(counts))
-
-    def _prepare(self, sample: Sample) -> Sample:
-        """Prepare a sample, and let one without measured points be skipped."""
-        prepared = self.method.prepare_for_training(sample)
-        measured_points(prepared.xyz.permute(1, 2, 0), str(prepared.xyz_path or prepared.id or "sample"))
-        return prepared
-
-
-def _counted(description: str, samples: Iterable[Sample], total: int, progress: bool) -> Iterator[Sample]:
-    """Yield samples under a progress bar."""
-    with progress_bar(description, total) if progress else nullcontext(lambda done: None) as report:
-        for number, sample in enumerate(samples, 1):
-            yield sample
-            report(number)

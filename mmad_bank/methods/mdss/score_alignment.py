@@ -86,13 +86,3 @@ class ScoreAlignment:
     def union(self, rgb: Tensor, xyz: Tensor) -> Tensor:
         """Return the larger of the aligned RGB score and the 3-D score, pixel by pixel."""
         return torch.maximum(self.align(rgb), xyz)
-
-
-def image_score(rgb: Tensor, xyz: Tensor) -> Tensor:
-    """Return the product of the two maps' maxima, before alignment: (..., H, W) twice to (...).
-
-    Example:
-        >>> image_score(torch.tensor([[1.0, 3.0]]), torch.tensor([[0.5, 0.1]]))
-        tensor(1.5000)
-    """
-    return rgb.amax(dim=(-2, -1)) * xyz.amax(dim=(-2, -1))

@@ -8,99 +8,23 @@ true distances: the function is trained by pulling points onto the surface along
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal, get_args
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from mmad_bank._internal.checks import ArrayLike, as_float_tensor, check_finite, check_index
-from mmad_bank._internal.state_dicts import load_matching, read_torch
-from mmad_bank._internal.training import as_tensor, check_rate, cosine_rate, generator_at, sample_order, seeded, train
+from mmad_bank._internal.checks import ArrayLike, as_float_tensor, check_index
 from mmad_bank.errors import InputError
-from mmad_bank.ops import farthest_point_sample, knn_group
+from mmad_bank.methods.mdss.point_patches import PATCH_SIZE, cut_patches
 
 Aggregation = Literal["min", "mean"]
 
-PATCH_SIZE, WIDTH = 500, 512
+WIDTH = 512
 _CODE, _HIDDEN_LAYERS = 128, 7
-_NEIGHBOUR = 50  # whose distance is the noise's unit
-_NEAR, _FAR, _P_NEAR = 0.5, 1.0, 13 / 20  # standard deviations of the queries' noise, and how often the first
 _TINY = 1e-12
 _SCORED_AT_ONCE = 1 << 12  # points: what the widest layer makes of them stays in a CPU's cache
-
-
-@dataclass(frozen=True)
-class CloudPatches:
-    """Overlapping patches of one cloud.
-
-    Attributes:
-        points: (P, K, 3) float32, each patch centred on its mean and divided by its extent (the longest side of its
-            bounding box).
-        rows: (P, K) int64, which points of the cloud these are.
-        count: How many of the K are distinct points: K, or all points of a smaller cloud, which are repeated in order.
-    """
-
-    points: Tensor
-    rows: Tensor
-    count: int
-
-
-def cut_patches(points: ArrayLike, *, size: int = PATCH_SIZE, coverage: float = 5.0) -> CloudPatches:
-    """Cut a cloud into patches of its nearest points around farthest-point samples (MDSS, section 4.2).
-
-    Every point is in one patch at least: around a point that the sampled patches leave out, the first in order, one
-    more patch is cut until none is left.
-
-    Args:
-        points: (N, 3), in any unit.
-        size: K, points a patch. A cloud of fewer points is one patch in which they repeat.
-        coverage: In how many patches a point lies on average; round(coverage · N / K) patches are sampled.
-            Shape-guided's code takes 5 in training and 10 in inference.
-
-    Returns:
-        The patches, on the points' device.
-
-    Raises:
-        InputError: An argument has the wrong shape, holds NaN or infinity, or is out of range.
-
-    Example:
-        >>> patches = cut_patches(torch.rand(1200, 3), size=100, coverage=2.0)
-        >>> patches.points.shape[1:], patches.count, len(patches.points) >= 24
-        (torch.Size([100, 3]), 100, True)
-    """
-    cloud = as_float_tensor(points, "points")
-    if cloud.shape[1] != 3 or len(cloud) == 0:
-        raise InputError(f"points: expected (N, 3) with at least one point, found shape {tuple(cloud.shape)}")
-    check_finite(cloud, "points")
-    check_index(size, "size", 1, 2**20, "points a patch")
-    if not 0 < coverage < math.inf:
-        raise InputError(f"coverage: expected a positive finite number, found {coverage!r}")
-    count = min(size, len(cloud))
-    n_patches = 1 if len(cloud) <= size else min(len(cloud), max(1, round(coverage * len(cloud) / size)))
-    centres = farthest_point_sample(cloud[None], n_patches)[0]
-    rows = knn_group(cloud, cloud[centres], count)
-    left = torch.ones(len(cloud), dtype=torch.bool, device=cloud.device)
-    left[rows] = False
-    while bool(left.any()):
-        # With many duplicates a point need not be among its own nearest: it takes the last place then.
-        centre = int(left.nonzero()[0, 0])
-        more = knn_group(cloud, cloud[centre][None], count)
-        more[0, -1] = torch.where((more == centre).any(), more[0, -1], centre)
-        rows = torch.cat([rows, more])
-        left[more] = False
-    repeated = rows[:, torch.arange(size, device=rows.device) % count]
-    patches = cloud[repeated].double()
-    low, high = patches.amin(1, keepdim=True), patches.amax(1, keepdim=True)
-    extent = (high - low).amax(2, keepdim=True)
-    centred = patches - cloud[rows].double().mean(1, keepdim=True)
-    scaled = centred / torch.where(extent > 0, extent, 1.0)
-    return CloudPatches(scaled.float(), repeated, count)
 
 
 class PointEncoder(nn.Module):
@@ -281,139 +205,3 @@ class SignedDistance(nn.Module):
         if aggregation == "mean":
             scores /= torch.bincount(cut.rows[:, : cut.count].flatten(), minlength=len(cloud))
         return scores
-
-    def load(self, path: str | os.PathLike[str]) -> SignedDistance:
-        """Load weights that were saved from such a network."""
-        load_matching(self, read_torch(path), path)
-        return self.eval()
-
-
-def draw_queries(
-    patches: Tensor, counts: Tensor, n_queries: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Draw points near the surface of patches, and find the surface points that they should be pulled onto.
-
-    A query is a point of the patch plus Gaussian noise; with σ the distance from that point to its 50th neighbour, the
-    standard deviation is 0.5 σ for 13 queries in 20 and 1 σ for 7 (Shape-guided's code).
-
-    Args:
-        patches: (B, K, 3).
-        counts: (B,) int64, distinct points of each, which come first.
-        n_queries: Q, at most K; different points as long as there are.
-        generator: On the CPU.
-
-    Returns:
-        Queries and targets, both (B, Q, 3) on the patches' device.
-
-    Example:
-        >>> patches = torch.rand(2, 100, 3)
-        >>> queries, targets = draw_queries(patches, torch.tensor([100, 100]), 30, torch.Generator().manual_seed(0))
-        >>> queries.shape, bool((targets[:, :, None] == patches[:, None]).all(3).any(2).all())
-        (torch.Size([2, 30, 3]), True)
-    """
-    n_patches, size, _ = patches.shape
-    counts = counts.to(patches.device)
-    rows = torch.rand(n_patches, size, generator=generator).argsort(1)[:, :n_queries].to(patches.device)
-    near = torch.rand(n_patches, n_queries, generator=generator) < _P_NEAR
-    noise = torch.randn(n_patches, n_queries, 3, generator=generator)
-    noise = (noise * torch.where(near, _NEAR, _FAR)[..., None]).to(patches.device)
-    chosen = _rows_of(patches, rows)
-    repeated = torch.arange(size, device=patches.device) >= counts[:, None]
-    distances = _distances(chosen, patches).masked_fill(repeated[:, None], torch.inf)
-    nearest = distances.topk(min(_NEIGHBOUR + 1, size), largest=False).values  # the first is the point itself
-    last = (counts - 1).clamp(max=nearest.shape[2] - 1)
-    sigma = nearest.gather(2, last[:, None, None].expand(-1, n_queries, 1))
-    queries = chosen + sigma * noise
-    return queries, _rows_of(patches, _distances(queries, patches).argmin(2))
-
-
-def train_signed_distance(
-    patches: Tensor | np.ndarray,
-    counts: Tensor | None = None,
-    *,
-    width: int = WIDTH,
-    steps: int = 20_000,
-    batch: int = 32,
-    queries: int | None = None,
-    lr: float = 1e-4,
-    seed: int = 0,
-    resume: str | os.PathLike[str] | None = None,
-    save_every: int = 50,
-    device: torch.device | str = "cpu",
-    progress: bool = False,
-) -> SignedDistance:
-    """Train encoder and implicit function on normal patches of one category (MDSS, section 3.2, table 1).
-
-    The loss is the mean distance between pulled queries and their targets. Adam; the learning rate falls as a cosine.
-    MDSS gives neither steps nor the initial rate; Shape-guided trains its model at 1e-4 for 3001 passes over the
-    patches of all categories.
-
-    Args:
-        patches: (P, K, 3) of all training clouds (:func:`cut_patches`).
-        counts: (P,) int64, distinct points of each; None if all are.
-        width: See :class:`SignedDistance`.
-        steps: Optimizer steps.
-        batch: Patches a step, 2 or more (batch normalisation needs them).
-        queries: Points drawn for each; None for K, as the papers.
-        lr: Initial learning rate.
-        seed: Of initial weights, order of patches, and queries.
-        resume: File of the training's state, see :func:`mmad_bank.fusion.train_fusion`.
-        save_every: Steps between saved states.
-        device: Where to train.
-        progress: Show a bar on a terminal.
-
-    Returns:
-        The trained network on ``device``, in evaluation mode.
-
-    Raises:
-        InputError: An argument is out of range.
-        FormatError: ``resume`` is no state of a training, or of one with other arguments.
-        MmadBankError: The loss is not finite; the message names the step.
-
-    Example:
-        >>> patches = cut_patches(torch.rand(400, 3), size=64).points
-        >>> train_signed_distance(patches, width=8, steps=2, batch=4, queries=16).width
-        8
-    """
-    if patches.ndim != 3 or patches.shape[2] != 3 or 0 in patches.shape:
-        raise InputError(f"patches: expected (P, K, 3), found shape {tuple(patches.shape)}")
-    n_patches, size = int(patches.shape[0]), int(patches.shape[1])
-    queries = size if queries is None else queries
-    check_index(queries, "queries", 1, size, "the points of a patch")
-    check_index(steps, "steps", 1, 2**31 - 1, "training needs one")
-    check_index(batch, "batch", 2, 2**31 - 1, "batch normalisation needs two patches")
-    counts = torch.full((n_patches,), size) if counts is None else counts
-    arguments = {
-        "steps": steps, "batch": batch, "queries": queries, "lr": check_rate(lr), "seed": seed, "width": width,
-        "patches": n_patches, "size": size,
-    }  # fmt: skip
-    with seeded(seed):
-        net = SignedDistance(width)
-    net.to(device).train()
-
-    def losses(step: int) -> Iterator[Tensor]:
-        chosen = sample_order(n_patches, step * batch, batch, seed)
-        part = as_tensor(patches[chosen], torch.float32).to(device)
-        yield pulling_loss(net, part, *draw_queries(part, counts[chosen], queries, generator_at(seed, 1, step)))
-
-    optimizer = torch.optim.Adam(net.parameters(), lr=lr)
-    train(
-        losses, {"model": net}, optimizer, kind="signed distance", caller="train_signed_distance", arguments=arguments,
-        rate=lambda step: cosine_rate(step, steps=steps, lr=lr), resume=resume, save_every=save_every, device=device,
-        progress=progress,
-    )  # fmt: skip
-    return net.eval()
-
-
-def pulling_loss(net: SignedDistance, patches: Tensor, queries: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean distance, not squared, from pulled queries (B, Q, 3) to their targets (B, Q, 3)."""
-    return torch.linalg.vector_norm(net.pull(queries, patches) - targets, dim=-1).mean()
-
-
-def _distances(a: Tensor, b: Tensor) -> Tensor:
-    """Distances (B, n, m) by differences: by products, the short ones would lose their digits."""
-    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def _rows_of(patches: Tensor, rows: Tensor) -> Tensor:
-    return patches.gather(1, rows[..., None].expand(-1, -1, 3))

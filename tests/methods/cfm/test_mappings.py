@@ -13,15 +13,11 @@ import torch.nn.functional as F
 from mmad_bank.errors import FormatError, InputError, MmadBankError
 from mmad_bank.features import PointFeatureAlignment
 from mmad_bank.features.point_alignment import measured_points, nearest_groups, pool_to_grid
-from mmad_bank.methods.cfm import mappings as module
-from mmad_bank.methods.cfm.mappings import (
-    CrossmodalMapping,
-    PixelFeatures,
-    discrepancies,
-    make_mappings,
-    sum_of_cosine_distances,
-    train_mappings,
-)
+from mmad_bank.methods.cfm import comparison as module
+from mmad_bank.methods.cfm.comparison import discrepancies
+from mmad_bank.methods.cfm.mappings import CrossmodalMapping, make_mappings, source_of
+from mmad_bank.methods.cfm.pixel_features import PixelFeatures
+from mmad_bank.methods.cfm.training import sum_of_cosine_distances, train_mappings
 
 
 def seeded(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -324,6 +320,6 @@ def test_the_input_layer_may_come_before_the_interpolation(mode: str) -> None:
     whole = {name: image.at(name, on) for name in ("rgb", "xyz")}
     for name, mapping in mappings.items():
         with torch.no_grad():
-            predicted = mapping(whole[module.source_of(name, mode)])
+            predicted = mapping(whole[source_of(name, mode)])
         expected = (F.normalize(whole[name], dim=1) - F.normalize(predicted, dim=1)).norm(dim=1)
         torch.testing.assert_close(maps[name][on], expected, atol=1e-5, rtol=1e-5)

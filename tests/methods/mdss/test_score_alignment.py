@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmad_bank.errors import InputError
-from mmad_bank.methods.mdss.score_alignment import Moments, ScoreAlignment, image_score
+from mmad_bank.methods.mdss.score_alignment import Moments, ScoreAlignment
 
 
 def maps(n: int, scale: float, shift: float, seed: int) -> torch.Tensor:
@@ -51,12 +51,6 @@ def test_the_union_is_the_larger_one_everywhere() -> None:
     assert np.allclose(union, expected)
     assert (union == xyz[:3]).any()
     assert (union != xyz[:3]).any()
-
-
-def test_the_image_score_is_the_product_of_the_maxima() -> None:
-    rgb, xyz = maps(2, 3.0, 0.0, seed=5), maps(2, 2.0, 0.0, seed=6)
-    expected = rgb.flatten(1).amax(1) * xyz.flatten(1).amax(1)
-    assert torch.equal(image_score(rgb, xyz), expected)
 
 
 @pytest.mark.parametrize("bad", [torch.empty(0), torch.full((3, 3), 2.0), torch.tensor([1.0, torch.nan])])

@@ -11,14 +11,9 @@ import torch
 
 from mmad_bank._internal.training import generator_at
 from mmad_bank.errors import FormatError, InputError, MmadBankError
-from mmad_bank.methods.mdss.signed_distance import (
-    PointEncoder,
-    SignedDistance,
-    cut_patches,
-    draw_queries,
-    pulling_loss,
-    train_signed_distance,
-)
+from mmad_bank.methods.mdss.point_patches import cut_patches
+from mmad_bank.methods.mdss.pulling import draw_queries, pulling_loss, train_signed_distance
+from mmad_bank.methods.mdss.signed_distance import PointEncoder, SignedDistance
 
 
 def surface(n: int, seed: int = 0) -> torch.Tensor:
