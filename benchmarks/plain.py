@@ -22,8 +22,8 @@ from mmad_bank._internal import sections
 from mmad_bank._internal.timing import timed
 from mmad_bank.data import Sample
 from mmad_bank.methods import Method, Part, Prediction
-from mmad_bank.methods.bank_method import window_cells
 from mmad_bank.methods.m3dm import M3DM
+from mmad_bank.methods.padding import window_cells, window_of
 from mmad_bank.methods.prediction import Gaussian
 
 
@@ -66,8 +66,7 @@ class PlainM3DM(M3DM):
         with timed(sections.FUSION):
             patches = self._compose(features)
         with timed(sections.SEARCH):
-            whole = (slice(0, self.grid[0]), slice(0, self.grid[1]))
-            inside, repeated = window_cells(self.grid, whole if sample.frame is None else sample.frame.cells(self.grid))
+            inside, repeated = window_cells(self.grid, window_of(sample.frame, self.grid))
             scores = {name: self._score(name, rows[0].cpu()[inside]) for name, rows in patches.items()}
             found = {name: (patch[repeated], image, near[repeated]) for name, (patch, image, near) in scores.items()}
         with timed(sections.DECISION):

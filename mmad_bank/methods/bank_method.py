@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from mmad_bank.features.factory import RANDOM, make_rgb_extractor, make_xyz_extr
 from mmad_bank.methods.base import Method, Part, Prediction, Reason, Samples
 from mmad_bank.methods.map_scale import distances_to_others, spread
 from mmad_bank.methods.options import GROUP_SIZE, BankOptions, GridOptions, PointOptions, RGBOptions
+from mmad_bank.methods.padding import score_in_windows, window_cells, window_of
 from mmad_bank.methods.prediction import FUSED, Gaussian, check_place
 from mmad_bank.methods.training_features import IMAGES_AT_ONCE, Dumps, extract_split
 
@@ -131,7 +133,7 @@ class BankMethod(Method, BankOptions, GridOptions, RGBOptions):
         """Yield maps of some training images as if they had not been trained on, see :func:`distances_to_others`."""
         for image in spread(len(self.train_ids_)):
             frame, scores = self._split_frames["train"][image], {}
-            inside, repeated = window_cells(self.grid, self._window(frame))
+            inside, repeated = window_cells(self.grid, window_of(frame, self.grid))
             for name, bank in self.banks_.items():
                 patches = torch.from_numpy(np.array(dumps[name][image]))
                 distances = distances_to_others(bank, patches, image)
@@ -145,10 +147,6 @@ class BankMethod(Method, BankOptions, GridOptions, RGBOptions):
             size = (self.image_size, self.image_size)
             maps = {name: scoring.anomaly_map(one, self.grid, size, self.sigma)[0] for name, one in results.items()}
             yield {name: picture_of(one, frame) for name, one in maps.items()}
-
-    def _window(self, frame: Frame | None) -> tuple[slice, slice]:
-        """Return rows and columns of the grid that lie in the picture; all of them where its frame is not known."""
-        return (slice(0, self.grid[0]), slice(0, self.grid[1])) if frame is None else frame.cells(self.grid)
 
     def _composed(self, split: str, dumps: Dumps, stages: Stages) -> Dumps:
         """Write what is not a modality's own features to files, and map them."""
@@ -242,40 +240,10 @@ class BankMethod(Method, BankOptions, GridOptions, RGBOptions):
                 report(min(first + IMAGES_AT_ONCE, n_images))
 
     def _score_patches(self, patches: Mapping[str, Tensor], frames: Sequence[Frame | None]) -> dict[str, Scores]:
-        """Score the patches of images by the banks; those of padding are left out.
-
-        They are features of nothing, and would have a say in the image's score. In the result each repeats the nearest
-        patch of the picture, so that nothing of them reaches the map either, which is enlarged and blurred.
-        """
-        options: dict[str, Any] = {"reweight": self.reweight, "n_neighbors": self.n_neighbors}
-        groups: dict[tuple[int, ...], list[int]] = {}
-        windows = [self._window(frame) for frame in frames]
-        for b, (rows, columns) in enumerate(windows):
-            groups.setdefault((rows.start, rows.stop, columns.start, columns.stop), []).append(b)
-        if list(groups) == [(0, self.grid[0], 0, self.grid[1])]:
-            return self.banks_.score(patches, **options)
-        found = [self._score_window(patches, images, windows[images[0]], options) for images in groups.values()]
-        order = torch.tensor([b for images in groups.values() for b in images]).argsort()
-
-        def joined(parts: Sequence[Tensor]) -> Tensor:
-            return torch.cat(list(parts))[order.to(parts[0].device)]
-
-        return {
-            name: Scores(*map(joined, zip(*(part[name] for part in found), strict=True))) for name in found[0]
-        }
-
-    def _score_window(
-        self, patches: Mapping[str, Tensor], images: list[int], window: tuple[slice, slice], options: dict[str, Any]
-    ) -> dict[str, Scores]:
-        """Score the patches in a window of the grid of some images, and repeat the outermost ones around it."""
-        inside, repeated = window_cells(self.grid, window)
-        own = {name: rows[images][:, inside.to(rows.device)] for name, rows in patches.items()}
-
-        def spread(values: Tensor) -> Tensor:
-            return values[:, repeated.to(values.device)]
-
-        scores = self.banks_.score(own, **options)
-        return {name: Scores(spread(one.patch), one.image, spread(one.nearest)) for name, one in scores.items()}
+        """Score the patches of images by the banks; those of padding are left out."""
+        windows = [window_of(frame, self.grid) for frame in frames]
+        score = partial(self.banks_.score, reweight=self.reweight, n_neighbors=self.n_neighbors)
+        return score_in_windows(score, patches, windows, self.grid)
 
     # Predicting.
 
@@ -387,15 +355,6 @@ class BankMethod(Method, BankOptions, GridOptions, RGBOptions):
 def _bar(description: str, total: int, stages: Stages) -> AbstractContextManager[Callable[[int], None]]:
     """Return a bar if the training shows any."""
     return progress_bar(description, total) if stages.progress else nullcontext(lambda done: None)
-
-
-def window_cells(grid: tuple[int, int], window: tuple[slice, slice]) -> tuple[Tensor, Tensor]:
-    """Return the numbers of a window's patches (V,), and for each patch of the grid (P,) the nearest of those V."""
-    rows, columns = window
-    width = columns.stop - columns.start
-    row, column = (torch.arange(n).clamp(part.start, part.stop - 1) for n, part in zip(grid, window, strict=True))
-    inside = torch.arange(grid[0] * grid[1]).view(grid)[rows, columns].flatten()
-    return inside, ((row - rows.start)[:, None] * width + (column - columns.start)).flatten()
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

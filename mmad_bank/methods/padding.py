@@ -1,0 +1,77 @@
+"""Patches of padding, which are features of nothing: the picture's window of the grid is scored, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mmad_bank.bank import Scores
+from mmad_bank.data.frame import Frame
+
+Window = tuple[slice, slice]
+"""Rows and columns of a grid."""
+
+
+def window_of(frame: Frame | None, grid: tuple[int, int]) -> Window:
+    """Return rows and columns of a grid that lie in the picture; all of them where its frame is not known."""
+    return (slice(0, grid[0]), slice(0, grid[1])) if frame is None else frame.cells(grid)
+
+
+def window_cells(grid: tuple[int, int], window: Window) -> tuple[Tensor, Tensor]:
+    """Return the numbers of a window's patches (V,), and for each patch of the grid (P,) the nearest of those V."""
+    rows, columns = window
+    width = columns.stop - columns.start
+    row, column = (torch.arange(n).clamp(part.start, part.stop - 1) for n, part in zip(grid, window, strict=True))
+    inside = torch.arange(grid[0] * grid[1]).view(grid)[rows, columns].flatten()
+    return inside, ((row - rows.start)[:, None] * width + (column - columns.start)).flatten()
+
+
+def score_in_windows(
+    score: Callable[[Mapping[str, Tensor]], dict[str, Scores]],
+    patches: Mapping[str, Tensor],
+    windows: Sequence[Window],
+    grid: tuple[int, int],
+) -> dict[str, Scores]:
+    """Score the patches of images that lie in their pictures.
+
+    Patches of padding would have a say in the image's score. In the result each repeats the nearest patch of the
+    picture, so that nothing of them reaches the map either, which is enlarged and blurred.
+
+    Args:
+        score: Scores patches (B, P, D) by bank.
+        patches: (B, h·w, D) by bank.
+        windows: Of each image.
+        grid: (h, w).
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for b, (rows, columns) in enumerate(windows):
+        groups.setdefault((rows.start, rows.stop, columns.start, columns.stop), []).append(b)
+    if list(groups) == [(0, grid[0], 0, grid[1])]:
+        return score(patches)
+    found = [_score_window(score, patches, images, windows[images[0]], grid) for images in groups.values()]
+    order = torch.tensor([b for images in groups.values() for b in images]).argsort()
+
+    def joined(parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(parts))[order.to(parts[0].device)]
+
+    return {name: Scores(*map(joined, zip(*(part[name] for part in found), strict=True))) for name in found[0]}
+
+
+def _score_window(
+    score: Callable[[Mapping[str, Tensor]], dict[str, Scores]],
+    patches: Mapping[str, Tensor],
+    images: list[int],
+    window: Window,
+    grid: tuple[int, int],
+) -> dict[str, Scores]:
+    """Score the patches in a window of the grid of some images, and repeat the outermost ones around it."""
+    inside, repeated = window_cells(grid, window)
+    own = {name: rows[images][:, inside.to(rows.device)] for name, rows in patches.items()}
+
+    def spread(values: Tensor) -> Tensor:
+        return values[:, repeated.to(values.device)]
+
+    scores = score(own)
+    return {name: Scores(spread(one.patch), one.image, spread(one.nearest)) for name, one in scores.items()}
