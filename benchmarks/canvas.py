@@ -68,7 +68,7 @@ def head(figure: Any, title: str, *lines: str) -> None:
 
 
 def log_ticks(axis: Any, limits: tuple[float, float], most: int = 8) -> None:
-    """Give a logarithmic axis plain numbers as ticks, at most so many (but one a decade)."""
+    """Give a logarithmic axis plain numbers as ticks, at most so many (but one per decade)."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     first, last = (math.floor(math.log10(limit)) for limit in limits)

@@ -406,10 +406,10 @@ def run_points(run: Run) -> None:
         f"interpolation, {size} points, {dim} features": interpolate,
     }
     times = alternate_ms(steps, run.rounds)
-    table = Table(f"Point clouds, batch {n_clouds}", [Column("name", "step"), Column("ms", "ms a cloud", ".3f")])
+    table = Table(f"Point clouds, batch {n_clouds}", [Column("name", "step"), Column("ms", "ms per cloud", ".3f")])
     table.rows = [{"name": name, "ms": ms / n_clouds} for name, ms in times.items()]
     total = sum(times.values()) / n_clouds
-    run.target("sampling + grouping + interpolation", "< 1 ms a cloud", f"{total:.3f} ms", total < 1)
+    run.target("sampling + grouping + interpolation", "< 1 ms per cloud", f"{total:.3f} ms", total < 1)
     run.tables["points"] = [table]
 
 

@@ -6,7 +6,7 @@
 
 namespace mmad::cuda {
 
-constexpr int kSelectPasses = 9;  // 63 bits of the key and 32 of the index, up to 11 a pass
+constexpr int kSelectPasses = 9;  // 63 bits of the key and 32 of the index, up to 11 per pass
 constexpr int kSelectBins = 2048;
 constexpr int kSelectThreads = 256;
 

@@ -6,7 +6,7 @@ little-endian 64-bit words. Every column ("lane") keeps an accumulator, starting
     acc += word;  acc *= 0x9E3779B97F4A7C15;  acc ^= acc >> 32        (modulo 2**64)
 
 Each of the three steps is a bijection, so a change of any one word changes its lane for certain, and other changes
-go unnoticed with a chance of about 2**-64 a lane. BLAKE2b (16 bytes) over the accumulators digests a segment, and
+go unnoticed with a chance of about 2**-64 per lane. BLAKE2b (16 bytes) over the accumulators digests a segment, and
 BLAKE2b over the segments' digests and the length in bytes (64 bits, little-endian) digests the whole, as hexadecimal.
 
 It guards against accidents. Somebody who means to forge a file can write a matching checksum with any algorithm.

@@ -121,6 +121,6 @@ def files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
         # One and the same name may be spelled in two ways: macOS takes accents apart.
         stem = unicodedata.normalize("NFC", path.stem)
         if stem in files:
-            raise InputError(f"{folder}: expected one file a sample, found {files[stem].name} and {path.name}")
+            raise InputError(f"{folder}: expected one file per sample, found {files[stem].name} and {path.name}")
         files[stem] = path
     return files

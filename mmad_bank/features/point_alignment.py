@@ -172,7 +172,7 @@ class PointFeatureAlignment:
         """Return the (h·w, G) matrix from groups to patches: sparse for three neighbours, else dense."""
         cloud = as_float_tensor(points, "points")
         if pixels.shape != cloud.shape[:1]:
-            raise InputError(f"pixels: expected {len(cloud)}, one a point, found shape {tuple(pixels.shape)}")
+            raise InputError(f"pixels: expected {len(cloud)}, one per point, found shape {tuple(pixels.shape)}")
         if len(pixels) and not 0 <= int(pixels.min()) <= int(pixels.max()) < self.size[0] * self.size[1]:
             raise InputError(f"pixels: expected numbers of pixels of a {self.size[0]}x{self.size[1]} image")
         pixels = pixels.to(cloud.device)

@@ -68,7 +68,7 @@ class _GroupEncoder(nn.Module):
     """A small PointNet: points of a group, relative to its centre, to one token.
 
     The second part sees each point's 256 features behind the group's maximum of them. The maximum is the same for all
-    points of a group, so its half of the product is taken once a group.
+    points of a group, so its half of the product is taken once per group.
     """
 
     def __init__(self) -> None:
@@ -183,7 +183,7 @@ class PointMAE(nn.Module):
 
     @property
     def dim(self) -> int:
-        """Values in a token: 384 a layer."""
+        """Number of values in a token: 384 per layer."""
         return WIDTH * len(self.layers)
 
     @property
@@ -260,7 +260,7 @@ class PointMAE(nn.Module):
             batch = as_float_tensor(points, "points", ndim=3)
             sizes = [batch.shape[1]] * len(batch) if lengths is None else [int(length) for length in lengths]
             if len(sizes) != len(batch):
-                raise InputError(f"lengths: expected {len(batch)} integers, one a cloud, found {len(sizes)}")
+                raise InputError(f"lengths: expected {len(batch)} integers, one per cloud, found {len(sizes)}")
             clouds = [cloud[:size] for cloud, size in zip(batch, sizes, strict=True)]
         if not clouds:
             raise InputError("points: expected at least one cloud, found none")

@@ -87,7 +87,7 @@ def _interpolate_cpu(points: Tensor, centers: Tensor, features: Tensor, k: int, 
 def check_numbers(n_centers: int, n_rows: int, k: int, power: float, eps: float) -> None:
     """Refuse numbers out of range, and features that are not one row per centre."""
     if n_rows != n_centers:
-        raise InputError(f"features: expected {n_centers} rows, one a centre, found {n_rows}")
+        raise InputError(f"features: expected {n_centers} rows, one per centre, found {n_rows}")
     check_index(k, "k", 1, n_centers, "the number of centers")
     _check_number(power, "power", 0.0, _MAX_POWER)
     _check_number(eps, "eps", _MIN_EPS, math.inf)

@@ -109,7 +109,7 @@ def test_two_files_of_one_sample_are_named(tmp_path: Path, folder: str, first: s
     add_sample(tmp_path / "part/test/hole", xyz=SMALL, mask=np.ones((20, 20)))
     place = tmp_path / "part/test/hole" / folder
     shutil.copy(place / first, place / second)
-    with pytest.raises(InputError, match=rf"{folder}: expected one file a sample, found {second} and {first}"):
+    with pytest.raises(InputError, match=rf"{folder}: expected one file per sample, found {second} and {first}"):
         open_dataset(tmp_path, split="test")
 
 

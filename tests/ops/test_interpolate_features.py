@@ -140,7 +140,7 @@ POINTS, CENTERS, FEATURES = torch.randn(10, 3), torch.randn(4, 3), torch.randn(4
         ({"centers": CENTERS[:, :2]}, r"^centers: expected 3 columns"),
         ({"centers": CENTERS[:0]}, r"^centers: expected at least one point"),
         ({"centers": CENTERS * torch.inf}, r"^centers: row 0 holds NaN or infinity"),
-        ({"features": FEATURES[:3]}, r"^features: expected 4 rows, one a centre, found 3$"),
+        ({"features": FEATURES[:3]}, r"^features: expected 4 rows, one per centre, found 3$"),
         ({"features": FEATURES[:, :0]}, r"^features: expected at least one row and one column"),
         ({"features": FEATURES.int()}, r"^features: expected floating-point"),
         ({"features": FEATURES * torch.nan}, r"^features: row 0 holds NaN"),

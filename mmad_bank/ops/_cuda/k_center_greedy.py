@@ -30,7 +30,7 @@ def k_center_greedy(
 
     With ``device``, ``rows`` may be in host memory: the device then keeps a bfloat16 copy, half their size, and reads
     the originals where float64 decides. Of the copy, what does not fit in ``memory`` bytes (by default: what is free)
-    stays in host memory too, and is streamed through the device once a block of picks. ``pool`` is the number of rows
+    stays in host memory too, and is streamed through the device once per block of picks. ``pool`` is the number of rows
     that a block works on (0 chooses). None of these changes the selection.
     """
     check_dim(rows)
