@@ -525,6 +525,30 @@ class MemoryBank:
             moved._faiss_bytes, moved._settings = self._index.serialize(), self._index.settings
         return moved
 
+    def with_precision(self, bank_precision: Precision) -> MemoryBank:
+        """Return a bank of the same vectors with another resident search copy; itself if it has that one already.
+
+        Scores do not depend on it. A bank with a FAISS index goes on searching with that.
+
+        Args:
+            bank_precision: Of the copy, as in :meth:`load`.
+
+        Raises:
+            InputError: There is no such precision.
+
+        Example:
+            >>> import torch
+            >>> MemoryBank(torch.rand(5, 3)).with_precision("int8").bank_precision
+            'int8'
+        """
+        if check_precision(bank_precision, "bank_precision") == self.bank_precision:
+            return self
+        other = self.__copy__()
+        other.bank_precision = bank_precision
+        if self.index == "exact":
+            other._index = None
+        return other
+
     def __copy__(self) -> MemoryBank:
         """Return a bank of its own that shares vectors and index; extending one leaves the other as it is."""
         twin = type(self).__new__(type(self))

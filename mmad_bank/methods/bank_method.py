@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from mmad_bank.bank import MemoryBank, MultiBank, Scores
 from mmad_bank.bank.provenance import Origin, Source
 from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.sample import Sample
+from mmad_bank.data.sequences import as_samples
 from mmad_bank.errors import InputError
 from mmad_bank.extraction import Extractors
 from mmad_bank.features.factory import RANDOM, make_rgb_extractor, make_xyz_extractor
@@ -35,7 +37,7 @@ from mmad_bank.methods.map_scale import distances_to_others, spread
 from mmad_bank.methods.options import GROUP_SIZE, BankOptions, GridOptions, PointOptions, RGBOptions
 from mmad_bank.methods.padding import score_in_windows, window_cells, window_of
 from mmad_bank.methods.prediction import FUSED, Gaussian, check_place
-from mmad_bank.methods.training_features import IMAGES_AT_ONCE, Dumps, extract_split
+from mmad_bank.methods.training_features import IMAGES_AT_ONCE, Dumps, extract_split, share_features
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -47,6 +49,8 @@ class BankMethod(Method, BankOptions, GridOptions, RGBOptions):
         banks_: The memory banks, by name.
         adaptation_: What adapts the extractors' features before anything else is done with them, if there is one.
     """
+
+    prediction_arguments: ClassVar[frozenset[str]] = frozenset({"bank_precision", "n_neighbors", "reweight", "sigma"})
 
     def _begin(self) -> None:
         super()._begin()
@@ -103,6 +107,53 @@ class BankMethod(Method, BankOptions, GridOptions, RGBOptions):
             self.rgb, weights or self.rgb_weights, layers=self.rgb_layers, grid=self.grid, image_size=self.image_size,
             compute_dtype=self.compute_dtype,
         )  # fmt: skip
+
+    # Sharing what another fit has left.
+
+    def _keep_own(self, fitted: Method) -> None:
+        super()._keep_own(fitted)
+        banks = {name: self.banks_[name].with_precision(self.bank_precision) for name in self._bank_names()}
+        self.banks_ = MultiBank(banks)
+
+    def reuse_features(
+        self,
+        dataset: Samples,
+        source: str | os.PathLike[str],
+        workdir: str | os.PathLike[str],
+        *,
+        validation: Samples | None = None,
+    ) -> bool:
+        """Let the next fit begin with the training features that another method's fit has left, if they are the same.
+
+        They are if the same extractors made them of the same samples, prepared in one way. Extracting takes most of the
+        time of many fits.
+
+        Args:
+            dataset: The samples that this method will be fitted on.
+            source: The other fit's ``workdir``.
+            workdir: That of the fit to come; the features are copied there.
+            validation: As for :meth:`fit`.
+
+        Returns:
+            Whether there were such features.
+
+        Raises:
+            InputError: No sample is given, they were prepared in several ways, or ``workdir`` cannot be written.
+
+        Example:
+            >>> lsfa = LSFA(grid=(28, 28))  # doctest: +SKIP
+            >>> lsfa.reuse_features(train, "work/m3dm", "work/lsfa")  # doctest: +SKIP
+            True
+            >>> lsfa.fit(train, workdir="work/lsfa")  # doctest: +SKIP
+        """
+        samples = as_samples(dataset, "dataset")
+        before = self.preprocessing_
+        self.preprocessing_ = self._choose_preprocessing(samples)
+        try:
+            own = self._fingerprint(samples, self._held_out(validation))
+        finally:
+            self.preprocessing_ = before
+        return share_features(Path(source), Path(workdir), own, Extractors(self._networks(RANDOM)).outputs)
 
     # Fitting.
 

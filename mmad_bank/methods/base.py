@@ -90,6 +90,9 @@ class Method(MethodOptions, ABC):
     bundled: ClassVar[Mapping[str, Any]] = {}
     """Arguments that suit the bundled extractors and small data sets, beside :data:`BUNDLED`."""
 
+    prediction_arguments: ClassVar[frozenset[str]] = frozenset()
+    """Constructor arguments that :meth:`fit` does not depend on; :meth:`with_arguments` changes them."""
+
     _trust_index: bool = False  # whether FAISS may read the indices of the banks that are loaded
 
     train_ids_: list[str]
@@ -284,6 +287,39 @@ class Method(MethodOptions, ABC):
         """
         for line in self.objections(data):
             raise InputError(f"{name}: {line}; force=True (--force) scores it all the same")
+
+    def with_arguments(self: AnyMethod, **changes: Any) -> AnyMethod:
+        """Return a fitted method with other arguments for prediction, which shares what this one has learnt.
+
+        Nothing is learnt anew, and both can be used side by side. The color scale of maps is not kept
+        (``map_scale_`` is None), because other arguments make other maps.
+
+        Args:
+            changes: Some of :attr:`prediction_arguments`, with their new values.
+
+        Raises:
+            InputError: Nothing is fitted; an argument is none of these or out of its range; or what was learnt is not
+                enough for it.
+
+        Example:
+            >>> from mmad_bank.methods import CFM
+            >>> sorted(CFM.prediction_arguments)
+            ['aggregation', 'normalize_for', 'sigma']
+            >>> cfm.with_arguments(aggregation="sum").predict(sample).score  # doctest: +SKIP
+            0.42
+        """
+        self._check_fitted()
+        allowed = self.prediction_arguments
+        for name in changes:
+            if name not in allowed:
+                known = f"one of {', '.join(sorted(allowed))}" if allowed else "none"
+                kind = type(self).__name__
+                raise InputError(f"{name}: expected {known}; for any other argument {kind} is fitted anew")
+        other = type(self)(**{**self.arguments(), **changes})
+        vars(other).update({name: value for name, value in vars(self).items() if name.endswith("_")})
+        other.map_scale_ = None
+        other._keep_own(self)
+        return other
 
     def explain(
         self, prediction: Prediction, part: str | None = None, *, place: tuple[int, int] | None = None, n: int = 4
@@ -489,6 +525,13 @@ class Method(MethodOptions, ABC):
 
         content = json.loads(stages.run("map-scale.json", write).read_text())
         return content and MapScale.from_json(content)
+
+    def _keep_own(self, fitted: AnyMethod) -> None:
+        """Keep of what a fitted method has learnt, which this one has been given, what the own arguments ask for.
+
+        Raises:
+            InputError: They ask for more.
+        """
 
     @abstractmethod
     def _predict(self, samples: list[Sample]) -> list[Prediction]:

@@ -18,10 +18,13 @@ from mmad_bank._internal.resume import Stages
 from mmad_bank.bank import MemoryBank, Scores
 from mmad_bank.bank.provenance import Source
 from mmad_bank.data.frame import Frame
-from mmad_bank.features.factory import BUNDLED_STAGES
+from mmad_bank.errors import InputError
+from mmad_bank.extraction import Extractors
+from mmad_bank.features.factory import BUNDLED_STAGES, RANDOM
 from mmad_bank.fusion import DecisionFusion, FeatureFusion, train_fusion
 from mmad_bank.fusion.dlf import FACTORS
 from mmad_bank.methods.bank_method import PointBankMethod
+from mmad_bank.methods.base import Method
 from mmad_bank.methods.lsfa import NONE, TRAIN, learn_adaptation
 from mmad_bank.methods.options import AdaptationOptions, BankPrecision, Count, Rate, SomeOf, accepts_former_names
 from mmad_bank.methods.training_features import Dumps, Pairs
@@ -80,8 +83,8 @@ class M3DM(PointBankMethod, AdaptationOptions):
     """Decision over several banks: the learnt DLF, or the sum of the banks' scores."""
 
     uff_weights: str = TRAIN
-    """Weights of UFF: ``"train"`` on the samples of ``fit``, or a file: the published checkpoint, or one UFF for all
-    categories that was trained before."""
+    """Weights of UFF: ``"train"`` on the samples of ``fit``; a file: the published checkpoint, or one UFF for all
+    categories that was trained before; or ``"random"`` for tests and timings."""
 
     uff_steps: Count = 750
     """Optimizer steps of UFF's training."""
@@ -95,6 +98,9 @@ class M3DM(PointBankMethod, AdaptationOptions):
     uff_patches: Count | None = None
     """Patches drawn from an image in UFF's training; none takes all."""
 
+    prediction_arguments: ClassVar[frozenset[str]] = frozenset({"bank_precision", "banks", "decision"})
+    """``banks`` may be some of those that were fitted; the rest of a bank's arguments the decision was learnt with."""
+
     def _begin(self) -> None:
         super()._begin()
         self.uff_: FeatureFusion | None = None
@@ -103,14 +109,37 @@ class M3DM(PointBankMethod, AdaptationOptions):
     def _bank_names(self) -> tuple[str, ...]:
         return tuple(name for name in BANKS if name in self.banks)
 
+    def _keep_own(self, fitted: Method) -> None:
+        assert isinstance(fitted, M3DM)
+        missing = [name for name in self.banks if name not in fitted.banks]
+        if missing:
+            raise InputError(f"banks: expected some of the fitted {', '.join(fitted.banks)}, found {missing[0]!r}")
+        fewer = set(self.banks) < set(fitted.banks)
+        if fewer and self.recipe == "published":
+            raise InputError("banks: with recipe 'published' the banks depend on each other; fit anew with fewer")
+        learnt = fitted.dlf_ is not None and not fewer
+        if self.uses_validation and not learnt:
+            raise InputError(f"decision: expected 'add', as none was learnt for the banks {', '.join(self.banks)}")
+        super()._keep_own(fitted)
+        if fewer:
+            wanted = self._networks_needed()
+            networks = {name: network for name, network in self.extractors_.networks.items() if name in wanted}
+            self.extractors_ = Extractors(networks, self.device)
+        self.uff_ = fitted.uff_ if "fusion" in self.banks else None
+        self.dlf_ = fitted.dlf_ if self.uses_validation else None
+
     # Section 3.2: features of both modalities on one patch grid.
+
+    def _networks_needed(self) -> set[str]:
+        """Name the modalities that the banks are made of."""
+        both = "fusion" in self.banks or self.adaptation != NONE
+        return {"xyz", "rgb"} if both else set(self.banks)
 
     def _networks(self, weights: str | None) -> dict[str, nn.Module]:
         networks: dict[str, nn.Module] = {}
-        both = "fusion" in self.banks or self.adaptation != NONE
-        if both or "xyz" in self.banks:
+        if "xyz" in self._networks_needed():
             networks["xyz"] = self._xyz_network(weights)
-        if both or "rgb" in self.banks:
+        if "rgb" in self._networks_needed():
             networks["rgb"] = self._rgb_network(weights)
         return networks
 
@@ -127,7 +156,9 @@ class M3DM(PointBankMethod, AdaptationOptions):
             return
         if self.uff_weights != TRAIN:
             dims = self.extractors_.dims
-            network = FeatureFusion(dims["xyz"], dims["rgb"], recipe=self.recipe).load_checkpoint(self.uff_weights)
+            network = FeatureFusion(dims["xyz"], dims["rgb"], recipe=self.recipe)
+            if self.uff_weights != RANDOM:
+                network.load_checkpoint(self.uff_weights)
             self.uff_ = network.to(self.device).eval()
             return
         self.uff_ = train_fusion(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,17 @@ import torch
 from torch import Tensor
 
 from mmad_bank._internal.progress import within
-from mmad_bank._internal.resume import Stages, counted, wording
+from mmad_bank._internal.resume import Stages, counted, fingerprint_of, wording
 from mmad_bank.data.frame import Frame
 from mmad_bank.data.sample import Sample
 from mmad_bank.extraction import Extractors, Journal, extract_to
+from mmad_bank.features.factory import RANDOM
 from mmad_bank.methods.base import Method, Samples, category_of
+from mmad_bank.methods.options import GridOptions, PointOptions
 
 IMAGES_AT_ONCE = 4
+_OF_EXTRACTORS = {one.name for group in (PointOptions, GridOptions) for one in fields(group)} | {"image_size", "seed"}
+"""Arguments on which extracted features depend."""
 
 Dumps = dict[str, np.ndarray]
 """Features of the training images by modality or bank, (images, P, D) float32, memory-mapped."""
@@ -119,6 +125,46 @@ def extract_split(
     so_far.unlink(missing_ok=True)
     dumps = {output: np.load(stages.folder / name, mmap_mode="r") for output, name in names.items()}
     return dumps, seen
+
+
+def share_features(source: Path, target: Path, fingerprint: dict[str, Any], outputs: Sequence[str]) -> bool:
+    """Copy the training features that one fit has left to the folder of another, if both would extract the same.
+
+    Args:
+        source: Folder of the stages of the fit that extracted them.
+        target: That of the other fit.
+        fingerprint: Of the other fit.
+        outputs: Of its extractors.
+
+    Returns:
+        Whether they are the same, and whole.
+
+    Raises:
+        InputError: ``target`` cannot be written.
+    """
+    files = files_of_split("train", outputs)
+    theirs = fingerprint_of(source)
+    if _of_features(fingerprint) != _of_features(theirs) or not all((source / name).exists() for name in files):
+        return False
+    if RANDOM in _of_features(fingerprint).values() and set(outputs) != _modalities_in(source):
+        return False  # random weights depend on which networks are made before
+    stages = Stages(target, fingerprint)
+    for name in files:
+        stages.run(name, partial(shutil.copyfile, source / name))
+    return True
+
+
+def _of_features(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return that part of a fit's fingerprint on which its training features depend."""
+    arguments, files = fingerprint.get("arguments", {}), fingerprint.get("files", {})
+    own = {name: arguments.get(name) for name in _OF_EXTRACTORS}
+    weights = {name: changed for name, changed in files.items() if name in _OF_EXTRACTORS}
+    data = [*fingerprint.get("data", [])[:1]]
+    return {**own, "files": weights, "data": data, "preprocessing": fingerprint.get("preprocessing")}
+
+
+def _modalities_in(folder: Path) -> set[str]:
+    return {name for name in ("rgb", "xyz") if (folder / files_of_split("train", [name])[0]).exists()}
 
 
 class Pairs:

@@ -576,3 +576,17 @@ class TestFormerNames:
     def test_the_names_of_now_give_no_warning(self, recwarn):
         MemoryBank.build(torch.rand(40, 4), size=5, standardize=True, bank_precision="half")
         assert not [one for one in recwarn if one.category is DeprecationWarning]
+
+
+def test_with_precision_shares_the_vectors_and_gives_the_same_answers() -> None:
+    rows = torch.from_numpy(np.random.default_rng(0).standard_normal((300, 24), dtype=np.float32))
+    bank = MemoryBank(rows, extractor="a network")
+    assert bank.with_precision("auto") is bank
+    compact = bank.with_precision("int8")
+    assert (compact.bank_precision, bank.bank_precision, compact.extractor) == ("int8", "auto", "a network")
+    assert compact.vectors.data_ptr() == bank.vectors.data_ptr()
+    assert compact.search_index is not bank.search_index
+    for own, other in zip(compact.search(rows[:20] + 0.1, k=3), bank.search(rows[:20] + 0.1, k=3), strict=True):
+        assert torch.equal(own, other)
+    with pytest.raises(InputError, match="bank_precision: expected one of"):
+        bank.with_precision("int4")  # type: ignore[arg-type]

@@ -97,6 +97,7 @@ class CFM(Method, GridOptions, PointOptions):
 
     name: ClassVar[str] = "cfm"
     preparation: ClassVar[str] = "cfm"
+    prediction_arguments: ClassVar[frozenset[str]] = frozenset({"aggregation", "normalize_for", "sigma"})
     bundled: ClassVar[Mapping[str, Any]] = {"epochs": 50, "pixels_per_image": 1024}
 
     rgb: str = field(default="vit_base_patch8_224.dino", kw_only=False)
@@ -119,10 +120,11 @@ class CFM(Method, GridOptions, PointOptions):
     """Aggregation of both modalities' discrepancies; one alone is rgb (Ψ_2D) or xyz (Ψ_3D)."""
 
     rgb_to_xyz_weights: str = TRAIN
-    """Weights of the mapping M_2D→3D: ``"train"`` on the samples of ``fit``, or the file of a published state dict."""
+    """Weights of the mapping M_2D→3D: ``"train"`` on the samples of ``fit``, the file of a published state dict, or
+    ``"random"`` for tests and timings."""
 
     xyz_to_rgb_weights: str = TRAIN
-    """Weights of the mapping M_3D→2D, likewise; both or neither are files."""
+    """Weights of the mapping M_3D→2D, likewise; both or neither are trained, random, or files."""
 
     epochs: Count = 250
     """Passes over the training images; the paper takes 250, and 50 in ablations."""
@@ -151,8 +153,10 @@ class CFM(Method, GridOptions, PointOptions):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        if (self.rgb_to_xyz_weights == TRAIN) != (self.xyz_to_rgb_weights == TRAIN):
-            raise InputError("rgb_to_xyz_weights and xyz_to_rgb_weights: expected two files, or 'train' for both")
+        given = {self.rgb_to_xyz_weights, self.xyz_to_rgb_weights}
+        if len(given) == 2 and given & {TRAIN, RANDOM}:
+            words = "two files, or 'train' or 'random' for both"
+            raise InputError(f"rgb_to_xyz_weights and xyz_to_rgb_weights: expected {words}")
 
     # Sections 3.1 and 3.4: features, of transformers that end early.
 
@@ -193,8 +197,9 @@ class CFM(Method, GridOptions, PointOptions):
             known = {category_of(name) for name in self.train_ids_} | categories_of_samples(dataset)
             self.categories_ = sorted(known - {""})
             self.mappings_ = self._new_mappings()
-            self.mappings_["xyz"].load_checkpoint(self.rgb_to_xyz_weights)
-            self.mappings_["rgb"].load_checkpoint(self.xyz_to_rgb_weights)
+            if self.rgb_to_xyz_weights != RANDOM:
+                self.mappings_["xyz"].load_checkpoint(self.rgb_to_xyz_weights)
+                self.mappings_["rgb"].load_checkpoint(self.xyz_to_rgb_weights)
             return
         dumps, seen = extract_split(self, self.extractors_, "train", dataset, stages)
         seen.note(self)
