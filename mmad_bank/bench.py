@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import shutil
 import statistics
 import subprocess
 import sys
@@ -17,28 +16,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mmad_bank._internal import sections
-from mmad_bank._internal.resume import Stages, fingerprint_of
 from mmad_bank._internal.timing import collect_times
-from mmad_bank.bank import MemoryBank, MultiBank
 from mmad_bank.data import Preprocessing, Sample, preprocess
 from mmad_bank.errors import InputError, did_you_mean
-from mmad_bank.extraction import Extractors
 from mmad_bank.features.factory import RANDOM
-from mmad_bank.fusion import FeatureFusion
 from mmad_bank.methods import Method, method_class
+from mmad_bank.methods import names as method_names
 from mmad_bank.methods.bank_method import BankMethod
-from mmad_bank.methods.cfm import CFM
-from mmad_bank.methods.cfm.mappings import make_mappings
-from mmad_bank.methods.lsfa import LSFA
-from mmad_bank.methods.m3dm import M3DM
-from mmad_bank.methods.training_features import files_of_split
 from mmad_bank.synthetic.dataset import render
 
 CATEGORY = "stud_tray"
@@ -46,35 +37,21 @@ CATEGORY = "stud_tray"
 IMAGES = 244
 """Training images of a category (bagel)."""
 VECTORS = 19_129
-"""In each bank: 10 % of their patches on a 28×28 grid."""
-_OF_EXTRACTORS = (
-    "rgb", "rgb_weights", "rgb_layers", "xyz", "xyz_weights", "num_groups", "group_size", "image_size", "grid",
-    "recipe", "compute_dtype", "seed",
-)  # fmt: skip
-_BATCHES_EVERY = 6  # rounds: images one by one tell more, and take less time
-
-_ONE_STEP = {"teacher_steps": 1, "student_steps": 1, "sdf_steps": 1}
-CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "PatchCore": ("patchcore", {}),
-    "BTF": ("btf", {}),
-    "M3DM": ("m3dm", {}),
-    "M3DM, 8-bit banks": ("m3dm", {"bank_precision": "int8"}),
-    "M3DM, RGB bank": ("m3dm", {"banks": ("rgb",)}),
-    "M3DM, point bank": ("m3dm", {"banks": ("xyz",)}),
-    "M3DM, fusion bank": ("m3dm", {"banks": ("fusion",)}),
-    "M3DM, two banks": ("m3dm", {"banks": ("xyz", "rgb"), "decision": "add"}),
-    "LSFA": ("lsfa", {"grid": (28, 28), "adaptation_steps": 1, "adaptation_batch": 1, "queue_size": 784}),
-    "CFM": ("cfm", {}),
-    "CFM-M": ("cfm", {"variant": "M"}),
-    "CFM-S": ("cfm", {"variant": "S"}),
-    "CFM-T": ("cfm", {"variant": "T"}),
-    "MDSS": ("mdss", _ONE_STEP),
-}
-"""By name: the method and the arguments that differ from its paper's; training steps are cut, inference is whole."""
+"""Vectors in each bank: 10 % of the patches of these images on a 28×28 grid."""
+UNTRAINED: dict[str, Any] = {
+    "rgb_weights": RANDOM, "xyz_weights": RANDOM, "uff_weights": RANDOM, "rgb_to_xyz_weights": RANDOM,
+    "xyz_to_rgb_weights": RANDOM, "adaptation_steps": 1, "adaptation_batch": 1, "queue_size": 784, "teacher_steps": 1,
+    "student_steps": 1, "sdf_steps": 1,
+}  # fmt: skip
+"""Arguments that leave out what training would take, or cut it short, of the methods that have them."""
+SIZES: dict[str, Any] = {"grid": (28, 28), "group_size": 128}
+"""Arguments that all methods which have them share, so that their work is alike."""
 _SMALL: dict[str, Any] = {
     "rgb": "efficientnet_lite0", "rgb_layers": (1,), "num_groups": 64, "group_size": 16, "pdn_width": 8, "channels": 16,
     "sdf_width": 16, "map_size": 28,
 }  # fmt: skip
+_FEW = 2  # images for a method without banks: there is next to nothing to learn from them
+_BATCHES_EVERY = 6  # rounds: images one by one tell more, and take less time
 
 
 @dataclass
@@ -82,7 +59,7 @@ class Inference:
     """What was measured of one method.
 
     Attributes:
-        name: Of the contestant.
+        name: Of the method, or of what it is compared as.
         latencies: Seconds of every timed image, one at a time.
         stages: Median seconds an image by stage; what belongs to none is under ``"other"``.
         throughput: Images a second by batch size.
@@ -128,41 +105,23 @@ class Inference:
         }  # fmt: skip
 
 
-def find_contestants(text: str) -> list[str]:
-    """Read names of :data:`CONTESTANTS`, or of methods, from a list with commas between.
-
-    Capitals and spaces around commas do not count. Some names have a comma of their own: of several names that the
-    text can go on with, the longest is meant. A method's name stands for its first contestant.
+def find_methods(text: str) -> list[str]:
+    """Read names of methods, joined by commas; capitals and spaces do not count.
 
     Raises:
         InputError: A name is unknown; all of the unknown ones are named, and those that there are.
 
     Example:
-        >>> find_contestants("m3dm, 8-bit banks,CFM-m,patchcore")
-        ['M3DM, 8-bit banks', 'CFM-M', 'PatchCore']
+        >>> find_methods("M3DM, patchcore")
+        ['m3dm', 'patchcore']
     """
-    by_method = {kind: name for name, (kind, _) in reversed(CONTESTANTS.items())}
-    known = by_method | {_plain(name): name for name in CONTESTANTS}
-    pieces = [piece for piece in map(str.strip, text.split(",")) if piece]
-    longest = max(name.count(",") for name in CONTESTANTS) + 1
-    found: list[str] = []
-    unknown: list[str] = []
-    while pieces:
-        for n in range(min(longest, len(pieces)), 0, -1):
-            name = known.get(_plain(",".join(pieces[:n])))
-            if name is not None or n == 1:
-                (unknown if name is None else found).append(pieces[0] if name is None else name)
-                del pieces[:n]
-                break
-    if unknown or not found:
-        wrong = ", ".join(f"{name!r}{did_you_mean(_plain(name), known)}" for name in unknown) or "none"
-        raise InputError(f"methods: expected some of {'; '.join(CONTESTANTS)}, found {wrong}")
-    return list(dict.fromkeys(found))
-
-
-def _plain(name: str) -> str:
-    """Return a contestant's name in small letters, without spaces beside its commas."""
-    return ",".join(part.strip() for part in name.lower().split(","))
+    known = method_names()
+    words = list(dict.fromkeys(word.strip().lower() for word in text.split(",") if word.strip()))
+    unknown = [word for word in words if word not in known]
+    if unknown or not words:
+        wrong = ", ".join(f"{word!r}{did_you_mean(word, known)}" for word in unknown) or "none"
+        raise InputError(f"methods: expected some of {', '.join(known)}, found {wrong}")
+    return words
 
 
 @lru_cache(maxsize=2)  # the methods of one run are fitted on the same ones
@@ -183,47 +142,68 @@ def samples_of(n: int, *, size: int = 224, category: str = CATEGORY, seed: int =
     return made
 
 
-def make_method(
-    name: str, folder: Path, *, images: int = IMAGES, vectors: int = VECTORS, small: bool = False, device: str = "cpu",
-    precision: str = "float32", progress: bool = False,
+def new_method(
+    name: str, *, settings: Mapping[str, Any] | None = None, images: int = IMAGES, vectors: int = VECTORS,
+    small: bool = False, device: str = "cpu", compute_dtype: str = "float32",
 ) -> Method:  # fmt: skip
-    """Fit a contestant with random weights, its banks of exactly ``vectors`` vectors, its trainings cut short.
+    """Make a method with random networks and trainings cut short, whose banks will have ``vectors`` vectors each.
+
+    It is not fitted yet.
 
     Args:
-        name: One of :data:`CONTESTANTS`.
-        folder: For what several contestants share, for weights, and for what the stages of a fit leave: a later call
-            goes on from there.
+        name: The method's, see :func:`mmad_bank.methods.names`.
+        settings: Constructor arguments that differ from :data:`UNTRAINED`, :data:`SIZES` and the method's defaults.
         images: Training images; their patches must be at least ``vectors``.
         vectors: In each bank.
-        small: Tiny networks, to see whether everything runs.
+        small: Take tiny networks, to see whether everything runs.
         device: Where inference runs.
-        precision: Of the extractors' products.
-        progress: Show bars on a terminal.
+        compute_dtype: Of the networks' products.
 
     Raises:
-        InputError: There is no such contestant, or too few images for the vectors.
+        InputError: There is no such method, an argument is out of its range, or there are too few images for the
+            vectors.
     """
-    if name not in CONTESTANTS:
-        raise InputError(f"methods: expected some of {', '.join(CONTESTANTS)}, found {name!r}")
-    kind, changes = CONTESTANTS[name]
-    cls = method_class(kind)
-    arguments: dict[str, Any] = {
-        "rgb_weights": RANDOM, "xyz_weights": RANDOM, "group_size": 128, "compute_dtype": precision, "device": device,
-    }  # fmt: skip
-    arguments |= changes | (_SMALL if small else {})
-    method = cls(**{key: value for key, value in arguments.items() if key in cls.argument_names()})
-    if isinstance(method, M3DM):
-        return _m3dm(method, folder, images, vectors, progress)
+    cls = method_class(name)
+    arguments = {**UNTRAINED, **SIZES, **(_SMALL if small else {}), "compute_dtype": compute_dtype, "device": device}
+    given = {key: value for key, value in arguments.items() if key in cls.argument_names()} | dict(settings or {})
+    if issubclass(cls, BankMethod):
+        if "ratio" in (settings or {}):
+            raise InputError("ratio: expected the vectors of a bank (vectors, --bank-size) in its place")
+        given["ratio"] = _ratio(given["grid"], images, vectors)
+    return cls(**given)
+
+
+def fit_method(method: Method, workdir: Path, *, images: int = IMAGES, progress: bool = False) -> Method:
+    """Fit what :func:`new_method` made on rendered images; return it.
+
+    Args:
+        method: Not fitted.
+        workdir: For what the stages of a fit leave: a later call goes on from there.
+        images: Training images of a method with banks.
+        progress: Show bars on a terminal.
+    """
     if isinstance(method, BankMethod):
-        method.ratio = _ratio(method, images, vectors)
-        samples = samples_of(images, size=method.image_size)
-        if isinstance(method, LSFA):
-            _take_features(method, samples, folder / "m3dm", folder / name)
-        return method.fit(samples, workdir=folder / name, progress=progress)
-    if isinstance(method, CFM):
-        return _cfm(method, folder)
-    few = samples_of(2, size=method.image_size)
+        return method.fit(samples_of(images, size=method.image_size), workdir=workdir, progress=progress)
+    few = samples_of(_FEW, size=method.image_size)
     return method.fit(few, validation=few, progress=progress)
+
+
+def make_method(
+    name: str, folder: Path, *, settings: Mapping[str, Any] | None = None, images: int = IMAGES, progress: bool = False,
+    **options: Any,
+) -> Method:  # fmt: skip
+    """Make a method and fit it in a folder of its name, see :func:`new_method` and :func:`fit_method`.
+
+    Args:
+        name: The method's.
+        folder: For what the stages of a fit leave, also of other methods.
+        settings: Constructor arguments.
+        images: Training images.
+        progress: Show bars on a terminal.
+        options: The other options of :func:`new_method`.
+    """
+    method = new_method(name, settings=settings, images=images, **options)
+    return fit_method(method, folder / name, images=images, progress=progress)
 
 
 def measure(
@@ -303,62 +283,9 @@ def _timed_prediction(method: Method, samples: list[Sample]) -> tuple[float, dic
     return seconds, {**split, sections.OTHER: max(0.0, seconds - sum(split.values()))}
 
 
-def _m3dm(method: M3DM, folder: Path, images: int, vectors: int, progress: bool) -> M3DM:
-    """Fit all three banks once; the variants take theirs of them."""
-    all_banks = {"banks": ("xyz", "rgb", "fusion"), "decision": "dlf", "bank_precision": "auto"}
-    whole = M3DM(**{**method.arguments(), **all_banks})
-    path = folder / "uff.safetensors"
-    whole.uff_weights, whole.ratio = str(path), _ratio(whole, images, vectors)
-    if not path.exists():
-        dims = Extractors(whole._networks(RANDOM)).dims
-        FeatureFusion(dims["xyz"], dims["rgb"]).save(path)
-    whole.fit(samples_of(images, size=whole.image_size), workdir=folder / "m3dm", progress=progress)
-    if (method.banks, method.decision, method.bank_precision) == (whole.banks, whole.decision, whole.bank_precision):
-        return whole
-    method.preprocessing_, method.train_ids_ = whole.preprocessing_, whole.train_ids_
-    wanted = {"xyz", "rgb"} if "fusion" in method.banks else set(method.banks)
-    networks = {name: network for name, network in whole.extractors_.networks.items() if name in wanted}
-    method.extractors_ = Extractors(networks, method.device)
-    method.uff_ = whole.uff_ if "fusion" in method.banks else None
-    method.dlf_ = whole.dlf_ if method.decision == "dlf" and method.banks == whole.banks else None
-    files = {name: folder / "m3dm" / f"bank-{name}.safetensors" for name in whole.banks if name in method.banks}
-    options: dict[str, Any] = {"device": method.device, "bank_precision": method.bank_precision}
-    method.banks_ = MultiBank({name: MemoryBank.load(path, **options) for name, path in files.items()})
-    return method
-
-
-def _take_features(method: LSFA, samples: list[Sample], source: Path, target: Path) -> None:
-    """Let a fit begin with the features that M3DM's has left, if the same extractors made them of the same samples."""
-    method.preprocessing_ = method._choose_preprocessing(samples)
-    own = method._fingerprint(samples, None)
-    names = files_of_split("train", ("xyz", "rgb"))
-    if _of_features(own) != _of_features(fingerprint_of(source)) or not (source / names[-1]).exists():
-        return
-    stages = Stages(target, own)
-    for name in names:
-        stages.run(name, partial(shutil.copyfile, source / name))
-
-
-def _of_features(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """Return that part of a fit's fingerprint on which its extracted features depend."""
-    arguments = fingerprint.get("arguments", {})
-    extractors = {name: arguments.get(name) for name in _OF_EXTRACTORS}
-    return {**extractors, "data": fingerprint.get("data"), "preprocessing": fingerprint.get("preprocessing")}
-
-
-def _cfm(method: CFM, folder: Path) -> CFM:
-    """Give the mappings random weights by way of their files; no training."""
-    dims = Extractors(method._networks(RANDOM)).dims
-    for name, mapping in make_mappings(dims, architecture=method.architecture, mode=method.mode).items():
-        path = folder / f"cfm-{method.variant}-{name}.pt"
-        torch.save(mapping.state_dict(), path)
-        setattr(method, "rgb_to_xyz_weights" if name == "xyz" else "xyz_to_rgb_weights", str(path))
-    return method.fit(samples_of(1, size=method.image_size))
-
-
-def _ratio(method: BankMethod, images: int, vectors: int) -> float:
+def _ratio(grid: tuple[int, int], images: int, vectors: int) -> float:
     """Return the share of the images' patches that makes so many vectors."""
-    patches = images * method.grid[0] * method.grid[1]
+    patches = images * grid[0] * grid[1]
     if not 0 < vectors <= patches:
         raise InputError(f"vectors: expected 1 to {patches}, the patches of {images} images, found {vectors}")
     return (vectors + 0.5) / patches if vectors < patches else 1.0

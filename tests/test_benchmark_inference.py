@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -63,25 +64,55 @@ def test_every_promise_stands_beside_what_was_measured(tables: dict[str, list[di
     assert {row["met"] for row in tables["What"]} <= {"yes", "no"}
 
 
-def test_lsfa_takes_the_features_that_m3dm_has_extracted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    m3dm = bench.make_method("M3DM", tmp_path, **SMALL)
+@pytest.fixture
+def contestants(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Import the module as the programs do, and forget it after the test."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield importlib.import_module("contestants")
+    del sys.modules["contestants"]
+
+
+def test_lsfa_takes_the_features_that_m3dm_has_extracted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contestants: Any
+) -> None:
+    made = contestants.Contestants(tmp_path, **SMALL)
+    m3dm = made.make("M3DM")
     monkeypatch.setattr(training_features, "extract_to", lambda *_, **__: pytest.fail("features extracted again"))
-    lsfa = bench.make_method("LSFA", tmp_path, **SMALL)
+    lsfa = made.make("LSFA")
     assert lsfa.train_ids_ == m3dm.train_ids_
-    for name, network in m3dm.extractors_.networks.items():  # type: ignore[attr-defined]
-        other = lsfa.extractors_.networks[name].state_dict()  # type: ignore[attr-defined]
+    for name, network in m3dm.extractors_.networks.items():
+        other = lsfa.extractors_.networks[name].state_dict()
         assert all(torch.equal(tensor, other[key]) for key, tensor in network.state_dict().items())
-    features = lsfa.extractors_(bench.samples_of(2))  # type: ignore[attr-defined]
-    for name, rows in features.items():
-        kept = np.load(tmp_path / "LSFA" / f"train-{name}.npy")
+    for name, rows in lsfa.extractors_(bench.samples_of(2)).items():
+        kept = np.load(tmp_path / "lsfa" / f"train-{name}.npy")
         np.testing.assert_allclose(kept, rows, atol=1e-4)
 
 
-def test_lsfa_extracts_features_of_its_own_where_m3dm_has_others(tmp_path: Path) -> None:
-    bench.make_method("M3DM", tmp_path, **SMALL)
-    bench.make_method("LSFA", tmp_path, **{**SMALL, "images": 1})
-    assert len(np.load(tmp_path / "LSFA" / "train-xyz.npy")) == 1
-    bench.make_method("LSFA", tmp_path, **SMALL, precision="bfloat16")
-    theirs, own = (np.load(tmp_path / name / "train-xyz.npy") for name in ("m3dm", "LSFA"))
+def test_lsfa_extracts_features_of_its_own_where_m3dm_has_others(tmp_path: Path, contestants: Any) -> None:
+    contestants.Contestants(tmp_path, **SMALL).make("M3DM")
+    contestants.Contestants(tmp_path, **{**SMALL, "images": 1}).make("LSFA")
+    assert len(np.load(tmp_path / "lsfa" / "train-xyz.npy")) == 1
+    contestants.Contestants(tmp_path, **SMALL, compute_dtype="bfloat16").make("LSFA")
+    theirs, own = (np.load(tmp_path / name / "train-xyz.npy") for name in ("m3dm", "lsfa"))
     assert theirs.shape == own.shape
     assert not np.array_equal(theirs, own)
+
+
+def test_variants_of_m3dm_share_its_fit_and_score_as_their_own(tmp_path: Path, contestants: Any) -> None:
+    made = contestants.Contestants(tmp_path, **SMALL)
+    samples = bench.samples_of(1, seed=1)
+    whole = made.make("M3DM")
+    for name in ("M3DM, RGB bank", "M3DM, two banks"):
+        shared = made.make(name)
+        own = bench.make_method("m3dm", tmp_path / "own", settings=contestants.CONTESTANTS[name][1], **SMALL)
+        assert tuple(shared.banks_) == tuple(own.banks_)  # type: ignore[attr-defined]
+        for bank in shared.banks_:
+            assert shared.banks_[bank].vectors.data_ptr() == whole.banks_[bank].vectors.data_ptr()
+        assert set(shared.extractors_.networks) == set(own.extractors_.networks)  # type: ignore[attr-defined]
+        assert shared.predict_batch(samples)[0].map.shape == own.predict_batch(samples)[0].map.shape
+
+
+def test_every_contestant_can_be_set_up(contestants: Any) -> None:
+    for kind, changes in contestants.CONTESTANTS.values():
+        method = bench.new_method(kind, settings=changes, images=2, vectors=300, small=True)
+        assert {name: getattr(method, name) for name in changes} == changes

@@ -7,7 +7,6 @@ banks and branches are measured beside it.
 from __future__ import annotations
 
 import argparse
-import copy
 import fcntl
 import json
 import statistics
@@ -205,10 +204,9 @@ def _alike(fitted: Mapping[str, Method], method: str, changes: Mapping[str, Any]
     for name, model in fitted.items():
         kind, own = CONTESTANTS[name]
         if kind == method and {key: value for key, value in own.items() if key not in PREDICTION_ONLY} == wanted:
-            other = copy.copy(model)
-            for key in PREDICTION_ONLY & changes.keys():
-                setattr(other, key, changes[key])
-            return other
+            defaults = {one.name: one.default for one in model.parameters()}
+            keys = PREDICTION_ONLY & (changes.keys() | own.keys())
+            return model.with_arguments(**{key: changes.get(key, defaults[key]) for key in keys})
     return None
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from common import Column, Table, chosen, emulates_bfloat16, working_folder
+from contestants import CONTESTANTS, Contestants
 from plain import PlainM3DM
 
 from mmad_bank import bench
@@ -34,7 +35,7 @@ _PROGRAM = (str(Path(__file__).resolve().parent.parent / "plain.py"),)
 def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Table]:
     """Make the methods, time them in turn, and measure their memory one by one."""
     precision = _precision(arguments.precision, limits)
-    names = chosen(bench.CONTESTANTS, arguments.methods)
+    names = chosen(CONTESTANTS, arguments.methods)
     with working_folder(arguments.workdir, "inference") as folder:
         methods, setup = _make(names, folder, arguments, precision)
         rounds = 2 if arguments.quick else 2 * arguments.rounds
@@ -87,10 +88,10 @@ def _make(
     sizes = _SMALL if arguments.quick else {"images": arguments.images, "vectors": _vectors(arguments)}
     methods: dict[str, Method] = {}
     setup = {}
+    contestants = Contestants(folder, progress=sys.stderr.isatty(), compute_dtype=precision, **sizes)
     for name in names:
         begin = time.perf_counter()
-        options = {**sizes, "precision": precision, "progress": sys.stderr.isatty()}
-        methods[name] = bench.make_method(name, folder, **options)
+        methods[name] = contestants.make(name)
         setup[name] = time.perf_counter() - begin
         _say(f"made: {name} ({setup[name]:.0f} s)")
         if name == "M3DM":

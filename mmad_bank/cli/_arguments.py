@@ -67,6 +67,14 @@ def parse_settings(method: type[Method], settings: Sequence[str]) -> Settings:
     return found
 
 
+def argument_named(method: type[Method], setting: str) -> str | None:
+    """Return the constructor's argument that a ``NAME=VALUE`` word is of; None if the method has none of that name."""
+    name = setting.partition("=")[0].strip().replace("-", "_")
+    name = _OTHER_SPELLINGS.get(name, name)
+    name = _former_names(method).get(name, name)
+    return name if name in argument_types(method) else None
+
+
 def _word_unknown(method: type[Method], word: str, hints: Iterable[str]) -> str:
     """Word that a method has no such argument; those that it has are spelt as the word is."""
     message = f"--set: {method.name} has no argument {word!r}"

@@ -134,7 +134,7 @@ WORDS: dict[str, Word] = {
     "--bundled": Word(bool, "Take small extractors that need no download: EfficientNet-Lite0 and FPFH."),
     "--compute-dtype": Word(ComputeDtype, "Number format of the networks' products."),
     "--device": Word(str, "Device to compute on: cpu, cuda or cuda:N."),
-    "--methods": Word(str, "Methods or rows of the table to measure, joined by commas (default: all).", _NAMES,
+    "--methods": Word(str, "Methods to measure, joined by commas (default: all).", _NAMES,
                       several=True),
     "--recipe": Word(
         Recipe, "Preprocessing to do, by paper (auto: eyecandies for Eyecandies, else m3dm; keep: backgrounds stay)."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial as bind
 from pathlib import Path
@@ -23,6 +23,7 @@ from mmad_bank.cli._words import ComputeDtype, option
 from mmad_bank.errors import InputError, MmadBankError
 
 if TYPE_CHECKING:
+    from mmad_bank.cli._arguments import Settings
     from mmad_bank.methods import Method
 
 
@@ -33,6 +34,7 @@ def register(app: typer.Typer) -> None:
 
 def bench(
     methods: Annotated[str | None, option("--methods")] = None,
+    settings: Annotated[list[str] | None, option("--set")] = None,
     batches: Annotated[str, option("--batches")] = "1,4",
     rounds: Annotated[int, option("--rounds")] = 5,
     bank_size: Annotated[int | None, option("--bank-size", "in each bank (default: 19129)")] = None,
@@ -47,13 +49,15 @@ def bench(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Measure frames a second, time by stage and memory of the methods, end to end, with random weights.
+    """Measure frames per second, time by section and memory of the methods, end to end, with random weights.
 
     A method that cannot run here is named and left out, and the exit code is 3.
+    What --set says is for those of the methods that have such an argument.
     """
     import torch
 
     from mmad_bank import bench as core
+    from mmad_bank.methods import names as method_names
 
     target = check_device(device)
     for name, number in (
@@ -65,7 +69,8 @@ def bench(
     sizes = parse_numbers(batches, "--batches", "1,8")
     if out is not None:
         check_output(out, "--out", overwrite=overwrite)
-    names = list(core.CONTESTANTS) if methods is None else core.find_contestants(methods)
+    names = list(method_names()) if methods is None else core.find_methods(methods)
+    chosen = _settings(names, settings or [])
     wanted = bank_size or (min(300, 2 * 784) if quick else core.VECTORS)
     with (
         tempfile.TemporaryDirectory(prefix="mmad-bank-bench-") as temporary,
@@ -75,9 +80,9 @@ def bench(
         Path(folder).mkdir(parents=True, exist_ok=True)
         make = bind(
             core.make_method, folder=Path(folder), images=2 if quick else train_images or core.IMAGES, vectors=wanted,
-            small=quick, device=str(target), precision=compute_dtype, progress=show_progress(as_json),
+            small=quick, device=str(target), compute_dtype=compute_dtype, progress=show_progress(as_json),
         )  # fmt: skip
-        made, left_out = _make_all(names, make)
+        made, left_out = _make_all(chosen, make)
         say = (lambda line: print(line, file=sys.stderr)) if show_progress(as_json) else (lambda line: None)
         results = core.measure(made, rounds=rounds, batches=sizes, report=say)
         for result in () if times_only else results:
@@ -96,17 +101,41 @@ def bench(
     end({name: f"{name}: {reason}" for name, reason in left_out.items()})
 
 
-def _make_all(names: Sequence[str], make: Callable[[str], Method]) -> tuple[dict[str, Method], dict[str, str]]:
-    """Fit the contestants; return those that can run, and by name why others cannot.
+def _settings(names: Sequence[str], words: Sequence[str]) -> dict[str, Settings]:
+    """Read ``--set`` for each of the methods: what it has no such argument for is left to the others.
+
+    Raises:
+        InputError: No method has the argument, or its value is of another type.
+    """
+    from mmad_bank.cli._arguments import argument_named, parse_settings
+    from mmad_bank.methods import method_class
+
+    classes = {name: method_class(name) for name in names}
+    for word in words:
+        if not any(argument_named(one, word) for one in classes.values()):
+            parse_settings(next(iter(classes.values())), [word])  # says what is wrong with it
+    return {
+        name: parse_settings(one, [word for word in words if argument_named(one, word)])
+        for name, one in classes.items()
+    }
+
+
+def _make_all(chosen: Mapping[str, Settings], make: Callable[..., Method]) -> tuple[dict[str, Method], dict[str, str]]:
+    """Fit methods with their settings; return those that can run, and by name why others cannot.
 
     Raises:
         MmadBankError: None can; the reason is the first one's.
     """
+    from mmad_bank.cli._group import spelling
+    from mmad_bank.methods import method_class
+
     made: dict[str, Method] = {}
     failed: dict[str, MmadBankError] = {}
-    for name in names:
+    for method, settings in chosen.items():
+        name = method_class(method).__name__
         try:
-            made[name] = make(name)
+            with spelling(settings.spelled):
+                made[name] = make(method, settings=settings.arguments)
         except MmadBankError as error:
             failed[name] = error
     if not made:
@@ -150,7 +179,7 @@ def _print(facts: dict[str, Any], results: list[Any]) -> None:
     batches = list(results[0].throughput)
     for heading in ("method", "fps", "median", "p95", *(f"fps, batch {b}" for b in batches if b > 1), "memory", "peak"):
         table.add_column(heading, justify="left" if heading == "method" else "right")
-    table.add_column("time by stage")
+    table.add_column("time by section")
     for result in results:
         split = ", ".join(f"{name} {value / result.median:.0%}" for name, value in result.stages.items())
         table.add_row(

@@ -16,6 +16,7 @@ pytest.importorskip("scipy")
 pytest.importorskip("sklearn")
 
 from mmad_bank import bench
+from mmad_bank.methods import names
 
 
 @pytest.mark.slow
@@ -39,36 +40,52 @@ def test_every_contestant_is_timed_by_stage_and_its_memory_counted() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--methods", "Magic,m3dm"), "error: --methods: expected some of PatchCore; BTF; M3DM; M3DM, 8-bit banks;"),
+        (
+            ("--methods", "Magic,m3dm"),
+            "error: --methods: expected some of patchcore, btf, m3dm, cfm, lsfa, mdss, found 'magic'",
+        ),
         (("--batches", "one"), "error: --batches: expected numbers above 0 such as 1,8, found 'one'"),
         (("--rounds", "0"), "error: --rounds: expected at least 1, found 0"),
         (("--bank-size", "0"), "error: --bank-size: expected at least 1, found 0"),
         (("--methods", "M3DM", "--bank-size", "99999"), "error: --bank-size: expected 1 to 1568"),
+        (("--methods", "cfm,btf", "--set", "banks=rgb"), "error: --set: cfm has no argument 'banks'"),
+        (("--methods", "cfm", "--set", "variant=Q"), "error: --set variant: expected"),
+        (("--methods", "m3dm", "--set", "ratio=1"), "error: --set ratio: expected the vectors of a bank"),
     ],
 )
 def test_bad_input_is_one_line(arguments: tuple[str, ...], message: str) -> None:
     assert refused("bench", "--quick", *arguments).startswith(message)
 
 
-def test_every_name_of_the_table_and_every_method_is_a_name() -> None:
-    for name in bench.CONTESTANTS:
-        assert bench.find_contestants(name) == [name]
-        assert bench.find_contestants(name.upper().replace(", ", ",")) == [name]
-    assert bench.find_contestants(",".join(reversed(bench.CONTESTANTS))) == list(reversed(bench.CONTESTANTS))
-    kinds = {kind for kind, _ in bench.CONTESTANTS.values()}
-    assert {bench.CONTESTANTS[name][0] for name in bench.find_contestants(", ".join(kinds))} == kinds
-    assert bench.find_contestants("m3dm,M3DM , m3dm,two banks") == ["M3DM", "M3DM, two banks"]
-    with pytest.raises(InputError, match=r"found 'Magic', 'two banks' \(did you mean 'm3dm,two banks'\?\)$"):
-        bench.find_contestants("Magic,cfm,two banks")
+def test_every_method_is_found_by_its_name() -> None:
+    for name in names():
+        assert bench.find_methods(name.upper()) == [name]
+    assert bench.find_methods(" , ".join(names())) == list(names())
+    assert bench.find_methods("m3dm,M3DM , m3dm") == ["m3dm"]
+    with pytest.raises(InputError, match=r"found 'magic', 'patchcor' \(did you mean 'patchcore'\?\)$"):
+        bench.find_methods("Magic,cfm,patchcor")
     with pytest.raises(InputError, match="found none"):
-        bench.find_contestants(" , ")
+        bench.find_methods(" , ")
+
+
+def test_settings_are_for_the_methods_that_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def note(name: str, *, settings: Any, **more: Any) -> Any:
+        given[name] = dict(settings)
+        raise InputError("enough")
+
+    monkeypatch.setattr(bench, "make_method", note)
+    words = ["bench", "--methods", "cfm,m3dm", "--set", "variant=M", "--set", "bank-precision=int8", "--set", "sigma=2"]
+    assert CliRunner().invoke(app, words).exit_code == 2
+    assert given == {"cfm": {"variant": "M", "sigma": 2.0}, "m3dm": {"bank_precision": "int8", "sigma": 2.0}}
 
 
 def test_a_method_that_cannot_run_is_named_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = bench.make_method
 
     def without_timm(name: str, *arguments: Any, **more: Any) -> Any:
-        if name == "BTF":
+        if name == "btf":
             raise MissingExtraError("open3d", "multimodal", "FPFH")
         return whole(name, *arguments, **more)
 
