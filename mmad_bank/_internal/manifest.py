@@ -183,7 +183,7 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """Word a value of a damaged file, which may be very long or deep."""
+    """Return words for a value of a damaged file, which may be very long or deep."""
     if isinstance(value, (dict, list)):
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
     text = repr(value) if not isinstance(value, int) or abs(value) < 2**64 else "a huge number"

@@ -60,7 +60,7 @@ class Stages:
         tell(folder, self.describe)
 
     def describe(self) -> str:
-        """Word what is there already, for people; empty if nothing is."""
+        """Return words for what is there already; empty if nothing is."""
         return describe_files(files_of(self.folder))
 
     def run(self, name: str, make: Callable[[Path], Any]) -> Path:
@@ -112,7 +112,7 @@ def counting(pattern: str, what: str) -> None:
 
 
 def describe_files(paths: Sequence[Path]) -> str:
-    """Word what stages have left, by the names of their files; those of which there is nothing to say are left out."""
+    """Return words for what stages have left, by the names of their files; files that say nothing are left out."""
     words = []
     for path in paths:
         for pattern, word in _WORDS.items():
@@ -127,7 +127,7 @@ def describe_files(paths: Sequence[Path]) -> str:
 
 
 def counted(number: int, what: str) -> str:
-    """Word a number of things.
+    """Return a number of things in words.
 
     Example:
         >>> counted(1, "selected row"), counted(2000, "selected row")

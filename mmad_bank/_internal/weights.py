@@ -143,7 +143,7 @@ def _sha256(path: Path) -> str:
 
 
 def megabytes(n_bytes: int) -> str:
-    """Word a size.
+    """Return a size in words.
 
     Example:
         >>> megabytes(343_231_488)

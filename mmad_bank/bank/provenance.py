@@ -43,7 +43,7 @@ class Source(NamedTuple):
         return f"{stem}[{image}]" if self.images > 1 else stem
 
     def place(self, row: int) -> str:
-        """Word where a row is, for messages: image and patch, as far as they are known.
+        """Say where a row is, for messages: image and patch, as far as they are known.
 
         Example:
             >>> Source("a.npy", 20, None).place(13), Source("a.npy", 20, 10).place(13)

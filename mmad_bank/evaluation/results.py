@@ -292,7 +292,7 @@ class Summary:
 
 
 def word(value: float | None) -> str:
-    """Word a metric: three digits, a dash where it is undefined."""
+    """Return a metric in words: three digits, a dash where it is undefined."""
     return "–" if value is None else f"{value:.3f}"
 
 

@@ -168,7 +168,7 @@ def _kind(sample: Sample) -> str:
 
 
 def _part_label(name: str, part: Part) -> str:
-    """Word a part: a bank's says so, so that nobody takes the bank of fused features for the result."""
+    """Return a part's name for readers; "bank" in it keeps the bank of fused features from looking like the result."""
     return f"{name} {'branch' if part.nearest is None else 'bank'}"
 
 

@@ -39,7 +39,7 @@ _OTHER_STYLES = (("P", SLATE), ("X", "#0f172a"), ("*", "#be123c"), ("<", "#4d7c0
 
 
 def share(ratio: float) -> str:
-    """Word a share.
+    """Return a share in words.
 
     Example:
         >>> share(0.001), share(0.1)

@@ -160,7 +160,7 @@ def _total(readings: Sequence[Reading]) -> Reading:
 
 
 def _ambiguity(layer: Stored, readings: dict[str, list[Reading]], expected: Expected) -> str:
-    """Word both readings of a shape, and what they should have fitted."""
+    """Return words for both readings of a shape, and for what they should have fitted."""
     ways = []
     for name, found in readings.items():
         grid = found[0].grid or (1, 1)

@@ -61,7 +61,7 @@ class Contents:
     """``"array"`` (its key is the empty word), ``"list"`` of arrays (their keys count them), or ``"dictionary"``."""
 
     def listing(self) -> str:
-        """Word the arrays with their dtypes and shapes, the first few if there are many."""
+        """List the arrays with their dtypes and shapes in words, the first few if there are many."""
         words = [f"{key} {entry}" for key, entry in list(self.entries.items())[:_LISTED]]
         more = len(self.entries) - len(words)
         return ", ".join(words) + (f" and {more} more" if more else "") or "none"
