@@ -132,7 +132,7 @@ WORDS: dict[str, Word] = {
     "--neighbors": Word(int, "Number of bank vectors that the rule looks at (default: m3dm 3, patchcore 9)."),
     # Methods and networks.
     "--bundled": Word(bool, "Take small extractors that need no download: EfficientNet-Lite0 and FPFH."),
-    "--compute-dtype": Word(ComputeDtype, "Number format of the networks' products."),
+    "--compute-dtype": Word(ComputeDtype, "Type in which the networks multiply."),
     "--device": Word(str, "Device to compute on: cpu, cuda or cuda:N."),
     "--methods": Word(str, "Methods to measure, joined by commas (default: all).", _NAMES,
                       several=True),
