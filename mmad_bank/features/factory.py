@@ -33,6 +33,7 @@ class PointPatches(nn.Module):
         alignment: Module that brings them to the patch grid.
 
     Example:
+        >>> import torch
         >>> net = PointPatches(PointMAE(16, 8), PointFeatureAlignment((4, 4), (32, 32), recipe="published"))
         >>> net(torch.rand(1, 3, 32, 32) + 0.1).shape
         torch.Size([1, 16, 1152])
