@@ -82,7 +82,7 @@ def _leave() -> None:
 
     Python itself would die of SIGINT here, and give no exit code, if the interrupt had passed through an ``exec``.
     """
-    atexit._run_exitfuncs()
+    atexit._run_exitfuncs()  # noqa: SLF001 - nothing public runs them without ending the interpreter
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()

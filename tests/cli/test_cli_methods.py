@@ -513,8 +513,11 @@ def test_bad_input_is_one_line(parts: Path, model: Path, tmp_path: Path) -> None
         *(
             ((*command, data, *more, "--categories", names), f"expected names joined by commas, found {names!r}")
             for command, more in (
-                (("fit", "patchcore"), ("--out", out)), (("extract",), ("--out", out)), (("prepare",), ("--out", out)),
-                (("evaluate", model), ()), (("predict", model), ("--out", out)),
+                (("fit", "patchcore"), ("--out", out)),
+                (("extract",), ("--out", out)),
+                (("prepare",), ("--out", out)),
+                (("evaluate", model), ()),
+                (("predict", model), ("--out", out)),
             )
             for names in ("", " , ")
         ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -204,7 +204,8 @@ class CFM(Method, GridOptions, PointOptions):
         dumps, seen = extract_split(self, self.extractors_, "train", dataset, stages)
         seen.note(self)
         self.mappings_ = train_mappings(
-            _Images(self, dumps), epochs=self.epochs, batch=self.batch, pixels_per_image=self.pixels_per_image,
+            _Images(dumps, self.device, self._pixels), epochs=self.epochs, batch=self.batch,
+            pixels_per_image=self.pixels_per_image,
             lr=self.lr, architecture=self.architecture, mode=self.mode, seed=self.seed,
             resume=stages.state("mappings.pt"), device=self.device, progress=stages.progress,
         )  # fmt: skip
@@ -322,15 +323,17 @@ class MapExtractors(Extractors):
 class _Images:
     """The training images' features, read from their files one image at a time."""
 
-    def __init__(self, method: CFM, dumps: Dumps) -> None:
-        self.method, self.dumps = method, dumps
+    def __init__(
+        self, dumps: Dumps, device: torch.device | str, pixels: Callable[[Mapping[str, Tensor]], PixelFeatures]
+    ) -> None:
+        self.dumps, self.device, self.pixels = dumps, device, pixels
 
     def __len__(self) -> int:
         return len(self.dumps["rgb"])
 
     def __getitem__(self, index: int, /) -> PixelFeatures:
         rows = {name: torch.from_numpy(np.array(table[index])) for name, table in self.dumps.items()}
-        return self.method._pixels({name: tensor.to(self.method.device) for name, tensor in rows.items()})
+        return self.pixels({name: tensor.to(self.device) for name, tensor in rows.items()})
 
 
 __all__ = ["CFM", "CrossmodalMapping", "MapExtractors", "aggregate"]
