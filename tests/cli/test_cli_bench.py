@@ -77,7 +77,7 @@ def test_settings_are_for_the_methods_that_have_them(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(bench, "make_method", note)
     words = ["bench", "--methods", "cfm,m3dm", "--set", "variant=M", "--set", "bank-precision=int8", "--set", "sigma=2"]
-    assert CliRunner().invoke(app, words).exit_code == 2
+    assert call(*words).exit_code == 2
     assert given == {"cfm": {"variant": "M", "sigma": 2.0}, "m3dm": {"bank_precision": "int8", "sigma": 2.0}}
 
 
