@@ -158,7 +158,7 @@ class EfficientNetLite0(nn.Module):
         """Extract patch features.
 
         Args:
-            images: (B, 3, H, W), RGB, uint8 or floating point in [0, 1]; 32 pixels or more a side.
+            images: (B, 3, H, W), RGB, uint8 or floating point in [0, 1]; 32 pixels or more per side.
 
         Returns:
             Features (B, h·w, D), float32, patches in row-major order of the grid.
@@ -179,7 +179,7 @@ class EfficientNetLite0(nn.Module):
     def _normalise(self, images: Tensor) -> Tensor:
         """Check the images and bring them to the range that the network was trained on."""
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[0] == 0 or min(images.shape[2:]) < 32:
-            raise InputError(f"images: expected (B, 3, H, W) of 32 pixels or more a side, found {tuple(images.shape)}")
+            raise InputError(f"images: expected (B, 3, H, W), 32 pixels or more per side, found {tuple(images.shape)}")
         if images.dtype == torch.uint8:
             return (images.float() - _MEAN) / _STD
         if not images.is_floating_point():
