@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -48,3 +49,22 @@ def test_unknown_methods_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert common.chosen(contestants, None) == list(contestants)
     with pytest.raises(SystemExit, match="expected some of M3DM; M3DM, two banks; CFM, found magic"):
         common.chosen(contestants, ["CFM", "magic"])
+
+
+def test_two_checkouts_are_timed_against_each_other(tmp_path: Path) -> None:
+    root, out = SCRIPT.parent.parent, tmp_path / "rows.json"
+    command = [sys.executable, str(SCRIPT.with_name("trees.py")), str(root), str(root), "--rounds", "3"]
+    done = subprocess.run(
+        [*command, "--only", "bank of 200", "--json", str(out)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(out.read_text())
+    assert 0 < row["low"] <= row["ratio"] <= row["high"]
+    assert "new / old" in done.stdout
+
+
+def test_a_checkout_without_a_core_is_named(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT.with_name("trees.py")), str(tmp_path), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"{tmp_path}: expected a checkout with a built core" in done.stderr
