@@ -74,6 +74,6 @@ def test_ci_finds_the_commands() -> None:
 
 
 def test_local_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
+    for target in re.findall(r"\]\(([^)#]+)\)", README) + re.findall(r'src="([^"]+)"', README):
         if "://" not in target:
             assert (ROOT / target).exists(), target
