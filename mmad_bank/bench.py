@@ -35,9 +35,9 @@ from mmad_bank.synthetic.dataset import render
 CATEGORY = "stud_tray"
 """The synthetic part that covers more of its image than the others, about a fifth."""
 IMAGES = 244
-"""Training images of a category (bagel)."""
+"""Number of training images of a category (bagel)."""
 VECTORS = 19_129
-"""Vectors in each bank: 10 % of the patches of these images on a 28×28 grid."""
+"""Number of vectors in each bank: 10 % of the patches of these images on a 28×28 grid."""
 UNTRAINED: dict[str, Any] = {
     "rgb_weights": RANDOM, "xyz_weights": RANDOM, "uff_weights": RANDOM, "rgb_to_xyz_weights": RANDOM,
     "xyz_to_rgb_weights": RANDOM, "adaptation_steps": 1, "adaptation_batch": 1, "queue_size": 784, "teacher_steps": 1,
@@ -56,13 +56,13 @@ _BATCHES_EVERY = 6  # rounds: images one by one tell more, and take less time
 
 @dataclass
 class Inference:
-    """What was measured of one method.
+    """Measurements of one method.
 
     Attributes:
-        name: Of the method, or of what it is compared as.
+        name: Name of the method, or of what it is compared as.
         latencies: Seconds of every timed image, one at a time.
-        stages: Median seconds an image by stage; what belongs to none is under ``"other"``.
-        throughput: Images a second by batch size.
+        stages: Median seconds per image by stage; what belongs to none is under ``"other"``.
+        throughput: Images per second by batch size.
         weights: Bytes of the networks' parameters.
         banks: Bytes of the banks that inference holds in memory.
         activations: Bytes that a fresh process took beyond those at its peak, scoring one image; None if unknown.
@@ -80,12 +80,12 @@ class Inference:
 
     @property
     def median(self) -> float:
-        """Median seconds an image."""
+        """Median seconds per image."""
         return statistics.median(self.latencies)
 
     @property
     def fps(self) -> float:
-        """Images a second, one at a time."""
+        """Images per second, one at a time."""
         return 1 / self.median
 
     @property
@@ -151,13 +151,13 @@ def new_method(
     It is not fitted yet.
 
     Args:
-        name: The method's, see :func:`mmad_bank.methods.names`.
+        name: Name of the method, see :func:`mmad_bank.methods.names`.
         settings: Constructor arguments that differ from :data:`UNTRAINED`, :data:`SIZES` and the method's defaults.
-        images: Training images; their patches must be at least ``vectors``.
-        vectors: In each bank.
-        small: Take tiny networks, to see whether everything runs.
-        device: Where inference runs.
-        compute_dtype: Of the networks' products.
+        images: Number of training images; their patches must be at least ``vectors``.
+        vectors: Number of vectors in each bank.
+        small: Whether to take tiny networks, to see whether everything runs.
+        device: Device that inference runs on.
+        compute_dtype: Number type of the networks' products.
 
     Raises:
         InputError: There is no such method, an argument is out of its range, or there are too few images for the
@@ -177,10 +177,10 @@ def fit_method(method: Method, workdir: Path, *, images: int = IMAGES, progress:
     """Fit what :func:`new_method` made on rendered images; return it.
 
     Args:
-        method: Not fitted.
-        workdir: For what the stages of a fit leave: a later call goes on from there.
-        images: Training images of a method with banks.
-        progress: Show bars on a terminal.
+        method: Method that is not fitted.
+        workdir: Folder for what the stages of a fit leave: a later call goes on from there.
+        images: Number of training images of a method with banks.
+        progress: Whether to show bars on a terminal.
     """
     if isinstance(method, BankMethod):
         return method.fit(samples_of(images, size=method.image_size), workdir=workdir, progress=progress)
@@ -195,11 +195,11 @@ def make_method(
     """Make a method and fit it in a folder of its name, see :func:`new_method` and :func:`fit_method`.
 
     Args:
-        name: The method's.
-        folder: For what the stages of a fit leave, also of other methods.
+        name: Name of the method.
+        folder: Folder for what the stages of a fit leave, also of other methods.
         settings: Constructor arguments.
-        images: Training images.
-        progress: Show bars on a terminal.
+        images: Number of training images.
+        progress: Whether to show bars on a terminal.
         options: The other options of :func:`new_method`.
     """
     method = new_method(name, settings=settings, images=images, **options)
@@ -249,9 +249,9 @@ def measure_memory(
     """Score one image with the saved method in a fresh process, and note what memory that took.
 
     Args:
-        result: Of this method; its ``peak`` and ``activations`` are set.
-        method: A fitted one.
-        folder: To save it in.
+        result: Measurements of this method; its ``peak`` and ``activations`` are set.
+        method: A fitted method.
+        folder: Folder to save it in.
         program: Python's arguments for a program that takes the folder and the device and prints what
             :func:`score_once` returns as JSON.
 
