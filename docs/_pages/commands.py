@@ -82,8 +82,15 @@ def _usage(name: str, command: Any) -> str:
 def _table(title: str, heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
     if not rows:
         return []
-    lines = [f"## {title}", "", f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
-    return [*lines, *(f"| {' | '.join(map(_cell, row))} |" for row in rows), ""]
+    lines = [
+        f"## {title}",
+        "",
+        '<div class="described" markdown="1">',
+        "",
+        f"| {' | '.join(heads)} |",
+        "| --- " * len(heads) + "|",
+    ]
+    return [*lines, *(f"| {' | '.join(map(_cell, row))} |" for row in rows), "", "</div>", ""]
 
 
 def _cell(text: str) -> str:
@@ -114,7 +121,7 @@ def _value(parameter: Any, hint: Any) -> str:
     if get_origin(hint) is Literal:
         return ", ".join(f"`{choice}`" for choice in inner)
     if inner and parameter.metavar is None:  # a list, or a type or None
-        return _value(parameter, inner[0]) + (", several times" if parameter.multiple else "")
+        return _value(parameter, inner[0]) + (", several times" if get_origin(hint) is list else "")
     return f"`{parameter.metavar or _WORDS[hint]}`"
 
 

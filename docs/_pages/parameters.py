@@ -28,6 +28,7 @@ def _section(name: str) -> str:
     method = methods.method_class(name)
     bundled = method.bundled_arguments()
     lines = [f"## {method.__name__}", "", f"[What it is and how to run it](../methods/{name}.md).", ""]
+    lines += ['<div class="described" markdown="1">', ""]
     lines += ["| argument | type | range or choices | default | bundled | effect |", f"|{' --- |' * 6}"]
     for one in methods.parameters(name):
         other = bundled.get(one.name, one.default)
@@ -35,7 +36,7 @@ def _section(name: str) -> str:
         cells = [f"`{one.name}`", one.type, choices or one.limits, _value(one.default)]
         cells += [_value(other) if other != one.default else "", _sentence(one.documentation)]
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", "</div>", ""])
 
 
 def _sentence(text: str) -> str:

@@ -36,6 +36,13 @@ def test_a_command_has_all_its_options_on_its_page(name: str) -> None:
             assert re.search(r"[A-Z][^|]+\. \|$", row), f"{row}: what it does is no sentence"
 
 
+def test_repeatable_options_say_so_once() -> None:
+    for name in COMMANDS:
+        for line in commands.page(name).splitlines():
+            assert line.count("several times") <= 1, line
+    assert "| `TEXT`, several times |" in commands.page("tune")
+
+
 def test_the_overview_links_every_command() -> None:
     for name in COMMANDS:
         assert f"({name}.md)" in commands.overview()
