@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def scene(height: int = 60, width: int = 60, *, tilt: float = 0.05, seed: int = 0) -> np.ndarray:
-    """A tilted plane 0.4 m away with a box of 15 mm on it, one pixel a millimetre: (H, W, 3), float32."""
+    """A tilted plane 0.4 m away with a box of 15 mm on it, one pixel per millimetre: (H, W, 3), float32."""
     rng = np.random.default_rng(seed)
     y, x = (np.mgrid[:height, :width] - (np.array([height, width])[:, None, None] - 1) / 2) / 1000
     z = 0.4 + tilt * x + rng.normal(0, 2e-4, x.shape)

@@ -458,8 +458,8 @@ def test_k_center_stops_when_progress_raises(device: torch.device) -> None:
 
 SAMPLE_CASES: dict[str, Callable[[], tuple[list[Tensor], int]]] = {
     "two sizes": lambda: ([random(300, 3), random(1000, 3, seed=1)], 100),
-    "24 points a thread": lambda: ([random(5000, 3)], 40),
-    "40 points a thread": lambda: ([random(13000, 3)], 15),
+    "24 points per thread": lambda: ([random(5000, 3)], 40),
+    "40 points per thread": lambda: ([random(13000, 3)], 15),
     "beyond registers": lambda: ([random(21000, 3), random(60, 3)], 10),
     "ties": lambda: ([grid_points(6)], 216),
     "ties beyond registers": lambda: ([grid_points(6).repeat(100, 1)], 12),

@@ -49,7 +49,7 @@ def test_the_device_of_the_rows_is_the_default() -> None:
 
 
 def test_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """6 bytes a value and 170 a row to select from; 6 a value and 32 a row that is selected."""
+    """6 bytes per value and 170 per row to select from; 6 per value and 32 per row that is selected."""
     needed = 1000 * (6 * 64 + 170) + 100 * (6 * 64 + 32)
     device = torch.device("cuda")
     monkeypatch.setattr(_dispatch, "free_memory", lambda _: needed)
