@@ -276,8 +276,7 @@ def _draw_row(
         pictures.overlay(colour, prediction.prepared_map.numpy(), limits),
     )  # fmt: skip
     axes = [
-        _show(figure, place, picture, title)
-        for place, picture, title in zip(places[:4], row, titles[:4], strict=True)
+        _show(figure, place, picture, title) for place, picture, title in zip(places[:4], row, titles[:4], strict=True)
     ]
     style: dict[str, Any] = {"rotation": 0, "ha": "right", "va": "center", "labelpad": 9, "linespacing": 1.6}
     axes[0].set_ylabel(words, fontsize=9.5, color=INK, **style)

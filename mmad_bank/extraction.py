@@ -328,9 +328,7 @@ def extract_to(
     return ids, skipped
 
 
-def _describe(
-    samples: list[Sample], extractors: Extractors, skipped: dict[str, str]
-) -> list[dict[str, Tensor] | None]:
+def _describe(samples: list[Sample], extractors: Extractors, skipped: dict[str, str]) -> list[dict[str, Tensor] | None]:
     """Describe a batch; a sample that cannot be used costs itself only."""
 
     def describe(part: list[Sample]) -> list[dict[str, Tensor]]:

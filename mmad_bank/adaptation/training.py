@@ -195,9 +195,7 @@ class _Training:
         """CLC (eq. 4)."""
         total = vectors["rgb"].new_zeros(())
         if "local_alignment" in self.chosen:
-            each = [
-                alignment_loss(self.heads["rgb"](both["rgb"]), self.heads["xyz"](both["xyz"])) for _, both in local
-            ]
+            each = [alignment_loss(self.heads["rgb"](both["rgb"]), self.heads["xyz"](both["xyz"])) for _, both in local]
             total = total + torch.stack(each).mean()
         if "global_alignment" in self.chosen:
             total = total + alignment_loss(self.heads["rgb"](vectors["rgb"]), self.heads["xyz"](vectors["xyz"]))

@@ -68,6 +68,4 @@ def check_search(index: str, bank_precision: str, settings: SearchSettings = AS_
     check_precision(bank_precision, "bank_precision")
 
 
-
-
 __all__ = ["AS_IT_TAKES", "ExactIndex", "FaissIndex", "Index", "SearchSettings", "check_search", "make_index"]

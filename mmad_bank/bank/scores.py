@@ -22,9 +22,7 @@ class Scores(NamedTuple):
     """(B, P) int64: the bank row of that vector, which explains the score (see :meth:`MemoryBank.provenance`)."""
 
 
-def score_images(
-    index: Index, rows: Tensor, std: float, reweight: scoring.Reweight, n_neighbors: int
-) -> Scores:
+def score_images(index: Index, rows: Tensor, std: float, reweight: scoring.Reweight, n_neighbors: int) -> Scores:
     """Score images (M3DM eq. 6 to 8).
 
     Args:

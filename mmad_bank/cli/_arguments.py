@@ -157,4 +157,3 @@ def describe(hint: Any) -> str:
     members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     several = any(get_origin(bare(one)) is tuple for one in members)
     return f"{in_words(hint)}, joined by commas" if several else in_words(hint)
-

@@ -62,9 +62,7 @@ class EyecandiesDataset(SampleDataset):
 
     layout: ClassVar[str] = "eyecandies"
 
-    def __init__(
-        self, path: str | Path, category: str | None = None, split: str = "train", *, light: int = 4
-    ) -> None:
+    def __init__(self, path: str | Path, category: str | None = None, split: str = "train", *, light: int = 4) -> None:
         root, split = Path(path), check_split(split)
         if not 0 <= light < _N_LIGHTS:
             raise InputError(f"light: expected 0 to {_N_LIGHTS - 1}, found {light}")

@@ -33,9 +33,7 @@ from mmad_bank.metrics import AUPRO, AUROC
 class Tally:
     """What is known of the images so far."""
 
-    def __init__(
-        self, limits: tuple[float, ...], n_examples: int, watch: Callable[[Prediction], None] | None
-    ) -> None:
+    def __init__(self, limits: tuple[float, ...], n_examples: int, watch: Callable[[Prediction], None] | None) -> None:
         self.limits, self.n_examples, self.watch = limits, n_examples, watch
         self.labels: dict[str, str] = {}
         self.scores: list[SampleScore] = []

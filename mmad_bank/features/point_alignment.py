@@ -139,9 +139,7 @@ class PointFeatureAlignment:
         if recipe not in get_args(Recipe):
             raise InputError(f"recipe: expected one of {', '.join(get_args(Recipe))}, found {recipe!r}")
 
-    def __call__(
-        self, tokens: Tensor, centers: Tensor, points: Sequence[Tensor], pixels: Sequence[Tensor]
-    ) -> Tensor:
+    def __call__(self, tokens: Tensor, centers: Tensor, points: Sequence[Tensor], pixels: Sequence[Tensor]) -> Tensor:
         """Align a batch of clouds of any sizes.
 
         Args:

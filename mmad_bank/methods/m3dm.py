@@ -304,5 +304,3 @@ def _with_mean_feature(bank: MemoryBank, mean: float, precision: BankPrecision) 
     changed = MemoryBank(vectors, source_rows=rows, bank_precision=precision, extractor=bank.extractor)
     changed.sources = [*bank.sources, _MEAN_FEATURE]
     return changed
-
-

@@ -102,7 +102,6 @@ def test_a_training_is_reported_to_its_end(monkeypatch: pytest.MonkeyPatch) -> N
     import torch
     from torch import nn
 
-
     seen: list[int] = []
 
     class Bar:

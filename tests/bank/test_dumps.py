@@ -88,7 +88,7 @@ def test_numpy_byte_and_memory_orders(tmp_path, values, order, dtype, suffix):
 
 def test_arrays_in_memory_are_not_copied(values):
     dump = open_dump(values)
-    (_, block), = dump.blocks()
+    ((_, block),) = dump.blocks()
     assert block.data_ptr() == values.data_ptr()
     assert torch.equal(next(open_dump(values.numpy()).blocks())[1], values.reshape(35, 6))
     assert open_dump(dump) is dump

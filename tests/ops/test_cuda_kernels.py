@@ -310,9 +310,7 @@ def test_k_center_is_the_textbook_loop(device: torch.device, case: str, pool: in
     picks, radii, covering = _cuda.k_center_greedy(
         features.to(device), None, n_select, start, -1.0, seen.append, pool=pool
     )
-    expected_picks, expected_radii, expected_covering = select_by_torch(
-        features, None, n_select, start, -1.0, None
-    )
+    expected_picks, expected_radii, expected_covering = select_by_torch(features, None, n_select, start, -1.0, None)
     assert torch.equal(picks.cpu(), expected_picks)
     torch.testing.assert_close(radii.cpu(), expected_radii, rtol=1e-6, atol=0)
     assert covering == pytest.approx(expected_covering, rel=1e-12)

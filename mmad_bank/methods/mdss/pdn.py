@@ -176,9 +176,7 @@ def quantile_loss(difference: Tensor, mask: Tensor, quantile: float) -> Tensor:
     return above.mean() if len(above) else top.mean()
 
 
-def squared_difference(
-    teacher: nn.Module, student: nn.Module, images: Tensor, mask: Tensor | None = None
-) -> Tensor:
+def squared_difference(teacher: nn.Module, student: nn.Module, images: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return D = (T(I) - S(I))²; only the student's part has a gradient.
 
     Args:

@@ -22,9 +22,7 @@ _NEIGHBOUR = 50  # whose distance is the noise's unit
 _NEAR, _FAR, _P_NEAR = 0.5, 1.0, 13 / 20  # standard deviations of the queries' noise, and how often the first
 
 
-def draw_queries(
-    patches: Tensor, counts: Tensor, n_queries: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def draw_queries(patches: Tensor, counts: Tensor, n_queries: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw points near the surface of patches, and find the surface points that they should be pulled onto.
 
     A query is a point of the patch plus Gaussian noise; with σ the distance from that point to its 50th neighbour, the

@@ -177,9 +177,7 @@ def test_a_step_follows_the_mean_over_all_pixels_of_the_batch(monkeypatch: pytes
     images = [flat_image(seed=0), flat_image(seed=1, size=8)]
     images[1].xyz[:40] = 0
     start = train_mappings(images, epochs=1, batch=2, lr=1e-30)
-    observed = {
-        name: torch.cat([image.at(name, image.foreground) for image in images]) for name in ("rgb", "xyz")
-    }
+    observed = {name: torch.cat([image.at(name, image.foreground) for image in images]) for name in ("rgb", "xyz")}
     loss = sum(
         (1 - F.cosine_similarity(start[name](observed[{"rgb": "xyz", "xyz": "rgb"}[name]]), observed[name])).mean()
         for name in ("rgb", "xyz")

@@ -167,6 +167,7 @@ def test_the_loss_is_the_mean_unsquared_distance_and_reaches_all_weights(trained
     dead = [name for name, gradient in gradients.items() if gradient is None or not gradient.any()]
     assert dead == []
 
+
 def test_the_gradient_goes_through_the_gradient_inside_the_loss(trained) -> None:
     net, patches = deepcopy(trained[0]).double(), trained[1][:4].double()
     queries, targets = draw_queries(trained[1][:4], torch.full((4,), 64), 20, torch.Generator().manual_seed(0))
