@@ -531,7 +531,7 @@ class MemoryBank:
         Scores do not depend on it. A bank with a FAISS index goes on searching with that.
 
         Args:
-            bank_precision: Of the copy, as in :meth:`load`.
+            bank_precision: Precision of the copy, as in :meth:`load`.
 
         Raises:
             InputError: There is no such precision.

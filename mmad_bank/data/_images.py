@@ -113,7 +113,7 @@ def read_rgb(path: Path) -> np.ndarray:
     """Read a colour (or grey) image of 8 bits per channel or fewer, as it is seen.
 
     It is turned as its EXIF orientation says, transparent parts are black, palettes are looked up, CMYK and YCbCr
-    are converted; colour profiles and gamma are left alone. Of a file of several pictures it is the first.
+    are converted; colour profiles and gamma are left alone. The first of several pictures in a file is read.
 
     Returns:
         (H, W, 3), uint8.
@@ -136,7 +136,7 @@ def read_rgb(path: Path) -> np.ndarray:
 def read_mask(path: Path) -> np.ndarray:
     """Read a ground-truth mask: what is seen as not black is a defect.
 
-    Grey masks may have any depth, and floats; NaN is no defect. Of a JPEG, whose black is never quite black, the
+    Grey masks may have any depth, and floats; NaN is no defect. In a JPEG, whose black is never quite black, the
     brighter half of the range is a defect.
 
     Returns:

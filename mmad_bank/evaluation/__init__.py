@@ -1,7 +1,7 @@
 """Evaluation of a method on a test split: the field's metrics, in bounded memory, and what a report needs.
 
-Every image is scored, measured and let go. Kept are its scores, the sorted scores of its pixels (see
-:mod:`mmad_bank.metrics`), and the few predictions that are to be shown.
+Every image is scored, measured and let go. Its scores, the sorted scores of its pixels (see :mod:`mmad_bank.metrics`)
+and the few predictions that are to be shown are kept.
 """
 
 from mmad_bank.evaluation.results import (

@@ -78,7 +78,7 @@ def k_center_greedy(
         device: Where to select; default: where the features are. Features in host memory may be larger than a CUDA
             device's memory: it keeps as much of a 16-bit copy as fits, has the rest streamed from page-locked memory
             while it computes, and fetches the few rows that it needs in full. Beside that copy it needs about 170 bytes
-            a row, and twice the bytes of a vector for every row chosen.
+            per row, and twice the bytes of a vector for every row chosen.
 
     Returns:
         int64 (n_select,) on the features' device, in order of selection.

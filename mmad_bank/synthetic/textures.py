@@ -121,8 +121,8 @@ def texture_features(n_images: int = 80, *, texture: str = "gravel", split: str 
     """Real CNN features of real textures: the array that tests, examples and benchmarks share.
 
     The images of :func:`texture_images` at 224×224 through :class:`mmad_bank.features.EfficientNetLite0`: 784 patches
-    an image, 656 dimensions, so that the 80 images of the default give 62720×656. Kept in the user's cache folder
-    (``MMAD_BANK_CACHE``, else ``XDG_CACHE_HOME/mmad-bank``, else ``~/.cache/mmad-bank``).
+    per image, 656 dimensions, so that the 80 images of the default give 62720×656. They are kept in the user's cache
+    folder (``MMAD_BANK_CACHE``, else ``XDG_CACHE_HOME/mmad-bank``, else ``~/.cache/mmad-bank``).
 
     Returns:
         Features (n_images · 784, 656), float32, image by image, patches in row-major order.

@@ -54,8 +54,8 @@ def sweep(
 
     Ratios come in an order that spreads them (:func:`order_of_ratios`); within a limit of time, all with the first
     precision before the other precisions and indices. What is measured together scores the images in turn, one image at
-    a time, so that what disturbs the machine disturbs all of it; a first image is not counted. In memory are all rows
-    as float32, the selection, and the search copies and indices of one ratio.
+    a time, so that what disturbs the machine disturbs all of it; a first image is not counted. All rows
+    as float32, the selection, and the search copies and indices of one ratio are in memory.
 
     Args:
         features: Features of normal samples, as for :meth:`MemoryBank.build`.

@@ -29,9 +29,9 @@ def k_center_greedy(
     """Select greedily; arguments and results as :func:`mmad_bank.ops._torch.k_center_greedy.select`.
 
     With ``device``, ``rows`` may be in host memory: the device then keeps a bfloat16 copy, half their size, and reads
-    the originals where float64 decides. Of the copy, what does not fit in ``memory`` bytes (by default: what is free)
-    stays in host memory too, and is streamed through the device once per block of picks. ``pool`` is the number of rows
-    that a block works on (0 chooses). None of these changes the selection.
+    the originals where float64 decides. The part of the copy that does not fit in ``memory`` bytes (by default: what is
+    free) stays in host memory too, and is streamed through the device once per block of picks. ``pool`` is the number
+    of rows that a block works on (0 chooses). None of these changes the selection.
     """
     check_dim(rows)
     where = rows.device if device is None else gpu.with_index(torch.device(device))
