@@ -226,7 +226,7 @@ class _Job:
 
     def _fingerprint(self) -> dict[str, Any]:
         """Say what the models depend on."""
-        from mmad_bank.methods.base import files_named
+        from mmad_bank.methods.fingerprint import files_named
 
         arguments = {name: value for name, value in self.arguments.items() if name != "device"}
         samples = {
@@ -246,7 +246,7 @@ def _checksum(path: Path) -> str:
 
 def _describe_model(category: str, path: Path, taken: float) -> dict[str, Any]:
     """Return what the command says of a saved model."""
-    from mmad_bank.methods.base import read_manifest
+    from mmad_bank.methods.model_folder import read_manifest
 
     manifest = read_manifest(path)
     n_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -260,7 +260,7 @@ def _files_of(folder: Path, listed: Manifest | None) -> Iterator[Path]:
 
 def _categories(manifest: Manifest, samples: list[str]) -> list[str]:
     """Return the categories that a model was fitted on; older ones name them in their samples' ids only."""
-    from mmad_bank.methods.base import category_of
+    from mmad_bank.data.names import category_of
 
     if "categories" in manifest.content:
         return manifest.texts("categories")

@@ -124,3 +124,16 @@ def files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
             raise InputError(f"{folder}: expected one file per sample, found {files[stem].name} and {path.name}")
         files[stem] = path
     return files
+
+
+def category_of(sample_id: str) -> str:
+    """Return the category that a sample's id names as data sets do; empty if it names none.
+
+    For samples that do not say their category (:attr:`mmad_bank.data.Sample.category`), and models of version 0.1.
+
+    Example:
+        >>> category_of("bagel/train/good/000"), category_of("IMG_2041")
+        ('bagel', '')
+    """
+    parts = sample_id.split("/")
+    return parts[0] if len(parts) == 4 else ""

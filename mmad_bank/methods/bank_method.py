@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,9 +17,8 @@ from torch import Tensor, nn
 from mmad_bank import scoring
 from mmad_bank._internal import sections
 from mmad_bank._internal.checks import check_index
-from mmad_bank._internal.progress import progress_bar, within
+from mmad_bank._internal.progress import within
 from mmad_bank._internal.resume import Stages, wording
-from mmad_bank._internal.tensor_files import new_array
 from mmad_bank._internal.timing import timed
 from mmad_bank._internal.torch_state import plain_torch
 from mmad_bank.adaptation import FeatureAdaptation
@@ -31,13 +29,21 @@ from mmad_bank.data.sample import Sample
 from mmad_bank.data.sequences import as_samples
 from mmad_bank.errors import InputError
 from mmad_bank.extraction import Extractors
-from mmad_bank.features.factory import RANDOM, make_rgb_extractor, make_xyz_extractor
+from mmad_bank.features.factory import RANDOM, make_rgb_extractor
 from mmad_bank.methods.base import Method, Part, Prediction, Reason, Samples
-from mmad_bank.methods.map_scale import distances_to_others, spread
-from mmad_bank.methods.options import GROUP_SIZE, BankOptions, GridOptions, PointOptions, RGBOptions
+from mmad_bank.methods.map_scale import distances_to_others, scale_by_stage, spread
+from mmad_bank.methods.options import BankOptions, GridOptions, RGBOptions
 from mmad_bank.methods.padding import score_in_windows, window_cells, window_of
 from mmad_bank.methods.prediction import FUSED, Gaussian, check_place
-from mmad_bank.methods.training_features import IMAGES_AT_ONCE, Dumps, extract_split, share_features
+from mmad_bank.methods.training_features import (
+    IMAGES_AT_ONCE,
+    Dumps,
+    bar,
+    batches,
+    extract_split,
+    made_of,
+    share_features,
+)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -175,7 +181,7 @@ class BankMethod(Method, BankOptions, GridOptions, RGBOptions):
             held_out = self._composed("validation", self._adapted("validation", extracted, stages), stages)
         self._learn_decision(dumps, held_out, stages)
         origin = "training images, each compared with the others' patches"
-        self.map_scale_ = self._measured_scale(self._maps_of_others(dumps), origin, len(self.train_ids_), stages)
+        self.map_scale_ = scale_by_stage(self._maps_of_others(dumps), origin, len(self.train_ids_), stages)
 
     def _scale_maps(self, dataset: Samples, validation: Samples | None, stages: Stages) -> None:
         """Nothing is left to do: the scale was measured on the features, which go with the end of the fit."""
@@ -207,7 +213,7 @@ class BankMethod(Method, BankOptions, GridOptions, RGBOptions):
     def _dump(self, split: str, name: str, dumps: Dumps, stages: Stages, own: bool) -> np.ndarray:
         if own or name in dumps:
             return dumps[name]
-        return self._table(f"{split}-{name}.npy", dumps, lambda features: self._compose(features)[name], stages)
+        return made_of(dumps, f"{split}-{name}.npy", lambda one: self._compose(one)[name], stages, self.device)
 
     def _adapted(self, split: str, dumps: Dumps, stages: Stages) -> Dumps:
         """Write adapted features to files, and map them, if there is an adaptation."""
@@ -217,35 +223,9 @@ class BankMethod(Method, BankOptions, GridOptions, RGBOptions):
 
         def table(name: str) -> np.ndarray:
             own = {name: dumps[name]}
-            return self._table(f"{split}-{name}-adapted.npy", own, lambda x: adaptation.adapt(x)[name], stages)
+            return made_of(own, f"{split}-{name}-adapted.npy", lambda x: adaptation.adapt(x)[name], stages, self.device)
 
         return {name: table(name) for name in dumps}
-
-    def _table(
-        self, file: str, dumps: Dumps, make: Callable[[Mapping[str, Tensor]], Tensor], stages: Stages
-    ) -> np.ndarray:
-        """Write what ``make`` makes of the features to a file, and map it."""
-        n_images = len(next(iter(dumps.values())))
-
-        def write(path: Path) -> None:
-            table: np.memmap | None = None
-            with _bar(f"writing {file.removesuffix('.npy')} features", n_images, stages) as report:
-                for first, features in self._batches(dumps):
-                    rows = make(features)
-                    if table is None:
-                        table = new_array(path, (n_images, *rows.shape[1:]))
-                    table[first : first + len(rows)] = rows.cpu().numpy()
-                    report(first + len(rows))
-            assert table is not None
-            table.flush()
-
-        return np.load(stages.run(file, write), mmap_mode="r")
-
-    def _batches(self, dumps: Mapping[str, np.ndarray]) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """Yield the dumps a few images at a time, with the number of the first."""
-        for first in range(0, len(next(iter(dumps.values()))), IMAGES_AT_ONCE):
-            part = {name: np.array(table[first : first + IMAGES_AT_ONCE]) for name, table in dumps.items()}
-            yield first, {name: torch.from_numpy(rows).to(self.extractors_.device) for name, rows in part.items()}
 
     def _build_banks(self, dumps: Dumps, stages: Stages) -> dict[str, MemoryBank]:
         return {name: self._build_bank(name, dumps[name], stages) for name in self._bank_names()}
@@ -284,8 +264,8 @@ class BankMethod(Method, BankOptions, GridOptions, RGBOptions):
     ) -> Iterator[tuple[list[Frame | None], dict[str, Scores]]]:
         """Yield the frames of images of dumps, and the banks' scores of those, a few images at a time."""
         n_images = len(next(iter(dumps.values())))
-        with _bar("scoring normal images for the decision", n_images, stages) as report:
-            for first, features in self._batches(dumps):
+        with bar("scoring normal images for the decision", n_images, stages) as report:
+            for first, features in batches(dumps, self.device):
                 own = list(frames[first : first + len(next(iter(features.values())))])
                 yield own, self._score_patches(features, own)
                 report(min(first + IMAGES_AT_ONCE, n_images))
@@ -401,24 +381,6 @@ class BankMethod(Method, BankOptions, GridOptions, RGBOptions):
         )
         if tuple(self.banks_) != self._bank_names():
             raise KeyError(f"banks {', '.join(self._bank_names())}")
-
-
-def _bar(description: str, total: int, stages: Stages) -> AbstractContextManager[Callable[[int], None]]:
-    """Return a bar if the training shows any."""
-    return progress_bar(description, total) if stages.progress else nullcontext(lambda done: None)
-
-
-@dataclass(kw_only=True, eq=False, repr=False)
-class PointBankMethod(BankMethod, PointOptions):
-    """A method with banks whose point features are Point-MAE's, or FPFH in their place."""
-
-    def _xyz_network(self, weights: str | None) -> nn.Module:
-        """Make the extractor of point clouds that the arguments ask for."""
-        return make_xyz_extractor(
-            self.xyz, weights or self.xyz_weights, num_groups=self.num_groups,
-            group_size=self.group_size or GROUP_SIZE, grid=self.grid, image_size=self.image_size, recipe=self.recipe,
-            compute_dtype=self.compute_dtype,
-        )  # fmt: skip
 
 
 @wording(r"bank-(.+)\.safetensors")

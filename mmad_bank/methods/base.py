@@ -1,9 +1,12 @@
-"""The interface of all methods: fit on normal samples, predict a score and a map, save to a folder, load from it."""
+"""The interface of all methods: fit on normal samples, predict a score and a map, save to a folder, load from it.
+
+One class, most of it the public methods' docstrings, which are the contract of all methods; what it does with samples,
+folders and fingerprints lies in the modules beside it.
+"""
 
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import tempfile
 from abc import ABC, abstractmethod
@@ -18,8 +21,7 @@ from torch import Tensor
 
 from mmad_bank._internal import sections
 from mmad_bank._internal.decoding import decoding
-from mmad_bank._internal.files import changed
-from mmad_bank._internal.folders import read_folder, replacing_folder
+from mmad_bank._internal.folders import read_folder
 from mmad_bank._internal.parameters import Parameter, check_parameters, parameters_of
 from mmad_bank._internal.resume import Stages
 from mmad_bank._internal.timing import timed
@@ -27,37 +29,38 @@ from mmad_bank._internal.torch_state import plain_torch
 from mmad_bank._internal.training import seeded
 from mmad_bank.data.dataset import SampleDataset
 from mmad_bank.data.frame import Frame, picture_of
-from mmad_bank.data.preprocessing import preprocess
-from mmad_bank.data.recipes import OtherPreparation, Preprocessing
-from mmad_bank.data.sample import Sample, check_sample
+from mmad_bank.data.names import category_of
+from mmad_bank.data.recipes import Preprocessing
+from mmad_bank.data.sample import Sample
 from mmad_bank.data.sequences import (
-    Joined,
     Samples,
     as_samples,
-    categories_of_samples,
-    named,
-    preparation_of_samples,
-    preparations_of_samples,
-    recipe_of_samples,
 )
 from mmad_bank.errors import FormatError, InputError, MmadBankError
 from mmad_bank.features.factory import BUNDLED_RGB, PRETRAINED
+from mmad_bank.methods.fingerprint import fingerprint
 from mmad_bank.methods.inputs import Input, is_dataset, to_sample
-from mmad_bank.methods.map_scale import MapScale, measure_scale, spread
+from mmad_bank.methods.map_scale import MapScale, scale_by_stage, spread
 from mmad_bank.methods.model_folder import (
-    FORMAT,
     MANIFEST,
-    VERSION,
     blaming_manifest,
-    check_replaceable,
     check_sizes,
-    checksum_of,
-    describe_files,
+    pack_frames,
     read_manifest,
+    unpack_frames,
     verify_files,
+    write_model,
 )
 from mmad_bank.methods.options import FORMER_NAMES, MethodOptions
 from mmad_bank.methods.prediction import Part, Prediction, Reason
+from mmad_bank.methods.preparing import (
+    held_out,
+    name_of,
+    objections_to,
+    prepare_as,
+    preprocessing_of,
+    refuse_other_preparation,
+)
 
 AnyMethod = TypeVar("AnyMethod", bound="Method")
 __all__ = ["MANIFEST", "Method", "Parameter", "Part", "Prediction", "Reason", "Samples", "read_manifest"]
@@ -263,17 +266,7 @@ class Method(MethodOptions, ABC):
         self._check_fitted()
         assert self.preprocessing_ is not None
         samples = [data] if isinstance(data, Sample) else as_samples(data, "dataset")
-        reasons: dict[str, None] = {}
-        for preparation in preparations_of_samples(samples):
-            differences = [] if preparation is None else preparation.differences(self.preprocessing_)
-            if differences:
-                what = "; ".join(differences)
-                reasons[f"prepared otherwise than what the model was fitted on ({what})"] = None
-        others = categories_of_samples(samples) - set(self.categories_)
-        if others and self.categories_:
-            own = ", ".join(self.categories_)
-            reasons[f"of category {', '.join(sorted(others))}, while the model was fitted on {own}"] = None
-        return list(reasons)
+        return objections_to(samples, self.preprocessing_, self.categories_)
 
     def check(self, data: Sample | Samples, name: str = "dataset") -> None:
         """Refuse data that the model was not made for.
@@ -349,19 +342,13 @@ class Method(MethodOptions, ABC):
         """
         self._check_fitted()
         assert self.preprocessing_ is not None
-        content = {
-            "format": FORMAT, "version": VERSION, "method": self.name, "arguments": self.arguments(),
-            "preprocessing": self.preprocessing_.as_json(), "train_ids": self.train_ids_, "skipped": self.skipped_,
-            "map_scale": self.map_scale_ and self.map_scale_.as_json(),
-            "categories": self.categories_, "frames": _pack(self.frames_),
+        facts = {
+            "method": self.name, "arguments": self.arguments(), "preprocessing": self.preprocessing_.as_json(),
+            "train_ids": self.train_ids_, "skipped": self.skipped_,
+            "map_scale": self.map_scale_ and self.map_scale_.as_json(), "categories": self.categories_,
+            "frames": pack_frames(self.frames_),
         }  # fmt: skip
-
-        check_replaceable(Path(folder))
-        with replacing_folder(folder) as into:
-            content["learnt"] = self._save(into)
-            content["files"] = describe_files(into)
-            content["checksum"] = checksum_of(content)
-            (into / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
+        write_model(folder, facts, self._save)
 
     @classmethod
     def load(
@@ -399,7 +386,7 @@ class Method(MethodOptions, ABC):
         self.categories_ = sorted({str(name) for name in known} - {""})
         scale = content.get("map_scale")
         self.map_scale_ = None if scale is None else MapScale.from_json(scale)
-        self.frames_ = _unpack(content["frames"], len(self.train_ids_)) if "frames" in content else []
+        self.frames_ = unpack_frames(content["frames"], len(self.train_ids_)) if "frames" in content else []
 
     def arguments(self) -> dict[str, Any]:
         """Return the constructor's arguments, as they were given."""
@@ -447,14 +434,9 @@ class Method(MethodOptions, ABC):
             raise InputError(f"{type(self).__name__}: not fitted; call fit or load first")
         if not isinstance(sample, Sample):
             raise InputError(f"sample: expected a Sample, found {type(sample).__name__}")
-        name = str(sample.rgb_path or sample.id or "sample")
         if not force and self.train_ids_:
-            self.check(sample, name)
-        prepared = preprocess(sample, self.preprocessing_) if sample.preparation is None else check_sample(sample)
-        if prepared.size != (self.image_size, self.image_size):
-            side, found = self.image_size, "×".join(map(str, prepared.size))
-            raise InputError(f"{name}: expected a prepared sample of {side}×{side} pixels (image_size), found {found}")
-        return prepared
+            self.check(sample, name_of(sample))
+        return prepare_as(sample, self.preprocessing_, self.image_size)
 
     def __repr__(self) -> str:
         defaults = inspect.signature(type(self)).parameters
@@ -481,11 +463,8 @@ class Method(MethodOptions, ABC):
             OtherPreparation: It was prepared otherwise.
         """
         assert self.preprocessing_ is not None
-        preparation = sample.preparation if isinstance(sample, Sample) else None
-        differences = [] if preparation is None else preparation.differences(self.preprocessing_)
-        if differences:
-            name = sample.rgb_path or sample.id or "sample"
-            raise OtherPreparation(f"{name}: prepared otherwise than the samples before it ({'; '.join(differences)})")
+        if isinstance(sample, Sample):
+            refuse_other_preparation(sample, self.preprocessing_)
         return self.prepare(sample)
 
     # What a method defines.
@@ -512,19 +491,7 @@ class Method(MethodOptions, ABC):
                         yield {name: picture_of(one, prediction.sample.frame) for name, one in maps.items()}
 
         origin = "validation images" if held_out else "training images, which the method was fitted on"
-        self.map_scale_ = self._measured_scale(maps(), origin, len(samples), stages)
-
-    def _measured_scale(
-        self, maps: Iterator[Mapping[str, Tensor]], origin: str, n_images: int, stages: Stages
-    ) -> MapScale | None:
-        """Measure a scale as a stage of the training."""
-
-        def write(path: Path) -> None:
-            scale = measure_scale(maps, origin, len(spread(n_images)), progress=stages.progress)
-            path.write_text(json.dumps(scale and scale.as_json()))
-
-        content = json.loads(stages.run("map-scale.json", write).read_text())
-        return content and MapScale.from_json(content)
+        self.map_scale_ = scale_by_stage(maps(), origin, len(samples), stages)
 
     def _keep_own(self, fitted: AnyMethod) -> None:
         """Keep of what a fitted method has learnt, which this one has been given, what the own arguments ask for.
@@ -552,88 +519,20 @@ class Method(MethodOptions, ABC):
 
     def _choose_preprocessing(self, samples: Samples) -> Preprocessing:
         """Return how the samples were prepared, or, where they are raw, how they will be."""
-        preparation = preparation_of_samples(samples, "dataset")
-        if preparation is not None:
-            return preparation
-        recipe = recipe_of_samples(samples, "dataset") or self.preparation
-        return Preprocessing.recipe(recipe, size=self.image_size, units=getattr(samples, "units", None))
+        return preprocessing_of(samples, self.preparation, self.image_size)
 
     def _held_out(self, validation: Samples | None) -> Samples | None:
-        """Return the validation samples, if there are some and they are of use; refuse those prepared otherwise."""
+        """Return the validation samples, if there are some and they are of use."""
         if validation is None or not self.uses_validation:
             return None
-        samples = as_samples(validation, "validation")
-        if len(samples) == 0:
-            return None
-        preparation = preparation_of_samples(samples, "validation")
         assert self.preprocessing_ is not None
-        differences = [] if preparation is None else preparation.differences(self.preprocessing_)
-        if differences:
-            raise InputError(f"validation: prepared otherwise than the training samples ({'; '.join(differences)})")
-        return samples
+        return held_out(validation, self.preprocessing_)
 
     def _check_fitted(self) -> None:
         if self.preprocessing_ is None or not self.train_ids_:
             raise InputError(f"{type(self).__name__}: not fitted; call fit or load first")
 
     def _fingerprint(self, dataset: Samples, validation: Samples | None) -> dict[str, Any]:
-        """Say what the stages' results depend on: arguments (not the device), preprocessing and samples."""
+        """Say what the stages' results depend on."""
         assert self.preprocessing_ is not None
-        arguments = {name: value for name, value in self.arguments().items() if name != "device"}
-        samples = [_ids(dataset), [] if validation is None else _ids(validation)]
-        content = {"method": self.name, "arguments": arguments, "data": samples, **files_named(arguments)}
-        return json.loads(json.dumps({**content, "preprocessing": self.preprocessing_.as_json()}))
-
-
-def category_of(sample_id: str) -> str:
-    """Return the category that a sample's id names; empty if it names none.
-
-    Example:
-        >>> category_of("bagel/train/good/000"), category_of("IMG_2041")
-        ('bagel', '')
-    """
-    parts = sample_id.split("/")
-    return parts[0] if len(parts) == 4 else ""
-
-
-def files_named(arguments: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-    """Tell weights that are named by their files from others under the same names; nothing if there are none.
-
-    Example:
-        >>> files_named({"rgb": "wide_resnet50_2", "rgb_weights": "pretrained"})
-        {}
-    """
-    files = {name: value for name, value in arguments.items() if isinstance(value, str) and os.path.isfile(value)}
-    return {"files": {name: changed(path) for name, path in files.items()}} if files else {}
-
-
-def _pack(frames: Sequence[Frame | None]) -> dict[str, Any]:
-    """Return frames for a JSON file, each one once: the pictures of a category mostly have one size."""
-    different = list(dict.fromkeys(frame for frame in frames if frame is not None))
-    numbers = {frame: number for number, frame in enumerate(different)}
-    return {
-        "frames": [frame.as_text() for frame in different],
-        "of": [None if frame is None else numbers[frame] for frame in frames],
-    }
-
-
-def _unpack(content: Mapping[str, Any], n: int) -> list[Frame | None]:
-    """Read what :func:`_pack` gave.
-
-    Raises:
-        ValueError: It does not fit ``n`` samples.
-    """
-    frames = [Frame.from_text(str(text)) for text in content["frames"]]
-    chosen = [None if number is None else frames[range(len(frames))[number]] for number in content["of"]]
-    if len(chosen) not in (0, n):
-        raise ValueError(f"frames of {len(chosen)} samples, expected {n}")
-    return chosen
-
-
-def _ids(samples: Samples) -> list[str]:
-    """Tell samples apart: a data set's by folder, id and time of change, others by number."""
-    if isinstance(samples, Joined):
-        return [one for part in samples.parts for one in _ids(part)]
-    if isinstance(samples, SampleDataset):
-        return [f"{samples.path.resolve()}:{record.id}:{record.changed}" for record in samples.records]
-    return [name for name, _ in named(samples)]
+        return fingerprint(self.name, self.arguments(), (dataset, validation), self.preprocessing_)

@@ -15,8 +15,8 @@ from mmad_bank.adaptation import LOSSES, Compactness, FeatureAdaptation, Prototy
 from mmad_bank.bank import Scores
 from mmad_bank.extraction import Extractors
 from mmad_bank.features.factory import BUNDLED_STAGES
-from mmad_bank.methods.bank_method import PointBankMethod
 from mmad_bank.methods.options import AdaptationOptions, Count, Range, Rate, SomeOf, accepts_former_names
+from mmad_bank.methods.point_bank_method import PointBankMethod
 from mmad_bank.methods.training_features import Dumps, Pairs
 
 BANKS = ("xyz", "rgb")

@@ -23,10 +23,10 @@ from mmad_bank.extraction import Extractors
 from mmad_bank.features.factory import BUNDLED_STAGES, RANDOM
 from mmad_bank.fusion import DecisionFusion, FeatureFusion, train_fusion
 from mmad_bank.fusion.dlf import FACTORS
-from mmad_bank.methods.bank_method import PointBankMethod
 from mmad_bank.methods.base import Method
 from mmad_bank.methods.lsfa import NONE, TRAIN, learn_adaptation
 from mmad_bank.methods.options import AdaptationOptions, BankPrecision, Count, Rate, SomeOf, accepts_former_names
+from mmad_bank.methods.point_bank_method import PointBankMethod
 from mmad_bank.methods.training_features import Dumps, Pairs
 
 BANKS = ("xyz", "rgb", "fusion")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from mmad_bank._internal.progress import progress_bar
+from mmad_bank._internal.resume import Stages
 from mmad_bank.bank import MemoryBank
 from mmad_bank.methods.prediction import FUSED
 
@@ -104,6 +107,26 @@ def measure_scale(maps: Iterable[Mapping[str, Tensor]], origin: str, total: int,
         scores = np.quantile(np.concatenate(found), QUANTILES).tolist()
         quantiles[name] = dict(zip(QUANTILES, scores, strict=True))
     return MapScale(images, origin, quantiles)
+
+
+def scale_by_stage(
+    maps: Iterable[Mapping[str, Tensor]], origin: str, n_images: int, stages: Stages
+) -> MapScale | None:
+    """Measure a scale as a stage of a training, see :func:`measure_scale`.
+
+    Args:
+        maps: Of :func:`spread` of the images.
+        origin: Which images they are, in words.
+        n_images: How many there are.
+        stages: Of the training.
+    """
+
+    def write(path: Path) -> None:
+        scale = measure_scale(maps, origin, len(spread(n_images)), progress=stages.progress)
+        path.write_text(json.dumps(scale and scale.as_json()))
+
+    content = json.loads(stages.run("map-scale.json", write).read_text())
+    return content and MapScale.from_json(content)
 
 
 def spread(n: int) -> list[int]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ import numpy as np
 
 from mmad_bank._internal.checksum import checksum
 from mmad_bank._internal.file_names import MODEL as MANIFEST
+from mmad_bank._internal.folders import replacing_folder
 from mmad_bank._internal.manifest import Manifest, check_format, read_json
+from mmad_bank.data.frame import Frame
 from mmad_bank.errors import FormatError, InputError
 from mmad_bank.methods.options import FORMER_NAMES
 
@@ -58,6 +60,25 @@ def checksum_of(content: Mapping[str, Any]) -> str:
     """Return the checksum of all fields but ``checksum``: BLAKE2b (16 bytes) over them as JSON with sorted keys."""
     rest = json.dumps({name: value for name, value in content.items() if name != "checksum"}, sort_keys=True)
     return hashlib.blake2b(rest.encode(), digest_size=16).hexdigest()
+
+
+def write_model(folder: str | os.PathLike[str], facts: Mapping[str, Any], save: Callable[[Path], Any]) -> None:
+    """Write a model's folder, complete or not at all, in the place of a model that is there.
+
+    Args:
+        folder: The model's.
+        facts: What the manifest says beside what is added here: ``learnt``, ``files``, and the checksum of it all.
+        save: Writes what was learnt into a folder, and returns what the manifest says of it.
+
+    Raises:
+        InputError: The folder holds something else, or cannot be written.
+    """
+    check_replaceable(Path(folder))
+    with replacing_folder(folder) as into:
+        content = {"format": FORMAT, "version": VERSION, **facts, "learnt": save(into)}
+        content["files"] = describe_files(into)
+        content["checksum"] = checksum_of(content)
+        (into / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
 
 
 @contextmanager
@@ -156,3 +177,26 @@ def check_replaceable(target: Path) -> None:
 
 def _file_checksum(path: Path) -> str:
     return checksum(np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8))
+
+
+def pack_frames(frames: Sequence[Frame | None]) -> dict[str, Any]:
+    """Return frames for a JSON file, each one once: the pictures of a category mostly have one size."""
+    different = list(dict.fromkeys(frame for frame in frames if frame is not None))
+    numbers = {frame: number for number, frame in enumerate(different)}
+    return {
+        "frames": [frame.as_text() for frame in different],
+        "of": [None if frame is None else numbers[frame] for frame in frames],
+    }
+
+
+def unpack_frames(content: Mapping[str, Any], n: int) -> list[Frame | None]:
+    """Read what :func:`pack_frames` gave.
+
+    Raises:
+        ValueError: It does not fit ``n`` samples.
+    """
+    frames = [Frame.from_text(str(text)) for text in content["frames"]]
+    chosen = [None if number is None else frames[range(len(frames))[number]] for number in content["of"]]
+    if len(chosen) not in (0, n):
+        raise ValueError(f"frames of {len(chosen)} samples, expected {n}")
+    return chosen

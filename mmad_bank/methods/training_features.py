@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -14,13 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmad_bank._internal.progress import within
+from mmad_bank._internal.progress import progress_bar, within
 from mmad_bank._internal.resume import Stages, counted, fingerprint_of, wording
+from mmad_bank._internal.tensor_files import new_array
 from mmad_bank.data.frame import Frame
+from mmad_bank.data.names import category_of
 from mmad_bank.data.sample import Sample
 from mmad_bank.extraction import Extractors, Journal, extract_to
 from mmad_bank.features.factory import RANDOM
-from mmad_bank.methods.base import Method, Samples, category_of
+from mmad_bank.methods.base import Method, Samples
 from mmad_bank.methods.options import GridOptions, PointOptions
 
 IMAGES_AT_ONCE = 4
@@ -165,6 +168,39 @@ def _of_features(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
 
 def _modalities_in(folder: Path) -> set[str]:
     return {name for name in ("rgb", "xyz") if (folder / files_of_split("train", [name])[0]).exists()}
+
+
+def batches(dumps: Dumps, device: str) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Yield dumps a few images at a time, on a device, with the number of the first."""
+    for first in range(0, len(next(iter(dumps.values()))), IMAGES_AT_ONCE):
+        part = {name: np.array(table[first : first + IMAGES_AT_ONCE]) for name, table in dumps.items()}
+        yield first, {name: torch.from_numpy(rows).to(device) for name, rows in part.items()}
+
+
+def made_of(
+    dumps: Dumps, file: str, make: Callable[[Mapping[str, Tensor]], Tensor], stages: Stages, device: str
+) -> np.ndarray:
+    """Write to a file, as a stage, what ``make`` makes of the features (B, ...), and map it."""
+    n_images = len(next(iter(dumps.values())))
+
+    def write(path: Path) -> None:
+        table: np.memmap | None = None
+        with bar(f"writing {file.removesuffix('.npy')} features", n_images, stages) as report:
+            for first, features in batches(dumps, device):
+                rows = make(features)
+                if table is None:
+                    table = new_array(path, (n_images, *rows.shape[1:]))
+                table[first : first + len(rows)] = rows.cpu().numpy()
+                report(first + len(rows))
+        assert table is not None
+        table.flush()
+
+    return np.load(stages.run(file, write), mmap_mode="r")
+
+
+def bar(description: str, total: int, stages: Stages) -> AbstractContextManager[Callable[[int], None]]:
+    """Return a bar if the training shows any."""
+    return progress_bar(description, total) if stages.progress else nullcontext(lambda done: None)
 
 
 class Pairs:

@@ -263,7 +263,7 @@ def test_other_arguments_do_not_take_up_an_old_fit(fitted: MDSS, tmp_path: Path)
 
 
 def test_nan_stops_the_fit_with_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmad_bank.methods.base.check_sample", lambda sample: sample)  # which would leave it out
+    monkeypatch.setattr("mmad_bank.methods.preparing.check_sample", lambda sample: sample)  # which would leave it out
     torch.save(PDN(16, width=8).state_dict(), tmp_path / "teacher.pth")
     bad = a_part(0)
     bad.rgb[0, 24, 24] = torch.nan

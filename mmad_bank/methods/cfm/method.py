@@ -16,6 +16,7 @@ from mmad_bank._internal.resume import Stages
 from mmad_bank._internal.state_dicts import load_state, save_state
 from mmad_bank._internal.timing import timed
 from mmad_bank.data.frame import Frame, picture_of
+from mmad_bank.data.names import category_of
 from mmad_bank.data.sample import Sample
 from mmad_bank.data.sequences import categories_of_samples, named
 from mmad_bank.errors import InputError
@@ -30,7 +31,7 @@ from mmad_bank.features.factory import (
 )
 from mmad_bank.features.point_alignment import measured_points, nearest_groups
 from mmad_bank.features.point_mae import DEPTH, PointMAE
-from mmad_bank.methods.base import Method, Part, Prediction, Samples, category_of
+from mmad_bank.methods.base import Method, Part, Prediction, Samples
 from mmad_bank.methods.cfm.box_filters import BoxFilters
 from mmad_bank.methods.cfm.comparison import discrepancies
 from mmad_bank.methods.cfm.mappings import (

@@ -1,0 +1,107 @@
+"""How samples are prepared for a model, and what a model was not made for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from mmad_bank.data.preprocessing import preprocess
+from mmad_bank.data.recipes import OtherPreparation, Preprocessing
+from mmad_bank.data.sample import Sample, check_sample
+from mmad_bank.data.sequences import (
+    Samples,
+    as_samples,
+    categories_of_samples,
+    preparation_of_samples,
+    preparations_of_samples,
+    recipe_of_samples,
+)
+from mmad_bank.errors import InputError
+
+
+def preprocessing_of(samples: Samples, recipe: str, size: int) -> Preprocessing:
+    """Return how training samples were prepared, or, where they are raw, how they will be.
+
+    Args:
+        samples: The training samples.
+        recipe: The method's, for samples whose data set has none of its own.
+        size: Side of a prepared sample, in pixels.
+
+    Raises:
+        InputError: Some were prepared otherwise than others.
+    """
+    preparation = preparation_of_samples(samples, "dataset")
+    if preparation is not None:
+        return preparation
+    own = recipe_of_samples(samples, "dataset") or recipe
+    return Preprocessing.recipe(own, size=size, units=getattr(samples, "units", None))
+
+
+def held_out(validation: Samples, preprocessing: Preprocessing) -> Samples | None:
+    """Return validation samples; None if there are none.
+
+    Raises:
+        InputError: They were prepared otherwise than the training samples.
+    """
+    samples = as_samples(validation, "validation")
+    if len(samples) == 0:
+        return None
+    differences = _differences(preparation_of_samples(samples, "validation"), preprocessing)
+    if differences:
+        raise InputError(f"validation: prepared otherwise than the training samples ({differences})")
+    return samples
+
+
+def objections_to(samples: Samples, preprocessing: Preprocessing, categories: Collection[str]) -> list[str]:
+    """Say why samples are none that a model was made for, a line for each reason.
+
+    Args:
+        samples: Raw or prepared ones; nothing is read.
+        preprocessing: Of the samples that the model was fitted on.
+        categories: Of those samples; empty where they are not known.
+    """
+    reasons: dict[str, None] = {}
+    for preparation in preparations_of_samples(samples):
+        differences = _differences(preparation, preprocessing)
+        if differences:
+            reasons[f"prepared otherwise than what the model was fitted on ({differences})"] = None
+    others = categories_of_samples(samples) - set(categories)
+    if others and categories:
+        own = ", ".join(categories)
+        reasons[f"of category {', '.join(sorted(others))}, while the model was fitted on {own}"] = None
+    return list(reasons)
+
+
+def refuse_other_preparation(sample: Sample, preprocessing: Preprocessing) -> None:
+    """Let a training sample that was prepared otherwise than the others end the training.
+
+    Raises:
+        OtherPreparation: It was.
+    """
+    differences = _differences(sample.preparation, preprocessing)
+    if differences:
+        raise OtherPreparation(f"{name_of(sample)}: prepared otherwise than the samples before it ({differences})")
+
+
+def prepare_as(sample: Sample, preprocessing: Preprocessing, size: int) -> Sample:
+    """Preprocess a sample, unless that has been done.
+
+    Raises:
+        InputError: It cannot be used, or has another size than (size, size) then.
+    """
+    prepared = preprocess(sample, preprocessing) if sample.preparation is None else check_sample(sample)
+    if prepared.size != (size, size):
+        found = "×".join(map(str, prepared.size))
+        raise InputError(
+            f"{name_of(sample)}: expected a prepared sample of {size}×{size} pixels (image_size), found {found}"
+        )
+    return prepared
+
+
+def name_of(sample: Sample) -> str:
+    """Name a sample in a message."""
+    return str(sample.rgb_path or sample.id or "sample")
+
+
+def _differences(preparation: Preprocessing | None, preprocessing: Preprocessing) -> str:
+    """Word how a preparation differs from another one; empty where it does not, or is not known."""
+    return "" if preparation is None else "; ".join(preparation.differences(preprocessing))
