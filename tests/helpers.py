@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from typing import Any
 
@@ -22,7 +23,7 @@ def call(*arguments: object) -> Result:
 def good(*arguments: object) -> str:
     """Run a command that ends well; return its standard output."""
     result = call(*arguments)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 0, f"{shlex.join(map(str, arguments))}\n{result.output}"
     return result.stdout
 
 

@@ -15,10 +15,9 @@ except (ImportError, OSError) as error:  # a system library of Open3D may be mis
     pytest.skip(f"Open3D cannot be loaded: {error}", allow_module_level=True)
 del open3d
 
-from typer.testing import CliRunner
+from helpers import facts, good
 
 from mmad_bank import demo, methods
-from mmad_bank.cli import app
 from mmad_bank.errors import InputError, MissingExtraError
 from mmad_bank.methods import M3DM
 
@@ -82,9 +81,8 @@ def test_again_in_the_same_folder(result: demo.DemoResult, monkeypatch: pytest.M
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, result: demo.DemoResult) -> None:
     monkeypatch.setattr(demo, "run", lambda folder, **options: result)
-    done = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--json"])
-    assert json.loads(done.stdout)["report"] == str(result.report)
-    text = CliRunner().invoke(app, ["demo", "--out", str(tmp_path)]).stdout
+    assert facts("demo", "--out", tmp_path)["report"] == str(result.report)
+    text = good("demo", "--out", tmp_path)
     assert str(result.report) in text
     assert "I-AUROC" in text
 

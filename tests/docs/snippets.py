@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import typer
-from typer.testing import CliRunner
+from helpers import good
 
 from mmad_bank.cli import app
 
@@ -48,8 +48,7 @@ def run(page: Path) -> None:
         for words in commands(one) if one.language == "sh" else ():
             check_words(words)
             if one.runs:
-                result = CliRunner().invoke(app, words[1:])
-                assert result.exit_code == 0, f"{shlex.join(words)}\n{result.output}"
+                good(*words[1:])
 
 
 def commands(snippet: Snippet) -> Iterator[list[str]]:

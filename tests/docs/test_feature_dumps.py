@@ -8,10 +8,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from helpers import good
 
 from mmad_bank.bank import MemoryBank
-from mmad_bank.cli import app
 from mmad_bank.cli._scoring import _COLUMNS
 
 PAGE = (Path(__file__).parents[2] / "docs/how-to/feature-dumps.md").read_text(encoding="utf-8")
@@ -27,8 +26,7 @@ def test_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: 
     for line in commands.strip().splitlines():
         words = shlex.split(line)
         assert words[0] == "mmad-bank"
-        result = CliRunner().invoke(app, words[1:])
-        assert result.exit_code == 0, result.output
+        good(*words[1:])
     (bank,) = (MemoryBank.load(path) for path in tmp_path.glob("*.bank"))
     assert bank.provenance([0])[0].name == "good/000"
     assert bank.sources[0].grid is not None

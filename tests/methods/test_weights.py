@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from helpers import call, facts, good
 
 from mmad_bank import methods
 from mmad_bank._internal import progress, weights
 from mmad_bank._internal.weights import TABLE, Weights
-from mmad_bank.cli import app
 from mmad_bank.errors import InputError
 from mmad_bank.features import PointMAE
 from mmad_bank.features.factory import make_rgb_extractor, make_xyz_extractor
@@ -53,7 +51,7 @@ def test_every_default_and_every_argument_is_in_the_table(name: str) -> None:
 
 
 def test_arguments_are_those_of_the_code() -> None:
-    words = CliRunner().invoke(app, ["extract", "--help"], env={"COLUMNS": "200"}).stdout
+    words = good("extract", "--help")
     known = {argument for name in methods.names() for argument in methods.method_class(name).argument_names()}
     for one in TABLE:
         for argument in one.arguments:
@@ -109,15 +107,13 @@ def test_a_download_in_the_cache_is_found(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_info_prints_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = CliRunner().invoke(app, ["info", "--weights", "--json"])
-    assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)["weights"]
+    found = facts("info", "--weights")["weights"]
     assert [one["name"] for one in found] == [one.name for one in TABLE]
     assert found[0]["sha256"] == TABLE[0].sha256
-    text = CliRunner().invoke(app, ["info", "--weights"]).stdout
+    text = good("info", "--weights")
     assert all(one.name in text for one in TABLE)
     for extra in (["--system"], ["bank"]):
-        assert CliRunner().invoke(app, ["info", "--weights", *extra]).exit_code == 2
+        assert call("info", "--weights", *extra).exit_code == 2
 
 
 @pytest.fixture
