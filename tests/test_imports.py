@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -145,3 +146,10 @@ def test_long_files_say_why(module: str) -> None:
     """No file above 400 lines without a reason in its head."""
     head = ast.get_docstring(ast.parse(MODULES[module].read_text(encoding="utf-8"))) or ""
     assert "One class" in head, f"{module} has more than {LONGEST} lines and does not say why"
+
+
+def test_no_test_imports_another() -> None:
+    """What several tests share lies in modules that are no tests; programs in texts count too."""
+    for path in Path(__file__).parent.rglob("*.py"):
+        found = re.search(r"^\s*(from|import) test_\w+", path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert found is None, f"{path}: {found and found[0]}"

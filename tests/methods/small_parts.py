@@ -14,6 +14,11 @@ RGB: dict[str, Any] = {
     "rgb": "efficientnet_lite0", "rgb_weights": "random", "rgb_layers": (1,), "image_size": SIZE, "grid": (8, 8),
 }  # fmt: skip
 """Arguments of methods with an extractor of colour images."""
+CFM_ARGUMENTS: dict[str, Any] = {
+    "rgb_weights": "random", "xyz_weights": "random", "num_groups": 24, "group_size": 8, "image_size": SIZE,
+    "grid": (8, 8), "map_size": 32, "epochs": 2, "batch": 2, "pixels_per_image": 100,
+}  # fmt: skip
+"""Arguments of a CFM beside the extractor of colour images."""
 
 
 def a_part(seed: int, name: str = "") -> Sample:

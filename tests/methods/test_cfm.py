@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from small_parts import CFM_ARGUMENTS as SMALL
 from small_parts import SIZE, a_part
 
 from mmad_bank import methods
@@ -25,11 +26,6 @@ from mmad_bank.methods.cfm import aggregate
 from mmad_bank.methods.cfm.mappings import MODALITIES
 
 pytest.importorskip("timm")
-
-SMALL = {
-    "rgb_weights": "random", "xyz_weights": "random", "num_groups": 24, "group_size": 8, "image_size": SIZE,
-    "grid": (8, 8), "map_size": 32, "epochs": 2, "batch": 2, "pixels_per_image": 100,
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +201,7 @@ def test_published_mappings_are_taken_as_they_are(parts: list[Sample], fitted: C
     method.fit(parts)
     method.extractors_.load(tmp_path)  # the same random extractors
     assert method.predict(parts[1]).score == fitted.predict(parts[1]).score
-    with pytest.raises(InputError, match="two files, or 'train' for both"):
+    with pytest.raises(InputError, match="two files, or 'train' or 'random' for both"):
         CFM(rgb_to_xyz_weights=files["xyz"])
 
 
@@ -213,7 +209,7 @@ _KILLED = """
 import os, signal, sys
 import torch
 sys.path.insert(0, sys.argv[1])
-from test_cfm import SMALL, a_part
+from small_parts import CFM_ARGUMENTS, a_part
 from mmad_bank.methods.cfm import training
 from mmad_bank.methods import CFM
 
@@ -225,7 +221,7 @@ def die_later(*arguments):
     return original(*arguments)
 training.sum_of_cosine_distances = die_later
 torch.manual_seed(7)
-CFM("efficientnet_lite0", **{**SMALL, "epochs": 30}).fit([a_part(seed) for seed in range(4)], workdir=sys.argv[2])
+CFM("efficientnet_lite0", **{**CFM_ARGUMENTS, "epochs": 30}).fit([a_part(i) for i in range(4)], workdir=sys.argv[2])
 """
 
 

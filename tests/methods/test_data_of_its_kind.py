@@ -15,7 +15,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 for package in ("timm", "scipy", "tifffile"):
     pytest.importorskip(package)
 
-from test_frames import KEEP, SIZE, Colours, picture
+from raw_pictures import KEEP, SIZE, Colours, colours, picture
 
 from mmad_bank.data import Preprocessing, Sample, open_dataset, prepare, preprocess
 from mmad_bank.data.recipes import OtherPreparation
@@ -27,11 +27,6 @@ from mmad_bank.methods.base import Samples
 from mmad_bank.synthetic import write_synthetic
 
 EDGE = replace(KEEP, pad="edge")
-OPTIONS: dict[str, Any] = {"image_size": SIZE, "grid": (8, 8), "sigma": 1.0, "ratio": 0.5}
-
-
-def colours() -> Colours:
-    return Colours("efficientnet_lite0", "random", **OPTIONS)
 
 
 @pytest.fixture(scope="module")

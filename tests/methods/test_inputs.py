@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from raw_pictures import KEEP, SIZE, colours, picture
 from small_parts import SIZE as PART_SIZE
 from small_parts import a_part
-from test_data_of_its_kind import colours
-from test_frames import KEEP, SIZE, picture
 
 for package in ("timm", "scipy", "tifffile", "PIL"):
     pytest.importorskip(package)
