@@ -109,9 +109,7 @@ def measure_scale(maps: Iterable[Mapping[str, Tensor]], origin: str, total: int,
     return MapScale(images, origin, quantiles)
 
 
-def scale_by_stage(
-    maps: Iterable[Mapping[str, Tensor]], origin: str, n_images: int, stages: Stages
-) -> MapScale | None:
+def scale_by_stage(maps: Iterable[Mapping[str, Tensor]], origin: str, n_images: int, stages: Stages) -> MapScale | None:
     """Measure a scale as a stage of a training, see :func:`measure_scale`.
 
     Args:
