@@ -162,6 +162,7 @@ WORDS: dict[str, Word] = {
     "--verify": Word(bool, "Compare all data with their checksums."),
     "--system": Word(bool, "Say what this machine and this build can run."),
     "--weights": Word(bool, "Say which networks' weights are here, and which would be downloaded."),
+    "--parameters": Word(str, "List the parameters of a method, which fit takes as --set NAME=VALUE.", "METHOD"),
 }  # fmt: skip
 """By name, as the shell has it."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +20,7 @@ from mmad_bank.cli._options import Json
 from mmad_bank.cli._output import emit, end, size
 from mmad_bank.cli._words import option
 from mmad_bank.cli.bank import describe_bank, describe_bank_rows
-from mmad_bank.errors import FormatError, InputError, MmadBankError, NoneUsableError
+from mmad_bank.errors import FormatError, InputError, MmadBankError, NoneUsableError, did_you_mean
 
 if TYPE_CHECKING:
     from mmad_bank.bank import MemoryBank
@@ -46,18 +47,22 @@ def info(
     verify: Annotated[bool, option("--verify")] = False,
     system: Annotated[bool, option("--system")] = False,
     weights: Annotated[bool, option("--weights")] = False,
+    parameters: Annotated[str | None, option("--parameters", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
-    """Describe a bank, several banks, a model, or one model per category; or the machine, or the networks' weights.
+    """Describe a bank, several banks, a model, or one model per category; or the machine, weights, or a method.
 
     Every model in a folder of one per category gets a line. Those that cannot be read are named, and the exit code is
     then 3.
     """
-    if (place is not None) + system + weights != 1:
-        found = "several" if place is not None or system or weights else "none"
-        raise InputError(f"BANK or MODEL, --system and --weights: expected one of them, found {found}")
+    asked = sum(map(bool, (place is not None, system, weights, parameters is not None)))
+    if asked != 1:
+        found = "several" if asked else "none"
+        raise InputError(f"BANK or MODEL, --system, --weights and --parameters: expected one of them, found {found}")
     if weights:
         _say_weights(as_json)
+    elif parameters is not None:
+        _say_parameters(parameters.lower(), as_json)
     elif place is None:
         _say_system(as_json)
     else:
@@ -89,6 +94,26 @@ def _say_weights(as_json: bool) -> None:
             f"for {', '.join(methods)}; a path by {' or '.join(one.arguments)}",
         ))  # fmt: skip
     emit({"weights": facts}, rows, title="weights (of the methods with * by default)", as_json=as_json)
+
+
+def _say_parameters(method: str, as_json: bool) -> None:
+    """Print what is declared with a method's arguments, which --set takes."""
+    from mmad_bank import methods
+
+    if method not in methods.names():
+        known = ", ".join(methods.names())
+        raise InputError(
+            f"parameters: expected one of {known}, found {method!r}{did_you_mean(method, methods.names())}"
+        )
+    facts, rows = [], {}
+    for one in methods.parameters(method):
+        told = {"name": one.name, "type": one.type, "default": one.default, "limits": one.limits}
+        facts.append({**told, "choices": one.choices, "documentation": one.documentation, "former": one.former})
+        default = _setting(list(one.default) if isinstance(one.default, tuple) else one.default)
+        limits = f" ({one.limits})" if one.limits else ""
+        text = re.sub(r":\w+:`~?([^`]+)`", r"\1", one.documentation).replace("``", "")
+        rows[one.name] = f"{one.type}{limits}, default {default}\n{text}"
+    emit({"method": method, "parameters": facts}, rows, title=f"parameters of {method}", as_json=as_json)
 
 
 def _say_place(place: Path, verify: bool, as_json: bool) -> None:

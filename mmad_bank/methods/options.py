@@ -59,10 +59,10 @@ class MethodOptions:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class RGBOptions:
-    """Arguments of methods that describe colour images."""
+    """Arguments of methods that describe color images."""
 
     rgb: str = field(default="wide_resnet50_2.tv_in1k", kw_only=False)
-    """Network that describes colour images: a model's name in timm, or ``"efficientnet_lite0"``, whose weights come
+    """Network that describes color images: a model's name in timm, or ``"efficientnet_lite0"``, whose weights come
     with a package."""
 
     rgb_weights: str = field(default=PRETRAINED, kw_only=False)
@@ -86,7 +86,7 @@ class GridOptions:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class PointOptions(RGBOptions):
-    """Arguments of methods that describe colour images and point clouds."""
+    """Arguments of methods that describe color images and point clouds."""
 
     xyz: Literal["point_mae", "fpfh"] = "point_mae"
     """Descriptor of point clouds: the network Point-MAE, or fast point feature histograms, which need no weights."""

@@ -185,3 +185,24 @@ def test_a_strangers_model_is_described_or_refused(models: Path) -> None:
         rewrite(model, **changes)
         assert f"{model / 'model.json'}: altered" in refused("info", model), changes
         (model / "model.json").write_text(before)
+
+
+def test_the_parameters_of_a_method_are_listed() -> None:
+    found = facts("info", "--parameters", "CFM")
+    assert found["method"] == "cfm"
+    assert tuple(one["name"] for one in found["parameters"]) == methods.CFM.argument_names()
+    told = {one["name"]: one for one in found["parameters"]}
+    assert told["normalize_for"] == {
+        "name": "normalize_for", "type": "text", "default": "aupro", "limits": "aupro, p_auroc",
+        "choices": ["aupro", "p_auroc"], "documentation": told["normalize_for"]["documentation"],
+        "former": ["normalise_for"],
+    }  # fmt: skip
+    text = good("info", "--parameters", "m3dm")
+    for words in (
+        "number (above 0 and at most 1, such as 0.1 for 10%), default 0.1\n",
+        "default 28,28\n",
+        "default none\n",
+    ):
+        assert words in text
+    assert "``" not in text
+    assert ":func:" not in text

@@ -137,7 +137,7 @@ class MDSS(Method, RGBOptions):
     """Optimizer steps of the signed distances' training."""
 
     sdf_batch: Annotated[int, Range(2, MACHINE)] = 32
-    """Patches in a step of that training; batch normalisation needs two."""
+    """Patches in a step of that training; batch normalization needs two."""
 
     sdf_queries: Count | None = None
     """Points pulled in each patch; none takes ``patch_size``, which is the most."""
