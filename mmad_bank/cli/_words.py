@@ -139,8 +139,8 @@ WORDS: dict[str, Word] = {
     "--recipe": Word(
         Recipe, "Preprocessing to do, by paper (auto: eyecandies for Eyecandies, else m3dm; keep: backgrounds stay)."
     ),
-    "--rgb": Word(str, "Extractor of colour images: efficientnet_lite0, any model's name in timm, or none."),
-    "--rgb-weights": Word(str, "Weights of the extractor of colour images: pretrained, random, or a checkpoint file."),
+    "--rgb": Word(str, "Extractor of color images: efficientnet_lite0, any model's name in timm, or none."),
+    "--rgb-weights": Word(str, "Weights of the extractor of color images: pretrained, random, or a checkpoint file."),
     "--xyz": Word(str, "Extractor of point clouds: fpfh, point_mae, or none."),
     "--xyz-weights": Word(str, "Weights of point_mae: its checkpoint file, or random."),
     "--set": Word(
@@ -156,7 +156,7 @@ WORDS: dict[str, Word] = {
     "--times-only": Word(bool, "Measure times alone; without this option each method's memory is measured too."),
     "--quick": Word(bool, "Take tiny networks and banks, to see whether it runs."),
     "--scale": Word(
-        str, "Scores that the first and the last colour stand for, joined by a comma (default: the model's).",
+        str, "Scores that the first and the last color stand for, joined by a comma (default: the model's).",
         "LOW,HIGH", several=True,
     ),
     "--verify": Word(bool, "Compare all data with their checksums."),

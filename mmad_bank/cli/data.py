@@ -39,7 +39,7 @@ def synth(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Write a synthetic data set in the layout of MVTec 3D-AD: colour images, point clouds, masks of defects."""
+    """Write a synthetic data set in the layout of MVTec 3D-AD: color images, point clouds, masks of defects."""
     from mmad_bank.synthetic import write_synthetic
 
     check_output_folder(out, "DIR", outputs=(SYNTHETIC,), overwrite=overwrite)

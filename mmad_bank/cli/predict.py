@@ -206,10 +206,10 @@ def _model_of_files(model: Path, categories: list[str] | None) -> Path:
 
 
 def _colour_scale(model: Path, method: Method, results: list[dict[str, Any]]) -> tuple[float, float]:
-    """Return the scores of the first and last colour: the model's, or else the samples' own, which is said."""
+    """Return the scores of the first and last color: the model's, or else the samples' own, which is said."""
     if method.map_scale_ is not None:
         return method.map_scale_.limits()
-    print(f"{model}: has no colour scale of normal images; colours go from these samples' lowest to highest score",
+    print(f"{model}: has no color scale of normal images; colors go from these samples' lowest to highest score",
           file=sys.stderr)  # fmt: skip
     return min(one["map_range"][0] for one in results), max(one["map_range"][1] for one in results)
 
@@ -285,7 +285,7 @@ class _Predicting:
                     self.predict(group, method)
 
     def predict(self, group: _Group, method: Method) -> None:
-        """Score a group's samples, and draw their overlays in the model's colours."""
+        """Score a group's samples, and draw their overlays in the model's colors."""
         results = self._score(method, group.samples)
         if not results:
             return

@@ -313,7 +313,7 @@ def test_colours_are_the_models(parts: Path, model: Path, tmp_path: Path) -> Non
     result = call("predict", old, record.rgb, record.xyz, "--out", tmp_path / "two", "--json")
     (sample,) = json.loads(result.stdout)["samples"]
     assert json.loads(result.stdout)["colour_scale"] == sample["map_range"]
-    assert "has no colour scale of normal images" in result.stderr
+    assert "has no color scale of normal images" in result.stderr
 
 
 def test_a_raw_sample_is_prepared_as_the_training_was(parts: Path, model: Path, tmp_path: Path) -> None:
