@@ -62,7 +62,7 @@ def parameters(name: str) -> list[Parameter]:
     are values of ``--set``.
 
     Args:
-        name: The method's, as :func:`names` says.
+        name: Name of the method, as :func:`names` says.
 
     Raises:
         InputError: There is no such method.
@@ -81,10 +81,10 @@ def load(folder: str | os.PathLike[str], device: str = "cpu", *, trust_index: bo
     """Load a model that a method saved. Nothing in it is executed.
 
     Args:
-        folder: What :meth:`Method.save` wrote.
-        device: Where to put it.
-        trust_index: Let FAISS read the indices of its banks, see :meth:`mmad_bank.MemoryBank.load`; by default they
-            are built anew from the vectors.
+        folder: Folder that :meth:`Method.save` wrote.
+        device: Device to put it on.
+        trust_index: Whether FAISS may read the indices of its banks, see :meth:`mmad_bank.MemoryBank.load`; by default
+            they are built anew from the vectors.
 
     Raises:
         InputError: There is no model.

@@ -1,4 +1,4 @@
-"""What the methods with memory banks share: extraction, bank building, scoring, explanation, saving."""
+"""Common parts of the methods with memory banks: extraction, bank building, scoring, explanation, saving."""
 
 from __future__ import annotations
 
@@ -51,9 +51,10 @@ class BankMethod(Method, BankOptions, GridOptions, RGBOptions):
     """A method whose patches are scored by their nearest vectors in one or more memory banks.
 
     Attributes:
-        extractors_: What describes samples.
+        extractors_: Extractors that describe samples.
         banks_: The memory banks, by name.
-        adaptation_: What adapts the extractors' features before anything else is done with them, if there is one.
+        adaptation_: Adaptors of the extractors' features, applied before anything else is done with them, if there are
+            some.
     """
 
     prediction_arguments: ClassVar[frozenset[str]] = frozenset({"bank_precision", "n_neighbors", "reweight", "sigma"})
@@ -136,9 +137,9 @@ class BankMethod(Method, BankOptions, GridOptions, RGBOptions):
 
         Args:
             dataset: The samples that this method will be fitted on.
-            source: The other fit's ``workdir``.
-            workdir: That of the fit to come; the features are copied there.
-            validation: As for :meth:`fit`.
+            source: ``workdir`` of the other fit.
+            workdir: ``workdir`` of the fit to come; the features are copied there.
+            validation: Validation samples, as for :meth:`fit`.
 
         Returns:
             Whether there were such features.
@@ -250,7 +251,7 @@ class BankMethod(Method, BankOptions, GridOptions, RGBOptions):
         return MemoryBank.load(path, self.device, bank_precision=self.bank_precision)
 
     def _place_of(self, bank: str) -> tuple[int, int]:
-        """Which of the banks a bank is, from 1, and of how many."""
+        """Return the number of a bank among the banks, from 1, and how many there are."""
         names = self._bank_names()
         return names.index(bank) + 1, len(names)
 
@@ -345,7 +346,7 @@ class BankMethod(Method, BankOptions, GridOptions, RGBOptions):
 
     @property
     def modalities(self) -> frozenset[str]:
-        """What of a prepared sample the method looks at: ``"rgb"``, ``"xyz"``, or both."""
+        """Modalities of a prepared sample that the method looks at: ``"rgb"``, ``"xyz"``, or both."""
         return frozenset(self.extractors_.networks)
 
     @property

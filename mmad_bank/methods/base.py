@@ -78,18 +78,18 @@ class Method(MethodOptions, ABC):
 
     Attributes:
         train_ids_: Ids of the samples that the method was fitted on, in order.
-        skipped_: By id, why a training or validation sample could not be used.
-        preprocessing_: What is done to every sample first.
+        skipped_: Reasons why training or validation samples could not be used, by id.
+        preprocessing_: Preprocessing of every sample.
         map_scale_: The colour scale of the maps, measured on normal images; None where they were too few, and in models
             that older versions saved.
         categories_: The categories of those samples, sorted; empty where they named none.
-        frames_: Where each of those samples' prepared pixels lie in its picture, in order; None where not known.
+        frames_: Frames of those samples in their pictures, in order; None where one is not known.
     """
 
     name: ClassVar[str]
-    """In a model's folder and on the command line."""
+    """Name in a model's folder and on the command line."""
     preparation: ClassVar[str] = "m3dm"
-    """Whose preprocessing of MVTec 3D-AD the method takes, see :class:`mmad_bank.data.Preprocessing`."""
+    """Recipe of preprocessing MVTec 3D-AD that the method takes, see :class:`mmad_bank.data.Preprocessing`."""
     bundled: ClassVar[Mapping[str, Any]] = {}
     """Arguments that suit the bundled extractors and small data sets, beside :data:`BUNDLED`."""
 
@@ -140,7 +140,7 @@ class Method(MethodOptions, ABC):
             workdir: Folder for what the stages of the training leave. With the same arguments and samples, a later call
                 goes on behind the last finished stage, or where the features end that were extracted. Default: a
                 temporary folder.
-            progress: Show bars on a terminal.
+            progress: Whether to show bars on a terminal.
 
         Returns:
             The method itself.
@@ -171,7 +171,7 @@ class Method(MethodOptions, ABC):
 
     @property
     def modalities(self) -> frozenset[str]:
-        """What of a prepared sample the method looks at: ``"rgb"``, ``"xyz"``, or both."""
+        """Modalities of a prepared sample that the method looks at: ``"rgb"``, ``"xyz"``, or both."""
         return frozenset({"rgb", "xyz"})
 
     @overload
@@ -188,8 +188,8 @@ class Method(MethodOptions, ABC):
                 alone, whose point cloud lies beside it as in a data set (``.../rgb/NAME.png``, ``.../xyz/NAME.tiff``)
                 or is not needed; or a list (or data set) of those. Pictures are (H, W, 3) or (3, H, W), clouds
                 likewise.
-            force: Score data that the model was not made for too, see :meth:`objections`; the prediction's ``notes``
-                say so.
+            force: Whether to score data that the model was not made for too, see :meth:`objections`; the prediction's
+                ``notes`` say so.
 
         Returns:
             A prediction; for a list, one of each.
@@ -222,10 +222,10 @@ class Method(MethodOptions, ABC):
 
         Args:
             samples: Raw or prepared ones, or what :meth:`predict` takes in place of a sample.
-            force: As in :meth:`predict`.
+            force: Whether to score data that the model was not made for too, as in :meth:`predict`.
 
         Returns:
-            A prediction a sample, in their order; the same as one by one, up to rounding.
+            One prediction per sample, in their order; the same as one by one, up to rounding.
 
         Raises:
             InputError: Nothing is fitted, or a sample cannot be used.
@@ -272,8 +272,8 @@ class Method(MethodOptions, ABC):
         """Refuse data that the model was not made for.
 
         Args:
-            data: As in :meth:`objections`.
-            name: Of the data, for the error's line.
+            data: Data, as in :meth:`objections`.
+            name: Name of the data, for the error's line.
 
         Raises:
             InputError: There is an objection.
@@ -320,10 +320,10 @@ class Method(MethodOptions, ABC):
         """Name the normal patches that are nearest to a patch of a predicted image.
 
         Args:
-            prediction: Of this method.
+            prediction: Prediction of this method.
             part: The bank to look in; default: the first.
             place: (row, column) in the part's grid; default: where its score is highest.
-            n: So many patches, nearest first.
+            n: Largest number of patches, nearest first.
 
         Returns:
             Nothing for a method or part without a bank.
@@ -425,7 +425,8 @@ class Method(MethodOptions, ABC):
 
         Args:
             sample: A raw or a prepared one.
-            force: Take one that the model was not made for too, see :meth:`objections`. Its size must fit all the same.
+            force: Whether to take one that the model was not made for too, see :meth:`objections`. Its size must fit
+                all the same.
 
         Raises:
             InputError: Nothing is fitted, the sample cannot be used, or the model was not made for it.

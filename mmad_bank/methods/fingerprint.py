@@ -1,4 +1,4 @@
-"""What the result of a fit depends on, so that another fit does not take up what this one has left."""
+"""Facts that the result of a fit depends on, so that another fit does not take up what this one has left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may be given to :meth:`Method.predict` in place of a sample: files, arrays, pictures alone."""
+"""Inputs that :meth:`Method.predict` takes in place of a sample: files, arrays, pictures alone."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def to_sample(value: Any, *, needs_cloud: bool) -> Sample:
     """Return what was given as a sample; its values are checked when it is prepared.
 
     Args:
-        value: See :data:`Input`.
-        needs_cloud: Whether a picture alone does not do.
+        value: Value that was given, see :data:`Input`.
+        needs_cloud: Whether a picture alone is not enough.
 
     Raises:
         InputError: It is something else, a file cannot be read, or the point cloud is missing.

@@ -114,10 +114,10 @@ def learn_adaptation(method: Adapting, dumps: Dumps, stages: Stages, **options: 
     """Train adaptors on a method's features, or take those of a file, or none, as its argument says.
 
     Args:
-        method: Whose features they are.
+        method: Method whose features they are.
         dumps: The features.
-        stages: For the training's state.
-        options: Of :func:`train_adaptation`.
+        stages: Stages that the training's state goes to.
+        options: Options of :func:`train_adaptation`.
     """
     if method.adaptation == NONE:
         return None

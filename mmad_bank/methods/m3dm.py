@@ -230,7 +230,7 @@ class M3DM(PointBankMethod, AdaptationOptions):
     def _training_scores(
         self, dumps: Dumps, frames: Sequence[Frame | None], stages: Stages, max_pixels: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the banks' scores of images (n,) and of their pixels, so many of each as D_s can take.
+        """Return the banks' scores of images (n,) and of their pixels, as many of each as D_s can take.
 
         Pixels of padding are not drawn.
         """

@@ -19,9 +19,9 @@ from mmad_bank.bank import MemoryBank
 from mmad_bank.methods.prediction import FUSED
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
-"""What is kept of a distribution; the last is its maximum."""
+"""Quantiles that are kept of a distribution; the last is its maximum."""
 IMAGES = 16
-"""Normal images that are looked at, evenly spread."""
+"""Number of normal images that are looked at, evenly spread."""
 _FIRST, _EXTREME = 0.9, 0.999
 _STRETCH = 2.0  # the extreme stands in the middle of the scale
 _FIRST_NEIGHBORS = 8
@@ -33,7 +33,7 @@ class MapScale:
 
     Attributes:
         images: Number of images.
-        origin: Which images they are, in words.
+        origin: Words for which images they are.
         quantiles: Score by quantile (:data:`QUANTILES`), by result: ``"fused"`` is the method's own, parts follow.
 
     Example:
@@ -84,10 +84,10 @@ def measure_scale(maps: Iterable[Mapping[str, Tensor]], origin: str, total: int,
     """Measure the scale on maps of normal images.
 
     Args:
-        maps: By result, the map of one image after the other.
-        origin: Which images they are, in words.
-        total: About how many, for the bar.
-        progress: Show a bar on a terminal.
+        maps: Maps of one image after the other, by result.
+        origin: Words for which images they are.
+        total: About the number of images, for the bar.
+        progress: Whether to show a bar on a terminal.
 
     Returns:
         None if there is no image.
@@ -113,10 +113,10 @@ def scale_by_stage(maps: Iterable[Mapping[str, Tensor]], origin: str, n_images: 
     """Measure a scale as a stage of a training, see :func:`measure_scale`.
 
     Args:
-        maps: Of :func:`spread` of the images.
-        origin: Which images they are, in words.
-        n_images: How many there are.
-        stages: Of the training.
+        maps: Maps of the images that :func:`spread` chooses, by result.
+        origin: Words for which images they are.
+        n_images: Number of images.
+        stages: Stages of the training.
     """
 
     def write(path: Path) -> None:
@@ -140,11 +140,11 @@ def spread(n: int) -> list[int]:
 def distances_to_others(bank: MemoryBank, patches: Tensor, image: int) -> Tensor | None:
     """Return the distances of a training image's patches to the nearest bank rows from other images.
 
-    To the bank as it is they would be those of patches that are partly in it, and far too small.
+    Distances to the bank as it is would be those of patches that are partly in it, and far too small.
 
     Args:
-        bank: With one source of images with a fixed number of patches; rows beyond it count as another image's.
-        patches: (P, D), all of the image's.
+        bank: Bank with one source of images with a fixed number of patches; rows beyond it count as another image's.
+        patches: (P, D), all patches of the image.
         image: Its number in the source.
 
     Returns:

@@ -66,9 +66,10 @@ def write_model(folder: str | os.PathLike[str], facts: Mapping[str, Any], save: 
     """Write a model's folder, complete or not at all, in the place of a model that is there.
 
     Args:
-        folder: The model's.
-        facts: What the manifest says beside what is added here: ``learnt``, ``files``, and the checksum of it all.
-        save: Writes what was learnt into a folder, and returns what the manifest says of it.
+        folder: Folder of the model.
+        facts: Values of the manifest beside those that are added here: ``learnt``, ``files``, and the checksum of it
+            all.
+        save: Function that writes what was learnt into a folder, and returns what the manifest says of it.
 
     Raises:
         InputError: The folder holds something else, or cannot be written.
@@ -111,9 +112,9 @@ def verify_files(folder: Path, files: Any, *, contents: bool = True) -> None:
     """Compare a model's files with what was noted of them.
 
     Args:
-        folder: The model's.
-        files: What :func:`describe_files` gave.
-        contents: Compare checksums too, which reads the files, and not only sizes.
+        folder: Folder of the model.
+        files: Sizes and checksums that :func:`describe_files` gave.
+        contents: Whether to compare checksums too, which reads the files, and not only sizes.
 
     Raises:
         FormatError: One is missing, truncated or altered.

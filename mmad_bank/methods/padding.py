@@ -36,14 +36,14 @@ def score_in_windows(
 ) -> dict[str, Scores]:
     """Score the patches of images that lie in their pictures.
 
-    Patches of padding would have a say in the image's score. In the result each repeats the nearest patch of the
-    picture, so that nothing of them reaches the map either, which is enlarged and blurred.
+    Patches of padding would have a say in the image's score. Each of them repeats, in the result, the nearest patch of
+    the picture, so that nothing of them reaches the map either, which is enlarged and blurred.
 
     Args:
-        score: Scores patches (B, P, D) by bank.
-        patches: (B, h·w, D) by bank.
-        windows: Of each image.
-        grid: (h, w).
+        score: Function that scores patches (B, P, D) by bank.
+        patches: Patches (B, h·w, D), by bank.
+        windows: Window of each image.
+        grid: (h, w) of the patches.
     """
     groups: dict[tuple[int, ...], list[int]] = {}
     for b, (rows, columns) in enumerate(windows):

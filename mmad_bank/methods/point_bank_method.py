@@ -1,4 +1,4 @@
-"""What the methods with memory banks of point features share beside :mod:`mmad_bank.methods.bank_method`."""
+"""Common parts of the methods with banks of point features, beside :mod:`mmad_bank.methods.bank_method`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a method says of a sample, in the pixels of the picture that it was given."""
+"""Predictions of methods for samples, in the pixels of the picture that was given."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FUSED = "fused"
 
 
 class Smoothing(Protocol):
-    """How the scores of a part become its map."""
+    """Way from the scores of a part to its map."""
 
     def __call__(self, scores: Tensor, size: tuple[int, int], /) -> Tensor:
         """Bring scores (h, w) to a map (H, W) of the prepared square."""
@@ -50,17 +50,17 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class Part:
-    """What one bank or branch of a method says of an image, before the parts are fused.
+    """Result of one bank or branch of a method for an image, before the parts are fused.
 
     A part owns its map: it knows how the method smooths its scores. The map is made when it is asked for and not kept.
 
     Attributes:
-        score: Of the image; padding has no say in it.
-        scores: (h, w) float32 on the CPU: of the patches, or of the pixels. Patches of padding were not scored; with
-            banks they repeat the nearest patch of the picture.
+        score: Score of the image; padding has no say in it.
+        scores: (h, w) float32 on the CPU, scores of the patches or of the pixels. Patches of padding were not scored;
+            with banks they repeat the nearest patch of the picture.
         nearest: (h, w) int64, the bank row that is nearest to each patch; None for a method without banks.
-        frame: Where the grid lies in the picture; None where that is not known: all of it then.
-        smoothing: How the method makes a map of these scores.
+        frame: Place of the grid in the picture; None where that is not known: all of it then.
+        smoothing: Way in which the method makes a map of these scores.
     """
 
     score: float
@@ -98,19 +98,19 @@ class Part:
 
 @dataclass(frozen=True, repr=False)
 class Prediction:
-    """What a method says of a sample.
+    """Result of a method for a sample.
 
     Two frames are told apart: that of the *picture* which was given, whose pixels :attr:`map`, :attr:`original` and
     :meth:`box` speak of, and the *prepared* square that the networks see (background removed, padded, resized), to
     which :attr:`prepared_map` and :attr:`sample` belong. Metrics are measured in the square, without its padding.
 
     Attributes:
-        score: Of the image; larger is more anomalous.
-        prepared_map: (S, S) float32 on the CPU: of every pixel of the prepared square.
+        score: Score of the image; larger is more anomalous.
+        prepared_map: (S, S) float32 on the CPU, score of every pixel of the prepared square.
         sample: The sample after preprocessing, with the mask brought to the square.
-        parts: By bank or branch, what was fused.
+        parts: Parts that were fused, by bank or branch.
         given: The sample as it was given.
-        notes: What a reader must know of the score: that the data were prepared otherwise, for instance.
+        notes: Remarks that a reader of the score must know: that the data were prepared otherwise, for instance.
     """
 
     score: float
@@ -122,14 +122,14 @@ class Prediction:
 
     @property
     def frame(self) -> Frame:
-        """Where the prepared square's pixels lie in the picture; where that is not known, the square is the picture."""
+        """Place of the prepared square's pixels in the picture; where that is not known, the square is the picture."""
         return self.sample.frame or Frame.centred(self.sample.size, max(self.sample.size))
 
     @cached_property
     def map(self) -> Tensor:
         """(H, W) float32 on the CPU: the anomaly map in the picture's pixels, padding and resizing undone.
 
-        Of a sample that was prepared elsewhere and does not know its frame it is the prepared square's.
+        The map of a sample that was prepared elsewhere and does not know its frame is in the prepared square's pixels.
         """
         return self.frame.to_picture(self.prepared_map)
 
@@ -155,7 +155,7 @@ class Prediction:
 
     @cached_property
     def original(self) -> Sample:
-        """The sample in the picture's pixels: as it was given, or, of a prepared one, with padding and resizing undone.
+        """The sample in the picture's pixels: as it was given, or, if prepared, with padding and resizing undone.
 
         The latter's background stays removed, and its details are those of the prepared square.
         """
@@ -203,7 +203,7 @@ class Reason:
     Attributes:
         sample: The id of the training sample that it was taken from; None if that is not known.
         place: (row, column) of the patch in the training image's patch grid; None if that is not known.
-        distance: To the patch that is explained, in the unit of the patch scores.
+        distance: Distance to the patch that is explained, in the unit of the patch scores.
         box: (top, left, bottom, right), the pixels of the training picture that the patch covers, the last two not
             included; None if that is not known.
     """

@@ -1,4 +1,4 @@
-"""How samples are prepared for a model, and what a model was not made for."""
+"""Preparation of samples for a model, and samples that a model was not made for."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def held_out(validation: Samples, preprocessing: Preprocessing) -> Samples | Non
 
 
 def objections_to(samples: Samples, preprocessing: Preprocessing, categories: Collection[str]) -> list[str]:
-    """Say why samples are none that a model was made for, a line for each reason.
+    """Say why samples are none that a model was made for, one line for each reason.
 
     Args:
         samples: Raw or prepared ones; nothing is read.
-        preprocessing: Of the samples that the model was fitted on.
-        categories: Of those samples; empty where they are not known.
+        preprocessing: Preprocessing of the samples that the model was fitted on.
+        categories: Categories of those samples; empty where they are not known.
     """
     reasons: dict[str, None] = {}
     for preparation in preparations_of_samples(samples):
@@ -103,5 +103,5 @@ def name_of(sample: Sample) -> str:
 
 
 def _differences(preparation: Preprocessing | None, preprocessing: Preprocessing) -> str:
-    """Word how a preparation differs from another one; empty where it does not, or is not known."""
+    """Say how a preparation differs from another one; empty where it does not, or is not known."""
     return "" if preparation is None else "; ".join(preparation.differences(preprocessing))

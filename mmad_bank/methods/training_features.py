@@ -35,19 +35,19 @@ Dumps = dict[str, np.ndarray]
 
 
 def files_of_split(split: str, outputs: Sequence[str]) -> tuple[str, ...]:
-    """Name the files that :func:`extract_split` leaves: one an output, and last the one that says they are whole."""
+    """Name the files that :func:`extract_split` leaves: one per output, and last the one that says they are whole."""
     return (*(f"{split}-{output}.npy" for output in outputs), f"{split}.json")
 
 
 @dataclass
 class Seen:
-    """What a training saw of a split's samples, as it is kept with their features.
+    """Record of the samples of a split that a training saw, kept with their features.
 
     Attributes:
-        ids: Of the samples that were used, in order.
-        skipped: By id, why others were left out.
-        frames: Of the samples that were used, in order; None where it is not known.
-        categories: Of those samples, sorted.
+        ids: Ids of the samples that were used, in order.
+        skipped: Reasons why others were left out, by id.
+        frames: Frames of the samples that were used, in order; None where one is not known.
+        categories: Categories of those samples, sorted.
     """
 
     ids: list[str] = field(default_factory=list)
@@ -98,7 +98,7 @@ class Seen:
 def extract_split(
     method: Method, extractors: Extractors, split: str, dataset: Samples, stages: Stages
 ) -> tuple[Dumps, Seen]:
-    """Write the features of a split to files, one an output of the extractors, and map them.
+    """Write the features of a split to files, one per output of the extractors, and map them.
 
     Returns:
         The features, and what is known of the samples in them.
@@ -135,9 +135,9 @@ def share_features(source: Path, target: Path, fingerprint: dict[str, Any], outp
 
     Args:
         source: Folder of the stages of the fit that extracted them.
-        target: That of the other fit.
-        fingerprint: Of the other fit.
-        outputs: Of its extractors.
+        target: Folder of the stages of the other fit.
+        fingerprint: Fingerprint of the other fit.
+        outputs: Names of the outputs of its extractors.
 
     Returns:
         Whether they are the same, and whole.

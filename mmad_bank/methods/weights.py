@@ -1,4 +1,4 @@
-"""Which methods take which files of weights, and the page of the documentation that says so."""
+"""Files of weights that the methods take, and the page of the documentation about them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is observed, compared with what the mappings predict (CFM, section 3.3)."""
+"""Comparison of the observed features with those that the mappings predict (CFM, section 3.3)."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def discrepancies(
     *,
     compute_dtype: ComputeDtype = "float32",
 ) -> dict[str, Tensor]:
-    """Return the maps Ψ of an image by modality (CFM, eq. 3): ‖E/‖E‖ − Ê/‖Ê‖‖ a pixel.
+    """Return the maps Ψ of an image by modality (CFM, eq. 3): ‖E/‖E‖ − Ê/‖Ê‖‖ per pixel.
 
     Args:
-        mappings: by the modality that they predict.
-        image: its features.
-        mode: see :func:`make_mappings`.
+        mappings: Mappings, by the modality that they predict.
+        image: Features of the image.
+        mode: Mode of the mappings, see :func:`make_mappings`.
         compute_dtype: ``"bfloat16"`` runs the mappings' products in bfloat16; what is compared is float32 either way.
 
     Returns:
-        float32 (size²,) each; 0 where there is no point feature, so that nothing is compared there.
+        Maps (size²,) float32; 0 where there is no point feature, so that nothing is compared there.
     """
     foreground = image.foreground
     maps = {name: torch.zeros(image.size**2, device=foreground.device) for name in MODALITIES}

@@ -33,10 +33,10 @@ class CrossmodalMapping(nn.Module):
       ReLU after all but the last; all but the last keep the input's channels. It needs whole maps with even sides.
 
     Args:
-        in_dim: length of a given feature.
-        out_dim: length of a predicted feature.
-        architecture: one of the above.
-        hidden_dim: width of the hidden layers of ``"projection"``, if it is not the mean.
+        in_dim: Length of a given feature.
+        out_dim: Length of a predicted feature.
+        architecture: Architecture, one of the above.
+        hidden_dim: Width of the hidden layers of ``"projection"``, if it is not the mean.
 
     Raises:
         InputError: An argument is out of range.
@@ -115,8 +115,8 @@ def make_mappings(
     """Make the two mappings, each under the modality that it predicts.
 
     Args:
-        dims: length of a feature of ``"rgb"`` and of ``"xyz"``.
-        architecture: see :class:`CrossmodalMapping`.
+        dims: Length of a feature of ``"rgb"`` and of ``"xyz"``.
+        architecture: Architecture, see :class:`CrossmodalMapping`.
         mode: ``"intramodal"`` predicts a modality from itself, the ablation of the paper's table 7: the input layer
             alone differs.
 

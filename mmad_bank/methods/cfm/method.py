@@ -84,7 +84,7 @@ class CFM(Method, GridOptions, PointOptions):
     and group size, box filters in place of the Gaussian, and maps and scores divided by means of the map.
 
     Attributes:
-        extractors_: What describes samples.
+        extractors_: Extractors that describe samples.
         mappings_: The mappings, by the modality that they predict.
 
     Raises:

@@ -29,9 +29,9 @@ class PixelFeatures:
         rgb: (h·w, D) tokens.
         xyz: (G, D') tokens of groups, or the map (size², D').
         grid: (h, w) of the RGB tokens.
-        size: pixels a side of the maps.
-        groups: (H, W, k) the groups that make up each pixel's point.
-        weights: (H, W, k) theirs; zero where nothing is measured.
+        size: Pixels per side of the maps.
+        groups: (H, W, k) groups that make up each pixel's point.
+        weights: (H, W, k) weights of these groups; zero where nothing is measured.
 
     Example:
         >>> image = PixelFeatures(torch.rand(4, 8), torch.rand(16, 5), (2, 2), 4)

@@ -47,19 +47,19 @@ def train_mappings(
     same weights on the same kind of machine, interrupted or not.
 
     Args:
-        images: looked up one at a time.
-        epochs: passes over the images. The paper's results take 250, its ablations 50.
-        batch: images a step (published: 4; Eyecandies 2).
-        pixels_per_image: draw so many pixels of an image instead of taking all: cheaper steps.
-        lr: Adam's rate.
-        architecture: see :class:`CrossmodalMapping`.
-        mode: see :func:`make_mappings`.
-        seed: of initial weights, order of images, and drawn pixels.
-        resume: file of the training's state. If it is there, training goes on from it; every ``save_every`` steps and
+        images: Training images, looked up one at a time.
+        epochs: Number of passes over the images. The paper's results take 250, its ablations 50.
+        batch: Number of images per step (published: 4; Eyecandies 2).
+        pixels_per_image: Number of pixels to draw from an image instead of taking all: cheaper steps.
+        lr: Learning rate of Adam.
+        architecture: Architecture, see :class:`CrossmodalMapping`.
+        mode: Mode of the mappings, see :func:`make_mappings`.
+        seed: Seed of initial weights, order of images, and drawn pixels.
+        resume: File of the training's state. If it is there, training goes on from it; every ``save_every`` steps and
             at the end it is replaced.
-        save_every: steps between saved states.
-        device: where to train.
-        progress: show a bar on a terminal.
+        save_every: Number of steps between saved states.
+        device: Where to train.
+        progress: Whether to show a bar on a terminal.
 
     Returns:
         The mappings on ``device``, in evaluation mode, by the modality that they predict.

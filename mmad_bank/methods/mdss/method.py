@@ -49,7 +49,7 @@ Coverage = Annotated[float, Range(above=0)]
 @accepts_former_names
 @dataclass(kw_only=True, eq=False, repr=False)
 class MDSS(Method, RGBOptions):
-    """Where the student differs from its teacher, or a point from the surface that its surroundings should have.
+    """Differences of a student from its teacher, and of points from the surface that their surroundings should have.
 
     RGB: a PDN student learns its teacher's outputs on the foreground of normal images (section 3.1). Points: patches of
     the cloud are encoded, and an implicit function says how far each point lies from the normal surface (3.2). The two
@@ -58,14 +58,14 @@ class MDSS(Method, RGBOptions):
 
     The student never learns the background, so its differences there say nothing: they are set to zero in prediction
     as in training. The paper gives no numbers of steps, and the defaults here are for a GPU; on a CPU, narrower
-    networks (``pdn_width``, ``sdf_width``), smaller images and fewer steps keep a training to minutes. ``sigma`` is of
-    the 3-D map: the RGB map is not blurred.
+    networks (``pdn_width``, ``sdf_width``), smaller images and fewer steps keep a training to minutes. ``sigma`` blurs
+    the 3-D map; the RGB map is not blurred.
 
     Attributes:
         teacher_: The teacher, if there is an RGB branch.
         student_: The student, likewise.
         sdf_: The signed distances, if there is a 3-D branch.
-        alignment_: Of the two branches.
+        alignment_: Alignment of the two branches.
 
     Raises:
         InputError: An argument is out of its range, or is none of its choices.

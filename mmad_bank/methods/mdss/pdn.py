@@ -18,8 +18,8 @@ from mmad_bank.data.preprocessing import normalize_rgb
 from mmad_bank.errors import InputError
 
 CHANNELS, WIDTH = 384, 128
-_SMALLEST = 8  # pixels a side
-_STRIDE, _REACH = 4, 4  # pixels a cell of the map; cells to either side whose pixels an output sees
+_SMALLEST = 8  # pixels per side
+_STRIDE, _REACH = 4, 4  # pixels per cell of the map; cells to either side whose pixels an output sees
 # The published weights come from a list of layers, ReLU and pooling counted; others name them as here.
 _LISTED = {"0": "conv1", "3": "conv2", "6": "conv3", "8": "conv4"}
 
@@ -30,9 +30,9 @@ class PDN(nn.Module):
     Four convolutions and two average poolings; each output sees 33×33 pixels.
 
     Args:
-        channels: Of the map.
-        width: Channels after the first convolution, half of those after the second and third. 128 as published; a
-            smaller one costs its square less.
+        channels: Number of channels of the map.
+        width: Number of channels after the first convolution, half of those after the second and third. 128 as
+            published; a smaller one costs its square less.
 
     Raises:
         InputError: A size is below 1.
@@ -63,7 +63,7 @@ class PDN(nn.Module):
         """
         if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < _SMALLEST:
             raise InputError(
-                f"images: expected (B, 3, H, W) of {_SMALLEST} pixels or more a side, found {tuple(images.shape)}"
+                f"images: expected (B, 3, H, W) of {_SMALLEST} pixels or more per side, found {tuple(images.shape)}"
             )
         x = F.avg_pool2d(F.relu(self.conv1(normalize_rgb(images))), 2, 2, 1)
         x = F.avg_pool2d(F.relu(self.conv2(x)), 2, 2, 1)
@@ -106,7 +106,7 @@ def foreground_mask(xyz: Tensor, size: int = 8) -> Tensor:
 
     Args:
         xyz: (B, 3, H, W), zeros (or NaN) where nothing was measured.
-        size: The square's side in pixels. Of an even one the middle is taken as ``scipy.ndimage`` does, at size // 2.
+        size: The square's side in pixels. The middle of an even one is taken as ``scipy.ndimage`` does, at size // 2.
 
     Returns:
         (B, H, W), bool.
@@ -154,7 +154,7 @@ def quantile_loss(difference: Tensor, mask: Tensor, quantile: float) -> Tensor:
     Args:
         difference: D, (B, C, h, w), squared differences.
         mask: M, (B, h, w), the foreground.
-        quantile: d, from 0 up to but less than 1.
+        quantile: Quantile d, from 0 up to but less than 1.
 
     Returns:
         The loss, a scalar.
@@ -181,7 +181,7 @@ def squared_difference(teacher: nn.Module, student: nn.Module, images: Tensor, m
 
     Args:
         teacher: A :class:`PDN`.
-        student: Another.
+        student: Another :class:`PDN`.
         images: (B, 3, S, S).
         mask: (B, h, w), the foreground on the grid. D is then computed in the rectangle around it alone, where it is
             what it would be without a mask; elsewhere it is 0.

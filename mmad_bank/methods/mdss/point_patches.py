@@ -22,8 +22,8 @@ class CloudPatches:
     Attributes:
         points: (P, K, 3) float32, each patch centred on its mean and divided by its extent (the longest side of its
             bounding box).
-        rows: (P, K) int64, which points of the cloud these are.
-        count: How many of the K are distinct points: K, or all points of a smaller cloud, which are repeated in order.
+        rows: (P, K) int64, numbers of these points in the cloud.
+        count: Number of distinct points among the K: K, or all points of a smaller cloud, which are repeated in order.
     """
 
     points: Tensor
@@ -39,8 +39,8 @@ def cut_patches(points: ArrayLike, *, size: int = PATCH_SIZE, coverage: float = 
 
     Args:
         points: (N, 3), in any unit.
-        size: K, points a patch. A cloud of fewer points is one patch in which they repeat.
-        coverage: In how many patches a point lies on average; round(coverage · N / K) patches are sampled.
+        size: K, number of points per patch. A cloud of fewer points is one patch in which they repeat.
+        coverage: Number of patches that a point lies in on average; round(coverage · N / K) patches are sampled.
             Shape-guided's code takes 5 in training and 10 in inference.
 
     Returns:
@@ -58,7 +58,7 @@ def cut_patches(points: ArrayLike, *, size: int = PATCH_SIZE, coverage: float = 
     if cloud.shape[1] != 3 or len(cloud) == 0:
         raise InputError(f"points: expected (N, 3) with at least one point, found shape {tuple(cloud.shape)}")
     check_finite(cloud, "points")
-    check_index(size, "size", 1, 2**20, "points a patch")
+    check_index(size, "size", 1, 2**20, "points per patch")
     if not 0 < coverage < math.inf:
         raise InputError(f"coverage: expected a positive finite number, found {coverage!r}")
     count = min(size, len(cloud))

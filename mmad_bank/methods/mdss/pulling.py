@@ -31,8 +31,8 @@ def draw_queries(patches: Tensor, counts: Tensor, n_queries: int, generator: tor
     Args:
         patches: (B, K, 3).
         counts: (B,) int64, distinct points of each, which come first.
-        n_queries: Q, at most K; different points as long as there are.
-        generator: On the CPU.
+        n_queries: Q, at most K; they are different points as long as there are.
+        generator: Random generator on the CPU.
 
     Returns:
         Queries and targets, both (B, Q, 3) on the patches' device.
@@ -83,16 +83,16 @@ def train_signed_distance(
     Args:
         patches: (P, K, 3) of all training clouds (:func:`cut_patches`).
         counts: (P,) int64, distinct points of each; None if all are.
-        width: See :class:`SignedDistance`.
-        steps: Optimizer steps.
-        batch: Patches a step, 2 or more (batch normalisation needs them).
-        queries: Points drawn for each; None for K, as the papers.
+        width: Width of the network, see :class:`SignedDistance`.
+        steps: Number of optimizer steps.
+        batch: Number of patches per step, 2 or more (batch normalisation needs them).
+        queries: Number of points drawn for each patch; None for K, as in the papers.
         lr: Initial learning rate.
-        seed: Of initial weights, order of patches, and queries.
+        seed: Seed of initial weights, order of patches, and queries.
         resume: File of the training's state, see :func:`mmad_bank.fusion.train_fusion`.
-        save_every: Steps between saved states.
+        save_every: Number of steps between saved states.
         device: Where to train.
-        progress: Show a bar on a terminal.
+        progress: Whether to show a bar on a terminal.
 
     Returns:
         The trained network on ``device``, in evaluation mode.

@@ -48,10 +48,10 @@ class ScoreAlignment:
     """Brings RGB scores to the scale of 3-D scores: mean ± 3 std of the ones fall on mean ± 3 std of the others.
 
     Attributes:
-        rgb_mean: Of RGB scores of normal samples kept out of training.
-        rgb_std: Their standard deviation.
-        xyz_mean: Of 3-D scores.
-        xyz_std: Their standard deviation.
+        rgb_mean: Mean of RGB scores of normal samples kept out of training.
+        rgb_std: Standard deviation of the same.
+        xyz_mean: Mean of 3-D scores.
+        xyz_std: Standard deviation of the same.
 
     Example:
         >>> alignment = ScoreAlignment(rgb_mean=10.0, rgb_std=2.0, xyz_mean=1.0, xyz_std=0.5)

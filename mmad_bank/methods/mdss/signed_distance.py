@@ -47,7 +47,7 @@ class PointEncoder(nn.Module):
         """Return the maxima (B, 1024) over the points, with fixed statistics, which are a part of the weights then.
 
         Adding a bias and cutting off below zero are monotone, so in the widest layer they come after the maximum: its
-        1024 values a point are passed over once instead of four times.
+        1024 values per point are passed over once instead of four times.
         """
         x = patches
         for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2)):
@@ -140,7 +140,7 @@ class SignedDistance(nn.Module):
     """Encoder and implicit function together: what one category's normal surface looks like.
 
     Args:
-        width: Of the implicit function's layers; 512 in the papers.
+        width: Width of the implicit function's layers; 512 in the papers.
 
     Example:
         >>> net = SignedDistance(width=16).eval()
@@ -179,10 +179,10 @@ class SignedDistance(nn.Module):
 
         Args:
             points: (N, 3), on the network's device or the CPU.
-            size: Points a patch, as in training.
-            coverage: See :func:`cut_patches`.
-            aggregation: Over the patches that hold a point: ``"min"`` (Shape-guided's code) or ``"mean"``; MDSS does
-                not say.
+            size: Number of points per patch, as in training.
+            coverage: Number of patches that a point lies in on average, see :func:`cut_patches`.
+            aggregation: Aggregation over the patches that hold a point: ``"min"`` (Shape-guided's code) or ``"mean"``;
+                MDSS does not say.
 
         Returns:
             (N,) float32 on the CPU, |signed distance| in units of the patches' extents.

@@ -36,7 +36,7 @@ _AT_ONCE = 8  # images described together for them
 
 
 class Extractor(Protocol):
-    """What a teacher learns from: any RGB extractor of :mod:`mmad_bank.features`."""
+    """Extractor that a teacher learns from: any RGB extractor of :mod:`mmad_bank.features`."""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -64,7 +64,7 @@ class ImageFolder:
 
     Args:
         path: The folder.
-        size: Pixels a side of what comes out.
+        size: Pixels per side of what comes out.
 
     Raises:
         InputError: It is no folder or has no images; later, when an image is asked for, that it cannot be read.
@@ -79,7 +79,7 @@ class ImageFolder:
         folder = Path(path)
         if not folder.is_dir():
             raise InputError(f"{path}: expected a folder of images, found none")
-        self.size = check_index(size, "size", 1, 2**15, "pixels a side")
+        self.size = check_index(size, "size", 1, 2**15, "pixels per side")
         files = (file for file in folder.rglob("*") if file.suffix.lower() in IMAGES and is_visible(file))
         self.paths = sorted(files, key=lambda file: [in_order(part) for part in file.relative_to(folder).parts])
         if not self.paths:
@@ -121,19 +121,20 @@ def train_teacher(
     distils WideResNet-101 on ImageNet in 60 000 of them.
 
     Args:
-        extractor: Of patch features; on ``device``.
+        extractor: Extractor of patch features; on ``device``.
         images: Any images; more kinds make a better teacher.
-        channels: Of the teacher; None takes 384, or the extractor's dimensions if they are fewer.
-        width: Of the teacher, see :class:`PDN`.
-        steps: Optimizer steps.
-        batch: Images a step.
+        channels: Number of channels of the teacher; None takes 384, or the extractor's dimensions if they are fewer.
+        width: Width of the teacher, see :class:`PDN`.
+        steps: Number of optimizer steps.
+        batch: Number of images per step.
         lr: Learning rate.
-        augment: Show random crops (half the side or more), mirrored at random, one in ten grey, instead of the images.
-        seed: Of initial weights, order of images, and crops.
+        augment: Whether to show random crops (half the side or more), mirrored at random, one in ten grey, instead of
+            the images.
+        seed: Seed of initial weights, order of images, and crops.
         resume: File of the training's state, see :func:`mmad_bank.fusion.train_fusion`.
-        save_every: Steps between saved states.
+        save_every: Number of steps between saved states.
         device: Where to train.
-        progress: Show a bar on a terminal.
+        progress: Whether to show a bar on a terminal.
 
     Returns:
         The teacher on ``device``, frozen and in evaluation mode.
@@ -186,18 +187,18 @@ def train_student(
     number of steps; EfficientAD takes 70 000. Adam is EfficientAD's optimizer; MDSS names none.
 
     Args:
-        teacher: Frozen; on ``device``.
+        teacher: Frozen teacher, on ``device``.
         images: Normal images.
-        masks: As many (S, S), bool: the foreground (:func:`mmad_bank.methods.mdss.pdn.foreground_mask`).
-        steps: Optimizer steps.
-        batch: Images a step.
+        masks: As many masks (S, S), bool, True on the foreground (:func:`mmad_bank.methods.mdss.pdn.foreground_mask`).
+        steps: Number of optimizer steps.
+        batch: Number of images per step.
         lr: Learning rate, constant.
-        quantiles: d of the first and of the last step.
-        seed: Of initial weights and order of images.
+        quantiles: Quantiles d of the first and of the last step.
+        seed: Seed of initial weights and order of images.
         resume: File of the training's state, see :func:`mmad_bank.fusion.train_fusion`.
-        save_every: Steps between saved states.
+        save_every: Number of steps between saved states.
         device: Where to train.
-        progress: Show a bar on a terminal.
+        progress: Whether to show a bar on a terminal.
 
     Returns:
         The student on ``device``, in evaluation mode.

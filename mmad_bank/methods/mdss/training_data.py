@@ -1,4 +1,4 @@
-"""What MDSS's trainings look at again and again."""
+"""Data that MDSS's trainings look at again and again."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from mmad_bank.methods.training_features import Seen
 
 
 class TrainingData:
-    """What the trainings look at again and again, prepared once and kept in files.
+    """Data that the trainings look at again and again, prepared once and kept in files.
 
     Args:
         dataset: The training samples.
-        prepare: Prepares one for the training.
-        cut: Cuts a cloud (N, 3) into patches; None where no patches are needed.
+        prepare: Function that prepares one for the training.
+        cut: Function that cuts a cloud (N, 3) into patches; None where no patches are needed.
         size: Side of a prepared sample, in pixels.
-        stages: Where the files go.
+        stages: Stages that the files go to.
 
     Attributes:
         images: (n, 3, S, S) float32, memory-mapped.
         masks: (n, S, S) bool, the foreground.
         patches: (P, K, 3) float32, memory-mapped; empty without a 3-D branch.
-        counts: (P,) int64, distinct points of each.
-        seen: What is known of the n samples, and of those that were left out.
+        counts: (P,) int64, number of distinct points of each.
+        seen: Record of the n samples, and of those that were left out.
     """
 
     def __init__(
