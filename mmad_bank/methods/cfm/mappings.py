@@ -42,6 +42,7 @@ class CrossmodalMapping(nn.Module):
         InputError: An argument is out of range.
 
     Example:
+        >>> import torch
         >>> mapping = CrossmodalMapping(768, 1152)
         >>> mapping(torch.zeros(5, 768)).shape, mapping.projection.out_features
         (torch.Size([5, 1152]), 960)
