@@ -36,8 +36,8 @@ class Range(Limit):
     Attributes:
         least: The smallest value; None where there is none, or where it is ``above``.
         most: The largest value, likewise.
-        above: What values are larger than.
-        below: What values are smaller than.
+        above: Number that values are larger than.
+        below: Number that values are smaller than.
         such_as: An example, for people who think of another unit.
 
     Example:

@@ -38,12 +38,12 @@ class Parameter:
     """An argument of a constructor.
 
     Attributes:
-        name: In Python, and with ``--set``.
-        type: In words: ``"integer"``, ``"2 numbers"``, ``"text or none"``.
-        default: What it is where nothing is given.
+        name: Name in Python, and with ``--set``.
+        type: Type in words: ``"integer"``, ``"2 numbers"``, ``"text or none"``.
+        default: Value where nothing is given.
         limits: Its range or choices in words; empty if there are none.
         choices: The words that it may be, or may consist of; empty if it takes others too, or none.
-        documentation: What it does, in reStructuredText; empty where the source is not at hand.
+        documentation: Sentences on what it does, in reStructuredText; empty where the source is not at hand.
         former: Names that it had before, which still work.
         hint: Its type as it is declared, for programs.
     """

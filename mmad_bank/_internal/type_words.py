@@ -14,7 +14,7 @@ _KINDS = {
 
 
 def in_words(hint: Any) -> str:
-    """Word what a type takes.
+    """Return words for what a type takes.
 
     Example:
         >>> from typing import Annotated
@@ -40,7 +40,7 @@ def in_words(hint: Any) -> str:
 
 
 def limits_in_words(hint: Any) -> str:
-    """Word the range or the choices of a type for people who read about an argument; empty if there are none.
+    """Return words for the range or the choices of a type, for people; empty if there are none.
 
     Example:
         >>> from mmad_bank._internal.limits import Count
@@ -60,7 +60,7 @@ def limits_in_words(hint: Any) -> str:
 
 
 def type_in_words(hint: Any) -> str:
-    """Word a type alone."""
+    """Return words for a type alone."""
     kind, _, inner = parts(hint)
     if kind is Union:
         return _joined([word for one in inner for word in _alternatives(one, type_in_words)])
@@ -73,7 +73,7 @@ def type_in_words(hint: Any) -> str:
 
 
 def _alternatives(hint: Any, word: Callable[[Any], str]) -> list[str]:
-    """Word a member of a union: choices count one by one."""
+    """Return words for a member of a union: choices count one by one."""
     kind, _, inner = parts(hint)
     return list(map(str, inner)) if kind is Literal else [word(hint)]
 
