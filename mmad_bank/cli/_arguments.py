@@ -13,7 +13,7 @@ from mmad_bank.errors import InputError, did_you_mean
 from mmad_bank.methods.base import Method
 
 _OPTIONS = ("seed", "device", "few_shot", "categories", "layout", "units", "workdir")
-"""What fit has options for, as parameters."""
+"""Parameters that fit has options for."""
 _OTHER_SPELLINGS = {"neighbors": "n_neighbors"}
 """Arguments by the names that options have for them."""
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -28,12 +28,12 @@ _NUMBERS: dict[Any, Callable[[str], Any]] = {int: int, float: _parse_float}
 
 
 class Settings(NamedTuple):
-    """What ``--set`` says."""
+    """Arguments that ``--set`` gives."""
 
     arguments: dict[str, Any]
-    """Of the constructor, by their names in Python."""
+    """Arguments of the constructor, by their names in Python."""
     spelled: dict[str, str]
-    """By the same names, ``--set NAME`` as the user has spelt it; for messages."""
+    """``--set NAME`` as the user has spelt it, by the same names; for messages."""
 
 
 def parse_settings(method: type[Method], settings: Sequence[str]) -> Settings:
@@ -76,7 +76,7 @@ def argument_named(method: type[Method], setting: str) -> str | None:
 
 
 def _word_unknown(method: type[Method], word: str, hints: Iterable[str]) -> str:
-    """Word that a method has no such argument; those that it has are spelt as the word is."""
+    """Return the error that a method has no such argument; those that it has are spelt as the word is."""
     message = f"--set: {method.name} has no argument {word!r}"
     if word.replace("-", "_") in _OPTIONS:
         return f"{message}; expected the option --{word.replace('_', '-')} of fit"
@@ -148,7 +148,7 @@ def _parse_tuple(text: str, hints: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def describe(hint: Any) -> str:
-    """Word what a type takes, as it is typed.
+    """Return words for what a type takes, as it is typed.
 
     Example:
         >>> describe(int | None), describe(tuple[int, int])

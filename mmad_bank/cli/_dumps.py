@@ -29,7 +29,7 @@ ByImage = Annotated[bool, option("--by-image")]
 
 
 class Reading(NamedTuple):
-    """How dumps are read."""
+    """Way in which dumps are read."""
 
     key: str | None = None
     axes: Axes = "auto"

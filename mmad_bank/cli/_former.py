@@ -27,19 +27,19 @@ FORMER_OPTIONS: dict[str, dict[str, str]] = {
     },
     "tune": {"--precisions": "--bank-precisions", "--images": "--test-images", **_DUMPS},
 }  # fmt: skip
-"""By command and former spelling, the present one; nothing where the option says what is done without it now."""
+"""Present spellings by command and former one; nothing where the option says what is done without it now."""
 
 FORMER_PAIRS = {"predict": ("--scale",)}
-"""By command, options that took two words, which a comma joins now."""
+"""Options that took two words, which a comma joins now, by command."""
 
 
 def present_options(command: str, words: Sequence[str], *, quiet: bool = False) -> list[str]:
     """Put the present spellings of a command's options for former ones, and warn of each on standard error.
 
     Args:
-        command: Its name.
-        words: What follows the command.
-        quiet: Leave the warnings out.
+        command: Name of the command.
+        words: Words that follow the command.
+        quiet: Whether to leave the warnings out.
     """
     former = FORMER_OPTIONS.get(command, {})
     warnings: dict[str, str] = {}

@@ -47,8 +47,9 @@ class _Stop(Exception):
     Args:
         message: The line to print.
         code: The exit code.
-        kind: For programs: usage, input, format, missing package, file, memory, interrupted or unexpected.
-        left_out: By sample, why none could be used.
+        kind: Kind of error, for programs: usage, input, format, missing package, file, memory, interrupted or
+            unexpected.
+        left_out: Reasons why none could be used, by sample.
     """
 
     def __init__(self, message: str, code: int, kind: str, left_out: Mapping[str, str] | None = None) -> None:
@@ -96,7 +97,7 @@ def in_shell(message: str, options: Mapping[str, str]) -> str:
     """Put options in an error's line for the names that they have in Python.
 
     Args:
-        message: Of an error, with names of parameters in front (``n: expected ...``) and hints in both ways
+        message: Message of an error, with names of parameters in front (``n: expected ...``) and hints in both ways
             (``overwrite=True (--overwrite)``).
         options: The command's options by its parameters.
 
@@ -121,7 +122,7 @@ def spelling(names: Mapping[str, str]) -> Iterator[None]:
     """Put what the user has typed in errors about parameters of a call.
 
     Args:
-        names: By the parameters.
+        names: Words that the user has typed, by the parameters.
     """
     try:
         yield
@@ -146,7 +147,7 @@ class Group(TyperGroup):
     """A command group whose commands may raise: usage errors and bad input end in ``error: ...`` and exit code 2."""
 
     _options: dict[str, str] = {}  # noqa: RUF012 - replaced, never changed
-    """Of the command that runs."""
+    """Options of the command that runs."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """Find the command; put options' present names for former ones."""

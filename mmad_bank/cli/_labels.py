@@ -33,7 +33,7 @@ class Labels:
         return self if self.values is None else Labels([self.values[image] for image in images], self.source)
 
     def describe(self) -> str:
-        """Word where they came from; if there is no I-AUROC, why.
+        """Say where they came from; if there is no I-AUROC, why.
 
         Example:
             >>> Labels([0, 0, 1], "--labels").describe()
@@ -69,11 +69,11 @@ def labels_of_names(names: Sequence[str]) -> Labels:
 
 
 def note_defective(names: Sequence[str], before: Sequence[str] = ()) -> str | None:
-    """Word that images for a bank are called defective; None if their names say nothing of that kind.
+    """Return a note that images for a bank are called defective; None if their names say nothing of that kind.
 
     Args:
-        names: Of the images.
-        before: Of those that are in the bank already.
+        names: Names of the images.
+        before: Names of those that are in the bank already.
 
     Example:
         >>> note_defective(["good/000", "hole/001", "hole/002"])

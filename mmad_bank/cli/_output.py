@@ -1,4 +1,4 @@
-"""What commands print: a summary for people, or one JSON object for programs."""
+"""Output of the commands: a summary for people, or one JSON object for programs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def command_line() -> str:
 
 
 def size(n_bytes: float) -> str:
-    """Word a number of bytes.
+    """Return a number of bytes in words.
 
     Example:
         >>> size(349_224_960)
@@ -54,7 +54,7 @@ def size(n_bytes: float) -> str:
 
 
 def seconds(value: float) -> str:
-    """Word a time.
+    """Return a time in words.
 
     Example:
         >>> seconds(0.0123), seconds(12.3)
@@ -69,8 +69,8 @@ def emit(result: Mapping[str, Any], rows: Mapping[str, str], *, title: str, as_j
     Args:
         result: JSON-able values with full precision: sizes in bytes, times in seconds.
         rows: The same for people: name → value with its unit.
-        title: Above the table.
-        as_json: Which of the two.
+        title: Title above the table.
+        as_json: Whether to print JSON.
     """
     if as_json:
         print(json.dumps(result, indent=2, allow_nan=False))
@@ -94,10 +94,10 @@ def _printable(line: str) -> str:
 
 
 def end(left_out: Mapping[str, str], *, said: bool = False) -> None:
-    """End a command that went over many samples: name those that were left out, a line each, and say so by the code.
+    """End a command that went over many samples: name those that were left out, one per line, and say so by the code.
 
     Args:
-        left_out: By sample, why it could not be used; the line names its file.
+        left_out: Reasons why samples could not be used, by sample; each names the file.
         said: Whether the summary has named them.
 
     Raises:
@@ -162,9 +162,9 @@ def check_outputs(
     """Do what :func:`check_output` does for several files, which must not be one and the same.
 
     Args:
-        outputs: By option, the file to be; None where it is not wanted.
-        inputs: As there.
-        overwrite: As there.
+        outputs: Files to be, by option; None where one is not wanted.
+        inputs: Files and folders that the command reads, as there.
+        overwrite: Whether files that exist may be replaced, as there.
 
     Raises:
         InputError: As there, or two outputs are one file.
@@ -212,7 +212,7 @@ def check_apart(files: Mapping[str, Path | None], folder: Path, name: str, outpu
     """Refuse output files in whose place a folder, or one of the files written into it, would be put.
 
     Args:
-        files: By option, the file to be; None where it is not wanted.
+        files: Files to be, by option; None where one is not wanted.
         folder: The folder.
         name: The option that it was given by.
         outputs: Names of what the command writes into it.
@@ -243,8 +243,8 @@ def unfinished(folder: Path, job: Mapping[str, Any]) -> Iterator[None]:
     """Keep a note in a folder while a command fills it, so that the same command may go on after a crash.
 
     Args:
-        folder: Made if it is not there, and removed again if the block fails before anything is in it.
-        job: What tells the command from others, JSON-able.
+        folder: Folder that is made if it is not there, and removed again if the block fails before anything is in it.
+        job: Facts that tell the command from others, JSON-able.
     """
     note, made = folder / _UNFINISHED, not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -275,7 +275,7 @@ def unfinished_outputs(
 
     Args:
         outputs: The files and folders, in the order in which :func:`are_unfinished` is asked about them.
-        job: What tells the command from others, JSON-able.
+        job: Facts that tell the command from others, JSON-able.
         of_many: Whether one of them is a folder that is filled file by file.
     """
     written = [path for path in outputs if path is not None]

@@ -35,7 +35,7 @@ class Image(NamedTuple):
     file: str
     grid: tuple[int, int] | None
     size: tuple[int, int] | None
-    """(H, W) of its map: the image's where that is known, otherwise eight pixels a patch; None without a grid."""
+    """(H, W) of its map: the image's where that is known, otherwise eight pixels per patch; None without a grid."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ScoredImages:
     scores: Scores
     dim: int
     left_out: dict[str, str]
-    """By file, why its images have no scores."""
+    """Reasons why images have no scores, by file."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -62,11 +62,11 @@ class ScoredImages:
 
 
 def patches_of_an_image(dump: FeatureDump, patches: int | None) -> int:
-    """Find how many patches an image of the dump has.
+    """Find the number of patches per image of the dump.
 
     Args:
         dump: The features.
-        patches: For (N, D) files; default: a file is one image.
+        patches: Number of patches per image in (N, D) files; default: a file is one image.
 
     Raises:
         InputError: Files disagree with each other or with ``patches``, or N is no multiple of ``patches``.
@@ -229,7 +229,7 @@ def save_maps(maps: Path, scored: ScoredImages) -> None:
 
 
 def _digits(value: Tensor) -> str:
-    """Word a float32 so that it can be read back."""
+    """Return a float32 in words that can be read back."""
     return f"{float(value):.9g}"
 
 
@@ -270,19 +270,19 @@ def summarise(
 
 
 def _word_score(entry: dict[str, Any], reweight: Reweight) -> str:
-    """Word an image's score, with the distance of its worst patch unless the two are one."""
+    """Return an image's score in words, with the distance of its worst patch unless the two are one."""
     if reweight == "max":
         return f"{entry['score']:.4g}"
     return f"{entry['score']:.4g} (distance {entry['distance']:.4g}, re-weighted by {reweight})"
 
 
 def _place(patch: int, place: tuple[int, int] | None) -> str:
-    """Word where a patch is: row and column, or its number."""
+    """Say where a patch is: row and column, or its number."""
     return str(patch) if place is None else f"at row {place[0]}, column {place[1]}"
 
 
 def _word_origin(entry: dict[str, Any]) -> str:
-    """Word where a bank vector came from."""
+    """Say where a bank vector came from."""
     if entry["origin_image"] is None:
         return f"row {entry['origin_row']} of {entry['origin_file']}"
     return f"{entry['origin_name']}, patch {_place(entry['origin_patch'], entry['origin_place'])}"

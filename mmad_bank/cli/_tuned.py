@@ -1,4 +1,4 @@
-"""What ``mmad-bank tune`` says: its settings as a table and as JSON, and the commands that build the best one."""
+"""Output of ``mmad-bank tune``: its settings as a table and as JSON, and the commands that build the best one."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _describe(one: Measured, options: Commands) -> dict[str, Any]:
 
 
 def words_of(one: Measured) -> str:
-    """Word a setting and what was measured of it."""
+    """Return words for a setting and what was measured of it."""
     from mmad_bank.tuning import share
 
     search = f"exact, {one.precision}" if one.setting.is_exact else one.index

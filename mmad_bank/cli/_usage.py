@@ -12,7 +12,7 @@ from typing import Any
 from mmad_bank.errors import did_you_mean
 
 _KINDS = {"int": "an integer", "float": "a number", "finite": "a number", "bool": "true or false", "path": "a path"}
-"""By the first word of pydantic's types of errors (``int_parsing``), what was expected."""
+"""Expected kinds, by the first word of pydantic's types of errors (``int_parsing``)."""
 _CLICK_KINDS = {"integer": "an integer", "float": "a number", "boolean": "true or false"}
 _LIMITS = {"greater_than_equal": "at least {ge}", "greater_than": "more than {gt}", "less_than_equal": "at most {le}",
            "less_than": "less than {lt}"}  # fmt: skip
@@ -22,10 +22,10 @@ _NO_VALUE = re.compile(r"'(?P<value>.*)' is not a valid (?P<kind>integer|float|b
 
 
 def word_usage(error: Any) -> str:
-    """Word a usage error of click or typer as every other error: the option, what was expected, what was found.
+    """Put a usage error of click or typer like every other error: the option, what was expected, what was found.
 
     Args:
-        error: What has ``format_message``.
+        error: Error that has ``format_message``.
     """
     classes = [one.__name__ for one in type(error).__mro__]
     if "MissingParameter" in classes:
@@ -40,7 +40,7 @@ def word_usage(error: Any) -> str:
 
 
 def word_validation(error: Any) -> str:
-    """Word the first thing that pydantic has found wrong: ``expected an integer, found 'abc'``.
+    """Say the first thing that pydantic has found wrong: ``expected an integer, found 'abc'``.
 
     Args:
         error: A ``pydantic.ValidationError``.
@@ -56,14 +56,14 @@ def word_validation(error: Any) -> str:
 
 
 def _word_value(error: Any) -> str:
-    """Word what is wrong with an option's value."""
+    """Say what is wrong with an option's value."""
     if hasattr(error.__cause__, "errors"):
         return word_validation(error.__cause__)
     return _word_message(" ".join(error.message.split()))
 
 
 def _word_message(message: str) -> str:
-    """Word what click says of a value, or typer through pydantic."""
+    """Put into our words what click says of a value, or typer through pydantic."""
     choice, value = _CHOICE.fullmatch(message), _NO_VALUE.fullmatch(message)
     if choice is not None:
         names = re.findall(r"'([^']*)'", choice["names"])
@@ -83,7 +83,7 @@ def _word_option(error: Any) -> str:
 
 
 def _word_count(message: str) -> str:
-    """Word that an option has too few values, or one too many."""
+    """Say that an option has too few values, or one too many."""
     wanted = re.search(r"requires (\d+) arguments", message)
     if wanted is not None:
         return f"expected {wanted[1]} values, found fewer"
@@ -93,7 +93,7 @@ def _word_count(message: str) -> str:
 
 
 def _word_arguments(error: Any, message: str) -> str:
-    """Word that there is no such command, or that arguments are left over."""
+    """Say that there is no such command, or that arguments are left over."""
     unknown, extra = re.match(r"No such command '(.*?)'", message), _EXTRA.search(message)
     if unknown is not None:
         names = error.ctx.command.list_commands(error.ctx)

@@ -29,7 +29,7 @@ class Word(NamedTuple):
         kind: Type of its value, or of one of its values.
         help: Sentence of the help; a command fills in each ``{}`` what it says more exactly.
         metavar: Form of the value in the help, where the type does not say it.
-        several: Whether it takes several values: joined by commas in a text, or as a list by repeating the option.
+        several: Whether it takes several values, joined by commas in a text, or as a list by repeating the option.
     """
 
     kind: Any
@@ -113,10 +113,10 @@ WORDS: dict[str, Word] = {
     ),
     "--index": Word(str, "Search index: exact, or a FAISS index_factory string such as IVF256,Flat{}.", several=True),
     "--nprobe": Word(
-        int, "Number of lists that a query looks into, of IVF indices (default: enough to find 99 % on a sample)."
+        int, "Number of lists that a query of an IVF index looks into (default: enough to find 99 % on a sample)."
     ),
     "--ef-search": Word(
-        int, "Number of candidates that a search keeps, of HNSW indices (default: enough to find 99 % on a sample)."
+        int, "Number of candidates that the search of an HNSW index keeps (default: enough to find 99 % on a sample)."
     ),
     "--bank-precision": Word(
         BankPrecision, "Precision of the bank's search copy in memory; it changes memory and speed, not the answers{}."
@@ -164,7 +164,7 @@ WORDS: dict[str, Word] = {
     "--weights": Word(bool, "Say which networks' weights are here, and which would be downloaded."),
     "--parameters": Word(str, "List the parameters of a method, which fit takes as --set NAME=VALUE.", "METHOD"),
 }  # fmt: skip
-"""By name, as the shell has it."""
+"""Words of the options, by name as the shell has it."""
 
 
 def option(name: str, *more: str, **settings: Any) -> Any:
@@ -172,8 +172,8 @@ def option(name: str, *more: str, **settings: Any) -> Any:
 
     Args:
         name: One of :data:`WORDS`.
-        more: What the command says more exactly, for each ``{}`` in the sentence.
-        settings: Of :func:`typer.Option`.
+        more: Words that the command says more exactly, for each ``{}`` in the sentence.
+        settings: Settings of :func:`typer.Option`.
 
     Example:
         >>> option("--seed", "the random projection").help

@@ -150,7 +150,7 @@ def choose_models(model: Path, dataset: Path, categories: list[str] | None, layo
     else:
         known = models_in(model)
         if not known:
-            raise InputError(f"{model}: expected a saved model ({MODEL}) or a folder of one a category, found none")
+            raise InputError(f"{model}: expected a saved model ({MODEL}) or a folder of one per category, found none")
         check_models(model, categories or (), known)
         chosen = {name: known[name] for name in categories or known if categories or name in there}
     if not chosen:

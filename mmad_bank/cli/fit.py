@@ -99,7 +99,7 @@ def fit(
 
 
 class _Job:
-    """What ``fit`` is to do: one model a category."""
+    """Work of ``fit``: one model per category."""
 
     def __init__(
         self, method: str, dataset: Path, out: Path, categories: list[str] | None, workdir: Path | None, layout: str,

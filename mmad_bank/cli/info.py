@@ -171,7 +171,7 @@ def _read_banks(folder: Path, verify: bool) -> dict[str, dict[str, Any]]:
 
 
 def _word_bank(facts: Mapping[str, Any]) -> str:
-    """Word a bank for people, in a line."""
+    """Return a bank in words, in one line."""
     extractor = facts["extractor"] or "extractor not recorded"
     shape = f"{facts['vectors']:,} × {facts['dim']:,}"
     return f"{shape}, index {facts['index']}, {size(facts['file_bytes'])}, {extractor}"
@@ -224,8 +224,8 @@ def describe_model(folder: Path, verify: bool = False) -> tuple[dict[str, Any], 
     """Describe a saved model by its manifest and its banks' headers; no network is made, and nothing in it is run.
 
     Args:
-        folder: Of the model.
-        verify: Compare all files and banks with their checksums, not only sizes and headers.
+        folder: Folder of the model.
+        verify: Whether to compare all files and banks with their checksums, not only sizes and headers.
 
     Returns:
         JSON-able values, and the same for people.
@@ -323,7 +323,7 @@ def _model_rows(facts: Mapping[str, Any]) -> dict[str, str]:
         "fitted on": _word_samples(facts),
         "parts": ", ".join(facts["parts"]),
         "banks": "\n".join(f"{name}: {_word_bank(bank)}" for name, bank in facts["banks"].items()),
-        "pictures": f"{facts['preprocessing'].get('size', '?')} pixels a side, background"
+        "pictures": f"{facts['preprocessing'].get('size', '?')} pixels per side, background"
         f" {facts['preprocessing'].get('background', '?')}",
         "files": "\n".join(
             [*(f"{name}, {size(n)}" for name, n in facts["files"].items()), f"{size(facts['bytes'])} in all"]
@@ -337,7 +337,7 @@ def _model_rows(facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _word_model(facts: Mapping[str, Any]) -> str:
-    """Word a model for people, in a line."""
+    """Return a model in words, in one line."""
     banks = ", ".join(f"{name} {bank['vectors']:,} × {bank['dim']:,}" for name, bank in facts["banks"].items())
     words = [facts["method"], f"fitted on {_word_samples(facts)}", *([f"banks {banks}"] if banks else [])]
     return "; ".join([*words, size(facts["bytes"])])
@@ -350,7 +350,7 @@ def _word_samples(facts: Mapping[str, Any]) -> str:
 
 
 def _extractors(arguments: Mapping[str, Any]) -> Iterator[str]:
-    """Word the extractors of the modalities that a model looks at, and where their weights came from."""
+    """Name the extractors of the modalities that a model looks at, and where their weights came from."""
     banks = arguments.get("banks")
     for name in ("rgb", "xyz"):
         used = not isinstance(banks, list) or name in banks or "fusion" in banks
@@ -360,14 +360,14 @@ def _extractors(arguments: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _setting(value: Any) -> str:
-    """Word a value as ``fit --set`` takes it."""
+    """Return a value as ``fit --set`` takes it."""
     if isinstance(value, list):
         return ",".join(map(_setting, value))
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def _word(value: Any) -> str:
-    """Word a JSON value for people."""
+    """Return a JSON value in words."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None:

@@ -43,7 +43,7 @@ _Read = Callable[[], "Sample | Path"]
 _Samples = list[tuple[str, _Read]]
 """Ids, and functions that read the samples."""
 _WRITTEN = ("score.json", "map.npy", "image.png", "overlay.png")
-"""Of each sample that is predicted."""
+"""Files that are written for each sample that is predicted."""
 _NO_FRAME = (
     "prepared by an older version, which did not note the pictures' sizes: the map is in the prepared square's pixels;"
     " prepare the data again for maps in the pictures'"
@@ -150,9 +150,9 @@ class _Group:
 
     Attributes:
         name: The category; empty where there is one model only.
-        model: Its folder.
+        model: Folder of the model.
         samples: Ids, and functions that read them.
-        datasets: What they are of, by name; nothing for single files.
+        datasets: Data sets that they are of, by name; nothing for single files.
     """
 
     name: str
@@ -248,7 +248,7 @@ def _pairs(paths: Sequence[Path]) -> Iterator[tuple[Path, Path | None]]:
 
 @dataclass
 class _Predicting:
-    """What ``predict`` does with every sample, and what it has done."""
+    """Work of ``predict`` on every sample, and what it has done."""
 
     out: Path
     maps: Path | None
