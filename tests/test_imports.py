@@ -153,3 +153,9 @@ def test_no_test_imports_another() -> None:
     for path in Path(__file__).parent.rglob("*.py"):
         found = re.search(r"^\s*(from|import) test_\w+", path.read_text(encoding="utf-8"), re.MULTILINE)
         assert found is None, f"{path}: {found and found[0]}"
+
+
+def test_test_modules_have_names_of_their_own() -> None:
+    """Folders of tests are no packages: pytest takes a second module of one name for the first."""
+    names = [path.stem for path in Path(__file__).parent.rglob("*.py") if path.stem not in ("conftest", "__init__")]
+    assert sorted(names) == sorted(set(names))
