@@ -191,4 +191,4 @@ def _print(facts: dict[str, Any], results: list[Any]) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
     console.print(title, markup=False)
     console.print(table, markup=False)
-    console.print("memory: parameters + banks + activations; peak: of a process that scores one image", markup=False)
+    console.print("memory: parameters + banks + activations; peak: that of a process scoring one image", markup=False)
