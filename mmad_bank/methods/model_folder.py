@@ -22,7 +22,8 @@ from mmad_bank.errors import FormatError, InputError
 from mmad_bank.methods.options import FORMER_NAMES
 
 FORMAT = "mmad-bank method"
-VERSION = 1
+VERSION = 2
+"""2: arguments have the names of today, see :data:`mmad_bank.methods.options.FORMER_NAMES`; 1: the former ones."""
 
 _BANKS = "banks"  # the folder of a MultiBank; its bank files have checksums of their own
 _BANK_FILE = re.compile(r"banks/(banks\.json|[A-Za-z0-9_-]+\.safetensors)")

@@ -1,6 +1,6 @@
 """Write a tiny bank, several banks and a tiny model of every method, and what they say of two samples.
 
-    python tests/formats/write.py FOLDER           # what lies in tests/formats/0.1 was written so, by version 0.1.0
+    python tests/formats/write.py FOLDER           # what lies in tests/formats/VERSION was written so, by that version
     python tests/formats/write.py FOLDER --check   # load what is there, and compare what it says to the bit
 
 Networks have random weights: a file of another version is to be loaded here, not to be good. The second command is for
@@ -24,7 +24,7 @@ SIZE = 48
 RGB: dict[str, Any] = {"rgb": "efficientnet_lite0", "rgb_weights": "random", "rgb_layers": (1,), "grid": (6, 6)}
 BOTH: dict[str, Any] = {**RGB, "xyz": "fpfh"}
 BANKS: dict[str, dict[str, Any]] = {
-    "plain": {}, "standardized": {"standardise": True}, "projected": {"projection_dim": 4}
+    "plain": {}, "standardized": {"standardize": True}, "projected": {"projection_dim": 4}
 }  # fmt: skip
 MODELS: dict[str, dict[str, Any]] = {
     "patchcore": RGB,
@@ -59,14 +59,14 @@ def features(seed: int, images: int = 3) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(images, 16, 8)).astype(np.float32)
 
 
-def write(folder: Path) -> None:
-    """Write everything, and what it says."""
+def write(folder: Path, models: list[str]) -> None:
+    """Write the banks and some of the models, and what they say."""
     for name, options in BANKS.items():
         MemoryBank.build(features(0), ratio=0.5, **options).save(folder / f"{name}.safetensors")
     several = {"rgb": MemoryBank.build(features(1), size=9), "xyz": MemoryBank.build(features(2), size=7)}
     MultiBank(several).save(folder / "several")
-    for name, arguments in MODELS.items():
-        method = methods.method_class(name)(image_size=SIZE, **arguments)
+    for name in models:
+        method = methods.method_class(name)(image_size=SIZE, **MODELS[name])
         held_out = [a_part(seed, "validation") for seed in range(20, 23)]
         method.fit([a_part(seed) for seed in range(3)], validation=held_out)
         method.save(folder / name)
@@ -83,7 +83,7 @@ def said(folder: Path) -> dict[str, np.ndarray]:
         scores = bank.score(features(9, 2))
         answers |= {f"{name}/patch": scores.patch.numpy(), f"{name}/image": scores.image.numpy()}
         answers |= {f"{name}/nearest": scores.nearest.numpy(), f"{name}/rows": bank.source_rows.numpy()}
-    for name in MODELS:
+    for name in filter(lambda name: (folder / name).is_dir(), MODELS):
         model = methods.load(folder / name)
         for seed in (40, 41):
             prediction = model.predict(a_part(seed, "test"))
@@ -98,11 +98,12 @@ def main() -> None:
     """Write, or check."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--models", default=",".join(MODELS), help="those to write (mdss takes 3 MB)")
     parser.add_argument("--check", action="store_true", help="compare with what is there")
     arguments = parser.parse_args()
     if not arguments.check:
         arguments.folder.mkdir(parents=True)
-        write(arguments.folder)
+        write(arguments.folder, arguments.models.split(","))
         return
     with np.load(arguments.folder / "said.npz") as kept:
         now, other = said(arguments.folder), []

@@ -97,7 +97,7 @@ def test_a_save_that_fails_leaves_the_old_model(
     [
         ({"format": "other"}, "foreign, expected the format 'mmad-bank method', found 'other'"),
         ({"format": [[]]}, "foreign, expected the format 'mmad-bank method', found a list of 1"),
-        ({"version": 2}, "newer, format version 2; this mmad-bank reads up to version 1"),
+        ({"version": 3}, "newer, format version 3; this mmad-bank reads up to version 2"),
         ({"version": "1"}, "altered, expected an integer for 'version', found '1'"),
         ({"version": None}, "altered, expected an integer for 'version', found None"),
         ({"method": "magic"}, "a saved magic; this version has patchcore"),
