@@ -189,6 +189,7 @@ def _number(value: Any, _: Any) -> float:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise ValueError(value)
     plain = value.item() if isinstance(value, np.generic) else value
+    plain = float(plain) if isinstance(plain, np.floating) else plain  # a long double's item is itself
     try:
         finite = math.isfinite(plain)
     except OverflowError:

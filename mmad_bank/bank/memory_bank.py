@@ -636,8 +636,8 @@ class MemoryBank:
         Args:
             path: The file.
             device: Where to search.
-            bank_precision: Precision of the resident search copy; default: the file's own, with which the bank was
-                saved.
+            bank_precision: Precision of the resident search copy; default: the file's own. A later
+                :meth:`save` keeps the one given here.
             verify: Whether to compare the vectors with their checksum (one pass over the file, several GB/s). The
                 header is always checked.
             rebuild_index: The contrary of ``trust_index``; it wins over it.

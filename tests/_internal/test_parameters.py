@@ -57,6 +57,7 @@ class Derived(Base):
     [
         (np.int32(4), Count, 4),
         (np.float32(0.5), Share, 0.5),
+        (np.longdouble(0.5), Share, 0.5),
         (1, Share, 1),
         (Path("a") / "b", str, "a/b"),
         (np.str_("a"), str, "a"),

@@ -4,7 +4,8 @@
     python tests/formats/write.py FOLDER --check   # load what is there, and compare what it says to the bit
 
 Networks have random weights: a file of another version is to be loaded here, not to be good. The second command is for
-one machine: elsewhere sums are rounded otherwise, and tests/formats/test_formats.py compares within that.
+one machine and one number of threads: elsewhere sums are rounded otherwise, and tests/formats/test_formats.py compares
+within that.
 """
 
 from __future__ import annotations
