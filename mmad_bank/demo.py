@@ -43,7 +43,7 @@ ROWS = (HIGHEST_DEFECT, LOWEST_DEFECT, HIGHEST_GOOD)
 _N_VALIDATION, _N_REASONS = 4, 5
 _SETTINGS = "demo.json"
 _STEPS = {
-    "synthesise": f"synthesise {CATEGORY}, a data set of coloured parts with depth",
+    "synthesize": f"synthesize {CATEGORY}, a data set of colored parts with depth",
     "prepare": "prepare it: remove the background, pad, resize",
     "fit": "fit M3DM: extract features, train the fusion, select three banks, learn the decision",
     "evaluate": "score the test images and measure the result",
@@ -80,7 +80,7 @@ def run(
     folder: str | Path, *, n_train: int = 18, n_test: int = 18, size: int = 256, seed: int = 0, workers: int = 1,
     overwrite: bool = False, progress: bool = False, command: str | None = None,
 ) -> DemoResult:  # fmt: skip
-    """Synthesise a category, prepare it, fit M3DM with bundled extractors, evaluate it, and write a report.
+    """Synthesize a category, prepare it, fit M3DM with bundled extractors, evaluate it, and write a report.
 
     Stopped and run again in the same folder, it goes on where it was.
 
@@ -91,7 +91,7 @@ def run(
         n_test: Number of test images: a third good, the others of four kinds of defects.
         size: Size of the raw images, in pixels.
         seed: Seed of everything random.
-        workers: Number of processes that synthesise and prepare. More than one need the caller's module guarded by
+        workers: Number of processes that synthesize and prepare. More than one need the caller's module guarded by
             ``if __name__ == "__main__"``.
         overwrite: Whether to make a demo anew that has come to its end, or that had other settings.
         progress: Whether to name the steps and show bars, on standard error.
@@ -112,8 +112,8 @@ def run(
     seconds: dict[str, float] = {}
     settings = {"n_train": n_train, "n_validation": _N_VALIDATION, "n_test": n_test, "size": size, "seed": seed}
     _check_folder(folder, settings, overwrite)
-    with _timed(seconds, "synthesise", progress):
-        anew = _synthesise(folder, settings, workers, progress)
+    with _timed(seconds, "synthesize", progress):
+        anew = _synthesize(folder, settings, workers, progress)
     with _timed(seconds, "prepare", progress):
         prepare(folder / "data", folder / "prepared", workers=workers, overwrite=anew, progress=progress)
     train = open_dataset(folder / "prepared", CATEGORY, "train")
@@ -184,7 +184,7 @@ def _write_note(folder: Path, settings: Any, *, finished: bool) -> None:
 
 
 def _is_data(data: Path, settings: dict[str, Any]) -> bool:
-    """Tell whether the data set was synthesised with these settings."""
+    """Tell whether the data set was synthesized with these settings."""
     try:
         manifest = json.loads((data / SYNTHETIC).read_text(encoding="utf-8"))
         return manifest["categories"] == [CATEGORY] and all(manifest[name] == x for name, x in settings.items())
@@ -192,7 +192,7 @@ def _is_data(data: Path, settings: dict[str, Any]) -> bool:
         return False
 
 
-def _synthesise(folder: Path, settings: dict[str, Any], workers: int, progress: bool) -> bool:
+def _synthesize(folder: Path, settings: dict[str, Any], workers: int, progress: bool) -> bool:
     """Write the data set unless an earlier run has written the same one; say whether it was written."""
     from mmad_bank.synthetic import write_synthetic
 

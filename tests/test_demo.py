@@ -48,7 +48,7 @@ def test_files(result: demo.DemoResult) -> None:
 
 def test_steps_are_named_in_order(capsys: pytest.CaptureFixture[str]) -> None:
     seconds: dict[str, float] = {}
-    for name in ("synthesise", "prepare", "fit", "evaluate", "report"):
+    for name in ("synthesize", "prepare", "fit", "evaluate", "report"):
         with demo._timed(seconds, name, progress=True):
             pass
     said = capsys.readouterr().err.splitlines()
@@ -62,7 +62,7 @@ def test_result(result: demo.DemoResult) -> None:
     facts = json.loads(json.dumps(result.as_json(), allow_nan=False))
     assert set(facts["mean"]) == {"fused", "xyz", "rgb", "fusion"}
     assert facts["categories"][0]["failed"] == {}
-    assert set(facts["seconds"]) == {"synthesise", "prepare", "fit", "evaluate", "report"}
+    assert set(facts["seconds"]) == {"synthesize", "prepare", "fit", "evaluate", "report"}
 
 
 def test_again_in_the_same_folder(result: demo.DemoResult, monkeypatch: pytest.MonkeyPatch) -> None:

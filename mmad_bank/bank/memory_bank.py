@@ -169,7 +169,7 @@ class MemoryBank:
         nprobe: int | None = None,
         ef_search: int | None = None,
     ) -> MemoryBank:
-        """Select a bank by exact greedy k-centre (Sener and Savarese 2018; PatchCore's coreset).
+        """Select a bank by exact greedy k-center (Sener and Savarese 2018; PatchCore's coreset).
 
         A dump on disk is streamed: in memory are the selection space (N x D, or N x projection_dim, float32), the bank,
         and one block of a few MiB. On a CUDA device the selection space is in the device's memory if it fits there

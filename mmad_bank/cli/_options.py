@@ -16,9 +16,11 @@ TrustIndex = Annotated[bool, option("--trust-index")]
 DatasetFolder = Annotated[
     Path, typer.Argument(metavar="DATASET", help="Folder of the categories, raw or prepared.", show_default=False)
 ]
+RawFolder = Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of the raw categories.", show_default=False)]
 Categories = Annotated[str | None, option("--categories", "all")]
 Layout = Annotated[FolderLayout, option("--layout")]
-Units = Annotated[LengthUnit | None, option("--units")]
+Units = Annotated[LengthUnit | None, option("--units", "m; a cloud that spans more than 10 is refused then")]
+ModelUnits = Annotated[LengthUnit | None, option("--units", "the model's")]
 Workers = Annotated[int | None, option("--workers")]
 Batch = Annotated[int, option("--batch")]
 Patches = Annotated[int | None, option("--patches")]

@@ -45,7 +45,7 @@ WORDS: dict[str, Word] = {
     "--categories": Word(str, "Categories to take, joined by commas (default: {}).", _NAMES, several=True),
     "--split": Word(SplitName, "Split of the data set to take."),
     "--layout": Word(FolderLayout, "Layout of the data set's folders."),
-    "--units": Word(LengthUnit, "Unit of the point clouds' files (default: the model's if there is one, else m)."),
+    "--units": Word(LengthUnit, "Unit of the point clouds' files (default: {})."),
     "--key": Word(
         str, "Arrays to take from files that hold several, joined by commas; several layers are joined on the largest"
         " grid.", _NAMES, several=True,
@@ -142,7 +142,10 @@ WORDS: dict[str, Word] = {
     "--rgb": Word(str, "Extractor of color images: efficientnet_lite0, any model's name in timm, or none."),
     "--rgb-weights": Word(str, "Weights of the extractor of color images: pretrained, random, or a checkpoint file."),
     "--xyz": Word(str, "Extractor of point clouds: fpfh, point_mae, or none."),
-    "--xyz-weights": Word(str, "Weights of point_mae: its checkpoint file, or random."),
+    "--xyz-weights": Word(
+        str, "Weights of point_mae: its checkpoint file, or random; pretrained says where that file is, as no package"
+        " brings it.",
+    ),
     "--set": Word(
         str, "Set an argument of the method's constructor, such as ratio=10% or image-size=256; repeat the option for"
         " several.", "NAME=VALUE", several=True,

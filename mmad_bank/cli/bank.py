@@ -64,7 +64,7 @@ def build(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Select a memory bank from feature dumps (exact greedy k-centre) and write it to a file."""
+    """Select a memory bank from feature dumps (exact greedy k-center) and write it to a file."""
     if ratio is not None and bank_size is not None:
         raise InputError("--ratio and --bank-size: expected one of them, found both")
     share = 0.1 if ratio is None else parse_share(ratio, "--ratio")

@@ -13,7 +13,7 @@ import typer
 from mmad_bank._internal.file_names import SYNTHETIC
 from mmad_bank.cli._command import add
 from mmad_bank.cli._going_on import going_on
-from mmad_bank.cli._options import Categories, DatasetFolder, Json, Layout, Overwrite, Units, Workers
+from mmad_bank.cli._options import Categories, Json, Layout, Overwrite, RawFolder, Units, Workers
 from mmad_bank.cli._output import check_output_folder, emit, end, say_unread, seconds, show_progress
 from mmad_bank.cli._values import count_workers, parse_categories
 from mmad_bank.cli._words import Recipe, option
@@ -57,11 +57,11 @@ def synth(
         f" {test_images} test per category)",
         "time": seconds(taken),
     }
-    emit({"path": str(out), **result, "seconds": taken}, rows, title=f"synthesised {out}", as_json=as_json)
+    emit({"path": str(out), **result, "seconds": taken}, rows, title=f"synthesized {out}", as_json=as_json)
 
 
 def prepare(
-    dataset: DatasetFolder,
+    dataset: RawFolder,
     out: Annotated[Path, option("--out", "Folder", ", with the prepared data set")],
     recipe: Annotated[Recipe, option("--recipe")] = "auto",
     image_size: Annotated[int | None, option("--image-size", "the prepared", " (default: the recipe's)")] = None,

@@ -27,7 +27,7 @@ def demo(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Synthesise a data set, fit M3DM with bundled extractors, evaluate it, and write an HTML report.
+    """Synthesize a data set, fit M3DM with bundled extractors, evaluate it, and write an HTML report.
 
     Stopped and run again with the same --out, it goes on where it was. A finished demo is made anew with --overwrite.
     """

@@ -21,10 +21,10 @@ from mmad_bank.cli._options import (
     Device,
     Json,
     Layout,
+    ModelUnits,
     Overwrite,
     ResultsFile,
     TrustIndex,
-    Units,
 )
 from mmad_bank.cli._output import (
     are_unfinished,
@@ -63,7 +63,7 @@ def evaluate(
     markdown: Annotated[Path | None, option("--markdown")] = None,
     batch: Batch = 1,
     layout: Layout = "auto",
-    units: Units = None,
+    units: ModelUnits = None,
     trust_index: TrustIndex = False,
     device: Device = "cpu",
     force: Force = False,

@@ -24,6 +24,7 @@ from mmad_bank.cli._swapped import check_method_first
 from mmad_bank.cli._values import check_device, parse_categories
 from mmad_bank.cli._words import option
 from mmad_bank.errors import InputError, MissingSplitError
+from mmad_bank.methods import names
 
 if TYPE_CHECKING:
     from mmad_bank._internal.resume import Stages
@@ -38,8 +39,6 @@ def register(app: typer.Typer) -> None:
 
 def _methods_from(incomplete: str) -> list[str]:
     """Complete a method's name in the shell."""
-    from mmad_bank.methods import names
-
     return [name for name in names() if name.startswith(incomplete.lower())]
 
 
@@ -48,7 +47,7 @@ def fit(
         str,
         typer.Argument(
             metavar="METHOD",
-            help="Method: patchcore, btf, m3dm, lsfa, cfm, mdss.",
+            help=f"Method: {', '.join(names())}.",
             autocompletion=_methods_from,
             show_default=False,
         ),
@@ -105,7 +104,7 @@ class _Job:
         self, method: str, dataset: Path, out: Path, categories: list[str] | None, workdir: Path | None, layout: str,
         units: str | None, few_shot: int | None, seed: int, progress: bool,
     ) -> None:  # fmt: skip
-        from mmad_bank.methods import method_class, names
+        from mmad_bank.methods import method_class
 
         check_method_first(method, dataset, names())
         self.method = method_class(method.lower())

@@ -19,7 +19,7 @@ from mmad_bank._internal.files import replacing, write_text
 from mmad_bank._internal.json_text import json_text
 from mmad_bank._internal.progress import doing, progress_bar, within
 from mmad_bank.cli._command import add
-from mmad_bank.cli._options import Device, Json, Layout, Overwrite, TrustIndex, Units
+from mmad_bank.cli._options import Device, Json, Layout, ModelUnits, Overwrite, TrustIndex
 from mmad_bank.cli._output import (
     check_output_folder,
     emit,
@@ -33,7 +33,7 @@ from mmad_bank.cli._swapped import check_model_first, check_pair
 from mmad_bank.cli._values import check_device, parse_categories
 from mmad_bank.cli._words import SplitName, option
 from mmad_bank.cli.evaluation import Force, ModelFolder, check_models, choose_models, models_in
-from mmad_bank.errors import InputError, MmadBankError, NoneUsableError
+from mmad_bank.errors import InputError, MissingExtraError, MmadBankError, NoneUsableError
 
 if TYPE_CHECKING:
     from mmad_bank.data import Sample, SampleDataset
@@ -60,9 +60,9 @@ def predict(
     inputs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RGB XYZ...",
-            help="Files of one sample or several, pictures alone whose point clouds lie beside them or are not needed,"
-            " or a data set's folder.",
+            metavar="SAMPLES...",
+            help="Pictures, each with its point cloud behind it (RGB XYZ RGB XYZ ...), pictures alone whose point"
+            " clouds lie beside them or are not needed (RGB RGB ...), or one folder of a data set.",
             show_default=False,
         ),
     ],
@@ -81,7 +81,7 @@ def predict(
     scale: Annotated[str | None, option("--scale")] = None,
     explain: Annotated[int, option("--explain")] = 4,
     layout: Layout = "auto",
-    units: Units = None,
+    units: ModelUnits = None,
     trust_index: TrustIndex = False,
     device: Device = "cpu",
     force: Force = False,
@@ -238,7 +238,7 @@ def _pairs(paths: Sequence[Path]) -> Iterator[tuple[Path, Path | None]]:
         return
     if len(paths) % 2:
         raise InputError(
-            "RGB XYZ: expected pairs of a picture and its point cloud, pictures alone, or a data set's folder,"
+            "SAMPLES: expected pairs of a picture and its point cloud, pictures alone, or a data set's folder,"
             f" found {len(paths)} files"
         )
     for rgb, xyz in zip(paths[::2], paths[1::2], strict=True):
@@ -307,7 +307,9 @@ class _Predicting:
                 folder = self.out / name if self.several else self.out
                 try:
                     prediction = method.predict(read(), force=self.force)
-                except InputError as error:
+                except MissingExtraError:
+                    raise
+                except MmadBankError as error:
                     self.failed[name] = " ".join(str(error).split())
                 else:
                     results.append(_write_prediction(folder, name, method, prediction, self.explain))

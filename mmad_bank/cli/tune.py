@@ -76,7 +76,7 @@ def tune(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Measure a bank's ratios, storages and indices on test images; recommend one for a memory or a frame rate.
+    """Measure a bank's ratios, precisions and indices on test images; recommend one for a memory or a frame rate.
 
     Results are kept as they come: after a stop, or when the time was up, the same command goes on where it was. Results
     of other features, images or settings are dropped, and a line says so. The exit code is 1 if no setting keeps to the

@@ -1,4 +1,4 @@
-"""Exact greedy k-centre selection (farthest-first traversal)."""
+"""Exact greedy k-center selection (farthest-first traversal)."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from PIL import Image
 from mmad_bank import MemoryBank, methods
 from mmad_bank._internal.folders import working_alone
 from mmad_bank.data import Preprocessing, open_dataset, prepare
+from mmad_bank.errors import FormatError, MissingExtraError, MmadBankError
 from mmad_bank.extraction import Extractors
 from mmad_bank.synthetic import write_synthetic
 
@@ -200,6 +201,32 @@ def test_several_pictures_alone_are_pictures(parts: Path, model: Path, tmp_path:
     assert found[2]["score"] == facts("predict", model, lone[2], "--out", tmp_path / "last")["samples"][0]["score"]
     result = call("predict", model, lone[0], tmp_path / "no.png", "--out", tmp_path / "some", "--json")
     assert (result.exit_code, list(json.loads(result.stdout)["left_out"])) == (3, ["no"])
+
+
+def test_predict_leaves_a_sample_out_for_any_error_but_a_missing_package(
+    parts: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = open_dataset(parts / "prepared", "stud_tray", "test").records[:2]
+    lone = [Path(shutil.copy(one.rgb, tmp_path / f"lone{i}.png")) for i, one in enumerate(records)]
+    right = methods.PatchCore.predict
+
+    def raising(error: MmadBankError) -> Any:
+        def predict(self: Any, sample: Any, **options: Any) -> Any:
+            if sample == lone[0]:
+                raise error
+            return right(self, sample, **options)
+
+        return predict
+
+    monkeypatch.setattr(methods.PatchCore, "predict", raising(FormatError("lone0.png: of a newer format")))
+    result = call("predict", model, *lone, "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 3, result.output
+    found = json.loads(result.stdout)
+    assert found["left_out"] == {"lone0": "lone0.png: of a newer format"}
+    assert [one["id"] for one in found["samples"]] == ["lone1"]
+    missing = MissingExtraError("tifffile", "data", "reading clouds")
+    monkeypatch.setattr(methods.PatchCore, "predict", raising(missing))
+    assert str(missing) in refused("predict", model, *lone, "--out", tmp_path / "other")
 
 
 @pytest.fixture(scope="module")

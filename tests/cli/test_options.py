@@ -15,6 +15,7 @@ import pytest
 import typer
 from helpers import call, good, refused
 
+from mmad_bank import methods
 from mmad_bank.cli import app
 from mmad_bank.cli._former import FORMER_OPTIONS, FORMER_PAIRS, present_options
 from mmad_bank.cli._values import parse_list, parse_numbers, parse_paths
@@ -226,3 +227,41 @@ def test_tune_takes_lists_of_files(tmp_path: Path) -> None:
     ]
     assert [one["labels"] for one in reports] == [{"from": "--anomalous", "good": 6, "defective": 3}] * 2
     assert reports[0]["settings"] == reports[1]["settings"], "the same images: nothing was measured again"
+
+
+# Words of single options.
+
+
+def help_of(command: str, name: str) -> str:
+    """Return the help of an argument or option, by its parameter."""
+    return next(one.help for one in COMMANDS[command].params if one.name == name)
+
+
+def test_units_default_to_what_the_command_has() -> None:
+    for command in ("prepare", "extract", "fit"):
+        assert "(default: m; a cloud that spans more than 10 is refused then)" in help_of(command, "units")
+    for command in ("evaluate", "predict"):
+        assert "(default: the model's)" in help_of(command, "units")
+
+
+def test_prepare_takes_raw_data_only() -> None:
+    assert help_of("prepare", "dataset") == "Folder of the raw categories."
+    for command in ("extract", "fit", "evaluate"):
+        assert "raw or prepared" in help_of(command, "dataset")
+
+
+def test_methods_are_listed_in_one_order() -> None:
+    listed = ", ".join(methods.names())
+    assert help_of("fit", "method") == f"Method: {listed}."
+    assert f"expected one of {listed}, found" in refused("fit", "nothing", "data", "--out", "x")
+
+
+def test_default_weights_of_extract_are_named() -> None:
+    default = next(one.default for one in COMMANDS["extract"].params if one.name == "xyz_weights")
+    assert f"{default} says where that file is" in help_of("extract", "xyz_weights")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_american(command: str) -> None:
+    texts = [COMMANDS[command].help, *(one.help for one in COMMANDS[command].params)]
+    assert not re.findall(r"\w*(?:colour|centre|neighbour|ynthesis[ei]|alise|storages)\w*", " ".join(texts))

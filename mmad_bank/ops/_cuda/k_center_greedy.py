@@ -1,4 +1,4 @@
-"""Greedy k-centre selection on the GPU, of rows there or in host memory."""
+"""Greedy k-center selection on the GPU, of rows there or in host memory."""
 
 from __future__ import annotations
 

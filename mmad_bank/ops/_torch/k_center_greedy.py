@@ -1,4 +1,4 @@
-"""Greedy k-centre selection in plain PyTorch, for devices without a native kernel."""
+"""Greedy k-center selection in plain PyTorch, for devices without a native kernel."""
 
 from __future__ import annotations
 
