@@ -361,3 +361,11 @@ def test_paths_that_are_not_there(tmp_path):
         pass
     with pytest.raises(InputError, match=r"e\.npz: expected one array"):
         open_dump(tmp_path / "e.npz")
+
+
+def test_a_dump_says_its_size_files_and_images(tmp_path):
+    for name in ("a", "b"):
+        np.save(tmp_path / f"{name}.npy", np.zeros((2, 3, 4), np.float32))
+    assert repr(open_dump(tmp_path)) == "FeatureDump(12 × 4, 2 files, 4 images)"
+    assert repr(open_dump(np.zeros((1, 3, 4)))) == "FeatureDump(3 × 4, features, 1 image)"
+    assert repr(open_dump(np.zeros((6, 4)))) == "FeatureDump(6 × 4, features)"

@@ -49,6 +49,8 @@ class FeatureDump:
         (40, 8, 10)
         >>> dump.take(torch.tensor([39, 0])).shape
         torch.Size([2, 8])
+        >>> dump
+        FeatureDump(40 × 8, features, 4 images)
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
@@ -73,6 +75,14 @@ class FeatureDump:
 
     def __len__(self) -> int:
         return sum(source.rows for source in self.sources)
+
+    def __repr__(self) -> str:
+        files = list(dict.fromkeys(source.file for source in self.sources))  # a file may have several parts
+        words = [f"{len(self)} × {self.dim}", files[0] if len(files) == 1 else f"{len(files)} files"]
+        if all(source.patches is not None for source in self.sources):  # (N, D) rows do not tell their images
+            n_images = sum(source.images for source in self.sources)
+            words.append(f"{n_images} image{'s' * (n_images != 1)}")
+        return f"FeatureDump({', '.join(words)})"
 
     def blocks(self, rows: int | None = None) -> Iterator[tuple[int, Tensor]]:
         """Yield (number of the first row, float32 rows), at most ``rows`` rows (default: 8 MiB of them) at a time.
