@@ -69,8 +69,7 @@ class RGBOptions:
     """Weights of that network: ``"pretrained"``, a checkpoint file, or ``"random"`` for tests and timings."""
 
     rgb_layers: Layers | None = None
-    """Stages or blocks that features are taken from, counted from 0; none takes the network's own (of WideResNet
-    layers 2 and 3)."""
+    """Stages or blocks that features are taken from, counted from 0; none takes the network's own default."""
 
     compute_dtype: ComputeDtype = "float32"
     """Number type of the networks' matrix products in prediction; what comes out of them is float32 either way."""
