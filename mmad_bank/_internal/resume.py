@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -154,6 +155,13 @@ def files_of(folder: Path) -> list[Path]:
     """Return the results in a folder."""
     paths = [folder / Path(name).name for name in _read(folder / _MANIFEST).get("files", [])]
     return [path for path in paths if path.is_file()]
+
+
+def remove_unused(folder: Path) -> None:
+    """Remove a folder in which stages were to leave results, but nothing else than their list is there."""
+    with suppress(OSError):
+        if os.listdir(folder) == [_MANIFEST]:
+            remove_stages(folder)
 
 
 def remove_stages(folder: Path) -> None:

@@ -6,6 +6,8 @@ import hashlib
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -84,7 +86,8 @@ def fit(
     job.check_outputs(overwrite)
     with working_alone(job.workdir), going_on():
         job.check_outputs(overwrite)  # once more: another run may have ended meanwhile
-        models = job.run()
+        with job.leaving_nothing_unused():
+            models = job.run()
         if not job.keep:
             remove_stages(job.workdir)
     rows = {}
@@ -196,6 +199,19 @@ class _Job:
             with within(category, number, len(self.splits)), spelling(self.spelled):
                 models.append(self._fit_once(category, stages))
         return models
+
+    @contextmanager
+    def leaving_nothing_unused(self) -> Iterator[None]:
+        """Where the block fails before a stage has left anything, remove the folders that were made for results."""
+        from mmad_bank._internal.resume import remove_unused
+
+        try:
+            yield
+        finally:
+            if not self.keep:
+                for category in self.splits:
+                    remove_unused(self.workdir / category)
+                remove_unused(self.workdir)
 
     def _fit_once(self, category: str, stages: Stages) -> dict[str, Any]:
         """Fit a category's model unless it is there; a note says so, the stages' results have gone by then."""

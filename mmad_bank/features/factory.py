@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mmad_bank._internal.argument_names import argument_called
 from mmad_bank._internal.former import formerly
 from mmad_bank._internal.precision import ComputeDtype
 from mmad_bank._internal.progress import doing
@@ -109,7 +110,7 @@ def make_rgb_extractor(
     """
     if model == BUNDLED_RGB:
         options: dict[str, Any] = {} if layers is None else {"stages": tuple(layers)}
-        with doing(f"loading {model}"):
+        with doing(f"loading {model}"), argument_called(stages="layers"):
             network = EfficientNetLite0(grid=grid, pretrained=weights == PRETRAINED, **options)
         if weights not in (PRETRAINED, RANDOM):
             load_state(network, weights)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mmad_bank import scoring
 from mmad_bank._internal import sections
+from mmad_bank._internal.argument_names import argument_called
 from mmad_bank._internal.checks import check_index
 from mmad_bank._internal.progress import within
 from mmad_bank._internal.resume import Stages, wording
@@ -110,10 +111,11 @@ class BankMethod(Method, BankOptions, GridOptions, RGBOptions):
 
     def _rgb_network(self, weights: str | None) -> nn.Module:
         """Make the extractor of colour images that the arguments ask for."""
-        return make_rgb_extractor(
-            self.rgb, weights or self.rgb_weights, layers=self.rgb_layers, grid=self.grid, image_size=self.image_size,
-            compute_dtype=self.compute_dtype,
-        )  # fmt: skip
+        with argument_called(layers="rgb_layers"):
+            return make_rgb_extractor(
+                self.rgb, weights or self.rgb_weights, layers=self.rgb_layers, grid=self.grid,
+                image_size=self.image_size, compute_dtype=self.compute_dtype,
+            )  # fmt: skip
 
     # Sharing what another fit has left.
 

@@ -586,3 +586,34 @@ def test_fit_says_when_there_is_no_validation_split(tmp_path: Path, capsys: pyte
         words = capsys.readouterr().err
         assert (f"fitted without validation: {category}: found no samples of the validation split" in words) == said
         assert (f"{category / name} is not read" in words) == said
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        ("patchcore", ["rgb-layers=99"], "--set rgb-layers: expected some of 0 to 6, found (99,)"),
+        ("cfm", ["rgb_layers=99"], "--set rgb_layers: expected some of 0 to 6, found (99,)"),
+        (
+            "cfm", ["xyz=point_mae", "xyz_weights=random", "xyz_layers=5,3"],
+            "--set xyz_layers: expected rising numbers from 0 to 11, found (5, 3)",
+        ),
+    ],
+)  # fmt: skip
+def test_layers_that_a_network_does_not_have_are_refused_as_typed_and_leave_nothing(
+    method: str, settings: list[str], message: str, parts: Path, tmp_path: Path
+) -> None:
+    command = ["fit", method, parts / "prepared", "--categories", "stud_tray", "--out", tmp_path / "m", "--bundled"]
+    for setting in (f"image_size={SIZE}", *settings):
+        command += ["--set", setting]
+    assert refused(*command) == f"error: {message}\n"
+    assert list(tmp_path.iterdir()) == []
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    refused(*command, "--workdir", kept)
+    assert kept.is_dir(), "a folder that the user names stays"
+
+
+def test_mdss_names_layers_as_typed(parts: Path, tmp_path: Path) -> None:
+    command = ("fit", "mdss", parts / "prepared", "--categories", "stud_tray", "--out", tmp_path / "m", "--bundled")
+    line = refused(*command, "--set", f"image_size={SIZE}", "--set", "rgb_layers=99")
+    assert line == "error: --set rgb_layers: expected some of 0 to 6, found (99,)\n"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmad_bank._internal import sections
+from mmad_bank._internal.argument_names import argument_called
 from mmad_bank._internal.resume import Stages
 from mmad_bank._internal.state_dicts import load_state, save_state
 from mmad_bank._internal.timing import timed
@@ -163,17 +164,19 @@ class CFM(Method, GridOptions, PointOptions):
 
     def _networks(self, weights: str | None) -> dict[str, nn.Module]:
         layers = self.rgb_layers or (RGB_STAGES if self.rgb == BUNDLED_RGB else RGB_LAYERS)[self.variant]
-        rgb = make_rgb_extractor(
-            self.rgb, weights or self.rgb_weights, layers=layers, grid=self.grid, image_size=self.image_size,
-            compute_dtype=self.compute_dtype,
-        )  # fmt: skip
+        with argument_called(layers="rgb_layers"):
+            rgb = make_rgb_extractor(
+                self.rgb, weights or self.rgb_weights, layers=layers, grid=self.grid, image_size=self.image_size,
+                compute_dtype=self.compute_dtype,
+            )  # fmt: skip
         group_size = self.group_size or (GROUP_SIZE if self.recipe == "published" else _PAPER_GROUP)
         size = self._map_size
-        xyz = make_xyz_extractor(
-            self.xyz, weights or self.xyz_weights, num_groups=self.num_groups, group_size=group_size,
-            layers=self.xyz_layers or XYZ_LAYERS[self.variant], grid=(size, size), image_size=self.image_size,
-            recipe=self.recipe, compute_dtype=self.compute_dtype,
-        )  # fmt: skip
+        with argument_called(layers="xyz_layers"):
+            xyz = make_xyz_extractor(
+                self.xyz, weights or self.xyz_weights, num_groups=self.num_groups, group_size=group_size,
+                layers=self.xyz_layers or XYZ_LAYERS[self.variant], grid=(size, size), image_size=self.image_size,
+                recipe=self.recipe, compute_dtype=self.compute_dtype,
+            )  # fmt: skip
         return {"rgb": rgb, "xyz": xyz.network if isinstance(xyz, PointPatches) else xyz}
 
     @property

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmad_bank._internal import sections
+from mmad_bank._internal.argument_names import argument_called
 from mmad_bank._internal.checks import check_index
 from mmad_bank._internal.limits import MACHINE
 from mmad_bank._internal.resume import Stages
@@ -213,7 +214,7 @@ class MDSS(Method, RGBOptions):
             >>> method.distil(torch.rand(2, 3, 64, 64)).width
             4
         """
-        with seeded(self.seed):  # for random weights
+        with seeded(self.seed), argument_called(layers="rgb_layers"):  # seeded for random weights
             extractor = make_rgb_extractor(
                 self.rgb, self.rgb_weights, layers=self.rgb_layers, grid=PDN.grid(self.image_size),
                 image_size=self.image_size, compute_dtype=self.compute_dtype,
