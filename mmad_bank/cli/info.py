@@ -107,14 +107,16 @@ def _say_parameters(method: str, as_json: bool) -> None:
         raise InputError(
             f"parameters: expected one of {known}, found {method!r}{did_you_mean(method, methods.names())}"
         )
-    facts, rows = [], {}
+    facts, rows, bundled = [], {}, methods.method_class(method).bundled_arguments()
     for one in methods.parameters(method):
         told = {"name": one.name, "type": one.type, "default": one.default, "limits": one.limits}
+        told["bundled"] = bundled.get(one.name, one.default)
         facts.append({**told, "choices": one.choices, "documentation": one.documentation, "former": one.former})
-        default = _setting(list(one.default) if isinstance(one.default, tuple) else one.default)
+        default = _setting(one.default)
+        other = f", with --bundled {_setting(told['bundled'])}" if told["bundled"] != one.default else ""
         limits = f" ({one.limits})" if one.limits else ""
         text = re.sub(r":\w+:`~?([^`]+)`", r"\1", one.documentation).replace("``", "")
-        rows[one.name] = f"{one.type}{limits}, default {default}\n{text}"
+        rows[one.name] = f"{one.type}{limits}, default {default}{other}\n{text}"
     emit({"method": method, "parameters": facts}, rows, title=f"parameters of {method}", as_json=as_json)
 
 
@@ -363,7 +365,7 @@ def _extractors(arguments: Mapping[str, Any]) -> Iterator[str]:
 
 def _setting(value: Any) -> str:
     """Return a value as ``fit --set`` takes it."""
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return ",".join(map(_setting, value))
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 

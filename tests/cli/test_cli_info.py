@@ -193,10 +193,14 @@ def test_the_parameters_of_a_method_are_listed() -> None:
     assert tuple(one["name"] for one in found["parameters"]) == methods.CFM.argument_names()
     told = {one["name"]: one for one in found["parameters"]}
     assert told["normalize_for"] == {
-        "name": "normalize_for", "type": "text", "default": "aupro", "limits": "aupro, p_auroc",
+        "name": "normalize_for", "type": "text", "default": "aupro", "bundled": "aupro", "limits": "aupro, p_auroc",
         "choices": ["aupro", "p_auroc"], "documentation": told["normalize_for"]["documentation"],
         "former": ["normalise_for"],
     }  # fmt: skip
+    assert (told["epochs"]["default"], told["epochs"]["bundled"]) == (250, methods.CFM.bundled_arguments()["epochs"])
+    words = good("info", "--parameters", "cfm")
+    assert "default 250, with --bundled 50\n" in words
+    assert "default aupro\n" in words, "nothing is said where the two are the same"
     text = good("info", "--parameters", "m3dm")
     for words in (
         "number (above 0 and at most 1, such as 0.1 for 10%), default 0.1\n",
