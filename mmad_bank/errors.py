@@ -14,6 +14,10 @@ class InputError(MmadBankError, ValueError):
     """An argument, array or file holds something else than what was asked for."""
 
 
+class UnknownArgumentError(InputError, TypeError):
+    """A method's constructor has no argument of a name; a TypeError too, as Python's own functions raise it."""
+
+
 class MissingSplitError(InputError):
     """A data set has no samples of the split that was asked for."""
 

@@ -11,6 +11,7 @@ documentation read the same declarations by :func:`parameters_of`.
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import math
 import os
@@ -26,7 +27,7 @@ import numpy as np
 from mmad_bank._internal.former import formerly
 from mmad_bank._internal.limits import choices_of, parts
 from mmad_bank._internal.type_words import in_words, limits_in_words, type_in_words
-from mmad_bank.errors import InputError
+from mmad_bank.errors import InputError, UnknownArgumentError, did_you_mean
 
 AnyClass = TypeVar("AnyClass", bound=type)
 
@@ -127,6 +128,8 @@ def checked(value: Any, hint: Any, name: str) -> Any:
 def accepting_former_names(former: Mapping[str, str]) -> Callable[[AnyClass], AnyClass]:
     """Make a decorator that lets a class's constructor take its arguments by former names too, with a warning.
 
+    The constructor refuses names that it does not have with an :class:`~mmad_bank.errors.UnknownArgumentError`.
+
     Args:
         former: Names of today by former names; those that the class does not have are left out.
     """
@@ -134,10 +137,24 @@ def accepting_former_names(former: Mapping[str, str]) -> Callable[[AnyClass], An
     def decorate(cls: AnyClass) -> AnyClass:
         known = inspect.signature(cls).parameters
         names = {old: now for old, now in former.items() if now in known and old not in known}
-        cls.__init__ = formerly(**names)(cls.__init__)  # type: ignore[misc]
+        cls.__init__ = formerly(**names)(_refusing_unknown(cls.__name__, tuple(known), cls.__init__))  # type: ignore[misc]
         return cls
 
     return decorate
+
+
+def _refusing_unknown(called: str, known: Sequence[str], function: Callable[..., None]) -> Callable[..., None]:
+    """Let a constructor refuse arguments of other names in one line that says which is near."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **named: Any) -> None:
+        for name in named:
+            if name not in known:
+                near = did_you_mean(name, known) or f"; it has {', '.join(known)}"
+                raise UnknownArgumentError(f"{name}: {called} has no such argument{near}")
+        function(*arguments, **named)
+
+    return call
 
 
 # Values.

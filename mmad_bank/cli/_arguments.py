@@ -16,6 +16,8 @@ _OPTIONS = ("seed", "device", "few_shot", "categories", "layout", "units", "work
 """Parameters that fit has options for."""
 _OTHER_SPELLINGS = {"neighbors": "n_neighbors"}
 """Arguments by the names that options have for them."""
+_SYNONYMS = {"learning_rate": "lr"}
+"""Arguments by words that others have for them, which are not like their names."""
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -81,7 +83,8 @@ def _word_unknown(method: type[Method], word: str, hints: Iterable[str]) -> str:
     if word.replace("-", "_") in _OPTIONS:
         return f"{message}; expected the option --{word.replace('_', '-')} of fit"
     names = [name.replace("_", "-") if "-" in word else name for name in hints]
-    return f"{message}{did_you_mean(word, names)}; it has {', '.join(names)}"
+    meant = _SYNONYMS.get(word.replace("-", "_"), word)
+    return f"{message}{did_you_mean(meant, names)}; it has {', '.join(names)}"
 
 
 def argument_types(method: type[Method]) -> dict[str, Any]:

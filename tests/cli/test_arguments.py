@@ -141,3 +141,9 @@ def test_later_errors_show_what_was_typed() -> None:
         raise InputError("num_groups and group_size: expected 3")
     with pytest.raises(NoneUsableError, match=r"^rgb: none"), spelling({"rgb": "--set rgb"}):
         raise NoneUsableError("rgb: none", {"a": "b"})
+
+
+def test_others_words_for_an_argument_lead_to_it() -> None:
+    for word in ("learning-rate", "learning_rate"):
+        with pytest.raises(InputError, match=rf"cfm has no argument '{word}' \(did you mean 'lr'\?\)"):
+            parse_settings(method_class("cfm"), [f"{word}=0.1"])

@@ -15,7 +15,7 @@ import torch
 from mmad_bank import methods
 from mmad_bank._internal.parameters import declarations
 from mmad_bank.data import Sample
-from mmad_bank.errors import InputError
+from mmad_bank.errors import InputError, UnknownArgumentError
 from mmad_bank.methods import CFM, LSFA, M3DM, MDSS, Method, PatchCore, Prediction
 from mmad_bank.methods.options import FORMER_NAMES
 
@@ -191,3 +191,14 @@ def test_a_constructor_that_is_written_out() -> None:
 def test_parameters_of_no_method() -> None:
     with pytest.raises(InputError, match="method: expected one of patchcore"):
         methods.parameters("magic")
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_an_unknown_argument_is_refused_with_the_one_that_is_near(method: type[Method]) -> None:
+    said = rf"^image_sise: {method.__name__} has no such argument \(did you mean 'image_size'\?\)$"
+    with pytest.raises(UnknownArgumentError, match=said) as caught:
+        method(image_sise=64)  # type: ignore[call-arg]
+    assert isinstance(caught.value, InputError)
+    assert isinstance(caught.value, TypeError)
+    with pytest.raises(InputError, match=f"^x: {method.__name__} has no such argument; it has rgb, rgb_weights, "):
+        method(x=1)  # type: ignore[call-arg]
