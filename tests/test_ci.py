@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -55,4 +56,19 @@ def test_the_check_of_a_wheel_works(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_gate_runs_the_tests_that_pytest_leaves_out_by_itself() -> None:
     settings, script = (ROOT / "pyproject.toml").read_text(), (ROOT / ".ci/test").read_text()
     assert "-m 'not slow'" in settings
-    assert script.endswith("\npytest -m slow\n")
+    assert "\npytest -m slow " in script
+
+
+@pytest.mark.parametrize(("fast", "slow"), [(0, 0), (1, 0), (0, 1), (3, 2)])
+def test_the_script_of_tests_fails_where_either_run_does(fast: int, slow: int, tmp_path: Path) -> None:
+    for name, text in {
+        "mmad-bank": "exit 0",
+        "pytest": f'if [[ "$*" == "-m slow" ]]; then echo slow ones; exit {slow}; fi; echo all others; exit {fast}',
+    }.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": str(tmp_path)}
+    done = subprocess.run(["bash", ROOT / ".ci/test"], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode != 0) == bool(fast or slow)
+    assert done.stdout.index("all others") < done.stdout.index("slow ones")
+    assert not list(tmp_path.glob("mmad-bank-slow.*"))
