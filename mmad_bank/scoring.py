@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from mmad_bank._internal.checks import ArrayLike, as_float_tensor, check_index
+from mmad_bank._internal.checks import ArrayLike, as_float_tensor, check_choice, check_index
 from mmad_bank._internal.precision import exact_float32
 from mmad_bank.errors import InputError
 
@@ -30,8 +30,7 @@ def check_reweight(reweight: str, n_neighbors: int | None, name: str = "n_neighb
 
     ``name`` is what messages call the number.
     """
-    if reweight not in get_args(Reweight):
-        raise InputError(f"reweight: expected one of {', '.join(get_args(Reweight))}, found {reweight!r}")
+    check_choice(reweight, get_args(Reweight), "reweight")
     if n_neighbors is None:
         return DEFAULT_NEIGHBORS[reweight]
     least = 2 if reweight == "m3dm" else 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,6 +65,19 @@ def check_finite(rows: torch.Tensor, name: str, *, place: Callable[[int], str] =
     bad = ~torch.isfinite(rows).all(dim=-1)
     if bool(bad.any()):
         raise InputError(f"{name}: {place(int(bad.int().argmax()))} holds NaN or infinity; expected finite values")
+
+
+def check_choice(value: object, choices: Iterable[str], name: str) -> None:
+    """Raise an error unless a value is one of the choices.
+
+    Example:
+        >>> check_choice("cubic", ("zero", "edge"), "pad")
+        Traceback (most recent call last):
+        mmad_bank.errors.InputError: pad: expected one of zero, edge, found 'cubic'
+    """
+    known = tuple(choices)
+    if value not in known:
+        raise InputError(f"{name}: expected one of {', '.join(known)}, found {value!r}")
 
 
 def check_index(value: int, name: str, low: int, high: int, why: str) -> int:

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import torch
 
-from mmad_bank.errors import InputError
+from mmad_bank._internal.checks import check_choice
 
 ComputeDtype = Literal["float32", "bfloat16"]
 """Number type of a network's matrix products; what comes out of them is float32 either way."""
@@ -15,8 +15,7 @@ ComputeDtype = Literal["float32", "bfloat16"]
 
 def check_compute_dtype(value: str) -> None:
     """Refuse what is no number type for a network's products."""
-    if value not in get_args(ComputeDtype):
-        raise InputError(f"compute_dtype: expected one of {', '.join(get_args(ComputeDtype))}, found {value!r}")
+    check_choice(value, get_args(ComputeDtype), "compute_dtype")
 
 
 def exact_float32(device: torch.device) -> AbstractContextManager[object]:

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from mmad_bank._internal.checks import check_index
+from mmad_bank._internal.checks import check_choice, check_index
 from mmad_bank._internal.files import replacing
 from mmad_bank._internal.state_dicts import load_state, save_state
 from mmad_bank.errors import InputError
@@ -57,8 +57,7 @@ class Adaptor(nn.Module):
         self.heads = heads or max(n for n in range(1, _HEADS + 1) if dim % n == 0)
         if dim % self.heads:
             raise InputError(f"heads: expected a divisor of {dim}, found {heads}")
-        if layer not in get_args(Layer):
-            raise InputError(f"layer: expected one of {', '.join(get_args(Layer))}, found {layer!r}")
+        check_choice(layer, get_args(Layer), "layer")
         self.layer = nn.TransformerEncoderLayer(dim, self.heads, 4 * dim, batch_first=True)
         self.layer.self_attn.dropout = 0.0
         self.register_buffer("mean", torch.zeros(()))

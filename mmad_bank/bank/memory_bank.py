@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmad_bank import ops, scoring
-from mmad_bank._internal.checks import ArrayLike, as_features, as_float_tensor, check_finite, check_index
+from mmad_bank._internal.checks import ArrayLike, as_features, as_float_tensor, check_choice, check_finite, check_index
 from mmad_bank._internal.decoding import decoding
 from mmad_bank._internal.former import formerly
 from mmad_bank._internal.locks import ForkedOpen
@@ -718,8 +718,7 @@ def _own(rows: Tensor, given: ArrayLike) -> Tensor:
 
 
 def _check_vectors_on(vectors_on: str) -> None:
-    if vectors_on not in get_args(VectorsOn):
-        raise InputError(f"vectors_on: expected one of {', '.join(get_args(VectorsOn))}, found {vectors_on!r}")
+    check_choice(vectors_on, get_args(VectorsOn), "vectors_on")
 
 
 def _on_cpu(rows: Any) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from mmad_bank._internal.checks import ArrayLike, as_float_tensor, check_index
+from mmad_bank._internal.checks import ArrayLike, as_float_tensor, check_choice, check_index
 from mmad_bank.errors import InputError
 from mmad_bank.ops import knn_group
 
@@ -136,8 +136,7 @@ class PointFeatureAlignment:
             check_index(side, "grid", 1, 2**15, "patches along a side")
         for side in self.size:
             check_index(side, "size", _WINDOW, 2**15, "pixels along a side")
-        if recipe not in get_args(Recipe):
-            raise InputError(f"recipe: expected one of {', '.join(get_args(Recipe))}, found {recipe!r}")
+        check_choice(recipe, get_args(Recipe), "recipe")
 
     def __call__(self, tokens: Tensor, centers: Tensor, points: Sequence[Tensor], pixels: Sequence[Tensor]) -> Tensor:
         """Align a batch of clouds of any sizes.

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmad_bank._internal.checks import ArrayLike, as_float_tensor, check_index
+from mmad_bank._internal.checks import ArrayLike, as_float_tensor, check_choice, check_index
 from mmad_bank._internal.former import formerly
 from mmad_bank._internal.precision import ComputeDtype, check_compute_dtype
 from mmad_bank._internal.state_dicts import load_matching, read_torch
@@ -172,8 +172,7 @@ class PointMAE(nn.Module):
         self.recipe, self.compute_dtype = recipe, compute_dtype
         if not self.layers or sorted(set(self.layers)) != list(self.layers) or not set(self.layers) <= {*range(DEPTH)}:
             raise InputError(f"layers: expected rising numbers from 0 to {DEPTH - 1}, found {self.layers}")
-        if recipe not in get_args(Recipe):
-            raise InputError(f"recipe: expected one of {', '.join(get_args(Recipe))}, found {recipe!r}")
+        check_choice(recipe, get_args(Recipe), "recipe")
         check_compute_dtype(compute_dtype)
         self.encoder = _GroupEncoder()
         self.pos_embed = nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, WIDTH))

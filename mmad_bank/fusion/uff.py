@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmad_bank._internal.checks import check_index
+from mmad_bank._internal.checks import check_choice, check_index
 from mmad_bank._internal.files import replacing
 from mmad_bank._internal.former import formerly
 from mmad_bank._internal.precision import ComputeDtype
@@ -57,8 +57,7 @@ class FeatureFusion(nn.Module):
         self.xyz_dim = check_index(xyz_dim, "xyz_dim", 1, 2**20, "values of a feature")
         self.rgb_dim = check_index(rgb_dim, "rgb_dim", 1, 2**20, "values of a feature")
         self.recipe = recipe
-        if recipe not in get_args(Recipe):
-            raise InputError(f"recipe: expected one of {', '.join(get_args(Recipe))}, found {recipe!r}")
+        check_choice(recipe, get_args(Recipe), "recipe")
         self.xyz_norm, self.xyz_mlp = nn.LayerNorm(xyz_dim), _Mlp(xyz_dim)
         self.rgb_norm, self.rgb_mlp = nn.LayerNorm(rgb_dim), _Mlp(rgb_dim)
         self.rgb_head, self.xyz_head = nn.Linear(rgb_dim, HEAD_DIM), nn.Linear(xyz_dim, HEAD_DIM)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmad_bank import _core
 from mmad_bank._internal.arrays import array_of
-from mmad_bank._internal.checks import ArrayLike, as_features, check_finite, check_index, naming_bad_rows
+from mmad_bank._internal.checks import ArrayLike, as_features, check_choice, check_finite, check_index, naming_bad_rows
 from mmad_bank.errors import InputError
 from mmad_bank.ops._dispatch import cuda_kernels, resolve_device, thread_count
 from mmad_bank.ops._torch.knn import TorchIndex
@@ -122,8 +122,7 @@ def knn(queries: ArrayLike, bank: ArrayLike, k: int = 1, *, precision: Precision
 
 def check_precision(precision: str, name: str = "precision") -> Precision:
     """Return ``precision``, or say which there are."""
-    if precision not in get_args(Precision):
-        raise InputError(f"{name}: expected one of {', '.join(get_args(Precision))}, found {precision!r}")
+    check_choice(precision, get_args(Precision), name)
     return precision  # type: ignore[return-value]
 
 

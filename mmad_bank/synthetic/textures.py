@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmad_bank._internal.checks import check_choice
 from mmad_bank._internal.files import cache_dir, replacing
 from mmad_bank.errors import InputError, MissingExtraError
 
@@ -30,8 +31,7 @@ _BATCH = 16
 
 def _photograph(texture: str) -> np.ndarray:
     """Read one of scikit-image's textures, (512, 512) uint8."""
-    if texture not in TEXTURES:
-        raise InputError(f"texture: expected one of {', '.join(TEXTURES)}, found {texture!r}")
+    check_choice(texture, TEXTURES, "texture")
     try:
         import skimage.data
     except ImportError as error:

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from mmad_bank._internal.checks import ArrayLike, as_float_tensor, check_finite
+from mmad_bank._internal.checks import ArrayLike, as_float_tensor, check_choice, check_finite
 from mmad_bank._internal.decoding import decoding
 from mmad_bank.bank.dumps.stored import Stored
 from mmad_bank.bank.provenance import Source
@@ -89,8 +89,7 @@ class Part:
 
 def check_layout(layout: str) -> None:
     """Refuse a layout that is unknown."""
-    if layout not in get_args(Layout):
-        raise InputError(f"layout: expected one of {', '.join(get_args(Layout))}, found {layout!r}")
+    check_choice(layout, get_args(Layout), "layout")
 
 
 def read_layers(

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmad_bank._internal.checks import check_index
+from mmad_bank._internal.checks import check_choice, check_index
 from mmad_bank._internal.state_dicts import load_state
 from mmad_bank.errors import InputError
 
@@ -54,10 +54,7 @@ class CrossmodalMapping(nn.Module):
         super().__init__()
         self.in_dim = check_index(in_dim, "in_dim", 1, 2**20, "length of a feature")
         self.out_dim = check_index(out_dim, "out_dim", 1, 2**20, "length of a feature")
-        if architecture not in get_args(Architecture):
-            raise InputError(
-                f"architecture: expected one of {', '.join(get_args(Architecture))}, found {architecture!r}"
-            )
+        check_choice(architecture, get_args(Architecture), "architecture")
         self.architecture = architecture
         if architecture == "projection":
             hidden = (in_dim + out_dim) // 2 if hidden_dim is None else hidden_dim
@@ -137,6 +134,5 @@ def make_mappings(
 
 def source_of(modality: str, mode: Mode) -> str:
     """Name the modality that another one is predicted from."""
-    if mode not in get_args(Mode):
-        raise InputError(f"mode: expected one of {', '.join(get_args(Mode))}, found {mode!r}")
+    check_choice(mode, get_args(Mode), "mode")
     return modality if mode == "intramodal" else {"rgb": "xyz", "xyz": "rgb"}[modality]

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from mmad_bank._internal.checks import ArrayLike, as_float_tensor, check_index
-from mmad_bank.errors import InputError
+from mmad_bank._internal.checks import ArrayLike, as_float_tensor, check_choice, check_index
 from mmad_bank.methods.mdss.point_patches import PATCH_SIZE, cut_patches
 
 Aggregation = Literal["min", "mean"]
@@ -190,8 +189,7 @@ class SignedDistance(nn.Module):
         Raises:
             InputError: An argument is out of range.
         """
-        if aggregation not in get_args(Aggregation):
-            raise InputError(f"aggregation: expected one of {', '.join(get_args(Aggregation))}, found {aggregation!r}")
+        check_choice(aggregation, get_args(Aggregation), "aggregation")
         cloud = as_float_tensor(points, "points").cpu()
         cut = cut_patches(cloud, size=size, coverage=coverage)
         device = next(self.parameters()).device
