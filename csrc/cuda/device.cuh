@@ -7,8 +7,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #ifdef MMAD_CUDA_EMULATED
 #include "cuda_emulator.hpp"
@@ -101,14 +104,24 @@ __device__ __forceinline__ std::uint32_t load_shared_word(const std::uint32_t* w
 // The body of a loop that waits for another thread block.
 __device__ __forceinline__ void wait_a_moment() {}
 
+// Lets a kernel have this much dynamic shared memory on the current device. What it may have only ever grows: a thread
+// that asks for less does not take away what another thread is about to use.
+inline void allow_shared(const void* kernel, std::size_t bytes, const char* name) {
+  static std::mutex mutex;
+  static std::map<std::pair<const void*, int>, std::size_t> allowed;
+  int device = 0;
+  check(cudaGetDevice(&device), name);
+  const std::lock_guard<std::mutex> lock(mutex);
+  std::size_t& most = allowed[{kernel, device}];
+  if (bytes <= most) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), name);
+  most = bytes;
+}
+
 template <typename... Parameters, typename... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t shared,
             cudaStream_t stream, bool cooperative, Arguments&&... arguments) {
-  if (shared > 48 * 1024) {
-    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(shared)),
-          name);
-  }
+  if (shared > 48 * 1024) allow_shared(reinterpret_cast<const void*>(kernel), shared, name);
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(static_cast<unsigned>(threads));
