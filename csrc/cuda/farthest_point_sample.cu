@@ -2,7 +2,8 @@
 // kept as a float32 rounded upwards, in registers with the x coordinate; y and z lie in shared memory. A pick's
 // distance is taken in float64 only for points whose float32 lower bound does not exceed their m, which are few after
 // some picks, and float64 values, kept in device memory, decide where the largest float32 is not held by one point
-// alone.
+// alone. Points that are not finite are left out, as those below the floor are; a cloud with too few others repeats its
+// last pick. So rows stay inside their cloud whatever the device holds.
 #include <algorithm>
 
 #include "cuda/points.cuh"
@@ -123,8 +124,16 @@ __device__ __forceinline__ float lower(double* exact, float rounded, int row, co
   return above;
 }
 
+// Whether a point may be picked after the start, which is picked already. The squared norm is finite for all finite
+// float32 coordinates.
 __device__ __forceinline__ bool eligible(const SampleTask& task, const Point& point, int row) {
-  return row == task.start || exact_squared(point, {0.0f, 0.0f, 0.0f}) > task.floor;
+  const double squared = exact_squared(point, {0.0f, 0.0f, 0.0f});
+  return row != task.start && squared > task.floor && squared < kInfinity64;
+}
+
+// Where no point is left that may be picked: the last pick again and again.
+__device__ __forceinline__ void repeat_pick(const SampleTask& task, std::int64_t* picks, std::int64_t done, int row) {
+  for (std::int64_t i = done + threadIdx.x; i < task.n_select; i += kSampleThreads) picks[i] = row;
 }
 
 // Points kSampleThreads apart belong to one thread.
@@ -169,6 +178,10 @@ __global__ void __launch_bounds__(kSampleThreads, 1) sample_resident_kernel(Samp
       mine.see(m[p], row, x[p]);
     }
     const Farthest best = block_farthest(shared, mine);
+    if (best.m < 0.0f) {  // the same for all threads
+      repeat_pick(task, picks, done, pick_row);
+      return;
+    }
     int sharers = 0;
     if (mine.m == best.m) {
 #pragma unroll
@@ -225,6 +238,10 @@ __global__ void __launch_bounds__(kSampleThreads, 1) sample_kernel(SampleTask ta
       mine.see(value, row, 0.0f);
     }
     const Farthest best = block_farthest(shared, mine);
+    if (best.m < 0.0f) {
+      repeat_pick(task, picks, done, pick_row);
+      return;
+    }
     double largest = -1.0;
     int largest_row = 0x7FFFFFFF;
     int sharers = 0;

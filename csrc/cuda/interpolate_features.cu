@@ -50,6 +50,15 @@ __device__ LaneList nearest_centers(const InterpolateTask& task, const Point& po
   return best;
 }
 
+// The centre whose features a lane's neighbour has. Where fewer than k centres are at a finite distance, those missing
+// stand at an infinite one and weigh nothing; their row is the nearest centre's, so that the gather stays inside, or the
+// first where there is none: then all weights are 0 / 0.
+__device__ __forceinline__ int row_of(const InterpolateTask& task, const LaneList& best) {
+  const int nearest = __shfl_sync(kFullWarp, best.row, 0);
+  const int spare = nearest < task.center_count ? nearest : 0;
+  return best.row < task.center_count ? best.row : spare;
+}
+
 __device__ __forceinline__ double weight_of(double squared, double power, double eps) {
   if (power == 2.0) return 1.0 / (squared + eps);
   if (power == 1.0) return 1.0 / (sqrt(squared) + eps);
@@ -64,6 +73,7 @@ __global__ void __launch_bounds__(kInterpolateWarps* kWarp) interpolate_kernel(I
   double weight = lane < task.k ? weight_of(best.distance, task.power, task.eps) : 0.0;
   weight /= warp_sum(weight);
   const float share = static_cast<float>(weight);
+  const int neighbor = row_of(task, best);
   float* output = task.output + index * task.dim;
   const int step = vector ? 4 : 1;
   for (int base = 0; base < task.dim; base += kWarp * step) {  // all lanes stay, for the shuffles
@@ -71,7 +81,7 @@ __global__ void __launch_bounds__(kInterpolateWarps* kWarp) interpolate_kernel(I
     float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     for (int j = 0; j < task.k; ++j) {
       const float w = __shfl_sync(kFullWarp, share, j);
-      const std::int64_t row = __shfl_sync(kFullWarp, best.row, j);
+      const std::int64_t row = __shfl_sync(kFullWarp, neighbor, j);
       if (column >= task.dim) continue;
       const float* feature = task.features + row * task.dim + column;
       if (vector) {

@@ -114,7 +114,12 @@ __global__ void __launch_bounds__(kGroupWarps* kWarp) group_kernel(GroupTask tas
   }
   if (!active) return;
   buffer.sort(task.room);
-  for (int j = lane; j < task.k; j += kWarp) task.indices[index * task.k + j] = buffer.rows[j];
+  // A point or centre with NaN has no distance. What is missing for k then is filled up with the nearest point, or the
+  // first where there is none, so that every row is one of the cloud.
+  const std::int32_t spare = buffer.used > 0 ? buffer.rows[0] : 0;
+  for (int j = lane; j < task.k; j += kWarp) {
+    task.indices[index * task.k + j] = j < buffer.used ? buffer.rows[j] : spare;
+  }
 }
 
 }  // namespace

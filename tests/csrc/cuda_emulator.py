@@ -28,12 +28,13 @@ def find_compiler() -> str:
     return compiler
 
 
-def run_checks(folder: Path) -> str:
-    """Compile and run cuda_checks.cpp; what it prints is what failed."""
+def run_checks(folder: Path, source: str = "cuda_checks.cpp", flags: tuple[str, ...] = ()) -> str:
+    """Compile and run a program of this folder; what it prints is what failed."""
     folder.mkdir(parents=True, exist_ok=True)
-    program = folder / "cuda_checks"
-    subprocess.run([find_compiler(), *FLAGS, str(HERE / "cuda_checks.cpp"), "-o", str(program)], check=True)
-    return subprocess.run([str(program)], check=False, capture_output=True, text=True).stdout
+    program = folder / Path(source).stem
+    subprocess.run([find_compiler(), *FLAGS, *flags, str(HERE / source), "-o", str(program)], check=True)
+    found = subprocess.run([str(program)], check=False, capture_output=True, text=True)
+    return found.stdout + found.stderr
 
 
 def build(folder: Path) -> Path:

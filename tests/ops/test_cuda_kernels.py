@@ -489,6 +489,38 @@ def test_farthest_point_sample_leaves_out_short_points(device: torch.device) -> 
     assert torch.equal(picks.cpu(), reference.farthest_point_sample(cloud[None], 100, start=3, min_norm_sq=0.01))
 
 
+def damaged(rows: Tensor, bad: float) -> tuple[Tensor, Tensor]:
+    """Return the rows with every third of them spoilt, and the numbers of the others."""
+    rows = rows.clone()
+    rows[::3, 1] = bad
+    return rows, torch.isfinite(rows).all(1).nonzero()[:, 0]
+
+
+BAD_VALUES = [float("nan"), float("inf"), -float("inf")]
+
+
+@pytest.mark.parametrize("count", [300, 21000])
+@pytest.mark.parametrize("bad", BAD_VALUES)
+def test_farthest_point_sample_leaves_out_what_is_not_finite(device: torch.device, bad: float, count: int) -> None:
+    """As if such points were not there; where too few others are left, the last pick comes again."""
+    cloud, good = damaged(random(count, 3), bad)
+    start, n_select = 7, 9
+    picks = _cuda.sample_batch(cloud[None].to(device), n_select, start).cpu()
+    expected = good[reference.farthest_point_sample(cloud[good][None], n_select, start=int((good < start).sum()))]
+    assert torch.equal(picks, expected)
+    few = cloud[: 3 * 2]  # four of them finite
+    picks = _cuda.sample_batch(few[None].to(device), 6, 1).cpu()
+    assert torch.equal(picks[0, :4].sort().values, torch.tensor([1, 2, 4, 5]))
+    assert torch.equal(picks[0, 4:], picks[0, 3].expand(2))
+
+
+def test_farthest_point_sample_from_a_start_that_is_not_finite(device: torch.device) -> None:
+    cloud, _ = damaged(random(300, 3), float("nan"))
+    picks = _cuda.sample_batch(cloud[None].to(device), 5, 0).cpu()[0]
+    assert picks[0] == 0
+    assert torch.equal(picks[1:], _cuda.sample_batch(cloud[None].to(device), 4, 1).cpu()[0])
+
+
 GROUP_CASES: dict[str, Callable[[], tuple[Tensor, Tensor, int]]] = {
     "largest group": lambda: (random(3000, 3), random(20, 3, seed=1), 128),
     "one neighbour": lambda: (random(2500, 3), random(9, 3, seed=1), 1),
@@ -507,6 +539,35 @@ def test_knn_group_is_the_reference(device: torch.device, case: str) -> None:
     points, centers, k = GROUP_CASES[case]()
     indices = _cuda.knn_group(points.to(device), centers.to(device), k)
     assert torch.equal(indices.cpu(), reference.knn_group(points, centers, k))
+
+
+@pytest.mark.parametrize("k", [5, 66])
+def test_knn_group_with_values_that_are_not_finite(device: torch.device, k: int) -> None:
+    """Points without a distance are left out; what is missing is the nearest again, or row 0 around such a center."""
+    cloud, good = damaged(random(99, 3), float("nan"))
+    centers, _ = damaged(random(9, 3, seed=1), float("nan"))
+    rows = _cuda.knn_group(cloud.to(device), centers.to(device), k + 3).cpu()
+    expected = good[reference.knn_group(cloud[good], centers[1:2], min(k, len(good)))]
+    assert torch.equal(rows[1:2, :k], expected)
+    assert bool((rows[::3] == 0).all())
+    if k == len(good):
+        assert torch.equal(rows[1, k:], rows[1, 0].expand(3))
+
+
+@pytest.mark.parametrize("bad", BAD_VALUES)
+@pytest.mark.parametrize("k", [3, 6])
+def test_interpolation_with_values_that_are_not_finite(device: torch.device, k: int, bad: float) -> None:
+    """A center that is not finite weighs nothing, whatever its features; a point that is not finite has NaN."""
+    points, _ = damaged(random(20, 3), bad)
+    centers, good = damaged(random(9, 3, seed=1), bad)
+    features, _ = damaged(random(9, 8, seed=2), bad)
+    output = _cuda.interpolate_features(points.to(device), centers.to(device), features.to(device), k, 2.0, 1e-8).cpu()
+    finite = torch.isfinite(points).all(1)
+    assert bool(output[~finite].isnan().all())
+    expected = reference.interpolate_features(points[finite], centers[good], features[good], k=min(k, len(good)))
+    torch.testing.assert_close(output[finite], expected, rtol=1e-5, atol=1e-6)
+    none = torch.full((9, 3), bad, device=device)
+    assert bool(_cuda.interpolate_features(points.to(device), none, features.to(device), k, 2.0, 1e-8).isnan().all())
 
 
 @pytest.mark.parametrize("power", [1.0, 2.0, 1.5])
