@@ -11,7 +11,11 @@ namespace mmad::cuda {
 
 namespace {
 
-constexpr int kPrepareWarps = 8;
+constexpr int kPrepareWarps = 8;             // rows that a block prepares, all of one tile
+constexpr int kLaneColumns = 4;              // neighbouring columns that a lane takes at a time
+constexpr int kSpan = kWarp * kLaneColumns;  // and a warp: two depth blocks
+constexpr int kAhead = 3;                    // spans that are read before the first of them is needed
+static_assert(kTileRows % kPrepareWarps == 0, "a block's rows share a tile");
 
 std::size_t lay_out(void* buffer, Operand& operand) {
   Workspace workspace(buffer);
@@ -59,15 +63,21 @@ struct RowSums {  // of one row, or one lane's part of it, in float64
 // the centre and the square root.
 constexpr double kRoundUp = 1.0 + 1.0 / (1 << 30);
 
-__device__ __forceinline__ void write_bounds(const Operand& operand, std::int64_t row, const RowSums& sums) {
-  const float norm = float_up(sqrt(sums.squared > sums.rounded ? sums.squared : sums.rounded) * kRoundUp);
-  const float residual = float_up(sqrt(sums.residual) * kRoundUp);
-  operand.squared[row] = static_cast<float>(sums.squared);
-  operand.norm[row] = norm;
-  operand.residual[row] = residual;
-  atomic_max_float(&operand.tile_norm[row / kTileRows], norm);
-  atomic_max_float(&operand.tile_residual[row / kTileRows], residual);
-  atomic_max_float(operand.largest_norm, norm);
+struct RowBounds {
+  float norm = 0.0f;
+  float residual = 0.0f;
+};
+
+__device__ __forceinline__ RowBounds write_bounds(const Operand& operand, std::int64_t row, const RowSums& sums) {
+  RowBounds bounds;
+  bounds.norm = float_up(sqrt(sums.squared > sums.rounded ? sums.squared : sums.rounded) * kRoundUp);
+  bounds.residual = float_up(sqrt(sums.residual) * kRoundUp);
+  if (lane_id() == 0) {
+    operand.squared[row] = static_cast<float>(sums.squared);
+    operand.norm[row] = bounds.norm;
+    operand.residual[row] = bounds.residual;
+  }
+  return bounds;
 }
 
 template <bool kInt8>
@@ -86,26 +96,31 @@ __device__ void write_padding(const Operand& operand, std::int64_t row) {
   }
 }
 
-__device__ __forceinline__ double centred(const float* row, const float* center, int column, int dim) {
-  return column < dim ? static_cast<double>(row[column]) - static_cast<double>(center[column]) : 0.0;
+__device__ __forceinline__ double centred(float value, float center) {
+  return static_cast<double>(value) - static_cast<double>(center);
 }
 
-// Two neighbouring columns, in one access where the rows allow it: host memory is read over the bus.
-__device__ __forceinline__ void centred_pair(const float* row, const float* center, int column, int dim, bool paired,
-                                             double& first, double& second) {
-  if (paired && column < dim) {
-    const float2 x = *reinterpret_cast<const float2*>(row + column);
-    first = static_cast<double>(x.x) - static_cast<double>(center[column]);
-    second = static_cast<double>(x.y) - static_cast<double>(center[column + 1]);
-  } else {
-    first = centred(row, center, column, dim);
-    second = centred(row, center, column + 1, dim);
+// A lane's columns from `column` on, zeros behind the row, kWidth in one access: kWidth divides `dim`, and `row` is
+// aligned to as many.
+template <int kWidth>
+__device__ __forceinline__ void load_columns(const float* row, int column, int dim, float (&values)[kLaneColumns]) {
+#pragma unroll
+  for (int i = 0; i < kLaneColumns; i += kWidth) {
+    const bool inside = column + i < dim;
+    if constexpr (kWidth == 4) {
+      const float4 x = inside ? *reinterpret_cast<const float4*>(row + column) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      values[0] = x.x;
+      values[1] = x.y;
+      values[2] = x.z;
+      values[3] = x.w;
+    } else if constexpr (kWidth == 2) {
+      const float2 x = inside ? *reinterpret_cast<const float2*>(row + column + i) : float2{0.0f, 0.0f};
+      values[i] = x.x;
+      values[i + 1] = x.y;
+    } else {
+      values[i] = inside ? row[column + i] : 0.0f;
+    }
   }
-}
-
-// Whether every row starts at a multiple of 8 bytes and no pair of columns is cut.
-__device__ __forceinline__ bool rows_in_pairs(const float* rows, std::int64_t stride, int dim) {
-  return dim % 2 == 0 && stride % 2 == 0 && reinterpret_cast<std::uintptr_t>(rows) % 8 == 0;
 }
 
 __device__ __forceinline__ std::uint32_t int8_of(double value, float scale, double& narrow) {
@@ -119,61 +134,123 @@ __device__ __forceinline__ std::uint32_t int8_of(double value, float scale, doub
 __device__ __forceinline__ float scale_of(const float* row, const float* center, int dim) {
   float largest = 0.0f;
   for (int column = lane_id(); column < dim; column += kWarp) {
-    largest = fmaxf(largest, fabsf(static_cast<float>(centred(row, center, column, dim))));
+    largest = fmaxf(largest, fabsf(static_cast<float>(centred(row[column], center[column]))));
   }
   return warp_max(largest) / 127.0f;
 }
 
-// Two neighbouring columns of a block, rounded and written.
+// A lane's columns, rounded and written; `column` counts from the start of the row.
 template <bool kInt8>
-__device__ __forceinline__ void write_pair(unsigned char* block, int tile_row, int column, float scale, double x0,
-                                           double x1, RowSums& sums) {
+__device__ __forceinline__ void write_columns(unsigned char* tile, int tile_row, int column, float scale,
+                                              const double (&x)[kLaneColumns], RowSums& sums) {
+  const std::size_t block = static_cast<std::size_t>(column / kTileDepth);
+  const int inside = column % kTileDepth;
   if constexpr (kInt8) {
-    double y0, y1;
-    const std::uint32_t pair = int8_of(x0, scale, y0) | int8_of(x1, scale, y1) << 8;
-    *reinterpret_cast<std::uint16_t*>(block + tile_row * kTileDepth + column) = static_cast<std::uint16_t>(pair);
-    sums.add(x0, y0);
-    sums.add(x1, y1);
+    std::uint32_t packed = 0;
+#pragma unroll
+    for (int i = 0; i < kLaneColumns; ++i) {
+      double narrow;
+      packed |= int8_of(x[i], scale, narrow) << 8 * i;
+      sums.add(x[i], narrow);
+    }
+    *reinterpret_cast<std::uint32_t*>(tile + block * kInt8BlockBytes + tile_row * kTileDepth + inside) = packed;
   } else {
-    const std::uint16_t h0 = to_bfloat16(static_cast<float>(x0));
-    const std::uint16_t h1 = to_bfloat16(static_cast<float>(x1));
-    const std::uint32_t pair = h0 | static_cast<std::uint32_t>(h1) << 16;
-    *reinterpret_cast<std::uint32_t*>(block + swizzled_offset(tile_row, column)) = pair;
-    sums.add(x0, from_bfloat16(h0));
-    sums.add(x1, from_bfloat16(h1));
+    std::uint32_t halves[kLaneColumns];
+#pragma unroll
+    for (int i = 0; i < kLaneColumns; ++i) {
+      const std::uint16_t half = to_bfloat16(static_cast<float>(x[i]));
+      halves[i] = half;
+      sums.add(x[i], from_bfloat16(half));
+    }
+    *reinterpret_cast<uint2*>(tile + block * kBlockBytes + swizzled_offset(tile_row, inside)) =
+        uint2{halves[0] | halves[1] << 16, halves[2] | halves[3] << 16};
   }
 }
 
-// One warp per row. A lane takes two neighbouring columns of every block, so that a warp writes a block's row whole.
-template <bool kInt8>
-__global__ void __launch_bounds__(kPrepareWarps* kWarp)
-    prepare_kernel(const float* rows, std::int64_t count, std::int64_t stride, const float* center, Operand operand,
-                   std::int64_t first, std::int64_t last) {
-  const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kPrepareWarps + warp_id();
-  const std::int64_t row = first + index;
-  if (row >= last) return;
-  if (index >= count) {
-    write_padding<kInt8>(operand, row);
-    return;
-  }
-  const float* source = rows + index * stride;
+// One warp: a row of the source.
+template <bool kInt8, int kWidth>
+__device__ __forceinline__ RowBounds prepare_row(const float* source, const float* center, const Operand& operand,
+                                                 std::int64_t row) {
   const int dim = operand.dim;
-  const bool paired = rows_in_pairs(rows, stride, dim);
   const float scale = kInt8 ? scale_of(source, center, dim) : 0.0f;
-  unsigned char* block = tile_values(operand, row / kTileRows);
+  unsigned char* tile = tile_values(operand, row / kTileRows);
+  const int tile_row = static_cast<int>(row % kTileRows);
+  const int columns = operand.depth_blocks * kTileDepth;
   RowSums sums;
-  for (int b = 0; b < operand.depth_blocks; ++b, block += kInt8 ? kInt8BlockBytes : kBlockBytes) {
-    const int column = lane_id() * 2;
-    double x0, x1;
-    centred_pair(source, center, b * kTileDepth + column, dim, paired, x0, x1);
-    write_pair<kInt8>(block, static_cast<int>(row % kTileRows), column, scale, x0, x1, sums);
+  for (int first = lane_id() * kLaneColumns; first < columns; first += kAhead * kSpan) {
+    float values[kAhead][kLaneColumns];
+    float centers[kAhead][kLaneColumns];
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      load_columns<kWidth>(source, first + j * kSpan, dim, values[j]);
+      load_columns<kWidth>(center, first + j * kSpan, dim, centers[j]);
+    }
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      if (first + j * kSpan >= columns) continue;
+      double x[kLaneColumns];
+#pragma unroll
+      for (int i = 0; i < kLaneColumns; ++i) x[i] = centred(values[j][i], centers[j][i]);
+      write_columns<kInt8>(tile, tile_row, first + j * kSpan, scale, x, sums);
+    }
   }
+  __syncwarp();
   sums.squared = warp_sum(sums.squared);
   sums.rounded = warp_sum(sums.rounded);
   sums.residual = warp_sum(sums.residual);
-  if (lane_id() != 0) return;
-  if (kInt8) operand.scale[row] = scale;
-  write_bounds(operand, row, sums);
+  if (kInt8 && lane_id() == 0) operand.scale[row] = scale;
+  return write_bounds(operand, row, sums);
+}
+
+// One warp per row, eight rows of one tile per block, whose largest norms go to the tile together: many atomic operations
+// on one address would wait for each other.
+template <bool kInt8, int kWidth>
+__global__ void __launch_bounds__(kPrepareWarps* kWarp)
+    prepare_kernel(const float* rows, std::int64_t count, std::int64_t stride, const float* center, Operand operand,
+                   std::int64_t first, std::int64_t last) {
+  MMAD_DYNAMIC_SHARED(memory);
+  auto* of_rows = reinterpret_cast<RowBounds*>(memory);  // [kPrepareWarps]
+  const int lane = lane_id();
+  const std::int64_t first_index = static_cast<std::int64_t>(blockIdx.x) * kPrepareWarps;
+  const std::int64_t index = first_index + warp_id();
+  RowBounds bounds;
+  if (index < count) {
+    bounds = prepare_row<kInt8, kWidth>(rows + index * stride, center, operand, first + index);
+  } else if (first + index < last) {
+    write_padding<kInt8>(operand, first + index);
+  }
+  if (lane == 0) of_rows[warp_id()] = bounds;
+  __syncthreads();
+  if (warp_id() != 0) return;
+  if (lane < kPrepareWarps) bounds = of_rows[lane];
+  const float norm = warp_max(bounds.norm);
+  const float residual = warp_max(bounds.residual);
+  if (lane != 0) return;
+  const std::int64_t tile = (first + first_index) / kTileRows;
+  atomic_max_float(&operand.tile_norm[tile], norm);
+  atomic_max_float(&operand.tile_residual[tile], residual);
+  atomic_max_float(operand.largest_norm, norm);
+}
+
+template <int kWidth>
+void launch_prepare(const float* rows, std::int64_t count, std::int64_t stride, const float* center,
+                    const Operand& operand, std::int64_t first, std::int64_t last, Stream stream) {
+  const dim3 grid(blocks_for(last - first, kPrepareWarps));
+  launch("prepare_rows", operand.int8 ? prepare_kernel<true, kWidth> : prepare_kernel<false, kWidth>, grid,
+         kPrepareWarps * kWarp, kPrepareWarps * sizeof(RowBounds), stream, false, rows, count, stride, center, operand,
+         first, last);
+}
+
+// How many columns one access may take: 4, 2 or 1, so that every row, and the centre, starts at a multiple of them and
+// none is cut. Rows may lie in host memory, which is read over the bus.
+int access_width(const float* rows, std::int64_t stride, const float* center, int dim) {
+  for (const int width : {4, 2}) {
+    const auto bytes = static_cast<std::uintptr_t>(width) * sizeof(float);
+    const bool aligned =
+        reinterpret_cast<std::uintptr_t>(rows) % bytes == 0 && reinterpret_cast<std::uintptr_t>(center) % bytes == 0;
+    if (aligned && dim % width == 0 && stride % width == 0) return width;
+  }
+  return 1;
 }
 
 }  // namespace
@@ -217,9 +294,9 @@ void prepare_rows(const float* rows, std::int64_t count, std::int64_t stride, co
                   const Operand& operand, std::int64_t first, Stream stream) {
   const bool whole = first + count == operand.rows;  // then the padding of the last tile is written too
   const std::int64_t last = whole ? static_cast<std::int64_t>(operand.tiles) * kTileRows : first + count;
-  const dim3 grid(blocks_for(last - first, kPrepareWarps));
-  launch("prepare_rows", operand.int8 ? prepare_kernel<true> : prepare_kernel<false>, grid, kPrepareWarps * kWarp, 0,
-         stream, false, rows, count, stride, center, operand, first, last);
+  const int width = access_width(rows, stride, center, operand.dim);
+  const auto launch_it = width == 4 ? launch_prepare<4> : width == 2 ? launch_prepare<2> : launch_prepare<1>;
+  launch_it(rows, count, stride, center, operand, first, last, stream);
 }
 
 }  // namespace mmad::cuda
