@@ -33,6 +33,10 @@ inline void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
 }
 
+struct alignas(16) SharedPair {  // two words that travel together, each whole
+  std::uint64_t x, y;
+};
+
 #ifdef MMAD_CUDA_EMULATED
 
 using namespace mmad_emulator::instructions;
@@ -85,14 +89,14 @@ __device__ __forceinline__ void multiply_16x8x16(float (&c)[4], const std::uint3
 }
 
 // Words that several thread blocks exchange while they run: never cached in a multiprocessor.
-__device__ __forceinline__ std::uint64_t load_shared_word(const std::uint64_t* word) {
-  std::uint64_t value;
-  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];\n" : "=l"(value) : "l"(word) : "memory");
+__device__ __forceinline__ SharedPair load_shared_pair(const SharedPair* pair) {
+  SharedPair value;
+  asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];\n" : "=l"(value.x), "=l"(value.y) : "l"(pair) : "memory");
   return value;
 }
 
-__device__ __forceinline__ void store_shared_word(std::uint64_t* word, std::uint64_t value) {
-  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;\n" ::"l"(word), "l"(value) : "memory");
+__device__ __forceinline__ void store_shared_pair(SharedPair* pair, const SharedPair& value) {
+  asm volatile("st.relaxed.gpu.global.v2.u64 [%0], {%1, %2};\n" ::"l"(pair), "l"(value.x), "l"(value.y) : "memory");
 }
 
 __device__ __forceinline__ std::uint32_t load_shared_word(const std::uint32_t* word) {

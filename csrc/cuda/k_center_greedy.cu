@@ -29,12 +29,14 @@ namespace mmad::cuda {
 namespace {
 
 constexpr int kCandidates = 16;  // centres kept per row
-constexpr int kGreedyThreads = 512;
+// Shared memory bounds the picks: a warp reads the centre once for all its rows, so few warps with several rows each read
+// least, and every warp has the same number of rows.
+constexpr int kGreedyThreads = 256;
 constexpr int kGreedyWarps = kGreedyThreads / kWarp;
-constexpr int kGreedyGroup = 4;  // rows that a warp works on at a time
-constexpr int kRowsABlock = 40;  // of the pool, by default
-constexpr int kRowWarps = 8;     // of the kernels that give a warp to a row
-constexpr int kWords = 3;        // a block's offer in the exchange between blocks
+constexpr int kGreedyGroup = 5;                           // rows that a warp works on at a time, at most
+constexpr int kRowsABlock = kGreedyWarps * kGreedyGroup;  // of the pool, by default
+constexpr int kRowWarps = 8;                              // of the kernels that give a warp to a row
+constexpr int kAwaited = 5;                               // offers of other blocks that a lane waits for at a time
 
 enum StopReason : int { kUncertain = 0, kFull = 1, kCovered = 2 };
 
@@ -238,8 +240,8 @@ struct GreedyTask {
   double radius;
   std::int64_t* picks;
   double* radii;
-  std::uint64_t* exchange;  // [2][blocks][kWords]
-  std::uint32_t first_tag;  // larger than every tag that was used before
+  SharedPair* exchange;       // [2][blocks]
+  std::uint32_t first_round;  // one more than the last of the block before
   Progress* progress;
 };
 
@@ -252,50 +254,89 @@ struct Offer {  // a row that may be picked: the largest m, then the lowest row;
   }
 };
 
-__device__ __forceinline__ Offer warp_best(Offer offer) {
-#pragma unroll
-  for (int step = kWarp / 2; step > 0; step /= 2) {
-    const Offer other{__shfl_xor_sync(kFullWarp, offer.m, step), __shfl_xor_sync(kFullWarp, offer.row, step)};
-    if (other.beats(offer)) offer = other;
-  }
-  return offer;
-}
+__device__ __forceinline__ Offer no_offer() { return {-1.0, 0x7FFFFFFF}; }
 
-// Every word carries its tag in the low half, so that a word with the right tag is all a reader needs to see: no fence,
-// one way through the second-level cache.
-__device__ __forceinline__ void publish(std::uint64_t* words, const Offer& offer, std::uint32_t tag) {
+// To all lanes. The bits of m order as a signed integer does: -1 is the only negative value. So its upper half decides
+// first, then the lower half among those that share the upper, then the row.
+__device__ __forceinline__ Offer warp_best(const Offer& offer) {
   const std::uint64_t bits = bit_cast<std::uint64_t>(offer.m);
-  store_shared_word(words + 0, (bits & 0xFFFFFFFF00000000u) | tag);
-  store_shared_word(words + 1, bits << 32 | tag);
-  store_shared_word(words + 2, static_cast<std::uint64_t>(static_cast<std::uint32_t>(offer.row)) << 32 | tag);
+  const int high = static_cast<int>(bits >> 32);
+  const std::uint32_t low = static_cast<std::uint32_t>(bits);
+  const int best_high = __reduce_max_sync(kFullWarp, high);
+  const std::uint32_t best_low = __reduce_max_sync(kFullWarp, high == best_high ? low : 0u);
+  const bool holds = high == best_high && low == best_low;
+  const std::uint32_t row = __reduce_min_sync(kFullWarp, holds ? static_cast<std::uint32_t>(offer.row) : 0x7FFFFFFFu);
+  const std::uint64_t best = static_cast<std::uint64_t>(static_cast<std::uint32_t>(best_high)) << 32 | best_low;
+  return {bit_cast<double>(best), static_cast<int>(row)};
 }
 
-__device__ __forceinline__ std::uint64_t await_word(const std::uint64_t* word, std::uint32_t tag) {
-  std::uint64_t value = load_shared_word(word);
-  while (static_cast<std::uint32_t>(value) != tag) {
-    wait_a_moment();
-    value = load_shared_word(word);
+// An offer on its way between blocks: 64 bits of m and 32 of the row in two words, and the tag of the round in the low 16
+// bits of each, so that a word with the right tag is all a reader needs to see: no fence, one way through the
+// second-level cache. Every block writes its place of a round's half of the exchange in every other round. So before the
+// right tag a reader can only see the one of two rounds ago, and 16 bits are more than enough.
+constexpr std::uint64_t kTagBits = 0xFFFFu;
+
+__device__ __forceinline__ void publish(SharedPair* place, const Offer& offer, std::uint32_t round) {
+  const std::uint64_t bits = bit_cast<std::uint64_t>(offer.m);
+  const std::uint64_t row = static_cast<std::uint32_t>(offer.row);
+  const std::uint64_t tag = round & kTagBits;
+  store_shared_pair(place, {(bits & ~kTagBits) | tag, bits << 48 | row << 16 | tag});
+}
+
+__device__ __forceinline__ bool arrived(const SharedPair& pair, std::uint32_t round) {
+  const std::uint64_t tag = round & kTagBits;
+  return (pair.x & kTagBits) == tag && (pair.y & kTagBits) == tag;
+}
+
+__device__ __forceinline__ Offer offer_in(const SharedPair& pair) {
+  return {bit_cast<double>((pair.x & ~kTagBits) | pair.y >> 48),
+          static_cast<int>(static_cast<std::uint32_t>(pair.y >> 16))};
+}
+
+// One warp: the best of the offers that all blocks make in a round. The words that a lane waits for travel together.
+__device__ Offer await_offers(const SharedPair* places, int blocks, std::uint32_t round) {
+  Offer best = no_offer();
+  for (int first = lane_id(); first < blocks; first += kAwaited * kWarp) {
+    unsigned missing = 0;
+#pragma unroll
+    for (int j = 0; j < kAwaited; ++j) missing |= first + j * kWarp < blocks ? 1u << j : 0u;
+    while (missing != 0) {
+      SharedPair pairs[kAwaited];
+#pragma unroll
+      for (int j = 0; j < kAwaited; ++j) {
+        if (missing >> j & 1u) pairs[j] = load_shared_pair(places + first + j * kWarp);
+      }
+#pragma unroll
+      for (int j = 0; j < kAwaited; ++j) {
+        if ((missing >> j & 1u) == 0 || !arrived(pairs[j], round)) continue;
+        missing &= ~(1u << j);
+        const Offer offer = offer_in(pairs[j]);
+        if (offer.beats(best)) best = offer;
+      }
+      if (missing != 0) wait_a_moment();
+    }
   }
-  return value >> 32;
+  __syncwarp();
+  return warp_best(best);
 }
 
 struct GreedyShared {
   double* m;
   std::int32_t* row;
-  Offer* offers;  // one per warp
+  Offer* offers;  // one per warp, and the best of all blocks
   float* center;
   float* values;  // [rows_a_block][padded dim]
 
   static std::size_t bytes(int rows, int padded) {
-    return static_cast<std::size_t>(rows) * (8 + 4) + 16 + kGreedyWarps * sizeof(Offer) +
-           (static_cast<std::size_t>(rows) + 1) * padded * 4 + 16;
+    return static_cast<std::size_t>(rows) * (8 + 4) + (kGreedyWarps + 1) * sizeof(Offer) +
+           (static_cast<std::size_t>(rows) + 1) * padded * 4;
   }
 
   __device__ __forceinline__ void carve(unsigned char* memory, int rows, int padded) {
     values = reinterpret_cast<float*>(memory);
     center = values + static_cast<std::size_t>(rows) * padded;
     offers = reinterpret_cast<Offer*>(center + padded);
-    m = reinterpret_cast<double*>(offers + kGreedyWarps);
+    m = reinterpret_cast<double*>(offers + kGreedyWarps + 1);
     row = reinterpret_cast<std::int32_t*>(m + rows);
   }
 };
@@ -313,87 +354,109 @@ __device__ __forceinline__ void copy_row(float* to, const float* from, int dim, 
   }
 }
 
-// The best offer of all blocks, to all threads.
+// The best offer of all blocks, to all threads. A block's threads meet once before and once after its first warp's way
+// to the other blocks and back.
 __device__ Offer exchange_offers(const GreedyTask& task, const GreedyShared& shared, const Offer& mine_of_warp,
-                                 int round) {
+                                 std::uint32_t round) {
   const int lane = lane_id();
   const int blocks = static_cast<int>(gridDim.x);
-  const std::uint32_t tag = task.first_tag + static_cast<std::uint32_t>(round);
-  std::uint64_t* words = task.exchange + static_cast<std::size_t>(round & 1) * blocks * kWords;
+  SharedPair* places = task.exchange + static_cast<std::size_t>(round & 1u) * blocks;
   if (lane == 0) shared.offers[warp_id()] = mine_of_warp;
   __syncthreads();
   if (warp_id() == 0) {
-    const Offer best = warp_best(lane < kGreedyWarps ? shared.offers[lane] : Offer{-1.0, 0x7FFFFFFF});
-    if (lane == 0) publish(words + static_cast<std::size_t>(blockIdx.x) * kWords, best, tag);
+    const Offer best_here = warp_best(lane < kGreedyWarps ? shared.offers[lane] : no_offer());
+    if (lane == 0) publish(places + blockIdx.x, best_here, round);
+    const Offer best = await_offers(places, blocks, round);
+    if (lane == 0) shared.offers[kGreedyWarps] = best;
   }
   __syncthreads();
-  Offer best{-1.0, 0x7FFFFFFF};
-  for (int block = static_cast<int>(threadIdx.x); block < blocks; block += kGreedyThreads) {
-    const std::uint64_t* theirs = words + static_cast<std::size_t>(block) * kWords;
-    const std::uint64_t high = await_word(theirs + 0, tag);
-    const std::uint64_t low = await_word(theirs + 1, tag);
-    const Offer offer{bit_cast<double>(high << 32 | low), static_cast<int>(await_word(theirs + 2, tag))};
-    if (offer.beats(best)) best = offer;
-  }
-  best = warp_best(best);
-  if (lane == 0) shared.offers[warp_id()] = best;
-  __syncthreads();
-  return warp_best(lane < kGreedyWarps ? shared.offers[lane] : Offer{-1.0, 0x7FFFFFFF});
+  return shared.offers[kGreedyWarps];
 }
 
-// float32 squared distances of `kGreedyGroup` rows in shared memory to the centre there.
-__device__ __forceinline__ void screen_group(const GreedyShared& shared, const int (&slots)[kGreedyGroup], int padded,
-                                             float (&screened)[kGreedyGroup]) {
+// The sums over the warp of up to eight values per lane, value j to the lanes j, j + 8, j + 16, j + 24. Lanes that differ
+// in a bit of j halve what they have to add: seven exchanges do three of the five steps for all values.
+template <int kValues>
+__device__ __forceinline__ float sums_by_lane(const float (&values)[kValues]) {
+  static_assert(kValues <= 8, "a value per lane of a group of eight");
+  const int lane = lane_id();
+  float left[8];
 #pragma unroll
-  for (int j = 0; j < kGreedyGroup; ++j) screened[j] = 0.0f;
-  for (int i = lane_id(); i < padded / 4; i += kWarp) {
-    const float4 c = reinterpret_cast<const float4*>(shared.center)[i];
+  for (int j = 0; j < 8; ++j) left[j] = j < kValues ? values[j < kValues ? j : 0] : 0.0f;
 #pragma unroll
-    for (int j = 0; j < kGreedyGroup; ++j) {
-      const float4 x = reinterpret_cast<const float4*>(shared.values + static_cast<std::size_t>(slots[j]) * padded)[i];
-      const float d0 = x.x - c.x, d1 = x.y - c.y, d2 = x.z - c.z, d3 = x.w - c.w;
-      screened[j] = multiply_add(d0, d0, screened[j]);
-      screened[j] = multiply_add(d1, d1, screened[j]);
-      screened[j] = multiply_add(d2, d2, screened[j]);
-      screened[j] = multiply_add(d3, d3, screened[j]);
+  for (int bit = 4; bit > 0; bit /= 2) {
+    const bool upper = (lane & bit) != 0;
+#pragma unroll
+    for (int j = 0; j < bit; ++j) {
+      if (j >= kValues) continue;  // zeros on both sides
+      const float kept = upper ? left[j + bit] : left[j];
+      left[j] = kept + __shfl_xor_sync(kFullWarp, upper ? left[j] : left[j + bit], bit);
     }
   }
-#pragma unroll
-  for (int j = 0; j < kGreedyGroup; ++j) screened[j] = warp_sum(screened[j]);
+  left[0] += __shfl_xor_sync(kFullWarp, left[0], 8);
+  return left[0] + __shfl_xor_sync(kFullWarp, left[0], 16);
 }
 
-// Lowers m of this warp's rows (slots warp, warp + kGreedyWarps, ...) to their distance from the centre; their best offer.
+// float32 squared distances to the centre of the rows in the slots first, first + kGreedyWarps, ..., of the j-th in the
+// lanes j, j + 8, j + 16, j + 24.
+template <int kRows>
+__device__ __forceinline__ float screen_rows(const GreedyShared& shared, int first, int padded) {
+  const float* values = shared.values + static_cast<std::size_t>(first) * padded;
+  float sums[kRows];
+#pragma unroll
+  for (int j = 0; j < kRows; ++j) sums[j] = 0.0f;
+#pragma unroll 2
+  for (int i = lane_id() * 4; i < padded; i += kWarp * 4) {
+    const float4 c = *reinterpret_cast<const float4*>(shared.center + i);
+#pragma unroll
+    for (int j = 0; j < kRows; ++j) {
+      const float4 x = *reinterpret_cast<const float4*>(values + j * kGreedyWarps * padded + i);
+      const float d0 = x.x - c.x, d1 = x.y - c.y, d2 = x.z - c.z, d3 = x.w - c.w;
+      sums[j] = multiply_add(d0, d0, sums[j]);
+      sums[j] = multiply_add(d1, d1, sums[j]);
+      sums[j] = multiply_add(d2, d2, sums[j]);
+      sums[j] = multiply_add(d3, d3, sums[j]);
+    }
+  }
+  return sums_by_lane(sums);
+}
+
+__device__ __forceinline__ float screen_group(const GreedyShared& shared, int first, int rows, int padded) {
+  static_assert(kGreedyGroup == 5, "a case per number of rows");
+  switch (rows) {
+    case 1: return screen_rows<1>(shared, first, padded);
+    case 2: return screen_rows<2>(shared, first, padded);
+    case 3: return screen_rows<3>(shared, first, padded);
+    case 4: return screen_rows<4>(shared, first, padded);
+    default: return screen_rows<5>(shared, first, padded);
+  }
+}
+
+// Lowers m of this warp's rows (slots warp, warp + kGreedyWarps, ...) to their distance from the centre; a lane's best
+// offer. Four lanes look after a row: they compute the same, and the first of them writes.
 __device__ Offer lower_rows(const GreedyTask& task, const GreedyShared& shared, int owned, int picked_row) {
   const int dim = task.rows.operand.dim;
   const int padded = padded_dim(dim);
   const float error = difference_error(dim);
-  Offer best{-1.0, 0x7FFFFFFF};
+  const int member = lane_id() % 8;
+  Offer best = no_offer();
   for (int first = warp_id(); first < owned; first += kGreedyWarps * kGreedyGroup) {
-    int slots[kGreedyGroup];
-    float screened[kGreedyGroup];
-#pragma unroll
-    for (int j = 0; j < kGreedyGroup; ++j)
-      slots[j] = first + j * kGreedyWarps < owned ? first + j * kGreedyWarps : first;
-    screen_group(shared, slots, padded, screened);
-#pragma unroll
-    for (int j = 0; j < kGreedyGroup; ++j) {
-      if (first + j * kGreedyWarps >= owned) continue;
-      const int slot = slots[j];
-      double m = shared.m[slot];
-      const int row = shared.row[slot];
-      if (m < 0.0) continue;
-      if (row == picked_row) {
-        m = -1.0;
-      } else if (may_be_within(screened[j], error, m)) {
-        const float* values = shared.values + static_cast<std::size_t>(slot) * padded;
-        const double distance = exact_squared_distance(values, shared.center, dim);
-        m = distance < m ? distance : m;
-      }
-      __syncwarp();
-      if (lane_id() == 0) shared.m[slot] = m;
-      const Offer offer{m, row};
-      if (m >= 0.0 && offer.beats(best)) best = offer;
+    const int left = (owned - first + kGreedyWarps - 1) / kGreedyWarps;
+    const int rows = left < kGreedyGroup ? left : kGreedyGroup;
+    const float screened = screen_group(shared, first, rows, padded);
+    const int slot = first + member * kGreedyWarps;
+    Offer offer = member < rows ? Offer{shared.m[slot], shared.row[slot]} : no_offer();
+    const double before = offer.m;
+    if (offer.row == picked_row) offer.m = -1.0;
+    unsigned todo = __ballot_sync(kFullWarp, offer.m >= 0.0 && may_be_within(screened, error, offer.m)) & 0xFFu;
+    while (todo != 0) {
+      const int next = __ffs(static_cast<int>(todo)) - 1;
+      todo &= todo - 1;
+      const float* values = shared.values + static_cast<std::size_t>(first + next * kGreedyWarps) * padded;
+      const double distance = exact_squared_distance(values, shared.center, dim);
+      if (member == next && distance < offer.m) offer.m = distance;
     }
+    if (lane_id() < rows && offer.m != before) shared.m[slot] = offer.m;
+    if (offer.m >= 0.0 && offer.beats(best)) best = offer;
   }
   return best;
 }
@@ -422,7 +485,7 @@ __global__ void __launch_bounds__(kGreedyThreads, 1) greedy_kernel(GreedyTask ta
   int owned = task.pool_size - first;
   owned = owned < 0 ? 0 : owned > task.rows_a_block ? task.rows_a_block : owned;
 
-  Offer mine{-1.0, 0x7FFFFFFF};
+  Offer mine = no_offer();
   for (int slot = warp_id(); slot < owned; slot += kGreedyWarps) {
     const int row = task.pool_rows[first + slot];
     copy_row(shared.values + static_cast<std::size_t>(slot) * padded,
@@ -440,10 +503,10 @@ __global__ void __launch_bounds__(kGreedyThreads, 1) greedy_kernel(GreedyTask ta
   __syncthreads();
 
   std::int64_t picked = task.picked;
-  for (int round = 0;; ++round) {
-    const Offer next = exchange_offers(task, shared, mine, round);
+  for (std::uint32_t round = task.first_round;; ++round) {
+    const Offer next = exchange_offers(task, shared, warp_best(mine), round);
     const bool certain = next.m >= 0.0 && next.beats(tau);
-    const bool covered = certain && sqrt(next.m) <= task.radius;
+    const bool covered = certain && task.radius >= 0.0 && sqrt(next.m) <= task.radius;
     if (!certain || covered || picked == task.count) {
       if (blockIdx.x == 0 && threadIdx.x == 0) {
         *task.progress = {picked, !certain ? kUncertain : covered ? kCovered : kFull, next.m};
@@ -452,7 +515,7 @@ __global__ void __launch_bounds__(kGreedyThreads, 1) greedy_kernel(GreedyTask ta
     }
     if (blockIdx.x == 0 && threadIdx.x == 0) {
       task.picks[picked] = next.row;
-      task.radii[picked] = sqrt(next.m);
+      task.radii[picked] = next.m;  // the other blocks wait for this one: the square root comes later
     }
     ++picked;
     copy_row(shared.center, task.rows.values + static_cast<std::int64_t>(next.row) * dim, dim,
@@ -462,6 +525,10 @@ __global__ void __launch_bounds__(kGreedyThreads, 1) greedy_kernel(GreedyTask ta
   }
   __syncthreads();
   store_rows(task, shared, owned);
+  if (blockIdx.x != 0) return;
+  for (std::int64_t pick = task.picked + threadIdx.x; pick < picked; pick += kGreedyThreads) {
+    task.radii[pick] = sqrt(task.radii[pick]);
+  }
 }
 
 __global__ void __launch_bounds__(kWarp)
@@ -509,7 +576,7 @@ struct Parts {
   PoolState* pool = nullptr;
   std::int32_t* pool_rows = nullptr;
   SelectEntry* partial = nullptr;
-  std::uint64_t* exchange = nullptr;
+  SharedPair* exchange = nullptr;
   Progress* progress = nullptr;
   void* staged = nullptr;  // two chunks of tiles, where not all are resident
   int chunk_tiles = 0;
@@ -546,7 +613,7 @@ std::size_t lay_out(void* buffer, const KCenterProblem& problem, const DeviceLim
   parts.pool_rows =
       workspace.take<std::int32_t>(static_cast<std::size_t>(multiprocessors) * rows_a_block(problem, limits));
   parts.partial = workspace.take<SelectEntry>(static_cast<std::size_t>(outside_blocks(limits)) * kRowWarps);
-  parts.exchange = workspace.take<std::uint64_t>(static_cast<std::size_t>(multiprocessors) * 2 * kWords);
+  parts.exchange = workspace.take<SharedPair>(static_cast<std::size_t>(multiprocessors) * 2);
   parts.progress = workspace.take<Progress>(1);
   parts.chunk_tiles = TileStream::chunk_tiles(problem.operand, multiprocessors);
   parts.staged = workspace.take<char>(2 * static_cast<std::size_t>(parts.chunk_tiles) * tile_bytes(dim, false));
@@ -594,8 +661,8 @@ class Selection {
     launch_for_rows("k-center begin", begin_kernel, rows(), parts_.rows);
     operand_begin(centers, stream_);
     launch_for_rows("k-center begin", no_centers_kernel, static_cast<std::int64_t>(centers.tiles) * kTileRows, centers);
-    const std::size_t words = static_cast<std::size_t>(limits_.multiprocessors) * 2 * kWords;
-    check(cudaMemsetAsync(parts_.exchange, 0, words * sizeof(std::uint64_t), stream_), "k-center begin");
+    const std::size_t pairs = static_cast<std::size_t>(limits_.multiprocessors) * 2;
+    check(cudaMemsetAsync(parts_.exchange, 0, pairs * sizeof(SharedPair), stream_), "k-center begin");
     if (problem_.earlier_count > 0) {
       prepare_rows(problem_.earlier, problem_.earlier_count, problem_.operand.dim, problem_.center, centers, 0,
                    stream_);
@@ -635,7 +702,7 @@ class Selection {
     task.picks = picks_;
     task.radii = radii_;
     task.exchange = parts_.exchange;
-    task.first_tag = next_tag_;
+    task.first_round = next_round_;
     task.progress = parts_.progress;
     launch("k-center picks", greedy_kernel, dim3(static_cast<unsigned>(blocks)), kGreedyThreads,
            GreedyShared::bytes(task.rows_a_block, padded_dim(problem_.operand.dim)), stream_, true, task);
@@ -643,7 +710,7 @@ class Selection {
     check(cudaMemcpyAsync(&progress, parts_.progress, sizeof(progress), cudaMemcpyDefault, stream_),
           "k-center progress");
     check(cudaStreamSynchronize(stream_), "k-center progress");
-    next_tag_ += static_cast<std::uint32_t>(progress.picks - picked_) + 1;
+    next_round_ += static_cast<std::uint32_t>(progress.picks - picked_) + 1;
     return progress;
   }
 
@@ -689,7 +756,7 @@ class Selection {
   Parts parts_;
   std::optional<TileStream> stream_of_tiles_;
   std::int64_t picked_ = 0;
-  std::uint32_t next_tag_ = 1;
+  std::uint32_t next_round_ = 1;  // of exchanges; the exchange starts as if all had been made in round 0
 };
 
 }  // namespace

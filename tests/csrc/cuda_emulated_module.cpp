@@ -18,10 +18,13 @@ void set_device(int) {}
 std::set<void*> locked;
 bool page_lock(void* memory, std::size_t) { return locked.insert(memory).second; }
 void page_unlock(void* memory) { locked.erase(memory); }
+int variable(const char* name, int otherwise) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? otherwise : std::atoi(value);
+}
 DeviceLimits device_limits(int) {
-  static const char* large = std::getenv("MMAD_EMULATED_SHARED_KIB");
-  const std::size_t kib = large == nullptr ? 228 : static_cast<std::size_t>(std::atoi(large));
-  return {3, (kib - 1) << 10, kib << 10, 9, 0};
+  const std::size_t kib = static_cast<std::size_t>(variable("MMAD_EMULATED_SHARED_KIB", 228));
+  return {variable("MMAD_EMULATED_MULTIPROCESSORS", 3), (kib - 1) << 10, kib << 10, 9, 0};
 }
 DeviceLimits current_device_limits() { return device_limits(0); }
 

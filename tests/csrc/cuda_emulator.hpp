@@ -550,9 +550,19 @@ inline void multiply_64x256x16(float (&c)[32][4], MatrixDescriptor a, MatrixDesc
   }
 }
 
-inline std::uint64_t load_shared_word(const std::uint64_t* word) { return *word; }
 inline std::uint32_t load_shared_word(const std::uint32_t* word) { return *word; }
-inline void store_shared_word(std::uint64_t* word, std::uint64_t value) { *word = value; }
+template <typename Pair>
+Pair load_shared_pair(const Pair* pair) {
+  return *pair;
+}
+// The second word comes later than the first: a reader has to look at both.
+template <typename Pair>
+void store_shared_pair(Pair* pair, const Pair& value) {
+  pair->x = value.x;
+  self().spinning = true;
+  yield();
+  pair->y = value.y;
+}
 inline void wait_a_moment() {
   self().spinning = true;
   yield();

@@ -318,6 +318,23 @@ def test_k_center_is_the_textbook_loop(device: torch.device, case: str, pool: in
     assert n_select == 1 or seen[-1] == n_select
 
 
+@pytest.mark.parametrize("multiprocessors", [40, 170])
+def test_k_center_on_a_wide_device(device: torch.device, multiprocessors: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lane waits for the offers of several blocks: two here of 40, and more than it takes at a time of 170."""
+    monkeypatch.setenv("MMAD_EMULATED_MULTIPROCESSORS", str(multiprocessors))
+    features = random(400, 8)
+    picks, _, _ = _cuda.k_center_greedy(features.to(device), None, 12, 0, -1.0, None)
+    assert torch.equal(picks.cpu(), reference.k_center_greedy(features, 12))
+
+
+@pytest.mark.parametrize("pool", [25, 130, 300])
+def test_k_center_with_any_number_of_rows_per_warp(device: torch.device, pool: int) -> None:
+    """Groups of rows that are not full: 9, 44 and 100 rows per block, and so one to thirteen per warp."""
+    features = random(400, 20)
+    picks, _, _ = _cuda.k_center_greedy(features.to(device), None, 60, 0, -1.0, None, pool=pool)
+    assert torch.equal(picks.cpu(), reference.k_center_greedy(features, 60))
+
+
 def test_k_center_with_wgmma(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MMAD_BANK_WGMMA", "1")
     features = random(300, 16)
