@@ -21,26 +21,27 @@ __device__ __forceinline__ float warp_max(float value) {  // of values that are 
 
 // Squared distance from differences in float64: what decides between contenders. Every kernel uses this one function,
 // with its fused multiply-adds spelt out, so that equal rows have equal distances wherever they are computed. The lanes
-// take columns in turn, four at a time where `dim` allows; all lanes receive the sum.
+// take columns in turn, four at a time where `dim` allows, in two sums: additions to one sum wait for each other. All lanes
+// receive the total.
 __device__ __forceinline__ double exact_squared_distance(const float* a, const float* b, int dim) {
-  double sum = 0.0;
-  const auto add = [&sum](float x, float y) {
+  double sums[2] = {};
+  const auto add = [&sums](int which, float x, float y) {
     const double difference = static_cast<double>(x) - static_cast<double>(y);
-    sum = fma(difference, difference, sum);
+    sums[which] = fma(difference, difference, sums[which]);
   };
   if (dim % 4 == 0) {  // then all rows are aligned to 16 bytes
     for (int i = lane_id() * 4; i < dim; i += kWarp * 4) {
       const float4 x = *reinterpret_cast<const float4*>(a + i);
       const float4 y = *reinterpret_cast<const float4*>(b + i);
-      add(x.x, y.x);
-      add(x.y, y.y);
-      add(x.z, y.z);
-      add(x.w, y.w);
+      add(0, x.x, y.x);
+      add(1, x.y, y.y);
+      add(0, x.z, y.z);
+      add(1, x.w, y.w);
     }
   } else {
-    for (int i = lane_id(); i < dim; i += kWarp) add(a[i], b[i]);
+    for (int i = lane_id(); i < dim; i += kWarp) add(0, a[i], b[i]);
   }
-  return warp_sum(sum);
+  return warp_sum(sums[0] + sums[1]);
 }
 
 // A float32 sum of D squared differences, each lane adding at most D / 32 + 4 of them before five more additions, is
