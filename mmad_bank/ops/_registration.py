@@ -1,9 +1,12 @@
 """The ops as PyTorch custom operators, ``torch.ops.mmad_bank.*``, with fake kernels.
 
 ``torch.compile``, ``torch.export`` and CUDA graphs see one opaque node with known output shapes. On the CPU an operator
-is the public function, checks and all. On a CUDA device that the native kernels run on, it checks what the host knows
-(types, shapes, devices, numbers), goes straight to them and never waits for the device, so that it can be captured in a
-CUDA graph; :func:`k_center_greedy` alone cannot. Whether values are finite is not looked at then. There is no gradient.
+is the public function, checks and all. On a CUDA device that the native kernels run on, what the host knows (types,
+shapes, devices, numbers) is checked, in the same words, and nobody waits for the device, so that it can be captured in
+a CUDA graph; :func:`k_center_greedy` alone cannot, nor can :func:`knn` with more neighbours or columns than the kernels
+take. Whether values are finite is not looked at then. Points that are not finite are never sampled (but as the start)
+where there are others, nor grouped, nor do centres that are not weigh anything; a point or query that is not finite has
+NaN, or any rows of the argument. There is no gradient.
 """
 
 from __future__ import annotations
@@ -14,12 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmad_bank._internal.checks import as_features, as_float_tensor, check_index
-from mmad_bank.errors import InputError
+from mmad_bank._internal.checks import as_features, as_float_tensor
 from mmad_bank.ops import _cuda
-from mmad_bank.ops._point_checks import check_columns, check_same_device
+from mmad_bank.ops._point_checks import check_batch, check_columns
 from mmad_bank.ops.farthest_point_sample import farthest_point_sample as _farthest_point_sample
-from mmad_bank.ops.interpolate_features import check_numbers
 from mmad_bank.ops.interpolate_features import interpolate_features as _interpolate_features
 from mmad_bank.ops.k_center_greedy import k_center_greedy as _k_center_greedy
 from mmad_bank.ops.knn import knn as _knn
@@ -33,27 +34,11 @@ def _native(tensor: Tensor) -> bool:
     return tensor.is_cuda and _cuda.available(tensor.device)
 
 
-def _features(tensor: Tensor, name: str, beside: Tensor) -> Tensor:
-    """Return rows as float32 once their type, shape and device are known; nothing waits for the device."""
-    rows = as_features(tensor, name)
-    check_same_device(rows, name, beside)
-    return rows
-
-
-def _points(tensor: Tensor, name: str, beside: Tensor, *, ndim: int = 2) -> Tensor:
-    points = as_float_tensor(tensor, name, ndim=ndim)
-    check_columns(points, name)
-    check_same_device(points, name, beside)
-    return points
-
-
 def knn(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Prepare the bank and search it: (Q, D), (M, D) -> float32 (Q, k), int64 (Q, k)."""
-    if _native(bank) and k <= _cuda.MAX_NEIGHBORS:
-        rows, vectors = _features(queries, "queries", bank), _features(bank, "bank", bank)
-        if rows.shape[1] != vectors.shape[1]:
-            raise InputError(f"queries: expected {vectors.shape[1]} columns as in the bank, found {rows.shape[1]}")
-        check_index(k, "k", 1, len(vectors), "the number of vectors in the bank")
+    if _native(bank) and k <= _cuda.MAX_NEIGHBORS and (bank.ndim != 2 or bank.shape[1] <= _cuda.MAX_DIM):
+        vectors, rows = as_features(bank, "bank"), as_features(queries, "queries")
+        _cuda.check_search(rows, vectors, k, vectors.device)  # before the bank is prepared for them
         return _cuda.CudaIndex(vectors).search(rows, k)
     return _knn(queries, bank, k)
 
@@ -75,10 +60,7 @@ def _k_center_greedy_fake(features: Tensor, n_select: int, start: int = 0) -> Te
 def farthest_point_sample(points: Tensor, n_select: int, start: int = 0) -> Tensor:
     """Sample clouds: (B, N, 3) -> int64 (B, n_select)."""
     if _native(points):
-        clouds = _points(points, "points", points, ndim=3)
-        check_index(n_select, "n_select", 1, clouds.shape[1], "the number of points in a cloud")
-        check_index(start, "start", 0, clouds.shape[1] - 1, "the rows of a cloud")
-        return _cuda.sample_batch(clouds, n_select, start)
+        return _cuda.sample_batch(as_float_tensor(points, "points", ndim=3), n_select, start)
     return _farthest_point_sample(points, n_select, start=start)
 
 
@@ -87,16 +69,20 @@ def _farthest_point_sample_fake(points: Tensor, n_select: int, start: int = 0) -
 
 
 def knn_group(points: Tensor, centers: Tensor, k: int) -> Tensor:
-    """Group points around centres: (N, 3), (G, 3) -> int64 (G, k)."""
+    """Group points around centres: (N, 3), (G, 3) -> int64 (G, k), or batches of them."""
     if _native(points):
-        cloud, groups = _points(points, "points", points), _points(centers, "centers", points)
-        check_index(k, "k", 1, len(cloud), "the number of points")
+        cloud = as_float_tensor(points, "points", ndim=(2, 3))
+        groups = as_float_tensor(centers, "centers", ndim=(2, 3))
+        check_batch(cloud, groups)
+        check_columns(cloud, "points")
+        if cloud.ndim == 3:
+            return torch.stack([_cuda.knn_group(one, around, k) for one, around in zip(cloud, groups, strict=True)])
         return _cuda.knn_group(cloud, groups, k)
     return _knn_group(points, centers, k)
 
 
 def _knn_group_fake(points: Tensor, centers: Tensor, k: int) -> Tensor:
-    return points.new_empty((centers.shape[0], k), dtype=torch.int64)
+    return points.new_empty((*centers.shape[:-1], k), dtype=torch.int64)
 
 
 def interpolate_features(
@@ -104,10 +90,8 @@ def interpolate_features(
 ) -> Tensor:
     """Spread features to points: (N, 3), (G, 3), (G, D) -> float32 (N, D)."""
     if _native(points):
-        cloud, groups = _points(points, "points", points), _points(centers, "centers", points)
-        rows = _features(features, "features", points)
-        check_numbers(len(groups), len(rows), k, power, eps)
-        return _cuda.interpolate_features(cloud, groups, rows, k, power, eps)
+        cloud, groups = as_float_tensor(points, "points"), as_float_tensor(centers, "centers")
+        return _cuda.interpolate_features(cloud, groups, as_features(features), k, power, eps)
     return _interpolate_features(points, centers, features, k=k, power=power, eps=eps)
 
 

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import torch
 from torch import Tensor
 
 from mmad_bank import _core
 from mmad_bank._internal.arrays import array_of
-from mmad_bank._internal.checks import ArrayLike, as_features, check_finite, check_index
+from mmad_bank._internal.checks import ArrayLike, as_features, check_finite
 from mmad_bank._internal.precision import exact_float32
-from mmad_bank.errors import InputError
 from mmad_bank.ops._dispatch import cuda_kernels, thread_count
-from mmad_bank.ops._point_checks import as_points, check_same_device
+from mmad_bank.ops._point_checks import as_points, check_interpolation, check_same_device
 from mmad_bank.ops._torch import interpolate_features as _torch
 
 _GATHER_UP_TO = 64  # neighbours; beyond, one matrix product with the whole table of weights is faster than the gather
 _TABLE_BYTES = 64 << 20  # bound on a block of that table
-_MAX_POWER = 7.0  # beyond, d**power of float32 coordinates can leave float64
-_MIN_EPS = 1e-300  # below, 1 / eps would
 
 
 def interpolate_features(
@@ -60,7 +54,7 @@ def interpolate_features(
     check_finite(rows, "features")
     check_same_device(groups, "centers", cloud)
     check_same_device(rows, "features", cloud)
-    check_numbers(len(groups), len(rows), k, power, eps)
+    check_interpolation(len(groups), len(rows), k, power, eps)
     if cloud.device.type == "cpu":
         return _interpolate_cpu(cloud, groups, rows, k, float(power), float(eps))
     cuda = cuda_kernels(cloud.device)
@@ -82,20 +76,3 @@ def _interpolate_cpu(points: Tensor, centers: Tensor, features: Tensor, k: int, 
             weights = _core.interpolation_weights(array_of(block), array_of(centers), k, power, eps, threads)
             torch.mm(torch.from_numpy(weights), features, out=result)
     return output
-
-
-def check_numbers(n_centers: int, n_rows: int, k: int, power: float, eps: float) -> None:
-    """Refuse numbers out of range, and features that are not one row per centre."""
-    if n_rows != n_centers:
-        raise InputError(f"features: expected {n_centers} rows, one per centre, found {n_rows}")
-    check_index(k, "k", 1, n_centers, "the number of centers")
-    _check_number(power, "power", 0.0, _MAX_POWER)
-    _check_number(eps, "eps", _MIN_EPS, math.inf)
-
-
-def _check_number(value: float, name: str, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        raise InputError(f"{name}: expected a number, found {value!r}")
-    if not (0.0 < value < math.inf and low <= value <= high):
-        limits = f" of at most {high:g}" if high < math.inf else f" of at least {low:g}"
-        raise InputError(f"{name}: expected a positive finite number{limits}, found {value}")

@@ -8,9 +8,8 @@ from torch import Tensor
 from mmad_bank import _core
 from mmad_bank._internal.arrays import array_of
 from mmad_bank._internal.checks import ArrayLike, check_index
-from mmad_bank.errors import InputError
 from mmad_bank.ops._dispatch import cuda_kernels, thread_count
-from mmad_bank.ops._point_checks import as_points, check_same_device
+from mmad_bank.ops._point_checks import as_points, check_batch, check_same_device
 from mmad_bank.ops._torch import knn_group as _torch
 
 
@@ -38,10 +37,7 @@ def knn_group(points: ArrayLike, centers: ArrayLike, k: int) -> Tensor:
     """
     cloud = as_points(points, "points", ndim=(2, 3))
     groups = as_points(centers, "centers", ndim=(2, 3))
-    if cloud.ndim != groups.ndim or cloud.shape[:-2] != groups.shape[:-2]:
-        raise InputError(
-            f"centers: expected the batch dimensions of points, {tuple(cloud.shape)}, found {tuple(groups.shape)}"
-        )
+    check_batch(cloud, groups)
     check_same_device(groups, "centers", cloud)
     check_index(k, "k", 1, cloud.shape[-2], "the number of points")
     if cloud.ndim == 2:

@@ -217,6 +217,11 @@ def test_gather_from_host_memory(device: torch.device, dim: int) -> None:
     numbers = torch.randint(0, 200, (5, 4), generator=torch.Generator().manual_seed(0))
     assert torch.equal(index.gather(numbers.to(device)).cpu(), bank[numbers])
     assert index.gather(numbers[:0].to(device)).shape == (0, 4, dim)
+    beyond = torch.tensor([3, -1, 200, 1 << 40])
+    assert index.gather(beyond.to(device)).isnan().all(1).tolist() == [False, True, True, True]
+    resident = _cuda.CudaIndex(bank.to(device))
+    assert torch.equal(resident.gather(numbers.to(device)).cpu(), bank[numbers])
+    assert resident.gather(beyond.to(device)).isnan().all(1).tolist() == [False, True, True, True]
     queries = random(20, dim, seed=1)
     assert torch.equal(index.search(queries.to(device), 4)[1].cpu(), reference.knn(queries, bank, 4)[1])
 

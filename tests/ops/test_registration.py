@@ -25,6 +25,7 @@ CASES: dict[str, tuple[Any, ...]] = {
     "k_center_greedy": (random(60, 5), 9, 2),
     "farthest_point_sample": (random(2, 40, 3), 8, 1),
     "knn_group": (random(40, 3), random(6, 3, seed=1), 4),
+    "knn_group of a batch": (random(2, 40, 3), random(2, 6, 3, seed=1), 4),
     "interpolate_features": (random(9, 3), random(6, 3, seed=1), random(6, 10, seed=2), 3, 2.0, 1e-8),
 }
 
@@ -33,25 +34,29 @@ def on(device: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(value.to(device) if isinstance(value, Tensor) else value for value in arguments)
 
 
+def operator(name: str) -> Any:
+    return getattr(torch.ops.mmad_bank, name.split(maxsplit=1)[0])
+
+
 def public(name: str, arguments: tuple[Any, ...]) -> Any:
     if name == "k_center_greedy" or name == "farthest_point_sample":
         return getattr(ops, name)(*arguments[:2], start=arguments[2])
     if name == "interpolate_features":
         return ops.interpolate_features(*arguments[:3], k=arguments[3], power=arguments[4], eps=arguments[5])
-    return getattr(ops, name)(*arguments)
+    return getattr(ops, name.split(maxsplit=1)[0])(*arguments)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", CASES)
 def test_opcheck(name: str, device: str) -> None:
-    torch.library.opcheck(getattr(torch.ops.mmad_bank, name).default, on(device, CASES[name]))
+    torch.library.opcheck(operator(name).default, on(device, CASES[name]))
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", CASES)
 def test_operator_is_the_public_function(name: str, device: str) -> None:
     arguments = on(device, CASES[name])
-    found = getattr(torch.ops.mmad_bank, name)(*arguments)
+    found = operator(name)(*arguments)
     expected = public(name, arguments)
     for a, b in zip(*((x if isinstance(x, tuple) else (x,)) for x in (found, expected)), strict=True):
         assert torch.equal(a, b)

@@ -1,9 +1,11 @@
 """The CUDA kernels behind the ops: PyTorch owns the memory and the stream, the native core does the work.
 
-Tensors are checked by the callers (float32, contiguous, finite, one device). Nothing here waits for the device except
-:func:`k_center_greedy`, which reads its progress once per block of picks.
+Types, shapes, devices and numbers are checked here too (:mod:`.checks`), for a wrong one would be a read past the end
+of an array; values are the callers' to check. Nothing here waits for the device except :func:`k_center_greedy`, which
+reads its progress once per block of picks.
 """
 
+from mmad_bank.ops._cuda.checks import check_search
 from mmad_bank.ops._cuda.device import MAX_DIM, MAX_GROUP, MAX_INTERPOLATION, MAX_NEIGHBORS, available, covers
 from mmad_bank.ops._cuda.farthest_point_sample import farthest_point_sample, sample_batch
 from mmad_bank.ops._cuda.interpolate_features import interpolate_features
@@ -18,6 +20,7 @@ __all__ = [
     "MAX_NEIGHBORS",
     "CudaIndex",
     "available",
+    "check_search",
     "covers",
     "farthest_point_sample",
     "interpolate_features",

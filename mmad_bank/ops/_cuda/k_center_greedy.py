@@ -7,9 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mmad_bank._internal.checks import check_index
+from mmad_bank.errors import InputError
 from mmad_bank.ops import _dispatch
 from mmad_bank.ops._cuda import device as gpu
 from mmad_bank.ops._cuda import operand as operands
+from mmad_bank.ops._cuda.checks import check_rows
 from mmad_bank.ops._cuda.host_rows import page_locked
 from mmad_bank.ops._cuda.operand import Operand, check_dim, robust_center
 
@@ -33,7 +36,7 @@ def k_center_greedy(
     free) stays in host memory too, and is streamed through the device once per block of picks. ``pool`` is the number
     of rows that a block works on (0 chooses). None of these changes the selection.
     """
-    check_dim(rows)
+    _check(rows, centers, n_select, start)
     where = rows.device if device is None else gpu.with_index(torch.device(device))
     with gpu.current(where):
         rows, lock = gpu.readable(rows, where)
@@ -55,6 +58,17 @@ def k_center_greedy(
         )  # fmt: skip
         del lock, streamed_lock  # the device has finished
     return picks[:count], radii[:count].float(), covering
+
+
+def _check(rows: Tensor, centers: Tensor | None, n_select: int, start: int) -> None:
+    check_rows(rows, "features")
+    check_dim(rows)
+    if centers is not None:
+        check_rows(centers, "bank")
+        if rows.shape[1] != centers.shape[1]:
+            raise InputError(f"features: expected {centers.shape[1]} columns as in the bank, found {rows.shape[1]}")
+    check_index(n_select, "n_select", 0 if centers is not None else 1, len(rows), "the number of rows")
+    check_index(start, "start", 0, len(rows) - 1, "the row numbers")
 
 
 def _resident_tiles(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmad_bank.errors import InputError
 from mmad_bank.ops._cuda import device as gpu
+from mmad_bank.ops._cuda.checks import check_rows, check_search
 from mmad_bank.ops._cuda.operand import Operand, check_dim, robust_center
 from mmad_bank.ops._torch.knn import TorchIndex
 
@@ -15,13 +17,14 @@ class CudaIndex:
 
     Args:
         vectors: (M, D) float32, on the device; or in host memory, which is page-locked then, where the kernels read the
-            few rows that have to be decided in float64.
+            few rows that have to be decided in float64. They are kept by reference and must stay as they are.
         precision: ``"half"`` and ``"auto"`` keep a bfloat16 copy on the device, ``"int8"`` one of half that size. The
             answers are the same.
         device: Where to search, for vectors in host memory.
     """
 
     def __init__(self, vectors: Tensor, precision: str = "auto", *, device: torch.device | str | None = None) -> None:
+        check_rows(vectors, "bank")
         check_dim(vectors)
         self.device = vectors.device if device is None else gpu.with_index(torch.device(device))
         with gpu.current(self.device):
@@ -36,9 +39,12 @@ class CudaIndex:
         return self._operand.buffer.nbytes + self.center.nbytes
 
     def gather(self, rows: Tensor) -> Tensor:
-        """Return vectors by number, int64 (...) -> (..., D) on the device; the host does not wait."""
-        if self.vectors.device.type == "cuda":
-            return self.vectors[rows]
+        """Return vectors by number, int64 (...) -> (..., D) on the device; the host does not wait.
+
+        A number that is none of a row's gives NaN.
+        """
+        if rows.dtype != torch.int64 or rows.device != self.device:
+            raise InputError(f"rows: expected int64 on {self.device}, found {rows.dtype} on {rows.device}")
         numbers = rows.contiguous()
         output = torch.empty(*rows.shape, self.vectors.shape[1], dtype=torch.float32, device=self.device)
         if output.numel() == 0:
@@ -58,6 +64,7 @@ class CudaIndex:
         than that are found by PyTorch, with a float32 copy of the bank on the device. A query that holds NaN has NaN
         distances to arbitrary rows.
         """
+        check_search(queries, self.vectors, k, self.device)
         if k > gpu.MAX_NEIGHBORS:
             if self._wide is None:
                 self._wide = TorchIndex(self.vectors.to(self.device))
