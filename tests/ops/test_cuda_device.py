@@ -199,6 +199,55 @@ def test_work_is_queued_on_the_current_stream() -> None:
     assert torch.equal(picks, ops.k_center_greedy(source, 50))
 
 
+@pytest.mark.parametrize("k", [3, _cuda.MAX_NEIGHBORS + 1])
+def test_another_stream_waits_for_the_index(k: int) -> None:
+    """It is made after a pause on one stream and searched at once on another."""
+    bank, queries = random(3000, 96), random(200, 96, seed=1)
+    expected = _cuda.CudaIndex(bank).search(queries, k)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(50_000_000)
+        index = _cuda.CudaIndex(bank)
+    assert torch.equal(index.search(queries, k)[1], expected[1])
+
+
+@pytest.mark.parametrize("vectors_on", ["device", "host"])
+def test_the_memory_of_an_index_waits_for_its_searches(vectors_on: str) -> None:
+    """It goes while a search on another stream is still queued; what is allocated next must not come in its place."""
+    bank, queries = random(3000, 96), random(200, 96, seed=1)
+    expected = _cuda.CudaIndex(bank).search(queries, 3)[1]
+    index = _cuda.CudaIndex(bank.clone() if vectors_on == "device" else bank.cpu().pin_memory(), device="cuda")
+    sizes = index._operand.buffer.numel(), bank.nbytes, index.center.nbytes
+    index.search(queries, 3)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        found = index.search(queries, 3)[1]
+    del index
+    taken = [torch.full((size,), 255, dtype=torch.uint8, device="cuda") for size in sizes]
+    host = torch.full((bank.nbytes,), 255, dtype=torch.uint8, pin_memory=True)
+    stream.synchronize()
+    assert torch.equal(found, expected)
+    del taken, host
+
+
+def test_a_page_lock_that_goes_breaks_no_capture() -> None:
+    bank, queries = random(3000, 96), random(200, 96, seed=1)
+    rows = bank.cpu()
+    index, other = _cuda.CudaIndex(bank), _cuda.CudaIndex(rows, device="cuda")
+    index.search(queries, 3)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        indices = index.search(queries, 3)[1]
+        del other
+    assert rows.is_pinned()
+    graph.replay()
+    assert torch.equal(indices, index.search(queries, 3)[1])
+    _cuda.CudaIndex(random(9, 4).cpu(), device="cuda")
+    assert not rows.is_pinned()
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_poisoned_outputs(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory that PyTorch hands out holds NaN and wrong rows; every value of a result is written."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -60,6 +61,39 @@ def stream_of(device: torch.device) -> tuple[int, int]:
 
 def current(device: torch.device) -> contextlib.AbstractContextManager[object]:
     return torch.cuda.device(device)
+
+
+class StreamUse:
+    """Tensors that outlive a call, for kernels on any stream.
+
+    The first work on another stream waits for the work that made them. PyTorch's allocator is told of every stream, so
+    that it does not hand out the memory anew while one still reads it. Both are needed once per stream.
+
+    In a capture of a CUDA graph nothing is done, as nothing runs then: who replays the graph keeps the tensors alive,
+    and captures when they are made (``torch.cuda.graph`` waits for the device before it captures).
+    """
+
+    def __init__(self, tensors: Iterable[Tensor], device: torch.device) -> None:
+        self._device = device
+        self._tensors = [tensor for tensor in tensors if tensor.is_cuda]
+        self._known: set[int] = set()  # streams
+        self._made: torch.cuda.Event | None = None
+        if self._tensors and not torch.cuda.is_current_stream_capturing():
+            self._made = torch.cuda.current_stream(device).record_event()
+            self.join()
+
+    def join(self) -> None:
+        """Let the kernels that the current stream gets next read the tensors; the device must be the current one."""
+        if not self._tensors:
+            return
+        stream = torch.cuda.current_stream(self._device)
+        if stream.cuda_stream in self._known or torch.cuda.is_current_stream_capturing():
+            return
+        if self._made is not None:
+            stream.wait_event(self._made)
+        for tensor in self._tensors:
+            tensor.record_stream(stream)
+        self._known.add(stream.cuda_stream)
 
 
 def workspace(n_bytes: int, device: torch.device) -> Tensor:

@@ -21,6 +21,10 @@ class CudaIndex:
         precision: ``"half"`` and ``"auto"`` keep a bfloat16 copy on the device, ``"int8"`` one of half that size. The
             answers are the same.
         device: Where to search, for vectors in host memory.
+
+    It is made on the current stream, and can be searched on any: the first search on another one waits, there, until it
+    is made, and its memory is not handed out anew before all these searches are done. A CUDA graph that holds a search
+    does not keep the index alive.
     """
 
     def __init__(self, vectors: Tensor, precision: str = "auto", *, device: torch.device | str | None = None) -> None:
@@ -31,7 +35,8 @@ class CudaIndex:
             self.vectors, self._lock = gpu.readable(vectors, self.device)
             self.center = robust_center(self.vectors, self.device)
             self._operand = Operand(self.vectors, self.center, int8=precision == "int8")
-        self._wide: TorchIndex | None = None
+            self._use = gpu.StreamUse((self.vectors, self.center, self._operand.buffer), self.device)
+        self._wide: tuple[TorchIndex, gpu.StreamUse] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -50,6 +55,7 @@ class CudaIndex:
         if output.numel() == 0:
             return output
         with gpu.current(self.device):
+            self._use.join()
             device, stream = gpu.stream_of(self.device)
             gpu.native.gather_rows(
                 device, stream, self.vectors.data_ptr(), *self.vectors.shape, numbers.data_ptr(), numbers.numel(),
@@ -66,15 +72,14 @@ class CudaIndex:
         """
         check_search(queries, self.vectors, k, self.device)
         if k > gpu.MAX_NEIGHBORS:
-            if self._wide is None:
-                self._wide = TorchIndex(self.vectors.to(self.device))
-            return self._wide.search(queries, k)
+            return self._search_wide(queries, k)
         queries = gpu.aligned(queries)
         distances = torch.empty(len(queries), k, dtype=torch.float32, device=self.device)
         indices = torch.empty(len(queries), k, dtype=torch.int64, device=self.device)
         if len(queries) == 0:
             return distances, indices
         with gpu.current(self.device):
+            self._use.join()
             device, stream = gpu.stream_of(self.device)
             bank = self._operand.native
             workspace = gpu.workspace(gpu.native.knn_workspace(device, len(queries), bank, k), self.device)
@@ -83,3 +88,14 @@ class CudaIndex:
                 k, workspace.data_ptr(), distances.data_ptr(), indices.data_ptr(),
             )  # fmt: skip
         return distances, indices
+
+    def _search_wide(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        with gpu.current(self.device):
+            if self._wide is None:
+                self._use.join()
+                index = TorchIndex(self.vectors.to(self.device))
+                lasting = (index.vectors, index.center, index.rows, index.squared)
+                self._wide = index, gpu.StreamUse(lasting, self.device)
+            index, use = self._wide
+            use.join()
+            return index.search(queries, k)
