@@ -1,5 +1,5 @@
 // The Python face of the CUDA part. Pointers and streams come as integers (torch.Tensor.data_ptr(),
-// torch.cuda.Stream.cuda_stream); mmad_bank/ops/_cuda.py owns the memory and has checked everything.
+// torch.cuda.Stream.cuda_stream); mmad_bank/ops/_cuda/ owns the memory and has checked everything but values.
 #include <pybind11/functional.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

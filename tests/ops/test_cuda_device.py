@@ -5,6 +5,7 @@ Kernels against the references, with poisoned workspaces and outputs, are in tes
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,24 @@ def test_a_page_lock_that_goes_breaks_no_capture() -> None:
     assert torch.equal(indices, index.search(queries, 3)[1])
     _cuda.CudaIndex(random(9, 4).cpu(), device="cuda")
     assert not rows.is_pinned()
+
+
+def test_threads_search_at_once() -> None:
+    """Kernels with different needs of shared memory, started by several threads, each on a stream of its own."""
+    bank, queries = random(3000, 96), random(200, 96, seed=1)
+    indices = {precision: _cuda.CudaIndex(bank, precision) for precision in ("half", "int8")}
+    expected = indices["half"].search(queries, 40)[1]
+    torch.cuda.synchronize()
+
+    def search(number: int) -> Tensor:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            found = indices[("half", "int8")[number % 2]].search(queries, (1, 9, 40)[number % 3])[1]
+            torch.cuda.current_stream().synchronize()
+        return found
+
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(search, range(60)):
+            assert torch.equal(found, expected[:, : found.shape[1]])
 
 
 @pytest.mark.parametrize("stream", [False, True])
