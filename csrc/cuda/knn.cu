@@ -337,7 +337,7 @@ void knn(const float* queries, std::int64_t count, const KnnBank& bank, int k, c
          const DeviceLimits& limits, void* workspace, float* distances, std::int64_t* indices, Stream stream) {
   Parts parts;
   lay_out(workspace, count, bank.operand.dim, std::min(k, kLargestK), plan, parts);
-  operand_begin(parts.queries, stream);
+  parts.queries = queries_only(parts.queries);
   prepare_rows(queries, count, bank.operand.dim, bank.center, parts.queries, 0, stream);
   for (int done = 0; done < k; done += kLargestK) {
     parts.state.k = std::min(k - done, kLargestK);

@@ -47,21 +47,34 @@ __device__ __forceinline__ void atomic_max_float(float* address, float value) { 
   atomicMax(reinterpret_cast<unsigned*>(address), bit_cast<unsigned>(value));
 }
 
-struct RowSums {  // of one row, or one lane's part of it, in float64
+// The norms of one row, or one lane's part of it, squared, in float64: of the centred row, of the rounded one and of what
+// lies between them. Conversions between float32 and float64 are the slowest instructions here: bfloat16 rows, queries
+// among them, take two per column.
+struct RowSums {
   double squared = 0.0;
   double rounded = 0.0;
   double residual = 0.0;
 
-  __device__ __forceinline__ void add(double exact, double narrow) {
-    squared += exact * exact;
-    rounded += narrow * narrow;
-    residual += (exact - narrow) * (exact - narrow);
+  __device__ __forceinline__ void add(double exact, double narrow, double gap) {
+    squared = fma(exact, exact, squared);
+    rounded = fma(narrow, narrow, rounded);
+    residual = fma(gap, gap, residual);
+  }
+
+  // The gap of a float32 and its bfloat16 is a float32 (both are multiples of the float32's last place), and in float64
+  // the way back from it is exact too.
+  __device__ __forceinline__ void add_half(float value, float half) {
+    const double exact = static_cast<double>(value);
+    const double gap = static_cast<double>(value - half);
+    add(exact, exact - gap, gap);
   }
 };
 
-// A float64 sum of D <= 2^14 squares is within D 2^-53 < 2^-38 of the exact one; 2^-30 covers that, the subtraction of
-// the centre and the square root.
+// A float64 sum of D <= 2^14 squares is within D 2^-53 < 2^-38 of the exact one; 2^-30 covers that and the square root.
+// The difference to the centre, rounded to float32, is within u = 2^-24 of the true one in every column: the norm takes
+// 2 u more for that, the residual the norm times u.
 constexpr double kRoundUp = 1.0 + 1.0 / (1 << 30);
+constexpr double kNormUp = 1.0 + 2.0 / (1 << 24);
 
 struct RowBounds {
   float norm = 0.0f;
@@ -70,8 +83,9 @@ struct RowBounds {
 
 __device__ __forceinline__ RowBounds write_bounds(const Operand& operand, std::int64_t row, const RowSums& sums) {
   RowBounds bounds;
-  bounds.norm = float_up(sqrt(sums.squared > sums.rounded ? sums.squared : sums.rounded) * kRoundUp);
-  bounds.residual = float_up(sqrt(sums.residual) * kRoundUp);
+  const double norm = sqrt(sums.rounded > sums.squared ? sums.rounded : sums.squared) * kNormUp;
+  bounds.norm = float_up(norm);
+  bounds.residual = float_up((sqrt(sums.residual) + norm / (1 << 24)) * kRoundUp);
   if (lane_id() == 0) {
     operand.squared[row] = static_cast<float>(sums.squared);
     operand.norm[row] = bounds.norm;
@@ -94,10 +108,6 @@ __device__ void write_padding(const Operand& operand, std::int64_t row) {
     operand.residual[row] = 0.0f;
     if (kInt8) operand.scale[row] = 0.0f;
   }
-}
-
-__device__ __forceinline__ double centred(float value, float center) {
-  return static_cast<double>(value) - static_cast<double>(center);
 }
 
 // A lane's columns from `column` on, zeros behind the row, kWidth in one access: kWidth divides `dim`, and `row` is
@@ -134,7 +144,7 @@ __device__ __forceinline__ std::uint32_t int8_of(double value, float scale, doub
 __device__ __forceinline__ float scale_of(const float* row, const float* center, int dim) {
   float largest = 0.0f;
   for (int column = lane_id(); column < dim; column += kWarp) {
-    largest = fmaxf(largest, fabsf(static_cast<float>(centred(row[column], center[column]))));
+    largest = fmaxf(largest, fabsf(row[column] - center[column]));
   }
   return warp_max(largest) / 127.0f;
 }
@@ -142,25 +152,26 @@ __device__ __forceinline__ float scale_of(const float* row, const float* center,
 // A lane's columns, rounded and written; `column` counts from the start of the row.
 template <bool kInt8>
 __device__ __forceinline__ void write_columns(unsigned char* tile, int tile_row, int column, float scale,
-                                              const double (&x)[kLaneColumns], RowSums& sums) {
+                                              const float (&x)[kLaneColumns], RowSums& sums) {
   const std::size_t block = static_cast<std::size_t>(column / kTileDepth);
   const int inside = column % kTileDepth;
   if constexpr (kInt8) {
     std::uint32_t packed = 0;
 #pragma unroll
     for (int i = 0; i < kLaneColumns; ++i) {
+      const double exact = static_cast<double>(x[i]);
       double narrow;
-      packed |= int8_of(x[i], scale, narrow) << 8 * i;
-      sums.add(x[i], narrow);
+      packed |= int8_of(exact, scale, narrow) << 8 * i;
+      sums.add(exact, narrow, exact - narrow);
     }
     *reinterpret_cast<std::uint32_t*>(tile + block * kInt8BlockBytes + tile_row * kTileDepth + inside) = packed;
   } else {
     std::uint32_t halves[kLaneColumns];
 #pragma unroll
     for (int i = 0; i < kLaneColumns; ++i) {
-      const std::uint16_t half = to_bfloat16(static_cast<float>(x[i]));
+      const std::uint16_t half = to_bfloat16(x[i]);
       halves[i] = half;
-      sums.add(x[i], from_bfloat16(half));
+      sums.add_half(x[i], from_bfloat16(half));
     }
     *reinterpret_cast<uint2*>(tile + block * kBlockBytes + swizzled_offset(tile_row, inside)) =
         uint2{halves[0] | halves[1] << 16, halves[2] | halves[3] << 16};
@@ -188,9 +199,9 @@ __device__ __forceinline__ RowBounds prepare_row(const float* source, const floa
 #pragma unroll
     for (int j = 0; j < kAhead; ++j) {
       if (first + j * kSpan >= columns) continue;
-      double x[kLaneColumns];
+      float x[kLaneColumns];
 #pragma unroll
-      for (int i = 0; i < kLaneColumns; ++i) x[i] = centred(values[j][i], centers[j][i]);
+      for (int i = 0; i < kLaneColumns; ++i) x[i] = values[j][i] - centers[j][i];
       write_columns<kInt8>(tile, tile_row, first + j * kSpan, scale, x, sums);
     }
   }
@@ -219,6 +230,7 @@ __global__ void __launch_bounds__(kPrepareWarps* kWarp)
   } else if (first + index < last) {
     write_padding<kInt8>(operand, first + index);
   }
+  if (operand.tile_norm == nullptr) return;
   if (lane == 0) of_rows[warp_id()] = bounds;
   __syncthreads();
   if (warp_id() != 0) return;
@@ -284,10 +296,10 @@ Operand operand_part(const Operand& operand, int first, int count, void* values)
 }
 
 void operand_begin(const Operand& operand, Stream stream) {
-  const std::size_t tiles = static_cast<std::size_t>(operand.tiles);
-  check(cudaMemsetAsync(operand.tile_norm, 0, tiles * sizeof(float), stream), "operand_begin");
-  check(cudaMemsetAsync(operand.tile_residual, 0, tiles * sizeof(float), stream), "operand_begin");
-  check(cudaMemsetAsync(operand.largest_norm, 0, sizeof(float), stream), "operand_begin");
+  // lay_out puts the three next to each other.
+  const auto* first = reinterpret_cast<const char*>(operand.tile_norm);
+  const auto* end = reinterpret_cast<const char*>(operand.largest_norm + 1);
+  check(cudaMemsetAsync(operand.tile_norm, 0, static_cast<std::size_t>(end - first), stream), "operand_begin");
 }
 
 void prepare_rows(const float* rows, std::int64_t count, std::int64_t stride, const float* center,

@@ -99,6 +99,54 @@ def near_copies(rows: Tensor) -> Tensor:
     return copies
 
 
+def prepared(operand_: operand.Operand, count: int, dim: int, int8: bool) -> dict[str, Tensor]:
+    """What csrc/include/mmad/cuda_operand.hpp says of rows, read from an operand's buffer; values as float64."""
+    tiles, blocks, place = (count + 127) // 128, (dim + 63) // 64, 0
+
+    def take(size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        nonlocal place
+        part = operand_.buffer[place : place + size * dtype.itemsize].view(dtype).cpu()
+        place += (size * dtype.itemsize + 255) // 256 * 256
+        return part
+
+    raw = take(tiles * blocks * 128 * 64, torch.int8 if int8 else torch.bfloat16).view(tiles, blocks, 128, 64).double()
+    if not int8:
+        swizzled = torch.arange(8) ^ (torch.arange(128)[:, None] & 7)  # 16-byte chunks of a row
+        raw = raw.view(tiles, blocks, 128, 8, 8).gather(3, swizzled[..., None].expand(tiles, blocks, 128, 8, 8))
+    found = {name: take(tiles * 128) for name in ("squared", "norm", "residual")}
+    scale = take(tiles * 128).double() if int8 else torch.ones(tiles * 128)
+    found |= {"tile_norm": take(tiles), "tile_residual": take(tiles), "largest_norm": take(1)}
+    values = raw.reshape(tiles, blocks, 128, 64).transpose(1, 2).reshape(tiles * 128, blocks * 64)
+    return found | {"values": values * scale[:, None]}
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 1e-18, 1e14])
+@pytest.mark.parametrize("dim", [33, 50, 64, 200, 520])  # read one, two and four columns at a time
+def test_prepared_rows_keep_their_bounds(device: torch.device, dim: int, scale: float, int8: bool) -> None:
+    rows, center = scale * (random(300, dim) + 3.0), scale * (random(dim, seed=1) + 3.0)
+    rows[7] = center
+    rows[8] = scale * random(dim, seed=2).bfloat16().float()
+    found = prepared(operand.Operand(rows.to(device), center.to(device), int8=int8), 300, dim, int8)
+    padded = torch.zeros(384, found["values"].shape[1], dtype=torch.float64)
+    padded[:300, :dim] = rows.double() - center.double()
+    exact, rounded = padded.norm(dim=1), found["values"].norm(dim=1)
+    gap = (padded - found["values"]).norm(dim=1)
+    norm, residual = found["norm"].double(), found["residual"].double()
+    assert bool((norm >= torch.maximum(exact, rounded)).all())
+    assert bool((norm <= torch.maximum(exact, rounded) * (1 + 1e-6)).all())
+    assert bool((residual >= gap).all())
+    assert bool((residual <= gap * (1 + 1e-6) + 1e-6 * norm).all())
+    smallest = torch.finfo(torch.float32).tiny
+    assert bool(
+        ((found["squared"][:300].double() - exact[:300] ** 2).abs() <= 3 * 2**-24 * norm[:300] ** 2 + smallest).all()
+    )
+    assert bool(torch.isinf(found["squared"][300:]).all())
+    assert torch.equal(found["tile_norm"], found["norm"].view(3, 128).amax(1))
+    assert torch.equal(found["tile_residual"], found["residual"].view(3, 128).amax(1))
+    assert float(found["largest_norm"]) == float(found["norm"].max())
+
+
 KNN_CASES: dict[str, Callable[[], tuple[Tensor, Tensor, int]]] = {
     "tiny": lambda: (random(5, 8), random(7, 8, seed=1), 1),
     "one row": lambda: (random(3, 8), random(1, 8, seed=1), 1),

@@ -15,7 +15,8 @@
 //    partial sum, a block errs by at most (K + 1) 2^-23 S for the alignment and 2^-23 S for the sum; D / K blocks give
 //    D (1 + 2 / K) 2^-23 S <= 1.5 D 2^-23 S for K >= 4, and S <= (1 + eta) N_q N_m. kappa(D) below is that with eta
 //    taken as 2^-6. Products below the normal range may be flushed: kTinyKey covers 2^-126 for each of up to 2^20.
-// 3. float32: |n - |m|^2| <= u N_m^2 and the fused multiply-add rounds once, u |key| <= u (N_m^2 + 2 (1 + kappa) N_q N_m).
+// 3. float32: the difference to the centre is rounded in every column, |m|^2 by 2 u, and n once more, so that
+//    |n - |m|^2| <= 3 u N_m^2; the fused multiply-add rounds once, u |key| <= u (N_m^2 + 2 (1 + kappa) N_q N_m).
 // Together |key - T| <= E = alpha N_m + beta rho_m + delta with
 //     alpha = 2 rho_q + (2 kappa + 4 u) N_q,   beta = 2 N_q,   delta = 4 u N_m^2 + kTinyKey,   u = 2^-24,
 // every operation rounded upwards. Rows longer than kLargestNorm are left to float64.
@@ -50,7 +51,7 @@ struct Operand {
   float* norm = nullptr;       // N per row
   float* residual = nullptr;   // rho per row
   float* scale = nullptr;      // int8 only: x^ = scale * value
-  float* tile_norm = nullptr;  // largest N, rho of each tile
+  float* tile_norm = nullptr;  // largest N, rho of each tile; all three null in queries_only
   float* tile_residual = nullptr;
   float* largest_norm = nullptr;  // one value: the largest N of all
   std::int64_t rows = 0;
@@ -113,12 +114,18 @@ MMAD_HD inline float screen_threshold(float threshold, float error) {
 std::size_t operand_bytes(std::int64_t rows, int dim, bool int8, int resident = -1);
 Operand operand_view(void* buffer, std::int64_t rows, int dim, bool int8, int resident = -1, void* streamed = nullptr);
 
+// The operand without what only rows that are searched need, the largest norms: there is nothing to begin then.
+inline Operand queries_only(Operand operand) {
+  operand.tile_norm = operand.tile_residual = operand.largest_norm = nullptr;
+  return operand;
+}
+
 // Tiles [first, first + count) alone, their values at `values`.
 Operand operand_part(const Operand& operand, int first, int count, void* values);
 
 // Prepares rows[0 .. count) as the operand's rows [first, first + count); first must be a multiple of 128 unless 0.
 // `rows` is any memory the device can read (device memory, or page-locked host memory), `stride` in elements.
-// Call operand_begin once before the first part.
+// Call operand_begin once before the first part, but not for queries_only.
 void operand_begin(const Operand& operand, Stream stream);
 void prepare_rows(const float* rows, std::int64_t count, std::int64_t stride, const float* center,
                   const Operand& operand, std::int64_t first, Stream stream);
