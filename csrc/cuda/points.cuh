@@ -21,11 +21,19 @@ __device__ __forceinline__ double exact_squared(const Point& a, const Point& b) 
   return __dadd_rn(__dadd_rn(__dmul_rn(dx, dx), __dmul_rn(dy, dy)), __dmul_rn(dz, dz));
 }
 
-// A float32 that is not above the exact squared distance: three squares of rounded differences and two additions err by
-// at most 5 u < 6e-7 relative (all terms are positive), and by less than 1e-30 where they underflow.
-__device__ __forceinline__ float lower_squared(const Point& a, const Point& b) {
+// A float32 near the exact squared distance: three squares of rounded differences and two additions err by at most
+// 5 u < 6e-7 relative (all terms are positive), and by less than 1e-30 where they underflow.
+__device__ __forceinline__ float screened_squared(const Point& a, const Point& b) {
   const float dx = a.x - b.x, dy = a.y - b.y, dz = a.z - b.z;
-  return multiply_add(multiply_add(dx, dx, multiply_add(dy, dy, dz * dz)), 0.999999f, -1e-30f);
+  return multiply_add(dx, dx, multiply_add(dy, dy, dz * dz));
+}
+
+// Float32 that are not above, and not below, the exact squared distance that was screened.
+__device__ __forceinline__ float below_screened(float screened) { return multiply_add(screened, 0.999999f, -1e-30f); }
+__device__ __forceinline__ float above_screened(float screened) { return multiply_add(screened, 1.000001f, 2e-30f); }
+
+__device__ __forceinline__ float lower_squared(const Point& a, const Point& b) {
+  return below_screened(screened_squared(a, b));
 }
 
 }  // namespace mmad::cuda

@@ -593,6 +593,12 @@ def test_farthest_point_sample_from_a_start_that_is_not_finite(device: torch.dev
 
 GROUP_CASES: dict[str, Callable[[], tuple[Tensor, Tensor, int]]] = {
     "largest group": lambda: (random(3000, 3), random(20, 3, seed=1), 128),
+    "on a shell": lambda: (torch.nn.functional.normalize(random(900, 3)), torch.zeros(2, 3), 100),
+    "some squares overflow": lambda: (
+        random(700, 3) * 1e19 * 10.0 ** (torch.arange(700) % 3)[:, None],
+        random(9, 3),
+        90,
+    ),
     "one neighbour": lambda: (random(2500, 3), random(9, 3, seed=1), 1),
     "all points": lambda: (random(100, 3), random(9, 3, seed=1), 100),
     "beyond the kernel": lambda: (random(300, 3), random(9, 3, seed=1), 200),
