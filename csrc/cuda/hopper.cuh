@@ -89,34 +89,12 @@ __device__ __forceinline__ void registers_up() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
 }
 
-// Barrier `id` of 128 threads, and the same with a vote.
-__device__ __forceinline__ void warpgroup_sync(int id) {
-  __syncwarp();
-  asm volatile("bar.sync %0, 128;\n" ::"r"(id) : "memory");
-}
-__device__ __forceinline__ bool warpgroup_or(int id, bool vote) {
-  unsigned result;
-  __syncwarp();
-  asm volatile(
-      "{\n"
-      ".reg .pred p, q;\n"
-      "setp.ne.u32 p, %1, 0;\n"
-      "bar.red.or.pred q, %2, 128, p;\n"
-      "selp.u32 %0, 1, 0, q;\n"
-      "}\n"
-      : "=r"(result)
-      : "r"(vote ? 1u : 0u), "r"(id)
-      : "memory");
-  return result != 0;
-}
-
-// c (+)= a b^T by a warpgroup: a 64x16, b 256x16 bfloat16, c float32. Warp w of the group holds rows 16 w to 16 w + 15;
-// c[j] is columns 8 j + 2 (lane % 4) + {0, 1} of row lane / 4 and, then, of row lane / 4 + 8.
+// c (+)= a b^T by a warpgroup: a 64x16, b 256x16 (or 128x16) bfloat16, c float32. Warp w of the group holds rows 16 w to
+// 16 w + 15; c[j] is columns 8 j + 2 (lane % 4) + {0, 1} of row lane / 4 and, then, of row lane / 4 + 8.
 #define MMAD_C1(j) "+f"(c[j][0]), "+f"(c[j][1]), "+f"(c[j][2]), "+f"(c[j][3])
 #define MMAD_C4(j) MMAD_C1(j), MMAD_C1(j + 1), MMAD_C1(j + 2), MMAD_C1(j + 3)
 #define MMAD_C16(j) MMAD_C4(j), MMAD_C4(j + 4), MMAD_C4(j + 8), MMAD_C4(j + 12)
-__device__ __forceinline__ void multiply_64x256x16(float (&c)[32][4], MatrixDescriptor a, MatrixDescriptor b,
-                                                   bool add) {
+__device__ __forceinline__ void multiply_64_rows(float (&c)[32][4], MatrixDescriptor a, MatrixDescriptor b, bool add) {
   asm volatile(
       "{\n"
       ".reg .pred p;\n"
@@ -133,6 +111,21 @@ __device__ __forceinline__ void multiply_64x256x16(float (&c)[32][4], MatrixDesc
       "%128, %129, p, 1, 1, 0, 0;\n"
       "}\n"
       : MMAD_C16(0), MMAD_C16(16)
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+}
+__device__ __forceinline__ void multiply_64_rows(float (&c)[16][4], MatrixDescriptor a, MatrixDescriptor b, bool add) {
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+      "%64, %65, p, 1, 1, 0, 0;\n"
+      "}\n"
+      : MMAD_C16(0)
       : "l"(a), "l"(b), "r"(static_cast<int>(add)));
 }
 #undef MMAD_C16

@@ -88,6 +88,7 @@ __device__ std::uint32_t kth_upper_bound(const SearchState& state, std::int64_t 
 
 // Copies the candidates that are not ruled out by `limit` to shared memory; the number, or -1 if they do not fit.
 __device__ int gather_candidates(const SearchState& state, std::int64_t query, std::uint32_t limit, uint2* list) {
+  constexpr int kTogether = 4;  // loads of a lane that are on their way together
   const int lane = lane_id();
   int kept = 0;
   for (int start = 0; start < state.splits; start += kWarp) {  // a lane a split
@@ -95,19 +96,22 @@ __device__ int gather_candidates(const SearchState& state, std::int64_t query, s
     const int count = start + lane < state.splits ? state.counts[entry] : 0;
     const int longest = static_cast<int>(__reduce_max_sync(kFullWarp, static_cast<unsigned>(count)));
     if (longest > state.capacity) return -1;
-    for (int i = 0; i < longest; ++i) {
-      bool keep = false;
-      uint2 item{0, 0};
-      if (i < count) {
-        const Candidate candidate = state.candidates[entry * state.capacity + i];
-        item = uint2{ordered_bits(candidate.lower), static_cast<unsigned>(candidate.row)};
-        keep = item.x <= limit;
+    for (int i = 0; i < longest; i += kTogether) {
+      Candidate candidates[kTogether];
+#pragma unroll
+      for (int j = 0; j < kTogether; ++j) {
+        candidates[j] = i + j < count ? state.candidates[entry * state.capacity + i + j] : Candidate{kInfinity32, 0};
       }
-      const unsigned keepers = __ballot_sync(kFullWarp, keep);
-      const int place = kept + __popc(keepers & ((1u << lane) - 1u));
-      kept += __popc(keepers);
-      if (kept > kMergeCapacity) return -1;
-      if (keep) list[place] = item;
+#pragma unroll
+      for (int j = 0; j < kTogether; ++j) {
+        const uint2 item{ordered_bits(candidates[j].lower), static_cast<unsigned>(candidates[j].row)};
+        const bool keep = i + j < count && item.x <= limit;
+        const unsigned keepers = __ballot_sync(kFullWarp, keep);
+        const int place = kept + __popc(keepers & ((1u << lane) - 1u));
+        kept += __popc(keepers);
+        if (kept > kMergeCapacity) return -1;
+        if (keep) list[place] = item;
+      }
     }
   }
   __syncwarp();

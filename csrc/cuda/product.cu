@@ -15,6 +15,7 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kRowGroups = 4;     // 16 rows each
 constexpr int kColumnGroups = 8;  // 8 columns each
+constexpr int kQueueSlots = 8;    // keys that a row may offer in one round
 constexpr int kColumnRing = 4;    // tiles whose column terms are in shared memory: one in use, up to two on their way
 
 template <bool kInt8>
@@ -28,7 +29,7 @@ struct Layout {
   static constexpr int kScales = kColumns + kColumnRing * kTileRows * 4;  // the same for the scales of int8 banks
   static constexpr int kSelection = kScales + (kInt8 ? kColumnRing * kTileRows * 4 : 0);
 
-  static std::size_t bytes(int k) { return kSelection + SelectionShared::bytes(k); }
+  static std::size_t bytes(int k) { return kSelection + SelectionShared::bytes(k, kQueueSlots); }
 };
 
 // Walks over (tile, depth block) in the order of use and starts the copies of one step.
@@ -50,9 +51,11 @@ struct Loader {
       const std::size_t block = static_cast<std::size_t>(tile) * task.bank.depth_blocks + depth_block;
       const unsigned char* b = bank + block * bank_bytes;
 #pragma unroll
-      for (int i = thread * 16; i < kBlockBytes; i += kThreads * 16) copy_async_16(stage + i, a + i);
+      for (int i = 0; i < kBlockBytes; i += kThreads * 16) copy_async_16(stage + i + thread * 16, a + i + thread * 16);
 #pragma unroll
-      for (int i = thread * 16; i < bank_bytes; i += kThreads * 16) copy_async_16(stage + kBlockBytes + i, b + i);
+      for (int i = 0; i < bank_bytes; i += kThreads * 16) {
+        copy_async_16(stage + kBlockBytes + i + thread * 16, b + i + thread * 16);
+      }
       if (depth_block == 0) {
         const int ring = tile % kColumnRing * kTileRows + thread;
         copy_async_4(columns + ring, task.bank.squared + static_cast<std::size_t>(tile) * kTileRows + thread);
@@ -122,7 +125,7 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductTask 
   float* columns = reinterpret_cast<float*>(memory + Places::kColumns);
   float* scales = reinterpret_cast<float*>(memory + Places::kScales);
   SelectionShared shared;
-  shared.carve(memory + Places::kSelection);
+  shared.carve(memory + Places::kSelection, kQueueSlots);
 
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = lane_id();
@@ -137,7 +140,7 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductTask 
 
   RowOwner owner;  // thread t owns row t of the query tile
   owner.begin(task, shared, static_cast<std::int64_t>(query_tile) * kTileRows + thread, split, thread);
-  if (begin < end) owner.set_screen(task.bank, shared, begin, begin, thread);
+  if (begin < end) owner.set_screen(tile_bound(task.bank, begin, begin), shared, thread);
 
   Loader<kInt8> loader{static_cast<const unsigned char*>(task.queries.values) +
                            static_cast<std::size_t>(query_tile) * depth_blocks * kBlockBytes,
@@ -158,7 +161,7 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductTask 
 #pragma unroll
       for (int j = 0; j < kColumnGroups; ++j) sums[i][j][0] = sums[i][j][1] = sums[i][j][2] = sums[i][j][3] = 0.0f;
     }
-    owner.refresh_hint(task.state);
+    const std::uint32_t known = owner.known_bound(task.state);
     for (int depth_block = 0; depth_block < depth_blocks; ++depth_block) {
       copy_async_wait<kStages - 2>();
       __syncthreads();  // this step's data is there for all, and nobody reads the stage that is filled next
@@ -174,15 +177,23 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductTask 
       multiply_block(sums, a, b, warp_row, warp_column);
       stage = stage + 1 == kStages ? 0 : stage + 1;
     }
+    owner.take_hint(task.state, known);
+    const int ring = tile % kColumnRing * kTileRows;
+    const int first_row = warp_row + lane / 4;
+    const int first_column = warp_column + lane % 4 * 2;
+    float limits[kRowGroups][2];
+    no_limits(limits);
+    if (tile == begin && task.starts_with(tile)) {
+      limit_keys<kInt8>(limits, sums, shared, columns + ring, scales + ring, first_row, first_column, task.state.k);
+    }
     bool again = true;
     while (again) {
-      const int ring = tile % kColumnRing * kTileRows;
-      const bool left_over = offer_keys<kInt8>(sums, shared, columns + ring, scales + ring, warp_row + lane / 4,
-                                               warp_column + lane % 4 * 2);
+      const bool left_over =
+          offer_keys<kInt8>(sums, shared, limits, columns + ring, scales + ring, first_row, first_column);
       again = __syncthreads_or(left_over) != 0;
       owner.drain(task, shared, tile, thread);
       const int next = again ? tile : tile + 1;
-      if (next < end) owner.set_screen(task.bank, shared, next, next, thread);
+      if (next < end) owner.set_screen(tile_bound(task.bank, next, next), shared, thread);
       if (again) __syncthreads();  // otherwise the next step's barrier does
     }
   }
@@ -207,11 +218,11 @@ void launch_product(const ProductTask& task, const DeviceLimits& limits, Stream 
   }
 }
 
-// The wgmma product has not been measured yet: it runs where the environment asks for it.
+// The environment variable is for measurements: 0 leaves the matrix unit of sm_90a alone.
 bool use_wgmma(const Operand& bank, const DeviceLimits& limits) {
 #if defined(MMAD_HAS_SM90A) || defined(MMAD_CUDA_EMULATED)
   const char* wish = std::getenv("MMAD_BANK_WGMMA");
-  const bool wanted = wish != nullptr && std::strcmp(wish, "1") == 0;
+  const bool wanted = wish == nullptr || std::strcmp(wish, "0") != 0;
   return wanted && !bank.int8 && limits.compute_major == 9 && limits.compute_minor == 0;
 #else
   (void)bank;
@@ -223,16 +234,16 @@ bool use_wgmma(const Operand& bank, const DeviceLimits& limits) {
 }  // namespace
 
 int choose_splits(int query_tiles, const Operand& bank, const DeviceLimits& limits) {
-  // Blocks take turns on one or two places per multiprocessor and take one or two tiles per step; a split costs about a
-  // step more to begin with (empty lists).
+  // Blocks take turns on one or two places per multiprocessor; to begin (a ring to fill, empty lists) costs a block about
+  // as much as one tile, or two where it takes two at a time.
   const bool wide = use_wgmma(bank, limits);
   const std::int64_t places = (wide ? 1 : 2) * static_cast<std::int64_t>(limits.multiprocessors);
-  const int steps = wide ? (bank.tiles + 1) / 2 : bank.tiles;
+  const int beginning = wide ? 2 : 1;
   int best = 1;
   std::int64_t best_cost = INT64_MAX;
-  for (int splits = 1; splits <= std::min(steps, 64); ++splits) {
+  for (int splits = 1; splits <= std::min<std::int64_t>(bank.tiles, places); ++splits) {
     const std::int64_t turns = (static_cast<std::int64_t>(query_tiles) * splits + places - 1) / places;
-    const std::int64_t cost = turns * ((steps + splits - 1) / splits + 1);
+    const std::int64_t cost = turns * ((bank.tiles + splits - 1) / splits + beginning);
     if (cost < best_cost) {
       best_cost = cost;
       best = splits;

@@ -54,6 +54,11 @@ struct ProductTask {
   int last_tile = 0;
   int first_row = 0;    // rows of the first tile before this one are left out
   bool resume = false;  // go on from the state; otherwise start it
+
+  // Whether the lists are empty before this tile and every row of it is searched (limit_keys in selection.cuh).
+  __device__ __forceinline__ bool starts_with(int tile) const {
+    return !resume && found.count == 0 && first_row <= tile * kTileRows;
+  }
 };
 
 // Number of blocks that share a query tile so that the device is full. Returns at least 1.

@@ -1,6 +1,7 @@
 // The product stage with wgmma, for sm_90a: 128 queries by 256 bank rows (two tiles) a block. One thread feeds a ring of
 // stages with bulk copies (the operands already lie in device memory as the swizzled image of shared memory); two
-// warpgroups take 64 queries each, multiply, and select on their own, so that neither waits for the other.
+// warpgroups take 64 queries each. All keys of a query are in the accumulators of four lanes, so a warp selects for its
+// 16 queries alone, while other warps multiply.
 #include "cuda/hopper.cuh"
 #include "cuda/product.cuh"
 #include "cuda/selection.cuh"
@@ -12,122 +13,180 @@ namespace {
 constexpr int kGroupThreads = 128;
 constexpr int kWgmmaThreads = 3 * kGroupThreads;  // a producer and two consumers
 constexpr int kPairColumns = 2 * kTileRows;
+constexpr int kQueueSlots = 12;  // keys that a row may offer in one round
 constexpr int kRing = 4;
 constexpr int kRingBytes = 3 * kBlockBytes;  // a stage: one block of queries, two of the bank
+constexpr int kTermSlots = 2;                // pairs of tiles whose |m|^2 are there: in use, and on their way
 
 struct WgmmaLayout {
-  static constexpr int kColumns = kRing * kRingBytes;                // [2 consumers][kPairColumns]: |m|^2
-  static constexpr int kBarriers = kColumns + 2 * kPairColumns * 4;  // [2][kRing]: full, empty
-  static constexpr int kSelection = kBarriers + 2 * kRing * 8;
+  static constexpr int kTerms = kRing * kRingBytes;                        // [kTermSlots][kPairColumns]: |m|^2
+  static constexpr int kBarriers = kTerms + kTermSlots * kPairColumns * 4;  // full and empty stages, free slots
+  static constexpr int kSelection = kBarriers + (2 * kRing + kTermSlots) * 8;
 
-  static std::size_t bytes(int k) { return kSelection + SelectionShared::bytes(k); }
+  static std::size_t bytes(int k) { return kSelection + SelectionShared::bytes(k, kQueueSlots); }
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(MMAD_CUDA_EMULATED)
 
 constexpr int kGroupRows = 64;
-constexpr int kPairGroups = kPairColumns / 8;
+
+// A place in a ring, and the parity of the barriers' phase there.
+struct Step {
+  int at = 0;
+  unsigned parity = 0;
+
+  __device__ __forceinline__ void advance(int places) {
+    if (++at == places) {
+      at = 0;
+      parity ^= 1u;
+    }
+  }
+};
 
 struct Ring {
   unsigned char* stages;
-  TransferBarrier* full;
-  TransferBarrier* empty;
+  float* terms;
+  TransferBarrier* full;   // a stage, and with a pair's first one its terms
+  TransferBarrier* empty;  // a stage
+  TransferBarrier* free;   // a slot of terms
 
-  __device__ __forceinline__ unsigned char* stage(int step) const { return stages + step % kRing * kRingBytes; }
-  __device__ __forceinline__ unsigned parity(int step) const { return static_cast<unsigned>(step / kRing) & 1u; }
+  __device__ __forceinline__ unsigned char* stage(const Step& step) const { return stages + step.at * kRingBytes; }
 };
 
 struct Range {  // of bank tiles, taken in pairs; the second of the last pair may be missing
   int begin, end, depth_blocks;
 
-  __device__ __forceinline__ int second(int tile) const { return tile + 1 < end ? tile + 1 : tile; }
-  __device__ __forceinline__ int steps() const { return (end - begin + 1) / 2 * depth_blocks; }
+  __device__ __forceinline__ bool whole(int tile) const { return tile + 1 < end; }
+  __device__ __forceinline__ int second(int tile) const { return whole(tile) ? tile + 1 : tile; }
 };
 
 // One thread: keeps the ring full.
 __device__ void feed(const ProductTask& task, const Ring& ring, const Range& range, int query_tile) {
-  const auto* queries = static_cast<const unsigned char*>(task.queries.values) +
-                        static_cast<std::size_t>(query_tile) * range.depth_blocks * kBlockBytes;
+  const std::size_t tile_bytes = static_cast<std::size_t>(range.depth_blocks) * kBlockBytes;
+  const auto* queries = static_cast<const unsigned char*>(task.queries.values) + query_tile * tile_bytes;
   const auto* bank = static_cast<const unsigned char*>(task.bank.values);
-  const int steps = range.steps();
-  for (int step = 0; step < steps; ++step) {
-    const int tile = range.begin + step / range.depth_blocks * 2;
-    const int depth_block = step % range.depth_blocks;
-    const std::size_t first = static_cast<std::size_t>(tile) * range.depth_blocks + depth_block;
-    const std::size_t second = static_cast<std::size_t>(range.second(tile)) * range.depth_blocks + depth_block;
-    unsigned char* stage = ring.stage(step);
-    TransferBarrier* full = ring.full + step % kRing;
-    barrier_wait(ring.empty + step % kRing, ring.parity(step) ^ 1u);
-    barrier_arrive_expect(full, kRingBytes);
-    copy_bulk(stage, queries + static_cast<std::size_t>(depth_block) * kBlockBytes, kBlockBytes, full);
-    copy_bulk(stage + kBlockBytes, bank + first * kBlockBytes, kBlockBytes, full);
-    copy_bulk(stage + 2 * kBlockBytes, bank + second * kBlockBytes, kBlockBytes, full);
+  Step step, slot;
+  for (int tile = range.begin; tile < range.end; tile += 2, slot.advance(kTermSlots)) {
+    const bool whole = range.whole(tile);
+    const int term_bytes = (whole ? 2 : 1) * kTileRows * 4;
+    const unsigned char* a = queries;
+    const unsigned char* b = bank + tile * tile_bytes;
+    barrier_wait(ring.free + slot.at, slot.parity ^ 1u);
+    for (int depth_block = 0; depth_block < range.depth_blocks; ++depth_block, step.advance(kRing)) {
+      unsigned char* stage = ring.stage(step);
+      TransferBarrier* full = ring.full + step.at;
+      const int bytes = (whole ? kRingBytes : kRingBytes - kBlockBytes) + (depth_block == 0 ? term_bytes : 0);
+      barrier_wait(ring.empty + step.at, step.parity ^ 1u);
+      barrier_arrive_expect(full, bytes);
+      copy_bulk(stage, a, kBlockBytes, full);
+      copy_bulk(stage + kBlockBytes, b, kBlockBytes, full);
+      if (whole) copy_bulk(stage + 2 * kBlockBytes, b + tile_bytes, kBlockBytes, full);
+      if (depth_block == 0) {
+        const float* squared = task.bank.squared + static_cast<std::size_t>(tile) * kTileRows;
+        copy_bulk(ring.terms + slot.at * kPairColumns, squared, term_bytes, full);
+      }
+      a += kBlockBytes;
+      b += kBlockBytes;
+    }
   }
 }
 
-// A warpgroup's 64 x 256 sums over all depth blocks of a pair of tiles; `step` counts through the ring.
-__device__ __forceinline__ void multiply_pair(float (&sums)[1][kPairGroups][4], const Ring& ring, int depth_blocks,
-                                              int first_row, int& step, bool leader) {
-  for (int depth_block = 0; depth_block < depth_blocks; ++depth_block, ++step) {
-    barrier_wait(ring.full + step % kRing, ring.parity(step));
+// A warpgroup's 64 x (8 kGroups) sums over all depth blocks: of a pair of tiles, or of one.
+template <int kGroups>
+__device__ __forceinline__ void multiply_tiles(float (&sums)[1][kGroups][4], const Ring& ring, int depth_blocks,
+                                               int first_row, Step& step, bool leader) {
+  TransferBarrier* read = nullptr;  // to be told when the step before has been read
+  for (int depth_block = 0; depth_block < depth_blocks; ++depth_block, step.advance(kRing)) {
+    barrier_wait(ring.full + step.at, step.parity);
     const MatrixDescriptor a = matrix_descriptor(ring.stage(step) + first_row * 128);
     const MatrixDescriptor b = matrix_descriptor(ring.stage(step) + kBlockBytes);
     warpgroup_fence();
 #pragma unroll
     for (int k = 0; k < kTileDepth / 16; ++k) {
-      multiply_64x256x16(sums[0], advance(a, 32 * k), advance(b, 32 * k), depth_block > 0 || k > 0);
+      multiply_64_rows(sums[0], advance(a, 32 * k), advance(b, 32 * k), depth_block > 0 || k > 0);
     }
     warpgroup_commit();
-    warpgroup_wait<1>();  // the step before has been read
-    if (depth_block > 0 && leader) barrier_arrive(ring.empty + (step - 1) % kRing);
+    warpgroup_wait<1>();
+    if (read != nullptr && leader) barrier_arrive(read);
+    read = ring.empty + step.at;
   }
   warpgroup_wait<0>();
-  if (leader) barrier_arrive(ring.empty + (step - 1) % kRing);
+  if (leader) barrier_arrive(read);
 }
 
-__device__ __forceinline__ float column_term(const Operand& bank, const Range& range, int tile, int column) {
-  const int which = tile + column / kTileRows;
-  return which < range.end ? bank.squared[static_cast<std::size_t>(which) * kTileRows + column % kTileRows]
-                           : kInfinity32;
-}
+// A warp's work on its 16 queries.
+struct Consumer {
+  const ProductTask& task;
+  const SelectionShared& shared;
+  const Ring& ring;
+  const Range& range;
+  int group_row;  // the warpgroup's first row of the query tile
+  int warp_row;   // the warp's
+  Step step, slot;
+  TileBound tiles;  // those that are multiplied next
 
-__device__ void consume(const ProductTask& task, const SelectionShared& shared, float* columns, const Ring& ring,
-                        const Range& range, int query_tile, int split, int group) {
-  const int thread = static_cast<int>(threadIdx.x) % kGroupThreads;
-  const int lane = lane_id();
-  const int barrier = 1 + group;
-  const int first_row = group * kGroupRows;
-  const bool owns = thread < kGroupRows;  // a row of the query tile
-  const int row = first_row + thread;
-  RowOwner owner;
-  if (owns) {
-    owner.begin(task, shared, static_cast<std::int64_t>(query_tile) * kTileRows + row, split, row);
-    if (range.begin < range.end) owner.set_screen(task.bank, shared, range.begin, range.second(range.begin), row);
+  // Two lanes of the four that hold a row's keys: the first owns row lane / 4, the second that and 8.
+  __device__ __forceinline__ bool owns() const { return lane_id() % 4 < 2; }
+  __device__ __forceinline__ int own_row() const { return warp_row + lane_id() / 4 + lane_id() % 4 * 8; }
+
+  __device__ __forceinline__ TileBound bound_of(int tile) const {
+    return tile < range.end ? tile_bound(task.bank, tile, range.second(tile)) : TileBound{};
   }
-  float sums[1][kPairGroups][4];
-  int step = 0;
-  for (int tile = range.begin; tile < range.end; tile += 2) {
-    if (owns) owner.refresh_hint(task.state);
-    const float term0 = column_term(task.bank, range, tile, thread);
-    const float term1 = column_term(task.bank, range, tile, thread + kGroupThreads);
-    multiply_pair(sums, ring, range.depth_blocks, first_row, step, thread == 0);
-    columns[thread] = term0;
-    columns[thread + kGroupThreads] = term1;
-    warpgroup_sync(barrier);  // columns and screens are there for all
+
+  __device__ __forceinline__ void begin(RowOwner& owner, std::int64_t first_query, int split) {
+    tiles = bound_of(range.begin);
+    if (!owns()) return;
+    owner.begin(task, shared, first_query + own_row(), split, own_row());
+    owner.set_screen(tiles, shared, own_row());
+  }
+
+  // kTiles bank tiles from `tile` on: multiplies and selects. What the selection needs is loaded before.
+  template <int kTiles>
+  __device__ __forceinline__ void take(RowOwner& owner, int tile) {
+    const std::uint32_t known = owns() ? owner.known_bound(task.state) : 0u;
+    const TileBound next = bound_of(tile + kTiles);
+    float sums[1][kTiles * kTileRows / 8][4];
+    multiply_tiles(sums, ring, range.depth_blocks, group_row, step, threadIdx.x % kGroupThreads == 0);
+    if (owns()) owner.take_hint(task.state, known);
+    select<kTiles>(owner, sums, tile, next);
+    if (lane_id() == 0) barrier_arrive(ring.free + slot.at);
+    slot.advance(kTermSlots);
+    tiles = next;
+  }
+
+  template <int kTiles>
+  __device__ __forceinline__ void select(RowOwner& owner, float (&sums)[1][kTiles * kTileRows / 8][4], int tile,
+                                         const TileBound& next) const {
+    const float* terms = ring.terms + slot.at * kPairColumns;
+    const int row = warp_row + lane_id() / 4;  // of this thread's accumulators
+    const int column = lane_id() % 4 * 2;
+    float limits[1][2];
+    __syncwarp();  // the screens are there for all
+    no_limits(limits);
+    if (tile == range.begin && task.starts_with(tile)) {
+      limit_keys<false>(limits, sums, shared, terms, nullptr, row, column, task.state.k);
+    }
     bool again = true;
     while (again) {
-      const bool left_over =
-          offer_keys<false>(sums, shared, columns, nullptr, first_row + thread / kWarp * 16 + lane / 4, lane % 4 * 2);
-      again = warpgroup_or(barrier, left_over);
-      if (owns) {
-        owner.drain(task, shared, tile, row);
-        const int next = again ? tile : tile + 2;
-        if (next < range.end) owner.set_screen(task.bank, shared, next, range.second(next), row);
+      const bool left_over = offer_keys<false>(sums, shared, limits, terms, nullptr, row, column);
+      again = __any_sync(kFullWarp, left_over) != 0;
+      __syncwarp();
+      if (owns()) {
+        owner.drain(task, shared, tile, own_row());
+        owner.set_screen(again ? tiles : next, shared, own_row());
       }
-      if (again) warpgroup_sync(barrier);
+      __syncwarp();
     }
   }
-  if (owns) owner.finish(task, shared, split, row);
+};
+
+__device__ void consume(Consumer consumer, std::int64_t first_query, int split) {
+  RowOwner owner;
+  consumer.begin(owner, first_query, split);
+  int tile = consumer.range.begin;
+  for (; consumer.range.whole(tile); tile += 2) consumer.take<2>(owner, tile);
+  if (tile < consumer.range.end) consumer.take<1>(owner, tile);
+  if (consumer.owns()) owner.finish(consumer.task, consumer.shared, split, consumer.own_row());
 }
 
 #endif
@@ -136,9 +195,10 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1) product_wgmma_kernel(const P
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(MMAD_CUDA_EMULATED)
   MMAD_DYNAMIC_SHARED(memory);
   auto* barriers = reinterpret_cast<TransferBarrier*>(memory + WgmmaLayout::kBarriers);
-  const Ring ring{memory, barriers, barriers + kRing};
+  const Ring ring{memory, reinterpret_cast<float*>(memory + WgmmaLayout::kTerms), barriers, barriers + kRing,
+                  barriers + 2 * kRing};
   SelectionShared shared;
-  shared.carve(memory + WgmmaLayout::kSelection);
+  shared.carve(memory + WgmmaLayout::kSelection, kQueueSlots);
   const int query_tile = static_cast<int>(blockIdx.x) % task.queries.tiles;
   const int split = static_cast<int>(blockIdx.x) / task.queries.tiles;
   const std::int64_t tiles = task.last_tile - task.first_tile;
@@ -148,8 +208,9 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1) product_wgmma_kernel(const P
   if (threadIdx.x == 0) {
     for (int i = 0; i < kRing; ++i) {
       barrier_init(ring.full + i, 1);
-      barrier_init(ring.empty + i, 2);
+      barrier_init(ring.empty + i, 2);  // warpgroups
     }
+    for (int i = 0; i < kTermSlots; ++i) barrier_init(ring.free + i, 2 * kGroupThreads / kWarp);  // warps
     barrier_init_fence();
   }
   __syncthreads();
@@ -158,9 +219,9 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1) product_wgmma_kernel(const P
     if (threadIdx.x == 0) feed(task, ring, range, query_tile);
   } else {
     registers_up<232>();
-    const int group = static_cast<int>(threadIdx.x) / kGroupThreads - 1;
-    float* columns = reinterpret_cast<float*>(memory + WgmmaLayout::kColumns) + group * kPairColumns;
-    consume(task, shared, columns, ring, range, query_tile, split, group);
+    const int warp = warp_id() - kGroupThreads / kWarp;
+    const Consumer consumer{task, shared, ring, range, warp / 4 * kGroupRows, warp * 16, {}, {}, {}};
+    consume(consumer, static_cast<std::int64_t>(query_tile) * kTileRows, split);
   }
 #endif
 }

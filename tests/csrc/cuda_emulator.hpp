@@ -184,8 +184,6 @@ struct Block {
   unsigned votes = 0;
   unsigned result = 0;
   std::vector<Warp> warps;
-  Barrier named[16];
-  bool named_votes[16] = {};
   std::unique_ptr<unsigned char[]> storage;
   unsigned char* shared = nullptr;
 };
@@ -511,18 +509,6 @@ void registers_down() {}
 template <int kRegisters>
 void registers_up() {}
 
-inline void warpgroup_sync(int id) { arrive_and_wait(self().block->named[id], 128); }
-inline bool warpgroup_or(int id, bool vote) {
-  Block& block = *self().block;
-  if (vote) block.named_votes[id] = true;
-  warpgroup_sync(id);
-  const bool result = block.named_votes[id];
-  warpgroup_sync(id);
-  block.named_votes[id] = false;
-  warpgroup_sync(id);
-  return result;
-}
-
 // Element (row, depth) of a matrix of 128-byte rows with the 128-byte swizzle: bits 4 to 6 of the address are those of
 // the plain layout xor bits 7 to 9.
 inline double swizzled_element(MatrixDescriptor matrix, int row, int depth) {
@@ -534,13 +520,14 @@ inline double swizzled_element(MatrixDescriptor matrix, int row, int depth) {
   return from_word<float>(static_cast<std::uint32_t>(bits) << 16);
 }
 
-inline void multiply_64x256x16(float (&c)[32][4], MatrixDescriptor a, MatrixDescriptor b, bool add) {
+template <std::size_t kGroups>
+void multiply_64_rows(float (&c)[kGroups][4], MatrixDescriptor a, MatrixDescriptor b, bool add) {
   const int lane = static_cast<int>(self().lane), warp = static_cast<int>(self().warp % 4);
   double left[2][16];
   for (int half = 0; half < 2; ++half) {
     for (int k = 0; k < 16; ++k) left[half][k] = swizzled_element(a, 16 * warp + lane / 4 + 8 * half, k);
   }
-  for (int j = 0; j < 32; ++j) {
+  for (int j = 0; j < static_cast<int>(kGroups); ++j) {
     for (int e = 0; e < 4; ++e) {
       double products[16];
       const int column = 8 * j + 2 * (lane % 4) + e % 2;

@@ -175,26 +175,16 @@ KNN_CASES: dict[str, Callable[[], tuple[Tensor, Tensor, int]]] = {
 }
 
 
-@pytest.mark.parametrize("precision", ["half", "int8"])
+@pytest.mark.parametrize(("precision", "wgmma"), [("half", "1"), ("half", "0"), ("int8", "0")])
 @pytest.mark.parametrize("case", KNN_CASES)
-def test_knn_is_the_reference(device: torch.device, case: str, precision: str) -> None:
+def test_knn_is_the_reference(
+    device: torch.device, case: str, precision: str, wgmma: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the product of sm_90a, which other devices do not have, and with the one of all devices."""
+    monkeypatch.setenv("MMAD_BANK_WGMMA", wgmma)
     queries, bank, k = KNN_CASES[case]()
     index = _cuda.CudaIndex(bank.to(device), precision)
     distances, indices = index.search(queries.to(device), k)
-    expected_distances, expected_indices = reference.knn(queries, bank, k)
-    assert torch.equal(indices.cpu(), expected_indices)
-    assert torch.equal(distances.cpu(), expected_distances)
-
-
-WGMMA_CASES = ["tiny", "one row", "several tiles", "several depth blocks", "widest list", "duplicates", "outlier"]
-
-
-@pytest.mark.parametrize("case", WGMMA_CASES)
-def test_knn_with_wgmma(device: torch.device, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sm_90a product; other devices ignore the wish."""
-    monkeypatch.setenv("MMAD_BANK_WGMMA", "1")
-    queries, bank, k = KNN_CASES[case]()
-    distances, indices = _cuda.CudaIndex(bank.to(device)).search(queries.to(device), k)
     expected_distances, expected_indices = reference.knn(queries, bank, k)
     assert torch.equal(indices.cpu(), expected_indices)
     assert torch.equal(distances.cpu(), expected_distances)
@@ -388,8 +378,8 @@ def test_k_center_with_any_number_of_rows_per_warp(device: torch.device, pool: i
     assert torch.equal(picks.cpu(), reference.k_center_greedy(features, 60))
 
 
-def test_k_center_with_wgmma(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MMAD_BANK_WGMMA", "1")
+def test_k_center_without_wgmma(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMAD_BANK_WGMMA", "0")
     features = random(300, 16)
     picks, _, _ = _cuda.k_center_greedy(features.to(device), None, 40, 0, -1.0, None, pool=30)
     assert torch.equal(picks.cpu(), reference.k_center_greedy(features, 40))
