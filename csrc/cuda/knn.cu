@@ -139,8 +139,52 @@ __device__ uint2 take_least(uint2* list, int count) {
   return item;
 }
 
-// One warp per query. Candidates are decided in the order of their lower bounds, until these exceed the k-th exact
-// value.
+// Decides candidates in the order of their lower bounds, until these exceed the k-th exact value; several at a time, as
+// most of the time goes into waiting for their rows.
+__device__ __forceinline__ LaneList decide(const KnnTask& task, std::int64_t query, uint2* list, int count) {
+  constexpr int kTogether = 4;
+  const int k = task.state.k;
+  const double squared = task.query_squared[query];
+  const float* query_row = task.queries + query * task.dim;
+  LaneList best;
+  best.clear();
+  for (int done = 0; done < count;) {
+    // T of the k-th neighbour, rounded up generously: |q|^2 is a float32, the distance a float64 sum.
+    const double decided = best.kth_distance(k) * (1.0 + 1e-9) - squared * (1.0 - 3e-7);
+    const int wanted = min(done < k ? k - done : kTogether, min(kTogether, count - done));
+    const float* rows[kTogether];
+    int numbers[kTogether];
+    int taken = 0;
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      numbers[j] = j == 0 ? 0 : numbers[0];  // what is not wanted is read with the first
+      if (j < wanted && taken == j) {
+        const uint2 item = take_least(list, count);
+        if (done < k || static_cast<double>(from_ordered_bits(item.x)) <= decided) {
+          numbers[j] = static_cast<int>(item.y);
+          ++taken;
+        }
+      }
+      rows[j] = task.bank + static_cast<std::int64_t>(numbers[j]) * task.dim;
+    }
+    if (taken == 0) break;
+    double distances[kTogether];
+    if (taken == 1) {
+      distances[0] = exact_squared_distance(query_row, rows[0], task.dim);
+    } else {
+      exact_squared_distances(query_row, rows, task.dim, distances);
+    }
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      if (j < taken) best.insert(distances[j], numbers[j]);
+    }
+    done += taken;
+    if (taken < wanted) break;
+  }
+  return best;
+}
+
+// One warp per query.
 __global__ void __launch_bounds__(kMergeWarps* kWarp) decide_kernel(const KnnTask task) {
   MMAD_DYNAMIC_SHARED(memory);
   const std::int64_t query = static_cast<std::int64_t>(blockIdx.x) * kMergeWarps + warp_id();
@@ -152,21 +196,7 @@ __global__ void __launch_bounds__(kMergeWarps* kWarp) decide_kernel(const KnnTas
     flag_for_fallback(task, query);
     return;
   }
-  const int k = task.state.k;
-  const double squared = task.query_squared[query];
-  LaneList best;
-  best.clear();
-  for (int done = 0; done < count; ++done) {
-    const uint2 item = take_least(list, count);
-    if (done >= k) {
-      // T of the k-th neighbour, rounded up generously: |q|^2 is a float32, the distance a float64 sum.
-      const double decided = best.kth_distance(k) * (1.0 + 1e-9) - squared * (1.0 - 3e-7);
-      if (static_cast<double>(from_ordered_bits(item.x)) > decided) break;
-    }
-    const int row = static_cast<int>(item.y);
-    const float* bank_row = task.bank + static_cast<std::int64_t>(row) * task.dim;
-    best.insert(exact_squared_distance(task.queries + query * task.dim, bank_row, task.dim), row);
-  }
+  const LaneList best = decide(task, query, list, count);
   write_result(task, query, best.distance, best.row);
 }
 
