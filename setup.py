@@ -66,6 +66,7 @@ class BuildCore(build_ext):
                 objects = list(pool.map(lambda source: self.compile_cuda(nvcc, archs, source), cuda_sources))
             home = toolkit_of(nvcc)
             ext.extra_objects = objects
+            ext.depends += objects  # a kernel that has changed alone has the core linked again
             ext.sources.append("csrc/bindings_cuda.cpp")
             ext.define_macros += [("MMAD_WITH_CUDA", "1"), ("MMAD_CUDA_ARCHS", f'"{";".join(archs)}"')]
             ext.include_dirs.append(str(home / "include"))

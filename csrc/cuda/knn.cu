@@ -43,8 +43,9 @@ struct KnnTask {
 __device__ __forceinline__ void write_result(const KnnTask& task, std::int64_t query, double distance, int row) {
   const int lane = lane_id();
   if (lane >= task.state.k) return;
-  task.distances[query * task.stride + lane] = static_cast<float>(sqrt(distance));
-  task.indices[query * task.stride + lane] = row;
+  const bool known = row < task.bank_rows;  // not so where distances are NaN
+  task.distances[query * task.stride + lane] = known ? static_cast<float>(sqrt(distance)) : kNaN32;
+  task.indices[query * task.stride + lane] = known ? row : 0;
 }
 
 __device__ void flag_for_fallback(const KnnTask& task, std::int64_t query) {

@@ -21,16 +21,16 @@ __device__ __forceinline__ float warp_max(float value) {  // of values that are 
 
 // Squared distances from differences in float64: what decides between contenders. Every kernel uses this one function,
 // with its fused multiply-adds spelt out, so that equal rows have equal distances wherever they are computed. The lanes
-// take columns in turn, four at a time where `dim` allows; all lanes receive the sums. Several rows b are read together.
+// take columns in turn, four at a time where `dim` allows, in two sums, as additions to one sum wait for each other; all
+// lanes receive the totals. Several rows b are read together.
 template <int kRows>
 __device__ __forceinline__ void exact_squared_distances(const float* a, const float* const (&b)[kRows], int dim,
-                                                        double (&sums)[kRows]) {
-  const auto add = [&sums](int j, float x, float y) {
+                                                        double (&totals)[kRows]) {
+  double sums[kRows][2] = {};
+  const auto add = [&sums](int row, int which, float x, float y) {
     const double difference = static_cast<double>(x) - static_cast<double>(y);
-    sums[j] = fma(difference, difference, sums[j]);
+    sums[row][which] = fma(difference, difference, sums[row][which]);
   };
-#pragma unroll
-  for (int j = 0; j < kRows; ++j) sums[j] = 0.0;
   if (dim % 4 == 0) {  // then all rows are aligned to 16 bytes
     for (int i = lane_id() * 4; i < dim; i += kWarp * 4) {
       const float4 x = *reinterpret_cast<const float4*>(a + i);
@@ -39,27 +39,27 @@ __device__ __forceinline__ void exact_squared_distances(const float* a, const fl
       for (int j = 0; j < kRows; ++j) y[j] = *reinterpret_cast<const float4*>(b[j] + i);
 #pragma unroll
       for (int j = 0; j < kRows; ++j) {
-        add(j, x.x, y[j].x);
-        add(j, x.y, y[j].y);
-        add(j, x.z, y[j].z);
-        add(j, x.w, y[j].w);
+        add(j, 0, x.x, y[j].x);
+        add(j, 1, x.y, y[j].y);
+        add(j, 0, x.z, y[j].z);
+        add(j, 1, x.w, y[j].w);
       }
     }
   } else {
     for (int i = lane_id(); i < dim; i += kWarp) {
 #pragma unroll
-      for (int j = 0; j < kRows; ++j) add(j, a[i], b[j][i]);
+      for (int j = 0; j < kRows; ++j) add(j, 0, a[i], b[j][i]);
     }
   }
 #pragma unroll
-  for (int j = 0; j < kRows; ++j) sums[j] = warp_sum(sums[j]);
+  for (int j = 0; j < kRows; ++j) totals[j] = warp_sum(sums[j][0] + sums[j][1]);
 }
 
 __device__ __forceinline__ double exact_squared_distance(const float* a, const float* b, int dim) {
   const float* const rows[1] = {b};
-  double sums[1];
-  exact_squared_distances(a, rows, dim, sums);
-  return sums[0];
+  double total[1];
+  exact_squared_distances(a, rows, dim, total);
+  return total[0];
 }
 
 // A float32 sum of D squared differences, each lane adding at most D / 32 + 4 of them before five more additions, is
