@@ -29,14 +29,18 @@ namespace mmad::cuda {
 namespace {
 
 constexpr int kCandidates = 16;  // centres kept per row
-// Shared memory bounds the picks: a warp reads the centre once for all its rows, so few warps with several rows each read
-// least, and every warp has the same number of rows.
-constexpr int kGreedyThreads = 256;
-constexpr int kGreedyWarps = kGreedyThreads / kWarp;
+// A pick is a chain of waits: for the offers of all blocks, for the pick's values, for the rows' distances to it. So one
+// warp of a block, the messenger, does nothing but what every block waits for, and the others have the rows. Shared
+// memory bounds their part: a warp reads the pick once for all its rows, so few warps with several rows each read least.
+constexpr int kGreedyWarps = 8;           // that have rows
+constexpr int kMessenger = kGreedyWarps;  // the warp behind them
+constexpr int kGreedyThreads = (kGreedyWarps + 1) * kWarp;
 constexpr int kGreedyGroup = 5;                           // rows that a warp works on at a time, at most
 constexpr int kRowsABlock = kGreedyWarps * kGreedyGroup;  // of the pool, by default
 constexpr int kRowWarps = 8;                              // of the kernels that give a warp to a row
 constexpr int kAwaited = 5;                               // offers of other blocks that a lane waits for at a time
+constexpr int kCopies = 4;                                // of a block's offer, so that fewer blocks read one place
+constexpr int kCentreLoads = 9;                           // of the messenger's lanes on their way together
 
 enum StopReason : int { kUncertain = 0, kFull = 1, kCovered = 2 };
 
@@ -240,7 +244,7 @@ struct GreedyTask {
   double radius;
   std::int64_t* picks;
   double* radii;
-  SharedPair* exchange;       // [2][blocks]
+  SharedPair* exchange;       // [2][kCopies][blocks]
   std::uint32_t first_round;  // one more than the last of the block before
   Progress* progress;
 };
@@ -321,53 +325,123 @@ __device__ Offer await_offers(const SharedPair* places, int blocks, std::uint32_
 }
 
 struct GreedyShared {
-  double* m;
+  double* m;          // without the distances that are put off
+  double* distances;  // to the last pick, of the rows where that was put off
+  float* above;       // bounds of these from above; -1 for the other rows
   std::int32_t* row;
-  Offer* offers;  // one per warp, and the best of all blocks
-  float* center;
-  float* values;  // [rows_a_block][padded dim]
+  Offer* offers;   // one per warp with rows, and the best of all blocks
+  float* centers;  // [2][padded dim]: picks, in turn
+  float* values;   // [rows_a_block][padded dim]
 
   static std::size_t bytes(int rows, int padded) {
-    return static_cast<std::size_t>(rows) * (8 + 4) + (kGreedyWarps + 1) * sizeof(Offer) +
-           (static_cast<std::size_t>(rows) + 1) * padded * 4;
+    return static_cast<std::size_t>(rows) * (8 + 8 + 4 + 4) + (kGreedyWarps + 1) * sizeof(Offer) +
+           (static_cast<std::size_t>(rows) + 2) * padded * 4;
   }
 
   __device__ __forceinline__ void carve(unsigned char* memory, int rows, int padded) {
     values = reinterpret_cast<float*>(memory);
-    center = values + static_cast<std::size_t>(rows) * padded;
-    offers = reinterpret_cast<Offer*>(center + padded);
+    centers = values + static_cast<std::size_t>(rows) * padded;
+    offers = reinterpret_cast<Offer*>(centers + 2 * padded);
     m = reinterpret_cast<double*>(offers + kGreedyWarps + 1);
-    row = reinterpret_cast<std::int32_t*>(m + rows);
+    distances = m + rows;
+    above = reinterpret_cast<float*>(distances + rows);
+    row = reinterpret_cast<std::int32_t*>(above + rows);
   }
 };
 
 MMAD_HD inline int padded_dim(int dim) { return (dim + 3) / 4 * 4; }
 
-// Copies a row to shared memory by `threads` threads, zeros behind it.
-__device__ __forceinline__ void copy_row(float* to, const float* from, int dim, int thread, int threads) {
+// One warp: copies a row to shared memory, zeros behind it.
+__device__ __forceinline__ void copy_row(float* to, const float* from, int dim) {
   if (dim % 4 == 0) {
-    for (int i = thread; i < dim / 4; i += threads) {
-      reinterpret_cast<float4*>(to)[i] = reinterpret_cast<const float4*>(from)[i];
+    for (int first = lane_id() * 4; first < dim; first += kCentreLoads * kWarp * 4) {
+      float4 x[kCentreLoads];
+#pragma unroll
+      for (int j = 0; j < kCentreLoads; ++j) {
+        const int i =
+            first + j * kWarp * 4;  // behind the end the last four again: a load without a condition waits for none
+        x[j] = *reinterpret_cast<const float4*>(from + (i < dim ? i : dim - 4));
+      }
+#pragma unroll
+      for (int j = 0; j < kCentreLoads; ++j) {
+        const int i = first + j * kWarp * 4;
+        if (i < dim) *reinterpret_cast<float4*>(to + i) = x[j];
+      }
     }
   } else {
-    for (int i = thread; i < padded_dim(dim); i += threads) to[i] = i < dim ? from[i] : 0.0f;
+    for (int i = lane_id(); i < padded_dim(dim); i += kWarp) to[i] = i < dim ? from[i] : 0.0f;
   }
 }
 
-// The best offer of all blocks, to all threads. A block's threads meet once before and once after its first warp's way
-// to the other blocks and back.
-__device__ Offer exchange_offers(const GreedyTask& task, const GreedyShared& shared, const Offer& mine_of_warp,
-                                 std::uint32_t round) {
+// What the rows of a block know in a round: the last pick, if there is one, in shared memory.
+struct GreedyRound {
+  std::uint32_t number;
+  int owned;  // rows of the block
+  int dim;
+  int padded;
+
+  __device__ __forceinline__ float* center(const GreedyShared& shared) const {
+    return shared.centers + (number & 1u) * padded;
+  }
+  __device__ __forceinline__ double distance(const GreedyShared& shared, int slot) const {
+    return exact_squared_distance(shared.values + static_cast<std::size_t>(slot) * padded, center(shared), dim);
+  }
+};
+
+// The messenger: this block's best offer. Of the rows whose distance to the last pick has been put off, only those may
+// be better than the others' best whose bound is not below it; they are few, mostly none.
+__device__ Offer best_of_block(const GreedyShared& shared, const GreedyRound& round) {
   const int lane = lane_id();
-  const int blocks = static_cast<int>(gridDim.x);
-  SharedPair* places = task.exchange + static_cast<std::size_t>(round & 1u) * blocks;
-  if (lane == 0) shared.offers[warp_id()] = mine_of_warp;
+  Offer best = warp_best(lane < kGreedyWarps ? shared.offers[lane] : no_offer());
+  for (int first = 0; first < round.owned; first += kWarp) {
+    const int slot = first + lane;
+    const float above = slot < round.owned ? shared.above[slot] : -1.0f;
+    unsigned todo = __ballot_sync(kFullWarp, above >= 0.0f && static_cast<double>(above) >= best.m);
+    while (todo != 0) {
+      const int next = first + __ffs(static_cast<int>(todo)) - 1;
+      todo &= todo - 1;
+      const double distance = round.distance(shared, next);
+      const double m = shared.m[next];
+      const Offer offer{distance < m ? distance : m, shared.row[next]};
+      if (offer.beats(best)) best = offer;
+    }
+  }
+  return best;
+}
+
+// A warp with rows: the distances that have been put off.
+__device__ void settle_rows(const GreedyShared& shared, const GreedyRound& round) {
+  for (int first = warp_id(); first < round.owned; first += kGreedyWarps * kWarp) {
+    const int mine = first + lane_id() * kGreedyWarps;
+    unsigned todo = __ballot_sync(kFullWarp, mine < round.owned && shared.above[mine] >= 0.0f);
+    while (todo != 0) {
+      const int slot = first + (__ffs(static_cast<int>(todo)) - 1) * kGreedyWarps;
+      todo &= todo - 1;
+      const double distance = round.distance(shared, slot);
+      if (lane_id() == 0) shared.distances[slot] = distance;
+    }
+  }
+}
+
+// The best offer of all blocks, to all threads, and its values in the next round's place. A block's threads meet before
+// and after the messenger's way to the other blocks and back.
+__device__ Offer exchange_offers(const GreedyTask& task, const GreedyShared& shared, const GreedyRound& round) {
   __syncthreads();
-  if (warp_id() == 0) {
-    const Offer best_here = warp_best(lane < kGreedyWarps ? shared.offers[lane] : no_offer());
-    if (lane == 0) publish(places + blockIdx.x, best_here, round);
-    const Offer best = await_offers(places, blocks, round);
-    if (lane == 0) shared.offers[kGreedyWarps] = best;
+  if (warp_id() != kMessenger) {
+    settle_rows(shared, round);
+  } else {
+    const int blocks = static_cast<int>(gridDim.x);
+    const int block = static_cast<int>(blockIdx.x);
+    SharedPair* places = task.exchange + static_cast<std::size_t>(round.number & 1u) * kCopies * blocks;
+    const Offer best_here = best_of_block(shared, round);
+    if (lane_id() < kCopies) publish(places + lane_id() * blocks + block, best_here, round.number);
+    const Offer best = await_offers(places + block % kCopies * blocks, blocks, round.number);
+    if (lane_id() == 0) shared.offers[kGreedyWarps] = best;
+    if (best.m >= 0.0) {
+      GreedyRound next = round;
+      ++next.number;
+      copy_row(next.center(shared), task.rows.values + static_cast<std::int64_t>(best.row) * round.dim, round.dim);
+    }
   }
   __syncthreads();
   return shared.offers[kGreedyWarps];
@@ -399,14 +473,14 @@ __device__ __forceinline__ float sums_by_lane(const float (&values)[kValues]) {
 // float32 squared distances to the centre of the rows in the slots first, first + kGreedyWarps, ..., of the j-th in the
 // lanes j, j + 8, j + 16, j + 24.
 template <int kRows>
-__device__ __forceinline__ float screen_rows(const GreedyShared& shared, int first, int padded) {
+__device__ __forceinline__ float screen_rows(const GreedyShared& shared, const float* center, int first, int padded) {
   const float* values = shared.values + static_cast<std::size_t>(first) * padded;
   float sums[kRows];
 #pragma unroll
   for (int j = 0; j < kRows; ++j) sums[j] = 0.0f;
 #pragma unroll 2
   for (int i = lane_id() * 4; i < padded; i += kWarp * 4) {
-    const float4 c = *reinterpret_cast<const float4*>(shared.center + i);
+    const float4 c = *reinterpret_cast<const float4*>(center + i);
 #pragma unroll
     for (int j = 0; j < kRows; ++j) {
       const float4 x = *reinterpret_cast<const float4*>(values + j * kGreedyWarps * padded + i);
@@ -420,52 +494,60 @@ __device__ __forceinline__ float screen_rows(const GreedyShared& shared, int fir
   return sums_by_lane(sums);
 }
 
-__device__ __forceinline__ float screen_group(const GreedyShared& shared, int first, int rows, int padded) {
+__device__ __forceinline__ float screen_group(const GreedyShared& shared, const GreedyRound& round, int first,
+                                              int rows) {
   static_assert(kGreedyGroup == 5, "a case per number of rows");
+  const float* center = round.center(shared);
   switch (rows) {
-    case 1: return screen_rows<1>(shared, first, padded);
-    case 2: return screen_rows<2>(shared, first, padded);
-    case 3: return screen_rows<3>(shared, first, padded);
-    case 4: return screen_rows<4>(shared, first, padded);
-    default: return screen_rows<5>(shared, first, padded);
+    case 1: return screen_rows<1>(shared, center, first, round.padded);
+    case 2: return screen_rows<2>(shared, center, first, round.padded);
+    case 3: return screen_rows<3>(shared, center, first, round.padded);
+    case 4: return screen_rows<4>(shared, center, first, round.padded);
+    default: return screen_rows<5>(shared, center, first, round.padded);
   }
 }
 
-// Lowers m of this warp's rows (slots warp, warp + kGreedyWarps, ...) to their distance from the centre; a lane's best
-// offer. Four lanes look after a row: they compute the same, and the first of them writes.
-__device__ Offer lower_rows(const GreedyTask& task, const GreedyShared& shared, int owned, int picked_row) {
-  const int dim = task.rows.operand.dim;
-  const int padded = padded_dim(dim);
-  const float error = difference_error(dim);
+// A float32 that is not below the float64 distance that was screened: the counterpart of may_be_within.
+__device__ __forceinline__ float bound_above(float screened, float relative_error) {
+  if (!(screened < 1e38f)) return kInfinity32;
+  return float_up((static_cast<double>(screened) + 1e-30) * (1.0 + 2.0 * static_cast<double>(relative_error)));
+}
+
+// The rows of a warp (slots warp, warp + kGreedyWarps, ...) see the last pick; the warp's best offer among those that
+// the pick has not come near. For the others the distance is put off until the messenger is on its way. Four lanes look
+// after a row: they compute the same, and the first of them writes.
+__device__ Offer lower_rows(const GreedyShared& shared, const GreedyRound& round, int picked_row) {
+  const float error = difference_error(round.dim);
   const int member = lane_id() % 8;
   Offer best = no_offer();
-  for (int first = warp_id(); first < owned; first += kGreedyWarps * kGreedyGroup) {
-    const int left = (owned - first + kGreedyWarps - 1) / kGreedyWarps;
+  for (int first = warp_id(); first < round.owned; first += kGreedyWarps * kGreedyGroup) {
+    const int left = (round.owned - first + kGreedyWarps - 1) / kGreedyWarps;
     const int rows = left < kGreedyGroup ? left : kGreedyGroup;
-    const float screened = screen_group(shared, first, rows, padded);
+    const float screened = screen_group(shared, round, first, rows);
     const int slot = first + member * kGreedyWarps;
-    Offer offer = member < rows ? Offer{shared.m[slot], shared.row[slot]} : no_offer();
-    const double before = offer.m;
-    if (offer.row == picked_row) offer.m = -1.0;
-    unsigned todo = __ballot_sync(kFullWarp, offer.m >= 0.0 && may_be_within(screened, error, offer.m)) & 0xFFu;
-    while (todo != 0) {
-      const int next = __ffs(static_cast<int>(todo)) - 1;
-      todo &= todo - 1;
-      const float* values = shared.values + static_cast<std::size_t>(first + next * kGreedyWarps) * padded;
-      const double distance = exact_squared_distance(values, shared.center, dim);
-      if (member == next && distance < offer.m) offer.m = distance;
+    Offer offer = no_offer();
+    if (member < rows) {
+      offer = {shared.m[slot], shared.row[slot]};
+      if (shared.above[slot] >= 0.0f && shared.distances[slot] < offer.m) offer.m = shared.distances[slot];
+      if (offer.row == picked_row) offer.m = -1.0;
     }
-    if (lane_id() < rows && offer.m != before) shared.m[slot] = offer.m;
-    if (offer.m >= 0.0 && offer.beats(best)) best = offer;
+    const bool near = offer.m >= 0.0 && may_be_within(screened, error, offer.m);
+    if (!near && offer.m >= 0.0 && offer.beats(best)) best = offer;
+    __syncwarp();  // the four lanes of a row have read what the first of them writes
+    if (lane_id() < rows) {
+      shared.m[slot] = offer.m;
+      shared.above[slot] = near ? bound_above(screened, error) : -1.0f;
+    }
   }
-  return best;
+  return warp_best(best);
 }
 
 // What the block leaves behind: the pool's m, and its picked rows marked.
 __device__ void store_rows(const GreedyTask& task, const GreedyShared& shared, int owned) {
   for (int slot = static_cast<int>(threadIdx.x); slot < owned; slot += kGreedyThreads) {
     const int row = shared.row[slot];
-    const double m = shared.m[slot];
+    double m = shared.m[slot];
+    if (shared.above[slot] >= 0.0f && shared.distances[slot] < m) m = shared.distances[slot];
     task.rows.exact[row] = m;
     if (m < 0.0) {
       task.rows.state.upper[row] = -kInfinity32;
@@ -475,36 +557,44 @@ __device__ void store_rows(const GreedyTask& task, const GreedyShared& shared, i
   }
 }
 
-__global__ void __launch_bounds__(kGreedyThreads, 1) greedy_kernel(GreedyTask task) {
-  MMAD_DYNAMIC_SHARED(memory);
-  const int dim = task.rows.operand.dim;
-  const int padded = padded_dim(dim);
-  GreedyShared shared;
-  shared.carve(memory, task.rows_a_block, padded);
-  const int first = static_cast<int>(blockIdx.x) * task.rows_a_block;
-  int owned = task.pool_size - first;
-  owned = owned < 0 ? 0 : owned > task.rows_a_block ? task.rows_a_block : owned;
-
-  Offer mine = no_offer();
-  for (int slot = warp_id(); slot < owned; slot += kGreedyWarps) {
+// Brings a warp's rows to shared memory; the warp's best offer.
+__device__ Offer load_rows(const GreedyTask& task, const GreedyShared& shared, const GreedyRound& round, int first) {
+  Offer best = no_offer();
+  for (int slot = warp_id(); slot < round.owned; slot += kGreedyWarps) {
     const int row = task.pool_rows[first + slot];
-    copy_row(shared.values + static_cast<std::size_t>(slot) * padded,
-             task.rows.values + static_cast<std::int64_t>(row) * dim, dim, lane_id(), kWarp);
+    copy_row(shared.values + static_cast<std::size_t>(slot) * round.padded,
+             task.rows.values + static_cast<std::int64_t>(row) * round.dim, round.dim);
     const Offer offer{task.rows.exact[row], row};
     if (lane_id() == 0) {
       shared.m[slot] = offer.m;
       shared.row[slot] = row;
+      shared.above[slot] = -1.0f;
     }
-    if (offer.beats(mine)) mine = offer;
+    if (offer.beats(best)) best = offer;
   }
+  return best;
+}
+
+__global__ void __launch_bounds__(kGreedyThreads, 1) greedy_kernel(GreedyTask task) {
+  MMAD_DYNAMIC_SHARED(memory);
+  GreedyRound round;
+  round.number = task.first_round;
+  round.dim = task.rows.operand.dim;
+  round.padded = padded_dim(round.dim);
+  GreedyShared shared;
+  shared.carve(memory, task.rows_a_block, round.padded);
+  const int first = static_cast<int>(blockIdx.x) * task.rows_a_block;
+  const int left = task.pool_size - first;
+  round.owned = left < 0 ? 0 : left > task.rows_a_block ? task.rows_a_block : left;
+  const bool has_rows = warp_id() != kMessenger;
+  Offer mine = has_rows ? load_rows(task, shared, round, first) : no_offer();
   const SelectEntry outside = task.pool->outside;
   const bool alone = outside.key == 0;  // nothing outside
   const Offer tau{alone ? -1.0 : value_of(outside.key), alone ? 0x7FFFFFFF : static_cast<int>(~outside.inverted)};
-  __syncthreads();
-
   std::int64_t picked = task.picked;
-  for (std::uint32_t round = task.first_round;; ++round) {
-    const Offer next = exchange_offers(task, shared, warp_best(mine), round);
+  for (;;) {
+    if (has_rows && lane_id() == 0) shared.offers[warp_id()] = mine;
+    const Offer next = exchange_offers(task, shared, round);
     const bool certain = next.m >= 0.0 && next.beats(tau);
     const bool covered = certain && task.radius >= 0.0 && sqrt(next.m) <= task.radius;
     if (!certain || covered || picked == task.count) {
@@ -518,13 +608,11 @@ __global__ void __launch_bounds__(kGreedyThreads, 1) greedy_kernel(GreedyTask ta
       task.radii[picked] = next.m;  // the other blocks wait for this one: the square root comes later
     }
     ++picked;
-    copy_row(shared.center, task.rows.values + static_cast<std::int64_t>(next.row) * dim, dim,
-             static_cast<int>(threadIdx.x), kGreedyThreads);
-    __syncthreads();
-    mine = lower_rows(task, shared, owned, next.row);
+    ++round.number;
+    if (has_rows) mine = lower_rows(shared, round, next.row);
   }
   __syncthreads();
-  store_rows(task, shared, owned);
+  store_rows(task, shared, round.owned);
   if (blockIdx.x != 0) return;
   for (std::int64_t pick = task.picked + threadIdx.x; pick < picked; pick += kGreedyThreads) {
     task.radii[pick] = sqrt(task.radii[pick]);
@@ -613,7 +701,7 @@ std::size_t lay_out(void* buffer, const KCenterProblem& problem, const DeviceLim
   parts.pool_rows =
       workspace.take<std::int32_t>(static_cast<std::size_t>(multiprocessors) * rows_a_block(problem, limits));
   parts.partial = workspace.take<SelectEntry>(static_cast<std::size_t>(outside_blocks(limits)) * kRowWarps);
-  parts.exchange = workspace.take<SharedPair>(static_cast<std::size_t>(multiprocessors) * 2);
+  parts.exchange = workspace.take<SharedPair>(static_cast<std::size_t>(multiprocessors) * 2 * kCopies);
   parts.progress = workspace.take<Progress>(1);
   parts.chunk_tiles = TileStream::chunk_tiles(problem.operand, multiprocessors);
   parts.staged = workspace.take<char>(2 * static_cast<std::size_t>(parts.chunk_tiles) * tile_bytes(dim, false));
@@ -661,7 +749,7 @@ class Selection {
     launch_for_rows("k-center begin", begin_kernel, rows(), parts_.rows);
     operand_begin(centers, stream_);
     launch_for_rows("k-center begin", no_centers_kernel, static_cast<std::int64_t>(centers.tiles) * kTileRows, centers);
-    const std::size_t pairs = static_cast<std::size_t>(limits_.multiprocessors) * 2;
+    const std::size_t pairs = static_cast<std::size_t>(limits_.multiprocessors) * 2 * kCopies;
     check(cudaMemsetAsync(parts_.exchange, 0, pairs * sizeof(SharedPair), stream_), "k-center begin");
     if (problem_.earlier_count > 0) {
       prepare_rows(problem_.earlier, problem_.earlier_count, problem_.operand.dim, problem_.center, centers, 0,
