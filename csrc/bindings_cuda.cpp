@@ -120,18 +120,19 @@ void farthest_point_sample(int device, Address stream, Address points, std::int6
 }
 
 void knn_group(int device, Address stream, Address points, std::int64_t count, Address centers,
-               std::int64_t center_count, int k, Address indices) {
+               std::int64_t center_count, int clouds, int k, Address indices) {
   mmad::cuda::set_device(device);
-  mmad::cuda::knn_group(at<const float>(points), count, at<const float>(centers), center_count, k,
+  mmad::cuda::knn_group(at<const float>(points), count, at<const float>(centers), center_count, clouds, k,
                         at<std::int64_t>(indices), stream_at(stream));
 }
 
 void interpolate_features(int device, Address stream, Address points, std::int64_t count, Address centers,
-                          std::int64_t center_count, Address features, int dim, int k, double power, double eps,
-                          Address output) {
+                          std::int64_t center_count, Address features, int clouds, int dim, int k, double power,
+                          double eps, Address output) {
   mmad::cuda::set_device(device);
   mmad::cuda::interpolate_features(at<const float>(points), count, at<const float>(centers), center_count,
-                                   at<const float>(features), dim, k, power, eps, at<float>(output), stream_at(stream));
+                                   at<const float>(features), clouds, dim, k, power, eps, at<float>(output),
+                                   stream_at(stream));
 }
 
 }  // namespace
@@ -168,8 +169,8 @@ void bind_cuda(py::module_& parent) {
              py::arg("points_in_all"), py::arg("first_rows"), py::arg("sizes"), py::arg("clouds"), py::arg("largest"),
              py::arg("n_select"), py::arg("start"), py::arg("floor"), py::arg("workspace"), py::arg("picks"));
   module.def("knn_group", &knn_group, py::arg("device"), py::arg("stream"), py::arg("points"), py::arg("count"),
-             py::arg("centers"), py::arg("center_count"), py::arg("k"), py::arg("indices"));
+             py::arg("centers"), py::arg("center_count"), py::arg("clouds"), py::arg("k"), py::arg("indices"));
   module.def("interpolate_features", &interpolate_features, py::arg("device"), py::arg("stream"), py::arg("points"),
-             py::arg("count"), py::arg("centers"), py::arg("center_count"), py::arg("features"), py::arg("dim"),
-             py::arg("k"), py::arg("power"), py::arg("eps"), py::arg("output"));
+             py::arg("count"), py::arg("centers"), py::arg("center_count"), py::arg("features"), py::arg("clouds"),
+             py::arg("dim"), py::arg("k"), py::arg("power"), py::arg("eps"), py::arg("output"));
 }

@@ -11,10 +11,11 @@ constexpr int kInterpolateWarps = 8;
 
 struct InterpolateTask {
   const float* points;
-  std::int64_t count;
+  std::int64_t count;  // of a cloud's points
   const float* centers;
-  std::int64_t center_count;
+  std::int64_t center_count;  // of a cloud's centers
   const float* features;
+  int clouds;
   int dim;
   int k;
   double power;
@@ -22,7 +23,7 @@ struct InterpolateTask {
   float* output;
 };
 
-__device__ LaneList nearest_centers(const InterpolateTask& task, const Point& point) {
+__device__ LaneList nearest_centers(const InterpolateTask& task, const float* centers, const Point& point) {
   LaneList best;
   best.clear();
   double limit = kInfinity64;
@@ -32,7 +33,7 @@ __device__ LaneList nearest_centers(const InterpolateTask& task, const Point& po
     double distance = 0.0;
     bool keep = false;
     if (row < task.center_count) {
-      const Point center = load_point(task.centers, row);
+      const Point center = load_point(centers, row);
       keep = lower_squared(center, point) <= limit_above;
       if (keep) distance = exact_squared(point, center);
     }
@@ -67,9 +68,10 @@ __device__ __forceinline__ double weight_of(double squared, double power, double
 
 __global__ void __launch_bounds__(kInterpolateWarps* kWarp) interpolate_kernel(InterpolateTask task, bool vector) {
   const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kInterpolateWarps + warp_id();
-  if (index >= task.count) return;
+  if (index >= task.clouds * task.count) return;
+  const std::int64_t first_center = index / task.count * task.center_count;  // the cloud's
   const int lane = lane_id();
-  const LaneList best = nearest_centers(task, load_point(task.points, index));
+  const LaneList best = nearest_centers(task, task.centers + 3 * first_center, load_point(task.points, index));
   double weight = lane < task.k ? weight_of(best.distance, task.power, task.eps) : 0.0;
   weight /= warp_sum(weight);
   const float share = static_cast<float>(weight);
@@ -81,7 +83,7 @@ __global__ void __launch_bounds__(kInterpolateWarps* kWarp) interpolate_kernel(I
     float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     for (int j = 0; j < task.k; ++j) {
       const float w = __shfl_sync(kFullWarp, share, j);
-      const std::int64_t row = __shfl_sync(kFullWarp, neighbor, j);
+      const std::int64_t row = first_center + __shfl_sync(kFullWarp, neighbor, j);
       if (column >= task.dim) continue;
       const float* feature = task.features + row * task.dim + column;
       if (vector) {
@@ -106,12 +108,12 @@ __global__ void __launch_bounds__(kInterpolateWarps* kWarp) interpolate_kernel(I
 }  // namespace
 
 void interpolate_features(const float* points, std::int64_t count, const float* centers, std::int64_t center_count,
-                          const float* features, int dim, int k, double power, double eps, float* output,
+                          const float* features, int clouds, int dim, int k, double power, double eps, float* output,
                           Stream stream) {
-  const InterpolateTask task{points, count, centers, center_count, features, dim, k, power, eps, output};
+  const InterpolateTask task{points, count, centers, center_count, features, clouds, dim, k, power, eps, output};
   const auto address = reinterpret_cast<std::uintptr_t>(features) | reinterpret_cast<std::uintptr_t>(output);
   const bool vector = dim % 4 == 0 && address % 16 == 0;
-  launch("interpolate_features", interpolate_kernel, dim3(blocks_for(count, kInterpolateWarps)),
+  launch("interpolate_features", interpolate_kernel, dim3(blocks_for(clouds * count, kInterpolateWarps)),
          kInterpolateWarps * kWarp, 0, stream, false, task, vector);
 }
 

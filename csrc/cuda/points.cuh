@@ -28,9 +28,8 @@ __device__ __forceinline__ float screened_squared(const Point& a, const Point& b
   return multiply_add(dx, dx, multiply_add(dy, dy, dz * dz));
 }
 
-// Float32 that are not above, and not below, the exact squared distance that was screened.
+// A float32 that is not above the exact squared distance that was screened.
 __device__ __forceinline__ float below_screened(float screened) { return multiply_add(screened, 0.999999f, -1e-30f); }
-__device__ __forceinline__ float above_screened(float screened) { return multiply_add(screened, 1.000001f, 2e-30f); }
 
 __device__ __forceinline__ float lower_squared(const Point& a, const Point& b) {
   return below_screened(screened_squared(a, b));

@@ -241,14 +241,20 @@ class PointMAE(nn.Module):
 
     def _encode(self, clouds: list[Tensor], centers: Tensor) -> Tensor:
         """Encode the groups of all clouds: (B·G, 384)."""
-        groups = torch.cat([self._groups(cloud, around) for cloud, around in zip(clouds, centers, strict=True)])
+        groups = self._groups(clouds, centers)
         if self.recipe == "published":
             return torch.cat([self.encoder(own, True) for own in groups.split(self.num_groups)])
         step = max(1, _CHUNK.get(groups.device.type, _CHUNK_ELSEWHERE) // self.group_size)
         return torch.cat([self.encoder(part, False) for part in groups.split(step)])
 
-    def _groups(self, cloud: Tensor, centers: Tensor) -> Tensor:
-        return cloud[knn_group(cloud, centers, self.group_size)] - centers[:, None]
+    def _groups(self, clouds: list[Tensor], centers: Tensor) -> Tensor:
+        """Gather the points of every group, relative to its center: (B·G, k, 3)."""
+        if len({len(cloud) for cloud in clouds}) == 1:  # one launch on a GPU
+            rows = list(knn_group(torch.stack(clouds), centers, self.group_size))
+        else:
+            rows = [knn_group(cloud, own, self.group_size) for cloud, own in zip(clouds, centers, strict=True)]
+        parts = zip(clouds, rows, centers, strict=True)
+        return torch.cat([cloud[own_rows] - own_centers[:, None] for cloud, own_rows, own_centers in parts])
 
     def _clouds(self, points: ArrayLike | Sequence[ArrayLike], lengths: Sequence[int] | None) -> list[Tensor]:
         if isinstance(points, (list, tuple)):

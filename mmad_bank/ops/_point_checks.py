@@ -37,11 +37,11 @@ def check_same_device(tensor: Tensor, name: str, points: Tensor) -> None:
         raise InputError(f"{name}: expected a tensor on {points.device} as points are, found {tensor.device}")
 
 
-def check_batch(points: Tensor, centers: Tensor) -> None:
-    """Raise an error unless there is one set of centers for every cloud."""
-    if points.ndim != centers.ndim or points.shape[:-2] != centers.shape[:-2]:
+def check_batch(points: Tensor, rows: Tensor, name: str = "centers") -> None:
+    """Raise an error unless there is one set of centers, or of other rows, for every cloud."""
+    if points.ndim != rows.ndim or points.shape[:-2] != rows.shape[:-2]:
         raise InputError(
-            f"centers: expected the batch dimensions of points, {tuple(points.shape)}, found {tuple(centers.shape)}"
+            f"{name}: expected the batch dimensions of points, {tuple(points.shape)}, found {tuple(rows.shape)}"
         )
 
 

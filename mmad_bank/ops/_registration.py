@@ -75,8 +75,6 @@ def knn_group(points: Tensor, centers: Tensor, k: int) -> Tensor:
         groups = as_float_tensor(centers, "centers", ndim=(2, 3))
         check_batch(cloud, groups)
         check_columns(cloud, "points")
-        if cloud.ndim == 3:
-            return torch.stack([_cuda.knn_group(one, around, k) for one, around in zip(cloud, groups, strict=True)])
         return _cuda.knn_group(cloud, groups, k)
     return _knn_group(points, centers, k)
 

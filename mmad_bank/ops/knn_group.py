@@ -40,6 +40,9 @@ def knn_group(points: ArrayLike, centers: ArrayLike, k: int) -> Tensor:
     check_batch(cloud, groups)
     check_same_device(groups, "centers", cloud)
     check_index(k, "k", 1, cloud.shape[-2], "the number of points")
+    cuda = None if cloud.device.type == "cpu" else cuda_kernels(cloud.device)
+    if cuda is not None:
+        return cuda.knn_group(cloud, groups, k)
     if cloud.ndim == 2:
         return _knn_group(cloud, groups, k)
     return torch.stack([_knn_group(one, around, k) for one, around in zip(cloud, groups, strict=True)])
@@ -48,7 +51,4 @@ def knn_group(points: ArrayLike, centers: ArrayLike, k: int) -> Tensor:
 def _knn_group(points: Tensor, centers: Tensor, k: int) -> Tensor:
     if points.device.type == "cpu":
         return torch.from_numpy(_core.knn_group(array_of(points), array_of(centers), k, thread_count()))
-    cuda = cuda_kernels(points.device)
-    if cuda is not None:
-        return cuda.knn_group(points, centers, k)
     return _torch.knn_group(points, centers, k)

@@ -618,6 +618,12 @@ inline unsigned __reduce_max_sync(unsigned, unsigned value) { return ~__reduce_m
 inline int __reduce_max_sync(unsigned, int value) {  // the sign turned, so that the order is that of unsigned numbers
   return static_cast<int>(__reduce_max_sync(0, static_cast<unsigned>(value) ^ 0x80000000u) ^ 0x80000000u);
 }
+inline unsigned __reduce_add_sync(unsigned, unsigned value) {
+  const auto* slots = mmad_emulator::show(value);
+  unsigned sum = 0;
+  for (int i = 0; i < 32; ++i) sum += static_cast<unsigned>(slots[i].word);
+  return sum;
+}
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline int __ffs(int value) { return __builtin_ffs(value); }
 

@@ -79,7 +79,7 @@ void grouping(const Fault& fault, bool bad_points, bool bad_centers, int k) {
   if (bad_points) damage(points, 3, fault);
   if (bad_centers) damage(centers, 3, fault);
   std::vector<std::int64_t> rows(static_cast<std::size_t>(11 * k), -1);
-  knn_group(points.data(), 150, centers.data(), 11, k, rows.data(), nullptr);
+  knn_group(points.data(), 150, centers.data(), 11, 1, k, rows.data(), nullptr);
   inside(rows, 150, "knn_group", fault.name);
 }
 
@@ -89,7 +89,7 @@ void interpolation(const Fault& fault, bool bad_points, bool bad_centers, int k,
   std::vector<float> output(static_cast<std::size_t>(40 * dim), -1.0f);
   if (bad_points) damage(points, 3, fault);
   if (bad_centers) damage(centers, 3, fault);
-  interpolate_features(points.data(), 40, centers.data(), 32, features.data(), dim, k, 2.0, 1e-8, output.data(),
+  interpolate_features(points.data(), 40, centers.data(), 32, features.data(), 1, dim, k, 2.0, 1e-8, output.data(),
                        nullptr);
 }
 

@@ -596,8 +596,28 @@ GROUP_CASES: dict[str, Callable[[], tuple[Tensor, Tensor, int]]] = {
     "duplicates": lambda: (random(20, 3).repeat(10, 1), random(5, 3, seed=1), 64),
     "squares overflow": lambda: (random(300, 3) * 1e19, random(5, 3, seed=1) * 1e19, 20),
     "squares underflow": lambda: (random(300, 3) * 1e-23, random(5, 3, seed=1) * 1e-23, 20),
+    "one place": lambda: (torch.ones(700, 3), random(5, 3, seed=1), 128),
+    "duplicates at the last place": lambda: (torch.eye(3).repeat(300, 1)[:, [2, 0, 1]], torch.eye(3), 128),
+    "all of a large group": lambda: (random(128, 3), random(9, 3, seed=1), 128),
+    "two chunks": lambda: (random(2049, 3), random(9, 3, seed=1), 128),
+    "columns of 256 pixels": lambda: (image_cloud(40, 256), image_cloud(40, 256)[5000:5040:7], 128),
+    "one class of points is near": lambda: (one_class_near(), torch.zeros(1, 3), 60),
+    "20000 points": lambda: (random(20000, 3), random(9, 3, seed=1), 128),
     "nearest come last": lambda: (random(2000, 3).sort(0, descending=True).values, torch.tensor([[-3.0, -3, -3]]), 128),
 }
+
+
+def image_cloud(height: int, width: int) -> Tensor:
+    rows, columns = torch.meshgrid(torch.arange(float(height)), torch.arange(float(width)), indexing="ij")
+    return torch.stack([columns, rows, (columns * 0.1).sin()], -1).reshape(-1, 3)
+
+
+def one_class_near() -> Tensor:
+    """Only one point in 256 is near: a bound from the minima of such classes lets everything through."""
+    cloud = random(256 * 40, 3) + 50
+    turned = torch.arange(40) * 256 + 4 * ((12 * torch.arange(40)) % 32)  # the kernel turns its lanes like this
+    cloud[turned] = random(40, 3, seed=1)
+    return cloud
 
 
 @pytest.mark.parametrize("case", GROUP_CASES)
@@ -618,6 +638,44 @@ def test_knn_group_with_values_that_are_not_finite(device: torch.device, k: int)
     assert bool((rows[::3] == 0).all())
     if k == len(good):
         assert torch.equal(rows[1, k:], rows[1, 0].expand(3))
+
+
+@pytest.mark.parametrize("bad", BAD_VALUES[1:])
+def test_knn_group_takes_points_at_infinity_last(device: torch.device, bad: float) -> None:
+    cloud, good = damaged(random(150, 3), bad)
+    rows = _cuda.knn_group(cloud.to(device), random(3, 3, seed=1).to(device), 128).cpu()
+    assert torch.equal(rows[:, :100], good[reference.knn_group(cloud[good], random(3, 3, seed=1), 100)])
+    assert torch.equal(rows[:, 100:], (torch.arange(28) * 3).expand(3, 28))
+
+
+@pytest.mark.parametrize("k", [1, 33, 130])
+def test_knn_group_takes_batches(device: torch.device, k: int) -> None:
+    """Clouds and centers whose numbers are no multiples of what a block takes."""
+    points, centers = random(3, 301, 3), random(3, 11, 3, seed=1)
+    rows = _cuda.knn_group(points.to(device), centers.to(device), k)
+    expected = [reference.knn_group(one, around, k) for one, around in zip(points, centers, strict=True)]
+    assert torch.equal(rows.cpu(), torch.stack(expected))
+
+
+def test_batches_are_checked(device: torch.device) -> None:
+    points, centers, features = random(3, 30, 3), random(3, 5, 3), random(3, 5, 7)
+    with pytest.raises(InputError, match="centers: expected the batch dimensions"):
+        _cuda.knn_group(points.to(device), centers[:2].to(device), 4)
+    with pytest.raises(InputError, match="k: "):
+        _cuda.knn_group(points.to(device), centers.to(device), 31)
+    with pytest.raises(InputError, match="features: expected the batch dimensions"):
+        _cuda.interpolate_features(points.to(device), centers.to(device), features[:2].to(device), 3, 2.0, 1e-8)
+    with pytest.raises(InputError, match="features: expected 5 rows"):
+        _cuda.interpolate_features(points.to(device), centers.to(device), features[:, :4].to(device), 3, 2.0, 1e-8)
+
+
+@pytest.mark.parametrize("k", [3, 40])
+def test_interpolation_takes_batches(device: torch.device, k: int) -> None:
+    points, centers, features = random(3, 21, 3), random(3, 41, 3, seed=1), random(3, 41, 12, seed=2)
+    output = _cuda.interpolate_features(points.to(device), centers.to(device), features.to(device), k, 2.0, 1e-8)
+    for b in range(3):
+        expected = reference.interpolate_features(points[b], centers[b], features[b], k=k)
+        torch.testing.assert_close(output[b].cpu(), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("bad", BAD_VALUES)

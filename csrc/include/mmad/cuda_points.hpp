@@ -23,16 +23,16 @@ void farthest_point_sample(const float* points, std::int64_t points_in_all, cons
                            std::int64_t start, double floor, void* workspace, std::int64_t* picks,
                            const DeviceLimits& limits, Stream stream);
 
-// The k <= kLargestGroup nearest points of each centre, nearest first, ties to the lowest row: int64 (centers, k). A
-// pair without a distance (NaN) counts as none; what is missing for k is the nearest point again, or row 0.
-void knn_group(const float* points, std::int64_t count, const float* centers, std::int64_t center_count, int k,
-               std::int64_t* indices, Stream stream);
+// For each of `clouds` clouds of `count` points, one behind another, and their `center_count` centers: the k <=
+// kLargestGroup nearest points of each, nearest first, ties to the lowest row: int64 (clouds, centers, k). A pair without a distance (NaN) counts as none; what is missing for k is the nearest point again, or row 0.
+void knn_group(const float* points, std::int64_t count, const float* centers, std::int64_t center_count, int clouds,
+               int k, std::int64_t* indices, Stream stream);
 
 // Inverse-distance interpolation over the k <= kLargestInterpolation nearest centres: weights 1 / (d^power + eps) in
-// float64, normalised; features (center_count, dim) gathered and summed in float32: output (count, dim). A centre that
+// float64, normalized; features (clouds, center_count, dim) gathered and summed in float32: output (clouds, count, dim). A centre that
 // is not finite weighs nothing; a point that is not finite, or finds no centre, has NaN.
 void interpolate_features(const float* points, std::int64_t count, const float* centers, std::int64_t center_count,
-                          const float* features, int dim, int k, double power, double eps, float* output,
+                          const float* features, int clouds, int dim, int k, double power, double eps, float* output,
                           Stream stream);
 
 }  // namespace mmad::cuda

@@ -25,9 +25,9 @@ def check_float32(rows: Tensor, name: str, *, ndim: int = 2) -> None:
         raise InputError(f"{name}: expected {ndim}-D array, found shape {tuple(rows.shape)}")
 
 
-def check_rows(rows: Tensor, name: str) -> None:
-    """Refuse what is not a table of float32 with at least one row and one column."""
-    check_float32(rows, name)
+def check_rows(rows: Tensor, name: str, *, ndim: int = 2) -> None:
+    """Refuse what is not a table of float32, or a batch of them, with at least one row and one column."""
+    check_float32(rows, name, ndim=ndim)
     if rows.numel() == 0:
         raise InputError(f"{name}: expected at least one row and one column, found shape {tuple(rows.shape)}")
     _check_count(rows, name)
