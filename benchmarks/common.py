@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+import mmad_bank
 from mmad_bank import _core
 from mmad_bank._internal.files import replacing
 from mmad_bank.evaluation import FUSED, RESULT
@@ -118,7 +119,7 @@ def versions() -> dict[str, str | None]:
 
 
 def _own_version() -> str:
-    version = importlib.metadata.version("mmad-bank")
+    version = mmad_bank.__version__
     revision = _git("rev-parse", "--short=10", "HEAD")
     if not revision:
         return version

@@ -1,0 +1,148 @@
+"""Part of the methods: M3DM and CFM end to end at the papers' sizes, with random weights."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import Column, Table
+
+from gpu_parts.measuring import Report
+from mmad_bank import MemoryBank, MultiBank, bench
+from mmad_bank._internal import sections
+from mmad_bank.bench import Inference
+from mmad_bank.methods import Method
+from mmad_bank.methods.bank_method import BankMethod
+
+BATCH = 8
+IMAGES = 2  # that a method is fitted on, before its banks are replaced by ones of the papers' sizes
+SMALL_VECTORS, SMALL_BATCH = 300, 2
+_NOISE = 0.1  # of the new vectors, in standard deviations of the features
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A method, and the vectors of its banks."""
+
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    vectors: Mapping[str, int] = field(default_factory=dict)
+
+
+CONTESTANTS: dict[str, Contestant] = {
+    "CFM": Contestant("cfm"),
+    "M3DM, 28×28, banks of 19 129": Contestant("m3dm", {}, dict.fromkeys(("xyz", "rgb", "fusion"), 19_129)),
+    "M3DM, 56×56, banks of 76 518, 7 652, 7 652": Contestant(
+        "m3dm", {"grid": (56, 56)}, {"xyz": 76_518, "rgb": 7_652, "fusion": 7_652}
+    ),
+    "M3DM, 56×56, banks of 76 518": Contestant(
+        "m3dm", {"grid": (56, 56)}, dict.fromkeys(("xyz", "rgb", "fusion"), 76_518)
+    ),
+}
+"""By name. The third has the sizes of the published code, the fourth a tenth of all patches in each bank."""
+
+
+def run_methods(report: Report) -> None:
+    """Time all contestants in turn, stage by stage, one image and a batch at a time, and note their memory."""
+    kinds = ("float32",) if report.sizes.small else ("bfloat16", "float32")
+    speed = report.table("M3DM and CFM, end to end", _SPEED, *_NOTES, headline=True)
+    stages = report.table("Milliseconds by stage", [Column("method", "method"), *_STAGES])
+    for kind in kinds:
+        methods: dict[str, Method] = {}
+        for name, contestant in CONTESTANTS.items():
+            methods[name] = make(contestant, kind, report)
+            print(f"made: {name}, {kind}", flush=True)
+        _measure(report, speed, stages, kind, methods)
+        del methods
+
+
+_SPEED = [
+    Column("method", "method"), Column("fps", "fps", ".2f"), Column("fps_batch", f"fps, batch {BATCH}", ".2f"),
+    Column("times_cfm", "× CFM's fps", ".2f"), Column("median_ms", "ms", ".2f"),
+    Column("memory_mb", "MB", ".0f"), Column("banks_mb", "MB of banks", ".0f"), Column("peak_mb", "MB at peak", ".0f"),
+]  # fmt: skip
+_STAGES = [
+    Column("rgb", "RGB features", ".2f"), Column("xyz", "point features", ".2f"), Column("fusion", "fusion", ".2f"),
+    Column("mappings", "mappings", ".2f"), Column("search", "search and scores", ".2f"),
+    Column("decision", "decision and map", ".2f"), Column("other", "other", ".2f"),
+]  # fmt: skip
+_KEYS = {
+    "rgb": sections.features_of("rgb"), "xyz": sections.features_of("xyz"), "fusion": sections.FUSION,
+    "mappings": sections.MAPPINGS, "search": sections.SEARCH, "decision": sections.DECISION, "other": sections.OTHER,
+}  # fmt: skip
+_NOTES = (
+    "From prepared samples in host memory to image score and map; the device is waited for behind every stage."
+    " Contestants take turns. ViT-B/8 at 224×224 and Point-MAE with 1024 groups of 128 points, random weights.",
+    "Banks hold features of these networks with noise, as many as the papers' banks; they are not coresets.",
+    "MB: parameters, banks, and what a batch of one allocates beyond (CFM's protocol). At peak: with all contestants"
+    " on the device.",
+    "As published on an RTX 4090 (CFM, table 5): M3DM 0.514 fps, CFM 21.755 fps.",
+)
+
+
+def make(contestant: Contestant, kind: str, report: Report) -> Method:
+    """Fit a method on a few images, and put banks of the wanted sizes in the place of its own."""
+    small = report.sizes.small
+    vectors = min(SMALL_VECTORS, IMAGES * 784 // 2)
+    with tempfile.TemporaryDirectory(prefix="mmad-bank-gpu-") as folder:
+        method = bench.make_method(
+            contestant.method, Path(folder), settings=contestant.settings, images=IMAGES, vectors=vectors, small=small,
+            device=report.device, compute_dtype=kind,
+        )  # fmt: skip
+        if isinstance(method, BankMethod):
+            sizes = dict.fromkeys(contestant.vectors, SMALL_VECTORS) if small else contestant.vectors
+            method.banks_ = MultiBank({name: _grown(bank, sizes[name]) for name, bank in method.banks_.items()})
+    return method
+
+
+def _grown(bank: MemoryBank, size: int) -> MemoryBank:
+    """Return a bank of ``size`` vectors: those of a bank, drawn with repetition, with noise."""
+    vectors = torch.as_tensor(bank.vectors)
+    generator = torch.Generator(vectors.device).manual_seed(0)
+    drawn = torch.randint(len(vectors), (size,), generator=generator, device=vectors.device)
+    noise = torch.randn(size, bank.dim, generator=generator, device=vectors.device)
+    rows = vectors[drawn] + _NOISE * vectors.std() * noise
+    return MemoryBank(rows, standardization=bank.standardization, extractor=bank.extractor)
+
+
+def _measure(report: Report, speed: Table, stages: Table, kind: str, methods: Mapping[str, Method]) -> None:
+    rounds = 1 if report.sizes.small else max(13, report.rounds)
+    batch = SMALL_BATCH if report.sizes.small else BATCH
+    results = bench.measure(methods, rounds=rounds, batches=(1, batch))
+    by_name = {one.name: one for one in results}
+    for one in results:
+        _note_memory(one, methods[one.name], report.device)
+        ratio = _times(by_name["CFM"], one)
+        peak = one.peak and one.peak / 1e6
+        report.row(
+            speed, method=f"{one.name}, {kind}", fps=one.fps, fps_batch=one.throughput[batch], times_cfm=ratio,
+            median_ms=one.median * 1e3, memory_mb=one.memory / 1e6, banks_mb=one.banks / 1e6, peak_mb=peak,
+            latencies=one.latencies,
+        )  # fmt: skip
+        split = {key: one.stages[name] * 1e3 for key, name in _KEYS.items() if name in one.stages}
+        report.row(stages, method=f"{one.name}, {kind}", **split)
+    for one in results:
+        if one.name != "CFM":
+            ratio = _times(by_name["CFM"], one)
+            report.target(f"frame rate of {one.name}, {kind}", "at least CFM's", f"{ratio:.2f} ×", ratio >= 1)
+
+
+def _times(cfm: Inference, one: Inference) -> float:
+    return statistics.median(a / b for a, b in zip(cfm.latencies, one.latencies, strict=True))
+
+
+def _note_memory(one: Inference, method: Method, device: str) -> None:
+    """Note what an image allocates beyond what is there already, and the peak with it."""
+    if not device.startswith("cuda"):
+        return
+    samples = bench.samples_of(BATCH, size=method.image_size, seed=1)[:1]
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    method.predict_batch(samples)
+    one.peak = torch.cuda.max_memory_allocated()
+    one.activations = one.peak - before
