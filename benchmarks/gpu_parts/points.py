@@ -14,22 +14,15 @@ def run_points(report: Report) -> None:
     """Time sampling, grouping and interpolation of a batch of clouds."""
     n_clouds, size, groups, group_size, dim = report.sizes.clouds
     clouds = torch.randn(n_clouds, size, 3, device=report.device)
-    features = torch.randn(groups, dim, device=report.device)
+    features = torch.randn(n_clouds, groups, dim, device=report.device)
     picks = _cuda.sample_batch(clouds, groups, 0)
     centers = clouds.gather(1, picks[..., None].expand(-1, -1, 3))
-
-    def group() -> None:
-        for cloud, around in zip(clouds, centers, strict=True):
-            _cuda.knn_group(cloud, around, group_size)
-
-    def interpolate() -> None:
-        for cloud, around in zip(clouds, centers, strict=True):
-            _cuda.interpolate_features(cloud, around, features, 3, 2.0, 1e-8)
-
     steps: dict[str, Work] = {
         f"farthest point sampling, {groups} of {size}": lambda: _cuda.sample_batch(clouds, groups, 0),
-        f"grouping, {groups} x {group_size}": group,
-        f"interpolation, {size} points, {dim} features": interpolate,
+        f"grouping, {groups} x {group_size}": lambda: _cuda.knn_group(clouds, centers, group_size),
+        f"interpolation, {size} points, {dim} features": lambda: _cuda.interpolate_features(
+            clouds, centers, features, 3, 2.0, 1e-8
+        ),
     }
     columns = [Column("name", "step"), Column("ms", "ms per cloud", ".3f"), Column("called", "as called", ".3f")]
     table = report.table(f"Point clouds, batch {n_clouds}", columns, headline=True)

@@ -195,6 +195,9 @@ class Checks:
             points, centers = self.random(n, 3), self.random(groups, 3, seed=1)
             found = _cuda.knn_group(points, centers, k)
             self.compare(f"groups {n}, {groups} x {k}", ("rows", found, group_by_torch(points, centers, k)))
+        clouds, centers = self.random(3, 700, 3), self.random(3, 8, 3, seed=1)
+        expected = [group_by_torch(points, around, 32) for points, around in zip(clouds, centers, strict=True)]
+        self.compare("groups of a batch", ("rows", _cuda.knn_group(clouds, centers, 32), torch.stack(expected)))
 
     def interpolate(self) -> None:
         for n, groups, d, k in [
@@ -208,6 +211,10 @@ class Checks:
             found = _cuda.interpolate_features(points, centers, features, k, 2.0, 1e-8)
             expected = interpolate_by_torch(points, centers, features, k, 2.0, 1e-8, dense=False)
             self.compare(f"interpolation {n}, {groups} x {d}, k = {k}", ("values", found, expected), rtol=1e-4)
+        batch = self.random(2, 60, 3), self.random(2, 9, 3, seed=1), self.random(2, 9, 20, seed=2)
+        found = _cuda.interpolate_features(*batch, 3, 2.0, 1e-8)
+        each = [interpolate_by_torch(*one, 3, 2.0, 1e-8, dense=False) for one in zip(*batch, strict=True)]
+        self.compare("interpolation of a batch", ("values", found, torch.stack(each)), rtol=1e-4)
 
 
 def brute_force(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
