@@ -53,12 +53,7 @@ def run_methods(report: Report) -> None:
     speed = report.table("M3DM and CFM, end to end", _SPEED, *_NOTES, headline=True)
     stages = report.table("Milliseconds by stage", [Column("method", "method"), *_STAGES])
     for kind in kinds:
-        methods: dict[str, Method] = {}
-        for name, contestant in CONTESTANTS.items():
-            methods[name] = make(contestant, kind, report)
-            print(f"made: {name}, {kind}", flush=True)
-        _measure(report, speed, stages, kind, methods)
-        del methods
+        _measure(report, speed, stages, kind, make_all(kind, report))
 
 
 _SPEED = [
@@ -85,19 +80,26 @@ _NOTES = (
 )
 
 
-def make(contestant: Contestant, kind: str, report: Report) -> Method:
-    """Fit a method on a few images, and put banks of the wanted sizes in the place of its own."""
-    small = report.sizes.small
-    vectors = min(SMALL_VECTORS, IMAGES * 784 // 2)
-    with tempfile.TemporaryDirectory(prefix="mmad-bank-gpu-") as folder:
-        method = bench.make_method(
-            contestant.method, Path(folder), settings=contestant.settings, images=IMAGES, vectors=vectors, small=small,
-            device=report.device, compute_dtype=kind,
-        )  # fmt: skip
+def make_all(kind: str, report: Report) -> dict[str, Method]:
+    """Fit the contestants on a few images, and put banks of the papers' sizes in the place of their own.
+
+    Those that differ in their banks' sizes share a fit.
+    """
+    small, fitted, made = report.sizes.small, dict[str, Method](), dict[str, Method]()
+    for name, own in CONTESTANTS.items():
+        same = f"{own.method} {dict(own.settings)}"
+        if same not in fitted:
+            with tempfile.TemporaryDirectory(prefix="mmad-bank-gpu-") as folder:
+                fitted[same] = bench.make_method(
+                    own.method, Path(folder), settings=own.settings, images=IMAGES, vectors=SMALL_VECTORS, small=small,
+                    device=report.device, compute_dtype=kind,
+                )  # fmt: skip
+        method = made[name] = fitted[same].with_arguments()
         if isinstance(method, BankMethod):
-            sizes = dict.fromkeys(contestant.vectors, SMALL_VECTORS) if small else contestant.vectors
-            method.banks_ = MultiBank({name: _grown(bank, sizes[name]) for name, bank in method.banks_.items()})
-    return method
+            sizes = dict.fromkeys(own.vectors, SMALL_VECTORS) if small else own.vectors
+            method.banks_ = MultiBank({part: _grown(bank, sizes[part]) for part, bank in method.banks_.items()})
+        print(f"made: {name}, {kind}", flush=True)
+    return made
 
 
 def _grown(bank: MemoryBank, size: int) -> MemoryBank:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 from common import Column, Table
 from torch import Tensor
 
 from gpu_parts import measuring
-from gpu_parts.measuring import Report, features_like_a_network, wall_ms
+from gpu_parts.measuring import Report, Work, features_like_a_network, wall_ms
 from gpu_parts.search import run_host_search
 from gpu_parts.smoke import wished
 from mmad_bank.ops import _cuda
@@ -52,17 +53,12 @@ def picks_not_farthest(features: Tensor, picks: Tensor) -> int:
 
 
 def run_k_center(report: Report) -> None:
-    """Time the selection against the float16 loop, check it against the float64 one, and run the bagel size."""
+    """Time the selection against the float16 loop, run the bagel size, and hold the picks against float64."""
     columns = [Column("size", "size"), Column("name", "contestant"), Column("seconds", "s", ".3f")]
     table = report.table("Greedy k-center", columns, headline=True)
     count, dim, n_select = report.sizes.selection
-    _run_selection(report, table, features_like_a_network(count, dim, device=report.device), n_select)
-    torch.cuda.empty_cache()
-    _run_bagel(report, table)
-
-
-def _run_selection(report: Report, table: Table, features: Tensor, n_select: int) -> None:
-    size = f"{len(features)} x {features.shape[1]} -> {n_select}"
+    features = features_like_a_network(count, dim, device=report.device)
+    size = f"{count} x {dim} -> {n_select}"
     blocks: list[int] = []
 
     def select() -> Tensor:
@@ -70,27 +66,39 @@ def _run_selection(report: Report, table: Table, features: Tensor, n_select: int
         return _cuda.k_center_greedy(features, None, n_select, 0, -1.0, blocks.append)[0]
 
     picks = select()
-    ours = statistics.median(wall_ms(select) for _ in range(_REPEATS))
-    report.row(table, size=size, name="mmad-bank", seconds=ours / 1000)
+    ours = _seconds(select)
     table.notes.append(f"{len(blocks)} blocks of picks")
+    report.row(table, size=size, name="mmad-bank", seconds=ours)
+    _against_loop(report, table, size, features, ours)
+    _run_bagel(report, table)
+    _check_picks(report, size, features, picks)
+    _by_each_product(report, table, size, select, picks)
+    measuring.profile_kernels(report, measuring.kernel_table(report), size, select)
+
+
+def _seconds(work: Work) -> float:
+    return statistics.median(wall_ms(work) for _ in range(_REPEATS)) / 1000
+
+
+def _against_loop(report: Report, table: Table, size: str, features: Tensor, ours: float) -> None:
+    timed, n_select = report.sizes.loop_picks, report.sizes.selection[2]
     textbook_half_loop(features, 5)
-    picked = report.sizes.loop_picks
-    loop = wall_ms(lambda: textbook_half_loop(features, picked)) / picked * n_select
-    table.notes.append(f"the float16 loop's time is extrapolated from {picked} picks")
-    report.row(table, size=size, name="float16 textbook loop", seconds=loop / 1000)
+    loop = wall_ms(lambda: textbook_half_loop(features, timed)) / 1000 / timed * n_select
+    table.notes.append(f"the float16 loop's time is extrapolated from {timed} picks")
+    report.row(table, size=size, name="float16 textbook loop", seconds=loop)
     ratio = loop / ours
     report.target(f"k-center {size}", ">= 30 times the float16 loop", f"{ratio:.1f} times", ratio >= 30)
-    _check_picks(report, size, features, picks)
+
+
+def _by_each_product(report: Report, table: Table, size: str, select: Callable[[], Tensor], picks: Tensor) -> None:
     for name, wish, check in (("mma.sync", "0", "k_center"), ("wgmma", "1", "k_center_wgmma")):
         if check in report.without:
             continue
         with wished(wish):
-            found = select()
-            seconds = statistics.median(wall_ms(select) for _ in range(_REPEATS)) / 1000
+            found, seconds = select(), _seconds(select)
         report.row(table, size=size, name=f"mmad-bank, {name}", seconds=seconds)
         same = torch.equal(found, picks)
         report.target(f"k-center {size}, {name}: the same picks", "all", "yes" if same else "no", same)
-    measuring.profile_kernels(report, measuring.kernel_table(report), size, select)
 
 
 def _check_picks(report: Report, size: str, features: Tensor, picks: Tensor) -> None:

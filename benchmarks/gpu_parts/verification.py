@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from common import ROOT, Column, Table
@@ -21,7 +22,7 @@ _CHECK_S, _TEST_S, _SANITIZED_S = 60.0, 150.0, 100.0
 _EACH_TEST_S = 60
 _ALONE = "growth or memory_than"  # these look at all of the device's memory: nobody else may use it meanwhile
 _HALVES = {"test_cuda_kernels.py": "knn or query or bank"}  # long files: tests whose names hold these, and the others
-_SHOWN = 15  # lines of what failed
+_SHOWN = 120  # lines of what failed
 
 
 def cases() -> tuple[str, ...]:
@@ -50,9 +51,11 @@ def run_smoke(report: Report) -> None:
     table = report.table("Kernels against float64", [*_COLUMNS, Column("last", "last line")])
     full = [] if report.sizes.small else ["full"]
     jobs = [Job(case, [sys.executable, str(SMOKE), case, *full], _CHECK_S, _few_threads()) for case in cases()]
+    outcomes = []
     for outcome in run_jobs(jobs, _at_once(), report.left()):
         _add(report, table, outcome)
-        report.target(f"kernel check {outcome.name}", "as float64", outcome.last_line, _verdict(outcome))
+        outcomes.append(outcome)
+    report.target("kernels against float64", "all right", *_together(outcomes, "all right"))
 
 
 _COLUMNS = [Column("name", "check"), Column("verdict", "verdict"), Column("seconds", "s", ".1f")]
@@ -62,10 +65,6 @@ def _add(report: Report, table: Table, outcome: Outcome) -> None:
     words = {"name": outcome.name, "verdict": outcome.verdict, "seconds": outcome.seconds, "last": outcome.last_line}
     report.row(table, **words)
     _show(outcome)
-
-
-def _verdict(outcome: Outcome) -> bool | None:
-    return None if outcome.verdict == "not run" else outcome.ok
 
 
 def _few_threads() -> dict[str, str]:
@@ -148,12 +147,12 @@ def run_sanitizer(report: Report) -> None:
     found: dict[str, list[Outcome]] = {tool: [] for tool in TOOLS}
     for outcome in run_jobs(jobs, _at_once(), report.left()):
         tool, _, case = outcome.name.partition(" ")
-        found[tool].append(outcome)
+        found[tool].append(replace(outcome, name=case))
         words = {"verdict": outcome.verdict, "seconds": outcome.seconds, "last": _summary(outcome)}
         report.row(table, tool=tool, name=case, **words)
         _show(outcome)
     for tool, outcomes in found.items():
-        report.target(f"compute-sanitizer {tool}", "no errors", *_together(outcomes))
+        report.target(f"compute-sanitizer {tool}", "no errors", *_together(outcomes, "clean"))
 
 
 def _sanitized(program: str, tool: str, case: str) -> Job:
@@ -168,12 +167,12 @@ def _summary(outcome: Outcome) -> str:
     return ([outcome.last_line, *found])[-1]
 
 
-def _together(outcomes: Sequence[Outcome]) -> tuple[str, bool | None]:
-    """Count a tool's outcomes: one that found something decides; what had no time leaves it open."""
-    clean = [one.name.partition(" ")[2] for one in outcomes if one.ok]
-    wrong = [one.name.partition(" ")[2] for one in outcomes if one.verdict.startswith("FAILED")]
-    late = [one.name.partition(" ")[2] for one in outcomes if not one.ok and one.name.partition(" ")[2] not in wrong]
-    words = f"{len(clean)} of {len(outcomes)} clean"
-    words += f"; failed: {', '.join(wrong)}" if wrong else ""
-    words += f"; out of time: {', '.join(late)}" if late else ""
-    return words, False if wrong else None if late else True
+def _together(outcomes: Sequence[Outcome], good: str) -> tuple[str, bool | None]:
+    """Count outcomes: one that is wrong or hung decides; what was not run leaves it open."""
+    by_kind: dict[str, list[str]] = {}
+    for one in outcomes:
+        kind = "good" if one.ok else "not run" if one.verdict == "not run" else "hung" if one.hung else "failed"
+        by_kind.setdefault(kind, []).append(one.name)
+    words = f"{len(by_kind.pop('good', []))} of {len(outcomes)} {good}"
+    words += "".join(f"; {kind}: {', '.join(names)}" for kind, names in by_kind.items())
+    return words, False if {"failed", "hung"} & set(by_kind) else None if by_kind else True

@@ -105,7 +105,7 @@ def test_knn_names_what_is_missing_and_leaves_out_what_hung(emulated: ModuleType
     rows = {row["name"]: row for row in report.tables[0].rows if row["shape"].endswith("k = 1")}
     assert not any("wgmma" in name or "int8" in name for name in rows)
     assert {"graph replay", "mma.sync, graph replay", "as called", "torch.cdist + topk"} <= set(rows)
-    for peer in ("faiss GpuIndexFlatL2", "cuVS brute force"):
+    for peer in ("faiss GpuIndexFlatL2", "cuVS brute force, as called"):
         assert rows[peer]["ms"] is None
         assert "not installed" in rows[peer]["note"]
     unmeasured = [row["what"] for row in report.targets if row["met"] == "not measured"]
@@ -201,11 +201,11 @@ def test_what_pytest_counts(gpu: ModuleType, text: str, code: int, expected: Any
 
 
 @pytest.mark.parametrize(
-    ("codes", "met"), [((0, 0), "yes"), ((0, 86), "NO"), ((0, None), "not measured"), ((86, None), "NO")]
+    ("codes", "met"), [((0, 0), "yes"), ((0, 86), "NO"), ((0, None), "NO"), ((0, "none"), "not measured")]
 )
 def test_the_sanitizers_findings(gpu: ModuleType, codes: Any, met: str, monkeypatch: pytest.MonkeyPatch) -> None:
     verification = importlib.import_module("gpu_parts.verification")
-    verdicts = {0: "ok", 86: "FAILED (86)", None: "TIMEOUT (9 s)"}
+    verdicts = {0: "ok", 86: "FAILED (86)", None: "TIMEOUT (9 s)", "none": "not run"}
     found = [verification.Outcome(f"memcheck {case}", verdicts[code]) for case, code in enumerate(codes)]
     monkeypatch.setattr(verification, "run_jobs", lambda jobs, at_once, seconds: iter(found))
     monkeypatch.setattr(verification, "TOOLS", ("memcheck",))
