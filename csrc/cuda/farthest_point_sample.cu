@@ -1,4 +1,6 @@
-// Farthest point sampling: one thread block per cloud. The squared distance m of every point to the nearest pick is
+// Farthest point sampling. Where the device has thread blocks to spare, several share a cloud: few points per thread,
+// whose m, the squared distance to the nearest pick, is kept in float64 in registers, and an exchange of the blocks' best
+// per pick. Otherwise there is one thread block per cloud. The squared distance m of every point to the nearest pick is
 // kept as a float32 rounded upwards, in registers with the x coordinate; y and z lie in shared memory. A pick's
 // distance is taken in float64 only for points whose float32 lower bound does not exceed their m, which are few after
 // some picks, and float64 values, kept in device memory, decide where the largest float32 is not held by one point
@@ -6,6 +8,7 @@
 // last pick. So rows stay inside their cloud whatever the device holds.
 #include <algorithm>
 
+#include "cuda/exchange.cuh"
 #include "cuda/points.cuh"
 #include "cuda/workspace.hpp"
 #include "mmad/cuda_points.hpp"
@@ -16,6 +19,9 @@ namespace {
 
 constexpr int kSampleThreads = 512;
 constexpr int kSampleWarps = kSampleThreads / kWarp;
+constexpr int kSampleAlone = 8;  // points per thread up to which one block is faster: an exchange takes its time
+constexpr int kLargestTogether = kWarp;  // blocks per cloud: a lane for each
+constexpr int kLargestBlocks = 1024;     // in all, where clouds are shared
 
 struct SampleTask {
   const float* points;
@@ -27,6 +33,8 @@ struct SampleTask {
   double* exact;   // m of every point in float64
   float* rounded;  // m rounded upwards; only for clouds that do not fit registers
   std::int64_t* picks;
+  SharedPair* exchange;  // [cloud][2][blocks per cloud]; only where blocks share a cloud
+  int cloud_blocks;
 };
 
 // A thread's, a warp's or the block's farthest point so far; m = -1 where there is none.
@@ -263,6 +271,74 @@ __global__ void __launch_bounds__(kSampleThreads, 1) sample_kernel(SampleTask ta
   }
 }
 
+// Several blocks per cloud; points kSampleThreads * cloud_blocks apart belong to one thread.
+template <int kPoints>
+__global__ void __launch_bounds__(kSampleThreads, 1) sample_together_kernel(SampleTask task) {
+  MMAD_DYNAMIC_SHARED(memory);
+  auto* offers = reinterpret_cast<Offer*>(memory);  // of the warps, then the best of all blocks
+  auto* coordinates = reinterpret_cast<float*>(offers + kSampleWarps + 1);
+  const int lane = lane_id();
+  const int thread = static_cast<int>(threadIdx.x);
+  const int cloud = static_cast<int>(blockIdx.x) / task.cloud_blocks;
+  const int block = static_cast<int>(blockIdx.x) % task.cloud_blocks;
+  const int size = static_cast<int>(task.sizes[cloud]);
+  const float* points = task.points + 3 * task.first_rows[cloud];
+  std::int64_t* picks = task.picks + cloud * task.n_select;
+  SharedPair* exchange = task.exchange + static_cast<std::size_t>(cloud) * 2 * task.cloud_blocks;
+
+  double x[kPoints], y[kPoints], z[kPoints], m[kPoints];
+  const int step = task.cloud_blocks * kSampleThreads;
+  const int first = block * kSampleThreads + thread;
+#pragma unroll
+  for (int p = 0; p < kPoints; ++p) {
+    const int row = first + p * step;
+    const Point point = row < size ? load_point(points, row) : Point{0.0f, 0.0f, 0.0f};
+    x[p] = static_cast<double>(point.x);
+    y[p] = static_cast<double>(point.y);
+    z[p] = static_cast<double>(point.z);
+    m[p] = row < size && eligible(task, point, row) ? kInfinity64 : -1.0;
+  }
+  int pick_row = static_cast<int>(task.start);
+  Point pick = load_point(points, pick_row);
+  const bool writes = block == 0 && thread == 0;
+  if (writes) picks[0] = pick_row;
+  for (std::int64_t done = 1; done < task.n_select; ++done) {
+    const double pick_x = static_cast<double>(pick.x);
+    const double pick_y = static_cast<double>(pick.y);
+    const double pick_z = static_cast<double>(pick.z);
+    Offer mine = no_offer();
+#pragma unroll
+    for (int p = 0; p < kPoints; ++p) {
+      const int row = first + p * step;
+      const double distance = sum_of_squares(x[p] - pick_x, y[p] - pick_y, z[p] - pick_z);
+      if (distance < m[p]) m[p] = distance;
+      if (row == pick_row) m[p] = -1.0;
+      if (m[p] > mine.m) mine = {m[p], row};  // rows rise: the first of equals stays
+    }
+    mine = warp_best(mine);
+    if (lane == 0) offers[warp_id()] = mine;
+    __syncthreads();
+    if (warp_id() == 0) {
+      const auto round = static_cast<std::uint32_t>(done);
+      SharedPair* places = exchange + static_cast<std::size_t>(round & 1u) * task.cloud_blocks;
+      const Offer best_here = warp_best(lane < kSampleWarps ? offers[lane] : no_offer());
+      if (lane == 0) publish(places + block, best_here, round);
+      const Offer best = await_offers(places, task.cloud_blocks, round);
+      if (lane == 0) offers[kSampleWarps] = best;
+      if (lane < 3 && best.m >= 0.0) coordinates[lane] = points[3 * static_cast<std::int64_t>(best.row) + lane];
+    }
+    __syncthreads();
+    const Offer best = offers[kSampleWarps];
+    if (best.m < 0.0) {  // the same for all blocks of the cloud
+      if (block == 0) repeat_pick(task, picks, done, pick_row);
+      return;
+    }
+    pick_row = best.row;
+    pick = load_point(coordinates, 0);
+    if (writes) picks[done] = pick_row;
+  }
+}
+
 template <int kPoints>
 bool try_resident(const SampleTask& task, int clouds, std::int64_t largest, const DeviceLimits& limits, Stream stream) {
   constexpr int room = kPoints * kSampleThreads;
@@ -273,10 +349,29 @@ bool try_resident(const SampleTask& task, int clouds, std::int64_t largest, cons
   return true;
 }
 
+// Blocks per cloud so that all run at once, at least one point per thread.
+int blocks_per_cloud(int clouds, std::int64_t largest, const DeviceLimits& limits) {
+  if (largest <= static_cast<std::int64_t>(kSampleAlone) * kSampleThreads) return 1;
+  const int spare = std::min(limits.multiprocessors, kLargestBlocks) / clouds;
+  return static_cast<int>(std::min<std::int64_t>({spare, kLargestTogether, largest / kSampleThreads}));
+}
+
+template <int kPoints>
+bool try_together(const SampleTask& task, int clouds, std::int64_t largest, Stream stream) {
+  if (largest > static_cast<std::int64_t>(kPoints) * kSampleThreads * task.cloud_blocks) return false;
+  const std::size_t places = static_cast<std::size_t>(clouds) * 2 * static_cast<std::size_t>(task.cloud_blocks);
+  check(cudaMemsetAsync(task.exchange, 0, places * sizeof(SharedPair), stream), "farthest_point_sample");
+  launch("farthest_point_sample", sample_together_kernel<kPoints>,
+         dim3(static_cast<unsigned>(clouds) * static_cast<unsigned>(task.cloud_blocks)), kSampleThreads,
+         (kSampleWarps + 1) * sizeof(Offer) + 3 * sizeof(float), stream, true, task);
+  return true;
+}
+
 std::size_t lay_out(void* buffer, std::int64_t points, SampleTask& task) {
   Workspace workspace(buffer);
   task.exact = workspace.take<double>(static_cast<std::size_t>(points));
   task.rounded = workspace.take<float>(static_cast<std::size_t>(points));
+  task.exchange = workspace.take<SharedPair>(2 * kLargestBlocks);
   return workspace.used();
 }
 
@@ -291,8 +386,14 @@ void farthest_point_sample(const float* points, std::int64_t points_in_all, cons
                            const std::int64_t* sizes, int clouds, std::int64_t largest, std::int64_t n_select,
                            std::int64_t start, double floor, void* workspace, std::int64_t* picks,
                            const DeviceLimits& limits, Stream stream) {
-  SampleTask task{points, first_rows, sizes, n_select, start, floor, nullptr, nullptr, picks};
+  SampleTask task{points, first_rows, sizes, n_select, start, floor, nullptr, nullptr, picks, nullptr, 1};
   lay_out(workspace, points_in_all, task);
+  task.cloud_blocks = blocks_per_cloud(clouds, largest, limits);
+  if (task.cloud_blocks > 1) {
+    if (try_together<2>(task, clouds, largest, stream)) return;
+    if (try_together<5>(task, clouds, largest, stream)) return;
+    if (try_together<8>(task, clouds, largest, stream)) return;
+  }
   if (try_resident<8>(task, clouds, largest, limits, stream)) return;
   if (try_resident<24>(task, clouds, largest, limits, stream)) return;
   if (try_resident<40>(task, clouds, largest, limits, stream)) return;

@@ -14,11 +14,14 @@ __device__ __forceinline__ Point load_point(const float* points, std::int64_t ro
 }
 
 // float64, rounded after every operation and added in the order x, y, z: the definition that ties are decided by.
-__device__ __forceinline__ double exact_squared(const Point& a, const Point& b) {
-  const double dx = static_cast<double>(a.x) - static_cast<double>(b.x);
-  const double dy = static_cast<double>(a.y) - static_cast<double>(b.y);
-  const double dz = static_cast<double>(a.z) - static_cast<double>(b.z);
+__device__ __forceinline__ double sum_of_squares(double dx, double dy, double dz) {
   return __dadd_rn(__dadd_rn(__dmul_rn(dx, dx), __dmul_rn(dy, dy)), __dmul_rn(dz, dz));
+}
+
+__device__ __forceinline__ double exact_squared(const Point& a, const Point& b) {
+  return sum_of_squares(static_cast<double>(a.x) - static_cast<double>(b.x),
+                        static_cast<double>(a.y) - static_cast<double>(b.y),
+                        static_cast<double>(a.z) - static_cast<double>(b.z));
 }
 
 // A float32 near the exact squared distance: three squares of rounded differences and two additions err by at most

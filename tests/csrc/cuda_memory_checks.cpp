@@ -59,14 +59,15 @@ void inside(const std::vector<std::int64_t>& rows, std::int64_t count, const cha
   for (const std::int64_t row : rows) expect(row >= 0 && row < count, what, values, static_cast<double>(row));
 }
 
-void sampling(const Fault& fault, std::size_t shared_memory) {
-  constexpr std::int64_t first_size = 130, second_size = 70, n_select = 60;
+void sampling(const Fault& fault, std::size_t shared_memory, std::int64_t first_size, std::int64_t n_select,
+              int multiprocessors) {
+  constexpr std::int64_t second_size = 70;
   std::vector<float> points = normal(3 * (first_size + second_size));
   damage(points, 3, fault);
   const std::vector<std::int64_t> first_rows{0, first_size}, sizes{first_size, second_size};
   std::vector<std::int64_t> picks(2 * n_select, -1);
   std::vector<double> workspace(farthest_point_workspace_bytes(first_size + second_size) / sizeof(double) + 1);
-  DeviceLimits limits{3, shared_memory, shared_memory, 9, 0};
+  DeviceLimits limits{multiprocessors, shared_memory, shared_memory, 9, 0};
   farthest_point_sample(points.data(), first_size + second_size, first_rows.data(), sizes.data(), 2, first_size,
                         n_select, 2, -1.0, workspace.data(), picks.data(), limits, nullptr);
   const auto middle = picks.begin() + n_select;
@@ -113,8 +114,9 @@ void gathering(int dim) {
 
 int main() {
   for (const Fault& fault : kFaults) {
-    sampling(fault, std::size_t{227} << 10);
-    sampling(fault, 0);  // all in device memory
+    sampling(fault, std::size_t{227} << 10, 130, 60, 3);
+    sampling(fault, 0, 130, 60, 3);                       // all in device memory
+    sampling(fault, std::size_t{227} << 10, 4200, 6, 6);  // three blocks per cloud
     for (const int which : {1, 2, 3}) {
       for (const int k : {1, 40, 128}) grouping(fault, which & 1, which & 2, k);
       for (const int k : {1, 3, 32}) interpolation(fault, which & 1, which & 2, k, k == 3 ? 7 : 8);

@@ -522,6 +522,7 @@ SAMPLE_CASES: dict[str, Callable[[], tuple[list[Tensor], int]]] = {
     "ties": lambda: ([grid_points(6)], 216),
     "ties beyond registers": lambda: ([grid_points(6).repeat(100, 1)], 12),
     "duplicates": lambda: ([random(20, 3).repeat(10, 1)], 200),
+    "many duplicates": lambda: ([random(7, 3).repeat(900, 1), random(5, 3)], 5),
     "one point": lambda: ([random(1, 3), random(4, 3)], 1),
     "zero points": lambda: ([torch.zeros(50, 3)], 50),
     "offset": lambda: ([random(300, 3) * 1e-3 + 1], 80),
@@ -530,8 +531,12 @@ SAMPLE_CASES: dict[str, Callable[[], tuple[list[Tensor], int]]] = {
 }
 
 
+@pytest.mark.parametrize("multiprocessors", [1, 9])  # one block per cloud, or several that share a large one
 @pytest.mark.parametrize("case", SAMPLE_CASES)
-def test_farthest_point_sample_is_the_reference(device: torch.device, case: str) -> None:
+def test_farthest_point_sample_is_the_reference(
+    device: torch.device, case: str, multiprocessors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MMAD_EMULATED_MULTIPROCESSORS", str(multiprocessors))
     clouds, n_select = SAMPLE_CASES[case]()
     sizes = np.array([len(cloud) for cloud in clouds])
     start = 17 % int(sizes.min())
@@ -559,10 +564,14 @@ def damaged(rows: Tensor, bad: float) -> tuple[Tensor, Tensor]:
 BAD_VALUES = [float("nan"), float("inf"), -float("inf")]
 
 
+@pytest.mark.parametrize("multiprocessors", [1, 3])
 @pytest.mark.parametrize("count", [300, 21000])
 @pytest.mark.parametrize("bad", BAD_VALUES)
-def test_farthest_point_sample_leaves_out_what_is_not_finite(device: torch.device, bad: float, count: int) -> None:
+def test_farthest_point_sample_leaves_out_what_is_not_finite(
+    device: torch.device, bad: float, count: int, multiprocessors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As if such points were not there; where too few others are left, the last pick comes again."""
+    monkeypatch.setenv("MMAD_EMULATED_MULTIPROCESSORS", str(multiprocessors))
     cloud, good = damaged(random(count, 3), bad)
     start, n_select = 7, 9
     picks = _cuda.sample_batch(cloud[None].to(device), n_select, start).cpu()
