@@ -17,7 +17,7 @@ constexpr std::uint32_t kTaken = 0xFFFFFFFFu;
 
 // Queries that go through all rows in float64, and their results while several blocks work on one.
 struct Fallback {
-  std::int32_t* count = nullptr;
+  std::int32_t* last = nullptr;  // their number less one, so that one value begins this and the shared bounds
   std::int32_t* queries = nullptr;
   double* distances = nullptr;  // k a flagged query, sorted
   std::int32_t* rows = nullptr;
@@ -52,7 +52,7 @@ __device__ void flag_for_fallback(const KnnTask& task, std::int64_t query) {
   const int lane = lane_id();
   int slot = 0;
   if (lane == 0) {
-    slot = atomicAdd(task.fallback.count, 1);
+    slot = atomicAdd(task.fallback.last, 1) + 1;
     task.fallback.queries[slot] = static_cast<std::int32_t>(query);
     task.fallback.locks[slot] = 0;
     task.fallback.finished[slot] = 0;
@@ -263,7 +263,7 @@ __device__ void scan_rows(const KnnTask& task, const std::int64_t (&queries)[kFa
 }
 
 __global__ void __launch_bounds__(kFallbackWarps* kWarp) fallback_kernel(const KnnTask task) {
-  const int flagged = *task.fallback.count;
+  const int flagged = *task.fallback.last + 1;
   const int chunks = static_cast<int>((task.bank_rows + kFallbackRows - 1) / kFallbackRows);
   const std::int64_t items = static_cast<std::int64_t>((flagged + kFallbackQueries - 1) / kFallbackQueries) * chunks;
   for (std::int64_t item = blockIdx.x; item < items; item += gridDim.x) {
@@ -314,11 +314,11 @@ std::size_t lay_out(void* buffer, std::int64_t count, int dim, int k, const KnnP
   parts.state.upper = workspace.take<float>(entries * k);
   parts.state.candidates = workspace.take<Candidate>(entries * plan.capacity);
   parts.state.counts = workspace.take<std::int32_t>(entries);
-  parts.state.shared = workspace.take<std::uint32_t>(q);
+  parts.state.shared = workspace.take<std::uint32_t>(q + 1);
   parts.state.k = k;
   parts.state.splits = plan.splits;
   parts.state.capacity = plan.capacity;
-  parts.fallback.count = workspace.take<std::int32_t>(1);
+  parts.fallback.last = reinterpret_cast<std::int32_t*>(parts.state.shared + q);
   parts.fallback.queries = workspace.take<std::int32_t>(q);
   parts.fallback.distances = workspace.take<double>(q * k);
   parts.fallback.rows = workspace.take<std::int32_t>(q * k);
@@ -345,9 +345,8 @@ namespace {
 void search_pass(const float* queries, std::int64_t count, const KnnBank& bank, int k, int done, const KnnPlan& plan,
                  const DeviceLimits& limits, const Parts& parts, float* distances, std::int64_t* indices,
                  Stream stream) {
-  check(cudaMemsetAsync(parts.fallback.count, 0, sizeof(std::int32_t), stream), "knn");
-  check(cudaMemsetAsync(parts.state.shared, 0xFF, static_cast<std::size_t>(count) * sizeof(std::uint32_t), stream),
-        "knn");
+  const std::size_t words = static_cast<std::size_t>(count) + 1;  // no bound is known, no query flagged
+  check(cudaMemsetAsync(parts.state.shared, 0xFF, words * sizeof(std::uint32_t), stream), "knn");
   ProductTask product;
   product.queries = parts.queries;
   product.bank = bank.operand;

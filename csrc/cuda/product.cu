@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductTask 
 
   RowOwner owner;  // thread t owns row t of the query tile
   owner.begin(task, shared, static_cast<std::int64_t>(query_tile) * kTileRows + thread, split, thread);
-  if (begin < end) owner.set_screen(tile_bound(task.bank, begin, begin), shared, thread);
+  if (begin < end) owner.set_screen(tile_bound(task.bank, begin), shared, thread);
 
   Loader<kInt8> loader{static_cast<const unsigned char*>(task.queries.values) +
                            static_cast<std::size_t>(query_tile) * depth_blocks * kBlockBytes,
@@ -191,9 +191,10 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductTask 
       const bool left_over =
           offer_keys<kInt8>(sums, shared, limits, columns + ring, scales + ring, first_row, first_column);
       again = __syncthreads_or(left_over) != 0;
-      owner.drain(task, shared, tile, thread);
+      const std::size_t first_of_tile = static_cast<std::size_t>(tile) * kTileRows;
+      owner.drain(task, shared, tile, task.bank.norm + first_of_tile, task.bank.residual + first_of_tile, thread);
       const int next = again ? tile : tile + 1;
-      if (next < end) owner.set_screen(tile_bound(task.bank, next, next), shared, thread);
+      if (next < end) owner.set_screen(tile_bound(task.bank, next), shared, thread);
       if (again) __syncthreads();  // otherwise the next step's barrier does
     }
   }

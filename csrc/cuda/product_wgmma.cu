@@ -13,15 +13,18 @@ namespace {
 constexpr int kGroupThreads = 128;
 constexpr int kWgmmaThreads = 3 * kGroupThreads;  // a producer and two consumers
 constexpr int kPairColumns = 2 * kTileRows;
-constexpr int kQueueSlots = 12;  // keys that a row may offer in one round
+constexpr int kQueueSlots = 8;  // keys that a row may offer in one round
 constexpr int kRing = 4;
 constexpr int kRingBytes = 3 * kBlockBytes;  // a stage: one block of queries, two of the bank
-constexpr int kTermSlots = 2;                // pairs of tiles whose |m|^2 are there: in use, and on their way
+constexpr int kTerms = 3;                    // of a bank row: |m|^2, N, rho
+constexpr int kTermSlots = 2;                // pairs of tiles whose terms are there: in use, and on their way
+constexpr int kHeadStart = 3;                // steps that the first warpgroup is ahead of the second
 
 struct WgmmaLayout {
-  static constexpr int kTerms = kRing * kRingBytes;                        // [kTermSlots][kPairColumns]: |m|^2
-  static constexpr int kBarriers = kTerms + kTermSlots * kPairColumns * 4;  // full and empty stages, free slots
-  static constexpr int kSelection = kBarriers + (2 * kRing + kTermSlots) * 8;
+  static constexpr int kBankTerms = kRing * kRingBytes;  // [kTermSlots][kTerms][kPairColumns]
+  static constexpr int kBarriers = kBankTerms + kTermSlots * kTerms * kPairColumns * 4;
+  static constexpr int kBarrierCount = 2 * kRing + kTermSlots + 1;  // full and empty stages, free slots, the head start
+  static constexpr int kSelection = kBarriers + (kBarrierCount + 1) / 2 * 16;
 
   static std::size_t bytes(int k) { return kSelection + SelectionShared::bytes(k, kQueueSlots); }
 };
@@ -49,7 +52,11 @@ struct Ring {
   TransferBarrier* full;   // a stage, and with a pair's first one its terms
   TransferBarrier* empty;  // a stage
   TransferBarrier* free;   // a slot of terms
+  TransferBarrier* ahead;  // the first warpgroup has its head start
 
+  __device__ __forceinline__ float* term_slot(const Step& slot) const {
+    return terms + slot.at * kTerms * kPairColumns;
+  }
   __device__ __forceinline__ unsigned char* stage(const Step& step) const { return stages + step.at * kRingBytes; }
 };
 
@@ -68,22 +75,26 @@ __device__ void feed(const ProductTask& task, const Ring& ring, const Range& ran
   Step step, slot;
   for (int tile = range.begin; tile < range.end; tile += 2, slot.advance(kTermSlots)) {
     const bool whole = range.whole(tile);
-    const int term_bytes = (whole ? 2 : 1) * kTileRows * 4;
+    const int term_bytes = (whole ? 2 : 1) * kTileRows * 4;  // of each
     const unsigned char* a = queries;
     const unsigned char* b = bank + tile * tile_bytes;
     barrier_wait(ring.free + slot.at, slot.parity ^ 1u);
     for (int depth_block = 0; depth_block < range.depth_blocks; ++depth_block, step.advance(kRing)) {
       unsigned char* stage = ring.stage(step);
       TransferBarrier* full = ring.full + step.at;
-      const int bytes = (whole ? kRingBytes : kRingBytes - kBlockBytes) + (depth_block == 0 ? term_bytes : 0);
+      const int bytes = (whole ? kRingBytes : kRingBytes - kBlockBytes) + (depth_block == 0 ? kTerms * term_bytes : 0);
       barrier_wait(ring.empty + step.at, step.parity ^ 1u);
       barrier_arrive_expect(full, bytes);
       copy_bulk(stage, a, kBlockBytes, full);
       copy_bulk(stage + kBlockBytes, b, kBlockBytes, full);
       if (whole) copy_bulk(stage + 2 * kBlockBytes, b + tile_bytes, kBlockBytes, full);
       if (depth_block == 0) {
-        const float* squared = task.bank.squared + static_cast<std::size_t>(tile) * kTileRows;
-        copy_bulk(ring.terms + slot.at * kPairColumns, squared, term_bytes, full);
+        const float* const terms[kTerms] = {task.bank.squared, task.bank.norm, task.bank.residual};
+#pragma unroll
+        for (int i = 0; i < kTerms; ++i) {
+          const float* rows = terms[i] + static_cast<std::size_t>(tile) * kTileRows;
+          copy_bulk(ring.term_slot(slot) + i * kPairColumns, rows, term_bytes, full);
+        }
       }
       a += kBlockBytes;
       b += kBlockBytes;
@@ -91,10 +102,12 @@ __device__ void feed(const ProductTask& task, const Ring& ring, const Range& ran
   }
 }
 
-// A warpgroup's 64 x (8 kGroups) sums over all depth blocks: of a pair of tiles, or of one.
+// A warpgroup's 64 x (8 kGroups) sums over all depth blocks: of a pair of tiles, or of one. `ahead`, if any, is told when
+// the head start is reached.
 template <int kGroups>
 __device__ __forceinline__ void multiply_tiles(float (&sums)[1][kGroups][4], const Ring& ring, int depth_blocks,
-                                               int first_row, Step& step, bool leader) {
+                                               int first_row, Step& step, bool leader, TransferBarrier* ahead) {
+  const int head = min(kHeadStart, depth_blocks) - 1;
   TransferBarrier* read = nullptr;  // to be told when the step before has been read
   for (int depth_block = 0; depth_block < depth_blocks; ++depth_block, step.advance(kRing)) {
     barrier_wait(ring.full + step.at, step.parity);
@@ -108,6 +121,7 @@ __device__ __forceinline__ void multiply_tiles(float (&sums)[1][kGroups][4], con
     warpgroup_commit();
     warpgroup_wait<1>();
     if (read != nullptr && leader) barrier_arrive(read);
+    if (ahead != nullptr && leader && depth_block == head) barrier_arrive(ahead);
     read = ring.empty + step.at;
   }
   warpgroup_wait<0>();
@@ -129,12 +143,8 @@ struct Consumer {
   __device__ __forceinline__ bool owns() const { return lane_id() % 4 < 2; }
   __device__ __forceinline__ int own_row() const { return warp_row + lane_id() / 4 + lane_id() % 4 * 8; }
 
-  __device__ __forceinline__ TileBound bound_of(int tile) const {
-    return tile < range.end ? tile_bound(task.bank, tile, range.second(tile)) : TileBound{};
-  }
-
   __device__ __forceinline__ void begin(RowOwner& owner, std::int64_t first_query, int split) {
-    tiles = bound_of(range.begin);
+    if (range.begin < range.end) tiles = tile_bound(task.bank, range.begin).with(tile_bound(task.bank, range.second(range.begin)));
     if (!owns()) return;
     owner.begin(task, shared, first_query + own_row(), split, own_row());
     owner.set_screen(tiles, shared, own_row());
@@ -144,10 +154,14 @@ struct Consumer {
   template <int kTiles>
   __device__ __forceinline__ void take(RowOwner& owner, int tile) {
     const std::uint32_t known = owns() ? owner.known_bound(task.state) : 0u;
-    const TileBound next = bound_of(tile + kTiles);
+    const int after = min(tile + kTiles, range.end - 1);
+    const TileBound first = tile_bound(task.bank, after), second = tile_bound(task.bank, range.second(after));
     float sums[1][kTiles * kTileRows / 8][4];
-    multiply_tiles(sums, ring, range.depth_blocks, group_row, step, threadIdx.x % kGroupThreads == 0);
+    const bool leader = threadIdx.x % kGroupThreads == 0;
+    TransferBarrier* ahead = group_row == 0 && tile == range.begin ? ring.ahead : nullptr;
+    multiply_tiles(sums, ring, range.depth_blocks, group_row, step, leader, ahead);
     if (owns()) owner.take_hint(task.state, known);
+    const TileBound next = first.with(second);
     select<kTiles>(owner, sums, tile, next);
     if (lane_id() == 0) barrier_arrive(ring.free + slot.at);
     slot.advance(kTermSlots);
@@ -157,7 +171,7 @@ struct Consumer {
   template <int kTiles>
   __device__ __forceinline__ void select(RowOwner& owner, float (&sums)[1][kTiles * kTileRows / 8][4], int tile,
                                          const TileBound& next) const {
-    const float* terms = ring.terms + slot.at * kPairColumns;
+    const float* terms = ring.term_slot(slot);
     const int row = warp_row + lane_id() / 4;  // of this thread's accumulators
     const int column = lane_id() % 4 * 2;
     float limits[1][2];
@@ -172,7 +186,7 @@ struct Consumer {
       again = __any_sync(kFullWarp, left_over) != 0;
       __syncwarp();
       if (owns()) {
-        owner.drain(task, shared, tile, own_row());
+        owner.drain(task, shared, tile, terms + kPairColumns, terms + 2 * kPairColumns, own_row());
         owner.set_screen(again ? tiles : next, shared, own_row());
       }
       __syncwarp();
@@ -180,9 +194,11 @@ struct Consumer {
   }
 };
 
+// The second warpgroup starts a few steps after the first and stays behind: while one selects, the other multiplies.
 __device__ void consume(Consumer consumer, std::int64_t first_query, int split) {
   RowOwner owner;
   consumer.begin(owner, first_query, split);
+  if (consumer.group_row > 0 && consumer.range.begin < consumer.range.end) barrier_wait(consumer.ring.ahead, 0);
   int tile = consumer.range.begin;
   for (; consumer.range.whole(tile); tile += 2) consumer.take<2>(owner, tile);
   if (tile < consumer.range.end) consumer.take<1>(owner, tile);
@@ -195,8 +211,12 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1) product_wgmma_kernel(const P
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(MMAD_CUDA_EMULATED)
   MMAD_DYNAMIC_SHARED(memory);
   auto* barriers = reinterpret_cast<TransferBarrier*>(memory + WgmmaLayout::kBarriers);
-  const Ring ring{memory, reinterpret_cast<float*>(memory + WgmmaLayout::kTerms), barriers, barriers + kRing,
-                  barriers + 2 * kRing};
+  const Ring ring{memory,
+                  reinterpret_cast<float*>(memory + WgmmaLayout::kBankTerms),
+                  barriers,
+                  barriers + kRing,
+                  barriers + 2 * kRing,
+                  barriers + 2 * kRing + kTermSlots};
   SelectionShared shared;
   shared.carve(memory + WgmmaLayout::kSelection, kQueueSlots);
   const int query_tile = static_cast<int>(blockIdx.x) % task.queries.tiles;
@@ -211,6 +231,7 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1) product_wgmma_kernel(const P
       barrier_init(ring.empty + i, 2);  // warpgroups
     }
     for (int i = 0; i < kTermSlots; ++i) barrier_init(ring.free + i, 2 * kGroupThreads / kWarp);  // warps
+    barrier_init(ring.ahead, 1);
     barrier_init_fence();
   }
   __syncthreads();

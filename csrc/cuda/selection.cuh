@@ -47,11 +47,14 @@ struct SelectionShared {
 struct TileBound {
   float norm = 0.0f;
   float residual = 0.0f;
+
+  __device__ __forceinline__ TileBound with(const TileBound& other) const {
+    return {fmaxf(norm, other.norm), fmaxf(residual, other.residual)};
+  }
 };
 
-__device__ __forceinline__ TileBound tile_bound(const Operand& bank, int first, int last) {
-  return {fmaxf(bank.tile_norm[first], bank.tile_norm[last]),
-          fmaxf(bank.tile_residual[first], bank.tile_residual[last])};
+__device__ __forceinline__ TileBound tile_bound(const Operand& bank, int tile) {
+  return {bank.tile_norm[tile], bank.tile_residual[tile]};
 }
 
 // One query's running selection; it lives in the registers of the thread that owns the query's row of the tile.
@@ -149,8 +152,10 @@ struct RowOwner {
     }
   }
 
-  // Takes this row's queue, a few keys at a time: what has to be loaded for them is on its way together.
-  __device__ void drain(const ProductTask& task, const SelectionShared& shared, int tile, int row) {
+  // Takes this row's queue, a few keys at a time: what has to be loaded for them is on its way together. The norms and
+  // residuals are those of the bank rows from `tile` on.
+  __device__ void drain(const ProductTask& task, const SelectionShared& shared, int tile, const float* bank_norms,
+                        const float* bank_residuals, int row) {
     constexpr unsigned kTogether = 4;
     const unsigned offered = shared.counts[row];
     if (offered == 0) return;
@@ -165,8 +170,8 @@ struct RowOwner {
         const uint2 entry = shared.queue[min(start + j, taken - 1) * kTileRows + row];
         rows[j] = tile * kTileRows + static_cast<int>(entry.y);
         keys[j] = bit_cast<float>(entry.x);
-        norms[j] = task.bank.norm[rows[j]];
-        residuals[j] = task.bank.residual[rows[j]];
+        norms[j] = bank_norms[entry.y];
+        residuals[j] = bank_residuals[entry.y];
       }
 #pragma unroll
       for (unsigned j = 0; j < kTogether; ++j) {
