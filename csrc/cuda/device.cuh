@@ -122,21 +122,50 @@ inline void allow_shared(const void* kernel, std::size_t bytes, const char* name
   most = bytes;
 }
 
+// A kernel whose launch is chained begins while the one before it in the stream ends: it must wait before it touches what
+// that one reads or writes, and it lets the next one begin. Nothing happens where neither is chained, or before sm_90.
+__device__ __forceinline__ void wait_for_previous() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void let_next_begin() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+#endif
+}
+
 template <typename... Parameters, typename... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t shared,
-            cudaStream_t stream, bool cooperative, Arguments&&... arguments) {
+void launch_with(const cudaLaunchAttribute* attribute, const char* name, void (*kernel)(Parameters...), dim3 grid,
+                 int threads, std::size_t shared, cudaStream_t stream, Arguments&&... arguments) {
   if (shared > 48 * 1024) allow_shared(reinterpret_cast<const void*>(kernel), shared, name);
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared;
   config.stream = stream;
+  config.attrs = const_cast<cudaLaunchAttribute*>(attribute);  // which is read only
+  config.numAttrs = attribute == nullptr ? 0 : 1;
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
+}
+
+template <typename... Parameters, typename... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t shared,
+            cudaStream_t stream, bool cooperative, Arguments&&... arguments) {
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeCooperative;
   attribute.val.cooperative = 1;
-  config.attrs = &attribute;
-  config.numAttrs = cooperative ? 1 : 0;
-  check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
+  launch_with(cooperative ? &attribute : nullptr, name, kernel, grid, threads, shared, stream, arguments...);
+}
+
+// A kernel that calls wait_for_previous; `chained` where its code is that of sm_90 (runs_sm90a in product.cuh).
+template <typename... Parameters, typename... Arguments>
+void launch_chained(const char* name, void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t shared,
+                    cudaStream_t stream, bool chained, Arguments&&... arguments) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  launch_with(chained ? &attribute : nullptr, name, kernel, grid, threads, shared, stream, arguments...);
 }
 
 #endif

@@ -13,6 +13,7 @@ namespace {
 
 constexpr int kMergeWarps = 4;
 constexpr int kMergeCapacity = 256;  // candidates of one query, all splits together
+constexpr int kFewQueries = 16;      // a multiprocessor
 constexpr std::uint32_t kTaken = 0xFFFFFFFFu;
 
 // Queries that go through all rows in float64, and their results while several blocks work on one.
@@ -35,6 +36,7 @@ struct KnnTask {
   SearchState state;
   Fallback fallback;
   FoundRows found;
+  bool few_queries;  // do not fill the device
   float* distances;  // of the query's first neighbour in this pass; the next query's are `stride` further on
   std::int64_t* indices;
   std::int64_t stride;
@@ -152,7 +154,8 @@ __device__ __forceinline__ LaneList decide(const KnnTask& task, std::int64_t que
   for (int done = 0; done < count;) {
     // T of the k-th neighbour, rounded up generously: |q|^2 is a float32, the distance a float64 sum.
     const double decided = best.kth_distance(k) * (1.0 + 1e-9) - squared * (1.0 - 3e-7);
-    const int wanted = min(done < k ? k - done : kTogether, min(kTogether, count - done));
+    const int first = task.few_queries ? kTogether : k - done;  // few do not fill the device: reading more costs nothing
+    const int wanted = min(done < k ? first : kTogether, min(kTogether, count - done));
     const float* rows[kTogether];
     int numbers[kTogether];
     int taken = 0;
@@ -161,7 +164,7 @@ __device__ __forceinline__ LaneList decide(const KnnTask& task, std::int64_t que
       numbers[j] = j == 0 ? 0 : numbers[0];  // what is not wanted is read with the first
       if (j < wanted && taken == j) {
         const uint2 item = take_least(list, count);
-        if (done < k || static_cast<double>(from_ordered_bits(item.x)) <= decided) {
+        if (done + j < k || static_cast<double>(from_ordered_bits(item.x)) <= decided) {
           numbers[j] = static_cast<int>(item.y);
           ++taken;
         }
@@ -186,9 +189,11 @@ __device__ __forceinline__ LaneList decide(const KnnTask& task, std::int64_t que
 }
 
 // One warp per query.
-__global__ void __launch_bounds__(kMergeWarps* kWarp) decide_kernel(const KnnTask task) {
+__global__ void __launch_bounds__(kMergeWarps* kWarp, 5) decide_kernel(const KnnTask task) {
   MMAD_DYNAMIC_SHARED(memory);
   const std::int64_t query = static_cast<std::int64_t>(blockIdx.x) * kMergeWarps + warp_id();
+  let_next_begin();
+  wait_for_previous();
   if (query >= task.query_count) return;
   uint2* list = reinterpret_cast<uint2*>(memory) + warp_id() * kMergeCapacity;
   const std::uint32_t limit = kth_upper_bound(task.state, query);
@@ -263,6 +268,7 @@ __device__ void scan_rows(const KnnTask& task, const std::int64_t (&queries)[kFa
 }
 
 __global__ void __launch_bounds__(kFallbackWarps* kWarp) fallback_kernel(const KnnTask task) {
+  wait_for_previous();
   const int flagged = *task.fallback.last + 1;
   const int chunks = static_cast<int>((task.bank_rows + kFallbackRows - 1) / kFallbackRows);
   const std::int64_t items = static_cast<std::int64_t>((flagged + kFallbackQueries - 1) / kFallbackQueries) * chunks;
@@ -356,13 +362,15 @@ void search_pass(const float* queries, std::int64_t count, const KnnBank& bank, 
   product.last_tile = bank.operand.tiles;
   run_product(product, limits, stream);
 
+  const bool few = count <= kFewQueries * limits.multiprocessors;
   const KnnTask task{
       queries,     count,          bank.rows,     bank.operand.rows, bank.operand.dim, parts.queries.squared,
-      parts.state, parts.fallback, product.found, distances + done,  indices + done,   k};
-  launch("knn decide", decide_kernel, dim3(blocks_for(count, kMergeWarps)), kMergeWarps * kWarp,
-         kMergeWarps * kMergeCapacity * sizeof(uint2), stream, false, task);
-  launch("knn fallback", fallback_kernel, dim3(static_cast<unsigned>(2 * limits.multiprocessors)),
-         kFallbackWarps * kWarp, 0, stream, false, task);
+      parts.state, parts.fallback, product.found, few, distances + done,  indices + done,   k};
+  const bool chained = runs_sm90a(limits);
+  launch_chained("knn decide", decide_kernel, dim3(blocks_for(count, kMergeWarps)), kMergeWarps * kWarp,
+                 kMergeWarps * kMergeCapacity * sizeof(uint2), stream, chained, task);
+  launch_chained("knn fallback", fallback_kernel, dim3(static_cast<unsigned>(2 * limits.multiprocessors)),
+                 kFallbackWarps * kWarp, 0, stream, chained, task);
 }
 
 }  // namespace

@@ -219,6 +219,7 @@ template <bool kInt8, int kWidth>
 __global__ void __launch_bounds__(kPrepareWarps* kWarp)
     prepare_kernel(const float* rows, std::int64_t count, std::int64_t stride, const float* center, Operand operand,
                    std::int64_t first, std::int64_t last) {
+  let_next_begin();
   MMAD_DYNAMIC_SHARED(memory);
   auto* of_rows = reinterpret_cast<RowBounds*>(memory);  // [kPrepareWarps]
   const int lane = lane_id();

@@ -134,6 +134,8 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductTask 
   const int query_tile = static_cast<int>(blockIdx.x) % task.queries.tiles;
   const int split = static_cast<int>(blockIdx.x) / task.queries.tiles;
   const std::int64_t tiles = task.last_tile - task.first_tile;
+  let_next_begin();
+  wait_for_previous();
   const int begin = task.first_tile + static_cast<int>(tiles * split / task.state.splits);
   const int end = task.first_tile + static_cast<int>(tiles * (split + 1) / task.state.splits);
   const int depth_blocks = task.bank.depth_blocks;
@@ -183,13 +185,15 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductTask 
     const int first_column = warp_column + lane % 4 * 2;
     float limits[kRowGroups][2];
     no_limits(limits);
-    if (tile == begin && task.starts_with(tile)) {
+    const bool all_rows = task.searches_all_of(tile);
+    if (tile == begin && all_rows && !task.resume && task.state.k > 1) {
       limit_keys<kInt8>(limits, sums, shared, columns + ring, scales + ring, first_row, first_column, task.state.k);
     }
     bool again = true;
     while (again) {
       const bool left_over =
-          offer_keys<kInt8>(sums, shared, limits, columns + ring, scales + ring, first_row, first_column);
+          offer_keys<kInt8>(sums, shared, limits, all_rows && task.state.k == 1, columns + ring, scales + ring,
+                            first_row, first_column);
       again = __syncthreads_or(left_over) != 0;
       const std::size_t first_of_tile = static_cast<std::size_t>(tile) * kTileRows;
       owner.drain(task, shared, tile, task.bank.norm + first_of_tile, task.bank.residual + first_of_tile, thread);
@@ -203,36 +207,39 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductTask 
 }
 
 template <int kStages, bool kInt8>
-void launch_stages(const ProductTask& task, Stream stream) {
+void launch_stages(const ProductTask& task, const DeviceLimits& limits, Stream stream) {
   const dim3 grid(static_cast<unsigned>(task.queries.tiles * task.state.splits));
-  launch("product", product_kernel<kStages, kInt8>, grid, kThreads, Layout<kStages, kInt8>::bytes(task.state.k), stream,
-         false, task);
+  launch_chained("product", product_kernel<kStages, kInt8>, grid, kThreads,
+                 Layout<kStages, kInt8>::bytes(task.state.k), stream, runs_sm90a(limits), task);
 }
 
 template <bool kInt8>
 void launch_product(const ProductTask& task, const DeviceLimits& limits, Stream stream) {
   constexpr std::size_t reserved = 1024;  // a block's own, by the system
   if (2 * (Layout<3, kInt8>::bytes(task.state.k) + reserved) <= limits.shared_per_multiprocessor) {
-    launch_stages<3, kInt8>(task, stream);
+    launch_stages<3, kInt8>(task, limits, stream);
   } else {
-    launch_stages<2, kInt8>(task, stream);
+    launch_stages<2, kInt8>(task, limits, stream);
   }
 }
 
 // The environment variable is for measurements: 0 leaves the matrix unit of sm_90a alone.
 bool use_wgmma(const Operand& bank, const DeviceLimits& limits) {
-#if defined(MMAD_HAS_SM90A) || defined(MMAD_CUDA_EMULATED)
   const char* wish = std::getenv("MMAD_BANK_WGMMA");
   const bool wanted = wish == nullptr || std::strcmp(wish, "0") != 0;
-  return wanted && !bank.int8 && limits.compute_major == 9 && limits.compute_minor == 0;
+  return wanted && !bank.int8 && runs_sm90a(limits);
+}
+
+}  // namespace
+
+bool runs_sm90a(const DeviceLimits& limits) {
+#if defined(MMAD_HAS_SM90A) || defined(MMAD_CUDA_EMULATED)
+  return limits.compute_major == 9 && limits.compute_minor == 0;
 #else
-  (void)bank;
   (void)limits;
   return false;
 #endif
 }
-
-}  // namespace
 
 int choose_splits(int query_tiles, const Operand& bank, const DeviceLimits& limits) {
   // Blocks take turns on one or two places per multiprocessor; to begin (a ring to fill, empty lists) costs a block about

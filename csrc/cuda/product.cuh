@@ -55,11 +55,14 @@ struct ProductTask {
   int first_row = 0;    // rows of the first tile before this one are left out
   bool resume = false;  // go on from the state; otherwise start it
 
-  // Whether the lists are empty before this tile and every row of it is searched (limit_keys in selection.cuh).
-  __device__ __forceinline__ bool starts_with(int tile) const {
-    return !resume && found.count == 0 && first_row <= tile * kTileRows;
+  // Whether every row of a tile may be among the neighbours: then the keys of the tile alone bound the k-th distance.
+  __device__ __forceinline__ bool searches_all_of(int tile) const {
+    return found.count == 0 && first_row <= tile * kTileRows;
   }
 };
+
+// Whether kernels run there as compiled for sm_90a, with what only that has; not so from PTX of an older one.
+bool runs_sm90a(const DeviceLimits& limits);
 
 // Number of blocks that share a query tile so that the device is full. Returns at least 1.
 int choose_splits(int query_tiles, const Operand& bank, const DeviceLimits& limits);

@@ -18,7 +18,6 @@ constexpr int kRing = 4;
 constexpr int kRingBytes = 3 * kBlockBytes;  // a stage: one block of queries, two of the bank
 constexpr int kTerms = 3;                    // of a bank row: |m|^2, N, rho
 constexpr int kTermSlots = 2;                // pairs of tiles whose terms are there: in use, and on their way
-constexpr int kHeadStart = 3;                // steps that the first warpgroup is ahead of the second
 
 struct WgmmaLayout {
   static constexpr int kBankTerms = kRing * kRingBytes;  // [kTermSlots][kTerms][kPairColumns]
@@ -32,6 +31,7 @@ struct WgmmaLayout {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(MMAD_CUDA_EMULATED)
 
 constexpr int kGroupRows = 64;
+constexpr int kHeadStart = 3;  // steps that the first warpgroup is ahead of the second
 
 // A place in a ring, and the parity of the barriers' phase there.
 struct Step {
@@ -177,12 +177,14 @@ struct Consumer {
     float limits[1][2];
     __syncwarp();  // the screens are there for all
     no_limits(limits);
-    if (tile == range.begin && task.starts_with(tile)) {
+    const bool all_rows = task.searches_all_of(tile);
+    if (tile == range.begin && all_rows && !task.resume && task.state.k > 1) {
       limit_keys<false>(limits, sums, shared, terms, nullptr, row, column, task.state.k);
     }
     bool again = true;
     while (again) {
-      const bool left_over = offer_keys<false>(sums, shared, limits, terms, nullptr, row, column);
+      const bool left_over =
+          offer_keys<false>(sums, shared, limits, all_rows && task.state.k == 1, terms, nullptr, row, column);
       again = __any_sync(kFullWarp, left_over) != 0;
       __syncwarp();
       if (owns()) {
@@ -235,6 +237,8 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1) product_wgmma_kernel(const P
     barrier_init_fence();
   }
   __syncthreads();
+  let_next_begin();
+  wait_for_previous();
   if (threadIdx.x < kGroupThreads) {
     registers_down<40>();
     if (threadIdx.x == 0) feed(task, ring, range, query_tile);
@@ -251,8 +255,8 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1) product_wgmma_kernel(const P
 
 void run_product_wgmma(const ProductTask& task, Stream stream) {
   const dim3 grid(static_cast<unsigned>(task.queries.tiles * task.state.splits));
-  launch("product (wgmma)", product_wgmma_kernel, grid, kWgmmaThreads, WgmmaLayout::bytes(task.state.k), stream, false,
-         task);
+  launch_chained("product (wgmma)", product_wgmma_kernel, grid, kWgmmaThreads, WgmmaLayout::bytes(task.state.k), stream,
+                 true, task);
 }
 
 }  // namespace mmad::cuda

@@ -299,7 +299,7 @@ __device__ __forceinline__ void no_limits(float (&limits)[kRowGroups][2]) {
 // full: what is left has to be offered again.
 template <bool kInt8, int kRowGroups, int kColumnGroups>
 __device__ __forceinline__ bool offer_keys(float (&sums)[kRowGroups][kColumnGroups][4], const SelectionShared& shared,
-                                           const float (&limits)[kRowGroups][2], const float* columns,
+                                           const float (&limits)[kRowGroups][2], bool nearest, const float* columns,
                                            const float* scales, int first_row, int first_column) {
   constexpr int kPartGroups = 4;  // column groups that are looked through together: most parts hold no key below
   constexpr int kParts = kColumnGroups / kPartGroups;
@@ -326,10 +326,14 @@ __device__ __forceinline__ bool offer_keys(float (&sums)[kRowGroups][kColumnGrou
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int row = first_row + 16 * i + 8 * h;
-      const float limit = fminf(shared.screen[row], limits[i][h]);
+      float limit = fminf(shared.screen[row], limits[i][h]);
       float least_of_row = least[i][h][0];
 #pragma unroll
       for (int p = 1; p < kParts; ++p) least_of_row = fminf(least_of_row, least[i][h][p]);
+      if (nearest) {
+        const float error = shared.error[row];
+        limit = fminf(limit, screen_threshold(add_up(quad_min(least_of_row), error), error));
+      }
       if (!(least_of_row < limit)) continue;
 #pragma unroll
       for (int p = 0; p < kParts; ++p) {

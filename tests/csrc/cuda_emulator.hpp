@@ -562,6 +562,14 @@ void launch(const char*, void (*kernel)(Parameters...), dim3 grid, int threads, 
   enqueue(stream, {[=] { run_kernel(body, grid, threads, shared, cooperative); }, nullptr, 0});
 }
 
+inline void wait_for_previous() {}
+inline void let_next_begin() {}
+template <typename... Parameters, typename... Arguments>
+void launch_chained(const char* name, void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t shared,
+                    CUstream_st* stream, bool, Arguments&&... arguments) {
+  launch(name, kernel, grid, threads, shared, stream, false, arguments...);
+}
+
 }  // namespace instructions
 }  // namespace mmad_emulator
 
