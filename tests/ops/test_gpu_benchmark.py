@@ -23,6 +23,10 @@ sys.path.insert(0, str(ROOT / "tests" / "csrc"))
 import cuda_emulator
 
 TIMED = ("knn", "k_center", "points", "score", "host_memory", "growth")
+KERNEL_CHECKS = (
+    "knn", "wgmma", "int8", "hard", "long", "host", "k_center", "k_center_wgmma", "extend", "streamed", "farthest",
+    "group", "interpolate",
+)  # fmt: skip
 EXACT = {"k_center": 4, "host_memory": 4, "score": 2}
 """Targets of a part that hold an answer against another one."""
 
@@ -150,7 +154,7 @@ def test_a_bank_is_grown_to_any_size(gpu: ModuleType) -> None:
 # ---- Kernel checks ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", ["int8", "hard", "long", "host", "extend", "streamed", "group", "interpolate"])
+@pytest.mark.parametrize("case", KERNEL_CHECKS)
 def test_kernel_checks(emulated: ModuleType, case: str, capsys: pytest.CaptureFixture[str]) -> None:
     smoke = importlib.import_module("gpu_parts.smoke")
     assert smoke.run(case, device="cpu") == 0
@@ -170,6 +174,7 @@ def test_kernel_checks_see_what_is_wrong(emulated: ModuleType, capsys: pytest.Ca
 def test_the_checks_names_are_read_without_a_device(gpu: ModuleType) -> None:
     verification, smoke = (importlib.import_module(f"gpu_parts.{name}") for name in ("verification", "smoke"))
     assert verification.cases() == tuple(smoke.CASES)
+    assert set(smoke.CASES) == {*KERNEL_CHECKS, "graph"}  # which needs a device
 
 
 def test_files_with_gpu_tests_are_found(gpu: ModuleType) -> None:
