@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from common import Column, Table
 
-from gpu_parts.measuring import Report
+from gpu_parts.measuring import Report, last_words
 from mmad_bank import MemoryBank, MultiBank, bench
 from mmad_bank._internal import sections
 from mmad_bank.bench import Inference
@@ -81,25 +82,43 @@ _NOTES = (
 
 
 def make_all(kind: str, report: Report) -> dict[str, Method]:
-    """Fit the contestants on a few images, and put banks of the papers' sizes in the place of their own.
+    """Make the contestants that run; of one that does not, the table of targets says why.
 
     Those that differ in their banks' sizes share a fit.
     """
-    small, fitted, made = report.sizes.small, dict[str, Method](), dict[str, Method]()
+    fitted, made = dict[str, Method](), dict[str, Method]()
     for name, own in CONTESTANTS.items():
         same = f"{own.method} {dict(own.settings)}"
-        if same not in fitted:
-            with tempfile.TemporaryDirectory(prefix="mmad-bank-gpu-") as folder:
-                fitted[same] = bench.make_method(
-                    own.method, Path(folder), settings=own.settings, images=IMAGES, vectors=SMALL_VECTORS, small=small,
-                    device=report.device, compute_dtype=kind,
-                )  # fmt: skip
-        method = made[name] = fitted[same].with_arguments()
-        if isinstance(method, BankMethod):
-            sizes = dict.fromkeys(own.vectors, SMALL_VECTORS) if small else own.vectors
-            method.banks_ = MultiBank({part: _grown(bank, sizes[part]) for part, bank in method.banks_.items()})
+        try:
+            if same not in fitted:
+                fitted[same] = _fitted(own, kind, report)
+            method = _with_banks(fitted[same], own.vectors, report.sizes.small)
+            method.predict_batch(bench.samples_of(1, size=method.image_size, seed=1))
+        except Exception as error:
+            traceback.print_exc()
+            report.target(f"{name}, {kind}", "runs", last_words(error), False)
+            continue
+        made[name] = method
         print(f"made: {name}, {kind}", flush=True)
     return made
+
+
+def _fitted(own: Contestant, kind: str, report: Report) -> Method:
+    """Fit a method on a few images, with small banks."""
+    with tempfile.TemporaryDirectory(prefix="mmad-bank-gpu-") as folder:
+        return bench.make_method(
+            own.method, Path(folder), settings=own.settings, images=IMAGES, vectors=SMALL_VECTORS,
+            small=report.sizes.small, device=report.device, compute_dtype=kind,
+        )  # fmt: skip
+
+
+def _with_banks(fitted: Method, vectors: Mapping[str, int], small: bool) -> Method:
+    """Put banks of other sizes in the place of a method's own."""
+    method = fitted.with_arguments()
+    if isinstance(method, BankMethod):
+        sizes = dict.fromkeys(vectors, SMALL_VECTORS) if small else vectors
+        method.banks_ = MultiBank({name: _grown(bank, sizes[name]) for name, bank in method.banks_.items()})
+    return method
 
 
 def _grown(bank: MemoryBank, size: int) -> MemoryBank:
@@ -116,10 +135,10 @@ def _measure(report: Report, speed: Table, stages: Table, kind: str, methods: Ma
     rounds = 1 if report.sizes.small else max(13, report.rounds)
     batch = SMALL_BATCH if report.sizes.small else BATCH
     results = bench.measure(methods, rounds=rounds, batches=(1, batch))
-    by_name = {one.name: one for one in results}
+    cfm = next((one for one in results if one.name == "CFM"), None)
     for one in results:
         _note_memory(one, methods[one.name], report.device)
-        ratio = _times(by_name["CFM"], one)
+        ratio = _times(cfm, one)
         peak = one.peak and one.peak / 1e6
         report.row(
             speed, method=f"{one.name}, {kind}", fps=one.fps, fps_batch=one.throughput[batch], times_cfm=ratio,
@@ -128,14 +147,12 @@ def _measure(report: Report, speed: Table, stages: Table, kind: str, methods: Ma
         )  # fmt: skip
         split = {key: one.stages[name] * 1e3 for key, name in _KEYS.items() if name in one.stages}
         report.row(stages, method=f"{one.name}, {kind}", **split)
-    for one in results:
-        if one.name != "CFM":
-            ratio = _times(by_name["CFM"], one)
+        if one is not cfm and ratio is not None:
             report.target(f"frame rate of {one.name}, {kind}", "at least CFM's", f"{ratio:.2f} ×", ratio >= 1)
 
 
-def _times(cfm: Inference, one: Inference) -> float:
-    return statistics.median(a / b for a, b in zip(cfm.latencies, one.latencies, strict=True))
+def _times(cfm: Inference | None, one: Inference) -> float | None:
+    return None if cfm is None else statistics.median(a / b for a, b in zip(cfm.latencies, one.latencies, strict=True))
 
 
 def _note_memory(one: Inference, method: Method, device: str) -> None:

@@ -142,6 +142,20 @@ def test_methods_end_to_end(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) ->
     assert len(report.targets) == 1
 
 
+def test_a_method_that_does_not_run_costs_no_other(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    methods = importlib.import_module("gpu_parts.methods")
+    contestants = {"CFM": methods.Contestant("cfm", {"epochs": 0}), "PatchCore": methods.Contestant("patchcore")}
+    monkeypatch.setattr(methods, "CONTESTANTS", contestants)
+    monkeypatch.setattr(methods, "_with_banks", lambda fitted, vectors, small: fitted)
+    report = report_of(gpu)
+    assert gpu.run_part(report, "methods") == 0
+    assert [row["method"] for row in report.tables[0].rows] == ["PatchCore, float32"]
+    assert report.tables[0].rows[0]["times_cfm"] is None
+    (row,) = report.targets
+    assert (row["what"], row["met"]) == ("CFM, float32", "NO")
+    assert "epochs" in row["measured"]
+
+
 def test_a_bank_is_grown_to_any_size(gpu: ModuleType) -> None:
     rows = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)) + 3
     methods = importlib.import_module("gpu_parts.methods")
