@@ -39,6 +39,7 @@ constexpr int kGreedyThreads = (kGreedyWarps + 1) * kWarp;
 constexpr int kGreedyGroup = 5;                           // rows that a warp works on at a time, at most
 constexpr int kRowsABlock = kGreedyWarps * kGreedyGroup;  // of the pool, by default
 constexpr int kRowWarps = 8;                              // of the kernels that give a warp to a row
+constexpr int kScanned = 4;                               // centres that a row is held against together
 constexpr int kCopies = 4;                                // of a block's offer, so that fewer blocks read one place
 constexpr int kCentreLoads = 9;                           // of the messenger's lanes on their way together
 
@@ -120,6 +121,64 @@ __device__ __forceinline__ void set_upper(const Rows& rows, std::int64_t row, do
   if (rounded < rows.state.upper[row]) rows.state.upper[row] = rounded;
 }
 
+// One warp: float32 squared distances of a row to kScanned others that travel together.
+__device__ __forceinline__ void screen_centers(const float* values, const float* const (&others)[kScanned], int dim,
+                                               float (&screened)[kScanned]) {
+#pragma unroll
+  for (int j = 0; j < kScanned; ++j) screened[j] = 0.0f;
+  const auto add = [](float& sum, float a, float b) {
+    const float difference = a - b;
+    sum = multiply_add(difference, difference, sum);
+  };
+  if (dim % 4 == 0) {
+    for (int i = lane_id() * 4; i < dim; i += kWarp * 4) {
+      const float4 x = *reinterpret_cast<const float4*>(values + i);
+#pragma unroll
+      for (int j = 0; j < kScanned; ++j) {
+        const float4 y = *reinterpret_cast<const float4*>(others[j] + i);
+        add(screened[j], x.x, y.x);
+        add(screened[j], x.y, y.y);
+        add(screened[j], x.z, y.z);
+        add(screened[j], x.w, y.w);
+      }
+    }
+  } else {
+    for (int i = lane_id(); i < dim; i += kWarp) {
+#pragma unroll
+      for (int j = 0; j < kScanned; ++j) add(screened[j], values[i], others[j][i]);
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < kScanned; ++j) screened[j] = warp_sum(screened[j]);
+}
+
+// One warp: m of a row whose candidates did not fit, over all centres, screened in float32. The nearest is within the
+// row's upper bound.
+__device__ double scan_centers(const Rows& rows, const Centers& centers, std::int64_t center_count, std::int64_t row) {
+  const int dim = rows.operand.dim;
+  const float error = difference_error(dim);
+  const float* values = rows.values + row * dim;
+  double m = rows.exact[row];
+  double limit = upper_bound(rows, row);
+  for (std::int64_t first = 0; first < center_count; first += kScanned) {
+    const float* others[kScanned];
+    float screened[kScanned];
+#pragma unroll
+    for (int j = 0; j < kScanned; ++j) {
+      others[j] = centers.row(first + j < center_count ? first + j : center_count - 1, rows.values);
+    }
+    screen_centers(values, others, dim, screened);
+#pragma unroll
+    for (int j = 0; j < kScanned; ++j) {
+      if (!may_be_within(screened[j], error, limit)) continue;
+      const double distance = exact_squared_distance(values, others[j], dim);
+      m = distance < m ? distance : m;
+      limit = distance < limit ? distance : limit;
+    }
+  }
+  return m;
+}
+
 // One warp: m of a row in float64, over all centres; all lanes receive it.
 __device__ double decide(const Rows& rows, const Centers& centers, std::int64_t center_count, std::int64_t row) {
   const int dim = rows.operand.dim;
@@ -135,19 +194,8 @@ __device__ double decide(const Rows& rows, const Centers& centers, std::int64_t 
       const double distance = exact_squared_distance(values, centers.row(candidate.row, rows.values), dim);
       m = distance < m ? distance : m;
     }
-  } else {  // the candidates did not fit: all centres, screened in float32
-    const float error = difference_error(dim);
-    for (std::int64_t center = 0; center < center_count; ++center) {
-      const float* other = centers.row(center, rows.values);
-      float screened = 0.0f;
-      for (int i = lane_id(); i < dim; i += kWarp) {
-        const float difference = values[i] - other[i];
-        screened = multiply_add(difference, difference, screened);
-      }
-      if (!may_be_within(warp_sum(screened), error, m)) continue;
-      const double distance = exact_squared_distance(values, other, dim);
-      m = distance < m ? distance : m;
-    }
+  } else {
+    m = scan_centers(rows, centers, center_count, row);
   }
   __syncwarp();
   if (lane_id() == 0) {
@@ -187,12 +235,12 @@ __device__ __forceinline__ SelectEntry warp_largest(SelectEntry entry) {
   return entry;
 }
 
-// Decides the rows outside the pool that may exceed its largest m, and finds tau. `partial` holds one entry per warp of
-// the grid.
-__global__ void __launch_bounds__(kRowWarps* kWarp)
+// Decides the rows outside the pool that may exceed its largest m, and finds tau. `partial` holds one entry per block.
+__global__ void __launch_bounds__(kRowWarps* kWarp, 2)
     outside_kernel(Rows rows, Centers centers, std::int64_t center_count, PoolState* pool, SelectEntry* partial) {
   MMAD_DYNAMIC_SHARED(memory);
-  int* last = reinterpret_cast<int*>(memory);
+  auto* of_warps = reinterpret_cast<SelectEntry*>(memory);  // [kRowWarps]
+  int* last = reinterpret_cast<int*>(of_warps + kRowWarps);
   const int lane = lane_id();
   const unsigned long long limit = pool->largest + 1;  // as a key
   const SelectEntry threshold = pool->select.threshold;
@@ -214,16 +262,21 @@ __global__ void __launch_bounds__(kRowWarps* kWarp)
     if (entry.key != 0 && entry.at_least(best)) best = entry;
   }
   best = warp_largest(best);
-  if (lane == 0) partial[warp] = best;
-  __threadfence();
+  if (lane == 0) of_warps[warp_id()] = best;
   __syncthreads();
-  if (threadIdx.x == 0) *last = atomicAdd(&pool->tickets, 1u) == gridDim.x - 1;
-  __syncthreads();
-  if (*last == 0 || warp_id() != 0) return;
+  if (warp_id() != 0) return;
+  best = warp_largest(lane < kRowWarps ? of_warps[lane] : SelectEntry{0, 0});
+  if (lane == 0) {
+    partial[blockIdx.x] = best;
+    __threadfence();
+    *last = atomicAdd(&pool->tickets, 1u) == gridDim.x - 1;
+  }
+  __syncwarp();
+  if (*last == 0) return;
   __threadfence();
   const volatile SelectEntry* all = partial;
   best = {0, 0};
-  for (int i = lane; i < static_cast<int>(gridDim.x) * kRowWarps; i += kWarp) {
+  for (int i = lane; i < static_cast<int>(gridDim.x); i += kWarp) {
     const SelectEntry other{all[i].key, all[i].inverted};
     if (other.key != 0 && other.at_least(best)) best = other;
   }
@@ -625,7 +678,7 @@ std::size_t lay_out(void* buffer, const KCenterProblem& problem, const DeviceLim
   const int multiprocessors = limits.multiprocessors;
   parts.pool_rows =
       workspace.take<std::int32_t>(static_cast<std::size_t>(multiprocessors) * rows_a_block(problem, limits));
-  parts.partial = workspace.take<SelectEntry>(static_cast<std::size_t>(outside_blocks(limits)) * kRowWarps);
+  parts.partial = workspace.take<SelectEntry>(static_cast<std::size_t>(outside_blocks(limits)));
   parts.exchange = workspace.take<SharedPair>(static_cast<std::size_t>(multiprocessors) * 2 * kCopies);
   parts.progress = workspace.take<Progress>(1);
   parts.chunk_tiles = TileStream::chunk_tiles(problem.operand, multiprocessors);
@@ -701,7 +754,8 @@ class Selection {
     launch("k-center decide", decide_pool_kernel, dim3(blocks_for(pool_size, kRowWarps)), kRowWarps * kWarp, 0, stream_,
            false, parts_.rows, parts_.centers, center_count, parts_.pool, parts_.pool_rows, pool_size);
     launch("k-center outside", outside_kernel, dim3(static_cast<unsigned>(outside_blocks(limits_))), kRowWarps * kWarp,
-           sizeof(int), stream_, false, parts_.rows, parts_.centers, center_count, parts_.pool, parts_.partial);
+           kRowWarps * sizeof(SelectEntry) + sizeof(int), stream_, false, parts_.rows, parts_.centers, center_count,
+           parts_.pool, parts_.partial);
 
     GreedyTask task;
     task.rows = parts_.rows;
