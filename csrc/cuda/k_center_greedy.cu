@@ -292,6 +292,7 @@ struct GreedyTask {
   const std::int32_t* pool_rows;
   int pool_size;
   int rows_a_block;
+  int buffers;          // for picks, one or two
   std::int64_t picked;  // before this block
   std::int64_t count;   // to be picked in all
   double radius;
@@ -308,18 +309,18 @@ struct GreedyShared {
   float* above;       // bounds of these from above; -1 for the other rows
   std::int32_t* row;
   Offer* offers;   // one per warp with rows, and the best of all blocks
-  float* centers;  // [2][padded dim]: picks, in turn
+  float* centers;  // [buffers][padded dim]: picks, in turn
   float* values;   // [rows_a_block][padded dim]
 
-  static std::size_t bytes(int rows, int padded) {
+  static std::size_t bytes(int rows, int padded, int buffers) {
     return static_cast<std::size_t>(rows) * (8 + 8 + 4 + 4) + (kGreedyWarps + 1) * sizeof(Offer) +
-           (static_cast<std::size_t>(rows) + 2) * padded * 4;
+           static_cast<std::size_t>(rows + buffers) * padded * 4;
   }
 
-  __device__ __forceinline__ void carve(unsigned char* memory, int rows, int padded) {
+  __device__ __forceinline__ void carve(unsigned char* memory, int rows, int padded, int buffers) {
     values = reinterpret_cast<float*>(memory);
     centers = values + static_cast<std::size_t>(rows) * padded;
-    offers = reinterpret_cast<Offer*>(centers + 2 * padded);
+    offers = reinterpret_cast<Offer*>(centers + buffers * padded);
     m = reinterpret_cast<double*>(offers + kGreedyWarps + 1);
     distances = m + rows;
     above = reinterpret_cast<float*>(distances + rows);
@@ -357,9 +358,10 @@ struct GreedyRound {
   int owned;  // rows of the block
   int dim;
   int padded;
+  int buffers;
 
   __device__ __forceinline__ float* center(const GreedyShared& shared) const {
-    return shared.centers + (number & 1u) * padded;
+    return shared.centers + (buffers == 2 ? number & 1u : 0u) * padded;
   }
   __device__ __forceinline__ double distance(const GreedyShared& shared, int slot) const {
     return exact_squared_distance(shared.values + static_cast<std::size_t>(slot) * padded, center(shared), dim);
@@ -402,9 +404,11 @@ __device__ void settle_rows(const GreedyShared& shared, const GreedyRound& round
 }
 
 // The best offer of all blocks, to all threads, and its values in the next round's place. A block's threads meet before
-// and after the messenger's way to the other blocks and back.
+// and after the messenger's way to the other blocks and back; where the next round's place is the last pick's, once more
+// before that is written over.
 __device__ Offer exchange_offers(const GreedyTask& task, const GreedyShared& shared, const GreedyRound& round) {
   __syncthreads();
+  Offer best = no_offer();
   if (warp_id() != kMessenger) {
     settle_rows(shared, round);
   } else {
@@ -413,13 +417,14 @@ __device__ Offer exchange_offers(const GreedyTask& task, const GreedyShared& sha
     SharedPair* places = task.exchange + static_cast<std::size_t>(round.number & 1u) * kCopies * blocks;
     const Offer best_here = best_of_block(shared, round);
     if (lane_id() < kCopies) publish(places + lane_id() * blocks + block, best_here, round.number);
-    const Offer best = await_offers(places + block % kCopies * blocks, blocks, round.number);
+    best = await_offers(places + block % kCopies * blocks, blocks, round.number);
     if (lane_id() == 0) shared.offers[kGreedyWarps] = best;
-    if (best.m >= 0.0) {
-      GreedyRound next = round;
-      ++next.number;
-      copy_row(next.center(shared), task.rows.values + static_cast<std::int64_t>(best.row) * round.dim, round.dim);
-    }
+  }
+  if (round.buffers == 1) __syncthreads();
+  if (best.m >= 0.0) {  // the messenger's
+    GreedyRound next = round;
+    ++next.number;
+    copy_row(next.center(shared), task.rows.values + static_cast<std::int64_t>(best.row) * round.dim, round.dim);
   }
   __syncthreads();
   return shared.offers[kGreedyWarps];
@@ -559,8 +564,9 @@ __global__ void __launch_bounds__(kGreedyThreads, 1) greedy_kernel(GreedyTask ta
   round.number = task.first_round;
   round.dim = task.rows.operand.dim;
   round.padded = padded_dim(round.dim);
+  round.buffers = task.buffers;
   GreedyShared shared;
-  shared.carve(memory, task.rows_a_block, round.padded);
+  shared.carve(memory, task.rows_a_block, round.padded, task.buffers);
   const int first = static_cast<int>(blockIdx.x) * task.rows_a_block;
   const int left = task.pool_size - first;
   round.owned = left < 0 ? 0 : left > task.rows_a_block ? task.rows_a_block : left;
@@ -648,11 +654,17 @@ struct Parts {
   int chunk_tiles = 0;
 };
 
+// Room for a second pick, unless the rows are too long for the device.
+int pick_buffers(const KCenterProblem& problem, const DeviceLimits& limits) {
+  return GreedyShared::bytes(1, padded_dim(problem.operand.dim), 2) <= limits.shared_per_block ? 2 : 1;
+}
+
 int rows_a_block(const KCenterProblem& problem, const DeviceLimits& limits) {
   const int padded = padded_dim(problem.operand.dim);
+  const int buffers = pick_buffers(problem, limits);
   int rows = problem.pool == 0 ? kRowsABlock
                                : static_cast<int>((problem.pool + limits.multiprocessors - 1) / limits.multiprocessors);
-  while (rows > 1 && GreedyShared::bytes(rows, padded) > limits.shared_per_block) --rows;
+  while (rows > 1 && GreedyShared::bytes(rows, padded, buffers) > limits.shared_per_block) --rows;
   return rows;
 }
 
@@ -763,6 +775,7 @@ class Selection {
     task.pool_rows = parts_.pool_rows;
     task.pool_size = pool_size;
     task.rows_a_block = (pool_size + blocks - 1) / blocks;
+    task.buffers = pick_buffers(problem_, limits_);
     task.picked = picked_;
     task.count = problem_.count;
     task.radius = problem_.radius;
@@ -772,7 +785,7 @@ class Selection {
     task.first_round = next_round_;
     task.progress = parts_.progress;
     launch("k-center picks", greedy_kernel, dim3(static_cast<unsigned>(blocks)), kGreedyThreads,
-           GreedyShared::bytes(task.rows_a_block, padded_dim(problem_.operand.dim)), stream_, true, task);
+           GreedyShared::bytes(task.rows_a_block, padded_dim(problem_.operand.dim), task.buffers), stream_, true, task);
     Progress progress;
     check(cudaMemcpyAsync(&progress, parts_.progress, sizeof(progress), cudaMemcpyDefault, stream_),
           "k-center progress");

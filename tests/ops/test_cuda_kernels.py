@@ -370,6 +370,17 @@ def test_k_center_on_a_wide_device(device: torch.device, multiprocessors: int, m
     assert torch.equal(picks.cpu(), reference.k_center_greedy(features, 12))
 
 
+@pytest.mark.parametrize("shared_kib", [5, 6, 9])
+def test_k_center_in_little_shared_memory(
+    device: torch.device, shared_kib: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block has room for one pick and one row (of 1600 bytes), for two picks and one row, and for two of each."""
+    monkeypatch.setenv("MMAD_EMULATED_SHARED_KIB", str(shared_kib))
+    features = random(60, 400)
+    picks, _, _ = _cuda.k_center_greedy(features.to(device), None, 25, 0, -1.0, None)
+    assert torch.equal(picks.cpu(), reference.k_center_greedy(features, 25))
+
+
 @pytest.mark.parametrize("pool", [25, 130, 300])
 def test_k_center_with_any_number_of_rows_per_warp(device: torch.device, pool: int) -> None:
     """Groups of rows that are not full: 9, 44 and 100 rows per block, and so one to thirteen per warp."""
