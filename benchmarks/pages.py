@@ -250,7 +250,7 @@ def _measured(values: Result) -> list[str]:
 
 def command(values: Result) -> str:
     """Return the command that measures a result again."""
-    parts = values["settings"]["parts"] if values["benchmark"] == "gpu" else values["parts"]  # that has the targets too
+    parts = [name for name in values["parts"] if name != "targets"]  # the GPU's benchmark gathers them: no part of it
     words = ["python", f"benchmarks/{values['benchmark']}.py", *parts]
     for name, value in values["settings"].items():
         if name in ("quick", "parts") or value is None or value is False:

@@ -300,6 +300,18 @@ def test_parts_that_hang_or_fail_leave_what_they_had(
     assert len(capsys.readouterr().out) < 12_000
 
 
+def test_a_result_becomes_a_page(gpu: ModuleType, tmp_path: Path) -> None:
+    pages = importlib.import_module("pages")
+    settings = {"quick": False, "rounds": 1, "parts": ["knn"], "seconds": None, "device": "cuda"}
+    run = gpu.Run(gpu.result("gpu", settings, 1, {}), ["knn"], 1.0, tmp_path / "gpu.json")
+    run.all_parts(tmp_path, ["no such program"])
+    values = importlib.import_module("newest").read(tmp_path / "gpu.json")
+    readme = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    page = pages.pages([values], [], tmp_path, readme)["gpu.md"]
+    assert "| part knn | runs | – | no time was left | not measured |" in page
+    assert "python benchmarks/gpu.py --rounds 1 --device cuda --json benchmarks/results" in page
+
+
 def test_parts_without_time_are_not_run(gpu: ModuleType, tmp_path: Path) -> None:
     values = gpu.result("gpu", {"quick": True, "rounds": 1, "parts": ["knn"]}, 1, {})
     run = gpu.Run(values, ["knn"], 2.0, None)
