@@ -41,7 +41,7 @@ constexpr int kRowsABlock = kGreedyWarps * kGreedyGroup;  // of the pool, by def
 constexpr int kRowWarps = 8;                              // of the kernels that give a warp to a row
 constexpr int kScanned = 4;                               // centres that a row is held against together
 constexpr int kCopies = 4;                                // of a block's offer, so that fewer blocks read one place
-constexpr int kCentreLoads = 9;                           // of the messenger's lanes on their way together
+constexpr int kRowLoads = 9;                              // of a lane, of a row's values, that travel together
 
 enum StopReason : int { kUncertain = 0, kFull = 1, kCovered = 2 };
 
@@ -292,7 +292,6 @@ struct GreedyTask {
   const std::int32_t* pool_rows;
   int pool_size;
   int rows_a_block;
-  int buffers;          // for picks, one or two
   std::int64_t picked;  // before this block
   std::int64_t count;   // to be picked in all
   double radius;
@@ -308,19 +307,19 @@ struct GreedyShared {
   double* distances;  // to the last pick, of the rows where that was put off
   float* above;       // bounds of these from above; -1 for the other rows
   std::int32_t* row;
-  Offer* offers;   // one per warp with rows, and the best of all blocks
-  float* centers;  // [buffers][padded dim]: picks, in turn
-  float* values;   // [rows_a_block][padded dim]
+  Offer* offers;  // one per warp with rows, and the best of all blocks
+  float* center;  // the last pick
+  float* values;  // [rows_a_block][padded dim]
 
-  static std::size_t bytes(int rows, int padded, int buffers) {
+  static std::size_t bytes(int rows, int padded) {
     return static_cast<std::size_t>(rows) * (8 + 8 + 4 + 4) + (kGreedyWarps + 1) * sizeof(Offer) +
-           static_cast<std::size_t>(rows + buffers) * padded * 4;
+           (static_cast<std::size_t>(rows) + 1) * padded * 4;
   }
 
-  __device__ __forceinline__ void carve(unsigned char* memory, int rows, int padded, int buffers) {
+  __device__ __forceinline__ void carve(unsigned char* memory, int rows, int padded) {
     values = reinterpret_cast<float*>(memory);
-    centers = values + static_cast<std::size_t>(rows) * padded;
-    offers = reinterpret_cast<Offer*>(centers + buffers * padded);
+    center = values + static_cast<std::size_t>(rows) * padded;
+    offers = reinterpret_cast<Offer*>(center + padded);
     m = reinterpret_cast<double*>(offers + kGreedyWarps + 1);
     distances = m + rows;
     above = reinterpret_cast<float*>(distances + rows);
@@ -333,16 +332,16 @@ MMAD_HD inline int padded_dim(int dim) { return (dim + 3) / 4 * 4; }
 // One warp: copies a row to shared memory, zeros behind it.
 __device__ __forceinline__ void copy_row(float* to, const float* from, int dim) {
   if (dim % 4 == 0) {
-    for (int first = lane_id() * 4; first < dim; first += kCentreLoads * kWarp * 4) {
-      float4 x[kCentreLoads];
+    for (int first = lane_id() * 4; first < dim; first += kRowLoads * kWarp * 4) {
+      float4 x[kRowLoads];
 #pragma unroll
-      for (int j = 0; j < kCentreLoads; ++j) {
+      for (int j = 0; j < kRowLoads; ++j) {
         const int i =
             first + j * kWarp * 4;  // behind the end the last four again: a load without a condition waits for none
         x[j] = *reinterpret_cast<const float4*>(from + (i < dim ? i : dim - 4));
       }
 #pragma unroll
-      for (int j = 0; j < kCentreLoads; ++j) {
+      for (int j = 0; j < kRowLoads; ++j) {
         const int i = first + j * kWarp * 4;
         if (i < dim) *reinterpret_cast<float4*>(to + i) = x[j];
       }
@@ -358,15 +357,25 @@ struct GreedyRound {
   int owned;  // rows of the block
   int dim;
   int padded;
-  int buffers;
 
-  __device__ __forceinline__ float* center(const GreedyShared& shared) const {
-    return shared.centers + (buffers == 2 ? number & 1u : 0u) * padded;
-  }
   __device__ __forceinline__ double distance(const GreedyShared& shared, int slot) const {
-    return exact_squared_distance(shared.values + static_cast<std::size_t>(slot) * padded, center(shared), dim);
+    return exact_squared_distance(shared.values + static_cast<std::size_t>(slot) * padded, shared.center, dim);
   }
 };
+
+// The whole block: the values of the last pick. A thread has one load where it can: every instruction here is waited for.
+__device__ __forceinline__ void copy_pick(const GreedyShared& shared, const float* from, const GreedyRound& round) {
+  const int thread = static_cast<int>(threadIdx.x);
+  if (round.dim % 4 == 0) {
+#pragma unroll 1
+    for (int i = thread * 4; i < round.dim; i += kGreedyThreads * 4) {
+      *reinterpret_cast<float4*>(shared.center + i) = *reinterpret_cast<const float4*>(from + i);
+    }
+  } else {
+#pragma unroll 1
+    for (int i = thread; i < round.padded; i += kGreedyThreads) shared.center[i] = i < round.dim ? from[i] : 0.0f;
+  }
+}
 
 // The messenger: this block's best offer. Of the rows whose distance to the last pick has been put off, only those may
 // be better than the others' best whose bound is not below it; they are few, mostly none.
@@ -403,12 +412,10 @@ __device__ void settle_rows(const GreedyShared& shared, const GreedyRound& round
   }
 }
 
-// The best offer of all blocks, to all threads, and its values in the next round's place. A block's threads meet before
-// and after the messenger's way to the other blocks and back; where the next round's place is the last pick's, once more
-// before that is written over.
+// The best offer of all blocks, to all threads. A block's threads meet before and after the messenger's way to the other
+// blocks and back.
 __device__ Offer exchange_offers(const GreedyTask& task, const GreedyShared& shared, const GreedyRound& round) {
   __syncthreads();
-  Offer best = no_offer();
   if (warp_id() != kMessenger) {
     settle_rows(shared, round);
   } else {
@@ -417,14 +424,8 @@ __device__ Offer exchange_offers(const GreedyTask& task, const GreedyShared& sha
     SharedPair* places = task.exchange + static_cast<std::size_t>(round.number & 1u) * kCopies * blocks;
     const Offer best_here = best_of_block(shared, round);
     if (lane_id() < kCopies) publish(places + lane_id() * blocks + block, best_here, round.number);
-    best = await_offers(places + block % kCopies * blocks, blocks, round.number);
+    const Offer best = await_offers(places + block % kCopies * blocks, blocks, round.number);
     if (lane_id() == 0) shared.offers[kGreedyWarps] = best;
-  }
-  if (round.buffers == 1) __syncthreads();
-  if (best.m >= 0.0) {  // the messenger's
-    GreedyRound next = round;
-    ++next.number;
-    copy_row(next.center(shared), task.rows.values + static_cast<std::int64_t>(best.row) * round.dim, round.dim);
   }
   __syncthreads();
   return shared.offers[kGreedyWarps];
@@ -456,14 +457,14 @@ __device__ __forceinline__ float sums_by_lane(const float (&values)[kValues]) {
 // float32 squared distances to the centre of the rows in the slots first, first + kGreedyWarps, ..., of the j-th in the
 // lanes j, j + 8, j + 16, j + 24.
 template <int kRows>
-__device__ __forceinline__ float screen_rows(const GreedyShared& shared, const float* center, int first, int padded) {
+__device__ __forceinline__ float screen_rows(const GreedyShared& shared, int first, int padded) {
   const float* values = shared.values + static_cast<std::size_t>(first) * padded;
   float sums[kRows];
 #pragma unroll
   for (int j = 0; j < kRows; ++j) sums[j] = 0.0f;
 #pragma unroll 2
   for (int i = lane_id() * 4; i < padded; i += kWarp * 4) {
-    const float4 c = *reinterpret_cast<const float4*>(center + i);
+    const float4 c = *reinterpret_cast<const float4*>(shared.center + i);
 #pragma unroll
     for (int j = 0; j < kRows; ++j) {
       const float4 x = *reinterpret_cast<const float4*>(values + j * kGreedyWarps * padded + i);
@@ -480,13 +481,12 @@ __device__ __forceinline__ float screen_rows(const GreedyShared& shared, const f
 __device__ __forceinline__ float screen_group(const GreedyShared& shared, const GreedyRound& round, int first,
                                               int rows) {
   static_assert(kGreedyGroup == 5, "a case per number of rows");
-  const float* center = round.center(shared);
   switch (rows) {
-    case 1: return screen_rows<1>(shared, center, first, round.padded);
-    case 2: return screen_rows<2>(shared, center, first, round.padded);
-    case 3: return screen_rows<3>(shared, center, first, round.padded);
-    case 4: return screen_rows<4>(shared, center, first, round.padded);
-    default: return screen_rows<5>(shared, center, first, round.padded);
+    case 1: return screen_rows<1>(shared, first, round.padded);
+    case 2: return screen_rows<2>(shared, first, round.padded);
+    case 3: return screen_rows<3>(shared, first, round.padded);
+    case 4: return screen_rows<4>(shared, first, round.padded);
+    default: return screen_rows<5>(shared, first, round.padded);
   }
 }
 
@@ -564,9 +564,8 @@ __global__ void __launch_bounds__(kGreedyThreads, 1) greedy_kernel(GreedyTask ta
   round.number = task.first_round;
   round.dim = task.rows.operand.dim;
   round.padded = padded_dim(round.dim);
-  round.buffers = task.buffers;
   GreedyShared shared;
-  shared.carve(memory, task.rows_a_block, round.padded, task.buffers);
+  shared.carve(memory, task.rows_a_block, round.padded);
   const int first = static_cast<int>(blockIdx.x) * task.rows_a_block;
   const int left = task.pool_size - first;
   round.owned = left < 0 ? 0 : left > task.rows_a_block ? task.rows_a_block : left;
@@ -593,6 +592,8 @@ __global__ void __launch_bounds__(kGreedyThreads, 1) greedy_kernel(GreedyTask ta
     }
     ++picked;
     ++round.number;
+    copy_pick(shared, task.rows.values + static_cast<std::int64_t>(next.row) * round.dim, round);
+    __syncthreads();
     if (has_rows) mine = lower_rows(shared, round, next.row);
   }
   __syncthreads();
@@ -654,17 +655,11 @@ struct Parts {
   int chunk_tiles = 0;
 };
 
-// Room for a second pick, unless the rows are too long for the device.
-int pick_buffers(const KCenterProblem& problem, const DeviceLimits& limits) {
-  return GreedyShared::bytes(1, padded_dim(problem.operand.dim), 2) <= limits.shared_per_block ? 2 : 1;
-}
-
 int rows_a_block(const KCenterProblem& problem, const DeviceLimits& limits) {
   const int padded = padded_dim(problem.operand.dim);
-  const int buffers = pick_buffers(problem, limits);
   int rows = problem.pool == 0 ? kRowsABlock
                                : static_cast<int>((problem.pool + limits.multiprocessors - 1) / limits.multiprocessors);
-  while (rows > 1 && GreedyShared::bytes(rows, padded, buffers) > limits.shared_per_block) --rows;
+  while (rows > 1 && GreedyShared::bytes(rows, padded) > limits.shared_per_block) --rows;
   return rows;
 }
 
@@ -775,7 +770,6 @@ class Selection {
     task.pool_rows = parts_.pool_rows;
     task.pool_size = pool_size;
     task.rows_a_block = (pool_size + blocks - 1) / blocks;
-    task.buffers = pick_buffers(problem_, limits_);
     task.picked = picked_;
     task.count = problem_.count;
     task.radius = problem_.radius;
@@ -785,7 +779,7 @@ class Selection {
     task.first_round = next_round_;
     task.progress = parts_.progress;
     launch("k-center picks", greedy_kernel, dim3(static_cast<unsigned>(blocks)), kGreedyThreads,
-           GreedyShared::bytes(task.rows_a_block, padded_dim(problem_.operand.dim), task.buffers), stream_, true, task);
+           GreedyShared::bytes(task.rows_a_block, padded_dim(problem_.operand.dim)), stream_, true, task);
     Progress progress;
     check(cudaMemcpyAsync(&progress, parts_.progress, sizeof(progress), cudaMemcpyDefault, stream_),
           "k-center progress");
