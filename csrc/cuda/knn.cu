@@ -68,8 +68,8 @@ __device__ void flag_for_fallback(const KnnTask& task, std::int64_t query) {
 
 // The k-th smallest of the upper bounds of all splits, as ordered bits, by bisection on the 32 bits.
 __device__ std::uint32_t kth_upper_bound(const SearchState& state, std::int64_t query) {
-  const int count = state.splits * state.k;
-  const float* upper = state.upper + query * count;
+  const int count = state.splits_of(query) * state.k;
+  const float* upper = state.upper + query * state.splits * state.k;
   const int lane = lane_id();
   if (state.k == 1) {
     std::uint32_t least = kTaken;
@@ -94,9 +94,10 @@ __device__ int gather_candidates(const SearchState& state, std::int64_t query, s
   constexpr int kTogether = 4;  // loads of a lane that are on their way together
   const int lane = lane_id();
   int kept = 0;
-  for (int start = 0; start < state.splits; start += kWarp) {  // a lane a split
+  const int splits = state.splits_of(query);
+  for (int start = 0; start < splits; start += kWarp) {  // a lane a split
     const std::int64_t entry = query * state.splits + start + lane;
-    const int count = start + lane < state.splits ? state.counts[entry] : 0;
+    const int count = start + lane < splits ? state.counts[entry] : 0;
     const int longest = static_cast<int>(__reduce_max_sync(kFullWarp, static_cast<unsigned>(count)));
     if (longest > state.capacity) return -1;
     for (int i = 0; i < longest; i += kTogether) {
@@ -154,7 +155,8 @@ __device__ __forceinline__ LaneList decide(const KnnTask& task, std::int64_t que
   for (int done = 0; done < count;) {
     // T of the k-th neighbour, rounded up generously: |q|^2 is a float32, the distance a float64 sum.
     const double decided = best.kth_distance(k) * (1.0 + 1e-9) - squared * (1.0 - 3e-7);
-    const int first = task.few_queries ? kTogether : k - done;  // few do not fill the device: reading more costs nothing
+    const int first =
+        task.few_queries ? kTogether : k - done;  // few do not fill the device: reading more costs nothing
     const int wanted = min(done < k ? first : kTogether, min(kTogether, count - done));
     const float* rows[kTogether];
     int numbers[kTogether];
@@ -323,6 +325,8 @@ std::size_t lay_out(void* buffer, std::int64_t count, int dim, int k, const KnnP
   parts.state.shared = workspace.take<std::uint32_t>(q + 1);
   parts.state.k = k;
   parts.state.splits = plan.splits;
+  parts.state.last_splits = plan.last_splits;
+  parts.state.last_query = static_cast<std::int64_t>(tiles_of(count) - 1) * kTileRows;
   parts.state.capacity = plan.capacity;
   parts.fallback.last = reinterpret_cast<std::int32_t*>(parts.state.shared + q);
   parts.fallback.queries = workspace.take<std::int32_t>(q);
@@ -338,7 +342,9 @@ std::size_t lay_out(void* buffer, std::int64_t count, int dim, int k, const KnnP
 KnnPlan plan_knn(std::int64_t queries, const Operand& bank, int k, const DeviceLimits& limits) {
   KnnPlan plan;
   const int a_pass = std::min(k, kLargestK);
-  plan.splits = choose_splits(tiles_of(queries), bank, limits);
+  const Splits splits = choose_splits(queries, bank, limits);
+  plan.splits = splits.all;
+  plan.last_splits = splits.last;
   plan.capacity = (bank.int8 ? 128 : 48) + 4 * a_pass;
   Parts parts;
   plan.workspace_bytes = lay_out(nullptr, queries, bank.dim, a_pass, plan, parts);
@@ -363,9 +369,19 @@ void search_pass(const float* queries, std::int64_t count, const KnnBank& bank, 
   run_product(product, limits, stream);
 
   const bool few = count <= kFewQueries * limits.multiprocessors;
-  const KnnTask task{
-      queries,     count,          bank.rows,     bank.operand.rows, bank.operand.dim, parts.queries.squared,
-      parts.state, parts.fallback, product.found, few, distances + done,  indices + done,   k};
+  const KnnTask task{queries,
+                     count,
+                     bank.rows,
+                     bank.operand.rows,
+                     bank.operand.dim,
+                     parts.queries.squared,
+                     parts.state,
+                     parts.fallback,
+                     product.found,
+                     few,
+                     distances + done,
+                     indices + done,
+                     k};
   const bool chained = runs_sm90a(limits);
   launch_chained("knn decide", decide_kernel, dim3(blocks_for(count, kMergeWarps)), kMergeWarps * kWarp,
                  kMergeWarps * kMergeCapacity * sizeof(uint2), stream, chained, task);

@@ -131,13 +131,10 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductTask 
   const int lane = lane_id();
   const int warp_row = warp_id() % 2 * 64;
   const int warp_column = warp_id() / 2 * 64;
-  const int query_tile = static_cast<int>(blockIdx.x) % task.queries.tiles;
-  const int split = static_cast<int>(blockIdx.x) / task.queries.tiles;
-  const std::int64_t tiles = task.last_tile - task.first_tile;
+  const BlockShare share(task, static_cast<int>(blockIdx.x));
+  const int query_tile = share.query_tile, begin = share.begin, end = share.end, split = share.split;
   let_next_begin();
   wait_for_previous();
-  const int begin = task.first_tile + static_cast<int>(tiles * split / task.state.splits);
-  const int end = task.first_tile + static_cast<int>(tiles * (split + 1) / task.state.splits);
   const int depth_blocks = task.bank.depth_blocks;
 
   RowOwner owner;  // thread t owns row t of the query tile
@@ -191,9 +188,8 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductTask 
     }
     bool again = true;
     while (again) {
-      const bool left_over =
-          offer_keys<kInt8>(sums, shared, limits, all_rows && task.state.k == 1, columns + ring, scales + ring,
-                            first_row, first_column);
+      const bool left_over = offer_keys<kInt8>(sums, shared, limits, all_rows && task.state.k == 1, columns + ring,
+                                               scales + ring, first_row, first_column);
       again = __syncthreads_or(left_over) != 0;
       const std::size_t first_of_tile = static_cast<std::size_t>(tile) * kTileRows;
       owner.drain(task, shared, tile, task.bank.norm + first_of_tile, task.bank.residual + first_of_tile, thread);
@@ -208,9 +204,9 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductTask 
 
 template <int kStages, bool kInt8>
 void launch_stages(const ProductTask& task, const DeviceLimits& limits, Stream stream) {
-  const dim3 grid(static_cast<unsigned>(task.queries.tiles * task.state.splits));
-  launch_chained("product", product_kernel<kStages, kInt8>, grid, kThreads,
-                 Layout<kStages, kInt8>::bytes(task.state.k), stream, runs_sm90a(limits), task);
+  const dim3 grid(static_cast<unsigned>(product_blocks(task)));
+  launch_chained("product", product_kernel<kStages, kInt8>, grid, kThreads, Layout<kStages, kInt8>::bytes(task.state.k),
+                 stream, runs_sm90a(limits), task);
 }
 
 template <bool kInt8>
@@ -241,20 +237,24 @@ bool runs_sm90a(const DeviceLimits& limits) {
 #endif
 }
 
-int choose_splits(int query_tiles, const Operand& bank, const DeviceLimits& limits) {
+Splits choose_splits(std::int64_t queries, const Operand& bank, const DeviceLimits& limits) {
   // Blocks take turns on one or two places per multiprocessor; to begin (a ring to fill, empty lists) costs a block about
-  // as much as one tile, or two where it takes two at a time.
+  // as much as one tile, or two where it takes two at a time. A last query tile that only one warpgroup works on takes
+  // half the time, and so half the blocks.
   const bool wide = use_wgmma(bank, limits);
   const std::int64_t places = (wide ? 1 : 2) * static_cast<std::int64_t>(limits.multiprocessors);
-  const int beginning = wide ? 2 : 1;
-  int best = 1;
+  const std::int64_t full = tiles_of(queries) - 1;
+  const bool half = wide && full > 0 && queries - full * kTileRows <= kTileRows / 2;
+  Splits best;
   std::int64_t best_cost = INT64_MAX;
-  for (int splits = 1; splits <= std::min<std::int64_t>(bank.tiles, places); ++splits) {
-    const std::int64_t turns = (static_cast<std::int64_t>(query_tiles) * splits + places - 1) / places;
-    const std::int64_t cost = turns * ((bank.tiles + splits - 1) / splits + beginning);
+  for (int all = 1; all <= std::min<std::int64_t>(bank.tiles, places); ++all) {
+    const int last = half ? all / 2 + 1 : all;
+    const int longest = std::max((bank.tiles + all - 1) / all, half ? ((bank.tiles + last - 1) / last + 1) / 2 : 0);
+    const std::int64_t turns = (full * all + last + places - 1) / places;
+    const std::int64_t cost = turns * (longest + (wide ? 2 : 1));
     if (cost < best_cost) {
       best_cost = cost;
-      best = splits;
+      best = {all, std::min(last, all)};
     }
   }
   return best;

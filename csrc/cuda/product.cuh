@@ -28,7 +28,13 @@ struct SearchState {
       nullptr;  // one entry per query or null: ordered_bits of the least k-th upper bound of all splits
   int k = 1;
   int splits = 1;
+  int last_splits = 1;  // of the queries from last_query on: the last tile may have fewer
+  std::int64_t last_query = 0;
   int capacity = 0;
+
+  __device__ __forceinline__ int splits_of(std::int64_t query) const {
+    return query < last_query ? splits : last_splits;
+  }
 };
 
 // Rows that a query has found already, and wants no more.
@@ -64,8 +70,32 @@ struct ProductTask {
 // Whether kernels run there as compiled for sm_90a, with what only that has; not so from PTX of an older one.
 bool runs_sm90a(const DeviceLimits& limits);
 
-// Number of blocks that share a query tile so that the device is full. Returns at least 1.
-int choose_splits(int query_tiles, const Operand& bank, const DeviceLimits& limits);
+// A block's part of the work: a range of bank tiles for one query tile.
+struct BlockShare {
+  int query_tile, begin, end, split;
+
+  __device__ __forceinline__ BlockShare(const ProductTask& task, int block) {
+    const int full = task.queries.tiles - 1;  // the blocks of the last tile come last
+    const bool last = block >= full * task.state.splits;
+    const int splits = last ? task.state.last_splits : task.state.splits;
+    query_tile = last ? full : block % full;
+    split = last ? block - full * task.state.splits : block / full;
+    const std::int64_t tiles = task.last_tile - task.first_tile;
+    begin = task.first_tile + static_cast<int>(tiles * split / splits);
+    end = task.first_tile + static_cast<int>(tiles * (split + 1) / splits);
+  }
+};
+
+inline int product_blocks(const ProductTask& task) {
+  return (task.queries.tiles - 1) * task.state.splits + task.state.last_splits;
+}
+
+// Numbers of blocks that share a query tile, and the last one, so that the device is full: at least 1.
+struct Splits {
+  int all = 1;
+  int last = 1;
+};
+Splits choose_splits(std::int64_t queries, const Operand& bank, const DeviceLimits& limits);
 
 // Queues the kernel. Rows of the bank that hold squared = +infinity are skipped.
 void run_product(const ProductTask& task, const DeviceLimits& limits, Stream stream);

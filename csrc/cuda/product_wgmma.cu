@@ -102,6 +102,14 @@ __device__ void feed(const ProductTask& task, const Ring& ring, const Range& ran
   }
 }
 
+// One thread, before the kernel that prepares the queries has ended: the first pair of bank tiles is on its way meanwhile.
+__device__ __forceinline__ void prefetch_bank(const ProductTask& task, const Range& range) {
+  if (range.begin >= range.end) return;
+  const std::size_t tile_bytes = static_cast<std::size_t>(range.depth_blocks) * kBlockBytes;
+  const auto* bank = static_cast<const unsigned char*>(task.bank.values);
+  prefetch_bulk(bank + range.begin * tile_bytes, (range.whole(range.begin) ? 2 : 1) * tile_bytes);
+}
+
 // A warpgroup's 64 x (8 kGroups) sums over all depth blocks: of a pair of tiles, or of one. `ahead`, if any, is told when
 // the head start is reached.
 template <int kGroups>
@@ -144,7 +152,8 @@ struct Consumer {
   __device__ __forceinline__ int own_row() const { return warp_row + lane_id() / 4 + lane_id() % 4 * 8; }
 
   __device__ __forceinline__ void begin(RowOwner& owner, std::int64_t first_query, int split) {
-    if (range.begin < range.end) tiles = tile_bound(task.bank, range.begin).with(tile_bound(task.bank, range.second(range.begin)));
+    if (range.begin < range.end)
+      tiles = tile_bound(task.bank, range.begin).with(tile_bound(task.bank, range.second(range.begin)));
     if (!owns()) return;
     owner.begin(task, shared, first_query + own_row(), split, own_row());
     owner.set_screen(tiles, shared, own_row());
@@ -221,32 +230,31 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1) product_wgmma_kernel(const P
                   barriers + 2 * kRing + kTermSlots};
   SelectionShared shared;
   shared.carve(memory + WgmmaLayout::kSelection, kQueueSlots);
-  const int query_tile = static_cast<int>(blockIdx.x) % task.queries.tiles;
-  const int split = static_cast<int>(blockIdx.x) / task.queries.tiles;
-  const std::int64_t tiles = task.last_tile - task.first_tile;
-  const Range range{task.first_tile + static_cast<int>(tiles * split / task.state.splits),
-                    task.first_tile + static_cast<int>(tiles * (split + 1) / task.state.splits),
-                    task.bank.depth_blocks};
+  const BlockShare share(task, static_cast<int>(blockIdx.x));
+  const Range range{share.begin, share.end, task.bank.depth_blocks};
+  const std::int64_t first_query = static_cast<std::int64_t>(share.query_tile) * kTileRows;
+  const int groups = task.queries.rows - first_query > kGroupRows ? 2 : 1;  // warpgroups that have queries
   if (threadIdx.x == 0) {
     for (int i = 0; i < kRing; ++i) {
       barrier_init(ring.full + i, 1);
-      barrier_init(ring.empty + i, 2);  // warpgroups
+      barrier_init(ring.empty + i, groups);
     }
-    for (int i = 0; i < kTermSlots; ++i) barrier_init(ring.free + i, 2 * kGroupThreads / kWarp);  // warps
+    for (int i = 0; i < kTermSlots; ++i) barrier_init(ring.free + i, groups * kGroupThreads / kWarp);
     barrier_init(ring.ahead, 1);
     barrier_init_fence();
+    prefetch_bank(task, range);
   }
   __syncthreads();
   let_next_begin();
   wait_for_previous();
   if (threadIdx.x < kGroupThreads) {
     registers_down<40>();
-    if (threadIdx.x == 0) feed(task, ring, range, query_tile);
+    if (threadIdx.x == 0) feed(task, ring, range, share.query_tile);
   } else {
     registers_up<232>();
     const int warp = warp_id() - kGroupThreads / kWarp;
     const Consumer consumer{task, shared, ring, range, warp / 4 * kGroupRows, warp * 16, {}, {}, {}};
-    consume(consumer, static_cast<std::int64_t>(query_tile) * kTileRows, split);
+    if (warp / 4 < groups) consume(consumer, first_query, share.split);
   }
 #endif
 }
@@ -254,7 +262,7 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1) product_wgmma_kernel(const P
 }  // namespace
 
 void run_product_wgmma(const ProductTask& task, Stream stream) {
-  const dim3 grid(static_cast<unsigned>(task.queries.tiles * task.state.splits));
+  const dim3 grid(static_cast<unsigned>(product_blocks(task)));
   launch_chained("product (wgmma)", product_wgmma_kernel, grid, kWgmmaThreads, WgmmaLayout::bytes(task.state.k), stream,
                  true, task);
 }

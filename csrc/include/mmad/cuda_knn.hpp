@@ -19,8 +19,9 @@ struct KnnBank {
 };
 
 struct KnnPlan {
-  int splits = 1;    // blocks that share a query tile
-  int capacity = 0;  // candidates kept per query and split
+  int splits = 1;       // blocks that share a query tile
+  int last_splits = 1;  // blocks that share the last one
+  int capacity = 0;     // candidates kept per query and split
   std::size_t workspace_bytes = 0;
 };
 
