@@ -257,14 +257,16 @@ def _by(wish: str, check: Callable[[Checks], None]) -> Callable[[Checks], None]:
 
 @contextmanager
 def wished(product: str | None) -> Iterator[None]:
-    """Ask for a product inside the block; None takes the default one."""
-    before = os.environ.pop(WISH, None)
-    if product is not None:
-        os.environ[WISH] = product
+    """Ask for a product inside the block; None asks for none."""
+    if product is None:
+        yield
+        return
+    before = os.environ.get(WISH)
+    os.environ[WISH] = product
     try:
         yield
     finally:
-        os.environ.pop(WISH, None)
+        os.environ.pop(WISH)
         if before is not None:
             os.environ[WISH] = before
 

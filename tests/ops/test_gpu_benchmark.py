@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -95,6 +98,25 @@ def test_part(emulated: ModuleType, part: str, tmp_path: Path) -> None:
     written = json.loads((tmp_path / "part.json").read_text())
     assert written["targets"] == report.targets
     assert [table["rows"] for table in written["tables"]] == [table.rows for table in report.tables]
+
+
+def test_a_product_that_hung_is_not_asked_for_again(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    smoke = importlib.import_module("gpu_parts.smoke")
+    monkeypatch.setenv(smoke.WISH, "")
+    seen = []
+    monkeypatch.setattr(gpu, "run_part", lambda report, name: seen.append((name, report.without)) or 0)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--child", "knn", "--file", str(tmp_path / "part.json")])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "stdin", io.StringIO('{"seconds": 9, "without": ["wgmma"]}\n'))
+    assert gpu.main() == 0
+    assert seen == [("knn", ("wgmma",))]
+    with smoke.wished(None):
+        assert os.environ[smoke.WISH] == "0"
+    with smoke.wished("1"):
+        assert os.environ[smoke.WISH] == "1"
+    assert os.environ[smoke.WISH] == "0"
 
 
 def test_ceilings(emulated: ModuleType) -> None:
