@@ -91,6 +91,7 @@ def test_lsfa_takes_the_features_that_m3dm_has_extracted(
         np.testing.assert_allclose(kept, rows, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_lsfa_extracts_features_of_its_own_where_m3dm_has_others(tmp_path: Path, contestants: Any) -> None:
     contestants.Contestants(tmp_path, **SMALL).make("M3DM")
     contestants.Contestants(tmp_path, **{**SMALL, "images": 1}).make("LSFA")

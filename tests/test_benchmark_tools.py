@@ -51,6 +51,7 @@ def test_unknown_methods_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         common.chosen(contestants, ["CFM", "magic"])
 
 
+@pytest.mark.slow
 def test_two_checkouts_are_timed_against_each_other(tmp_path: Path) -> None:
     root, out = SCRIPT.parent.parent, tmp_path / "rows.json"
     command = [sys.executable, str(SCRIPT.with_name("trees.py")), str(root), str(root), "--rounds", "3"]

@@ -115,7 +115,10 @@ def run_threads(tasks: list[Callable[[], None]]) -> None:
         thread.join()
 
 
-@pytest.mark.parametrize("index", INDICES)
+@pytest.mark.parametrize(
+    "index",
+    ["exact", "IVF4,Flat", pytest.param("Flat", marks=pytest.mark.slow), pytest.param("HNSW8", marks=pytest.mark.slow)],
+)
 def test_searches_saves_and_copies_beside_an_extend(index: str, tmp_path: Path) -> None:
     """In a process of its own: what FAISS does to an index that is searched while it grows ends the process."""
     if index != "exact":

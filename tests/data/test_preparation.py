@@ -327,6 +327,7 @@ def test_a_users_data_of_the_name_of_a_replacement_stay(
     place: str, overwrite: bool, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prepared with the same settings of the same data, and themselves a replacement once."""
+    shutil.rmtree(source / "part" / "train")  # the two samples of the test split are enough
     settings, out, work = Preprocessing.recipe(size=32), tmp_path / "out", tmp_path / "out.prepare"
     mine = work if place == "replaced" else out
     prepare(source, mine, settings)

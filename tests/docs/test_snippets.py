@@ -12,6 +12,7 @@ SHELL = "get-started/shell.md"
 OWN_TESTS = ("how-to/own-pictures.md", "how-to/feature-dumps.md")
 METHODS = sorted(path.stem for path in (DOCS / "methods").glob("*.md") if path.stem != "index")
 ON_DATA = ("how-to/mvtec3d-eyecandies.md", "how-to/embed.md", *(f"methods/{name}.md" for name in METHODS))
+TRAINING = {"methods/cfm.md", "methods/lsfa.md", "methods/mdss.md"}
 WITHOUT = (
     "index.md", "get-started/index.md", "get-started/first-bank.md", "get-started/first-method.md",
     "how-to/bank-size.md", "how-to/benchmark.md", "reference/bank-file.md",
@@ -35,7 +36,9 @@ def test_from_the_shell_runs(prepared: Path) -> None:
         assert (prepared.parent / name).exists(), name
 
 
-@pytest.mark.parametrize("page", ON_DATA)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.slow if page in TRAINING else ()) for page in ON_DATA]
+)
 def test_pages_on_the_prepared_data_run(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str
 ) -> None:
