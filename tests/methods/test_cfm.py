@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from mmad_bank.features import PointFeatureAlignment
 from mmad_bank.features.point_alignment import measured_points
 from mmad_bank.methods import CFM
 from mmad_bank.methods.cfm import aggregate
+from mmad_bank.methods.cfm import method as cfm_method
 from mmad_bank.methods.cfm.mappings import MODALITIES
 
 pytest.importorskip("timm")
@@ -210,22 +212,26 @@ import os, signal, sys
 import torch
 sys.path.insert(0, sys.argv[1])
 from small_parts import CFM_ARGUMENTS, a_part
-from mmad_bank.methods.cfm import training
+from functools import partial
+from mmad_bank.methods.cfm import method, training
 from mmad_bank.methods import CFM
 
+method.train_mappings = partial(training.train_mappings, save_every=5)
 original, seen = training.sum_of_cosine_distances, []
 def die_later(*arguments):
     seen.append(1)
-    if len(seen) == 115:  # two parts a step: in step 57 of 60, behind the saved state of step 50
+    if len(seen) == 13:  # two parts a step: in step 7 of 8, behind the saved state of step 5
         os.kill(os.getpid(), signal.SIGKILL)
     return original(*arguments)
 training.sum_of_cosine_distances = die_later
 torch.manual_seed(7)
-CFM("efficientnet_lite0", **{**CFM_ARGUMENTS, "epochs": 30}).fit([a_part(i) for i in range(4)], workdir=sys.argv[2])
+CFM("efficientnet_lite0", **{**CFM_ARGUMENTS, "epochs": 4}).fit([a_part(i) for i in range(4)], workdir=sys.argv[2])
 """
 
 
-def test_a_fit_that_was_killed_goes_on_to_the_same_bytes(parts: list[Sample], tmp_path: Path) -> None:
+def test_a_fit_that_was_killed_goes_on_to_the_same_bytes(
+    parts: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     here = str(Path(__file__).parent)
     done = subprocess.run(
         [sys.executable, "-c", _KILLED, here, str(tmp_path / "work")], check=False, capture_output=True, text=True,
@@ -233,11 +239,12 @@ def test_a_fit_that_was_killed_goes_on_to_the_same_bytes(parts: list[Sample], tm
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL, done.stderr
     state = torch.load(tmp_path / "work" / "mappings.pt", weights_only=True)
-    assert state["step"] == 50
+    assert state["step"] == 5
+    monkeypatch.setattr(cfm_method, "train_mappings", partial(cfm_method.train_mappings, save_every=5))
     weights = []
     for workdir in (tmp_path / "work", tmp_path / "new"):
         torch.manual_seed(7)  # the random extractors' weights
-        method = CFM("efficientnet_lite0", **{**SMALL, "epochs": 30}).fit(parts, workdir=workdir)
+        method = CFM("efficientnet_lite0", **{**SMALL, "epochs": 4}).fit(parts, workdir=workdir)
         weights.append([p for name in MODALITIES for p in method.mappings_[name].parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
