@@ -165,7 +165,10 @@ def test_features_are_extracted_once(
     assert contents(tmp_path / "m") == contents(whole)
 
 
-@pytest.mark.parametrize("damage", ["text", "frames", "number", "table", "cut"])
+@pytest.mark.parametrize(
+    "damage",
+    ["text", "cut", *(pytest.param(damage, marks=pytest.mark.slow) for damage in ("frames", "number", "table"))],
+)
 def test_a_damaged_journal_begins_anew(
     damage: str, many: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -153,7 +153,9 @@ def fitted() -> dict[str, Method]:
     return {name: make().fit([a_part(seed) for seed in range(3)]) for name, make in MAKERS.items()}
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(
+    "name", [name if name in ("patchcore", "m3dm") else pytest.param(name, marks=pytest.mark.slow) for name in MAKERS]
+)
 def test_settings_of_pytorch_change_nothing(name: str, fitted: dict[str, Method], tmp_path: Path) -> None:
     method, sample = fitted[name], a_part(9)
     right = method.predict(sample)
@@ -181,7 +183,9 @@ def test_settings_of_pytorch_change_nothing(name: str, fitted: dict[str, Method]
     assert method.predict(sample).score == right.score, "nothing of it has stayed"
 
 
-@pytest.mark.parametrize("setting", ["autocast", "float64", "inference"])
+@pytest.mark.parametrize(
+    "setting", ["autocast", *(pytest.param(s, marks=pytest.mark.slow) for s in ("float64", "inference"))]
+)
 def test_fitting_is_not_changed_either(setting: str) -> None:
     contexts = {
         "autocast": torch.autocast("cpu", dtype=torch.bfloat16), "float64": default_dtype(torch.float64),

@@ -104,6 +104,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_fit_that_was_killed_goes_on_to_the_same_bytes(
     parts: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -120,8 +120,9 @@ def test_patchcore_scores_with_its_own_reweighting(parts: list[Sample]) -> None:
 @pytest.mark.parametrize(
     "variant",
     [
-        {"banks": ("rgb",)}, {"banks": ("xyz",)}, {"banks": ("fusion",)}, {"banks": ("fusion",), "fusion": "concat"},
-        {"banks": ("xyz", "rgb"), "decision": "add"}, {"banks": ("xyz", "rgb")}, {"banks": ("rgb", "fusion", "xyz")},
+        {"banks": ("rgb",)}, {"banks": ("xyz",)}, {"banks": ("fusion",), "fusion": "concat"},
+        {"banks": ("xyz", "rgb"), "decision": "add"}, {"banks": ("rgb", "fusion", "xyz")},
+        *(pytest.param({"banks": banks}, marks=pytest.mark.slow) for banks in (("fusion",), ("xyz", "rgb"))),
     ],
     ids=lambda variant: "-".join(map(str, variant.values())),
 )  # fmt: skip

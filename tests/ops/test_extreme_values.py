@@ -100,7 +100,7 @@ raise SystemExit(rows[:, 0].tolist() != [3, 7, 12])
 """
 
 
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["generic", *(pytest.param(isa, marks=pytest.mark.slow) for isa in ("avx2", "avx512"))])
 def test_sums_of_very_wide_rows_do_not_overflow(isa: str) -> None:
     if isa not in ops.system_info()["cpu"]["can run"]:
         pytest.skip(f"no {isa}")
