@@ -54,12 +54,6 @@ __device__ __forceinline__ void copy_bulk(void* shared, const void* global, int 
                : "memory");
 }
 
-// Asks for a contiguous piece of global memory to be in the second-level cache; it may be written by others meanwhile.
-__device__ __forceinline__ void prefetch_bulk(const void* global, std::size_t bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;\n" ::"l"(global), "r"(static_cast<unsigned>(bytes))
-               : "memory");
-}
-
 // A matrix in shared memory: rows of 128 bytes in groups of eight, 1024 bytes apart, with the 128-byte swizzle. Fields of
 // 14 bits in units of 16 bytes: start address (bits 0 to 13), leading offset (16 to 29, not used with a swizzle and one
 // period of depth), stride between groups of eight rows (32 to 45); bits 62 and 63: 1, the 128-byte swizzle.

@@ -240,21 +240,23 @@ bool runs_sm90a(const DeviceLimits& limits) {
 Splits choose_splits(std::int64_t queries, const Operand& bank, const DeviceLimits& limits) {
   // Blocks take turns on one or two places per multiprocessor; to begin (a ring to fill, empty lists) costs a block about
   // as much as one tile, or two where it takes two at a time. A last query tile that only one warpgroup works on takes
-  // half the time, and so half the blocks.
+  // about four fifths of the time (as many bytes come in), and so may have a few blocks less.
   const bool wide = use_wgmma(bank, limits);
   const std::int64_t places = (wide ? 1 : 2) * static_cast<std::int64_t>(limits.multiprocessors);
   const std::int64_t full = tiles_of(queries) - 1;
   const bool half = wide && full > 0 && queries - full * kTileRows <= kTileRows / 2;
+  const auto longest = [&](int splits) { return (bank.tiles + splits - 1) / splits; };
   Splits best;
   std::int64_t best_cost = INT64_MAX;
   for (int all = 1; all <= std::min<std::int64_t>(bank.tiles, places); ++all) {
-    const int last = half ? all / 2 + 1 : all;
-    const int longest = std::max((bank.tiles + all - 1) / all, half ? ((bank.tiles + last - 1) / last + 1) / 2 : 0);
-    const std::int64_t turns = (full * all + last + places - 1) / places;
-    const std::int64_t cost = turns * (longest + (wide ? 2 : 1));
-    if (cost < best_cost) {
-      best_cost = cost;
-      best = {all, std::min(last, all)};
+    for (int last = all; last >= (half ? std::max(1, all * 3 / 4) : all); --last) {
+      const std::int64_t turns = (full * all + last + places - 1) / places;
+      const int last_time = half ? 4 * longest(last) : 5 * longest(last);  // in fifths of a tile's
+      const std::int64_t cost = turns * (std::max(5 * longest(all), last_time) + 5 * (wide ? 2 : 1));
+      if (cost < best_cost) {
+        best_cost = cost;
+        best = {all, last};
+      }
     }
   }
   return best;

@@ -102,14 +102,6 @@ __device__ void feed(const ProductTask& task, const Ring& ring, const Range& ran
   }
 }
 
-// One thread, before the kernel that prepares the queries has ended: the first pair of bank tiles is on its way meanwhile.
-__device__ __forceinline__ void prefetch_bank(const ProductTask& task, const Range& range) {
-  if (range.begin >= range.end) return;
-  const std::size_t tile_bytes = static_cast<std::size_t>(range.depth_blocks) * kBlockBytes;
-  const auto* bank = static_cast<const unsigned char*>(task.bank.values);
-  prefetch_bulk(bank + range.begin * tile_bytes, (range.whole(range.begin) ? 2 : 1) * tile_bytes);
-}
-
 // A warpgroup's 64 x (8 kGroups) sums over all depth blocks: of a pair of tiles, or of one. `ahead`, if any, is told when
 // the head start is reached.
 template <int kGroups>
@@ -242,7 +234,6 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1) product_wgmma_kernel(const P
     for (int i = 0; i < kTermSlots; ++i) barrier_init(ring.free + i, groups * kGroupThreads / kWarp);
     barrier_init(ring.ahead, 1);
     barrier_init_fence();
-    prefetch_bank(task, range);
   }
   __syncthreads();
   let_next_begin();

@@ -497,8 +497,6 @@ inline void copy_bulk(void* shared, const void* global, int bytes, TransferBarri
   barrier_change(barrier, 0, -bytes);
 }
 
-inline void prefetch_bulk(const void*, std::size_t) {}
-
 using MatrixDescriptor = const unsigned char*;
 inline MatrixDescriptor matrix_descriptor(const unsigned char* matrix) { return matrix; }
 inline MatrixDescriptor advance(MatrixDescriptor matrix, int bytes) { return matrix + bytes; }
