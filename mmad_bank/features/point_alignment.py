@@ -176,15 +176,11 @@ class PointFeatureAlignment:
         rule = self._three_nearest if self.recipe == "published" else self._all_centres
         return rule(cloud, pixels, centers)
 
-    def _pooling(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        rows, columns = (pooling_matrix(n, m) for n, m in zip(self.size, self.grid, strict=True))
-        return rows.to(device), columns.to(device)
-
     def _three_nearest(self, points: Tensor, pixels: Tensor, centers: Tensor) -> Tensor:
         """Every point contributes to a few patches, and to each from three groups: all that is not zero."""
         nearest, weights = nearest_groups(points, centers)
         k = nearest.shape[1]
-        rows, columns = self._pooling(points.device)
+        rows, columns = (pooling_matrix(n, m).to(points.device) for n, m in zip(self.size, self.grid, strict=True))
         row, by_row = _entries(rows, pixels // self.size[1])
         column, by_column = _entries(columns, pixels % self.size[1])
         # (points, rows of patches, columns of patches, neighbours)
@@ -198,19 +194,29 @@ class PointFeatureAlignment:
         return torch.sparse_coo_tensor(entries, value[kept], size, check_invariants=False).coalesce()
 
     def _all_centres(self, points: Tensor, pixels: Tensor, centers: Tensor) -> Tensor:
-        """Pool the weights of one row of pixels at a time along the row, then add it to the patches that it is in."""
-        rows, columns = self._pooling(points.device)
+        """Pool the weights of some rows of pixels at a time along the rows, then add them to the patches of these."""
+        host = pooling_matrix(self.size[0], self.grid[0])  # the loops ask this one: nobody waits for a device
+        rows, columns = host.to(points.device), pooling_matrix(self.size[1], self.grid[1]).to(points.device)
         table = torch.zeros(*self.grid, len(centers), device=points.device)
         order = pixels.argsort()
-        counts = torch.bincount(pixels // self.size[1], minlength=self.size[0]).tolist()
-        for y, own in enumerate(order.split(counts)):
+        counts = torch.bincount(pixels // self.size[1], minlength=self.size[0]).cpu()
+        together = _rows_together(points.device)
+        for first, own in enumerate(order.split([int(part.sum()) for part in counts.split(together)])):
             if len(own) == 0:
                 continue
             weights = _inverse_distance(points[own], centers)
             # Each point's weights are to sum to one; scaling the few columns of the pooling is less work.
-            pooled = (columns[:, pixels[own] % self.size[1]] / weights.sum(1)) @ weights
-            for i in rows[:, y].nonzero()[:, 0].tolist():
-                table[i].add_(pooled, alpha=float(rows[i, y]))
+            shares = columns[:, pixels[own] % self.size[1]] / weights.sum(1)
+            touched = host[:, first * together : (first + 1) * together].any(1).nonzero()[:, 0].tolist()
+            if together > 1:
+                patches = slice(touched[0], touched[-1] + 1)
+                by_row = rows[patches, pixels[own] // self.size[1]]
+                pooled = (by_row[:, None] * shares).flatten(0, 1) @ weights
+                table[patches] += pooled.view(-1, *table.shape[1:])
+                continue
+            pooled = shares @ weights
+            for i in touched:
+                table[i].add_(pooled, alpha=float(host[i, first]))
         return table.flatten(0, 1)
 
 
@@ -219,6 +225,11 @@ def _entries(matrix: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     most = int((matrix != 0).sum(0).max())
     values, rows = matrix.topk(most, dim=0)
     return rows.T[places], values.T[places]
+
+
+def _rows_together(device: torch.device) -> int:
+    """Return how many rows of pixels are pooled at a time: single ones would leave a GPU waiting for its host."""
+    return 16 if device.type == "cuda" else 1
 
 
 def _inverse_distance(points: Tensor, centers: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from mmad_bank.errors import InputError
+from mmad_bank.features import point_alignment
 from mmad_bank.features.point_alignment import PointFeatureAlignment, measured_points, pool_to_grid, pooling_matrix
 
 SIZE = (40, 52)
@@ -42,8 +43,11 @@ def plain(tokens, centers, points, pixels, grid, recipe) -> torch.Tensor:
     return F.adaptive_avg_pool2d(F.avg_pool2d(maps, 3, 1), grid)[0].flatten(1).T
 
 
+GRIDS = [(7, 7), (10, 13), (38, 50), (40, 52), (1, 3)]
+
+
 @pytest.mark.parametrize("recipe", ["paper", "published"])
-@pytest.mark.parametrize("grid", [(7, 7), (10, 13), (38, 50), (40, 52), (1, 3)])
+@pytest.mark.parametrize("grid", GRIDS)
 def test_one_matrix_equals_the_plain_way(grid: tuple[int, int], recipe: str) -> None:
     points, pixels = measured_points(organized(0))
     tokens, centers = groups(points, 60)
@@ -51,6 +55,19 @@ def test_one_matrix_equals_the_plain_way(grid: tuple[int, int], recipe: str) -> 
     result = align(tokens[None], centers[None], [points], [pixels])[0]
     assert result.dtype == torch.float32
     assert (result - plain(tokens, centers, points, pixels, grid, recipe)).abs().max() < 2e-6 * tokens.abs().max()
+
+
+@pytest.mark.parametrize("together", [3, 16, 100])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_several_rows_of_pixels_at_a_time(
+    grid: tuple[int, int], together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU."""
+    points, pixels = measured_points(organized(0))
+    tokens, centers = groups(points, 60)
+    monkeypatch.setattr(point_alignment, "_rows_together", lambda device: together)
+    result = PointFeatureAlignment(grid, SIZE)(tokens[None], centers[None], [points], [pixels])[0]
+    assert (result - plain(tokens, centers, points, pixels, grid, "paper")).abs().max() < 2e-6 * tokens.abs().max()
 
 
 @pytest.mark.parametrize("recipe", ["paper", "published"])
