@@ -13,7 +13,6 @@ namespace {
 
 constexpr int kMergeWarps = 4;
 constexpr int kMergeCapacity = 256;  // candidates of one query, all splits together
-constexpr int kFewQueries = 16;      // a multiprocessor
 constexpr std::uint32_t kTaken = 0xFFFFFFFFu;
 
 // Queries that go through all rows in float64, and their results while several blocks work on one.
@@ -36,7 +35,6 @@ struct KnnTask {
   SearchState state;
   Fallback fallback;
   FoundRows found;
-  bool few_queries;  // do not fill the device
   float* distances;  // of the query's first neighbour in this pass; the next query's are `stride` further on
   std::int64_t* indices;
   std::int64_t stride;
@@ -155,9 +153,7 @@ __device__ __forceinline__ LaneList decide(const KnnTask& task, std::int64_t que
   for (int done = 0; done < count;) {
     // T of the k-th neighbour, rounded up generously: |q|^2 is a float32, the distance a float64 sum.
     const double decided = best.kth_distance(k) * (1.0 + 1e-9) - squared * (1.0 - 3e-7);
-    const int first =
-        task.few_queries ? kTogether : k - done;  // few do not fill the device: reading more costs nothing
-    const int wanted = min(done < k ? first : kTogether, min(kTogether, count - done));
+    const int wanted = min(done < k ? k - done : kTogether, min(kTogether, count - done));
     const float* rows[kTogether];
     int numbers[kTogether];
     int taken = 0;
@@ -166,7 +162,7 @@ __device__ __forceinline__ LaneList decide(const KnnTask& task, std::int64_t que
       numbers[j] = j == 0 ? 0 : numbers[0];  // what is not wanted is read with the first
       if (j < wanted && taken == j) {
         const uint2 item = take_least(list, count);
-        if (done + j < k || static_cast<double>(from_ordered_bits(item.x)) <= decided) {
+        if (done < k || static_cast<double>(from_ordered_bits(item.x)) <= decided) {
           numbers[j] = static_cast<int>(item.y);
           ++taken;
         }
@@ -191,7 +187,7 @@ __device__ __forceinline__ LaneList decide(const KnnTask& task, std::int64_t que
 }
 
 // One warp per query.
-__global__ void __launch_bounds__(kMergeWarps* kWarp, 5) decide_kernel(const KnnTask task) {
+__global__ void __launch_bounds__(kMergeWarps* kWarp) decide_kernel(const KnnTask task) {
   MMAD_DYNAMIC_SHARED(memory);
   const std::int64_t query = static_cast<std::int64_t>(blockIdx.x) * kMergeWarps + warp_id();
   let_next_begin();
@@ -368,20 +364,9 @@ void search_pass(const float* queries, std::int64_t count, const KnnBank& bank, 
   product.last_tile = bank.operand.tiles;
   run_product(product, limits, stream);
 
-  const bool few = count <= kFewQueries * limits.multiprocessors;
-  const KnnTask task{queries,
-                     count,
-                     bank.rows,
-                     bank.operand.rows,
-                     bank.operand.dim,
-                     parts.queries.squared,
-                     parts.state,
-                     parts.fallback,
-                     product.found,
-                     few,
-                     distances + done,
-                     indices + done,
-                     k};
+  const KnnTask task{
+      queries,     count,          bank.rows,     bank.operand.rows, bank.operand.dim, parts.queries.squared,
+      parts.state, parts.fallback, product.found, distances + done,  indices + done,   k};
   const bool chained = runs_sm90a(limits);
   launch_chained("knn decide", decide_kernel, dim3(blocks_for(count, kMergeWarps)), kMergeWarps * kWarp,
                  kMergeWarps * kMergeCapacity * sizeof(uint2), stream, chained, task);
