@@ -12,7 +12,10 @@ namespace mmad::cuda {
 namespace {
 
 constexpr int kMergeWarps = 4;
-constexpr int kMergeCapacity = 256;  // candidates of one query, all splits together
+// Candidates of one query, all splits together, and of one split beyond 4 k: where a bank holds hundreds of near copies of
+// a vector, deciding them one by one costs far less than a search row by row.
+constexpr int kMergeCapacity = 1024;
+constexpr int kSplitCapacity = 128;
 constexpr std::uint32_t kTaken = 0xFFFFFFFFu;
 
 // Queries that go through all rows in float64, and their results while several blocks work on one.
@@ -341,7 +344,7 @@ KnnPlan plan_knn(std::int64_t queries, const Operand& bank, int k, const DeviceL
   const Splits splits = choose_splits(queries, bank, limits);
   plan.splits = splits.all;
   plan.last_splits = splits.last;
-  plan.capacity = (bank.int8 ? 128 : 48) + 4 * a_pass;
+  plan.capacity = kSplitCapacity + 4 * a_pass;
   Parts parts;
   plan.workspace_bytes = lay_out(nullptr, queries, bank.dim, a_pass, plan, parts);
   return plan;

@@ -147,6 +147,11 @@ def test_prepared_rows_keep_their_bounds(device: torch.device, dim: int, scale: 
     assert float(found["largest_norm"]) == float(found["norm"].max())
 
 
+def many_near_copies(rows: Tensor, count: int) -> Tensor:
+    copies = rows.repeat(count, 1)
+    return copies + 1e-4 * random(*copies.shape, seed=2)
+
+
 KNN_CASES: dict[str, Callable[[], tuple[Tensor, Tensor, int]]] = {
     "tiny": lambda: (random(5, 8), random(7, 8, seed=1), 1),
     "one row": lambda: (random(3, 8), random(1, 8, seed=1), 1),
@@ -158,6 +163,8 @@ KNN_CASES: dict[str, Callable[[], tuple[Tensor, Tensor, int]]] = {
     "queries from the bank": lambda: (random(500, 24)[100:200], random(500, 24), 4),
     "duplicates": lambda: (random(50, 33), random(50, 33).repeat(10, 1), 8),
     "near copies": lambda: (random(40, 48), near_copies(random(40, 48)), 6),
+    "hundreds of near copies": lambda: (random(20, 48), many_near_copies(random(4, 48, seed=1), 200), 3),
+    "more near copies than are kept": lambda: (random(3, 24), many_near_copies(random(1, 24, seed=1), 1500), 2),
     "zero rows": lambda: (torch.zeros(4, 5), torch.zeros(300, 5), 3),
     "equal distances": lambda: (torch.zeros(3, 150), torch.eye(150), 7),
     "offset": lambda: (random(20, 16) + 1e4, random(300, 16, seed=1) + 1e4, 4),
@@ -332,6 +339,8 @@ K_CENTER_CASES: dict[str, Callable[[], tuple[Tensor, int]]] = {
     "one row": lambda: (random(1, 3), 1),
     "duplicates": lambda: (random(10, 8).repeat(8, 1), 80),
     "equal distances": lambda: (torch.eye(90), 90),
+    "hundreds of near copies": lambda: (random(20, 48), many_near_copies(random(4, 48, seed=1), 200), 3),
+    "more near copies than are kept": lambda: (random(3, 24), many_near_copies(random(1, 24, seed=1), 1500), 2),
     "zero rows": lambda: (torch.zeros(50, 4), 50),
     "grid": lambda: (grid_points(5), 125),
     "near copies": lambda: (near_copies(random(30, 48)), 60),
