@@ -123,6 +123,7 @@ def test_a_training_is_reported_to_its_end(monkeypatch: pytest.MonkeyPatch) -> N
     assert seen == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_commands_name_their_steps(tmp_path: Path) -> None:
     """``build`` on a terminal says what it does from its imports on; in a pipe it is silent but for its result."""
     np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(40, 200, 32)).astype(np.float32))

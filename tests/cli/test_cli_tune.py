@@ -287,6 +287,7 @@ def test_printed_commands_can_be_pasted(tmp_path: Path) -> None:
     assert (tmp_path / "train 1.bank").read_text() == "in the way"
 
 
+@pytest.mark.slow
 def test_it_goes_on_after_the_time_and_after_a_kill(train: Path, queries: Path, tmp_path: Path, cache: Path) -> None:
     short = json.loads(call(train, "--test", queries, *FEW, "--json", "--budget", "0s").stdout)
     assert [one["ratio"] for one in short["settings"]] == [0.01]

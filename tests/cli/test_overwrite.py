@@ -215,6 +215,7 @@ def test_an_extraction_is_replaced_whole(place: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["extraction.json", "mine.npy", "rgb.npy"]
 
 
+@pytest.mark.slow
 def test_a_stopped_prediction_goes_on(place: Path, tmp_path: Path) -> None:
     command = ["predict", str(place / "model"), str(place / "data"), "--out", str(tmp_path / "p")]
     script = (

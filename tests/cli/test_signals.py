@@ -36,6 +36,7 @@ def has_handlers(pid):
     return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
+@pytest.mark.slow
 def test_the_first_seconds(tmp_path):
     command = [*PROGRAM, "synth", str(tmp_path / "data"), "--train-images", "200", "--workers", "1"]
     rng = random.Random(0)

@@ -34,6 +34,7 @@ def test_what_is_killed_leaves_the_old_or_the_new_and_goes_on(tmp_path, capfd):
     assert int(counts["in-time"]) > 12
 
 
+@pytest.mark.slow
 def test_faults_are_found(tmp_path, capfd):
     """A saver that does all of it wrong."""
 

@@ -370,7 +370,7 @@ def test_k_center_is_the_textbook_loop(device: torch.device, case: str, pool: in
     assert n_select == 1 or seen[-1] == n_select
 
 
-@pytest.mark.parametrize("multiprocessors", [40, 170])
+@pytest.mark.parametrize("multiprocessors", [40, pytest.param(170, marks=pytest.mark.slow)])
 def test_k_center_on_a_wide_device(device: torch.device, multiprocessors: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lane waits for the offers of several blocks: two here of 40, and more than it takes at a time of 170."""
     monkeypatch.setenv("MMAD_EMULATED_MULTIPROCESSORS", str(multiprocessors))

@@ -85,7 +85,9 @@ def test_a_forked_child_forgets_the_default_dtype_of_other_threads() -> None:
 
 
 @ON_LINUX
-@pytest.mark.parametrize("call", ["ops.knn(rows, rows, 1)", "ops.k_center_greedy(rows, 100000)"])
+@pytest.mark.parametrize(
+    "call", ["ops.knn(rows, rows, 1)", pytest.param("ops.k_center_greedy(rows, 100000)", marks=pytest.mark.slow)]
+)
 def test_interrupts_end_long_calls(call: str) -> None:
     found = _run(f"""
         rows = rng.normal(size=(120000, 256)).astype("f4")
