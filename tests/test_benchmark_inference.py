@@ -75,6 +75,7 @@ def contestants(monkeypatch: pytest.MonkeyPatch) -> Any:
     del sys.modules["contestants"]
 
 
+@pytest.mark.slow
 def test_lsfa_takes_the_features_that_m3dm_has_extracted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contestants: Any
 ) -> None:
@@ -102,6 +103,7 @@ def test_lsfa_extracts_features_of_its_own_where_m3dm_has_others(tmp_path: Path,
     assert not np.array_equal(theirs, own)
 
 
+@pytest.mark.slow
 def test_variants_of_m3dm_share_its_fit_and_score_as_their_own(tmp_path: Path, contestants: Any) -> None:
     made = contestants.Contestants(tmp_path, **SMALL)
     samples = bench.samples_of(1, seed=1)

@@ -64,6 +64,7 @@ def test_two_checkouts_are_timed_against_each_other(tmp_path: Path) -> None:
     assert "new / old" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_checkout_without_a_core_is_named(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT.with_name("trees.py")), str(tmp_path), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -703,6 +703,7 @@ def test_the_suite_keeps_each_programs_result_and_tells_its_time(module, monkeyp
     assert "--json: expected a folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_teacher_of_other_categories_or_settings_is_another_one(module, monkeypatch, tmp_path):
     for package in ("timm", "sklearn", "tifffile"):
         pytest.importorskip(package)

@@ -67,6 +67,7 @@ def test_short_bars_go() -> None:
     assert "end" in shown
 
 
+@pytest.mark.slow
 def test_what_is_waited_for_is_said_after_a_second_and_bars_take_its_place() -> None:
     shown = on_a_terminal(
         START + "with p.doing('loading the model'):\n    time.sleep(0.5)\n"

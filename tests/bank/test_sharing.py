@@ -117,7 +117,7 @@ def run_threads(tasks: list[Callable[[], None]]) -> None:
 
 @pytest.mark.parametrize(
     "index",
-    ["exact", "IVF4,Flat", pytest.param("Flat", marks=pytest.mark.slow), pytest.param("HNSW8", marks=pytest.mark.slow)],
+    ["exact", *(pytest.param(index, marks=pytest.mark.slow) for index in ("IVF4,Flat", "Flat", "HNSW8"))],
 )
 def test_searches_saves_and_copies_beside_an_extend(index: str, tmp_path: Path) -> None:
     """In a process of its own: what FAISS does to an index that is searched while it grows ends the process."""
@@ -162,6 +162,7 @@ def test_searches_saves_and_copies_beside_an_extend(index: str, tmp_path: Path) 
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX only")
+@pytest.mark.slow
 def test_a_child_forked_during_an_extend_uses_the_bank(tmp_path: Path) -> None:
     program = textwrap.dedent("""
         import os, pickle, signal, sys, threading, torch

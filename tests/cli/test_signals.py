@@ -48,6 +48,7 @@ def test_the_first_seconds(tmp_path):
     assert not [path for path in tmp_path.rglob("*") if "partial" in path.name]
 
 
+@pytest.mark.slow
 def test_workers_say_nothing_and_end_with_the_program(tmp_path):
     """Ctrl-C reaches the whole group, also workers that are still importing; kill -9 reaches the program only."""
     options = ["--train-images", "400", "--image-size", "64", "--workers", "2"]

@@ -13,6 +13,7 @@ import cuda_emulator
 SANITIZER = ("-g1", "-fsanitize=address")
 
 
+@pytest.mark.slow
 def test_no_value_leads_out_of_bounds(tmp_path: Path) -> None:
     try:
         cuda_emulator.find_compiler()

@@ -170,6 +170,7 @@ preparation.prepare(sys.argv[1], sys.argv[2])
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_resumed(source: Path, tmp_path: Path) -> None:
     out, before = tmp_path / "out", contents(source)
     process = subprocess.run([sys.executable, "-c", KILLED, str(source), str(out)], check=False, timeout=120)
@@ -367,6 +368,7 @@ def test_a_replacement_takes_place_beside_the_folder_that_a_link_leads_to(source
     assert [path.name for path in (tmp_path / "disk").iterdir()] == ["data"]
 
 
+@pytest.mark.slow
 def test_a_killed_replacement_goes_on(source: Path, tmp_path: Path) -> None:
     out, other = tmp_path / "out", Preprocessing.recipe(size=64)
     prepare(source, out)

@@ -148,13 +148,21 @@ MAKERS: dict[str, Callable[[], Method]] = {
 }  # fmt: skip
 
 
+class Fitted(dict[str, Method]):
+    """Fits a method when it is asked for, once."""
+
+    def __missing__(self, name: str) -> Method:
+        self[name] = MAKERS[name]().fit([a_part(seed) for seed in range(3)])
+        return self[name]
+
+
 @pytest.fixture(scope="module")
 def fitted() -> dict[str, Method]:
-    return {name: make().fit([a_part(seed) for seed in range(3)]) for name, make in MAKERS.items()}
+    return Fitted()
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in ("patchcore", "m3dm") else pytest.param(name, marks=pytest.mark.slow) for name in MAKERS]
+    "name", [name if name == "patchcore" else pytest.param(name, marks=pytest.mark.slow) for name in MAKERS]
 )
 def test_settings_of_pytorch_change_nothing(name: str, fitted: dict[str, Method], tmp_path: Path) -> None:
     method, sample = fitted[name], a_part(9)
@@ -183,9 +191,8 @@ def test_settings_of_pytorch_change_nothing(name: str, fitted: dict[str, Method]
     assert method.predict(sample).score == right.score, "nothing of it has stayed"
 
 
-@pytest.mark.parametrize(
-    "setting", ["autocast", *(pytest.param(s, marks=pytest.mark.slow) for s in ("float64", "inference"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", ["autocast", "float64", "inference"])
 def test_fitting_is_not_changed_either(setting: str) -> None:
     contexts = {
         "autocast": torch.autocast("cpu", dtype=torch.bfloat16), "float64": default_dtype(torch.float64),
@@ -198,7 +205,7 @@ def test_fitting_is_not_changed_either(setting: str) -> None:
     assert found.predict(a_part(9)).score == pytest.approx(right.predict(a_part(9)).score, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["patchcore", "m3dm", "mdss"])
+@pytest.mark.parametrize("name", ["patchcore", "mdss", pytest.param("m3dm", marks=pytest.mark.slow)])
 def test_threads_predict_with_one_model(name: str, fitted: dict[str, Method]) -> None:
     method, samples = fitted[name], [a_part(seed) for seed in range(20, 26)]
     right = [method.predict(sample) for sample in samples]

@@ -143,6 +143,7 @@ M3DM_SMALL = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_m3dm_builds_its_banks_on_adapted_features(parts: list[Sample], tmp_path: Path) -> None:
     method = M3DM(**M3DM_SMALL, adaptation="train").fit(parts)
     assert method.adaptation_ is not None
@@ -159,6 +160,7 @@ def test_m3dm_builds_its_banks_on_adapted_features(parts: list[Sample], tmp_path
     assert method.banks_["rgb"].extractor.endswith("adapted")
 
 
+@pytest.mark.slow
 def test_a_single_bank_of_m3dm_is_adapted_by_both_modalities(parts: list[Sample]) -> None:
     method = M3DM(**M3DM_SMALL, adaptation="train", banks=("rgb",)).fit(parts)
     assert set(method.extractors_.networks) == {"xyz", "rgb"}

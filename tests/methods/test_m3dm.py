@@ -299,6 +299,7 @@ def test_bundled_arguments_fit_the_constructor(method: type) -> None:
 # Resuming.
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_behind_its_last_finished_stage(
     parts: list[Sample], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

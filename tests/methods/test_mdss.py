@@ -216,7 +216,8 @@ def whole() -> MDSS:
 
 
 # Saved states: one of the teacher, one of the student, then distances' first.
-@pytest.mark.parametrize("after", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [1, 3])
 def test_a_killed_fit_goes_on_to_the_same_bytes(whole: MDSS, tmp_path: Path, after: int) -> None:
     workdir = tmp_path / "work"
     options = {"tests": str(Path(__file__).parent), "threads": torch.get_num_threads(), "workdir": str(workdir)}

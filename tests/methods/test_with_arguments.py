@@ -110,6 +110,7 @@ def test_random_weights_are_those_of_no_training(parts: list[Sample], tmp_path: 
         CFM(**{**MAPPED, "xyz_to_rgb_weights": "train"})
 
 
+@pytest.mark.slow
 def test_features_of_the_same_extractors_are_reused(
     parts: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

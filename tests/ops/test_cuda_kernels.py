@@ -339,8 +339,6 @@ K_CENTER_CASES: dict[str, Callable[[], tuple[Tensor, int]]] = {
     "one row": lambda: (random(1, 3), 1),
     "duplicates": lambda: (random(10, 8).repeat(8, 1), 80),
     "equal distances": lambda: (torch.eye(90), 90),
-    "hundreds of near copies": lambda: (random(20, 48), many_near_copies(random(4, 48, seed=1), 200), 3),
-    "more near copies than are kept": lambda: (random(3, 24), many_near_copies(random(1, 24, seed=1), 1500), 2),
     "zero rows": lambda: (torch.zeros(50, 4), 50),
     "grid": lambda: (grid_points(5), 125),
     "near copies": lambda: (near_copies(random(30, 48)), 60),

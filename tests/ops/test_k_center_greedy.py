@@ -68,7 +68,7 @@ def test_does_not_depend_on_block_format_and_threads(name: str, precision: str, 
 SLOW = pytest.mark.slow  # each in a process of its own; two of four are enough at every run
 
 
-@pytest.mark.parametrize("isa", ["generic", "avx2", *(pytest.param(isa, marks=SLOW) for isa in ("avx512", "amx"))])
+@pytest.mark.parametrize("isa", ["generic", *(pytest.param(isa, marks=SLOW) for isa in ("avx2", "avx512", "amx"))])
 def test_every_instruction_set_agrees(isa: str) -> None:
     """A set that this processor lacks falls back to the next lower one."""
     code = (

@@ -163,7 +163,7 @@ def test_threads_and_few_queries(threads: int, count: int) -> None:
 SLOW = pytest.mark.slow  # each in a process of its own; two of four are enough at every run
 
 
-@pytest.mark.parametrize("isa", ["generic", "avx2", *(pytest.param(isa, marks=SLOW) for isa in ("avx512", "amx"))])
+@pytest.mark.parametrize("isa", ["generic", *(pytest.param(isa, marks=SLOW) for isa in ("avx2", "avx512", "amx"))])
 def test_every_instruction_set_agrees(isa: str) -> None:
     """A set that this processor lacks falls back to the next lower one."""
     code = (

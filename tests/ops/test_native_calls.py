@@ -109,7 +109,9 @@ def test_interrupts_end_long_calls(call: str) -> None:
 
 @ON_LINUX
 @pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.slow), 2])
-@pytest.mark.parametrize("call", ["index.search(rows, 3)", "ops.k_center_greedy(rows, 20000)"])
+@pytest.mark.parametrize(
+    "call", ["index.search(rows, 3)", pytest.param("ops.k_center_greedy(rows, 20000)", marks=pytest.mark.slow)]
+)
 def test_a_program_ends_while_a_daemon_thread_is_in_a_call(call: str, threads: int) -> None:
     found = _run(f"""
         torch.set_num_threads({threads})

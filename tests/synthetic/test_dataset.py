@@ -154,6 +154,7 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_an_error_in_a_process_ends_the_run() -> None:
     results: list[tuple[int, int]] = []
     run_parallel(abs, range(-20, 0), 2, lambda done, result: results.append((done, result)))
