@@ -19,6 +19,7 @@
 #include <cuda_runtime.h>
 #endif
 
+#include "mmad/cuda_device.hpp"
 #include "mmad/host_device.hpp"
 
 namespace mmad::cuda {
@@ -136,36 +137,25 @@ __device__ __forceinline__ void let_next_begin() {
 }
 
 template <typename... Parameters, typename... Arguments>
-void launch_with(const cudaLaunchAttribute* attribute, const char* name, void (*kernel)(Parameters...), dim3 grid,
-                 int threads, std::size_t shared, cudaStream_t stream, Arguments&&... arguments) {
+void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t shared,
+            cudaStream_t stream, Launch how, Arguments&&... arguments) {
   if (shared > 48 * 1024) allow_shared(reinterpret_cast<const void*>(kernel), shared, name);
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared;
   config.stream = stream;
-  config.attrs = const_cast<cudaLaunchAttribute*>(attribute);  // which is read only
-  config.numAttrs = attribute == nullptr ? 0 : 1;
+  cudaLaunchAttribute attribute{};
+  if (how == Launch::kCooperative) {
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+  } else {
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
+  config.attrs = &attribute;
+  config.numAttrs = how == Launch::kPlain ? 0 : 1;
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
-}
-
-template <typename... Parameters, typename... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t shared,
-            cudaStream_t stream, bool cooperative, Arguments&&... arguments) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeCooperative;
-  attribute.val.cooperative = 1;
-  launch_with(cooperative ? &attribute : nullptr, name, kernel, grid, threads, shared, stream, arguments...);
-}
-
-// A kernel that calls wait_for_previous; `chained` where its code is that of sm_90 (runs_sm90a in product.cuh).
-template <typename... Parameters, typename... Arguments>
-void launch_chained(const char* name, void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t shared,
-                    cudaStream_t stream, bool chained, Arguments&&... arguments) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  launch_with(chained ? &attribute : nullptr, name, kernel, grid, threads, shared, stream, arguments...);
 }
 
 #endif

@@ -345,7 +345,7 @@ bool try_resident(const SampleTask& task, int clouds, std::int64_t largest, cons
   const std::size_t shared = SampleShared::bytes(room);
   if (largest > room || shared > limits.shared_per_block) return false;
   launch("farthest_point_sample", sample_resident_kernel<kPoints>, dim3(static_cast<unsigned>(clouds)), kSampleThreads,
-         shared, stream, false, task);
+         shared, stream, Launch::kPlain, task);
   return true;
 }
 
@@ -363,7 +363,7 @@ bool try_together(const SampleTask& task, int clouds, std::int64_t largest, Stre
   check(cudaMemsetAsync(task.exchange, 0, places * sizeof(SharedPair), stream), "farthest_point_sample");
   launch("farthest_point_sample", sample_together_kernel<kPoints>,
          dim3(static_cast<unsigned>(clouds) * static_cast<unsigned>(task.cloud_blocks)), kSampleThreads,
-         (kSampleWarps + 1) * sizeof(Offer) + 3 * sizeof(float), stream, true, task);
+         (kSampleWarps + 1) * sizeof(Offer) + 3 * sizeof(float), stream, Launch::kCooperative, task);
   return true;
 }
 
@@ -398,7 +398,7 @@ void farthest_point_sample(const float* points, std::int64_t points_in_all, cons
   if (try_resident<24>(task, clouds, largest, limits, stream)) return;
   if (try_resident<40>(task, clouds, largest, limits, stream)) return;
   launch("farthest_point_sample", sample_kernel, dim3(static_cast<unsigned>(clouds)), kSampleThreads,
-         SampleShared::bytes(0), stream, false, task);
+         SampleShared::bytes(0), stream, Launch::kPlain, task);
 }
 
 }  // namespace mmad::cuda

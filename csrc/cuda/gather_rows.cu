@@ -30,8 +30,8 @@ __global__ void __launch_bounds__(kGatherWarps* kWarp)
 
 void gather_rows(const float* rows, std::int64_t row_count, int dim, const std::int64_t* indices, std::int64_t count,
                  float* output, Stream stream) {
-  launch("gather_rows", gather_kernel, dim3(blocks_for(count, kGatherWarps)), kGatherWarps * kWarp, 0, stream, false,
-         rows, row_count, dim, indices, count, output);
+  launch("gather_rows", gather_kernel, dim3(blocks_for(count, kGatherWarps)), kGatherWarps * kWarp, 0, stream,
+         Launch::kPlain, rows, row_count, dim, indices, count, output);
 }
 
 }  // namespace mmad::cuda

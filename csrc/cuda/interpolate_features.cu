@@ -114,7 +114,7 @@ void interpolate_features(const float* points, std::int64_t count, const float* 
   const auto address = reinterpret_cast<std::uintptr_t>(features) | reinterpret_cast<std::uintptr_t>(output);
   const bool vector = dim % 4 == 0 && address % 16 == 0;
   launch("interpolate_features", interpolate_kernel, dim3(blocks_for(clouds * count, kInterpolateWarps)),
-         kInterpolateWarps * kWarp, 0, stream, false, task, vector);
+         kInterpolateWarps * kWarp, 0, stream, Launch::kPlain, task, vector);
 }
 
 }  // namespace mmad::cuda

@@ -725,7 +725,8 @@ class Selection {
 
   template <typename... Parameters, typename... Arguments>
   void launch_for_rows(const char* name, void (*kernel)(Parameters...), std::int64_t count, Arguments&&... arguments) {
-    launch(name, kernel, dim3(blocks_for(count, kSelectThreads)), kSelectThreads, 0, stream_, false, arguments...);
+    launch(name, kernel, dim3(blocks_for(count, kSelectThreads)), kSelectThreads, 0, stream_, Launch::kPlain,
+           arguments...);
   }
 
   void begin() {
@@ -741,8 +742,8 @@ class Selection {
                    stream_);
       update(0, problem_.earlier_count);
     } else {
-      launch("k-center first pick", first_pick_kernel, dim3(1), kWarp, 0, stream_, false, parts_.rows, problem_.start,
-             picks_, radii_);
+      launch("k-center first pick", first_pick_kernel, dim3(1), kWarp, 0, stream_, Launch::kPlain, parts_.rows,
+             problem_.start, picks_, radii_);
       picked_ = 1;
       add_centers(0, 1);
     }
@@ -759,10 +760,10 @@ class Selection {
     run_select(parts_.rows.keys, rows(), pool_size, &parts_.pool->select, 2 * blocks, stream_);
     launch_for_rows("k-center pool", pool_kernel, rows(), parts_.rows, parts_.pool, parts_.pool_rows);
     launch("k-center decide", decide_pool_kernel, dim3(blocks_for(pool_size, kRowWarps)), kRowWarps * kWarp, 0, stream_,
-           false, parts_.rows, parts_.centers, center_count, parts_.pool, parts_.pool_rows, pool_size);
+           Launch::kPlain, parts_.rows, parts_.centers, center_count, parts_.pool, parts_.pool_rows, pool_size);
     launch("k-center outside", outside_kernel, dim3(static_cast<unsigned>(outside_blocks(limits_))), kRowWarps * kWarp,
-           kRowWarps * sizeof(SelectEntry) + sizeof(int), stream_, false, parts_.rows, parts_.centers, center_count,
-           parts_.pool, parts_.partial);
+           kRowWarps * sizeof(SelectEntry) + sizeof(int), stream_, Launch::kPlain, parts_.rows, parts_.centers,
+           center_count, parts_.pool, parts_.partial);
 
     GreedyTask task;
     task.rows = parts_.rows;
@@ -779,7 +780,8 @@ class Selection {
     task.first_round = next_round_;
     task.progress = parts_.progress;
     launch("k-center picks", greedy_kernel, dim3(static_cast<unsigned>(blocks)), kGreedyThreads,
-           GreedyShared::bytes(task.rows_a_block, padded_dim(problem_.operand.dim)), stream_, true, task);
+           GreedyShared::bytes(task.rows_a_block, padded_dim(problem_.operand.dim)), stream_, Launch::kCooperative,
+           task);
     Progress progress;
     check(cudaMemcpyAsync(&progress, parts_.progress, sizeof(progress), cudaMemcpyDefault, stream_),
           "k-center progress");
@@ -791,7 +793,7 @@ class Selection {
   // Step 4.
   void add_centers(std::int64_t first, std::int64_t last) {
     launch("k-center append", append_kernel, dim3(blocks_for(last - first, kRowWarps)), kRowWarps * kWarp, 0, stream_,
-           false, problem_.operand, parts_.centers, first, last);
+           Launch::kPlain, problem_.operand, parts_.centers, first, last);
     update(problem_.earlier_count + first, problem_.earlier_count + last);
   }
 

@@ -370,11 +370,11 @@ void search_pass(const float* queries, std::int64_t count, const KnnBank& bank, 
   const KnnTask task{
       queries,     count,          bank.rows,     bank.operand.rows, bank.operand.dim, parts.queries.squared,
       parts.state, parts.fallback, product.found, distances + done,  indices + done,   k};
-  const bool chained = runs_sm90a(limits);
-  launch_chained("knn decide", decide_kernel, dim3(blocks_for(count, kMergeWarps)), kMergeWarps * kWarp,
-                 kMergeWarps * kMergeCapacity * sizeof(uint2), stream, chained, task);
-  launch_chained("knn fallback", fallback_kernel, dim3(static_cast<unsigned>(2 * limits.multiprocessors)),
-                 kFallbackWarps * kWarp, 0, stream, chained, task);
+  const Launch how = chained_launch(limits);
+  launch("knn decide", decide_kernel, dim3(blocks_for(count, kMergeWarps)), kMergeWarps * kWarp,
+         kMergeWarps * kMergeCapacity * sizeof(uint2), stream, how, task);
+  launch("knn fallback", fallback_kernel, dim3(static_cast<unsigned>(2 * limits.multiprocessors)),
+         kFallbackWarps * kWarp, 0, stream, how, task);
 }
 
 }  // namespace

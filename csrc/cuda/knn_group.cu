@@ -241,7 +241,7 @@ void knn_group(const float* points, std::int64_t count, const float* centers, st
   while (task.room < 2 * k) task.room *= 2;
   const std::size_t shared = static_cast<std::size_t>(kGroupWarps) * task.room * 12 + 2 * kChunk * 3 * sizeof(float);
   launch("knn_group", group_kernel, dim3(cloud_blocks * static_cast<unsigned>(clouds)), kGroupWarps * kWarp, shared,
-         stream, false, task);
+         stream, Launch::kPlain, task);
 }
 
 }  // namespace mmad::cuda

@@ -250,8 +250,8 @@ void launch_prepare(const float* rows, std::int64_t count, std::int64_t stride, 
                     const Operand& operand, std::int64_t first, std::int64_t last, Stream stream) {
   const dim3 grid(blocks_for(last - first, kPrepareWarps));
   launch("prepare_rows", operand.int8 ? prepare_kernel<true, kWidth> : prepare_kernel<false, kWidth>, grid,
-         kPrepareWarps * kWarp, kPrepareWarps * sizeof(RowBounds), stream, false, rows, count, stride, center, operand,
-         first, last);
+         kPrepareWarps * kWarp, kPrepareWarps * sizeof(RowBounds), stream, Launch::kPlain, rows, count, stride, center,
+         operand, first, last);
 }
 
 // How many columns one access may take: 4, 2 or 1, so that every row, and the centre, starts at a multiple of them and

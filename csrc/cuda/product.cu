@@ -205,8 +205,8 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductTask 
 template <int kStages, bool kInt8>
 void launch_stages(const ProductTask& task, const DeviceLimits& limits, Stream stream) {
   const dim3 grid(static_cast<unsigned>(product_blocks(task)));
-  launch_chained("product", product_kernel<kStages, kInt8>, grid, kThreads, Layout<kStages, kInt8>::bytes(task.state.k),
-                 stream, runs_sm90a(limits), task);
+  launch("product", product_kernel<kStages, kInt8>, grid, kThreads, Layout<kStages, kInt8>::bytes(task.state.k), stream,
+         chained_launch(limits), task);
 }
 
 template <bool kInt8>

@@ -70,6 +70,10 @@ struct ProductTask {
 // Whether kernels run there as compiled for sm_90a, with what only that has; not so from PTX of an older one.
 bool runs_sm90a(const DeviceLimits& limits);
 
+inline Launch chained_launch(const DeviceLimits& limits) {
+  return runs_sm90a(limits) ? Launch::kChained : Launch::kPlain;
+}
+
 // A block's part of the work: a range of bank tiles for one query tile.
 struct BlockShare {
   int query_tile, begin, end, split;

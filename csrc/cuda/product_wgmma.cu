@@ -254,8 +254,8 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1) product_wgmma_kernel(const P
 
 void run_product_wgmma(const ProductTask& task, Stream stream) {
   const dim3 grid(static_cast<unsigned>(product_blocks(task)));
-  launch_chained("product (wgmma)", product_wgmma_kernel, grid, kWgmmaThreads, WgmmaLayout::bytes(task.state.k), stream,
-                 true, task);
+  launch("product (wgmma)", product_wgmma_kernel, grid, kWgmmaThreads, WgmmaLayout::bytes(task.state.k), stream,
+         Launch::kChained, task);
 }
 
 }  // namespace mmad::cuda

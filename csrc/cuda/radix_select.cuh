@@ -110,8 +110,8 @@ inline void run_select(const unsigned long long* keys, std::int64_t count, int w
   check(cudaMemsetAsync(state, 0, sizeof(SelectState), stream), "select");
   const std::size_t shared = sizeof(int) * (kSelectBins + kSelectThreads + 1);
   for (int pass = 0; pass < kSelectPasses; ++pass) {
-    launch("select", select_pass_kernel, dim3(static_cast<unsigned>(blocks)), kSelectThreads, shared, stream, false,
-           keys, count, wanted, pass, state);
+    launch("select", select_pass_kernel, dim3(static_cast<unsigned>(blocks)), kSelectThreads, shared, stream,
+           Launch::kPlain, keys, count, wanted, pass, state);
   }
 }
 

@@ -28,6 +28,8 @@
 #include <string>
 #include <vector>
 
+#include "mmad/cuda_device.hpp"
+
 #define __global__
 #define __device__
 #define __host__
@@ -557,18 +559,13 @@ inline void wait_a_moment() {
 
 template <typename... Parameters, typename... Arguments>
 void launch(const char*, void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t shared, CUstream_st* stream,
-            bool cooperative, Arguments&&... arguments) {
+            mmad::cuda::Launch how, Arguments&&... arguments) {
   const std::function<void()> body = [=] { kernel(static_cast<Parameters>(arguments)...); };
-  enqueue(stream, {[=] { run_kernel(body, grid, threads, shared, cooperative); }, nullptr, 0});
+  enqueue(stream, {[=] { run_kernel(body, grid, threads, shared, how == mmad::cuda::Launch::kCooperative); }, nullptr, 0});
 }
 
 inline void wait_for_previous() {}
 inline void let_next_begin() {}
-template <typename... Parameters, typename... Arguments>
-void launch_chained(const char* name, void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t shared,
-                    CUstream_st* stream, bool, Arguments&&... arguments) {
-  launch(name, kernel, grid, threads, shared, stream, false, arguments...);
-}
 
 }  // namespace instructions
 }  // namespace mmad_emulator

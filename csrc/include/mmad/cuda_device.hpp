@@ -13,6 +13,10 @@ struct DeviceLimits {
   int compute_minor = 0;
 };
 
+// How a kernel starts: after what is before it in its stream; so, with all its blocks on the device at a time; or while
+// what is before it ends, for kernels that call wait_for_previous and run as compiled for sm_90.
+enum class Launch { kPlain, kCooperative, kChained };
+
 // Number of devices that this build's runtime can use; 0 where there is no driver or an older one.
 int device_count();
 
