@@ -176,20 +176,18 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductTask 
       multiply_block(sums, a, b, warp_row, warp_column);
       stage = stage + 1 == kStages ? 0 : stage + 1;
     }
-    owner.take_hint(task.state, known);
+    owner.take_hint(known);
     const int ring = tile % kColumnRing * kTileRows;
     const int first_row = warp_row + lane / 4;
     const int first_column = warp_column + lane % 4 * 2;
     float limits[kRowGroups][2];
-    no_limits(limits);
-    const bool all_rows = task.searches_all_of(tile);
-    if (tile == begin && all_rows && !task.resume && task.state.k > 1) {
-      limit_keys<kInt8>(limits, sums, shared, columns + ring, scales + ring, first_row, first_column, task.state.k);
-    }
+    set_limits<kInt8>(limits, task, tile, tile == begin, sums, shared, columns + ring, scales + ring, first_row,
+                      first_column);
+    const bool nearest = task.wants_nearest_of(tile);
     bool again = true;
     while (again) {
-      const bool left_over = offer_keys<kInt8>(sums, shared, limits, all_rows && task.state.k == 1, columns + ring,
-                                               scales + ring, first_row, first_column);
+      const bool left_over =
+          offer_keys<kInt8>(sums, shared, limits, nearest, columns + ring, scales + ring, first_row, first_column);
       again = __syncthreads_or(left_over) != 0;
       const std::size_t first_of_tile = static_cast<std::size_t>(tile) * kTileRows;
       owner.drain(task, shared, tile, task.bank.norm + first_of_tile, task.bank.residual + first_of_tile, thread);

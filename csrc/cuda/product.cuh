@@ -65,6 +65,7 @@ struct ProductTask {
   __device__ __forceinline__ bool searches_all_of(int tile) const {
     return found.count == 0 && first_row <= tile * kTileRows;
   }
+  __device__ __forceinline__ bool wants_nearest_of(int tile) const { return state.k == 1 && searches_all_of(tile); }
 };
 
 // Whether kernels run there as compiled for sm_90a, with what only that has; not so from PTX of an older one.

@@ -161,7 +161,7 @@ struct Consumer {
     const bool leader = threadIdx.x % kGroupThreads == 0;
     TransferBarrier* ahead = group_row == 0 && tile == range.begin ? ring.ahead : nullptr;
     multiply_tiles(sums, ring, range.depth_blocks, group_row, step, leader, ahead);
-    if (owns()) owner.take_hint(task.state, known);
+    if (owns()) owner.take_hint(known);
     const TileBound next = first.with(second);
     select<kTiles>(owner, sums, tile, next);
     if (lane_id() == 0) barrier_arrive(ring.free + slot.at);
@@ -177,15 +177,11 @@ struct Consumer {
     const int column = lane_id() % 4 * 2;
     float limits[1][2];
     __syncwarp();  // the screens are there for all
-    no_limits(limits);
-    const bool all_rows = task.searches_all_of(tile);
-    if (tile == range.begin && all_rows && !task.resume && task.state.k > 1) {
-      limit_keys<false>(limits, sums, shared, terms, nullptr, row, column, task.state.k);
-    }
+    set_limits<false>(limits, task, tile, tile == range.begin, sums, shared, terms, nullptr, row, column);
+    const bool nearest = task.wants_nearest_of(tile);
     bool again = true;
     while (again) {
-      const bool left_over =
-          offer_keys<false>(sums, shared, limits, all_rows && task.state.k == 1, terms, nullptr, row, column);
+      const bool left_over = offer_keys<false>(sums, shared, limits, nearest, terms, nullptr, row, column);
       again = __any_sync(kFullWarp, left_over) != 0;
       __syncwarp();
       if (owns()) {

@@ -102,12 +102,10 @@ struct RowOwner {
 
   // What other blocks know: the load may be on its way while others do something else, take_hint waits for it.
   __device__ __forceinline__ std::uint32_t known_bound(const SearchState& state) const {
-    return state.shared != nullptr && live ? load_shared_word(state.shared + query) : 0u;
+    return state.shared != nullptr && live ? load_shared_word(state.shared + query) : ordered_bits(kInfinity32);
   }
 
-  __device__ __forceinline__ void take_hint(const SearchState& state, std::uint32_t known) {
-    if (state.shared != nullptr && live) hint = from_ordered_bits(known);
-  }
+  __device__ __forceinline__ void take_hint(std::uint32_t known) { hint = from_ordered_bits(known); }
 
   // Sets the threshold of a row for the keys of the bank tiles that `tiles` bounds.
   __device__ __forceinline__ void set_screen(const TileBound& tiles, const SelectionShared& shared, int row) {
@@ -238,7 +236,6 @@ __device__ __forceinline__ float kth_smallest_bound(const float (&minima)[kGroup
     ++finite;
   }
   low = quad_min(low);
-  if (k == 1) return low;
   high = -quad_min(-high);
   finite = quad_sum(finite);
   for (int i = 0; i < 12; ++i) {
@@ -287,10 +284,18 @@ __device__ __forceinline__ void limit_keys(float (&limits)[kRowGroups][2],
   }
 }
 
-template <int kRowGroups>
-__device__ __forceinline__ void no_limits(float (&limits)[kRowGroups][2]) {
+// Limits of a tile's keys: those of limit_keys where it is the `first` of empty lists, else none. For one neighbour
+// offer_keys has them of every tile.
+template <bool kInt8, int kRowGroups, int kColumnGroups>
+__device__ __forceinline__ void set_limits(float (&limits)[kRowGroups][2], const ProductTask& task, int tile,
+                                           bool first, const float (&sums)[kRowGroups][kColumnGroups][4],
+                                           const SelectionShared& shared, const float* columns, const float* scales,
+                                           int first_row, int first_column) {
 #pragma unroll
   for (int i = 0; i < kRowGroups; ++i) limits[i][0] = limits[i][1] = kInfinity32;
+  if (first && !task.resume && task.state.k > 1 && task.searches_all_of(tile)) {
+    limit_keys<kInt8>(limits, sums, shared, columns, scales, first_row, first_column, task.state.k);
+  }
 }
 
 // The keys in this thread's accumulators: rows first_row + 16 i + 8 h, columns first_column + 8 j + {0, 1}; `columns` (and
