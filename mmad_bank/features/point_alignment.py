@@ -176,11 +176,15 @@ class PointFeatureAlignment:
         rule = self._three_nearest if self.recipe == "published" else self._all_centres
         return rule(cloud, pixels, centers)
 
+    def _pooling(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        rows, columns = (pooling_matrix(n, m) for n, m in zip(self.size, self.grid, strict=True))
+        return rows.to(device), columns.to(device)
+
     def _three_nearest(self, points: Tensor, pixels: Tensor, centers: Tensor) -> Tensor:
         """Every point contributes to a few patches, and to each from three groups: all that is not zero."""
         nearest, weights = nearest_groups(points, centers)
         k = nearest.shape[1]
-        rows, columns = (pooling_matrix(n, m).to(points.device) for n, m in zip(self.size, self.grid, strict=True))
+        rows, columns = self._pooling(points.device)
         row, by_row = _entries(rows, pixels // self.size[1])
         column, by_column = _entries(columns, pixels % self.size[1])
         # (points, rows of patches, columns of patches, neighbours)
@@ -196,7 +200,7 @@ class PointFeatureAlignment:
     def _all_centres(self, points: Tensor, pixels: Tensor, centers: Tensor) -> Tensor:
         """Pool the weights of some rows of pixels at a time along the rows, then add them to the patches of these."""
         host = pooling_matrix(self.size[0], self.grid[0])  # the loops ask this one: nobody waits for a device
-        rows, columns = host.to(points.device), pooling_matrix(self.size[1], self.grid[1]).to(points.device)
+        rows, columns = self._pooling(points.device)
         table = torch.zeros(*self.grid, len(centers), device=points.device)
         order = pixels.argsort()
         counts = torch.bincount(pixels // self.size[1], minlength=self.size[0]).cpu()
