@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -147,6 +147,25 @@ def sample_order(n_samples: int, first: int, n: int, seed: int) -> list[int]:
         permutation = torch.randperm(n_samples, generator=generator_at(seed, _ORDER_STREAM, epoch))
         order += permutation[place : place + n - len(order)].tolist()
     return order
+
+
+def distinct_groups(samples: Sequence[int], size: int) -> list[list[int]]:
+    """Divide samples into groups of at most ``size`` that hold none twice, each sample into the first with room for it.
+
+    Without repetitions these are the samples in their order, ``size`` at a time.
+
+    Example:
+        >>> distinct_groups([3, 1, 0, 2, 1, 3], 4), distinct_groups([0, 1, 1, 0, 0], 4)
+        ([[3, 1, 0, 2], [1, 3]], [[0, 1], [1, 0], [0]])
+    """
+    groups: list[list[int]] = []
+    for sample in samples:
+        own = next((group for group in groups if len(group) < size and sample not in group), None)
+        if own is None:
+            groups.append([sample])
+        else:
+            own.append(sample)
+    return groups
 
 
 def generator_at(seed: int, stream: int, number: int) -> torch.Generator:

@@ -56,7 +56,7 @@ def train_adaptation(
     Args:
         pairs: Images' patch features, (P, xyz_dim) and (P, rgb_dim) each; looked up one at a time.
         steps: Number of optimizer steps; the paper gives no number.
-        batch: Number of images per step (published: 8).
+        batch: Number of images per step (published: 8); fewer where the order of images repeats one in it.
         patches_per_image: Number of patches to draw from an image for the local losses instead of taking all; the
             adaptors see all of them.
         queue_size: Number of rows of each bank (paper: 50 000).
@@ -144,7 +144,8 @@ class _Training:
     def losses(self, step: int) -> Iterator[Tensor]:
         """Give a step's loss, and then enqueue the features that it was taken on."""
         a = self.arguments
-        images = sample_order(a["images"], step * a["batch"], a["batch"], a["seed"])
+        # Each image once: the global alignment would have to tell a repeated one from itself.
+        images = list(dict.fromkeys(sample_order(a["images"], step * a["batch"], a["batch"], a["seed"])))
         features = {name: torch.stack(rows) for name, rows in zip(MODALITIES, self._read(images), strict=True)}
         present = (features["xyz"] != 0).any(dim=2)
         adapted = self.adaptation(features)

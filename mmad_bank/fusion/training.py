@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,16 @@ import torch
 from torch import Tensor
 
 from mmad_bank._internal.checks import check_index
-from mmad_bank._internal.training import Pairs, check_rate, cosine_rate, generator_at, sample_order, seeded, train
+from mmad_bank._internal.training import (
+    Pairs,
+    check_rate,
+    cosine_rate,
+    distinct_groups,
+    generator_at,
+    sample_order,
+    seeded,
+    train,
+)
 from mmad_bank.errors import InputError
 from mmad_bank.fusion.uff import FeatureFusion, Recipe
 
@@ -43,8 +53,8 @@ def train_fusion(
         steps: Number of optimizer steps. M3DM reports its best result at 750.
         warmup: Number of steps of the linear rise, at most ``steps``.
         batch: Number of images per step. The paper says 256, the published run is 16 images times 16 accumulations.
-        images_per_loss: Number of images whose patches are contrasted with each other; a step's gradient is the mean
-            over its losses.
+        images_per_loss: Number of different images whose patches are contrasted with each other, or all images where
+            there are fewer; a step's gradient is the mean over its images.
         patches_per_image: Number of patches to draw from an image instead of taking all: cheaper steps.
         lr: Peak of the learning rate.
         recipe: Recipe, see :class:`FeatureFusion`.
@@ -107,11 +117,24 @@ class _Training:
     def losses(self, step: int) -> Iterator[Tensor]:
         """Give a step's losses, one for each part of the batch whose patches are contrasted."""
         a = self.arguments
-        images = sample_order(a["images"], step * a["batch"], a["batch"], a["seed"])
-        parts = [images[i : i + a["images_per_loss"]] for i in range(0, len(images), a["images_per_loss"])]
-        for number, part in enumerate(parts):
+        for number, (part, times) in enumerate(self._contrasted(step)):
             loss = self.network.loss(*self._patches(part, generator_at(a["seed"], 1 + step, number)))
-            yield loss * (len(part) / len(images))
+            yield loss * (len(part) * times / a["batch"])
+
+    def _contrasted(self, step: int) -> list[tuple[list[int], int]]:
+        """Return the sets of images of a step whose patches are contrasted, and how many times each of them is there.
+
+        No set holds an image twice: its patches would have to be told from themselves. Where there are fewer images
+        than a step takes, sets come again; if all patches are taken, so does their loss, which is computed once.
+        """
+        a = self.arguments
+        images = sample_order(a["images"], step * a["batch"], a["batch"], a["seed"])
+        sets = distinct_groups(images, a["images_per_loss"])
+        if a["patches_per_image"]:
+            return [(part, 1) for part in sets]
+        times = Counter(map(frozenset, sets))
+        firsts = {frozenset(part): part for part in reversed(sets)}
+        return [(firsts[same], n) for same, n in times.items()]
 
     def _patches(self, images: list[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         drawn = []

@@ -254,6 +254,24 @@ def test_each_loss_can_be_trained_alone(monkeypatch: pytest.MonkeyPatch, left: s
     assert all(value > 0 for value in seen[1:])
 
 
+@pytest.mark.parametrize(("n_images", "batch"), [(1, 8), (3, 8), (5, 4)])
+def test_no_step_holds_an_image_twice(monkeypatch: pytest.MonkeyPatch, n_images: int, batch: int) -> None:
+    """Two copies of an image in a batch would be each other's negatives in the global alignment."""
+    batches: list[list[int]] = []
+    read = training._Training._read
+
+    def noting(self, images):
+        batches.append(images)
+        return read(self, images)
+
+    monkeypatch.setattr(training._Training, "_read", noting)
+    train_adaptation(IMAGES[:n_images], **{**FAST, "batch": batch})
+    drawn = [training.sample_order(n_images, step * batch, batch, 0) for step in range(6)]
+    assert [set(images) for images in batches] == [set(images) for images in drawn]
+    assert all(len(images) == len(set(images)) for images in batches)
+    assert any(len(images) > len(set(images)) for images in drawn), "there were repetitions to leave out"
+
+
 def test_training_aligns_the_modalities() -> None:
     """Features of one place that share a hidden cause: after training its partner is found, before it is not."""
     hidden = [draw(20, 3, seed=seed) for seed in range(12)]

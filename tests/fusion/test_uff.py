@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from mmad_bank._internal.training import sample_order
 from mmad_bank.errors import FormatError, InputError, MmadBankError
-from mmad_bank.fusion import FeatureFusion, train_fusion, uff
+from mmad_bank.fusion import FeatureFusion, train_fusion, training, uff
 
 special = pytest.importorskip("scipy.special")
 
@@ -165,6 +166,66 @@ def test_training_learns_which_patches_belong_together() -> None:
 
     assert right(first) < 0.3
     assert right(trained) > 0.7
+
+
+class Noting(list):
+    """Images that note in which order they are looked up, from the first contrast on."""
+
+    looked_up: list[int]
+
+    def __getitem__(self, index):
+        self.looked_up.append(index)
+        return super().__getitem__(index)
+
+
+def contrast_sets(monkeypatch, n_images: int, **arguments) -> list[tuple[list[int], float]]:
+    """Return the images of each loss of a training, and its share in the gradient of its step."""
+    images, sets = Noting(related_images(n_images)), []
+    images.looked_up = []
+    original = training._Training.losses
+
+    def noting(self, step):
+        images.looked_up.clear()
+        self.network.loss = lambda *patches: weightless * patches[0].new_ones(())
+        for loss in original(self, step):
+            sets.append((list(images.looked_up), loss.item()))
+            images.looked_up.clear()
+            yield loss
+
+    weightless = torch.ones((), requires_grad=True)
+    monkeypatch.setattr(training._Training, "losses", noting)
+    train_fusion(images, warmup=0, **arguments)
+    return sets
+
+
+@pytest.mark.parametrize("patches", [None, 8])
+@pytest.mark.parametrize(("n_images", "batch", "per_loss"), [(1, 4, 4), (3, 8, 4), (5, 32, 4), (7, 12, 4), (6, 5, 9)])
+def test_no_contrast_set_holds_an_image_twice(monkeypatch, n_images, batch, per_loss, patches) -> None:
+    arguments = {"batch": batch, "images_per_loss": per_loss, "patches_per_image": patches, "seed": 2}
+    for step in range(4):
+        sets = contrast_sets(monkeypatch, n_images, steps=step + 1, **arguments)
+        monkeypatch.undo()
+        own, share = [], 0.0
+        while round(share, 6) < 1:
+            own.append(sets.pop())
+            share += own[-1][1]
+        assert all(len(set(part)) == len(part) <= per_loss for part, _ in own)
+        weights = dict.fromkeys(range(n_images), 0.0)
+        for part, weight in own:
+            for image in part:
+                weights[image] += weight / len(part)
+        drawn = sample_order(n_images, step * batch, batch, 2)
+        expected = {image: pytest.approx(drawn.count(image) / batch) for image in range(n_images)}
+        assert weights == expected, "every image weighs as often as it was drawn"
+        if patches is None and n_images <= per_loss:
+            assert len(own) <= 2, "a set that comes again is computed once"
+
+
+def test_without_repetitions_the_sets_are_the_batch_in_its_order(monkeypatch) -> None:
+    sets = contrast_sets(monkeypatch, 12, steps=3, batch=4, images_per_loss=3, seed=1)
+    order = sample_order(12, 0, 12, 1)
+    assert [part for part, _ in sets] == [order[:3], order[3:4], order[4:7], order[7:8], order[8:11], order[11:]]
+    assert [weight for _, weight in sets] == [0.75, 0.25] * 3
 
 
 class Interrupted(Exception):
