@@ -1,4 +1,4 @@
-"""LSFA's adaptors (Tu et al. 2024, section 3.1): a transformer layer for each modality's patches."""
+"""LSFA's adaptors (Tu et al. 2024, section 3.1 and table 7), of each modality's patches."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from mmad_bank._internal.checks import check_choice, check_index
 from mmad_bank._internal.files import replacing
-from mmad_bank._internal.state_dicts import load_state, save_state
+from mmad_bank._internal.state_dicts import load_matching, read_torch, save_state
 from mmad_bank.errors import InputError
 
-Layer = Literal["vanilla", "residual"]
+Layer = Literal["vanilla", "residual", "two_layers", "linear", "convolution"]
 
 MODALITIES = ("xyz", "rgb")
 
@@ -22,29 +22,39 @@ _HEADS = 12
 
 
 class Adaptor(nn.Module):
-    """One vanilla transformer encoder layer over the patches of an image (LSFA, section 3.1 and table 7).
+    """What adapts the patches of an image: one vanilla transformer encoder layer (LSFA, section 3.1), or another.
 
-    Post-norm, ReLU, four times the width inside, and in training a dropout of 0.1 on what is added to the residual
-    stream, as in Vaswani et al. 2017. (PyTorch's layer also drops attention weights, which costs most of a step's time
-    on a CPU; that is left out.) The paper's inputs come out of a layer norm; those of other extractors need not be near
-    unit size, so that one scalar mean and standard deviation of the training features bring them there.
+    The kinds are those of the paper's table 7, and one more:
 
-    Its last norm takes the length from features; those that come out of a layer norm have none to lose. It starts as a
-    random mixture of patches. ``"residual"``, for other extractors and little data, is the same layer with
-    its norms before attention and MLP, whose last weights start at zero: it starts as the identity.
+    - ``"vanilla"``: post-norm, ReLU, four times the width inside, and in training a dropout of 0.1 on what is added to
+      the residual stream, as in Vaswani et al. 2017. (PyTorch's layer also drops attention weights, which costs most of
+      a step's time on a CPU; that is left out.) Its last norm takes the length from features; those that come out of a
+      layer norm have none to lose. It starts as a random mixture of patches.
+    - ``"two_layers"``: two of them, one after the other.
+    - ``"linear"``: a linear projection of each patch.
+    - ``"convolution"``: 1×1 convolutions over the grid of patches. A single one is the linear projection, so these are
+      two with a ReLU between, as a module of the published code that nothing there uses.
+    - ``"residual"``, for other extractors and little data: the vanilla layer with its norms before attention and MLP,
+      whose last weights start at zero. It starts as the identity.
+
+    The paper's inputs come out of a layer norm; those of other extractors need not be near unit size, so that one
+    scalar mean and standard deviation of the training features bring them there.
 
     Args:
         dim: Length of a feature.
-        heads: Number of heads of the attention; default: the largest divisor of ``dim`` up to 12.
-        layer: Kind of layer, ``"vanilla"`` or ``"residual"``.
+        heads: Number of heads of the attention; default: the largest divisor of ``dim`` up to 12. The kinds without
+            attention do not look at it.
+        layer: Kind of adaptor.
 
     Raises:
-        InputError: ``heads`` does not divide ``dim``, or there is no such layer.
+        InputError: ``heads`` does not divide ``dim``, or there is no such kind.
 
     Example:
         >>> adaptor = Adaptor(33).eval()
         >>> adaptor.heads, adaptor(torch.zeros(2, 5, 33)).shape
         (11, torch.Size([2, 5, 33]))
+        >>> [sum(p.numel() for p in Adaptor(8, layer=kind).parameters()) for kind in ("linear", "convolution")]
+        [72, 144]
     """
 
     mean: Tensor
@@ -58,16 +68,12 @@ class Adaptor(nn.Module):
         if dim % self.heads:
             raise InputError(f"heads: expected a divisor of {dim}, found {heads}")
         check_choice(layer, get_args(Layer), "layer")
-        self.layer = nn.TransformerEncoderLayer(dim, self.heads, 4 * dim, batch_first=True)
-        self.layer.self_attn.dropout = 0.0
+        self.kind = layer
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("std", torch.ones(()))
-        self.register_buffer("residual", torch.tensor(layer == "residual"))  # a file says which layer it holds
-        self.layer.norm_first = layer == "residual"
-        if layer == "residual":
-            for last in (self.layer.self_attn.out_proj, self.layer.linear2):
-                nn.init.zeros_(last.weight)
-                nn.init.zeros_(last.bias)
+        # A file says by this one and by its names which kind it holds.
+        self.register_buffer("residual", torch.tensor(layer == "residual"))
+        self.layer = self._layers()
 
     def forward(self, patches: Tensor) -> Tensor:
         """Adapt patches (B, P, D); one that is exactly zero, where nothing was measured, is not attended to and stays.
@@ -75,8 +81,40 @@ class Adaptor(nn.Module):
         An image needs one patch that is not zero.
         """
         present = (patches != 0).any(dim=2)
-        adapted = self.layer((patches - self.mean) / self.std, src_key_padding_mask=~present)
+        adapted = (patches - self.mean) / self.std
+        if self.kind in ("linear", "convolution"):
+            adapted = self.layer(adapted)
+        else:
+            for layer in self.layer if isinstance(self.layer, nn.ModuleList) else [self.layer]:
+                adapted = layer(adapted, src_key_padding_mask=~present)
         return torch.where(present[..., None], adapted, adapted.new_zeros(()))
+
+    def _layers(self) -> nn.Module:
+        dim = self.dim
+        if self.kind == "linear":
+            return nn.Linear(dim, dim)
+        if self.kind == "convolution":
+            return nn.Sequential(_PatchConvolution(dim, dim, 1), nn.ReLU(), _PatchConvolution(dim, dim, 1))
+        if self.kind == "two_layers":
+            return nn.ModuleList([self._encoder_layer(), self._encoder_layer()])
+        return self._encoder_layer()
+
+    def _encoder_layer(self) -> nn.TransformerEncoderLayer:
+        layer = nn.TransformerEncoderLayer(self.dim, self.heads, 4 * self.dim, batch_first=True)
+        layer.self_attn.dropout = 0.0
+        if self.kind == "residual":
+            layer.norm_first = True
+            for last in (layer.self_attn.out_proj, layer.linear2):
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
+        return layer
+
+
+class _PatchConvolution(nn.Conv1d):
+    """A convolution over patches (B, P, D), channels last; of width 1, so that the grid's shape does not matter."""
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return super().forward(patches.transpose(1, 2)).transpose(1, 2)
 
 
 class FeatureAdaptation(nn.Module):
@@ -85,7 +123,7 @@ class FeatureAdaptation(nn.Module):
     Args:
         xyz_dim: Length of a point feature.
         rgb_dim: Length of an RGB feature.
-        layer: Kind of layer, see :class:`Adaptor`.
+        layer: Kind of adaptor, see :class:`Adaptor`.
 
     Example:
         >>> adaptation = FeatureAdaptation(xyz_dim=12, rgb_dim=8).eval()
@@ -116,13 +154,25 @@ class FeatureAdaptation(nn.Module):
             save_state(self, partial)
 
     def load_checkpoint(self, path: str | os.PathLike[str]) -> FeatureAdaptation:
-        """Read what :meth:`save` wrote, of either kind of layer.
+        """Read what :meth:`save` wrote; the adaptors become those of the file's kind.
 
         Raises:
             InputError: There is no such file.
             FormatError: It is damaged, or of features of other lengths.
         """
-        load_state(self, path)
-        for adaptor in self.adaptors.values():
-            adaptor.layer.norm_first = bool(adaptor.residual)  # type: ignore[union-attr]
+        state = read_torch(path)
+        dims = {name: adaptor.dim for name, adaptor in self.adaptors.items()}
+        read = FeatureAdaptation(dims["xyz"], dims["rgb"], layer=_kind_in(state))  # type: ignore[arg-type]
+        load_matching(read, state, path)
+        place = next(self.parameters()).device
+        self.adaptors = read.to(place).train(self.training).adaptors
         return self
+
+
+def _kind_in(state: Mapping[str, Tensor]) -> Layer:
+    """Return the kind of adaptors that a file holds; the first versions had vanilla and residual ones only."""
+    layer = "adaptors.xyz.layer."
+    for kind, name in (("linear", "weight"), ("convolution", "2.weight"), ("two_layers", "1.linear1.weight")):
+        if layer + name in state:
+            return kind  # type: ignore[return-value]
+    return "residual" if bool(state.get("adaptors.xyz.residual", torch.zeros(1)).any()) else "vanilla"

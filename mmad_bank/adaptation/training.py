@@ -66,7 +66,7 @@ def train_adaptation(
         prototypes: Vector that stands for an image: ``"kmeans"``, see :func:`mmad_bank.adaptation.losses.prototype`, or
             ``"mean"`` of its patches (published).
         clusters: Number of clusters of the k-means.
-        layer: Kind of the adaptors' layer, see :class:`mmad_bank.adaptation.Adaptor`.
+        layer: Kind of the adaptors, see :class:`mmad_bank.adaptation.Adaptor`.
         lr: Learning rate of AdamW.
         seed: Seed of initial weights, order of images, drawn patches and dropout.
         resume: File of the training's state. If it is there, training goes on from it; every ``save_every`` steps and

@@ -112,8 +112,9 @@ class AdaptationOptions(PointOptions):
     pair of adaptors that was trained before (:class:`mmad_bank.adaptation.FeatureAdaptation` saves it)."""
 
     adaptor: Layer = "vanilla"
-    """Kind of the adaptors: the paper's, or one that starts as the identity, for little data and for features that do
-    not come out of a layer norm (see :class:`mmad_bank.adaptation.Adaptor`)."""
+    """Kind of the adaptors: the paper's encoder layer (``"vanilla"``), the others of its table 7, or ``"residual"``,
+    which starts as the identity, for little data and for features that do not come out of a layer norm (see
+    :class:`mmad_bank.adaptation.Adaptor`)."""
 
     adaptation_steps: Count = 1000
     """Optimizer steps of the adaptors' training; the paper gives no number."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmad_bank.adaptation import Adaptor, FeatureAdaptation, FeatureQueue, train_adaptation, training
+from mmad_bank.adaptation import Adaptor, FeatureAdaptation, FeatureQueue, Layer, train_adaptation, training
 from mmad_bank.adaptation.losses import LOSSES, alignment_loss, compactness_loss, prototype
 from mmad_bank.errors import FormatError, InputError, MmadBankError
 
@@ -74,6 +75,55 @@ def test_a_residual_adaptor_starts_as_the_identity_and_a_file_says_what_it_is(tm
     assert (after["rgb"] - patches["rgb"]).abs().max() > 1e-4
     trained.save(tmp_path / "residual.safetensors")
     again = FeatureAdaptation(6, 4).load_checkpoint(tmp_path / "residual.safetensors").eval()
+    assert all(torch.equal(after[name], rows) for name, rows in again.adapt(patches).items())
+
+
+def test_the_linear_adaptor_projects_each_patch_and_zeros_stay() -> None:
+    torch.manual_seed(0)
+    adaptor, patches = Adaptor(6, layer="linear").eval(), draw(2, 5, 6)
+    adaptor.mean.fill_(0.5)
+    adaptor.std.fill_(2.0)
+    patches[1, 3] = 0
+    expected = (patches - 0.5) / 2 @ adaptor.layer.weight.T + adaptor.layer.bias
+    expected[1, 3] = 0
+    with torch.no_grad():
+        torch.testing.assert_close(adaptor(patches), expected)
+
+
+def test_the_convolutions_are_those_of_the_grid() -> None:
+    """PyTorch's 1×1 convolutions of the map (B, D, h, w), with a ReLU between."""
+    torch.manual_seed(0)
+    adaptor, patches = Adaptor(6, layer="convolution").eval(), draw(2, 20, 6)
+    grid = patches.view(2, 4, 5, 6).permute(0, 3, 1, 2)
+    first, last = adaptor.layer[0], adaptor.layer[2]
+    grid = F.relu(F.conv2d(grid, first.weight[..., None], first.bias))
+    grid = F.conv2d(grid, last.weight[..., None], last.bias)
+    with torch.no_grad():
+        torch.testing.assert_close(adaptor(patches), grid.flatten(2).transpose(1, 2))
+
+
+def test_two_layers_are_one_after_the_other_with_weights_of_their_own() -> None:
+    torch.manual_seed(0)
+    both, patches = Adaptor(6, layer="two_layers").eval(), draw(2, 5, 6)
+    patches[0, 2] = 0
+    first, second = Adaptor(6).eval(), Adaptor(6).eval()
+    first.layer, second.layer = both.layer
+    assert not torch.equal(first.layer.linear1.weight, second.layer.linear1.weight)
+    with torch.no_grad():
+        torch.testing.assert_close(both(patches), second(first(patches)))
+
+
+@pytest.mark.parametrize("layer", get_args(Layer))
+def test_every_kind_is_trained_and_a_file_says_what_it_is(tmp_path: Path, layer: Layer) -> None:
+    before = train_adaptation(IMAGES, **{**FAST, "steps": 1, "lr": 1e-30}, layer=layer)
+    trained = train_adaptation(IMAGES, **FAST, layer=layer)
+    patches = {"xyz": draw(2, 5, 6), "rgb": draw(2, 5, 4)}
+    after = trained.adapt(patches)
+    assert all((after[name] - rows).abs().max() > 1e-5 for name, rows in before.adapt(patches).items())
+    trained.save(tmp_path / "trained.safetensors")
+    other: Layer = "linear" if layer == "vanilla" else "vanilla"
+    again = FeatureAdaptation(6, 4, layer=other).load_checkpoint(tmp_path / "trained.safetensors").eval()
+    assert all(adaptor.kind == layer for adaptor in again.adaptors.values())
     assert all(torch.equal(after[name], rows) for name, rows in again.adapt(patches).items())
 
 
@@ -359,7 +409,7 @@ def test_what_was_saved_is_read(tmp_path: Path) -> None:
         ({"losses": ("rotation",)}, "losses"),
         ({"compactness": "l1"}, "compactness"),
         ({"prototypes": "median"}, "prototypes"),
-        ({"layer": "linear"}, "layer"),
+        ({"layer": "three_layers"}, "layer"),
         ({"clc_weight": -1}, "clc_weight"),
         ({"queue_size": 0}, "queue_size"),
         ({"steps": 0}, "steps"),
