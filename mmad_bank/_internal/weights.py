@@ -55,8 +55,16 @@ TABLE = (
         "timm's names or the published ones, also below `state_dict` or `model`", 343_231_488,
     ),
     Weights(
-        "WideResNet-50-2", "download", "wide_resnet50_2.tv_in1k", ("rgb_weights", "--rgb-weights"),
-        "model.safetensors", "https://huggingface.co/timm/wide_resnet50_2.tv_in1k (torchvision's, ImageNet)",
+        "WideResNet-50-2 of timm", "download", "wide_resnet50_2.racm_in1k", ("rgb_weights", "--rgb-weights"),
+        "model.safetensors", "https://huggingface.co/timm/wide_resnet50_2.racm_in1k (timm's own, ImageNet; BTF's); as"
+        " published: https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights/"
+        "wide_resnet50_racm-8234f177.pth",
+        "Apache-2.0", "timm's names, also below `state_dict` or `model`", 275_532_960,
+    ),
+    Weights(
+        "WideResNet-50-2 of torchvision", "download", "wide_resnet50_2.tv_in1k", ("rgb_weights", "--rgb-weights"),
+        "model.safetensors", "https://huggingface.co/timm/wide_resnet50_2.tv_in1k (torchvision's `IMAGENET1K_V1`;"
+        " PatchCore's); as published: https://download.pytorch.org/models/wide_resnet50_2-95faca4d.pth",
         "BSD-3-Clause", "timm's names, which are torchvision's, also below `state_dict` or `model`", 275_532_960,
     ),
     Weights(

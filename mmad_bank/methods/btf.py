@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +19,9 @@ from mmad_bank.methods.options import accepts_former_names
 class BTF(BankMethod):
     """One bank of RGB features and fast point feature histograms, concatenated patch by patch.
 
+    The network and its weights are those that the published code gets by asking timm for ``wide_resnet50_2``: timm's
+    own training on ImageNet, not torchvision's, which PatchCore takes.
+
     Example:
         >>> BTF("efficientnet_lite0").rgb
         'efficientnet_lite0'
@@ -26,6 +29,8 @@ class BTF(BankMethod):
 
     name: ClassVar[str] = "btf"
     bundled: ClassVar[Mapping[str, Any]] = {"rgb_layers": BUNDLED_STAGES}
+
+    rgb: str = field(default="wide_resnet50_2.racm_in1k", kw_only=False)
 
     def _networks(self, weights: str | None) -> dict[str, nn.Module]:
         return {"rgb": self._rgb_network(weights), "xyz": make_xyz_extractor("fpfh", grid=self.grid)}

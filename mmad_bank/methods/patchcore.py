@@ -20,7 +20,8 @@ class PatchCore(BankMethod):
     """Patches of mid-level feature maps, a greedy coreset of the normal ones, and the distance to the nearest.
 
     Locally aware patch features of WideResNet-50-2 (section 3.1), a coreset of 10 % (section 3.2), the image score
-    reweighted by the crowding around the nearest vector (section 3.3).
+    reweighted by the crowding around the nearest vector (section 3.3). The weights are the published code's:
+    torchvision's first ones on ImageNet (``IMAGENET1K_V1``), which timm names ``tv_in1k``.
 
     Example:
         >>> from mmad_bank.data import open_dataset

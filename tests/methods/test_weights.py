@@ -50,6 +50,18 @@ def test_every_default_and_every_argument_is_in_the_table(name: str) -> None:
     assert {argument for argument in parameters if argument.endswith("weights")} <= listed
 
 
+def test_wide_resnets_are_those_that_the_published_codes_load() -> None:
+    """BTF asks timm for ``wide_resnet50_2``, PatchCore torchvision for its first weights."""
+    timm, torchvision = pytest.importorskip("timm"), pytest.importorskip("torchvision")
+    btf, patchcore = (methods.method_class(name)().rgb for name in ("btf", "patchcore"))
+    assert timm.get_pretrained_cfg(btf).url.endswith("/v0.1-weights/wide_resnet50_racm-8234f177.pth")
+    assert timm.get_pretrained_cfg("wide_resnet50_2").url == timm.get_pretrained_cfg(btf).url
+    first = torchvision.models.Wide_ResNet50_2_Weights.IMAGENET1K_V1
+    assert timm.get_pretrained_cfg(patchcore).url == first.url
+    for name in (btf, patchcore):
+        assert timm.get_pretrained_cfg(name).url in weights.find(name).source
+
+
 def test_arguments_are_those_of_the_code() -> None:
     words = good("extract", "--help")
     known = {argument for name in methods.names() for argument in methods.method_class(name).argument_names()}
