@@ -163,6 +163,39 @@ def test_a_teacher_of_other_images_is_another(fitted: MDSS, tmp_path: Path) -> N
     assert not torch.equal(method.teacher_.conv1.weight, fitted.teacher_.conv1.weight)
 
 
+def test_one_sdf_serves_several_categories(fitted: MDSS, tmp_path: Path) -> None:
+    others = [replace(a_part(seed), id=f"other/train/good/{seed:03d}") for seed in (40, 41)]
+    empty = replace(a_part(9), xyz=torch.zeros(3, SIZE, SIZE))
+    before = fitted.train_ids_, fitted.preprocessing_
+    net = fitted.train_sdf([*parts(), empty, *others])
+    assert (fitted.train_ids_, fitted.preprocessing_) == before
+    assert same_states(net, MDSS(**SMALL).train_sdf([*parts(), *others]))
+    assert not same_states(net, fitted.sdf_)
+    assert same_states(MDSS(**SMALL).train_sdf(parts()), fitted.sdf_)  # what a fit trains on the same samples
+    file = tmp_path / "sdf.safetensors"
+    net.save(file)
+    for samples in (parts(), others):
+        own = MDSS(**SMALL, branches=("xyz",), sdf_weights=str(file)).fit(samples)
+        assert same_states(own.sdf_, net)
+        assert own.predict(a_part(30, "test")).score > 0
+    with pytest.raises(FormatError, match=r"sdf\.safetensors: expected implicit\.point\.weight of shape \(8, 3\)"):
+        MDSS(**{**SMALL, "sdf_width": 8}, branches=("xyz",), sdf_weights=str(file)).fit(parts())
+    with pytest.raises(InputError, match="samples: no sample can be used"):
+        fitted.train_sdf([empty])
+
+
+def test_random_weights_of_the_sdf_are_those_of_the_seed(fitted: MDSS) -> None:
+    first, again = (MDSS(**SMALL, branches=("xyz",), sdf_weights="random").fit(parts(1)) for _ in range(2))
+    other = MDSS(**SMALL, branches=("xyz",), sdf_weights="random", seed=1).fit(parts(1))
+    assert same_states(first.sdf_, again.sdf_)
+    assert not same_states(first.sdf_, other.sdf_)
+    assert not same_states(first.sdf_, fitted.sdf_)
+
+
+def same_states(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
 def test_samples_that_cannot_be_used_are_left_out() -> None:
     empty = replace(a_part(9), xyz=torch.zeros(3, SIZE, SIZE), id="part/train/good/empty")
     method = MDSS(**SMALL, branches=("xyz",)).fit([*parts(2), empty, a_part(2)])
@@ -264,6 +297,7 @@ def test_bad_arguments_of_the_parts_are_named() -> None:
     for arguments, message in (
         ({"student_steps": 0}, "student_steps: expected an integer from 1"),
         ({"sdf_batch": 1}, "sdf_batch: expected an integer from 2"),
+        ({"sdf_weights": "nowhere.pth"}, "nowhere.pth: no such checkpoint"),
         ({"teacher": "nowhere.pth"}, "nowhere.pth: no such checkpoint"),
         ({"teacher_images": "nowhere"}, "nowhere: expected a folder of images"),
         ({"quantiles": (0.9, 1.0)}, "quantiles: expected"),

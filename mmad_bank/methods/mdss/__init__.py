@@ -11,17 +11,20 @@ _EXPORTS = {
     "PDN": "pdn",
     "ScoreAlignment": "score_alignment",
     "SignedDistance": "signed_distance",
+    "train_signed_distance": "pulling",
 }
 __all__ = [
     "MDSS",
     "PDN",
     "ScoreAlignment",
     "SignedDistance",
+    "train_signed_distance",
 ]
 
 if TYPE_CHECKING:
     from mmad_bank.methods.mdss.method import MDSS
     from mmad_bank.methods.mdss.pdn import PDN
+    from mmad_bank.methods.mdss.pulling import train_signed_distance
     from mmad_bank.methods.mdss.score_alignment import ScoreAlignment
     from mmad_bank.methods.mdss.signed_distance import SignedDistance
 

@@ -20,26 +20,28 @@ from mmad_bank._internal.limits import MACHINE
 from mmad_bank._internal.resume import Stages
 from mmad_bank._internal.state_dicts import load_state, save_state
 from mmad_bank._internal.timing import timed
+from mmad_bank._internal.torch_state import plain_torch
 from mmad_bank._internal.training import seeded
 from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.sample import Sample
+from mmad_bank.data.sequences import as_samples
 from mmad_bank.errors import NoneUsableError
 from mmad_bank.extraction import usable
-from mmad_bank.features.factory import BUNDLED_RGB, make_rgb_extractor
+from mmad_bank.features.factory import BUNDLED_RGB, RANDOM, make_rgb_extractor
 from mmad_bank.features.point_alignment import measured_points
 from mmad_bank.methods.base import Method, Part, Prediction, Samples
 from mmad_bank.methods.mdss.pdn import CHANNELS, PDN, foreground_mask, mask_on_grid, squared_difference
 from mmad_bank.methods.mdss.point_patches import cut_patches
-from mmad_bank.methods.mdss.pulling import train_signed_distance
+from mmad_bank.methods.mdss.pulling import train_on_patches, train_signed_distance
 from mmad_bank.methods.mdss.score_alignment import Moments, ScoreAlignment
 from mmad_bank.methods.mdss.signed_distance import Aggregation, SignedDistance
 from mmad_bank.methods.mdss.student_teacher import ImageFolder, Images, train_student, train_teacher
-from mmad_bank.methods.mdss.training_data import TrainingData, counted
+from mmad_bank.methods.mdss.training_data import TrainingData, clouds_of, counted
 from mmad_bank.methods.options import Count, Range, Rate, RGBOptions, SomeOf, accepts_former_names
 from mmad_bank.methods.prediction import Gaussian
 
 BRANCHES = ("rgb", "xyz")
-DISTIL = "distil"
+DISTIL, TRAIN = "distil", "train"
 Statistics = Literal["all", "nonzero"]
 
 
@@ -134,6 +136,11 @@ class MDSS(Method, RGBOptions):
     coverage: tuple[Coverage, Coverage] = (5.0, 10.0)
     """Patches that a point lies in on average, in training and in prediction."""
 
+    sdf_weights: str = TRAIN
+    """Weights of the signed distances: ``"train"`` on the samples of ``fit``, as MDSS does; a file of one network for
+    all categories that was trained before (:meth:`train_sdf`), as in Shape-guided; or ``"random"`` for tests and
+    timings."""
+
     sdf_steps: Count = 20_000
     """Optimizer steps of the signed distances' training."""
 
@@ -175,7 +182,8 @@ class MDSS(Method, RGBOptions):
         return len(self.branches) == len(BRANCHES)
 
     def _fit(self, dataset: Samples, validation: Samples | None, stages: Stages) -> None:
-        cut = partial(cut_patches, size=self.patch_size, coverage=self.coverage[0]) if "xyz" in self.branches else None
+        trains_sdf = "xyz" in self.branches and self.sdf_weights == TRAIN
+        cut = partial(cut_patches, size=self.patch_size, coverage=self.coverage[0]) if trains_sdf else None
         data = TrainingData(dataset, self.prepare_for_training, cut, self.image_size, stages)
         data.seen.note(self)
         if "rgb" in self.branches:
@@ -186,11 +194,7 @@ class MDSS(Method, RGBOptions):
                 device=self.device, progress=stages.progress,
             )  # fmt: skip
         if "xyz" in self.branches:
-            self.sdf_ = train_signed_distance(
-                data.patches, data.counts, width=self.sdf_width, steps=self.sdf_steps, batch=self.sdf_batch,
-                queries=self.sdf_queries, lr=self.sdf_lr, seed=self.seed, resume=stages.state("sdf.pt"),
-                device=self.device, progress=stages.progress,
-            )  # fmt: skip
+            self.sdf_ = self._make_sdf(data, stages)
         if len(self.branches) == len(BRANCHES):
             held_out = validation if validation is not None and len(validation) else dataset
             self.alignment_ = self._align(held_out, stages)
@@ -231,6 +235,55 @@ class MDSS(Method, RGBOptions):
             return network.requires_grad_(False).to(self.device)
         images = data.images if self.teacher_images is None else ImageFolder(self.teacher_images, self.image_size)
         return self.distil(images, resume=stages.state("teacher.pt"), progress=stages.progress)
+
+    def train_sdf(
+        self, samples: Samples, *, resume: str | os.PathLike[str] | None = None, progress: bool = False
+    ) -> SignedDistance:
+        """Train signed distances with the arguments of this method; saved, one network serves all categories.
+
+        Args:
+            samples: Normal samples of any categories, as :meth:`fit` takes them; what cannot be used is left out.
+            resume: File of the training's state.
+            progress: Whether to show bars on a terminal.
+
+        Returns:
+            The network. A file that its ``save`` writes is what the argument ``sdf_weights`` takes.
+
+        Raises:
+            InputError: No sample can be used, or some were prepared otherwise than others.
+
+        Example:
+            >>> net = MDSS(sdf_width=8).train_sdf([*bagels, *ropes])  # doctest: +SKIP
+            >>> net.save("sdf.safetensors")  # doctest: +SKIP
+            >>> MDSS(sdf_width=8, sdf_weights="sdf.safetensors").fit(bagels)  # doctest: +SKIP
+        """
+        given = as_samples(samples, "samples")
+        own = type(self)(**self.arguments())  # a fitted method stays as it is
+        own.preprocessing_ = self._choose_preprocessing(given)
+        clouds = clouds_of(given, own.prepare_for_training, progress=progress)
+        with plain_torch():
+            return train_signed_distance(
+                clouds, patch_size=self.patch_size, coverage=self.coverage[0], resume=resume, progress=progress,
+                **self._sdf_training(),
+            )  # fmt: skip
+
+    def _make_sdf(self, data: TrainingData, stages: Stages) -> SignedDistance:
+        if self.sdf_weights == TRAIN:
+            return train_on_patches(
+                data.patches, data.counts, **self._sdf_training(), resume=stages.state("sdf.pt"),
+                progress=stages.progress,
+            )  # fmt: skip
+        with seeded(self.seed):
+            network = SignedDistance(self.sdf_width).eval()
+        if self.sdf_weights != RANDOM:
+            network.load_checkpoint(self.sdf_weights)
+        return network.requires_grad_(False).to(self.device)
+
+    def _sdf_training(self) -> dict[str, Any]:
+        return {
+            "width": self.sdf_width, "steps": self.sdf_steps, "batch": self.sdf_batch, "queries": self.sdf_queries,
+            "lr": self.sdf_lr, "seed": self.seed, "device": self.device,
+        }  # fmt: skip
 
     def _align(self, samples: Samples, stages: Stages) -> ScoreAlignment:
         """Measure both branches' maps of normal samples (section 3.3)."""

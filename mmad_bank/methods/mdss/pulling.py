@@ -7,15 +7,18 @@ lands on the surface.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mmad_bank._internal.checks import check_index
+from mmad_bank._internal.argument_names import argument_called
+from mmad_bank._internal.checks import ArrayLike, check_index
 from mmad_bank._internal.training import as_tensor, check_rate, cosine_rate, generator_at, sample_order, seeded, train
 from mmad_bank.errors import InputError
+from mmad_bank.methods.mdss.point_patches import PATCH_SIZE, cut_patches
 from mmad_bank.methods.mdss.signed_distance import WIDTH, SignedDistance
 
 _NEIGHBOUR = 50  # whose distance is the noise's unit
@@ -60,6 +63,74 @@ def draw_queries(patches: Tensor, counts: Tensor, n_queries: int, generator: tor
 
 
 def train_signed_distance(
+    clouds: Iterable[ArrayLike],
+    *,
+    patch_size: int = PATCH_SIZE,
+    coverage: float = 5.0,
+    width: int = WIDTH,
+    steps: int = 20_000,
+    batch: int = 32,
+    queries: int | None = None,
+    lr: float = 1e-4,
+    seed: int = 0,
+    resume: str | os.PathLike[str] | None = None,
+    save_every: int = 50,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> SignedDistance:
+    """Train signed distances on normal clouds, of one category (MDSS, section 3.2) or of several (Shape-guided).
+
+    The clouds are looked at once, in order, and cut into patches; these go to a temporary file, so that all categories
+    of a data set need not fit in memory. :meth:`SignedDistance.save` writes what the argument ``sdf_weights`` of
+    :class:`mmad_bank.methods.MDSS` takes.
+
+    Args:
+        clouds: Clouds (N, 3), in any unit.
+        patch_size: Number of points per patch.
+        coverage: Number of patches that a point lies in on average, see
+            :func:`mmad_bank.methods.mdss.point_patches.cut_patches`.
+        width: Width of the network, see :class:`SignedDistance`.
+        steps: Number of optimizer steps.
+        batch: Number of patches per step, 2 or more.
+        queries: Number of points drawn for each patch; None for all, as in the papers.
+        lr: Initial learning rate; it falls as a cosine.
+        seed: Seed of initial weights, order of patches, and queries.
+        resume: File of the training's state, see :func:`mmad_bank.fusion.train_fusion`.
+        save_every: Number of steps between saved states.
+        device: Where to train.
+        progress: Whether to show a bar on a terminal.
+
+    Returns:
+        The trained network on ``device``, in evaluation mode.
+
+    Raises:
+        InputError: There is no cloud, one has the wrong shape or holds NaN, or an argument is out of range.
+        FormatError: ``resume`` is no state of a training, or of one with other arguments.
+        MmadBankError: The loss is not finite; the message names the step.
+
+    Example:
+        >>> bagels, ropes = torch.rand(2, 400, 3), torch.rand(2, 300, 3)
+        >>> net = train_signed_distance([*bagels, *ropes], patch_size=64, width=8, steps=2, batch=4, queries=16)
+        >>> net.width
+        8
+    """
+    counts: list[int] = []
+    with tempfile.TemporaryFile() as file:
+        for number, cloud in enumerate(clouds):
+            with argument_called(points=f"clouds[{number}]", size="patch_size"):
+                cut = cut_patches(cloud, size=patch_size, coverage=coverage)
+            cut.points.cpu().numpy().tofile(file)
+            counts += [cut.count] * len(cut.points)
+        if not counts:
+            raise InputError("clouds: expected at least one cloud, found none")
+        patches = np.memmap(file, np.float32, "r", shape=(len(counts), patch_size, 3))
+        return train_on_patches(
+            patches, torch.tensor(counts), width=width, steps=steps, batch=batch, queries=queries, lr=lr, seed=seed,
+            resume=resume, save_every=save_every, device=device, progress=progress,
+        )  # fmt: skip
+
+
+def train_on_patches(
     patches: Tensor | np.ndarray,
     counts: Tensor | None = None,
     *,
@@ -74,7 +145,7 @@ def train_signed_distance(
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> SignedDistance:
-    """Train encoder and implicit function on normal patches of one category (MDSS, section 3.2, table 1).
+    """Train encoder and implicit function on normal patches (MDSS, section 3.2, table 1).
 
     The loss is the mean distance between pulled queries and their targets. Adam; the learning rate falls as a cosine.
     MDSS gives neither steps nor the initial rate; Shape-guided trains its model at 1e-4 for 3001 passes over the
@@ -105,7 +176,7 @@ def train_signed_distance(
     Example:
         >>> from mmad_bank.methods.mdss.point_patches import cut_patches
         >>> patches = cut_patches(torch.rand(400, 3), size=64).points
-        >>> train_signed_distance(patches, width=8, steps=2, batch=4, queries=16).width
+        >>> train_on_patches(patches, width=8, steps=2, batch=4, queries=16).width
         8
     """
     if patches.ndim != 3 or patches.shape[2] != 3 or 0 in patches.shape:

@@ -8,6 +8,7 @@ true distances: the function is trained by pulling points onto the surface along
 from __future__ import annotations
 
 import math
+import os
 from typing import Literal, get_args
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from mmad_bank._internal.checks import ArrayLike, as_float_tensor, check_choice, check_index
+from mmad_bank._internal.files import replacing
+from mmad_bank._internal.state_dicts import load_state, save_state
 from mmad_bank.methods.mdss.point_patches import PATCH_SIZE, cut_patches
 
 Aggregation = Literal["min", "mean"]
@@ -164,6 +167,27 @@ class SignedDistance(nn.Module):
             (gradient,) = torch.autograd.grad(distance.sum(), queries, create_graph=True)
         length = (gradient.square().sum(-1, keepdim=True) + _TINY).sqrt()
         return queries - distance[..., None] * gradient / length
+
+    def load_checkpoint(self, path: str | os.PathLike[str]) -> SignedDistance:
+        """Load what :meth:`save` wrote.
+
+        Returns:
+            The network, in evaluation mode.
+
+        Raises:
+            InputError: There is no such file.
+            FormatError: It is no checkpoint, or one of another network or width.
+        """
+        return load_state(self, path).eval()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save the weights as safetensors; the file's name should end so.
+
+        Raises:
+            InputError: The file cannot be written; an old one is still there then.
+        """
+        with replacing(path) as partial:
+            save_state(self, partial)
 
     @torch.no_grad()
     def score(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ class TrainingData:
         rgb = new_array(paths[0], (len(dataset), 3, size, size))
         masks = new_array(paths[1], (len(dataset), size, size), np.bool_)
         patches, counts = [], []
-        prepared = usable(dataset, self._prepare, seen.skipped, normal=True)
+        prepared = usable(dataset, partial(_prepare_measured, self.prepare), seen.skipped, normal=True)
         for sample in counted("cutting patches", prepared, len(dataset), progress):
             number = len(seen.ids)
             rgb[number], masks[number] = sample.rgb.numpy(), foreground_mask(sample.xyz[None])[0].numpy()
@@ -81,11 +82,31 @@ class TrainingData:
         np.save(paths[2], np.concatenate(patches) if patches else np.zeros((0, 1, 3), np.float32))
         np.save(paths[3], np.concatenate(counts) if counts else np.zeros(0, np.int64))
 
-    def _prepare(self, sample: Sample) -> Sample:
-        """Prepare a sample, and let one without measured points be skipped."""
-        prepared = self.prepare(sample)
-        measured_points(prepared.xyz.permute(1, 2, 0), str(prepared.xyz_path or prepared.id or "sample"))
-        return prepared
+
+def clouds_of(samples: Samples, prepare: Callable[[Sample], Sample], *, progress: bool = False) -> Iterator[Tensor]:
+    """Yield the measured points (N, 3) of the normal samples that can be used.
+
+    Args:
+        samples: The samples.
+        prepare: Function that prepares one for the training.
+        progress: Whether to show a bar on a terminal.
+
+    Raises:
+        NoneUsableError: None of them can be used.
+    """
+    skipped: dict[str, str] = {}
+    prepared = usable(samples, partial(_prepare_measured, prepare), skipped, normal=True)
+    for sample in counted("cutting patches", prepared, len(samples), progress):
+        yield measured_points(sample.xyz.permute(1, 2, 0))[0]
+    if len(skipped) == len(samples):
+        raise NoneUsableError("samples: no sample can be used", skipped)
+
+
+def _prepare_measured(prepare: Callable[[Sample], Sample], sample: Sample) -> Sample:
+    """Prepare a sample, and let one without measured points be skipped."""
+    prepared = prepare(sample)
+    measured_points(prepared.xyz.permute(1, 2, 0), str(prepared.xyz_path or prepared.id or "sample"))
+    return prepared
 
 
 def counted(description: str, samples: Iterable[Sample], total: int, progress: bool) -> Iterator[Sample]:

@@ -12,7 +12,7 @@ import torch
 from mmad_bank._internal.training import generator_at
 from mmad_bank.errors import FormatError, InputError, MmadBankError
 from mmad_bank.methods.mdss.point_patches import cut_patches
-from mmad_bank.methods.mdss.pulling import draw_queries, pulling_loss, train_signed_distance
+from mmad_bank.methods.mdss.pulling import draw_queries, pulling_loss, train_on_patches, train_signed_distance
 from mmad_bank.methods.mdss.signed_distance import PointEncoder, SignedDistance
 
 
@@ -109,7 +109,7 @@ def numpy_distance(net: SignedDistance, queries: np.ndarray, patch: np.ndarray) 
 @pytest.fixture(scope="module")
 def trained() -> tuple[SignedDistance, torch.Tensor]:
     patches = cut_patches(surface(900), size=64).points
-    return train_signed_distance(patches, width=32, steps=200, batch=8, queries=16, lr=4e-3), patches
+    return train_on_patches(patches, width=32, steps=200, batch=8, queries=16, lr=4e-3), patches
 
 
 def test_distances_and_pulls_are_numpys(trained) -> None:
@@ -229,7 +229,7 @@ def test_points_score_by_their_patches(trained, aggregation) -> None:
 
 def test_training_pulls_onto_unseen_surfaces_and_a_dent_stands_out(trained) -> None:
     net, patches = trained
-    first = train_signed_distance(patches, width=32, steps=1, batch=8, queries=16, lr=4e-3)
+    first = train_on_patches(patches, width=32, steps=1, batch=8, queries=16, lr=4e-3)
     normal = surface(900, seed=7)
     unseen = cut_patches(normal, size=64).points
     asked = draw_queries(unseen, torch.full((len(unseen),), 64), 64, torch.Generator().manual_seed(0))
@@ -267,18 +267,33 @@ def same(a: SignedDistance, b: SignedDistance) -> bool:
 def test_a_killed_training_ends_with_the_same_weights(tmp_path: Path) -> None:
     patches = cut_patches(surface(300), size=32).points
     options = {"width": 16, "steps": 7, "batch": 4, "queries": 8, "seed": 5}
-    whole = train_signed_distance(patches, **options)
+    whole = train_on_patches(patches, **options)
     file = tmp_path / "state.pt"
     with pytest.raises(Interrupted):
-        train_signed_distance(Breaking(patches, 5), **options, resume=file, save_every=2)
+        train_on_patches(Breaking(patches, 5), **options, resume=file, save_every=2)
     assert torch.load(file, weights_only=True)["step"] == 4
-    resumed = train_signed_distance(patches.numpy(), **options, resume=file, save_every=2)
+    resumed = train_on_patches(patches.numpy(), **options, resume=file, save_every=2)
     assert same(whole, resumed)  # the running statistics of batch normalisation too
     last = torch.load(file, weights_only=True)["optimizer"]["param_groups"][0]["lr"]
     assert last == pytest.approx(1e-4 * (1 + np.cos(np.pi * 6 / 7)) / 2)  # the last of seven steps
     with pytest.raises(FormatError, match="with width 16, now asked for 8"):
-        train_signed_distance(patches, **{**options, "width": 8}, resume=file)
-    assert not same(whole, train_signed_distance(patches, **{**options, "seed": 6}))
+        train_on_patches(patches, **{**options, "width": 8}, resume=file)
+    assert not same(whole, train_on_patches(patches, **{**options, "seed": 6}))
+
+
+def test_clouds_of_several_categories_train_as_their_patches_do(tmp_path: Path) -> None:
+    clouds = [surface(300, seed=1), 3 * surface(200, seed=2), surface(20, seed=3)]  # the last is smaller than a patch
+    options = {"width": 8, "steps": 3, "batch": 4, "queries": 8, "seed": 2}
+    cuts = [cut_patches(cloud, size=32, coverage=2.0) for cloud in clouds]
+    patches = torch.cat([cut.points for cut in cuts])
+    counts = torch.cat([torch.full((len(cut.points),), cut.count) for cut in cuts])
+    net = train_signed_distance((cloud.numpy() for cloud in clouds), patch_size=32, coverage=2.0, **options)
+    assert same(net, train_on_patches(patches, counts, **options))
+    assert not same(net, train_signed_distance(clouds[:2], patch_size=32, coverage=2.0, **options))
+    net.save(tmp_path / "sdf.safetensors")
+    assert same(net, SignedDistance(8).load_checkpoint(tmp_path / "sdf.safetensors"))
+    with pytest.raises(FormatError, match=r"sdf.safetensors: expected implicit.point.weight of shape \(16, 3\)"):
+        SignedDistance(16).load_checkpoint(tmp_path / "sdf.safetensors")
 
 
 def test_the_function_begins_as_a_sphere() -> None:
@@ -297,7 +312,7 @@ def test_nan_stops_the_training_and_names_the_step() -> None:
     patches = cut_patches(surface(300), size=32).points
     patches[:, 0, 0] = torch.nan
     with pytest.raises(MmadBankError, match="train_signed_distance: the loss is nan at step 0 of 4"):
-        train_signed_distance(patches, width=8, steps=4, batch=4)
+        train_on_patches(patches, width=8, steps=4, batch=4)
 
 
 def test_draws_differ_from_step_to_step() -> None:
@@ -321,11 +336,14 @@ PATCHES = torch.rand(3, 20, 3)
         (lambda: cut_patches(torch.rand(5, 3), coverage=0.0), "coverage: expected a positive"),
         (lambda: SignedDistance(0), "width: expected 1 to"),
         (lambda: SignedDistance(4).score(torch.rand(5, 3), aggregation="max"), "aggregation: expected one of min"),
-        (lambda: train_signed_distance(PATCHES, batch=1), "batch: expected 2 to"),
-        (lambda: train_signed_distance(PATCHES, queries=21), "queries: expected 1 to 20"),
-        (lambda: train_signed_distance(PATCHES, steps=0), "steps: expected 1 to"),
-        (lambda: train_signed_distance(PATCHES[0]), r"patches: expected \(P, K, 3\)"),
-        (lambda: train_signed_distance(PATCHES, lr=-1.0), "lr: expected"),
+        (lambda: train_on_patches(PATCHES, batch=1), "batch: expected 2 to"),
+        (lambda: train_on_patches(PATCHES, queries=21), "queries: expected 1 to 20"),
+        (lambda: train_on_patches(PATCHES, steps=0), "steps: expected 1 to"),
+        (lambda: train_on_patches(PATCHES[0]), r"patches: expected \(P, K, 3\)"),
+        (lambda: train_on_patches(PATCHES, lr=-1.0), "lr: expected"),
+        (lambda: train_signed_distance([]), "clouds: expected at least one cloud, found none"),
+        (lambda: train_signed_distance([PATCHES[0], torch.rand(5, 2)]), r"clouds\[1\]: expected \(N, 3\)"),
+        (lambda: train_signed_distance([PATCHES[0]], patch_size=0), "patch_size: expected 1 to"),
     ],
 )
 def test_bad_input_is_named(call, message: str) -> None:
