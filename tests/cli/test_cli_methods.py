@@ -385,7 +385,7 @@ def test_data_of_another_kind_need_force(parts: Path, model: Path, wide: Path, t
     assert result.stderr.startswith("note: of category chip_cookie")
     assert json.loads(next((tmp_path / "out").rglob("score.json")).read_text())["notes"]
     record = open_dataset(wide / "kept", split="test").records[0]
-    assert "prepared otherwise than what the model was fitted on (pad_multiple: 50 against 100)" in refused(
+    assert "prepared otherwise than what the model was fitted on (pad_multiple: 50 against 1)" in refused(
         "predict", model, record.rgb, record.xyz, "--out", tmp_path / "other"
     )
     assert not (tmp_path / "other").exists()

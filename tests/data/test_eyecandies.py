@@ -11,7 +11,7 @@ pytest.importorskip("PIL")
 
 from data_trees import add_eyecandy
 
-from mmad_bank.data import EyecandiesDataset, Preprocessing, open_dataset, preprocess
+from mmad_bank.data import EyecandiesDataset, Preprocessing, open_dataset, prepare, preprocess
 from mmad_bank.data.eyecandies import FOCAL_LENGTH, unproject
 from mmad_bank.data.preprocessing import off_belt
 from mmad_bank.errors import InputError
@@ -92,9 +92,27 @@ def test_the_belt_is_removed_and_the_object_kept(tmp_path: Path) -> None:
     assert np.allclose(cloud[..., 1], sample.xyz[2].numpy() * -0.1)
     assert np.allclose(cloud[..., 2], sample.xyz[1].numpy() * 0.1)
     prepared = preprocess(sample, Preprocessing.recipe("eyecandies", size=None))
-    assert prepared.rgb.shape == (3, 200, 200)
+    assert prepared.rgb.shape == (3, 128, 128)  # square already: nothing is padded
     assert int(prepared.measured.sum()) == 1600
-    assert (prepared.rgb[:, 36:164, 36:164] > 0).all()  # the colour background stays
+    assert (prepared.rgb > 0).all()  # the colour background stays
+
+
+def test_data_that_were_padded_are_read_and_told_apart(tmp_path: Path) -> None:
+    """Version 0.1 padded 512×512 pixels to 600×600."""
+    bump = np.zeros((128, 128))
+    bump[40:80, 50:90] = 0.05
+    depth = _belt_depth(128, 0.8, bump)
+    add_eyecandy(tmp_path / "raw" / "Confetto" / "train" / "data", "000", depth, low=0.2, high=0.8)
+    now, before = (Preprocessing.recipe("eyecandies", size=64, **pad) for pad in ({}, {"pad_multiple": 100}))
+    prepare(tmp_path / "raw", tmp_path / "now", now)
+    prepare(tmp_path / "raw", tmp_path / "before", before)
+    padded, whole = (open_dataset(tmp_path / name)[0] for name in ("before", "now"))
+    assert float((padded.rgb == 0).all(dim=0).float().mean()) > 0.5  # 128×128 pixels in 200×200
+    assert not (whole.rgb == 0).all(dim=0).any()
+    assert padded.preparation is not None
+    assert padded.preparation.differences(now) == ["pad_multiple: 100 against 1"]
+    with pytest.raises(InputError, match=r"before: prepared with other settings \(pad_multiple 100, not 1\)"):
+        prepare(tmp_path / "raw", tmp_path / "before", now)
 
 
 @pytest.mark.parametrize(
