@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -178,16 +178,18 @@ def _groups(
     for folder, names in by_model.items():
         # All categories at once: some may lack the split.
         wanted = [None] if categories is None and names == there else names
-        opened = [open_dataset(place, name, split, layout, units=units) for name in wanted]
-        samples: _Samples = [
-            (record.id, partial(dataset.__getitem__, number))
-            for dataset in opened
-            for number, record in enumerate(dataset.records)
-        ]
-        groups.append(
-            _Group(names[0] if len(by_model) > 1 else "", folder, samples, [(str(place), one) for one in opened])
-        )
+        opened = [(str(place), open_dataset(place, name, split, layout, units=units)) for name in wanted]
+        groups.append(_Group(names[0] if len(by_model) > 1 else "", folder, _samples_of(opened), opened))
     return groups
+
+
+def _samples_of(datasets: Sequence[tuple[str, SampleDataset]]) -> _Samples:
+    """Return ids, and functions that read the samples."""
+    return [
+        (record.id, partial(dataset.__getitem__, number))
+        for _, dataset in datasets
+        for number, record in enumerate(dataset.records)
+    ]
 
 
 def _model_of_files(model: Path, categories: list[str] | None) -> Path:
@@ -269,7 +271,11 @@ class _Predicting:
 
         with doing(f"loading {group.model}"):
             method = methods.load(group.model, self.device, trust_index=self.trust_index)
-        for name, dataset in group.datasets if not self.force else ():
+        if self.force or not group.datasets:
+            return method
+        group.datasets = [(name, cast("SampleDataset", method.suited(one, name))) for name, one in group.datasets]
+        group.samples = _samples_of(group.datasets)
+        for name, dataset in group.datasets:
             method.check(dataset, name)
         return method
 

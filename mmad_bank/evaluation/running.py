@@ -63,6 +63,7 @@ def evaluate(
     if len(dataset) == 0:
         raise InputError("dataset: expected test samples, found none")
     if not force:
+        dataset = method.suited(dataset)
         method.check(dataset, "dataset")
     tally = Tally(tuple(limits), examples, watch)
     bar = progress_bar("scoring test images", len(dataset)) if progress else nullcontext(lambda done: None)

@@ -154,6 +154,7 @@ class Method(MethodOptions, ABC):
         samples = as_samples(dataset, "dataset")
         if len(samples) == 0:
             raise InputError("dataset: expected normal samples, found none")
+        samples = self.suited(samples)
         self.preprocessing_ = self._choose_preprocessing(samples)
         held_out = self._held_out(validation)
         with plain_torch(), ExitStack() as stack:
@@ -267,6 +268,27 @@ class Method(MethodOptions, ABC):
         assert self.preprocessing_ is not None
         samples = [data] if isinstance(data, Sample) else as_samples(data, "dataset")
         return objections_to(samples, self.preprocessing_, self.categories_)
+
+    def suited(self, data: Samples, name: str = "dataset") -> Samples:
+        """Return samples as the method can take them; :meth:`fit` and :func:`mmad_bank.evaluation.evaluate` do so.
+
+        A method that needs of the pictures what a preparation has removed takes the raw samples instead.
+
+        Args:
+            data: A data set, or a list of samples.
+            name: Name of the data, for the error's line.
+
+        Returns:
+            These samples, or the raw ones that they were prepared from, in the same order.
+
+        Warns:
+            UserWarning: The raw ones are taken.
+
+        Raises:
+            InputError: They would be needed, and are not at hand.
+        """
+        del name
+        return data
 
     def check(self, data: Sample | Samples, name: str = "dataset") -> None:
         """Refuse data that the model was not made for.

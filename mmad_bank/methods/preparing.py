@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection
 
+from mmad_bank.data.dataset import SampleDataset
+from mmad_bank.data.originals import originals_of
 from mmad_bank.data.preprocessing import preprocess
 from mmad_bank.data.recipes import OtherPreparation, Preprocessing
 from mmad_bank.data.sample import Sample, check_sample
@@ -69,6 +72,38 @@ def objections_to(samples: Samples, preprocessing: Preprocessing, categories: Co
         own = ", ".join(categories)
         reasons[f"of category {', '.join(sorted(others))}, while the model was fitted on {own}"] = None
     return list(reasons)
+
+
+def with_background(samples: Samples, method: str, name: str) -> Samples:
+    """Return samples whose pictures have their background: these, or the raw ones that they were prepared from.
+
+    Args:
+        samples: Raw or prepared ones.
+        method: Name of the method that needs the background, for the messages.
+        name: Name of the argument, likewise.
+
+    Warns:
+        UserWarning: The raw ones are taken.
+
+    Raises:
+        InputError: The background was removed, and the raw ones are not at hand.
+    """
+    black = [one for one in preparations_of_samples(samples) if one and one.zero_rgb and one.background != "keep"]
+    if not black:
+        return samples
+    place = f"{samples.path}: " if isinstance(samples, SampleDataset) else ""
+    raw = originals_of(samples) if isinstance(samples, SampleDataset) else None
+    if raw is None:
+        raise InputError(
+            f"{name}: {place}expected pictures with their background, which {method} compares, found it removed"
+            f" (zero_rgb: True); prepare the raw data anew (mmad-bank prepare RAW --recipe {method})"
+        )
+    warnings.warn(
+        f"{place}{method} compares the pictures' background, which is removed here; takes the raw data instead,"
+        f" {raw.path}, and prepares them anew (mmad-bank prepare --recipe {method} does it once)",
+        stacklevel=4,
+    )
+    return raw
 
 
 def refuse_other_preparation(sample: Sample, preprocessing: Preprocessing) -> None:

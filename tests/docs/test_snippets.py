@@ -42,7 +42,8 @@ def test_from_the_shell_runs(prepared: Path) -> None:
 def test_pages_on_the_prepared_data_run(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str
 ) -> None:
-    shutil.copytree(prepared, tmp_path / "prepared")
+    for folder in (prepared, prepared.parent / "parts"):
+        shutil.copytree(folder, tmp_path / folder.name)
     monkeypatch.chdir(tmp_path)
     run(DOCS / page)
 

@@ -16,6 +16,7 @@ for package in ("timm", "scipy", "tifffile"):
     pytest.importorskip(package)
 
 from raw_pictures import KEEP, SIZE, Colours, colours, picture
+from small_parts import CFM_ARGUMENTS
 
 from mmad_bank.data import Preprocessing, Sample, open_dataset, prepare, preprocess
 from mmad_bank.data.recipes import OtherPreparation
@@ -267,3 +268,52 @@ def test_samples_of_loaders_are_those_of_one_pass() -> None:
             one.id for one in samples[:4]
         ]
     )
+
+
+# Pictures whose background was removed.
+
+
+@pytest.fixture
+def black(tmp_path: Path) -> Path:
+    """A category, raw and prepared as M3DM does, which leaves the pictures black around the part."""
+    write_synthetic(tmp_path / "raw", size=96, n_train=3, n_validation=0, n_test=3, categories=["stud_tray"])
+    prepare(tmp_path / "raw", tmp_path / "black", Preprocessing.recipe("m3dm", size=SIZE))
+    return tmp_path
+
+
+def cfm() -> CFM:
+    return CFM("efficientnet_lite0", rgb_layers=(1,), **{**CFM_ARGUMENTS, "xyz": "fpfh"})
+
+
+def test_cfm_takes_the_raw_data_where_the_background_was_removed(black: Path) -> None:
+    train, test = (open_dataset(black / "black", "stud_tray", split) for split in ("train", "test"))
+    with pytest.warns(UserWarning, match=r"black: cfm compares .* takes the raw data instead, .*raw, and prepares"):
+        fitted = cfm().fit(train)
+    raw = cfm().fit(open_dataset(black / "raw", "stud_tray"))
+    assert fitted.preprocessing_ == raw.preprocessing_ == Preprocessing.recipe("cfm", size=SIZE)
+    assert fitted.train_ids_ == raw.train_ids_
+    with pytest.warns(UserWarning, match="takes the raw data instead"):
+        found = evaluate(fitted, test)
+    assert found.scores == evaluate(raw, open_dataset(black / "raw", "stud_tray", "test")).scores
+    with pytest.warns(UserWarning, match="takes the raw data instead"):
+        assert cfm().fit(train.select([2, 0])).train_ids_ == [train.records[2].id, train.records[0].id]
+    assert not evaluate(fitted, test, force=True).failed  # as they are, with a note
+    colours().fit(train)  # other methods take the black pictures
+
+
+def test_cfm_refuses_data_without_background_and_originals(black: Path) -> None:
+    train = open_dataset(black / "black", "stud_tray")
+    words = r"expected pictures with their background, which cfm compares, found it removed \(zero_rgb: True\); prepare"
+    with pytest.raises(InputError, match=f"^dataset: {words}"):
+        cfm().fit(list(train))
+    model = cfm().fit(open_dataset(black / "raw", "stud_tray"))
+    (black / "raw").rename(black / "elsewhere")
+    for refused in (lambda: cfm().fit(train), lambda: evaluate(model, open_dataset(black / "black", None, "test"))):
+        with pytest.raises(InputError, match=f"^dataset: .*black: {words}"):
+            refused()
+
+
+def test_a_cfm_of_an_older_version_scores_what_it_was_fitted_on(black: Path) -> None:
+    model = cfm().fit(open_dataset(black / "raw", "stud_tray"))
+    model.preprocessing_ = Preprocessing.recipe("m3dm", size=SIZE)
+    assert len(evaluate(model, open_dataset(black / "black", "stud_tray", "test")).scores) == 3

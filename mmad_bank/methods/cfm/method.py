@@ -56,6 +56,7 @@ from mmad_bank.methods.options import (
     accepts_former_names,
 )
 from mmad_bank.methods.prediction import Gaussian, Smoothing
+from mmad_bank.methods.preparing import with_background
 from mmad_bank.methods.training_features import Dumps, extract_split
 
 Variant = Literal["L", "M", "S", "T"]
@@ -159,6 +160,12 @@ class CFM(Method, GridOptions, PointOptions):
         if len(given) == 2 and given & {TRAIN, RANDOM}:
             words = "two files, or 'train' or 'random' for both"
             raise InputError(f"rgb_to_xyz_weights and xyz_to_rgb_weights: expected {words}")
+
+    def suited(self, data: Samples, name: str = "dataset") -> Samples:
+        """Return samples whose pictures have their background, see :meth:`Method.suited`."""
+        if self.train_ids_ and self.preprocessing_ is not None and self.preprocessing_.zero_rgb:
+            return data  # an older version fitted it on such pictures
+        return with_background(data, self.name, name)
 
     # Sections 3.1 and 3.4: features, of transformers that end early.
 
