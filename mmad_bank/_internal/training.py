@@ -58,6 +58,7 @@ def train(
     caller: str,
     arguments: Mapping[str, Any],
     rate: Callable[[int], float] | None = None,
+    after: Callable[[int], None] | None = None,
     resume: str | os.PathLike[str] | None = None,
     save_every: int = 50,
     device: torch.device | str = "cpu",
@@ -76,6 +77,7 @@ def train(
         arguments: All that the result depends on, as plain numbers and strings; ``"steps"`` and ``"seed"`` among them.
             A state saved under others is refused.
         rate: Learning rate of a step; None leaves the optimizer's.
+        after: Function of the step's number, called behind the optimizer's step while the gradients are still there.
         resume: File of the training's state. If it is there, training goes on from it; every ``save_every`` steps and
             at the end it is replaced. The file of a finished training holds the result.
         save_every: Number of steps between saved states.
@@ -116,6 +118,8 @@ def train(
                 _check_loss(loss, step, steps, caller)
                 loss.backward()
             optimizer.step()
+            if after is not None:
+                after(step)
             done, last = step + 1, step + 1 == steps
             report(done)
             if last or (file is not None and done % save_every == 0):

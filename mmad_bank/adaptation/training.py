@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from mmad_bank._internal.checks import check_index
-from mmad_bank._internal.training import Pairs, check_rate, generator_at, sample_order, seeded, train
+from mmad_bank._internal.training import Pairs, Stateful, check_rate, generator_at, sample_order, seeded, train
 from mmad_bank.adaptation.adaptor import MODALITIES, FeatureAdaptation, Layer
 from mmad_bank.adaptation.losses import (
     LOSSES,
@@ -97,16 +97,15 @@ def train_adaptation(
         "images": len(pairs),
         "xyz_dim": xyz.shape[-1], "rgb_dim": rgb.shape[-1],
     }  # fmt: skip
-    _check_arguments(arguments)
-    run = _Training(pairs, arguments, torch.device(device))
-    train(
-        run.losses, {"model": run.model, **run.queues}, run.optimizer, kind="LSFA", caller="train_adaptation",
-        arguments=arguments, resume=resume, save_every=save_every, device=device, progress=progress,
-    )  # fmt: skip
+    check_arguments(arguments)
+    run = Training(pairs, arguments, torch.device(device))
+    run.take(caller="train_adaptation", resume=resume, save_every=save_every, progress=progress)
+    assert isinstance(run.adaptation, FeatureAdaptation)
     return run.adaptation.eval()
 
 
-def _check_arguments(arguments: dict[str, Any]) -> None:
+def check_arguments(arguments: dict[str, Any]) -> None:
+    """Refuse arguments of a training that are out of range."""
     for name in ("steps", "batch", "queue_size", "clusters"):
         check_index(arguments[name], name, 1, 2**31 - 1, "training needs one")
     check_index(arguments["patches_per_image"], "patches_per_image", 0, 2**31 - 1, "0 takes all")
@@ -120,26 +119,55 @@ def _check_arguments(arguments: dict[str, Any]) -> None:
             raise InputError(f"{name}: expected one of {', '.join(allowed)}, found {arguments[name]!r}")
 
 
-class _Training:
+class Training:
     """Adaptors, projection heads, FIFO banks and the optimizer, and the loss of a step."""
+
+    trained: tuple[str, ...] = MODALITIES
+    """Modalities whose features the training changes."""
 
     def __init__(self, pairs: Pairs, arguments: dict[str, Any], device: torch.device) -> None:
         self.pairs, self.arguments, self.device = pairs, arguments, device
         self.chosen = set(arguments["losses"].split(","))
         dims = {name: arguments[f"{name}_dim"] for name in MODALITIES}
         with seeded(arguments["seed"]):
-            self.adaptation = FeatureAdaptation(dims["xyz"], dims["rgb"], layer=arguments["layer"])
+            self.adaptation: nn.Module = self._begin(dims)
             self.heads = nn.ModuleDict({name: nn.Linear(dim, _HEAD_DIM) for name, dim in dims.items()})
-        for name, (mean, std) in _statistics(pairs).items():
-            self.adaptation.adaptors[name].mean.fill_(mean)  # type: ignore[operator]
-            self.adaptation.adaptors[name].std.fill_(std)  # type: ignore[operator]
         self.model = nn.ModuleDict({"adaptation": self.adaptation, "heads": self.heads}).to(device).train()
         self.queues = {
             f"{scale}_{name}": FeatureQueue(arguments["queue_size"], dim, device)
             for name, dim in dims.items()
+            if name in self.trained
             for scale in ("local", "global")
         }
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=arguments["lr"], betas=_BETAS)
+        weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        self.optimizer = torch.optim.AdamW(weights, lr=arguments["lr"], betas=_BETAS)
+
+    def take(self, *, caller: str, resume: str | os.PathLike[str] | None, save_every: int, progress: bool) -> None:
+        """Take all steps, see :func:`mmad_bank._internal.training.train`."""
+        train(
+            self.losses, {**self._stateful(), **self.queues}, self.optimizer, kind="LSFA", caller=caller,
+            arguments=self.arguments, after=self._after, resume=resume, save_every=save_every, device=self.device,
+            progress=progress,
+        )  # fmt: skip
+
+    def _begin(self, dims: Mapping[str, int]) -> nn.Module:
+        """Make what adapts the features of a batch of pairs; seeded."""
+        adaptation = FeatureAdaptation(dims["xyz"], dims["rgb"], layer=self.arguments["layer"])
+        for name, (mean, std) in statistics(self.pairs, MODALITIES).items():
+            adaptation.adaptors[name].mean.fill_(mean)  # type: ignore[operator]
+            adaptation.adaptors[name].std.fill_(std)  # type: ignore[operator]
+        return adaptation
+
+    def _stateful(self) -> dict[str, Stateful]:
+        """Return what a saved state holds beside the banks."""
+        return {"model": self.model}
+
+    def _after(self, step: int) -> None:
+        """Do what is left to do behind the optimizer's step."""
+
+    def _penalty(self) -> Tensor | float:
+        """Return what is added to the loss."""
+        return 0.0
 
     def losses(self, step: int) -> Iterator[Tensor]:
         """Give a step's loss, and then enqueue the features that it was taken on."""
@@ -147,26 +175,29 @@ class _Training:
         # Each image once: the global alignment would have to tell a repeated one from itself.
         images = list(dict.fromkeys(sample_order(a["images"], step * a["batch"], a["batch"], a["seed"])))
         features = {name: torch.stack(rows) for name, rows in zip(MODALITIES, self._read(images), strict=True)}
-        present = (features["xyz"] != 0).any(dim=2)
         adapted = self.adaptation(features)
+        present = (adapted["xyz"] != 0).any(dim=2)
         if not all(bool(torch.isfinite(rows).all()) for rows in adapted.values()):
             yield torch.stack([rows.sum() for rows in adapted.values()]).sum()  # which stops the training
         local = [self._local(adapted, present[b], step, b) for b in range(len(images))]
         vectors = {name: self._vectors(adapted[name], present) for name in MODALITIES}
-        yield self._alignment(local, vectors) * a["clc_weight"] + self._compactness(local, vectors)
-        for name in MODALITIES:
+        yield self._alignment(local, vectors) * a["clc_weight"] + self._compactness(local, vectors) + self._penalty()
+        for name in self.trained:
             self.queues[f"local_{name}"].enqueue(torch.cat([own[name] for own, _ in local]))
             self.queues[f"global_{name}"].enqueue(vectors[name])
 
     def _read(self, images: list[int]) -> tuple[list[Tensor], list[Tensor]]:
         drawn = [self.pairs[image] for image in images]
         for image, (xyz, rgb) in zip(images, drawn, strict=True):
-            if xyz.ndim != 2 or len(xyz) != len(rgb) or not bool((xyz != 0).any()) or not bool((rgb != 0).any()):
-                raise InputError(
-                    f"pairs[{image}]: expected (P, xyz_dim) and (P, rgb_dim), not all zero, found {tuple(xyz.shape)}"
-                    f" and {tuple(rgb.shape)}"
-                )
+            self._check_pair(image, xyz, rgb)
         return tuple([pair[i].to(self.device, torch.float32) for pair in drawn] for i in (0, 1))  # type: ignore[return-value]
+
+    def _check_pair(self, image: int, xyz: Tensor, rgb: Tensor) -> None:
+        if xyz.ndim != 2 or len(xyz) != len(rgb) or not bool((xyz != 0).any()) or not bool((rgb != 0).any()):
+            raise InputError(
+                f"pairs[{image}]: expected (P, xyz_dim) and (P, rgb_dim), not all zero, found {tuple(xyz.shape)}"
+                f" and {tuple(rgb.shape)}"
+            )
 
     def _local(
         self, adapted: Mapping[str, Tensor], present: Tensor, step: int, b: int
@@ -205,9 +236,9 @@ class _Training:
     def _compactness(
         self, local: list[tuple[dict[str, Tensor], dict[str, Tensor]]], vectors: Mapping[str, Tensor]
     ) -> Tensor:
-        """IFC (eq. 8), of both modalities."""
+        """IFC (eq. 8), of the modalities that are trained."""
         total, kind = vectors["rgb"].new_zeros(()), self.arguments["compactness"]
-        for name in MODALITIES:
+        for name in self.trained:
             if "local_compactness" in self.chosen:
                 rows = torch.cat([own[name] for own, _ in local])
                 total = total + compactness_loss(rows, self.queues[f"local_{name}"], kind)
@@ -216,11 +247,13 @@ class _Training:
         return total
 
 
-def _statistics(pairs: Pairs) -> dict[str, tuple[float, float]]:
+def statistics(pairs: Pairs, names: Collection[str]) -> dict[str, tuple[float, float]]:
     """Return the mean and the standard deviation of all values of all patches that are not zero, by modality."""
-    sums = {name: torch.zeros(3, dtype=torch.float64) for name in MODALITIES}
-    for image in range(len(pairs)):
+    sums = {name: torch.zeros(3, dtype=torch.float64) for name in names}
+    for image in range(len(pairs) if sums else 0):
         for name, rows in zip(MODALITIES, pairs[image], strict=True):
+            if name not in sums:
+                continue
             values = rows[(rows != 0).any(dim=1)].double()
             sums[name] += torch.stack([torch.tensor(values.numel()), values.sum(), values.square().sum()]).cpu()
     result = {}

@@ -102,6 +102,16 @@ class RGBExtractor(nn.Module):
         self.requires_grad_(False).eval()
 
     @property
+    def transformer(self) -> nn.Module | None:
+        """The network, if it is a transformer: what a fine-tuning trains."""
+        return self.network if self.is_transformer else None
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks of the transformer, those that are used; none of another network."""
+        return list(self.network.blocks) if self.is_transformer else []
+
+    @property
     def name(self) -> str:
         """Name of the extractor, as a bank file records it."""
         return f"{self.model} layers {','.join(map(str, self.layers))} grid {self.grid[0]}x{self.grid[1]}"
@@ -124,6 +134,10 @@ class RGBExtractor(nn.Module):
         Raises:
             InputError: The shape, the type or the range is another one.
         """
+        return self.features(images)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Extract as :meth:`forward` does, with gradients for weights that want them."""
         x = (self._in_unit_range(images) - self.mean) / self.std
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.compute_dtype == "bfloat16"):
             maps = self.network.forward_intermediates(

@@ -95,6 +95,10 @@ class BankMethod(Method, BankOptions, GridOptions, RGBOptions):
         (only,) = scores.values()
         return only.image, only.patch
 
+    def _training_extractors(self, extractors: Extractors) -> Extractors:
+        """Return what describes the training samples for the trainings: the extractors themselves."""
+        return extractors
+
     def _learn_adaptation(self, dumps: Dumps, stages: Stages) -> None:
         """Learn to adapt the extractors' features, see :attr:`adaptation_`."""
 
@@ -162,13 +166,14 @@ class BankMethod(Method, BankOptions, GridOptions, RGBOptions):
             own = self._fingerprint(samples, self._held_out(validation))
         finally:
             self.preprocessing_ = before
-        return share_features(Path(source), Path(workdir), own, Extractors(self._networks(RANDOM)).outputs)
+        extractors = self._training_extractors(Extractors(self._networks(RANDOM)))
+        return share_features(Path(source), Path(workdir), own, extractors.outputs)
 
     # Fitting.
 
     def _fit(self, dataset: Samples, validation: Samples | None, stages: Stages) -> None:
         self.extractors_ = Extractors(self._networks(None), self.device)
-        dumps, seen = extract_split(self, self.extractors_, "train", dataset, stages)
+        dumps, seen = extract_split(self, self._training_extractors(self.extractors_), "train", dataset, stages)
         seen.note(self)
         self._split_frames = {"train": seen.frames}
         self._learn_adaptation(dumps, stages)

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mmad_bank import scoring
+from mmad_bank._internal.argument_names import argument_called
 from mmad_bank._internal.resume import Stages
-from mmad_bank.adaptation import LOSSES, Compactness, FeatureAdaptation, Prototype, train_adaptation
+from mmad_bank.adaptation import (
+    LOSSES,
+    Compactness,
+    FeatureAdaptation,
+    FineTuning,
+    Prototype,
+    has_transformer,
+    train_adaptation,
+    train_networks,
+)
 from mmad_bank.bank import Scores
+from mmad_bank.errors import InputError
 from mmad_bank.extraction import Extractors
 from mmad_bank.features.factory import BUNDLED_STAGES
 from mmad_bank.methods.options import AdaptationOptions, Count, Range, Rate, SomeOf, accepts_former_names
 from mmad_bank.methods.point_bank_method import PointBankMethod
-from mmad_bank.methods.training_features import Dumps, Pairs
+from mmad_bank.methods.training_features import Dumps, Pairs, made_of
 
 BANKS = ("xyz", "rgb")
 TRAIN, NONE = "train", "none"
@@ -73,6 +85,28 @@ class LSFA(PointBankMethod, AdaptationOptions):
     clusters: Count = 4
     """Clusters of the k-means."""
 
+    finetune: FineTuning | Literal["none"] = "none"
+    """Training of the extractors themselves, by the same losses, in the place of adaptors: low-rank weights beside
+    their attention (``"lora"``, or ``"adalora"``, which moves the ranks to where they matter; both need peft), their
+    last blocks, or all."""
+
+    finetune_rank: Annotated[int, Range(1, 2**16)] = 8
+    """Rank of LoRA's matrices, and the average rank that AdaLoRA ends with."""
+
+    finetune_blocks: Count = 1
+    """Blocks, counted from the last, that the fine-tuning ``"blocks"`` trains."""
+
+    finetune_networks: Annotated[tuple[str, ...], SomeOf(BANKS)] | None = None
+    """Modalities whose extractors are fine-tuned; none takes those whose extractor is a transformer."""
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        if self.finetune != NONE and self.adaptation != TRAIN:
+            raise InputError(
+                f"adaptation: expected {TRAIN!r} with finetune {self.finetune!r}, which takes the adaptors' place,"
+                f" found {self.adaptation!r}"
+            )
+
     def _networks(self, weights: str | None) -> dict[str, nn.Module]:
         return {"xyz": self._xyz_network(weights), "rgb": self._rgb_network(weights)}
 
@@ -88,17 +122,94 @@ class LSFA(PointBankMethod, AdaptationOptions):
         return True
 
     def _learn_adaptation(self, dumps: Dumps, stages: Stages) -> None:
-        self.adaptation_ = learn_adaptation(
-            self, dumps, stages, steps=self.adaptation_steps, batch=self.adaptation_batch,
-            patches_per_image=self.adaptation_patches, queue_size=self.queue_size, clc_weight=self.clc_weight,
-            losses=tuple(self.losses), compactness=self.compactness, prototypes=self.prototypes,
-            clusters=self.clusters, layer=self.adaptor, lr=self.adaptation_lr,
-        )  # fmt: skip
+        options: dict[str, Any] = {
+            "steps": self.adaptation_steps, "batch": self.adaptation_batch,
+            "patches_per_image": self.adaptation_patches, "queue_size": self.queue_size, "clc_weight": self.clc_weight,
+            "losses": tuple(self.losses), "compactness": self.compactness, "prototypes": self.prototypes,
+            "clusters": self.clusters, "lr": self.adaptation_lr,
+        }  # fmt: skip
+        if (kind := self.finetune) == "none":
+            self.adaptation_ = learn_adaptation(self, dumps, stages, layer=self.adaptor, **options)
+            return
+        networks = self.extractors_.networks
+        given = {name: dumps[name if name in dumps else input_of(name)] for name in BANKS}
+        with argument_called(blocks="finetune_blocks", rank="finetune_rank"):
+            train_networks(
+                Pairs(given), {name: networks[name] for name in self._tuned(networks)}, finetune=kind,
+                rank=self.finetune_rank, blocks=self.finetune_blocks, seed=self.seed,
+                resume=stages.state("adaptation.pt"), device=self.device, progress=stages.progress, **options,
+            )  # fmt: skip
+
+    # Fine-tuning: the training samples' images and clouds are kept in the place of the features that will change.
+
+    def _tuned(self, networks: Mapping[str, nn.Module]) -> list[str]:
+        """Name the modalities whose extractors are trained."""
+        if self.finetune == NONE:
+            return []
+        can = [name for name in BANKS if has_transformer(networks[name])]
+        wanted = can if self.finetune_networks is None else [name for name in BANKS if name in self.finetune_networks]
+        for name in wanted or BANKS:
+            if name not in can:
+                raise InputError(
+                    f"finetune: expected 'none', or an extractor {name} with transformer blocks, found"
+                    f" {networks[name].name}"
+                )
+        return wanted
+
+    def _training_extractors(self, extractors: Extractors) -> Extractors:
+        tuned = self._tuned(extractors.networks)
+        return InputsOf(extractors.networks, self.device, tuned) if tuned else extractors
+
+    def _adapted(self, split: str, dumps: Dumps, stages: Stages) -> Dumps:
+        if self.finetune == NONE:
+            return super()._adapted(split, dumps, stages)
+
+        def table(name: str) -> np.ndarray:
+            if name in dumps:
+                return dumps[name]
+            network, file = self.extractors_.networks[name], f"{split}-{name}-adapted.npy"
+            own = {name: dumps[input_of(name)]}
+            return made_of(own, file, lambda inputs: network(inputs[name]), stages, self.device)
+
+        return {name: table(name) for name in BANKS}
+
+    def _extractor_name(self, bank: str) -> str:
+        name = super()._extractor_name(bank)
+        return f"{name} fine-tuned ({self.finetune})" if bank in self._tuned(self.extractors_.networks) else name
 
     def _decide(self, scores: Mapping[str, Scores]) -> tuple[Tensor, Tensor]:
         """Average the two banks' scores of images and of patches (section 3.4); maps are linear in the latter."""
         images, patches = ([getattr(scores[name], one) for name in BANKS] for one in ("image", "patch"))
         return torch.stack(images).mean(0), torch.stack(patches).mean(0)
+
+
+def input_of(modality: str) -> str:
+    """Name the output of :class:`InputsOf` for what a modality's extractor is given."""
+    return f"{modality}-input"
+
+
+class InputsOf(Extractors):
+    """Extractors some of which hand on what they are given, for a training that goes through them.
+
+    Args:
+        networks: The networks, by modality.
+        device: Device that they run on.
+        inputs: Modalities whose images or clouds, float32 (B, 3, S, S), are kept in the place of features.
+    """
+
+    def __init__(self, networks: dict[str, nn.Module], device: str | torch.device, inputs: Sequence[str]) -> None:
+        super().__init__(networks, device)
+        self.inputs = tuple(inputs)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what is extracted."""
+        return tuple(input_of(name) if name in self.inputs else name for name in self.networks)
+
+    def _describe(self, modality: str, network: nn.Module, batch: Tensor) -> dict[str, Tensor]:
+        if modality not in self.inputs:
+            return super()._describe(modality, network, batch)
+        return {input_of(modality): batch}
 
 
 class Adapting(Protocol):

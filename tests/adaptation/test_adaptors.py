@@ -242,14 +242,14 @@ def test_a_full_bank_is_searched_as_a_ring_not_as_a_list() -> None:
 def plain_losses(monkeypatch: pytest.MonkeyPatch, **changes) -> list[float]:
     """The values of the losses of a training, as it computes them."""
     seen: list[float] = []
-    original = training._Training.losses
+    original = training.Training.losses
 
     def spy(self, step):
         for loss in original(self, step):
             seen.append(float(loss))
             yield loss
 
-    monkeypatch.setattr(training._Training, "losses", spy)
+    monkeypatch.setattr(training.Training, "losses", spy)
     train_adaptation(IMAGES, **{**FAST, **changes})
     return seen
 
@@ -258,7 +258,7 @@ def test_the_first_two_losses_are_equation_9(monkeypatch: pytest.MonkeyPatch) ->
     """Written out from untrained adaptors: a rate of next to nothing leaves them, dropout is off."""
     monkeypatch.setattr(nn.Dropout, "forward", lambda self, x: x)
     seen = plain_losses(monkeypatch, steps=2, lr=1e-30, prototypes="mean")
-    run = training._Training(IMAGES, _arguments(steps=2, lr=1e-30, prototypes="mean"), torch.device("cpu"))
+    run = training.Training(IMAGES, _arguments(steps=2, lr=1e-30, prototypes="mean"), torch.device("cpu"))
     run.model.eval()
     banks: dict[str, list[torch.Tensor]] = {}
     for step, value in enumerate(seen):
@@ -308,13 +308,13 @@ def test_each_loss_can_be_trained_alone(monkeypatch: pytest.MonkeyPatch, left: s
 def test_no_step_holds_an_image_twice(monkeypatch: pytest.MonkeyPatch, n_images: int, batch: int) -> None:
     """Two copies of an image in a batch would be each other's negatives in the global alignment."""
     batches: list[list[int]] = []
-    read = training._Training._read
+    read = training.Training._read
 
     def noting(self, images):
         batches.append(images)
         return read(self, images)
 
-    monkeypatch.setattr(training._Training, "_read", noting)
+    monkeypatch.setattr(training.Training, "_read", noting)
     train_adaptation(IMAGES[:n_images], **{**FAST, "batch": batch})
     drawn = [training.sample_order(n_images, step * batch, batch, 0) for step in range(6)]
     assert [set(images) for images in batches] == [set(images) for images in drawn]
@@ -328,7 +328,7 @@ def test_training_aligns_the_modalities() -> None:
     to_xyz, to_rgb = draw(3, 6, seed=90), draw(3, 4, seed=91)
     pairs = [(one @ to_xyz, one @ to_rgb) for one in hidden]
     arguments = _arguments(steps=150, lr=3e-3, losses="local_alignment", images=12, batch=4)
-    run = training._Training(pairs, arguments, torch.device("cpu"))
+    run = training.Training(pairs, arguments, torch.device("cpu"))
 
     def found() -> float:
         run.model.eval()

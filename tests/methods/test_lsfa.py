@@ -109,7 +109,7 @@ def test_a_fit_that_was_killed_goes_on_to_the_same_bytes(
     parts: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lsfa, "train_adaptation", partial(lsfa.train_adaptation, save_every=3))
-    original = training._Training.losses
+    original = training.Training.losses
 
     def die_later(self, step: int):
         if step == 5:
@@ -122,7 +122,7 @@ def test_a_fit_that_was_killed_goes_on_to_the_same_bytes(
         return [*method.adaptation_.state_dict().values(), *(bank.vectors for bank in method.banks_.values())]
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._Training, "losses", die_later)
+        patch.setattr(training.Training, "losses", die_later)
         with pytest.raises(Killed):
             fit(tmp_path / "work")
     assert torch.load(tmp_path / "work" / "adaptation.pt", weights_only=True)["step"] == 3
