@@ -1,4 +1,4 @@
-"""The papers' tables on MVTec 3D-AD and Eyecandies (or any folder in their layouts), with the published means beside.
+"""The papers' tables on MVTec 3D-AD and Eyecandies (or any folder in their layouts), with the published ones beside.
 
 Every category is prepared once with a method's recipe, every method is fitted with its paper's arguments, its own
 result and those of its banks or branches are measured. What is done stays in ``--workdir``, where a later run goes on.
@@ -42,10 +42,7 @@ WEIGHTS = {
 }
 """Weight files by name: the constructor's argument that takes one, for methods in which another has this value."""
 NAMES = {"mvtec3d": "MVTec 3D-AD", "eyecandies": "Eyecandies"}
-SUMMARY = {
-    "image_auroc": "I-AUROC", "pixel_auroc": "P-AUROC",
-    **{f"aupro_{100 * limit:g}": f"AUPRO@{100 * limit:g}" for limit in LIMITS},
-}  # fmt: skip
+SUMMARY = {name: published.METRICS[name] for name in published.ACCURACIES}
 """Headings of what is measured, by the key in a row."""
 OURS = "measured here"
 
@@ -276,8 +273,10 @@ def _by_category(job: Job, rows: Sequence[Mapping[str, Any]], key: str) -> Table
     for (method, part), own in _results(rows).items():
         values = {category: row[key] for category, row in own.items()}
         table.rows.append({"method": method, "result": part, "source": OURS, **values, "mean": _mean(own, key)})
-        for one in published.accuracy_of(job.layout, method, part, job.shots):
-            table.rows.append({"method": method, "result": part, "source": one.source, "mean": _known(one)[key]})
+        for one in _published(job, method, part):
+            figure = one.figures.get(key, published.Figure())
+            known = {name: figure.by_category.get(name) for name in job.categories}
+            table.rows.append({"method": method, "result": part, "source": one.source, **known, "mean": figure.mean})
     table.notes = _notes(job, table, rows)
     return table
 
@@ -290,8 +289,9 @@ def _summary(job: Job, rows: Sequence[Mapping[str, Any]]) -> Table:
         each = {category: dict(row) for category, row in own.items()}
         shared = {"method": method, "result": part}
         table.rows.append({**shared, "source": OURS, **means, "counted": len(own), "by_category": each})
-        for one in published.accuracy_of(job.layout, method, part, job.shots):
-            table.rows.append({**shared, "source": one.source, **_known(one), "counted": 10})
+        for one in _published(job, method, part):
+            known = {key: one.mean(key) for key in SUMMARY}
+            table.rows.append({**shared, "source": one.source, **known, "counted": 10})
     table.notes = [*_notes(job, table, rows), *job.notes]
     return table
 
@@ -300,16 +300,14 @@ _HEAD = [Column("method", "method"), Column("result", "result"), Column("source"
 _COUNT = Column("counted", "categories", "d")
 
 
-def _known(one: published.Accuracy) -> dict[str, float | None]:
-    """Return a published row's figures by the keys of our rows."""
-    aupro = {f"aupro_{100 * limit:g}": one.aupro.get(limit) for limit in LIMITS}
-    return {"image_auroc": one.image_auroc, "pixel_auroc": one.pixel_auroc, **aupro}
+def _published(job: Job, method: str, part: str) -> list[published.Accuracy]:
+    return published.accuracy_of(job.layout, *CONTESTANTS[method], part, job.shots)
 
 
 def _notes(job: Job, table: Table, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     quoted = [row["source"] for row in table.rows if row["source"] != OURS]
-    notes = ["Means are over the categories that have a value; of published figures only means are at hand."]
-    notes += [f"As published in {name}: {paper}." for name, paper in published.SOURCES.items()
+    notes = ["Means are over the categories that have a value, published ones over the data set's ten."]
+    notes += [f"As published in {name}: {paper}." for name, paper in published.sources().items()
               if any(source.startswith(name) for source in quoted)]  # fmt: skip
     if quoted and job.bundled:
         notes.append("The published figures are of the papers' extractors, ours of the bundled ones.")

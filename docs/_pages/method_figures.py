@@ -1,4 +1,4 @@
-"""Figures of the methods' pages: published ones (benchmarks/published.py), and the newest that benchmarks measured."""
+"""Figures of the methods' pages: published ones (benchmarks/published/), and the newest that benchmarks measured."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ import published
 from common import Table
 from pages import joined, machine_words
 
+from mmad_bank.evaluation import FUSED
+
 _RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 _MARK = re.compile(r"<!-- figures: (.+) -->")
 _NAMES = {"mvtec3d": "MVTec 3D-AD", "eyecandies": "Eyecandies"}
-_HEADS = ("method", "result", "training images", "I-AUROC", "P-AUROC", "AUPRO@30", "AUPRO@1", "source")
+_SPEED_TABLE = "cfm-5"
+_METRICS = ("image_auroc", "pixel_auroc", "aupro_30", "aupro_1")
+_HEADS = ("what", "training images", *(published.METRICS[name] for name in _METRICS), "source")
 
 
 def insert(markdown: str) -> str:
@@ -29,12 +33,17 @@ def insert(markdown: str) -> str:
 
 def _blocks(method: str) -> Iterator[str]:
     yield "### Published"
-    tables = [block for layout in published.ACCURACY for block in _published(layout, method)]
-    yield from tables or ["benchmarks/published.py has no figure of this method alone."]
-    speed = {name: values for name, values in published.SPEED.items() if _is_of(name, method)}
-    if speed:
-        rows = [(name, f"{fps:.3f}", f"{memory:.1f}") for name, (fps, memory) in speed.items()]
-        yield f"Speed and memory. {published.SPEED_SOURCE.split('. ')[0]}:\n\n" + _grid(("method", "fps", "MB"), rows)
+    tables = [block for layout in published.CATEGORIES for block in _published(layout, method)]
+    yield from tables or ["benchmarks/published/ has no figure of this method alone."]
+    speed = published.table(_SPEED_TABLE)
+    rows = [
+        (row.label, *(f"{row.figures[name].mean:.{digits}f}" for name, digits in (("fps", 3), ("memory_mb", 1))))
+        for row in speed.rows
+        if row.method == method.lower()
+    ]
+    if rows:
+        words = f"{speed.source}, table {speed.number}: {speed.machine}"
+        yield f"Speed and memory. {words}:\n\n" + _grid(("method", "fps", "MB"), rows)
     yield "### Ours"
     yield from _ours(method) or ["No result is kept yet; [Benchmarks](../benchmarks/index.md) says how to measure one."]
 
@@ -46,15 +55,17 @@ def _is_of(name: str, method: str) -> bool:
 
 def _published(layout: str, method: str) -> Iterator[str]:
     rows = [
-        (
-            one.method, _result(one.result), str(one.shots or "all"), _value(one.image_auroc), _value(one.pixel_auroc),
-            _value(one.aupro.get(0.3)), _value(one.aupro.get(0.01)), one.source,
-        )
-        for one in published.ACCURACY[layout]
-        if _is_of(one.method, method)
-    ]  # fmt: skip
+        (one.label, str(one.shots or "all"), *(_value(one.mean(name)) for name in _METRICS), _source(one))
+        for one in published.quoted(layout)
+        if one.method == method.lower()
+    ]
     if rows:
-        yield f"Means over the ten categories of {_NAMES.get(layout, layout)}:\n\n{_grid(_HEADS, rows)}"
+        yield f"Means over the ten categories of {_NAMES[layout]}:\n\n{_grid(_HEADS, rows)}"
+
+
+def _source(one: published.Accuracy) -> str:
+    tables = ", ".join(map(str, one.numbers))
+    return f"{one.source}, table{'s' if len(one.numbers) > 1 else ''} {tables}"
 
 
 def _ours(method: str) -> list[str]:
@@ -78,7 +89,7 @@ def _results() -> list[Any]:
 
 
 def _result(word: str) -> str:
-    return "result" if word == published.FUSED else word
+    return "result" if word == FUSED else word
 
 
 def _value(value: float | None) -> str:

@@ -88,7 +88,8 @@ def test_figures_are_put_in() -> None:
     import method_figures
 
     page = method_figures.insert("<!-- figures: CFM -->")
-    assert "| CFM-M | result | all | 0.960 | 0.994 | 0.972 | 0.459 | CFM's paper |" in page
+    assert "| CFM-M | all | 0.960 | 0.994 | 0.972 | 0.459 | CFM's paper, tables 5, 11 |" in page
+    assert "| CFM-T | 42.818 | 48.1 |" in page
     assert "### Ours" in page
     assert "M3DM" not in page
 
