@@ -95,6 +95,7 @@ def test_rows_and_marks_are_told_in_known_words(published):
             assert row.shots in (None, 5, 10, 50)
             assert row.method is not None or (row.needs is None and not row.arguments)
             assert set(row.figures) <= set(published.METRICS)
+            assert row.method is not None or row.label.split(",")[0] in published.baselines()
         for mark in table.marks:
             assert mark.kind in KINDS
             assert mark.why.endswith(".")
@@ -112,7 +113,7 @@ def test_runnable_rows_name_a_method_its_arguments_and_its_results(published):
                     assert tuple(own[name]) == value if isinstance(value, tuple) else own[name] == value
                 assert row.result in ("fused", *RESULTS.get(row.method, ()))
                 ran += row.runnable
-    assert ran == 165
+    assert ran == 178
 
 
 def run_of(row):
@@ -185,6 +186,15 @@ def test_a_paper_that_repeats_others_is_not_quoted_and_one_that_differs_is(publi
     again = published.accuracy_of("eyecandies", "m3dm")[1]
     assert (again.source, again.mean("aupro_1")) == ("CFM's paper, trained anew on all images", 0.331)
     assert published.accuracy_of("mvtec3d", "lsfa", {"adaptor": "residual"}) == []
+
+
+def test_marks_go_with_the_figures(published):
+    unknown = published.accuracy_of("eyecandies", "m3dm")[0]
+    assert [mark.partition(":")[0] for mark in unknown.marks] == ["table 3", "table 3", "table 13", "table 13"]
+    assert "no paper names" in unknown.marks[0]
+    assert published.accuracy_of("mvtec3d", "cfm")[0].marks == ()
+    assert published.table("cfm-13").thresholds == 99
+    assert published.table("m3dm-2").thresholds == 100
 
 
 def test_categories_go_with_their_own_mean(published):

@@ -292,7 +292,9 @@ def _summary(job: Job, rows: Sequence[Mapping[str, Any]]) -> Table:
         for one in _published(job, method, part):
             known = {key: one.mean(key) for key in SUMMARY}
             table.rows.append({**shared, "source": one.source, **known, "counted": 10})
-    table.notes = [*_notes(job, table, rows), *job.notes]
+    found = [one for method, part in _results(rows) for one in _published(job, method, part)]
+    doubts = dict.fromkeys(f"{one.source}, {mark}" for one in found for mark in one.marks)
+    table.notes = [*_notes(job, table, rows), *doubts, *job.notes]
     return table
 
 
@@ -306,7 +308,10 @@ def _published(job: Job, method: str, part: str) -> list[published.Accuracy]:
 
 def _notes(job: Job, table: Table, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     quoted = [row["source"] for row in table.rows if row["source"] != OURS]
-    notes = ["Means are over the categories that have a value, published ones over the data set's ten."]
+    notes = [
+        "Means are over the categories that have a value, published ones over the data set's ten. A published mean that"
+        " is not at hand is computed from the categories."
+    ]
     notes += [f"As published in {name}: {paper}." for name, paper in published.sources().items()
               if any(source.startswith(name) for source in quoted)]  # fmt: skip
     if quoted and job.bundled:

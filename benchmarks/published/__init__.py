@@ -6,9 +6,9 @@ estimated.
 """
 
 from published.accuracy import ACCURACIES, Accuracy, accuracy_of, quoted
-from published.reading import CATEGORIES, METRICS, PAPERS, Figure, Mark, Row, Table, sources, table, tables
+from published.reading import CATEGORIES, METRICS, PAPERS, Figure, Mark, Row, Table, baselines, sources, table, tables
 
 __all__ = [
     "ACCURACIES", "CATEGORIES", "METRICS", "PAPERS", "Accuracy", "Figure", "Mark", "Row", "Table", "accuracy_of",
-    "quoted", "sources", "table", "tables",
+    "baselines", "quoted", "sources", "table", "tables",
 ]  # fmt: skip

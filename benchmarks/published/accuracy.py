@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mmad_bank.evaluation import FUSED
@@ -28,6 +28,7 @@ class Accuracy:
         result: ``"fused"``, or the bank, branch or map that was used alone.
         shots: Training images of a few-shot run; None for all.
         figures: Figures by metric.
+        marks: What is doubtful of them, with the number of the table that it stands in.
     """
 
     label: str
@@ -38,6 +39,7 @@ class Accuracy:
     result: str
     shots: int | None
     figures: Mapping[str, Figure]
+    marks: tuple[str, ...] = ()
 
     def mean(self, metric: str) -> float | None:
         """Return a metric's mean over the categories, or None."""
@@ -50,8 +52,8 @@ def quoted(layout: str) -> list[Accuracy]:
     A paper that only repeats what the papers before it say of a run is left out.
 
     Example:
-        >>> {one.source for one in quoted("eyecandies")}
-        {"CFM's paper", "LSFA's paper", "CFM's paper, trained anew on all images"}
+        >>> sorted({one.source for one in quoted("eyecandies")})
+        ["CFM's paper", "CFM's paper, trained anew on all images", "LSFA's paper"]
     """
     runs: dict[tuple[Any, ...], dict[str, Accuracy]] = {}
     for table in tables().values():
@@ -89,7 +91,9 @@ def _accuracy(table: Table, row: Row) -> Accuracy:
     doubtful = {one.metric for one in table.marks if one.kind == "contradictory" and one.row == row.key}
     figures = {name: row.figures[name] for name in ACCURACIES if name in row.figures and name not in doubtful}
     source = table.source if row.note is None else f"{table.source}, {row.note}"
-    return Accuracy(row.label, source, (table.number,), row.method, arguments, result, row.shots, figures)
+    marks = tuple(f"table {table.number}: {one.why}" for one in table.marks if one.row == row.key)
+    numbers = (table.number,)
+    return Accuracy(row.label, source, numbers, row.method, arguments, result, row.shots, figures, marks)
 
 
 def _chosen(arguments: Mapping[str, Any], result: str) -> tuple[dict[str, Any], str]:
@@ -116,8 +120,8 @@ def _joined(first: Accuracy, second: Accuracy) -> Accuracy:
             printed = other.printed if own.printed is None else own.printed
             figures[name] = Figure(printed, own.by_category or other.by_category)
     numbers = tuple(dict.fromkeys((*first.numbers, *second.numbers)))
-    rest = first.method, first.arguments, first.result, first.shots
-    return Accuracy(first.label, first.source, numbers, *rest, figures)
+    marks = tuple(dict.fromkeys((*first.marks, *second.marks)))
+    return replace(first, numbers=numbers, figures=figures, marks=marks)
 
 
 def _news(papers: Iterable[Accuracy]) -> Iterator[Accuracy]:

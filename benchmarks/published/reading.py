@@ -1,7 +1,7 @@
 """The tables of the papers, read from the files beside this module.
 
-A file names its paper (``source``, ``citation``) and holds its tables by the name that the command line knows, such as
-``m3dm-1`` for table 1. A table has
+A file names its paper (``source``, ``citation``), may say how many ``thresholds`` its AUPRO takes, and holds its tables
+by the name that the command line knows, such as ``m3dm-1`` for table 1. A table has
 
 - ``title``, in our words, and ``data``: the data set, by its layout;
 - ``figures``: a line for a row, or for a row's metric. ``ROW 0.1 0.2`` gives ``metrics`` in their order;
@@ -127,6 +127,8 @@ class Table:
         heads: Headings of the settings.
         settings: Words in place of figures, by setting.
         machine: What speed and memory were measured on.
+        thresholds: Thresholds that its AUPRO samples: 100, as in MVTec's evaluation, unless the paper's code is known
+            to take others.
     """
 
     name: str
@@ -138,6 +140,7 @@ class Table:
     heads: tuple[str, ...] = ()
     settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     machine: str | None = None
+    thresholds: int = 100
 
     @property
     def number(self) -> int:
@@ -182,6 +185,12 @@ def sources() -> Mapping[str, str]:
 
 
 @cache
+def baselines() -> Mapping[str, str]:
+    """Return where the baselines come from that are quoted only, by the first words of their rows' labels."""
+    return _file("baselines")
+
+
+@cache
 def _file(paper: str) -> dict[str, Any]:
     return tomllib.loads((Path(__file__).parent / f"{paper}.toml").read_text(encoding="utf-8"))
 
@@ -197,6 +206,7 @@ def _tables(file: Mapping[str, Any]) -> Iterator[Table]:
             tuple(Mark(**mark) for mark in one.get("marks", ())),
             tuple(one.get("heads", ())),
             {setting: tuple(words) for setting, words in one.get("settings", {}).items()}, one.get("machine"),
+            file.get("thresholds", 100),
         )  # fmt: skip
 
 

@@ -54,13 +54,16 @@ def _is_of(name: str, method: str) -> bool:
 
 
 def _published(layout: str, method: str) -> Iterator[str]:
+    found = [one for one in published.quoted(layout) if one.method == method.lower()]
     rows = [
         (one.label, str(one.shots or "all"), *(_value(one.mean(name)) for name in _METRICS), _source(one))
-        for one in published.quoted(layout)
-        if one.method == method.lower()
+        for one in found
     ]
     if rows:
         yield f"Means over the ten categories of {_NAMES[layout]}:\n\n{_grid(_HEADS, rows)}"
+    doubts = list(dict.fromkeys(f"- {one.label}, {one.source}, {mark}" for one in found for mark in one.marks))
+    if doubts:
+        yield "Of these figures are doubtful:\n\n" + "\n".join(doubts)
 
 
 def _source(one: published.Accuracy) -> str:
