@@ -246,6 +246,8 @@ def tune(network: nn.Module, kind: FineTuning, *, rank: int, blocks: int, steps:
         return Tuning(nn.ModuleList(network.blocks[-blocks:]).parameters())
     peft = import_extra("peft", "peft", f"finetune={kind!r}", "finetune")
     names = _attention_layers(network.transformer, network.blocks)
+    if not names:
+        raise InputError(f"finetune: expected a network with attention, found {getattr(network, 'name', '')}")
     return (LoRA if kind == "lora" else AdaLoRA)(peft, network.transformer, names, rank, steps)
 
 

@@ -33,9 +33,10 @@ class RGBExtractor(nn.Module):
     """Patch features of one or more layers of any timm model, frozen.
 
     Vision transformers: the patch tokens after the chosen blocks, each through the final norm (M3DM, section 4.1: the
-    last one's). Other networks: the maps of the chosen stages, averaged over 3×3 cells and brought to the first one's
-    grid (PatchCore, Roth et al. 2022, section 3.1). Several layers are concatenated. Layers after the last chosen one
-    are cut off, so that they cost no time and no memory.
+    last one's), which SAM's encoder has in its neck: two convolutions with norms, to 256 values. Prefix tokens (class,
+    registers) are left out. Other networks, with stages of different strides: the maps of the chosen stages, averaged
+    over 3×3 cells and brought to the first one's grid (PatchCore, Roth et al. 2022, section 3.1). Several layers are
+    concatenated. Layers after the last chosen one are cut off, so that they cost no time and no memory.
 
     Weights come from ``checkpoint``; or, with ``download=True``, from where timm gets them; else they are random, for
     tests and timings.
@@ -47,7 +48,8 @@ class RGBExtractor(nn.Module):
             if timm knows how to convert them.
         layers: Numbers of a transformer's blocks, or of stages, counted from 0 and rising. Default: a transformer's
             last block; the stages of other networks with strides 8 and 16 (WideResNet's layers 2 and 3).
-        image_size: Pixels per side of the images; a multiple of the patch size. Position embeddings are resampled.
+        image_size: Pixels per side of the images; a multiple of the patch size. Position embeddings are resampled:
+            DINOv2 (patches of 14 pixels, trained at 518) has 16×16 patches at 224 and 37×37 at 518.
         grid: (h, w) that the features are brought to: averaged down, interpolated bilinearly up. None: their own.
         download: Whether timm may fetch the weights.
         compute_dtype: ``"bfloat16"`` runs the products in bfloat16; features are float32 either way.
@@ -84,16 +86,19 @@ class RGBExtractor(nn.Module):
             raise InputError(f"grid: expected at least one patch along each side, found {tuple(grid)}")
         self.model, self.image_size, self.compute_dtype = model, int(image_size), compute_dtype
         network = _create(model, self.image_size, download and checkpoint is None)
-        self.is_transformer = hasattr(network, "blocks") and hasattr(network, "num_prefix_tokens")
         reductions = [info["reduction"] for info in network.feature_info]
+        one_grid = hasattr(network, "num_prefix_tokens") or len(set(reductions)) == 1  # SAM's encoder has no prefix
+        self.is_transformer = hasattr(network, "blocks") and one_grid
         if self.is_transformer and self.image_size % reductions[0]:
             raise InputError(f"image_size: expected a multiple of {model}'s {reductions[0]}, found {image_size}")
         self.layers = self._choose(layers, reductions)
         network.prune_intermediate_layers(list(self.layers), prune_norm=not self.is_transformer, prune_head=True)
+        if not self.is_transformer:
+            _check_size(network, model, self.image_size)
         if checkpoint is not None:
             _load(network, checkpoint)
         self.network = network
-        self.dim = sum(network.feature_info[layer]["num_chs"] for layer in self.layers)
+        self.dim = sum(_width(network.feature_info[layer], self.is_transformer) for layer in self.layers)
         self._own_grid = (math.ceil(self.image_size / reductions[self.layers[0]]),) * 2
         self.grid = self._own_grid if grid is None else (int(grid[0]), int(grid[1]))
         config = network.pretrained_cfg
@@ -184,6 +189,31 @@ class RGBExtractor(nn.Module):
         return images.float()
 
 
+_OF_ANY_SIZE = {"timm.models.vision_transformer_sam"}
+"""Networks that resample their position embeddings at every pass; made for another size they fit no checkpoint."""
+
+
+def _width(info: dict[str, Any], normed: bool) -> int:
+    """Return the number of values of a layer's tokens; the neck that is SAM's norm changes it."""
+    return int(info.get("num_chs_norm", info["num_chs"]) if normed else info["num_chs"])
+
+
+def _check_size(network: Any, model: str, image_size: int) -> None:
+    """Refuse a size of images that a network with windows or stages is not made for: try it, unless it is its own."""
+    config = network.pretrained_cfg
+    own = config["input_size"][-1]
+    if not config.get("fixed_input_size") or image_size == own:
+        return
+    try:
+        with torch.no_grad():
+            network.eval().forward_intermediates(torch.zeros(1, 3, image_size, image_size), intermediates_only=True)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"image_size: expected {own} or another size that {model} takes, found {image_size} ({reason})"
+        ) from error
+
+
 def _create(model: str, image_size: int, download: bool) -> Any:
     """Make timm's network for one size of image, with fetched or random weights."""
     try:
@@ -197,6 +227,8 @@ def _create(model: str, image_size: int, download: bool) -> Any:
         _announce_download(model)
     try:
         with _quiet_hub():
+            if timm.models.model_entrypoint(model.split(".", maxsplit=1)[0]).__module__ in _OF_ANY_SIZE:
+                return timm.create_model(model, **options)
             try:
                 return timm.create_model(model, img_size=image_size, **options)
             except TypeError as error:  # networks without position embeddings take any size

@@ -219,6 +219,10 @@ def test_an_attention_that_does_not_call_its_layers_is_refused() -> None:
             lambda: train_networks(IMAGES, {"rgb": EfficientNetLite0(pretrained=False)}, finetune="blocks"),
             "finetune: expected a network with transformer blocks, found efficientnet_lite0",
         ),
+        (
+            lambda: train_networks(IMAGES, {"rgb": RGBExtractor("mixer_s32_224")}, finetune="lora"),
+            "finetune: expected a network with attention, found mixer_s32_224",
+        ),
         (lambda: train_networks(IMAGES, {}, finetune="blocks"), "networks: expected xyz, rgb or both, found none"),
     ],
 )

@@ -75,6 +75,91 @@ def test_layers_of_a_transformer_each_through_the_norm_and_the_rest_cut_off(tmp_
     assert torch.allclose(extractor(images(1)), torch.cat([taken[2], taken[4]], dim=2)[:, 1:], atol=1e-5)
 
 
+SMALL_SAM = {"depth": 3, "embed_dim": 48, "num_heads": 3, "global_attn_indexes": (1,), "neck_chans": 32}
+SMALL_DINOV2 = {"depth": 2, "embed_dim": 48, "num_heads": 3}
+
+
+def small(monkeypatch: pytest.MonkeyPatch, **sizes) -> None:
+    """Let timm make networks of the true architecture with fewer and narrower blocks."""
+    original = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: original(name, **options, **sizes))
+
+
+@pytest.mark.parametrize("side", [224, 320])
+def test_sams_encoder_is_a_transformer_with_a_neck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: int) -> None:
+    """From the file for 1024 pixels, in its published names; with windows, and at 320 pixels padded ones."""
+    small(monkeypatch, **SMALL_SAM)
+    torch.manual_seed(1)
+    whole = timm.create_model("samvit_base_patch16").eval()
+    with torch.no_grad():
+        for parameter in whole.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    assert whole.pos_embed.shape == (1, 64, 64, 48)
+    published = {f"image_encoder.{k}".replace("mlp.fc", "mlp.lin"): v for k, v in whole.state_dict().items()}
+    torch.save({**published, "mask_decoder.iou_token.weight": torch.zeros(1)}, tmp_path / "sam.pth")
+    extractor = RGBExtractor("samvit_base_patch16.sa1b", tmp_path / "sam.pth", image_size=side)
+    n = side // 16
+    assert (extractor.is_transformer, extractor.layers, extractor.grid, extractor.dim) == (True, (2,), (n, n), 32)
+    with torch.no_grad():
+        expected = whole.forward_features(normalised(images(2, side), whole))
+    features = extractor(images(2, side))
+    assert features.shape == (2, n * n, 32)
+    assert torch.allclose(features, expected.flatten(2).transpose(1, 2), atol=1e-4)
+    assert len(RGBExtractor("samvit_base_patch16", layers=(0, 1), image_size=64).blocks) == 2
+    with pytest.raises(InputError, match="image_size: expected a multiple of samvit_base_patch16's 16, found 100"):
+        RGBExtractor("samvit_base_patch16", image_size=100)
+
+
+@pytest.mark.parametrize(("side", "n"), [(224, 16), (518, 37)])
+@pytest.mark.parametrize(("model", "prefix"), [("vit_base_patch14_dinov2", 1), ("vit_base_patch14_reg4_dinov2", 5)])
+def test_dinov2_has_its_own_grid_and_no_registers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, prefix: int, side: int, n: int
+) -> None:
+    small(monkeypatch, **SMALL_DINOV2)
+    path = weights_file(model, tmp_path / "dinov2.pth")  # for 518 pixels
+    extractor = RGBExtractor(model, path, image_size=side)
+    assert (extractor.grid, extractor.dim) == ((n, n), 48)
+    network = timm.create_model(model, img_size=side, num_classes=0).eval()
+    network.load_state_dict(extractor.network.state_dict())
+    with torch.no_grad():
+        expected = network.forward_features(normalised(images(1, side), network))[:, prefix:]
+    assert expected.shape[1] == n * n
+    assert torch.allclose(extractor(images(1, side)), expected, atol=1e-5)
+
+
+PLACED = [
+    "vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", "eva02_tiny_patch14_224",
+    "swin_tiny_patch4_window7_224", "hiera_tiny_224", "hieradet_small", "convnext_atto", "mvitv2_tiny", "xcit_nano_12_p8_224",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "model", [pytest.param(one, marks=pytest.mark.slow if one.startswith("hiera") else ()) for one in PLACED]
+)
+def test_a_change_in_the_picture_changes_the_patches_there(model: str) -> None:
+    """Tokens in rows, maps with channels first or last, prefix tokens: a wrong order would move the change."""
+    torch.manual_seed(0)
+    extractor = RGBExtractor(model)
+    plain = torch.full((1, 3, 224, 224), 0.5)
+    marked = plain.clone()
+    marked[:, :, 150:164, 60:74] = 1.0
+    moved = (extractor(plain) - extractor(marked)).norm(dim=2).view(extractor.grid)
+    row, column = divmod(int(moved.argmax()), extractor.grid[1])
+    assert abs((row + 0.5) / extractor.grid[0] - 157 / 224) < 0.1
+    assert abs((column + 0.5) / extractor.grid[1] - 67 / 224) < 0.1
+
+
+def test_networks_of_one_grid_without_prefix_are_transformers_too() -> None:
+    torch.manual_seed(0)
+    extractor = RGBExtractor("mixer_s32_224")
+    assert (extractor.layers, extractor.grid, extractor.dim) == ((7,), (7, 7), 512)
+    network = timm.create_model("mixer_s32_224", num_classes=0).eval()
+    network.load_state_dict(extractor.network.state_dict())
+    with torch.no_grad():
+        expected = network.forward_features(normalised(images(1), network))
+    assert torch.allclose(extractor(images(1)), expected, atol=1e-5)
+
+
 def test_convolutional_stages_are_averaged_and_brought_to_one_grid(tmp_path: Path) -> None:
     path = weights_file(CNN, tmp_path / "cnn.pth")
     whole = timm.create_model(CNN).eval()
@@ -186,6 +271,7 @@ def test_checkpoints_for_another_architecture_are_refused(tmp_path: Path, model:
         (lambda: RGBExtractor(VIT, "nowhere.pth"), "nowhere.pth: no such checkpoint"),
         (lambda: RGBExtractor(VIT, layers=(12,)), "layers: expected rising numbers from 0 to 11"),
         (lambda: RGBExtractor(VIT, image_size=100), "image_size: expected a multiple of .* 16"),
+        (lambda: RGBExtractor("maxvit_tiny_tf_224", image_size=200), "image_size: expected 224 or another size.*200"),
         (lambda: RGBExtractor(VIT, compute_dtype="half"), "compute_dtype"),
         (lambda: RGBExtractor(VIT, grid=(0, 4)), "grid"),
         (lambda: RGBExtractor(CNN)(images(1, 64)), r"images: expected \(B, 3, 224, 224\)"),
