@@ -129,7 +129,8 @@ def test_dinov2_has_its_own_grid_and_no_registers(
 
 PLACED = [
     "vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", "eva02_tiny_patch14_224",
-    "swin_tiny_patch4_window7_224", "hiera_tiny_224", "hieradet_small", "convnext_atto", "mvitv2_tiny", "xcit_nano_12_p8_224",
+    "swin_tiny_patch4_window7_224", "hiera_tiny_224", "hieradet_small", "convnext_atto",
+    "mvitv2_tiny", "xcit_nano_12_p8_224",
 ]  # fmt: skip
 
 
