@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mmad_bank.evaluation import FUSED
-from published.reading import Figure, Row, Table, tables
+from published.reading import Figure, Mark, Row, Table, tables
 
 ACCURACIES = ("image_auroc", "pixel_auroc", "aupro_30", "aupro_10", "aupro_5", "aupro_1")
 _CHOOSING = ("banks", "branches", "aggregation")
@@ -91,9 +91,14 @@ def _accuracy(table: Table, row: Row) -> Accuracy:
     doubtful = {one.metric for one in table.marks if one.kind == "contradictory" and one.row == row.key}
     figures = {name: row.figures[name] for name in ACCURACIES if name in row.figures and name not in doubtful}
     source = table.source if row.note is None else f"{table.source}, {row.note}"
-    marks = tuple(f"table {table.number}: {one.why}" for one in table.marks if one.row == row.key)
+    told = (one for one in table.marks if one.row in (row.key, None) and one.kind != "rounding")
+    marks = tuple(_worded(table, row, one) for one in told)
     numbers = (table.number,)
     return Accuracy(row.label, source, numbers, row.method, arguments, result, row.shots, figures, marks)
+
+
+def _worded(table: Table, row: Row, mark: Mark) -> str:
+    return f"table {table.number}{f', {row.label}' if mark.row else ''}: {mark.why}"
 
 
 def _chosen(arguments: Mapping[str, Any], result: str) -> tuple[dict[str, Any], str]:

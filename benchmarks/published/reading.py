@@ -10,8 +10,9 @@ by the name that the command line knows, such as ``m3dm-1`` for table 1. A table
 - ``percent``: figures are printed as percentages;
 - ``rows``: what each row is; of rows that another table describes, ``like`` names that table;
 - ``also``: arguments that all rows of a method have in this table, by method;
-- ``marks``: what is ``damaged`` in the text at hand, ``contradictory``, an ``unknown`` condition of a run, or a
-  ``mean`` that is not that of the categories. A mark without row or metric is of all;
+- ``marks``: what is ``damaged`` in the text at hand, ``contradictory``, an ``unknown`` condition of a run, a ``mean``
+  that is not that of the categories, or one off by less than 0.001, by ``rounding``. A mark without row or metric is
+  of all;
 - ``machine``, where speed was measured;
 - ``settings`` and ``heads``, where a table has words in place of figures.
 """

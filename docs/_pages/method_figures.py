@@ -61,9 +61,9 @@ def _published(layout: str, method: str) -> Iterator[str]:
     ]
     if rows:
         yield f"Means over the ten categories of {_NAMES[layout]}:\n\n{_grid(_HEADS, rows)}"
-    doubts = list(dict.fromkeys(f"- {one.label}, {one.source}, {mark}" for one in found for mark in one.marks))
+    doubts = list(dict.fromkeys(f"- {one.source}, {mark}" for one in found for mark in one.marks))
     if doubts:
-        yield "Of these figures are doubtful:\n\n" + "\n".join(doubts)
+        yield "Doubtful among them:\n\n" + "\n".join(doubts)
 
 
 def _source(one: published.Accuracy) -> str:
