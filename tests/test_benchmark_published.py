@@ -120,6 +120,13 @@ def test_runnable_rows_name_a_method_its_arguments_and_its_results(published):
     assert ran == 179
 
 
+def test_mdss_settings_are_the_defaults_of_ours(published):
+    settings, own = published.table("mdss-1").settings, method_class("mdss")().arguments()
+    batches, rate = (own["student_batch"], own["sdf_batch"]), own["student_lr"]
+    assert settings["batch size"] == tuple(map(str, batches))
+    assert (settings["learning rate"][0], settings["points in a patch"][1]) == (str(rate), str(own["patch_size"]))
+
+
 def run_of(row):
     return row.label if row.method is None else (row.method, tuple(sorted(row.arguments.items())), row.result)
 
