@@ -25,13 +25,13 @@ _SAFE_TORCH = (2, 10)  # the first PyTorch without a known hole in weights_only
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
-def save_state(module: nn.Module, path: str | os.PathLike[str]) -> None:
+def save_state(module: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
     """Write a module's weights as safetensors into the file that is there, see :func:`write_tensors`.
 
     Raises:
         OSError: The file cannot be written.
     """
-    write_tensors(path, module.state_dict())
+    write_tensors(path, module.state_dict(), metadata)
 
 
 def load_state(module: AnyModule, path: str | os.PathLike[str], key: str | None = None) -> AnyModule:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 import torch
@@ -30,6 +30,7 @@ _BETAS = (0.9, 0.95)
 def train_adaptation(
     pairs: Pairs,
     *,
+    groups: Sequence[int] | None = None,
     steps: int = 1000,
     batch: int = 8,
     patches_per_image: int | None = None,
@@ -55,11 +56,13 @@ def train_adaptation(
 
     Args:
         pairs: Images' patch features, (P, xyz_dim) and (P, rgb_dim) each; looked up one at a time.
+        groups: Number of each image's category, from 0: every category has banks of its own, as in the published code.
+            Default: all are of one.
         steps: Number of optimizer steps; the paper gives no number.
         batch: Number of images per step (published: 8); fewer where the order of images repeats one in it.
         patches_per_image: Number of patches to draw from an image for the local losses instead of taking all; the
             adaptors see all of them.
-        queue_size: Number of rows of each bank (paper: 50 000).
+        queue_size: Number of rows of each bank (paper: 50 000; published: 60 000).
         clc_weight: Weight λ of the CLC loss.
         losses: Names of losses, some of :data:`mmad_bank.adaptation.losses.LOSSES`.
         compactness: Kind of the compactness loss, see :func:`mmad_bank.adaptation.losses.compactness_loss`.
@@ -98,10 +101,20 @@ def train_adaptation(
         "xyz_dim": xyz.shape[-1], "rgb_dim": rgb.shape[-1],
     }  # fmt: skip
     check_arguments(arguments)
-    run = Training(pairs, arguments, torch.device(device))
+    run = Training(pairs, arguments, torch.device(device), _check_groups(groups, len(pairs)))
+    if len(set(run.groups)) > 1:
+        arguments["groups"] = ",".join(map(str, run.groups))
     run.take(caller="train_adaptation", resume=resume, save_every=save_every, progress=progress)
     assert isinstance(run.adaptation, FeatureAdaptation)
     return run.adaptation.eval()
+
+
+def _check_groups(groups: Sequence[int] | None, n_images: int) -> list[int]:
+    if groups is None:
+        return [0] * n_images
+    if len(groups) != n_images:
+        raise InputError(f"groups: expected a number for each of {n_images} images, found {len(groups)}")
+    return [check_index(one, "groups", 0, 2**31 - 1, "number of a category") for one in groups]
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:
@@ -125,19 +138,25 @@ class Training:
     trained: tuple[str, ...] = MODALITIES
     """Modalities whose features the training changes."""
 
-    def __init__(self, pairs: Pairs, arguments: dict[str, Any], device: torch.device) -> None:
+    def __init__(
+        self, pairs: Pairs, arguments: dict[str, Any], device: torch.device, groups: Sequence[int] | None = None
+    ) -> None:
         self.pairs, self.arguments, self.device = pairs, arguments, device
+        self.groups = groups or [0] * len(pairs)
         self.chosen = set(arguments["losses"].split(","))
         dims = {name: arguments[f"{name}_dim"] for name in MODALITIES}
         with seeded(arguments["seed"]):
             self.adaptation: nn.Module = self._begin(dims)
             self.heads = nn.ModuleDict({name: nn.Linear(dim, _HEAD_DIM) for name, dim in dims.items()})
         self.model = nn.ModuleDict({"adaptation": self.adaptation, "heads": self.heads}).to(device).train()
+        # A vector per image and step: more of them never come.
+        sizes = {"local": arguments["queue_size"], "global": arguments["steps"] * arguments["batch"]}
         self.queues = {
-            f"{scale}_{name}": FeatureQueue(arguments["queue_size"], dim, device)
+            self._bank_of(f"{scale}_{name}", group): FeatureQueue(min(size, sizes["local"]), dim, device)
             for name, dim in dims.items()
             if name in self.trained
-            for scale in ("local", "global")
+            for scale, size in sizes.items()
+            for group in sorted(set(self.groups))
         }
         weights = [weight for weight in self.model.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.AdamW(weights, lr=arguments["lr"], betas=_BETAS)
@@ -181,10 +200,13 @@ class Training:
             yield torch.stack([rows.sum() for rows in adapted.values()]).sum()  # which stops the training
         local = [self._local(adapted, present[b], step, b) for b in range(len(images))]
         vectors = {name: self._vectors(adapted[name], present) for name in MODALITIES}
-        yield self._alignment(local, vectors) * a["clc_weight"] + self._compactness(local, vectors) + self._penalty()
-        for name in self.trained:
-            self.queues[f"local_{name}"].enqueue(torch.cat([own[name] for own, _ in local]))
-            self.queues[f"global_{name}"].enqueue(vectors[name])
+        rows = {f"local_{name}": [own[name] for own, _ in local] for name in self.trained}
+        rows |= {f"global_{name}": list(vectors[name].split(1)) for name in self.trained}
+        banks = {name: self._by_bank(name, each, images) for name, each in rows.items()}
+        yield self._alignment(local, vectors) * a["clc_weight"] + self._compactness(banks) + self._penalty()
+        for own_rows in banks.values():
+            for bank, enqueued in own_rows.items():
+                self.queues[bank].enqueue(enqueued)
 
     def _read(self, images: list[int]) -> tuple[list[Tensor], list[Tensor]]:
         drawn = [self.pairs[image] for image in images]
@@ -233,18 +255,29 @@ class Training:
             total = total + alignment_loss(self.heads["rgb"](vectors["rgb"]), self.heads["xyz"](vectors["xyz"]))
         return total
 
-    def _compactness(
-        self, local: list[tuple[dict[str, Tensor], dict[str, Tensor]]], vectors: Mapping[str, Tensor]
-    ) -> Tensor:
-        """IFC (eq. 8), of the modalities that are trained."""
-        total, kind = vectors["rgb"].new_zeros(()), self.arguments["compactness"]
+    def _compactness(self, banks: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
+        """IFC (eq. 8), of the modalities that are trained; features (n, D) by scale and modality, then by bank."""
+        total, kind = torch.zeros((), device=self.device), self.arguments["compactness"]
         for name in self.trained:
-            if "local_compactness" in self.chosen:
-                rows = torch.cat([own[name] for own, _ in local])
-                total = total + compactness_loss(rows, self.queues[f"local_{name}"], kind)
-            if "global_compactness" in self.chosen:
-                total = total + compactness_loss(vectors[name], self.queues[f"global_{name}"], kind)
+            for scale in ("local", "global"):
+                own_rows = banks[f"{scale}_{name}"]
+                if f"{scale}_compactness" in self.chosen:
+                    n_rows = sum(map(len, own_rows.values()))
+                    for bank, features in own_rows.items():
+                        share = len(features) / n_rows  # each loss is a mean over features
+                        total = total + compactness_loss(features, self.queues[bank], kind) * share
         return total
+
+    def _by_bank(self, name: str, rows: Sequence[Tensor], images: Sequence[int]) -> dict[str, Tensor]:
+        """Join images' features (n, D) by the banks of a name that they belong to: those of their categories."""
+        parts: dict[str, list[Tensor]] = {}
+        for image, features in zip(images, rows, strict=True):
+            parts.setdefault(self._bank_of(name, self.groups[image]), []).append(features)
+        return {bank: torch.cat(own) for bank, own in parts.items()}
+
+    def _bank_of(self, name: str, group: int) -> str:
+        """Return the name of a category's bank, in the training's state too."""
+        return name if len(set(self.groups)) == 1 else f"{name}_{group}"
 
 
 def statistics(pairs: Pairs, names: Collection[str]) -> dict[str, tuple[float, float]]:

@@ -1,4 +1,7 @@
-"""Common parts of the methods with memory banks: extraction, bank building, scoring, explanation, saving."""
+"""Common parts of the methods with memory banks: extraction, bank building, scoring, explanation, saving.
+
+One class, because each of these parts asks the method for the same few things: names, grids, banks and extractors.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +39,7 @@ from mmad_bank.methods.map_scale import distances_to_others, scale_by_stage, spr
 from mmad_bank.methods.options import BankOptions, GridOptions, RGBOptions
 from mmad_bank.methods.padding import score_in_windows, window_cells, window_of
 from mmad_bank.methods.prediction import FUSED, Gaussian, check_place
+from mmad_bank.methods.shareable import CategoryData
 from mmad_bank.methods.training_features import (
     IMAGES_AT_ONCE,
     Dumps,
@@ -99,11 +103,11 @@ class BankMethod(Method, BankOptions, GridOptions, RGBOptions):
         """Return what describes the training samples for the trainings: the extractors themselves."""
         return extractors
 
-    def _learn_adaptation(self, dumps: Dumps, stages: Stages) -> None:
+    def _learn_adaptation(self, members: Sequence[CategoryData], stages: Stages) -> None:
         """Learn to adapt the extractors' features, see :attr:`adaptation_`."""
 
-    def _learn_features(self, dumps: Dumps, stages: Stages) -> None:
-        """Learn what :meth:`_compose` needs."""
+    def _learn_features(self, members: Sequence[CategoryData], stages: Stages) -> None:
+        """Learn what :meth:`_compose` needs, from features that :meth:`_adapted` has adapted."""
 
     def _learn_decision(self, dumps: Dumps, validation: Dumps | None, stages: Stages) -> None:
         """Learn what :meth:`_decide` needs."""
@@ -172,14 +176,9 @@ class BankMethod(Method, BankOptions, GridOptions, RGBOptions):
     # Fitting.
 
     def _fit(self, dataset: Samples, validation: Samples | None, stages: Stages) -> None:
-        self.extractors_ = Extractors(self._networks(None), self.device)
-        dumps, seen = extract_split(self, self._training_extractors(self.extractors_), "train", dataset, stages)
-        seen.note(self)
-        self._split_frames = {"train": seen.frames}
-        self._learn_adaptation(dumps, stages)
-        dumps = self._adapted("train", dumps, stages)
-        self._learn_features(dumps, stages)
-        dumps = self._composed("train", dumps, stages)
+        own = self.training_data(dataset, stages)
+        self.learn_parts([own], stages)
+        dumps = self._composed("train", self._adapted("train", own.data, stages), stages)
         self.banks_ = MultiBank(self._build_banks(dumps, stages))
         held_out = None
         if validation is not None and len(validation):
@@ -190,6 +189,19 @@ class BankMethod(Method, BankOptions, GridOptions, RGBOptions):
         self._learn_decision(dumps, held_out, stages)
         origin = "training images, each compared with the others' patches"
         self.map_scale_ = scale_by_stage(self._maps_of_others(dumps), origin, len(self.train_ids_), stages)
+
+    def training_data(self, dataset: Samples, stages: Stages) -> CategoryData:
+        """Extract the features, see :meth:`Method.training_data`."""
+        self.extractors_ = Extractors(self._networks(None), self.device)
+        dumps, seen = extract_split(self, self._training_extractors(self.extractors_), "train", dataset, stages)
+        seen.note(self)
+        self._split_frames = {"train": seen.frames}
+        return CategoryData("", dumps, stages, len(seen.ids))
+
+    def learn_parts(self, members: Sequence[CategoryData], stages: Stages) -> None:
+        """Learn to adapt features, and then to fuse the adapted ones, see :meth:`Method.learn_parts`."""
+        self._learn_adaptation(members, stages)
+        self._learn_features(members, stages)
 
     def _scale_maps(self, dataset: Samples, validation: Samples | None, stages: Stages) -> None:
         """Nothing is left to do: the scale was measured on the features, which go with the end of the fit."""

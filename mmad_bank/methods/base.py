@@ -11,7 +11,7 @@ import os
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, overload
@@ -61,6 +61,7 @@ from mmad_bank.methods.preparing import (
     preprocessing_of,
     refuse_other_preparation,
 )
+from mmad_bank.methods.shareable import TRAIN, CategoryData, Shared, SharedPart, TrainedOn, read_trained_on
 
 AnyMethod = TypeVar("AnyMethod", bound="Method")
 __all__ = ["MANIFEST", "Method", "Parameter", "Part", "Prediction", "Reason", "Samples", "read_manifest"]
@@ -84,6 +85,8 @@ class Method(MethodOptions, ABC):
             that older versions saved.
         categories_: The categories of those samples, sorted; empty where they named none.
         frames_: Frames of those samples in their pictures, in order; None where one is not known.
+        trained_on_: What the :attr:`shareable` parts were trained on, by their names; parts of files that do not say
+            are missing.
     """
 
     name: ClassVar[str]
@@ -96,6 +99,9 @@ class Method(MethodOptions, ABC):
     prediction_arguments: ClassVar[frozenset[str]] = frozenset()
     """Constructor arguments that :meth:`fit` does not depend on; :meth:`with_arguments` changes them."""
 
+    shareable: ClassVar[tuple[SharedPart, ...]] = ()
+    """Parts that one training can make for several categories, in the order in which they are learnt."""
+
     _trust_index: bool = False  # whether FAISS may read the indices of the banks that are loaded
 
     train_ids_: list[str]
@@ -104,6 +110,7 @@ class Method(MethodOptions, ABC):
     map_scale_: MapScale | None
     categories_: list[str]
     frames_: list[Frame | None]
+    trained_on_: dict[str, TrainedOn]
 
     def __post_init__(self) -> None:
         self._begin()
@@ -113,7 +120,8 @@ class Method(MethodOptions, ABC):
         check_parameters(self)
         self._check_arguments()
         self.train_ids_, self.skipped_, self.preprocessing_, self.map_scale_ = [], {}, None, None
-        self.categories_, self.frames_ = [], []
+        self.categories_, self.frames_, self.trained_on_ = [], [], {}
+        self._shared: Shared | None = None
 
     def _check_arguments(self) -> None:
         """Refuse arguments that do not go together; each by itself has been checked against its declaration."""
@@ -127,6 +135,7 @@ class Method(MethodOptions, ABC):
         validation: Samples | None = None,
         workdir: str | os.PathLike[str] | None = None,
         progress: bool = False,
+        shared: Shared | None = None,
     ) -> AnyMethod:
         """Learn what is normal.
 
@@ -141,6 +150,8 @@ class Method(MethodOptions, ABC):
                 goes on behind the last finished stage, or where the features end that were extracted. Default: a
                 temporary folder.
             progress: Whether to show bars on a terminal.
+            shared: Parts that were trained on several categories, in place of trainings of their own, see
+                :func:`mmad_bank.methods.shared.train_shared`.
 
         Returns:
             The method itself.
@@ -150,20 +161,72 @@ class Method(MethodOptions, ABC):
                 data.
             MmadBankError: A training diverged; the message names the step.
         """
+        with ExitStack() as stack:
+            folder = workdir or stack.enter_context(tempfile.TemporaryDirectory(prefix="mmad-bank-fit-"))
+            given = self.fitting(dataset, validation, Path(folder), shared, progress)
+            samples, held_out, stages = stack.enter_context(given)
+            self._fit(samples, held_out, stages)
+            self._scale_maps(samples, held_out, stages)
+            self.trained_on_ = dict(self._trained_on())
+        return self
+
+    @contextmanager
+    def fitting(
+        self, dataset: Samples, validation: Samples | None, folder: Path, shared: Shared | None, progress: bool
+    ) -> Iterator[tuple[Samples, Samples | None, Stages]]:
+        """Begin anew, as :meth:`fit` does, and yield what the block fits on and the stages in a folder.
+
+        Raises:
+            InputError: There is no sample, or some were prepared otherwise than others.
+        """
         self._begin()
+        self._shared = shared
         samples = as_samples(dataset, "dataset")
         if len(samples) == 0:
             raise InputError("dataset: expected normal samples, found none")
         samples = self.suited(samples)
         self.preprocessing_ = self._choose_preprocessing(samples)
         held_out = self._held_out(validation)
-        with plain_torch(), ExitStack() as stack:
-            folder = workdir or stack.enter_context(tempfile.TemporaryDirectory(prefix="mmad-bank-fit-"))
-            stages = Stages(Path(folder), self._fingerprint(samples, held_out), progress=progress)
-            with seeded(self.seed):  # random extractors are the same when a fit is resumed
-                self._fit(samples, held_out, stages)
-                self._scale_maps(samples, held_out, stages)
-        return self
+        own = self._fingerprint(samples, held_out)
+        own |= {} if shared is None else {"shared": shared.identity}
+        # Seeded, so that random extractors are the same when a fit is resumed.
+        with plain_torch(), seeded(self.seed):
+            yield samples, held_out, Stages(folder, own, progress=progress)
+
+    def parts_to_train(self) -> tuple[SharedPart, ...]:
+        """Return those of the :attr:`shareable` parts that :meth:`fit` trains with these arguments.
+
+        Example:
+            >>> from mmad_bank.methods import M3DM
+            >>> [part.name for part in M3DM().parts_to_train()]
+            ['uff']
+            >>> M3DM(banks=("xyz", "rgb")).parts_to_train()
+            ()
+        """
+        return tuple(part for part in self.shareable if getattr(self, part.argument) == TRAIN and self._has(part.name))
+
+    def _has(self, part: str) -> bool:
+        """Say whether the method has a part, with these arguments."""
+        del part
+        return True
+
+    def source_of(self, argument: str) -> str:
+        """Return where a shareable part comes from: what its argument says, or the file of a shared training.
+
+        Args:
+            argument: Constructor argument of the part.
+        """
+        own = str(getattr(self, argument))
+        return self._shared.files.get(argument, own) if self._shared is not None and own == TRAIN else own
+
+    def _trained_on(self) -> Iterator[tuple[str, TrainedOn]]:
+        """Yield what is known of the trainings of the parts of a fitted method."""
+        for part in filter(lambda one: self._has(one.name), self.shareable):
+            source = self.source_of(part.argument)
+            own = TrainedOn(len(self.train_ids_), tuple(self.categories_))
+            found = own if source == TRAIN else read_trained_on(source)
+            if found is not None:
+                yield part.name, found
 
     @property
     def uses_validation(self) -> bool:
@@ -369,6 +432,7 @@ class Method(MethodOptions, ABC):
             "train_ids": self.train_ids_, "skipped": self.skipped_,
             "map_scale": self.map_scale_ and self.map_scale_.as_json(), "categories": self.categories_,
             "frames": pack_frames(self.frames_),
+            "trained_on": {name: one.as_json() for name, one in self.trained_on_.items()},
         }  # fmt: skip
         write_model(folder, facts, self._save)
 
@@ -409,6 +473,8 @@ class Method(MethodOptions, ABC):
         scale = content.get("map_scale")
         self.map_scale_ = None if scale is None else MapScale.from_json(scale)
         self.frames_ = unpack_frames(content["frames"], len(self.train_ids_)) if "frames" in content else []
+        known = content.get("trained_on", {})
+        self.trained_on_ = {str(name): TrainedOn.from_json(one, MANIFEST) for name, one in known.items()}
 
     def arguments(self) -> dict[str, Any]:
         """Return the constructor's arguments, as they were given."""
@@ -496,6 +562,24 @@ class Method(MethodOptions, ABC):
     def _fit(self, dataset: Samples, validation: Samples | None, stages: Stages) -> None:
         """Learn, in stages that can be resumed; fills ``train_ids_`` and ``skipped_``."""
 
+    def training_data(self, dataset: Samples, stages: Stages) -> CategoryData:
+        """Make, as stages of a category's fit, what :meth:`learn_parts` learns from.
+
+        A method with :attr:`shareable` parts defines it.
+
+        Raises:
+            InputError: No sample can be used.
+        """
+        raise NotImplementedError
+
+    def learn_parts(self, members: Sequence[CategoryData], stages: Stages) -> None:
+        """Learn the :attr:`shareable` parts, from the data of the one category of a fit or of several.
+
+        Args:
+            members: Data of each category.
+            stages: Stages that the trainings' states go to.
+        """
+
     def _scale_maps(self, dataset: Samples, validation: Samples | None, stages: Stages) -> None:
         """Measure the colour scale on some of the validation samples, or of the training samples if there are none.
 
@@ -554,6 +638,17 @@ class Method(MethodOptions, ABC):
     def _check_fitted(self) -> None:
         if self.preprocessing_ is None or not self.train_ids_:
             raise InputError(f"{type(self).__name__}: not fitted; call fit or load first")
+
+    def fingerprint_on(self, dataset: Samples) -> dict[str, Any]:
+        """Say what a fit on samples would depend on, JSON-able; the method stays as it is.
+
+        Raises:
+            InputError: Some samples were prepared otherwise than others.
+        """
+        own = type(self)(**self.arguments())
+        samples = own.suited(as_samples(dataset, "dataset"))
+        own.preprocessing_ = own._choose_preprocessing(samples)
+        return own._fingerprint(samples, None)
 
     def _fingerprint(self, dataset: Samples, validation: Samples | None) -> dict[str, Any]:
         """Say what the stages' results depend on."""

@@ -29,10 +29,12 @@ from mmad_bank.extraction import Extractors
 from mmad_bank.features.factory import BUNDLED_STAGES
 from mmad_bank.methods.options import AdaptationOptions, Count, Range, Rate, SomeOf, accepts_former_names
 from mmad_bank.methods.point_bank_method import PointBankMethod
-from mmad_bank.methods.training_features import Dumps, Pairs, made_of
+from mmad_bank.methods.shareable import TRAIN, CategoryData, SharedPart
+from mmad_bank.methods.training_features import Dumps, Pairs, made_of, pairs_of
 
 BANKS = ("xyz", "rgb")
-TRAIN, NONE = "train", "none"
+NONE = "none"
+ADAPTATION = SharedPart("adaptation", "adaptation", "adaptation_", "adaptors")
 
 
 @accepts_former_names
@@ -54,6 +56,7 @@ class LSFA(PointBankMethod, AdaptationOptions):
     """
 
     name: ClassVar[str] = "lsfa"
+    shareable: ClassVar[tuple[SharedPart, ...]] = (ADAPTATION,)
     bundled: ClassVar[Mapping[str, Any]] = {
         "rgb_layers": BUNDLED_STAGES, "grid": (28, 28), "adaptor": "residual", "adaptation_steps": 60,
         "adaptation_batch": 4, "adaptation_patches": 256, "queue_size": 5000,
@@ -121,7 +124,10 @@ class LSFA(PointBankMethod, AdaptationOptions):
         del bank
         return True
 
-    def _learn_adaptation(self, dumps: Dumps, stages: Stages) -> None:
+    def _has(self, part: str) -> bool:
+        return part != ADAPTATION.name or self.finetune == NONE
+
+    def _learn_adaptation(self, members: Sequence[CategoryData], stages: Stages) -> None:
         options: dict[str, Any] = {
             "steps": self.adaptation_steps, "batch": self.adaptation_batch,
             "patches_per_image": self.adaptation_patches, "queue_size": self.queue_size, "clc_weight": self.clc_weight,
@@ -129,10 +135,11 @@ class LSFA(PointBankMethod, AdaptationOptions):
             "clusters": self.clusters, "lr": self.adaptation_lr,
         }  # fmt: skip
         if (kind := self.finetune) == "none":
-            self.adaptation_ = learn_adaptation(self, dumps, stages, layer=self.adaptor, **options)
+            self.adaptation_ = learn_adaptation(self, members, stages, layer=self.adaptor, **options)
             return
+        (own,) = members  # extractors are no part that categories share
         networks = self.extractors_.networks
-        given = {name: dumps[name if name in dumps else input_of(name)] for name in BANKS}
+        given = {name: own.data[name if name in own.data else input_of(name)] for name in BANKS}
         with argument_called(blocks="finetune_blocks", rank="finetune_rank"):
             train_networks(
                 Pairs(given), {name: networks[name] for name in self._tuned(networks)}, finetune=kind,
@@ -215,28 +222,34 @@ class InputsOf(Extractors):
 class Adapting(Protocol):
     """A method with an argument ``adaptation``: ``"none"``, ``"train"``, or a file."""
 
-    adaptation: str
     seed: int
     device: str
     extractors_: Extractors
 
+    def source_of(self, argument: str) -> str:
+        """Return what the argument says, or the file of a shared training."""
 
-def learn_adaptation(method: Adapting, dumps: Dumps, stages: Stages, **options: Any) -> FeatureAdaptation | None:
+
+def learn_adaptation(
+    method: Adapting, members: Sequence[CategoryData], stages: Stages, **options: Any
+) -> FeatureAdaptation | None:
     """Train adaptors on a method's features, or take those of a file, or none, as its argument says.
 
     Args:
         method: Method whose features they are.
-        dumps: The features.
+        members: The features of each category.
         stages: Stages that the training's state goes to.
         options: Options of :func:`train_adaptation`.
     """
-    if method.adaptation == NONE:
+    source = method.source_of(ADAPTATION.argument)
+    if source == NONE:
         return None
-    if method.adaptation != TRAIN:
+    if source != TRAIN:
         dims = method.extractors_.dims
-        adaptation = FeatureAdaptation(dims["xyz"], dims["rgb"]).load_checkpoint(method.adaptation)
+        adaptation = FeatureAdaptation(dims["xyz"], dims["rgb"]).load_checkpoint(source)
         return adaptation.to(method.device).eval()
+    groups = [number for number, one in enumerate(members) for _ in range(one.images)]
     return train_adaptation(
-        Pairs(dumps), seed=method.seed, resume=stages.state("adaptation.pt"), device=method.device,
+        pairs_of(members), groups=groups, seed=method.seed, resume=stages.state("adaptation.pt"), device=method.device,
         progress=stages.progress, **options,
     )  # fmt: skip

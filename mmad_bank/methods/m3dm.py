@@ -24,12 +24,14 @@ from mmad_bank.features.factory import BUNDLED_STAGES, RANDOM
 from mmad_bank.fusion import DecisionFusion, FeatureFusion, train_fusion
 from mmad_bank.fusion.dlf import FACTORS
 from mmad_bank.methods.base import Method
-from mmad_bank.methods.lsfa import NONE, TRAIN, learn_adaptation
+from mmad_bank.methods.lsfa import ADAPTATION, NONE, learn_adaptation
 from mmad_bank.methods.options import AdaptationOptions, BankPrecision, Count, Rate, SomeOf, accepts_former_names
 from mmad_bank.methods.point_bank_method import PointBankMethod
-from mmad_bank.methods.training_features import Dumps, Pairs
+from mmad_bank.methods.shareable import TRAIN, CategoryData, SharedPart
+from mmad_bank.methods.training_features import Dumps, pairs_of
 
 BANKS = ("xyz", "rgb", "fusion")
+UFF = SharedPart("uff", "uff_weights", "uff_", "fusion (UFF)")
 _MEAN_FEATURE = Source("mean feature", 1, None)
 _PUBLISHED_DIVISOR = 1000.0  # of the two-bank variant's image scores
 
@@ -67,6 +69,7 @@ class M3DM(PointBankMethod, AdaptationOptions):
     """
 
     name: ClassVar[str] = "m3dm"
+    shareable: ClassVar[tuple[SharedPart, ...]] = (ADAPTATION, UFF)
     bundled: ClassVar[Mapping[str, Any]] = {
         "rgb_layers": BUNDLED_STAGES, "uff_steps": 300, "uff_lr": 3e-4, "uff_batch": 8, "uff_patches": 96,
     }  # fmt: skip
@@ -84,7 +87,7 @@ class M3DM(PointBankMethod, AdaptationOptions):
 
     uff_weights: str = TRAIN
     """Weights of UFF: ``"train"`` on the samples of ``fit``; a file: the published checkpoint, or one UFF for all
-    categories that was trained before; or ``"random"`` for tests and timings."""
+    categories that was trained before (``mmad-bank train-uff`` writes it); or ``"random"`` for tests and timings."""
 
     uff_steps: Count = 750
     """Optimizer steps of UFF's training."""
@@ -143,26 +146,31 @@ class M3DM(PointBankMethod, AdaptationOptions):
             networks["rgb"] = self._rgb_network(weights)
         return networks
 
-    def _learn_adaptation(self, dumps: Dumps, stages: Stages) -> None:
+    def _learn_adaptation(self, members: Sequence[CategoryData], stages: Stages) -> None:
         self.adaptation_ = learn_adaptation(
-            self, dumps, stages, steps=self.adaptation_steps, batch=self.adaptation_batch,
+            self, members, stages, steps=self.adaptation_steps, batch=self.adaptation_batch,
             patches_per_image=self.adaptation_patches, layer=self.adaptor,
         )  # fmt: skip
 
     # Section 3.3: unsupervised feature fusion.
 
-    def _learn_features(self, dumps: Dumps, stages: Stages) -> None:
-        if "fusion" not in self.banks or self.fusion == "concat":
+    def _has(self, part: str) -> bool:
+        return part != UFF.name or ("fusion" in self.banks and self.fusion == "uff")
+
+    def _learn_features(self, members: Sequence[CategoryData], stages: Stages) -> None:
+        if not self._has(UFF.name):
             return
-        if self.uff_weights != TRAIN:
+        weights = self.source_of(UFF.argument)
+        if weights != TRAIN:
             dims = self.extractors_.dims
             network = FeatureFusion(dims["xyz"], dims["rgb"], recipe=self.recipe)
-            if self.uff_weights != RANDOM:
-                network.load_checkpoint(self.uff_weights)
+            if weights != RANDOM:
+                network.load_checkpoint(weights)
             self.uff_ = network.to(self.device).eval()
             return
+        adapted = [one._replace(data=self._adapted("train", one.data, one.stages)) for one in members]
         self.uff_ = train_fusion(
-            Pairs(dumps), steps=self.uff_steps, warmup=min(250, self.uff_steps // 3),
+            pairs_of(adapted), steps=self.uff_steps, warmup=min(250, self.uff_steps // 3),
             batch=self.uff_batch, patches_per_image=self.uff_patches, lr=self.uff_lr, recipe=self.recipe,
             seed=self.seed, resume=stages.state("uff.pt"), device=self.device, progress=stages.progress,
         )  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset
 
 from mmad_bank._internal.progress import progress_bar, within
 from mmad_bank._internal.resume import Stages, counted, fingerprint_of, wording
@@ -25,6 +26,7 @@ from mmad_bank.extraction import Extractors, Journal, extract_to
 from mmad_bank.features.factory import RANDOM
 from mmad_bank.methods.base import Method, Samples
 from mmad_bank.methods.options import GridOptions, PointOptions
+from mmad_bank.methods.shareable import CategoryData
 
 IMAGES_AT_ONCE = 4
 _OF_EXTRACTORS = {one.name for group in (PointOptions, GridOptions) for one in fields(group)} | {"image_size", "seed"}
@@ -203,7 +205,7 @@ def bar(description: str, total: int, stages: Stages) -> AbstractContextManager[
     return progress_bar(description, total) if stages.progress else nullcontext(lambda done: None)
 
 
-class Pairs:
+class Pairs(Dataset[tuple[Tensor, Tensor]]):
     """The patch features of the training images, point features first, read from dumps one image at a time."""
 
     def __init__(self, dumps: Dumps) -> None:
@@ -214,6 +216,11 @@ class Pairs:
 
     def __getitem__(self, index: int, /) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(np.array(self.xyz[index])), torch.from_numpy(np.array(self.rgb[index]))
+
+
+def pairs_of(members: Sequence[CategoryData]) -> ConcatDataset[tuple[Tensor, Tensor]]:
+    """Return the training images of one or of several categories, one category after the other."""
+    return ConcatDataset([Pairs(one.data) for one in members])
 
 
 @wording(r"(train|validation)(?:-so-far)?\.json")

@@ -254,16 +254,21 @@ def plain_losses(monkeypatch: pytest.MonkeyPatch, **changes) -> list[float]:
     return seen
 
 
-def test_the_first_two_losses_are_equation_9(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Written out from untrained adaptors: a rate of next to nothing leaves them, dropout is off."""
+@pytest.mark.parametrize("groups", [None, [0, 1, 0, 1, 1]])
+def test_the_first_losses_are_equation_9(monkeypatch: pytest.MonkeyPatch, groups: list[int] | None) -> None:
+    """Written out from untrained adaptors: a rate of next to nothing leaves them, dropout is off.
+
+    Each category's features are compared with those of its own images that came before.
+    """
     monkeypatch.setattr(nn.Dropout, "forward", lambda self, x: x)
-    seen = plain_losses(monkeypatch, steps=2, lr=1e-30, prototypes="mean")
+    category = groups or [0] * 5
+    seen = plain_losses(monkeypatch, steps=4, lr=1e-30, prototypes="mean", groups=groups)
     run = training.Training(IMAGES, _arguments(steps=2, lr=1e-30, prototypes="mean"), torch.device("cpu"))
     run.model.eval()
-    banks: dict[str, list[torch.Tensor]] = {}
+    banks: dict[tuple[str, int], list[torch.Tensor]] = {}
     for step, value in enumerate(seen):
-        expected, vectors = 0.0, {"xyz": [], "rgb": []}
-        drawn = training.sample_order(5, step * 2, 2, 0)
+        vectors = {"xyz": [], "rgb": []}
+        drawn = list(dict.fromkeys(training.sample_order(5, step * 2, 2, 0)))
         adapted = []
         for number in drawn:
             xyz, rgb = IMAGES[number]
@@ -277,13 +282,17 @@ def test_the_first_two_losses_are_equation_9(monkeypatch: pytest.MonkeyPatch) ->
         with torch.no_grad():
             local = [alignment_loss(run.heads["rgb"](one["both"]), run.heads["xyz"](one["xyz"])) for one in adapted]
             whole = {name: torch.stack(rows) for name, rows in vectors.items()}
-            expected += 0.6 * float(torch.stack(local).mean())
+            expected = 0.6 * float(torch.stack(local).mean())
             expected += 0.6 * float(alignment_loss(run.heads["rgb"](whole["rgb"]), run.heads["xyz"](whole["xyz"])))
         for name in ("xyz", "rgb"):
-            for key, rows in ((name, torch.cat([one[name] for one in adapted])), (f"g{name}", whole[name])):
-                if banks.get(key):
-                    expected += float(torch.cdist(rows, torch.cat(banks[key])[-30:]).min(1).values.mean())
-                banks.setdefault(key, []).append(rows)
+            for key, rows in ((name, [one[name] for one in adapted]), (f"g{name}", list(whole[name].split(1)))):
+                distances = []
+                for number, own in zip(drawn, rows, strict=True):
+                    bank = banks.get((key, category[number]))
+                    distances.append(torch.cdist(own, torch.cat(bank)[-30:]).amin(1) if bank else torch.zeros(len(own)))
+                expected += float(torch.cat(distances).mean())
+                for number, own in zip(drawn, rows, strict=True):
+                    banks.setdefault((key, category[number]), []).append(own)
         assert value == pytest.approx(expected, rel=1e-4)
 
 
@@ -414,6 +423,8 @@ def test_what_was_saved_is_read(tmp_path: Path) -> None:
         ({"queue_size": 0}, "queue_size"),
         ({"steps": 0}, "steps"),
         ({"lr": 0.0}, "lr"),
+        ({"groups": [0, 1]}, "groups: expected a number for each of 5 images, found 2"),
+        ({"groups": [0, 0, 0, 0, -1]}, "groups"),
     ],
 )
 def test_bad_arguments_are_named(changes: dict, message: str) -> None:
