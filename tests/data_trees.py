@@ -51,3 +51,55 @@ def add_eyecandy(
     np.savetxt(folder / f"{name}_pose.txt", np.eye(4) if pose is None else pose)
     if mask is not None:
         Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{name}_mask.png")
+
+
+def add_picture(path: Path, *, size: tuple[int, int] = (48, 64), seed: int | None = None, spot: bool = False) -> None:
+    """Write a color picture of soft noise, perhaps with the bright spot that :func:`add_mask` marks."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    seed = sum(map(ord, path.stem)) if seed is None else seed
+    rgb = np.random.default_rng(seed).integers(90, 130, (*size, 3), dtype=np.uint8)
+    if spot:
+        rgb[12:20, 16:32] = 255
+    Image.fromarray(rgb).save(path)
+
+
+def add_mask(path: Path, value: int = 255, *, size: tuple[int, int] = (48, 64), palette: bool = False) -> None:
+    """Write a mask with 8×16 pixels of a value, or of an index into a palette whose colors are all black."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mask = np.zeros(size, dtype=np.uint8)
+    mask[12:20, 16:32] = value
+    image = Image.fromarray(mask)
+    if palette:
+        image.putpalette([0] * 768)
+    image.save(path)
+
+
+def add_mvtec_ad(category: Path, *, train: int = 4, test: int = 2, defect: str = "broken") -> None:
+    """Write a category in MVTec AD's layout: good pictures to learn from, good ones and a defect to test with."""
+    for number in range(train):
+        add_picture(category / "train" / "good" / f"{number:03d}.png")
+    for number in range(test):
+        add_picture(category / "test" / "good" / f"{number:03d}.png", seed=50 + number)
+        add_picture(category / "test" / defect / f"{number:03d}.png", seed=90 + number, spot=True)
+        add_mask(category / "ground_truth" / defect / f"{number:03d}_mask.png")
+
+
+def add_visa(root: Path, category: str = "candle", *, train: int = 4, test: int = 2) -> None:
+    """Write a category of VisA as it is downloaded, and add its rows to the table of the splits."""
+    table = root / "split_csv" / "1cls.csv"
+    rows, kinds = [] if table.is_file() else ["object,split,label,image,mask"], ["image,label,mask"]
+    for number in range(train + test):
+        name = f"{category}/Data/Images/Normal/{number:04d}.JPG"
+        add_picture(root / name)
+        rows.append(f"{category},{'train' if number < train else 'test'},normal,{name},")
+        kinds.append(f"{name},normal,")
+    for number in range(test):
+        name, mask = (f"{category}/Data/{kind}/Anomaly/{number:03d}" for kind in ("Images", "Masks"))
+        add_picture(root / f"{name}.JPG", spot=True)
+        add_mask(root / f"{mask}.png", value=number + 1)
+        rows.append(f"{category},test,anomaly,{name}.JPG,{mask}.png")
+        kinds.append(f'{name}.JPG,"chunk of wax missing, weird/odd wick",{mask}.png')
+    (root / category / "image_anno.csv").write_text("\n".join(kinds) + "\n")
+    table.parent.mkdir(exist_ok=True)
+    with table.open("a") as file:
+        file.write("\n".join(rows) + "\n")

@@ -14,7 +14,7 @@ import typer
 Axes = Literal["auto", "rows", "bchw", "bhwc"]
 BankPrecision = Literal["auto", "float32", "half", "int8"]
 ComputeDtype = Literal["float32", "bfloat16"]
-FolderLayout = Literal["auto", "mvtec3d", "eyecandies", "folder"]
+FolderLayout = Literal["auto", "mvtec3d", "eyecandies", "folder", "mvtec_ad", "visa"]
 LengthUnit = Literal["m", "cm", "mm", "um"]
 Measure = Literal["error", "auroc"]
 Recipe = Literal["auto", "m3dm", "cfm", "mdss", "eyecandies", "keep"]
@@ -137,7 +137,8 @@ WORDS: dict[str, Word] = {
     "--methods": Word(str, "Methods to measure, joined by commas (default: all).", _NAMES,
                       several=True),
     "--recipe": Word(
-        Recipe, "Preprocessing to do, by paper (auto: eyecandies for Eyecandies, else m3dm; keep: backgrounds stay)."
+        Recipe, "Preprocessing to do, by paper (auto: eyecandies for Eyecandies, keep for pictures without clouds,"
+        " else m3dm; keep: backgrounds stay).",
     ),
     "--rgb": Word(str, "Extractor of color images: efficientnet_lite0, any model's name in timm, or none."),
     "--rgb-weights": Word(str, "Weights of the extractor of color images: pretrained, random, or a checkpoint file."),

@@ -82,16 +82,18 @@ def prepare(
     from mmad_bank.data.recipes import Preprocessing
     from mmad_bank.data.replacing import SET_ASIDE
 
+    chosen = parse_categories(categories)
     changes: dict[str, Any] = {"seed": seed, "units": units} | ({} if image_size is None else {"size": image_size})
-    base = preparation.default_settings(dataset, layout) if recipe == "auto" else Preprocessing.recipe(recipe)
+    own = recipe == "auto"
+    base = preparation.default_settings(dataset, layout, categories=chosen) if own else Preprocessing.recipe(recipe)
     begin = time.perf_counter()
     with going_on():
         result = preparation.prepare(
-            dataset, out, replace(base, **changes), categories=parse_categories(categories), layout=layout,
+            dataset, out, replace(base, **changes), categories=chosen, layout=layout,
             workers=count_workers(workers), overwrite=overwrite, progress=show_progress(as_json),
         )  # fmt: skip
     taken = time.perf_counter() - begin
-    say_unread(dataset, parse_categories(categories), layout)
+    say_unread(dataset, chosen, layout)
     for name in result.set_aside:
         print(f"set aside: {name} is gone or cannot be used now; moved to {out / SET_ASIDE}", file=sys.stderr)
     if not result.written + result.cached:

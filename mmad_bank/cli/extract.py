@@ -56,6 +56,7 @@ def extract(
     samples = _open_split(dataset, names, split, layout, units)
     shared: dict[str, Any] = {"grid": (grid, grid), "image_size": image_size}
     begin = time.perf_counter()
+    _check_modalities(samples, wanted)
     networks = _networks(wanted, shared)
     with _place_for_dumps(out, job) as folder:
         facts = _extract(samples, folder, out, networks, target, image_size, batch, show_progress(as_json))
@@ -80,6 +81,13 @@ def _open_split(
     joined = opened[0].select(range(len(opened[0])))
     joined.records = tuple(record for one in opened for record in one.records)
     return joined
+
+
+def _check_modalities(samples: SampleDataset, wanted: Mapping[str, tuple[str, str]]) -> None:
+    """Refuse an extractor of what the data set does not have."""
+    for name, what in (("rgb", "pictures"), ("xyz", "point clouds")):
+        if wanted[name][0] != "none" and name not in samples.modalities:
+            raise InputError(f"--{name}: expected none, as {samples.path} has no {what}, found {wanted[name][0]!r}")
 
 
 def _networks(wanted: Mapping[str, tuple[str, str]], shared: dict[str, Any]) -> dict[str, Any]:
@@ -172,15 +180,14 @@ def _preparing(samples: SampleDataset, image_size: int) -> Any:
     """Return what brings a sample of a data set to the extractors' size."""
     from dataclasses import replace
 
-    from mmad_bank.data import preprocess
-    from mmad_bank.data.preparation import default_settings
+    from mmad_bank.data import Preprocessing, preprocess
 
     if samples.preparation is not None:
         if samples.preparation.size != image_size:
             found = samples.preparation.size
             raise InputError(f"--image-size: {samples.path} was prepared in {found} pixels, found {image_size}")
         return lambda sample: sample
-    settings = replace(default_settings(samples.path, samples.layout), size=image_size)
+    settings = replace(Preprocessing.recipe(samples.recipe or "m3dm"), size=image_size)
 
     def prepare(sample: Sample) -> Sample:
         return preprocess(sample, settings)

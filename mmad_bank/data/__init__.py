@@ -14,6 +14,7 @@ _EXPORTS = {
     "FolderDataset": "folder",
     "Frame": "frame",
     "MVTec3DDataset": "mvtec3d",
+    "MVTecADDataset": "mvtec_ad",
     "OtherPreparation": "recipes",
     "Preprocessing": "recipes",
     "RECIPES": "recipes",
@@ -21,6 +22,7 @@ _EXPORTS = {
     "Sample": "sample",
     "SampleDataset": "dataset",
     "UNITS": "mmad_bank._internal.units",
+    "VisADataset": "visa",
     "categories_of": "layouts",
     "check_sample": "sample",
     "few_shot": "dataset",
@@ -41,11 +43,13 @@ __all__ = [
     "FolderDataset",
     "Frame",
     "MVTec3DDataset",
+    "MVTecADDataset",
     "OtherPreparation",
     "Preprocessing",
     "Record",
     "Sample",
     "SampleDataset",
+    "VisADataset",
     "categories_of",
     "check_sample",
     "few_shot",
@@ -69,11 +73,13 @@ if TYPE_CHECKING:
     from mmad_bank.data.frame import Frame
     from mmad_bank.data.layouts import categories_of, open_dataset
     from mmad_bank.data.mvtec3d import MVTec3DDataset
+    from mmad_bank.data.mvtec_ad import MVTecADDataset
     from mmad_bank.data.preparation import prepare
     from mmad_bank.data.prepared import preparation_of
     from mmad_bank.data.preprocessing import normalize_rgb, preprocess
     from mmad_bank.data.recipes import RECIPES, OtherPreparation, Preprocessing
     from mmad_bank.data.sample import Record, Sample, check_sample, open_sample
+    from mmad_bank.data.visa import VisADataset
 
 __getattr__, __dir__ = lazily(
     __name__,

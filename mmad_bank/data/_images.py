@@ -17,6 +17,8 @@ from mmad_bank.data._limits import check_announced, limit_is_set
 from mmad_bank.data._tiff import read_array
 from mmad_bank.errors import InputError, MmadBankError
 
+DESCRIPTION = "Description"
+"""PNG's own keyword for what TIFF calls its description."""
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 # Bytes per pixel in Pillow's memory; all other modes take four.
 _STORED = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
@@ -133,11 +135,15 @@ def read_rgb(path: Path) -> np.ndarray:
         return _colours(image)
 
 
-def read_mask(path: Path) -> np.ndarray:
+def read_mask(path: Path, *, by_index: bool = False) -> np.ndarray:
     """Read a ground-truth mask: what is seen as not black is a defect.
 
     Grey masks may have any depth, and floats; NaN is no defect. In a JPEG, whose black is never quite black, the
     brighter half of the range is a defect.
+
+    Args:
+        path: The file.
+        by_index: Whether an index into a palette marks a defect by not being zero, whatever its color.
 
     Returns:
         (H, W), bool.
@@ -146,6 +152,9 @@ def read_mask(path: Path) -> np.ndarray:
         InputError: The file is missing, damaged, too large, or of 16 bits per colour channel.
     """
     with _opened(path, "a mask image") as image:
+        if by_index and image.mode == "P":
+            _turn(image)
+            return np.asarray(image) != 0
         if image.mode.split(";")[0] in _GREYS and "transparency" not in image.info:
             _check_black_is_zero(path, image)
             _turn(image)
@@ -220,11 +229,21 @@ def is_defect(values: np.ndarray) -> np.ndarray:
 
 
 def read_tag(path: Path) -> str:
-    """Read a TIFF's description; empty if there is none or the file cannot be read."""
+    """Read a TIFF's or PNG's description; empty if there is none or the file cannot be read."""
+    if path.suffix.lower() == ".png":
+        return _read_png_tag(path)
     tifffile = import_extra("tifffile", "tifffile", "reading point clouds")
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     try:
         with tifffile.TiffFile(path) as file:
             return str(file.pages[0].description)
     except Exception:  # as in _naming: whatever a decoder raises, there is no tag to be had
+        return ""
+
+
+def _read_png_tag(path: Path) -> str:
+    try:
+        with _opened(path, "an image") as image:
+            return str(image.info.get(DESCRIPTION, ""))
+    except InputError:
         return ""

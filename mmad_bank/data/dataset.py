@@ -17,7 +17,7 @@ import torch
 from mmad_bank.data.names import GOOD, SPLITS, split_named, subfolders
 from mmad_bank.data.prepared import preparation_of
 from mmad_bank.data.recipes import Preprocessing
-from mmad_bank.data.sample import Record, Sample, as_prepared, check_raw, in_metres
+from mmad_bank.data.sample import MODALITIES, Record, Sample, as_prepared, check_raw, in_metres
 from mmad_bank.errors import InputError, MissingSplitError, did_you_mean
 
 AnyDataset = TypeVar("AnyDataset", bound="SampleDataset")
@@ -76,8 +76,21 @@ class SampleDataset(torch.utils.data.Dataset[Sample]):
         """The settings that the data set was prepared with; None for one as a sensor made it."""
         found = preparation_of(self.path)
         if found is None and self.records:
-            check_raw(self.records[0].xyz, self.path)
+            check_raw(self.records[0].main_file, self.path)
         return found
+
+    @property
+    def recipe(self) -> str | None:
+        """Recipe of preprocessing that its raw samples need whatever the method; None where the method's own will do.
+
+        The others tell the background by the cloud.
+        """
+        return None if "xyz" in self.modalities else "keep"
+
+    @property
+    def modalities(self) -> frozenset[str]:
+        """What sensors have given of every sample: ``"rgb"``, ``"xyz"``, or both."""
+        return MODALITIES.intersection(*(record.modalities for record in self.records))
 
     @property
     def categories(self) -> tuple[str, ...]:

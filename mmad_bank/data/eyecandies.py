@@ -72,6 +72,11 @@ class EyecandiesDataset(SampleDataset):
             raise missing_split(root, names, split, f"data/NNN_image_{light}.png and NNN_depth.png")
         super().__init__(root, records)
 
+    @property
+    def recipe(self) -> str:
+        """Recipe of preprocessing that its raw samples need whatever the method."""
+        return self.layout
+
     @classmethod
     def find_categories(cls, root: Path) -> list[str]:
         """Name the categories in a folder, sorted.
@@ -86,6 +91,8 @@ class EyecandiesDataset(SampleDataset):
 
     def read(self, record: Record) -> Sample:
         """Read the sample that a record stands for."""
+        assert record.rgb is not None
+        assert record.xyz is not None
         rgb = read_rgb(record.rgb)
         prefix = str(record.xyz).removesuffix("depth.png")
         low, high = (_read_number(Path(f"{prefix}info_depth.yaml"), key) for key in ("min", "max"))
@@ -96,7 +103,12 @@ class EyecandiesDataset(SampleDataset):
 
 def is_category(folder: Path) -> bool:
     """Say whether a folder is a category in this layout."""
-    return any((entry / "data").is_dir() for entry in subfolders(folder) if split_named(entry.name))
+    return any(holds_samples(entry) for entry in subfolders(folder) if split_named(entry.name))
+
+
+def holds_samples(split: Path) -> bool:
+    """Say whether a folder holds samples as a split does."""
+    return (split / "data").is_dir()
 
 
 def unproject(depth: np.ndarray, pose: np.ndarray) -> np.ndarray:

@@ -1,7 +1,9 @@
 """One's own parts, in the layout of MVTec 3D-AD: ``CATEGORY/{train,validation,test}/{good|DEFECT}/{rgb,xyz,gt}/NAME``.
 
-Colour images and masks may be PNG, JPEG, BMP or TIFF, point clouds are TIFF. A defect without a mask is scored, not
-localised. docs/how-to/own-pictures.md lists the names that are taken for a split and for good samples.
+Colour images and masks may be PNG, JPEG, BMP or TIFF, point clouds are TIFF. A category may have pictures alone, or
+point clouds alone. A defect without a mask is scored, not localised.
+
+docs/how-to/own-pictures.md lists the names that are taken for a split and for good samples.
 """
 
 from __future__ import annotations
@@ -13,19 +15,17 @@ from mmad_bank.data._images import read_mask, read_rgb, read_xyz
 from mmad_bank.data.dataset import SampleDataset, check_split, missing_split
 from mmad_bank.data.names import (
     CLOUDS,
-    GOOD,
     IMAGES,
     SPLITS,
     defect_named,
     describe,
     files_by_stem,
-    in_order,
     split_folder,
     split_named,
     subfolder,
     subfolders,
 )
-from mmad_bank.data.sample import Record, Sample, make_sample
+from mmad_bank.data.sample import Record, Sample, by_defect, make_sample
 from mmad_bank.errors import InputError
 
 LAYOUT = "CATEGORY/{train,validation,test}/{good|DEFECT}/{rgb,xyz,gt}"
@@ -67,53 +67,49 @@ class FolderDataset(SampleDataset):
         """
         names = [folder.name for folder in subfolders(root) if is_category(folder)]
         if not names:
-            raise no_data_set(root, LAYOUT)
+            raise InputError(f"{root}: expected {LAYOUT} in it, found {describe(root)}")
         return names
 
     def read(self, record: Record) -> Sample:
         """Read the sample that a record stands for."""
-        rgb, xyz = read_rgb(record.rgb), read_xyz(record.xyz)
+        rgb = None if record.rgb is None else read_rgb(record.rgb)
+        xyz = None if record.xyz is None else read_xyz(record.xyz)
         return make_sample(record, rgb, xyz, None if record.mask is None else read_mask(record.mask))
 
 
 def is_category(folder: Path) -> bool:
-    """Say whether a folder has a split with at least one folder of point clouds."""
-    splits = [entry for entry in subfolders(folder) if split_named(entry.name) in SPLITS]
-    return any(subfolder(kind, "xyz").is_dir() for split in splits for kind in subfolders(split))
+    """Say whether a folder has a split with at least one folder of point clouds or pictures."""
+    return bool(_modalities(folder))
 
 
-def no_data_set(root: Path, layout: str) -> InputError:
-    """Return the error that says that a folder holds no category, and what pictures without clouds lack."""
-    for category in (root, *subfolders(root)):
-        for kind in (kind for split in subfolders(category) if split_named(split.name) for kind in subfolders(split)):
-            if subfolder(kind, "rgb").is_dir():
-                found = "rgb/ but no xyz/"
-            elif pictures := files_by_stem(kind, IMAGES):
-                found = f"{next(iter(pictures.values())).name}, no rgb/ and xyz/"
-            else:
-                continue
-            return InputError(
-                f"{kind}: expected rgb/NAME.png and xyz/NAME.tiff in it, found {found}"
-                " (pictures without depth need flat clouds, see docs/how-to/own-pictures.md)"
-            )
-    return InputError(f"{root}: expected {layout} in it, found {describe(root)}")
+def holds_samples(split: Path) -> bool:
+    """Say whether a folder holds samples as a split does."""
+    return any(subfolder(kind, name).is_dir() for kind in subfolders(split) for name in ("xyz", "rgb"))
+
+
+def _modalities(folder: Path) -> set[str]:
+    """Name the modalities of a category: those of which any split has a folder."""
+    kinds = [kind for split in subfolders(folder) if split_named(split.name) in SPLITS for kind in subfolders(split)]
+    return {name for name in ("rgb", "xyz") if any(subfolder(kind, name).is_dir() for kind in kinds)}
 
 
 def _records(folder: Path, category: str, split: str) -> list[Record]:
     """List a category's samples.
 
     A sample is listed if it has either modality; reading it says which one is missing, so that one incomplete sample
-    does not stop the others.
+    does not stop the others. What the whole category lacks is missing nowhere.
     """
     records: dict[str, Record] = {}
-    place = split_folder(folder, split)
+    place, there = split_folder(folder, split), _modalities(folder)
     for kind in [] if place is None else subfolders(place):
         images, clouds, truths = (subfolder(kind, name) for name in ("rgb", "xyz", "gt"))
         rgb, xyz, masks = files_by_stem(images, IMAGES), files_by_stem(clouds, CLOUDS), files_by_stem(truths, IMAGES)
         for name in rgb.keys() | xyz.keys():
-            image, cloud = rgb.get(name, images / f"{name}.png"), xyz.get(name, clouds / f"{name}.tiff")
+            image = rgb.get(name, images / f"{name}.png") if "rgb" in there else None
+            cloud = xyz.get(name, clouds / f"{name}.tiff") if "xyz" in there else None
             record = Record(category, split, defect_named(kind.name), name, image, cloud, masks.get(name))
             other = records.setdefault(record.id, record)
             if other is not record:
-                raise InputError(f"{record.id}: expected one sample of this name, found {other.rgb} and {record.rgb}")
-    return sorted(records.values(), key=lambda one: (one.defect != GOOD, in_order(one.defect), in_order(one.name)))
+                found = f"{other.rgb or other.xyz} and {record.rgb or record.xyz}"
+                raise InputError(f"{record.id}: expected one sample of this name, found {found}")
+    return sorted(records.values(), key=by_defect)

@@ -7,19 +7,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmad_bank._internal.units import check_units
-from mmad_bank.data import eyecandies, folder, mvtec3d
+from mmad_bank.data import eyecandies, folder, mvtec3d, mvtec_ad, visa
 from mmad_bank.data.dataset import SampleDataset
 from mmad_bank.data.eyecandies import EyecandiesDataset
 from mmad_bank.data.folder import FolderDataset
 from mmad_bank.data.mvtec3d import MVTec3DDataset
-from mmad_bank.data.names import split_named, subfolder, subfolders
+from mmad_bank.data.mvtec_ad import MVTecADDataset
+from mmad_bank.data.names import describe, split_named, subfolders
+from mmad_bank.data.visa import VisADataset
 from mmad_bank.errors import InputError
 
-_LAYOUTS: dict[str, type[MVTec3DDataset | EyecandiesDataset | FolderDataset]] = {
+_Reader = type[MVTec3DDataset | EyecandiesDataset | FolderDataset | MVTecADDataset | VisADataset]
+_LAYOUTS: dict[str, _Reader] = {
     "mvtec3d": MVTec3DDataset,
     "eyecandies": EyecandiesDataset,
     "folder": FolderDataset,
+    "mvtec_ad": MVTecADDataset,
+    "visa": VisADataset,
 }
+# Modules that know a category by its folders, in the order in which they are asked: Eyecandies' pictures would pass for
+# those of a kind of defect called "data".
+_MODULES = {"eyecandies": eyecandies, "folder": folder, "visa": visa, "mvtec_ad": mvtec_ad}
 
 
 def open_dataset(
@@ -36,7 +44,8 @@ def open_dataset(
         path: Folder of the categories, or one category's own folder.
         category: One of them; default: all.
         split: ``"train"``, ``"validation"`` or ``"test"``.
-        layout: ``"mvtec3d"``, ``"eyecandies"``, ``"folder"`` (MVTec 3D-AD's layout with any names), or ``"auto"``.
+        layout: ``"mvtec3d"``, ``"eyecandies"``, ``"folder"`` (MVTec 3D-AD's layout with any names), ``"mvtec_ad"``
+            (with any names), ``"visa"``, or ``"auto"``.
         units: Unit of the clouds' files, ``"m"``, ``"cm"``, ``"mm"`` or ``"um"``; samples are in metres then, and a
             model that is fitted on them reads other files in the same unit. Default: metres, which is checked.
 
@@ -87,20 +96,21 @@ def unread_folders(path: str | Path, categories: Sequence[str] | None = None, la
     """
     root, own = _root(Path(path), None)
     names = [own] if own is not None else categories or categories_of(path, layout)
-    inner = "data" if layout_of(path, layout) == EyecandiesDataset.layout else "xyz"
+    module = {"mvtec3d": folder, **_MODULES}[layout_of(path, layout)]
+    if module is visa:
+        return []  # its table says what is read
     return [
         entry
         for name in names
         for entry in subfolders(root / name)
-        if split_named(entry.name) is None
-        and any(subfolder(kind, inner).is_dir() for kind in (entry, *subfolders(entry)))
+        if split_named(entry.name) is None and module.holds_samples(entry)
     ]
 
 
 def _root(path: Path, category: str | None) -> tuple[Path, str | None]:
     """Return the folder of the categories and the category, where the path may be a category's own."""
     subfolders(path)  # says so when it is no folder
-    if not (folder.is_category(path) or eyecandies.is_category(path)):
+    if not any(module.is_category(path) for module in _MODULES.values()):
         return path, category
     if category not in (None, Path(os.path.abspath(path)).name):
         raise InputError(f"category: {path} is the folder of one category; expected {path.name!r}, found {category!r}")
@@ -109,17 +119,33 @@ def _root(path: Path, category: str | None) -> tuple[Path, str | None]:
     return path.parent, path.name
 
 
-def _reader(root: Path, layout: str) -> type[MVTec3DDataset | EyecandiesDataset | FolderDataset]:
+def _reader(root: Path, layout: str) -> _Reader:
     """Return the reader of a layout, or of the folder's own."""
     if layout in _LAYOUTS:
         return _LAYOUTS[layout]
     if layout != "auto":
         raise InputError(f"layout: expected auto, {', '.join(_LAYOUTS)}, found {layout!r}")
-    folders = subfolders(root)
-    if any(eyecandies.is_category(entry) for entry in folders):
-        return EyecandiesDataset
-    parts = {entry.name for entry in folders if folder.is_category(entry)}
-    if not parts:
-        layouts = f"{folder.LAYOUT} (MVTec 3D-AD) or {eyecandies.LAYOUT} (Eyecandies)"
-        raise folder.no_data_set(root, layouts)
+    found = _layout_in(root)
+    if found is None:
+        raise _no_data_set(root)
+    if found != "folder":
+        return _LAYOUTS[found]
+    parts = {entry.name for entry in subfolders(root) if folder.is_category(entry)}
     return MVTec3DDataset if parts <= set(mvtec3d.CATEGORIES) else FolderDataset
+
+
+def _layout_in(root: Path) -> str | None:
+    """Name the layout of the categories in a folder; None if there are none."""
+    folders = subfolders(root)
+    return next((name for name, one in _MODULES.items() if any(map(one.is_category, folders))), None)
+
+
+def _no_data_set(root: Path) -> InputError:
+    """Return the error that says that a folder holds no category, and perhaps that one in it does."""
+    inner = [f"{entry.name}/" for entry in subfolders(root) if _layout_in(entry) is not None]
+    if inner:
+        return InputError(
+            f"{root}: expected the folder of the categories, found data sets in it: {', '.join(inner[:6])}"
+        )
+    layouts = f"{folder.LAYOUT} (MVTec 3D-AD), {eyecandies.LAYOUT} (Eyecandies), {mvtec_ad.LAYOUT} (MVTec AD)"
+    return InputError(f"{root}: expected {layouts} or {visa.LAYOUT} (VisA) in it, found {describe(root)}")

@@ -16,7 +16,7 @@ SPLITS = ("train", "validation", "test")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 """Suffixes of colour images and masks, in small letters."""
 CLOUDS = (".tiff", ".tif")
-"""Suffixes of point clouds, in small letters."""
+"""Suffixes of organized point clouds, in small letters."""
 
 _SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -124,6 +124,11 @@ def files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
             raise InputError(f"{folder}: expected one file per sample, found {files[stem].name} and {path.name}")
         files[stem] = path
     return files
+
+
+def holds_files(folder: Path, suffixes: tuple[str, ...]) -> bool:
+    """Say whether a folder holds a file with one of some suffixes, in capitals or not."""
+    return any(path.suffix.lower() in suffixes and is_visible(path) and path.is_file() for path in folder.iterdir())
 
 
 def category_of(sample_id: str) -> str:

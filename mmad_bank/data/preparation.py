@@ -22,9 +22,9 @@ from mmad_bank._internal.parallel import run_parallel
 from mmad_bank._internal.progress import progress_bar
 from mmad_bank.data import layouts
 from mmad_bank.data.dataset import SampleDataset
-from mmad_bank.data.eyecandies import EyecandiesDataset
 from mmad_bank.data.names import SPLITS
 from mmad_bank.data.prepared import MANIFEST, is_prepared, manifest_around, read_prepared
+from mmad_bank.data.preprocessing import check_told_by_cloud
 from mmad_bank.data.recipes import Preprocessing
 from mmad_bank.data.replacing import (
     check_replaceable,
@@ -95,7 +95,8 @@ def prepare(
     Args:
         dataset_path: The data set.
         out_dir: New folder, or one that was prepared from the same data set with the same settings.
-        settings: The settings; default: M3DM's recipe, for Eyecandies ``"eyecandies"``.
+        settings: The settings; default: M3DM's recipe, for Eyecandies ``"eyecandies"``, for pictures without point
+            clouds ``"keep"``.
         categories: Names of the categories to prepare; default: all.
         layout: Layout, as in :func:`mmad_bank.data.open_dataset`.
         workers: Number of processes. More than one need the caller's module guarded by ``if __name__ == "__main__"``.
@@ -124,9 +125,10 @@ def prepare(
             raise InputError(f"categories: expected some of {', '.join(found)} (in {source}), found {name!r}{near}")
     chosen = list(dict.fromkeys(categories or found))
     datasets = _open_splits(source, chosen, layout)
-    if settings is None:
-        settings = default_settings(source, layout)
+    settings = settings or _own_settings(datasets)
     _check_raw(source, datasets)
+    for one in datasets:
+        check_told_by_cloud(settings, one.modalities, str(source))
     _check_place(source, out)
     job = _Job(source.resolve(), datasets, settings, chosen, workers, progress)
     # Beside the folder itself, not beside a link to it: only there can its files be moved into their place.
@@ -198,7 +200,7 @@ def _fill(out: Path, job: _Job, **note: str) -> PreparationResult:
     if not result.written + result.cached and earlier:
         manifest.restore()
         return result
-    current = {task.xyz for task in tasks if task.name not in result.failed}
+    current = {task.main_file for task in tasks if task.name not in result.failed}
     result.set_aside = set_aside(out, _stale(out, job.categories, current), FILES)
     manifest.write(result, complete=True)
     return result
@@ -208,10 +210,29 @@ def _word_done(done: int, total: int) -> str:
     return f"{done:,} of {total:,} prepared samples" if done else ""
 
 
-def default_settings(path: str | Path, layout: str = "auto") -> Preprocessing:
-    """Return the recipe that fits a data set: ``"eyecandies"`` for Eyecandies, ``"m3dm"`` for all others."""
-    is_eyecandies = layouts.layout_of(path, layout) == EyecandiesDataset.layout
-    return Preprocessing.recipe("eyecandies" if is_eyecandies else "m3dm")
+def default_settings(
+    path: str | Path, layout: str = "auto", *, categories: Sequence[str] | None = None
+) -> Preprocessing:
+    """Return the recipe that fits a data set: its own, as Eyecandies and pictures alone have, or else ``"m3dm"``.
+
+    Raises:
+        InputError: There is no data set, or some of its categories need another recipe than others.
+    """
+    root = Path(path)
+    return _own_settings(_open_splits(root, list(categories or layouts.categories_of(root, layout)), layout))
+
+
+def _own_settings(datasets: Sequence[SampleDataset]) -> Preprocessing:
+    kinds: dict[str, SampleDataset] = {}
+    for one in datasets:
+        kinds.setdefault(one.recipe or "m3dm", one)
+    if len(kinds) > 1:
+        found = " and ".join(f"{name} ({one.categories[0]})" for name, one in kinds.items())
+        raise InputError(
+            f"{datasets[0].path}: expected categories that one recipe prepares, found some for {found}; name the"
+            " recipe, or the categories"
+        )
+    return Preprocessing.recipe(*kinds)
 
 
 def _open_splits(source: Path, categories: Sequence[str], layout: str) -> list[SampleDataset]:
@@ -236,7 +257,7 @@ def _check_raw(source: Path, datasets: Sequence[SampleDataset]) -> None:
     Copies of prepared samples that lack the manifest are told by the keys in their clouds.
     """
     manifest = manifest_around(datasets[0].path)
-    if not manifest and not any(is_prepared(dataset.records[0].xyz) for dataset in datasets):
+    if not manifest and not any(is_prepared(dataset.records[0].main_file) for dataset in datasets):
         return
     how = raw = ""
     if manifest:
@@ -351,10 +372,11 @@ class _Manifest:
 
 
 def _stale(out: Path, categories: Sequence[str], current: set[Path]) -> list[Path]:
-    """List the clouds of samples that an earlier run prepared and this one has not: only those that carry our key."""
+    """List the samples that an earlier run prepared and this one has not, by the files that carry our key."""
     return [
-        xyz
+        file
         for category in categories
-        for xyz in sorted((out / category).glob("*/*/xyz/*.tiff"))
-        if xyz not in current and is_prepared(xyz)
+        for pattern in ("*/*/xyz/*.tiff", "*/*/rgb/*.png")
+        for file in sorted((out / category).glob(pattern))
+        if file not in current and is_prepared(file)
     ]

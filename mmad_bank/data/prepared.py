@@ -1,4 +1,4 @@
-"""What a prepared data set says of itself: its manifest, and the tag that every prepared cloud carries."""
+"""What a prepared data set says of itself: its manifest, and the tag that every prepared sample carries."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ def preparation_of(path: str | Path) -> Preprocessing | None:
         raise InputError(f"{expected} ({describe(error)})") from None
 
 
-def is_prepared(xyz: Path) -> bool:
-    """Tell whether a cloud's file has been written by :func:`prepare`, wherever it lies now."""
-    return read_tag(xyz).startswith(KEY_PREFIX)
+def is_prepared(file: Path) -> bool:
+    """Tell whether a sample's main file has been written by :func:`prepare`, wherever it lies now."""
+    return read_tag(file).startswith(KEY_PREFIX)
 
 
-def frame_of(xyz: Path, size: tuple[int, int]) -> Frame | None:
-    """Read from a prepared point cloud's file where its pixels lie in the picture that it was made of.
+def frame_of(file: Path, size: tuple[int, int]) -> Frame | None:
+    """Read from a prepared sample's main file where its pixels lie in the picture that it was made of.
 
     Args:
-        xyz: The file.
+        file: The file: the point cloud's, or the picture's where there is no cloud.
         size: Height and width of the prepared sample.
 
     Returns:
         None where the file does not say: older versions did not write it, and other programs do not.
     """
-    _, mark, text = read_tag(xyz).partition(FRAME_MARK)
+    _, mark, text = read_tag(file).partition(FRAME_MARK)
     try:
         frame = Frame.from_text(text) if mark else None
     except InputError:
@@ -63,9 +63,9 @@ def frame_of(xyz: Path, size: tuple[int, int]) -> Frame | None:
     return frame if frame is not None and size == (frame.size, frame.size) else None
 
 
-def key_of(xyz: Path) -> str:
-    """Read the key that a prepared point cloud carries; empty if there is none."""
-    return read_tag(xyz).partition(FRAME_MARK)[0]
+def key_of(file: Path) -> str:
+    """Read the key that a prepared sample's main file carries; empty if there is none."""
+    return read_tag(file).partition(FRAME_MARK)[0]
 
 
 def manifest_around(path: Path) -> dict[str, Any]:

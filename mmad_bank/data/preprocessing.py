@@ -54,6 +54,7 @@ def preprocess(sample: Sample, settings: Preprocessing | None = None) -> Sample:
         )
     if sample.units is None:
         sample = in_metres(sample, settings.units)
+    check_told_by_cloud(settings, sample.modalities, str(sample.rgb_path or sample.id or "sample"))
     rgb = (sample.rgb.numpy().transpose(1, 2, 0) * 255).round().astype(np.uint8)
     xyz = sample.xyz.numpy().transpose(1, 2, 0).copy()
     mask = None if sample.mask is None else sample.mask.numpy()
@@ -78,6 +79,24 @@ def preprocess(sample: Sample, settings: Preprocessing | None = None) -> Sample:
         xyz=torch.from_numpy(np.ascontiguousarray(xyz.transpose(2, 0, 1))),
         mask=None if mask is None else torch.from_numpy(mask.copy()),
     )
+
+
+def check_told_by_cloud(settings: Preprocessing, modalities: frozenset[str], name: str) -> None:
+    """Refuse pictures without a point cloud where the background is told by the cloud.
+
+    Args:
+        settings: Settings of the preprocessing.
+        modalities: What sensors have given, ``"rgb"``, ``"xyz"``, or both.
+        name: Name of the data, for the error's line.
+
+    Raises:
+        InputError: The recipe needs a cloud.
+    """
+    if "xyz" not in modalities and (settings.background != "keep" or settings.eps is not None):
+        raise InputError(
+            f"{name}: expected point clouds, by which the background is found (background: {settings.background}),"
+            " found pictures alone; Preprocessing.recipe('keep') keeps it (mmad-bank prepare --recipe keep)"
+        )
 
 
 def normalize_rgb(rgb: torch.Tensor) -> torch.Tensor:

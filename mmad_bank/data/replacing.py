@@ -99,25 +99,25 @@ def put_in_place(work: Path, target: Path, manifest: str, text: str) -> None:
     work.rmdir()
 
 
-def set_aside(out: Path, clouds: Iterable[Path], suffixes: Sequence[tuple[str, str]]) -> list[str]:
+def set_aside(out: Path, files: Iterable[Path], suffixes: Sequence[tuple[str, str]]) -> list[str]:
     """Move samples out of a prepared data set into its folder :data:`SET_ASIDE`; nothing is deleted.
 
     Args:
         out: The prepared data set.
-        clouds: The samples' point clouds.
+        files: A file of each sample.
         suffixes: Folder and suffix of each of a sample's files.
 
     Returns:
         The samples' ids.
     """
     moved = []
-    for cloud in clouds:
-        folder = cloud.parent.parent
+    for file in files:
+        folder = file.parent.parent
         for kind, suffix in suffixes:
-            path = folder / kind / f"{cloud.stem}{suffix}"
+            path = folder / kind / f"{file.stem}{suffix}"
             if path.exists():
                 target = out / SET_ASIDE / path.relative_to(out)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 path.replace(target)
-        moved.append("/".join((*folder.relative_to(out).parts, cloud.stem)))
+        moved.append("/".join((*folder.relative_to(out).parts, file.stem)))
     return sorted(moved)

@@ -13,19 +13,23 @@ from mmad_bank._internal.units import UNITS, check_units
 from mmad_bank.data._images import read_mask, read_rgb, read_xyz
 from mmad_bank.data._values import mask_tensor, rgb_tensor, xyz_tensor
 from mmad_bank.data.frame import Frame
-from mmad_bank.data.names import ANOMALOUS, GOOD
+from mmad_bank.data.names import ANOMALOUS, GOOD, in_order
 from mmad_bank.data.prepared import MANIFEST, frame_of, is_prepared
 from mmad_bank.data.recipes import Preprocessing
+from mmad_bank.data.relief import relief
 from mmad_bank.errors import InputError
+
+MODALITIES = frozenset({"rgb", "xyz"})
+"""What sensors give: pictures and point clouds."""
 
 
 @dataclass(frozen=True, repr=False)
 class Sample:
-    """One image with its point cloud.
+    """One image with its point cloud, or one of the two.
 
     Attributes:
-        rgb: (3, H, W), float32, from 0 to 1.
-        xyz: (3, H, W), float32, in ``units``; zeros where nothing was measured.
+        rgb: (3, H, W), float32, from 0 to 1; of a point cloud alone a gray picture of its relief.
+        xyz: (3, H, W), float32, in ``units``; zeros where nothing was measured; of a picture alone ones.
         mask: (H, W), bool, True on defects; all False for a normal sample, None where it is not known.
         label: 0 for normal, 1 for anomalous.
         defect: ``"good"`` or the kind of defect.
@@ -40,6 +44,8 @@ class Sample:
         units: Unit of ``xyz``, see :data:`mmad_bank.data.UNITS`; readers that are told a unit make metres of it.
             None where nobody said: the unit of the data that a model was fitted on then, or else metres.
         frame: Place of a preprocessed sample's pixels in the picture that it was made of; None where that is not known.
+        modalities: What a sensor has given, ``"rgb"``, ``"xyz"``, or both. The other one's tensor is a stand-in, which
+            is looked at by people and by no method.
     """
 
     rgb: torch.Tensor
@@ -56,9 +62,11 @@ class Sample:
     preparation: Preprocessing | None = None
     frame: Frame | None = None
     units: str | None = None
+    modalities: frozenset[str] = MODALITIES
 
     def __repr__(self) -> str:
-        shapes = {name: tuple(getattr(getattr(self, name), "shape", ())) for name in ("rgb", "xyz", "mask")}
+        names = [name for name in ("rgb", "xyz", "mask") if name == "mask" or name in self.modalities]
+        shapes = {name: tuple(getattr(getattr(self, name), "shape", ())) for name in names}
         known = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in shapes.items() if shape)
         return f"<Sample {self.id or 'without id'}: {known}, {self.defect}, {'prepared' if self.prepared else 'raw'}>"
 
@@ -141,8 +149,8 @@ class Record:
     split: str
     defect: str
     name: str
-    rgb: Path
-    xyz: Path
+    rgb: Path | None
+    xyz: Path | None
     mask: Path | None
 
     @property
@@ -157,8 +165,21 @@ class Record:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All files that the sample is read from."""
-        return (self.rgb, self.xyz) if self.mask is None else (self.rgb, self.xyz, self.mask)
+        """All files that the sample is read from; a folder of masks is not one of them, but what is in it."""
+        masks = sorted(self.mask.iterdir()) if self.mask is not None and self.mask.is_dir() else [self.mask]
+        return tuple(path for path in (self.rgb, self.xyz, *masks) if path is not None)
+
+    @property
+    def modalities(self) -> frozenset[str]:
+        """What a sensor has given, ``"rgb"``, ``"xyz"``, or both."""
+        return frozenset(name for name in MODALITIES if getattr(self, name) is not None)
+
+    @property
+    def main_file(self) -> Path:
+        """The point cloud's file, or the picture's where there is no cloud: the one that says how it was prepared."""
+        file = self.xyz or self.rgb
+        assert file is not None
+        return file
 
     @property
     def changed(self) -> int:
@@ -166,25 +187,37 @@ class Record:
         return max((changed(path) for path in self.files if path.is_file()), default=0)
 
 
-def make_sample(record: Record, rgb: np.ndarray, xyz: np.ndarray, mask: np.ndarray | None) -> Sample:
+def by_defect(record: Record) -> tuple[object, ...]:
+    """Return a key that sorts a split's records: the good ones first, then by kind of defect and name."""
+    return record.defect != GOOD, in_order(record.defect), in_order(record.name)
+
+
+def make_sample(record: Record, rgb: np.ndarray | None, xyz: np.ndarray | None, mask: np.ndarray | None) -> Sample:
     """Put together what was read, checking that it fits together.
 
     Args:
         record: Record of the sample.
-        rgb: (H, W, 3), uint8.
-        xyz: (H, W, 3), float32, metres.
+        rgb: (H, W, 3), uint8; None for a point cloud alone.
+        xyz: (H, W, 3), float32, metres; None for a picture alone.
         mask: (H, W), bool, or None where there is none: all False for a normal sample then.
 
     Raises:
         InputError: Sizes differ, or the cloud has no points.
     """
-    size = rgb.shape[:2]
+    given = rgb if rgb is not None else xyz
+    assert given is not None
+    size = given.shape[:2]
     for name, path, found in (("point cloud", record.xyz, xyz), ("mask", record.mask, mask)):
         if found is not None and found.shape[:2] != size:
             words = f"{found.shape[0]}×{found.shape[1]}"
-            raise InputError(f"{path}: expected a {name} of {size[0]}×{size[1]} as {record.rgb}, found {words}")
-    if not (xyz != 0).all(axis=-1).any():
+            as_ = record.xyz if rgb is None else record.rgb
+            raise InputError(f"{path}: expected a {name} of {size[0]}×{size[1]} as {as_}, found {words}")
+    if xyz is not None and not (xyz != 0).all(axis=-1).any():
         raise InputError(f"{record.xyz}: expected measured points, found none in {size[0]}×{size[1]} pixels")
+    modalities = frozenset(name for name, found in (("rgb", rgb), ("xyz", xyz)) if found is not None)
+    rgb = relief(xyz) if rgb is None and xyz is not None else rgb
+    xyz = np.ones((*size, 3), dtype=np.float32) if xyz is None else xyz
+    assert rgb is not None
     if mask is None and record.label == 0:
         mask = np.zeros(size, dtype=bool)
     return Sample(
@@ -199,6 +232,7 @@ def make_sample(record: Record, rgb: np.ndarray, xyz: np.ndarray, mask: np.ndarr
         rgb_path=record.rgb,
         xyz_path=record.xyz,
         mask_path=record.mask,
+        modalities=modalities,
     )
 
 
@@ -240,9 +274,9 @@ def _preparation_around(file: Path) -> Preprocessing | None:
     return preparation_of(folders[3]) if len(folders) > 3 else None
 
 
-def check_raw(xyz: Path, place: Path) -> None:
+def check_raw(file: Path, place: Path) -> None:
     """Refuse a prepared sample that lies where nothing says how it was prepared: it would be prepared a second time."""
-    if is_prepared(xyz):
+    if is_prepared(file):
         raise InputError(
             f"{place}: has been prepared, but {MANIFEST} is missing, which says how; expected it beside the categories,"
             " copied from the prepared data set"
@@ -251,5 +285,6 @@ def check_raw(xyz: Path, place: Path) -> None:
 
 def as_prepared(sample: Sample, preparation: Preprocessing) -> Sample:
     """Add to a sample of a prepared data set what is known of its preparation."""
-    frame = None if sample.xyz_path is None else frame_of(sample.xyz_path, sample.size)
+    file = sample.xyz_path or sample.rgb_path
+    frame = None if file is None else frame_of(file, sample.size)
     return replace(sample, preparation=preparation, frame=frame)

@@ -30,10 +30,17 @@ class Task:
 
     dataset: SampleDataset
     record: Record
-    rgb: Path
-    xyz: Path
+    rgb: Path | None
+    xyz: Path | None
     mask: Path
     settings: Preprocessing
+
+    @property
+    def main_file(self) -> Path:
+        """The file that is written last and carries the key: the cloud, or the picture where there is no cloud."""
+        file = self.xyz or self.rgb
+        assert file is not None
+        return file
 
     @property
     def name(self) -> str:
@@ -46,7 +53,10 @@ def make_task(dataset: SampleDataset, record: Record, out: Path, settings: Prepr
     folder = out / record.category / record.split / record.defect
     rgb, xyz, mask = (folder / kind / f"{record.name}{suffix}" for kind, suffix in FILES)
     # Workers get the reader without its list of records: one sample per task is all they need.
-    return Task(dataset.select([]), record, rgb, xyz, mask, settings)
+    return Task(
+        dataset.select([]), record, rgb if record.rgb is not None else None, xyz if record.xyz is not None else None,
+        mask, settings,
+    )  # fmt: skip
 
 
 def _key(task: Task) -> str:
@@ -61,7 +71,7 @@ def _key(task: Task) -> str:
 
 def _sources(record: Record) -> list[Path]:
     """List all files that a sample depends on: its own, and for Eyecandies depth range and pose."""
-    if not record.xyz.name.endswith("_depth.png"):
+    if record.xyz is None or not record.xyz.name.endswith("_depth.png"):
         return list(record.files)
     prefix = str(record.xyz).removesuffix("depth.png")
     return [*record.files, Path(f"{prefix}info_depth.yaml"), Path(f"{prefix}pose.txt")]
@@ -69,8 +79,9 @@ def _sources(record: Record) -> list[Path]:
 
 def is_done(task: Task) -> bool:
     """Say whether a sample's files are all there, made from these sources with these settings."""
-    outputs = (task.rgb, task.xyz) if task.record.mask is None else (task.rgb, task.xyz, task.mask)
-    return all(path.is_file() for path in outputs) and key_of(task.xyz) == (_key(task) or None)
+    outputs = [task.rgb, task.xyz, None if task.record.mask is None else task.mask]
+    there = all(path.is_file() for path in outputs if path is not None)
+    return there and key_of(task.main_file) == (_key(task) or None)
 
 
 def run_task(task: Task) -> tuple[str, str]:
@@ -84,21 +95,26 @@ def run_task(task: Task) -> tuple[str, str]:
 
 
 def _write(task: Task, sample: Sample, key: str) -> None:
-    """Write a sample's files, the point cloud with the key last."""
-    masked = sample.mask is not None and task.record.mask is not None
-    for path in (task.rgb, task.xyz, *([task.mask] if masked else [])):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:  # the names are given in reverse: the cloud's last
-        xyz, rgb = (stack.enter_context(replacing(path)) for path in (task.xyz, task.rgb))
-        encode_png(rgb, (sample.rgb.numpy().transpose(1, 2, 0) * 255).round().astype(np.uint8))
-        if masked:
-            assert sample.mask is not None
-            encode_png(stack.enter_context(replacing(task.mask)), sample.mask.numpy().astype(np.uint8) * 255)
-        assert sample.frame is not None
-        tag = key + FRAME_MARK + sample.frame.as_text()
-        encode_xyz(xyz, sample.xyz.numpy().transpose(1, 2, 0), tag)
-        # All is whole beside its place. Without its cloud a sample is not taken for done, nor read together with
-        # another run's picture.
-        task.xyz.unlink(missing_ok=True)
-        if not masked:
+    """Write a sample's files, the one with the key last."""
+    assert sample.frame is not None
+    mask = None if task.record.mask is None else sample.mask
+    tag = key + FRAME_MARK + sample.frame.as_text()
+    with ExitStack() as stack:  # the names are given in reverse: the one of the file with the key last
+        if task.xyz is not None:
+            encode_xyz(_beside(task.xyz, stack), sample.xyz.numpy().transpose(1, 2, 0), tag)
+        if task.rgb is not None:
+            picture = (sample.rgb.numpy().transpose(1, 2, 0) * 255).round().astype(np.uint8)
+            encode_png(_beside(task.rgb, stack), picture, tag if task.xyz is None else None)
+        if mask is not None:
+            encode_png(_beside(task.mask, stack), mask.numpy().astype(np.uint8) * 255)
+        # All is whole beside its place. Without the file with the key a sample is not taken for done, nor read together
+        # with another run's.
+        task.main_file.unlink(missing_ok=True)
+        if mask is None:
             task.mask.unlink(missing_ok=True)
+
+
+def _beside(path: Path, stack: ExitStack) -> Path:
+    """Return a file to write, which gets its name when the stack is closed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return stack.enter_context(replacing(path))

@@ -10,7 +10,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 from mmad_bank.data.dataset import SampleDataset
 from mmad_bank.data.eyecandies import EyecandiesDataset
 from mmad_bank.data.recipes import Preprocessing
-from mmad_bank.data.sample import Record, Sample
+from mmad_bank.data.sample import MODALITIES, Record, Sample
 from mmad_bank.errors import InputError, MmadBankError
 
 Samples = SampleDataset | Sequence[Sample]
@@ -162,17 +162,18 @@ def recipe_of_samples(samples: Samples, name: str = "dataset") -> str | None:
     """Name the recipe that raw samples need whatever the method; None where the method's own will do.
 
     Raises:
-        InputError: Some need one and others do not.
+        InputError: Some need another than others.
     """
     kinds = set(_recipes(samples))
     if len(kinds) > 1:
-        raise InputError(f"{name}: expected samples of one kind of sensor, found some of Eyecandies and others")
+        found = " and ".join(sorted(kind or "others" for kind in kinds))
+        raise InputError(f"{name}: expected samples that one recipe prepares, found some for {found}")
     return kinds.pop() if kinds else None
 
 
 def _recipes(samples: Samples) -> Iterator[str | None]:
     if isinstance(samples, SampleDataset):
-        yield EyecandiesDataset.layout if samples.layout == EyecandiesDataset.layout else None
+        yield samples.recipe
     elif isinstance(samples, Joined):
         for part in samples.parts:
             yield from _recipes(part)
@@ -180,7 +181,22 @@ def _recipes(samples: Samples) -> Iterator[str | None]:
         some = samples if isinstance(samples, (list, tuple)) else filter(None, [_first(samples)])
         for sample in some:
             from_depth = sample.xyz_path is not None and sample.xyz_path.name.endswith("_depth.png")
-            yield EyecandiesDataset.layout if from_depth else None
+            yield EyecandiesDataset.layout if from_depth else None if "xyz" in sample.modalities else "keep"
+
+
+def modalities_of_samples(samples: Samples) -> frozenset[str]:
+    """Name what sensors have given of every sample; nothing is read but, of a foreign data set, one sample.
+
+    Example:
+        >>> sorted(modalities_of_samples([]))
+        ['rgb', 'xyz']
+    """
+    if isinstance(samples, SampleDataset):
+        return samples.modalities
+    if isinstance(samples, Joined):
+        return MODALITIES.intersection(*map(modalities_of_samples, samples.parts))
+    some = samples if isinstance(samples, (list, tuple)) else filter(None, [_first(samples)])
+    return MODALITIES.intersection(*(sample.modalities for sample in some))
 
 
 def categories_of_samples(samples: Samples) -> set[str]:

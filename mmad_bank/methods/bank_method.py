@@ -365,8 +365,13 @@ class BankMethod(Method, BankOptions, GridOptions, RGBOptions):
 
     @property
     def modalities(self) -> frozenset[str]:
-        """Modalities of a prepared sample that the method looks at: ``"rgb"``, ``"xyz"``, or both."""
-        return frozenset(self.extractors_.networks)
+        """Modalities of a sample that the method looks at: ``"rgb"``, ``"xyz"``, or both."""
+        fitted = getattr(self, "extractors_", None)
+        return frozenset(self._networks_needed() if fitted is None else fitted.networks)
+
+    def _networks_needed(self) -> set[str]:
+        """Name the modalities that the banks are made of."""
+        return {"rgb", "xyz"}
 
     @property
     def nbytes(self) -> int:

@@ -59,6 +59,7 @@ from mmad_bank.methods.preparing import (
     objections_to,
     prepare_as,
     preprocessing_of,
+    refuse_missing,
     refuse_other_preparation,
 )
 from mmad_bank.methods.shareable import TRAIN, CategoryData, Shared, SharedPart, TrainedOn, read_trained_on
@@ -185,6 +186,7 @@ class Method(MethodOptions, ABC):
         if len(samples) == 0:
             raise InputError("dataset: expected normal samples, found none")
         samples = self.suited(samples)
+        refuse_missing(samples, self.modalities, self.name, "dataset")
         self.preprocessing_ = self._choose_preprocessing(samples)
         held_out = self._held_out(validation)
         own = self._fingerprint(samples, held_out)
@@ -235,7 +237,7 @@ class Method(MethodOptions, ABC):
 
     @property
     def modalities(self) -> frozenset[str]:
-        """Modalities of a prepared sample that the method looks at: ``"rgb"``, ``"xyz"``, or both."""
+        """Modalities of a sample that the method looks at: ``"rgb"``, ``"xyz"``, or both."""
         return frozenset({"rgb", "xyz"})
 
     @overload
@@ -361,9 +363,11 @@ class Method(MethodOptions, ABC):
             name: Name of the data, for the error's line.
 
         Raises:
-            InputError: There is an objection.
+            InputError: There is an objection, or the data lack pictures or point clouds that the method looks at.
         """
-        for line in self.objections(data):
+        samples = data if isinstance(data, Sample) else as_samples(data, "dataset")
+        refuse_missing(samples, self.modalities, self.name, name)
+        for line in self.objections(samples):
             raise InputError(f"{name}: {line}; force=True (--force) scores it all the same")
 
     def with_arguments(self: AnyMethod, **changes: Any) -> AnyMethod:
@@ -523,6 +527,7 @@ class Method(MethodOptions, ABC):
             raise InputError(f"{type(self).__name__}: not fitted; call fit or load first")
         if not isinstance(sample, Sample):
             raise InputError(f"sample: expected a Sample, found {type(sample).__name__}")
+        refuse_missing(sample, self.modalities, self.name, name_of(sample))
         if not force and self.train_ids_:
             self.check(sample, name_of(sample))
         return prepare_as(sample, self.preprocessing_, self.image_size)

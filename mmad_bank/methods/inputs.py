@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,13 @@ def _of_file(path: Path, needs_cloud: bool) -> Sample:
         folder = path.absolute().parent.parent / "xyz"
         raise InputError(f"{path}: expected its point cloud too, (rgb, xyz), or in {folder}; found a picture alone")
     sample = _without_cloud(picture.transpose(2, 0, 1))
-    return Sample(sample.rgb, sample.xyz, None, id=path.stem, rgb_path=path)
+    return replace(sample, id=path.stem, rgb_path=path)
 
 
 def _without_cloud(picture: Any) -> Sample:
     """Return the sample of a picture whose cloud nobody looks at: every pixel counts as measured."""
-    return Sample(picture, torch.ones(3, *picture.shape[1:], dtype=torch.float32), None)
+    cloud = torch.ones(3, *picture.shape[1:], dtype=torch.float32)
+    return Sample(picture, cloud, None, modalities=frozenset({"rgb"}))
 
 
 def _is_picture(value: Any) -> bool:

@@ -36,6 +36,9 @@ class PatchCore(BankMethod):
 
     reweight: scoring.Reweight = "patchcore"
 
+    def _networks_needed(self) -> set[str]:
+        return {"rgb"}
+
     def _networks(self, weights: str | None) -> dict[str, nn.Module]:
         return {"rgb": self._rgb_network(weights)}
 

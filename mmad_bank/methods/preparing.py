@@ -14,6 +14,7 @@ from mmad_bank.data.sequences import (
     Samples,
     as_samples,
     categories_of_samples,
+    modalities_of_samples,
     preparation_of_samples,
     preparations_of_samples,
     recipe_of_samples,
@@ -72,6 +73,35 @@ def objections_to(samples: Samples, preprocessing: Preprocessing, categories: Co
         own = ", ".join(categories)
         reasons[f"of category {', '.join(sorted(others))}, while the model was fitted on {own}"] = None
     return list(reasons)
+
+
+_SENSED = {"rgb": "pictures", "xyz": "point clouds"}
+_FOR_ONE = {
+    "rgb": "patchcore takes these, m3dm with banks=rgb, mdss with branches=rgb",
+    "xyz": "m3dm takes these with banks=xyz, mdss with branches=xyz",
+}
+
+
+def refuse_missing(data: Sample | Samples, needed: Collection[str], method: str, name: str) -> None:
+    """Refuse samples that lack what a method looks at.
+
+    Args:
+        data: A sample, or several, of which nothing is read.
+        needed: Modalities that the method looks at.
+        method: Its name, for the error's line.
+        name: Name of the data, likewise.
+
+    Raises:
+        InputError: A modality is missing.
+    """
+    given = data.modalities if isinstance(data, Sample) else modalities_of_samples(data)
+    if set(needed) <= given:
+        return
+    wanted = " and ".join(_SENSED[one] for one in sorted(needed))
+    if not given:
+        raise InputError(f"{name}: expected {wanted} for {method}, found some samples without the one or the other")
+    (only,) = given
+    raise InputError(f"{name}: expected {wanted} for {method}, found {_SENSED[only]} alone; {_FOR_ONE[only]}")
 
 
 def with_background(samples: Samples, method: str, name: str) -> Samples:

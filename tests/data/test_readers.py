@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -185,18 +184,30 @@ def test_bad_files_are_one_line_and_stop_nothing_else(tmp_path: Path, spoil, mes
     assert dataset[1].label == 1
 
 
-@pytest.mark.parametrize("layout", ["auto", "folder", "mvtec3d"])
-def test_pictures_without_clouds_are_named(tmp_path: Path, layout: str) -> None:
-    kind = tmp_path / "tile" / "Train" / "good"
-    add_sample(kind)
-    (kind / "xyz" / "000.tiff").unlink()
-    (kind / "xyz").rmdir()
-    expected = rf"^{re.escape(str(kind))}: expected rgb/NAME\.png and xyz/NAME\.tiff in it, found "
-    for path in (tmp_path, tmp_path / "tile"):
-        with pytest.raises(InputError, match=expected + "rgb/ but no xyz/ "):
-            open_dataset(path, layout=layout)
-    (kind / "rgb" / "000.png").rename(kind / "7.png")
-    (kind / "rgb").rmdir()
-    for path in (tmp_path, tmp_path / "tile"):
-        with pytest.raises(InputError, match=expected + r"7\.png, no rgb/ and xyz/ "):
-            open_dataset(path, layout=layout)
+@pytest.mark.parametrize("missing", ["rgb", "xyz"])
+def test_what_the_whole_category_lacks_is_missing_nowhere(tmp_path: Path, missing: str) -> None:
+    for split in ("train", "test"):
+        add_sample(tmp_path / "tile" / split / "good")
+        (tmp_path / "tile" / split / "good" / missing).rename(tmp_path / f"{missing}-{split}")
+    (kept,) = {"rgb", "xyz"} - {missing}
+    dataset = open_dataset(tmp_path, "tile")
+    sample = dataset[0]
+    assert dataset.modalities == sample.modalities == {kept}
+    assert getattr(sample, f"{missing}_path") is None
+    assert sample.rgb.shape == sample.xyz.shape == (3, 60, 60)
+    assert bool(sample.measured.all())
+    assert f"{missing} " not in repr(sample)
+    (tmp_path / "tile" / "test" / "good" / missing).mkdir()  # of another split: now it is this sample's own fault
+    with pytest.raises(InputError, match=rf"good.{missing}.000\.\w+: file not found"):
+        open_dataset(tmp_path, "tile")[0]
+
+
+def test_a_relief_stands_in_for_the_picture_of_a_cloud_alone(tmp_path: Path) -> None:
+    xyz = scene(tilt=0)
+    xyz[5, 7] = 0
+    add_sample(tmp_path / "tile" / "train" / "good", xyz=xyz)
+    (tmp_path / "tile" / "train" / "good" / "rgb").rename(tmp_path / "rgb")
+    sample = open_dataset(tmp_path, "tile")[0]
+    assert sample.rgb[:, 5, 7].tolist() == [0, 0, 0]
+    assert float(sample.rgb[0, 30, 30]) > 0.95  # the box is nearer than the plane
+    assert float(sample.rgb[0, 3, 3]) < 0.4

@@ -94,7 +94,7 @@ def test_raw_samples_are_prepared_as_the_method_wants(folder: Path) -> None:
     assert colours().fit(list(raw)).preprocessing_ == Preprocessing.recipe("m3dm", size=SIZE)
     candy = [replace(one, xyz_path=Path("001_depth.png")) for one in raw]
     assert colours()._choose_preprocessing(candy).background == "belt"
-    with pytest.raises(InputError, match="dataset: expected samples of one kind of sensor"):
+    with pytest.raises(InputError, match="that one recipe prepares, found some for eyecandies and others"):
         colours().fit([candy[0], raw[0]])
 
 

