@@ -1,4 +1,4 @@
-"""The command that says what is there: banks, saved models, the machine, the networks' weights."""
+"""The command that says what is there: banks, saved models, data sets, the machine, the networks' weights."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from mmad_bank._internal.file_names import BANKS, MODEL
 from mmad_bank._internal.folders import read_folder, recover_folder
 from mmad_bank._internal.manifest import Manifest
 from mmad_bank.cli._command import add
+from mmad_bank.cli._data_facts import describe_data, is_dataset
 from mmad_bank.cli._options import Json
 from mmad_bank.cli._output import emit, end, size
 from mmad_bank.cli._words import option
@@ -39,8 +40,8 @@ def info(
     place: Annotated[
         Path | None,
         typer.Argument(
-            metavar="BANK|MODEL",
-            help="Bank file, folder of several banks (MultiBank), folder of a model, or of one model per category.",
+            metavar="BANK|MODEL|DATASET",
+            help="Bank file, folder of several banks (MultiBank), of a model, of a model per category, of a data set.",
             show_default=False,
         ),
     ] = None,
@@ -50,7 +51,7 @@ def info(
     parameters: Annotated[str | None, option("--parameters", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
-    """Describe a bank, several banks, a model, or one model per category; or the machine, weights, or a method.
+    """Describe a bank, several banks, a model, one model per category, a data set; or the machine, weights, a method.
 
     Every model in a folder of one per category gets a line. Those that cannot be read are named, and the exit code is
     then 3.
@@ -58,7 +59,9 @@ def info(
     asked = sum(map(bool, (place is not None, system, weights, parameters is not None)))
     if asked != 1:
         found = "several" if asked else "none"
-        raise InputError(f"BANK or MODEL, --system, --weights and --parameters: expected one of them, found {found}")
+        raise InputError(
+            f"BANK, MODEL or DATASET, --system, --weights and --parameters: expected one of them, found {found}"
+        )
     if weights:
         _say_weights(as_json)
     elif parameters is not None:
@@ -130,8 +133,11 @@ def _say_place(place: Path, verify: bool, as_json: bool) -> None:
         emit(facts, rows, title=str(place), as_json=as_json)
     elif (place / BANKS).is_file():
         _say_banks(place, verify, as_json)
+    elif not (models := sorted(path.parent for path in place.glob(f"*/{MODEL}"))) and is_dataset(place):
+        facts, rows = describe_data(place)
+        emit(facts, rows, title=str(place), as_json=as_json)
     else:
-        _say_models(place, sorted(path.parent for path in place.glob(f"*/{MODEL}")), verify, as_json)
+        _say_models(place, models, verify, as_json)
 
 
 # Banks.
@@ -206,8 +212,8 @@ def _say_models(folder: Path, models: list[Path], verify: bool, as_json: bool) -
     """Print a line of each model in a folder of one per category."""
     if not models:
         raise InputError(
-            f"{folder}: expected a bank file, a folder of banks ({BANKS}), a saved model ({MODEL}) or one"
-            " per category, found none of them"
+            f"{folder}: expected a bank file, a folder of banks ({BANKS}), a saved model ({MODEL}), one per category,"
+            " or a data set, found none of them"
         )
     read: dict[str, dict[str, Any]] = {}
     left_out: dict[str, str] = {}

@@ -48,7 +48,7 @@ def place(tmp_path: Path) -> Path:
         (("info", "--json"), None, "input", 2),
         (("info", "x", "--json", "--rato"), None, "usage", 2),
         (("score", "--json"), None, "usage", 2),
-        (("info", "{}/data/part", "--json"), None, "input", 2),
+        (("info", "{}/data/part/train", "--json"), None, "input", 2),
         (("info", "{}/a.npy", "--json"), None, "format", 2),
         (("info", "{}/bank", "--json"), OSError(28, "No space left on device", "file"), "file", 2),
         (("info", "{}/bank", "--json"), MissingExtraError("faiss-cpu", "faiss", "this"), "missing package", 2),
