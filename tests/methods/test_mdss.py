@@ -19,8 +19,10 @@ from small_mdss import LONGER, SIZE, SMALL, VALIDATION, a_part, parts
 from mmad_bank import methods
 from mmad_bank.data import Sample
 from mmad_bank.errors import FormatError, InputError, MmadBankError
+from mmad_bank.features.point_alignment import measured_points
 from mmad_bank.methods import MDSS
 from mmad_bank.methods.mdss.pdn import PDN, foreground_mask
+from mmad_bank.methods.mdss.point_patches import cut_patches
 
 pytest.importorskip("timm")
 scipy_ndimage = pytest.importorskip("scipy.ndimage")
@@ -99,6 +101,26 @@ def test_a_batch_is_predicted_as_its_samples_are(fitted: MDSS) -> None:
         alone = fitted.predict(sample)
         assert one.score == pytest.approx(alone.score, rel=1e-4)
         assert torch.allclose(one.map, alone.map, rtol=1e-3, atol=1e-6)
+
+
+def test_products_may_be_of_bfloat16(fitted: MDSS, tmp_path: Path) -> None:
+    fitted.sdf_.save(tmp_path / "sdf.safetensors")
+    sample = a_part(30, "test")
+    exact = fitted.predict(sample).parts["xyz"].scores
+    own = {**SMALL, "sdf_weights": str(tmp_path / "sdf.safetensors"), "compute_dtype": "bfloat16"}
+    rounded = MDSS(**own, branches=("xyz",)).fit(parts(1)).predict(sample).parts["xyz"].scores
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).abs().max() < 0.02 * exact.max()
+
+
+def test_coverage_is_a_number_of_patches(fitted: MDSS) -> None:
+    """SMALL names 3 in prediction; without a number there are as few as hold every point."""
+    points = measured_points(a_part(30, "test").xyz.permute(1, 2, 0))[0]
+    few = MDSS(**{**SMALL, "coverage": None, "sdf_weights": "random"}, branches=("xyz",)).fit(parts(1))
+    cut = cut_patches(points, size=60)
+    scores = few.predict(a_part(30, "test")).parts["xyz"].scores
+    assert torch.equal(scores[scores != 0], few.sdf_.score(points, size=60))
+    assert len(cut.points) != len(cut_patches(points, size=60, coverage=3.0).points)
 
 
 @pytest.mark.parametrize("branch", ["rgb", "xyz"])

@@ -133,8 +133,9 @@ class MDSS(Method, RGBOptions):
     patch_size: Annotated[int, Range(2, 2**20)] = 500
     """Points in a patch of the cloud."""
 
-    coverage: tuple[Coverage, Coverage] = (5.0, 10.0)
-    """Patches that a point lies in on average, in training and in prediction."""
+    coverage: tuple[Coverage, Coverage] | None = None
+    """Patches that a point lies in on average, in training and in prediction: 5 and 10 in Shape-guided's code. None
+    takes as few as hold every point, about 3, as the paper asks for no more."""
 
     sdf_weights: str = TRAIN
     """Weights of the signed distances: ``"train"`` on the samples of ``fit``, as MDSS does; a file of one network for
@@ -188,7 +189,7 @@ class MDSS(Method, RGBOptions):
 
     def _fit(self, dataset: Samples, validation: Samples | None, stages: Stages) -> None:
         trains_sdf = "xyz" in self.branches and self.sdf_weights == TRAIN
-        cut = partial(cut_patches, size=self.patch_size, coverage=self.coverage[0]) if trains_sdf else None
+        cut = partial(cut_patches, size=self.patch_size, coverage=self._coverage(0)) if trains_sdf else None
         data = TrainingData(dataset, self.prepare_for_training, cut, self.image_size, stages)
         data.seen.note(self)
         if "rgb" in self.branches:
@@ -268,7 +269,7 @@ class MDSS(Method, RGBOptions):
         clouds = clouds_of(given, own.prepare_for_training, progress=progress)
         with plain_torch():
             return train_signed_distance(
-                clouds, patch_size=self.patch_size, coverage=self.coverage[0], resume=resume, progress=progress,
+                clouds, patch_size=self.patch_size, coverage=self._coverage(0), resume=resume, progress=progress,
                 **self._sdf_training(),
             )  # fmt: skip
 
@@ -283,6 +284,10 @@ class MDSS(Method, RGBOptions):
         if self.sdf_weights != RANDOM:
             network.load_checkpoint(self.sdf_weights)
         return network.requires_grad_(False).to(self.device)
+
+    def _coverage(self, use: int) -> float | None:
+        """Return the coverage in training (0) or in prediction (1)."""
+        return None if self.coverage is None else self.coverage[use]
 
     def _sdf_training(self) -> dict[str, Any]:
         return {
@@ -356,8 +361,9 @@ class MDSS(Method, RGBOptions):
         points, pixels = measured_points(sample.xyz.permute(1, 2, 0), name)
         scores = torch.zeros(sample.size[0] * sample.size[1])
         scores[pixels] = self.sdf_.score(
-            points, size=self.patch_size, coverage=self.coverage[1], aggregation=self.aggregation
-        )
+            points, size=self.patch_size, coverage=self._coverage(1), aggregation=self.aggregation,
+            compute_dtype=self.compute_dtype,
+        )  # fmt: skip
         return scores.view(sample.size)
 
     def _part(self, name: str, scores: Tensor, frame: Frame | None) -> Part:

@@ -66,7 +66,7 @@ def train_signed_distance(
     clouds: Iterable[ArrayLike],
     *,
     patch_size: int = PATCH_SIZE,
-    coverage: float = 5.0,
+    coverage: float | None = None,
     width: int = WIDTH,
     steps: int = 20_000,
     batch: int = 32,
@@ -87,7 +87,7 @@ def train_signed_distance(
     Args:
         clouds: Clouds (N, 3), in any unit.
         patch_size: Number of points per patch.
-        coverage: Number of patches that a point lies in on average, see
+        coverage: Number of patches that a point lies in on average; None takes as few as hold every point, see
             :func:`mmad_bank.methods.mdss.point_patches.cut_patches`.
         width: Width of the network, see :class:`SignedDistance`.
         steps: Number of optimizer steps.

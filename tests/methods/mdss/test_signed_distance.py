@@ -13,7 +13,7 @@ from mmad_bank._internal.training import generator_at
 from mmad_bank.errors import FormatError, InputError, MmadBankError
 from mmad_bank.methods.mdss.point_patches import cut_patches
 from mmad_bank.methods.mdss.pulling import draw_queries, pulling_loss, train_on_patches, train_signed_distance
-from mmad_bank.methods.mdss.signed_distance import PointEncoder, SignedDistance
+from mmad_bank.methods.mdss.signed_distance import FixedFunction, PointEncoder, SignedDistance
 
 
 def surface(n: int, seed: int = 0) -> torch.Tensor:
@@ -45,6 +45,38 @@ def test_sampled_centres_are_the_farthest_points() -> None:
     assert [sorted(rows) for rows in cut.rows.tolist()] == [[0, 1], [1, 2], [2, 3]]
 
 
+def wheel() -> torch.Tensor:
+    """A hundred points of a circle, all of which are farther apart than those of the dense hub."""
+    angles = torch.arange(100) * 2 * np.pi / 100
+    rim = torch.stack([angles.cos(), angles.sin(), torch.zeros(100)], dim=1)
+    return torch.cat([rim, 0.001 * torch.rand(500, 3, generator=torch.Generator().manual_seed(0))])
+
+
+@pytest.mark.parametrize(
+    ("cloud", "size"),
+    [
+        (surface(900), 100),
+        (surface(400), 7),
+        (surface(130), 100),
+        (surface(101), 100),
+        (surface(90), 100),
+        (wheel(), 60),
+    ],
+)
+def test_without_a_number_the_fewest_farthest_points_hold_every_point(cloud: torch.Tensor, size: int) -> None:
+    points = cloud.double().numpy()
+    distances = np.linalg.norm(points[:, None] - points[None], axis=2)
+    sampled, patches = [0], []
+    while True:
+        patches.append(frozenset(np.argsort(distances[sampled[-1]])[:size].tolist()))
+        if len(frozenset().union(*patches)) == len(cloud):
+            break
+        sampled.append(int(distances[sampled].min(0).argmax()))
+    cut = cut_patches(cloud, size=size)
+    assert [frozenset(rows[: cut.count].tolist()) for rows in cut.rows] == patches
+    assert (len(patches) > 8 * len(cloud) / size) == (len(cloud) == 600)  # the wheel takes many
+
+
 def test_patches_are_centred_and_of_extent_one() -> None:
     cloud = surface(2000)
     cut = cut_patches(cloud, size=300)
@@ -73,9 +105,10 @@ def test_a_small_cloud_is_one_patch_of_repeated_points(n: int) -> None:
 
 def test_duplicates_are_covered_too() -> None:
     cloud = torch.cat([torch.zeros(40, 3), surface(20)])
-    cut = cut_patches(cloud, size=10, coverage=1.0)
-    assert torch.equal(cut.rows.unique(), torch.arange(60))
-    assert torch.isfinite(cut.points).all()
+    for coverage in (1.0, None):
+        cut = cut_patches(cloud, size=10, coverage=coverage)
+        assert torch.equal(cut.rows.unique(), torch.arange(60))
+        assert torch.isfinite(cut.points).all()
 
 
 def numpy_distance(net: SignedDistance, queries: np.ndarray, patch: np.ndarray) -> np.ndarray:
@@ -225,6 +258,18 @@ def test_points_score_by_their_patches(trained, aggregation) -> None:
     scores = net.score(cloud, size=64, coverage=3.0, aggregation=aggregation)
     assert np.allclose(scores, expected, atol=1e-5)
     assert max(map(len, own)) > 1
+
+
+def test_the_fixed_function_is_the_function(trained) -> None:
+    net, patches = trained
+    with torch.no_grad():
+        codes, expected = net.encoder(patches), net(patches, patches)
+        exact = FixedFunction(net.implicit)(patches, codes)
+        rounded = FixedFunction(net.implicit, "bfloat16")(patches, codes)
+    assert exact.dtype == rounded.dtype == torch.float32
+    torch.testing.assert_close(exact, expected, rtol=1e-5, atol=1e-6)
+    assert 0 < (rounded - expected).abs().max() < 0.02  # where the largest distances are 0.1
+    assert (rounded - expected).abs().mean() < 0.004
 
 
 def test_training_pulls_onto_unseen_surfaces_and_a_dent_stands_out(trained) -> None:
