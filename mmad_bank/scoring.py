@@ -38,13 +38,21 @@ def check_reweight(reweight: str, n_neighbors: int | None, name: str = "n_neighb
     return check_index(n_neighbors, name, least, 2**31 - 1, why)
 
 
+def check_divisor(divisor: float) -> None:
+    """Say what is wrong with a number that scores are divided by."""
+    if isinstance(divisor, bool) or not isinstance(divisor, Real) or not 0 < float(divisor) < float("inf"):
+        raise InputError(f"divisor: expected a finite number above 0, found {divisor!r}")
+
+
 def check_sigma(sigma: float) -> None:
     """Say what is wrong with a Gaussian's standard deviation."""
     if isinstance(sigma, bool) or not isinstance(sigma, Real) or not 0 <= float(sigma) < float("inf"):
         raise InputError(f"sigma: expected a finite number of at least 0, found {sigma!r}")
 
 
-def image_score(largest: Tensor, neighbor_distances: Tensor, dim: int, reweight: Reweight = "m3dm") -> Tensor:
+def image_score(
+    largest: Tensor, neighbor_distances: Tensor, dim: int, reweight: Reweight = "m3dm", *, divisor: float = 1.0
+) -> Tensor:
     """Reweight each image's largest patch score s* by how crowded the bank is around its nearest vector m*.
 
     With f* the patch that has the score s*, and N a set of bank vectors around m* (m* first):
@@ -62,6 +70,7 @@ def image_score(largest: Tensor, neighbor_distances: Tensor, dim: int, reweight:
             are large: the rules compare exponentials of them.
         dim: D, the length of a feature vector.
         reweight: Rule of the image score.
+        divisor: Number that s* is divided by before all else; |f* - m| stay as they are.
 
     Returns:
         (B,) image scores ``w * s*``, in the dtype of ``largest``.
@@ -73,15 +82,15 @@ def image_score(largest: Tensor, neighbor_distances: Tensor, dim: int, reweight:
     """
     check_reweight(reweight, None)
     if reweight == "max" or neighbor_distances.shape[1] == 1:
-        return largest
+        return largest if divisor == 1 else largest / divisor
     distances = neighbor_distances.double()
     if reweight == "m3dm":
         scale = dim**-0.5
         # s* as column 0 has it: in float32 it would be off by more than the gaps between large distances.
-        exponent = distances[:, 0] * scale - torch.logsumexp(distances[:, 1:] * scale, dim=1)
+        exponent = distances[:, 0] / divisor * scale - torch.logsumexp(distances[:, 1:] * scale, dim=1)
     else:
-        exponent = distances[:, 0] - torch.logsumexp(distances, dim=1)
-    return (largest.double() * -torch.expm1(exponent.clamp(max=0.0))).to(largest.dtype)
+        exponent = distances[:, 0] / divisor - torch.logsumexp(distances, dim=1)
+    return (largest.double() / divisor * -torch.expm1(exponent.clamp(max=0.0))).to(largest.dtype)
 
 
 def anomaly_map(patch_scores: ArrayLike, grid: tuple[int, int], size: tuple[int, int], sigma: float = 4.0) -> Tensor:

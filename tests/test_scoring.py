@@ -137,3 +137,19 @@ def test_maps_and_scores_do_not_depend_on_the_callers_autocast_or_default_dtype(
     for one, other in zip(found, right, strict=True):
         assert one.dtype == other.dtype
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("rule", ["m3dm", "patchcore", "max"])
+def test_a_divisor_divides_the_largest_score_before_the_rule(rule: scoring.Reweight) -> None:
+    """M3DM's published two-bank variant: the weight is of s*/1000, while |f* - m| stay as they are."""
+    distances = torch.tensor([[3.0, 3.5, 4.0]])
+    found = float(scoring.image_score(distances[:, 0], distances, 16, rule, divisor=1000.0))
+    scale = 0.25 if rule == "m3dm" else 1.0
+    others = np.exp(distances[0].numpy() * scale)[1 if rule == "m3dm" else 0 :].sum()
+    weight = 1.0 if rule == "max" else 1 - np.exp(0.003 * scale) / others
+    assert found == pytest.approx(0.003 * weight, rel=1e-6)
+    bank = MemoryBank(torch.tensor([[0.0], [0.5], [1.0]]))
+    whole, divided = (bank.score(torch.tensor([[[3.0]]]), reweight="max", divisor=n).image for n in (1.0, 1000.0))
+    assert float(divided) == pytest.approx(float(whole) / 1000)
+    with pytest.raises(InputError, match="divisor: expected a finite number above 0, found 0"):
+        bank.score(torch.ones(1, 1, 1), divisor=0)

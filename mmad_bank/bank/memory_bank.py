@@ -356,7 +356,12 @@ class MemoryBank:
         return distances / self._std if self.standardization else distances, found
 
     def score(
-        self, patches: ArrayLike, *, reweight: scoring.Reweight = "m3dm", n_neighbors: int | None = None
+        self,
+        patches: ArrayLike,
+        *,
+        reweight: scoring.Reweight = "m3dm",
+        n_neighbors: int | None = None,
+        divisor: float = 1.0,
     ) -> Scores:
         """Score the patches of images and the images themselves (M3DM eq. 6 to 8; see :func:`scoring.image_score`).
 
@@ -368,6 +373,8 @@ class MemoryBank:
             reweight: ``"m3dm"``, ``"patchcore"`` or ``"max"``.
             n_neighbors: Number of bank vectors around m*, m* included; default 3 for ``"m3dm"``, 9 for ``"patchcore"``.
                 A smaller bank gives all it has.
+            divisor: Number that an image's largest patch score is divided by before the rule, above 0: one of M3DM's
+                published variants takes 1000.
 
         Example:
             >>> import torch
@@ -376,13 +383,14 @@ class MemoryBank:
             (torch.Size([2, 9]), torch.Size([2]), torch.int64)
         """
         wanted = scoring.check_reweight(reweight, n_neighbors)
+        scoring.check_divisor(divisor)
         rows = as_float_tensor(patches, "patches", ndim=3).to(self.device)
         if rows.numel() == 0 or rows.shape[2] != self.dim:
             raise InputError(f"patches: expected shape (B, P, {self.dim}), not empty, found {tuple(rows.shape)}")
         if not (rows.is_cuda and torch.cuda.is_current_stream_capturing()):
             images = Source("patches", rows.shape[0] * rows.shape[1], rows.shape[1])
             check_finite(rows.view(-1, self.dim), "patches", place=images.place)
-        return score_images(self.search_index, rows, self._std, reweight, min(wanted, len(self)))
+        return score_images(self.search_index, rows, self._std, reweight, min(wanted, len(self)), divisor)
 
     def provenance(self, rows: Tensor | Sequence[int] | None = None) -> list[Origin]:
         """Say where bank vectors came from: file, row in it, image and its name, place of the patch if it is known.

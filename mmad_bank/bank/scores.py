@@ -22,7 +22,9 @@ class Scores(NamedTuple):
     """(B, P) int64: the bank row of that vector, which explains the score (see :meth:`MemoryBank.provenance`)."""
 
 
-def score_images(index: Index, rows: Tensor, std: float, reweight: scoring.Reweight, n_neighbors: int) -> Scores:
+def score_images(
+    index: Index, rows: Tensor, std: float, reweight: scoring.Reweight, n_neighbors: int, divisor: float = 1.0
+) -> Scores:
     """Score images (M3DM eq. 6 to 8).
 
     Args:
@@ -31,6 +33,7 @@ def score_images(index: Index, rows: Tensor, std: float, reweight: scoring.Rewei
         std: Number that distances are divided by.
         reweight: Rule of the image score, see :func:`mmad_bank.scoring.image_score`.
         n_neighbors: Number of vectors around m*, m* included, at most as many as there are.
+        divisor: Number that the largest patch score is divided by before the rule.
     """
     n_images, n_patches, dim = rows.shape
     distances, nearest = index.search(rows.view(-1, dim), 1)
@@ -38,13 +41,13 @@ def score_images(index: Index, rows: Tensor, std: float, reweight: scoring.Rewei
     patch, nearest = distances.view(n_images, n_patches), nearest.view(n_images, n_patches)
     largest, where = patch.max(dim=1)
     if reweight == "max":
-        return Scores(patch, largest, nearest)
+        return Scores(patch, largest if divisor == 1 else largest / divisor, nearest)
     image = torch.arange(n_images, device=rows.device)
     around = _neighborhood(index, nearest[image, where], n_neighbors)
     # The distances from the few patches f* are taken from differences: nothing cancels.
     gaps = index.gather(around).double() - rows[image, where].double()[:, None]
     spread = gaps.square_().sum(-1).sqrt_() / std
-    return Scores(patch, scoring.image_score(largest, spread, dim, reweight), nearest)
+    return Scores(patch, scoring.image_score(largest, spread, dim, reweight, divisor=divisor), nearest)
 
 
 def _neighborhood(index: Index, center: Tensor, n: int) -> Tensor:
