@@ -1,6 +1,6 @@
 """The methods' benchmark: speed and memory of inference at the papers' sizes, accuracy on synthetic data sets.
 
-    python benchmarks/methods.py [inference] [accuracy] [--quick] [--seeds 3] [--json benchmarks/results]
+    python benchmarks/methods.py [inference] [accuracy] [readings] [--quick] [--seeds 3] [--json benchmarks/results]
     python benchmarks/methods.py papers --data DIR [--methods M3DM CFM] [--weights point_mae=FILE] [--workdir DIR]
 
 The second prints the papers' tables on MVTec 3D-AD or Eyecandies, with the published figures beside the measured ones.
@@ -22,7 +22,7 @@ from common import parse, parser, run_parts
 
 from mmad_bank.bench import IMAGES
 
-PARTS = ("inference", "accuracy", "papers")
+PARTS = ("inference", "accuracy", "readings", "papers")
 PAPERS = ("data", "only", "few_shot", "bundled", "weights", "device")
 """Arguments that only the part "papers" reads."""
 

@@ -25,7 +25,8 @@ from mmad_bank.evaluation import FUSED
 TITLES = {
     "selection": "Selection", "search": "Search", "bagel": "A bank of a real category's size", "load": "Loading",
     "exactness": "Exactness", "metrics": "Metrics", "scaling": "Scaling", "tradeoff": "Memory against accuracy",
-    "inference": "Inference", "accuracy": "Accuracy", "papers": "The papers' tables", "gpu": "On a GPU",
+    "inference": "Inference", "accuracy": "Accuracy", "readings": "Readings of the papers",
+    "papers": "The papers' tables", "gpu": "On a GPU",
 }  # fmt: skip
 """Headings of the pages, by name, in the order of the index."""
 HEADLINES = ("inference", "accuracy", "papers", "selection", "search", "gpu")

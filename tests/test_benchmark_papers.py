@@ -155,4 +155,4 @@ def test_papers_needs_data_and_is_skipped_without(papers, monkeypatch):
     for given in ([], ["--data", "parts"]):
         monkeypatch.setattr(sys, "argv", ["methods.py", *given])
         methods.main()
-    assert ran == [["inference", "accuracy"], ["inference", "accuracy", "papers"]]
+    assert ran == [["inference", "accuracy", "readings"], ["inference", "accuracy", "readings", "papers"]]

@@ -48,6 +48,12 @@ CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "CFM-T": ("cfm", {"variant": "T"}),
     "MDSS": ("mdss", {}),
 }
+_POINTS = {"xyz": "point_mae", "xyz_weights": "random", "grid": None}
+READINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    f"M3DM, {recipe}": ("m3dm", {**_POINTS, "recipe": recipe}) for recipe in ("default", "published", "paper")
+}
+"""Contestants of the part readings: Point-MAE with random weights on the grids of each recipe."""
+_ALL = {**CONTESTANTS, **READINGS}
 PREDICTION_ONLY = {"aggregation"}
 """Arguments that a fit does not depend on."""
 LIMITS = (0.3, 0.01)
@@ -79,25 +85,39 @@ class _Job:
 def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Table]:
     """Fit and evaluate every contestant on every category of every seed's data set."""
     del limits
-    names = chosen(CONTESTANTS, arguments.methods)
+    rows, title = measured(arguments, chosen(CONTESTANTS, arguments.methods), "accuracy")
+    title = f"{title}, bundled extractors"
+    return [means(title, rows), _kinds(title, rows), by_category(title, rows)]
+
+
+def measured(arguments: argparse.Namespace, names: list[str], part: str) -> tuple[list[dict[str, Any]], str]:
+    """Fit and evaluate contestants on every category of every seed's data set.
+
+    Args:
+        arguments: Arguments of the command line.
+        names: Names of contestants.
+        part: Name of the benchmark's part, for its folder.
+
+    Returns:
+        Rows by contestant, category, seed and result, and words for what they are of.
+    """
     categories = CATEGORIES[: 1 if arguments.quick else arguments.categories]
     seeds = range(1 if arguments.quick else arguments.seeds)
-    with working_folder(arguments.workdir, "accuracy") as root, ProcessPoolExecutor(arguments.workers) as pool:
+    with working_folder(arguments.workdir, part) as root, ProcessPoolExecutor(arguments.workers) as pool:
         jobs = [
             _Job(root, arguments.quick, seed, category, categories, own)
             for own in _by_method(names) for category in categories for seed in seeds
         ]  # fmt: skip
-        measured = list(zip(jobs, pool.map(_measure, jobs), strict=True))
-    measured.sort(key=lambda one: (one[0].seed, categories.index(one[0].category), names.index(one[0].names[0])))
-    rows = [row for _, own in measured for row in own]
-    title = f"{len(categories)} synthetic categories × {len(seeds)} seeds, bundled extractors"
-    return [_means(title, rows), _kinds(title, rows), _by_category(title, rows)]
+        done = list(zip(jobs, pool.map(_measure, jobs), strict=True))
+    done.sort(key=lambda one: (one[0].seed, categories.index(one[0].category), names.index(one[0].names[0])))
+    rows = [row for _, own in done for row in own]
+    return rows, f"{len(categories)} synthetic categories × {len(seeds)} seeds"
 
 
 def _by_method(names: list[str]) -> list[tuple[str, ...]]:
     """Group contestants by method; the last, whose fits take longest, come first, so that no process ends alone."""
-    methods = dict.fromkeys(CONTESTANTS[name][0] for name in reversed(names))
-    return [tuple(name for name in names if CONTESTANTS[name][0] == method) for method in methods]
+    methods = dict.fromkeys(_ALL[name][0] for name in reversed(names))
+    return [tuple(name for name in names if _ALL[name][0] == method) for method in methods]
 
 
 @contextmanager
@@ -150,10 +170,10 @@ def _measure(job: _Job) -> list[dict[str, Any]]:
         stages = Stages(folder, json.loads(json.dumps(arguments)))
 
         def make(path: Path, name: str = name, arguments: dict[str, Any] = arguments) -> None:
-            measured = _measure_one(name, arguments, job, fitted)
-            path.write_text(json.dumps(measured) + "\n")
-            seconds = measured[0]["fit_seconds"]
-            own = next(row["image_auroc"] for row in measured if row["result"] == FUSED)
+            found = _measure_one(name, arguments, job, fitted)
+            path.write_text(json.dumps(found) + "\n")
+            seconds = found[0]["fit_seconds"]
+            own = next(row["image_auroc"] for row in found if row["result"] == FUSED)
             line = f"  seed {job.seed}, {job.category}, {name}: I-AUROC {own:.3f}, fit {seconds:.0f} s"
             print(line, file=sys.stderr, flush=True)
 
@@ -168,7 +188,7 @@ def _bundled(cls: type[Method], job: _Job) -> dict[str, Any]:
 
 def _arguments_of(name: str, job: _Job) -> dict[str, Any]:
     """Return the arguments of a contestant's constructor."""
-    method, changes = CONTESTANTS[name]
+    method, changes = _ALL[name]
     cls = method_class(method)
     teacher = {"teacher": str(_teacher(job))} if cls is MDSS else {}
     return {**_bundled(cls, job), **teacher, **changes}
@@ -176,7 +196,7 @@ def _arguments_of(name: str, job: _Job) -> dict[str, Any]:
 
 def _measure_one(name: str, arguments: dict[str, Any], job: _Job, fitted: dict[str, Method]) -> list[dict[str, Any]]:
     """Fit a contestant, or take a fitted one that differs in prediction only, and evaluate it: one row per result."""
-    method, changes = CONTESTANTS[name]
+    method, changes = _ALL[name]
     cls, category = method_class(method), job.category
     data = _prepared(job, category, cls.preparation)
     train, validation, test = (open_dataset(data, category, split) for split in ("train", "validation", "test"))
@@ -202,7 +222,7 @@ def _alike(fitted: Mapping[str, Method], method: str, changes: Mapping[str, Any]
     """Return a method that was fitted with the same arguments but those that only prediction reads, with these."""
     wanted = {key: value for key, value in changes.items() if key not in PREDICTION_ONLY}
     for name, model in fitted.items():
-        kind, own = CONTESTANTS[name]
+        kind, own = _ALL[name]
         if kind == method and {key: value for key, value in own.items() if key not in PREDICTION_ONLY} == wanted:
             defaults = {one.name: one.default for one in model.parameters()}
             keys = PREDICTION_ONLY & (changes.keys() | own.keys())
@@ -233,7 +253,8 @@ def _grouped(rows: list[dict[str, Any]], *keys: str) -> dict[tuple[str, ...], li
     return groups
 
 
-def _means(title: str, rows: list[dict[str, Any]]) -> Table:
+def means(title: str, rows: list[dict[str, Any]]) -> Table:
+    """Make the table of means over categories, with their spread over seeds."""
     table = Table(f"Accuracy: {title}", _MEAN_COLUMNS, headline=True)
     for (method, part), own in _grouped(rows, "method", "result").items():
         values = {column.key: _spread(own, column.key) for column in _MEAN_COLUMNS[2:]}
@@ -256,7 +277,8 @@ def _kinds(title: str, rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _by_category(title: str, rows: list[dict[str, Any]]) -> Table:
+def by_category(title: str, rows: list[dict[str, Any]]) -> Table:
+    """Make the table of each category's figures."""
     columns = [Column("method", "method"), Column("result", "result"), Column("category", "category"),
                Column("image_auroc", "I-AUROC"), Column("aupro", "AUPRO@30"), Column("seeds", "by seed")]  # fmt: skip
     table = Table(f"By category: {title}", columns)
