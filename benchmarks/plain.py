@@ -28,7 +28,7 @@ from mmad_bank.methods.prediction import Gaussian
 
 
 class PlainM3DM(M3DM):
-    """A fitted M3DM (paper's recipe, three banks, DLF) that scores as described above.
+    """A fitted M3DM (three banks, DLF) that scores as described above.
 
     Attributes:
         by_differences: Whether distances come from differences. PyTorch's default takes |a|² + |b|² - 2ab, faster by
@@ -66,18 +66,23 @@ class PlainM3DM(M3DM):
         with timed(sections.FUSION):
             patches = self._compose(features)
         with timed(sections.SEARCH):
-            inside, repeated = window_cells(self.grid, window_of(sample.frame, self.grid))
-            scores = {name: self._score(name, rows[0].cpu()[inside]) for name, rows in patches.items()}
-            found = {name: (patch[repeated], image, near[repeated]) for name, (patch, image, near) in scores.items()}
+            found = {}
+            for name, rows in patches.items():
+                inside, repeated = window_cells(self._grid(name), window_of(sample.frame, self._grid(name)))
+                patch, image, near = self._score(name, rows[0].cpu()[inside])
+                found[name] = patch[repeated], image, near[repeated]
         with timed(sections.DECISION):
-            maps = {name: self._enlarge(distances) for name, (distances, _, _) in found.items()}
+            maps = {name: self._enlarge(distances, self._grid(name)) for name, (distances, _, _) in found.items()}
             images = {name: image[None] for name, (_, image, _) in found.items()}
             score = float(self.dlf_.fuse_images(images))
             fused = self.dlf_.fuse_pixels(maps)
         parts = {
-            name: Part(float(image), distances.view(self.grid), nearest.view(self.grid), smoothing=Gaussian(self.sigma))
+            name: Part(
+                float(image), distances.view(self._grid(name)), nearest.view(self._grid(name)),
+                smoothing=Gaussian(self.sigma),
+            )
             for name, (distances, image, nearest) in found.items()
-        }
+        }  # fmt: skip
         return Prediction(score, fused, sample, parts)
 
     def _score(self, name: str, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,9 +101,9 @@ class PlainM3DM(M3DM):
         mode = "donot_use_mm_for_euclid_dist" if self.by_differences else "use_mm_for_euclid_dist_if_necessary"
         return torch.cdist(rows, bank, compute_mode=mode)
 
-    def _enlarge(self, distances: Tensor) -> Tensor:
+    def _enlarge(self, distances: Tensor, grid: tuple[int, int]) -> Tensor:
         size = (self.image_size, self.image_size)
-        enlarged = F.interpolate(distances.view(1, 1, *self.grid), size=size, mode="bilinear")[0, 0]
+        enlarged = F.interpolate(distances.view(1, 1, *grid), size=size, mode="bilinear")[0, 0]
         return torch.from_numpy(gaussian_filter(enlarged.numpy(), self.sigma))
 
 

@@ -15,8 +15,8 @@ from mmad_bank._internal.state_dicts import load_state
 from mmad_bank.errors import InputError
 from mmad_bank.features.efficientnet_lite import EfficientNetLite0
 from mmad_bank.features.fpfh import FPFH
-from mmad_bank.features.point_alignment import PointFeatureAlignment, Recipe, measured_points
-from mmad_bank.features.point_mae import PointMAE
+from mmad_bank.features.point_alignment import Interpolation, PointFeatureAlignment, measured_points
+from mmad_bank.features.point_mae import BatchNorm, PointMAE
 from mmad_bank.features.rgb import RGBExtractor
 
 BUNDLED_RGB = "efficientnet_lite0"
@@ -24,6 +24,7 @@ BUNDLED_RGB = "efficientnet_lite0"
 BUNDLED_STAGES = (1, 2, 4)
 """Its stages for banks: strides 4, 8 and 16, the middle of the network, as PatchCore advises (section 3.1)."""
 PRETRAINED, RANDOM = "pretrained", "random"
+_ALIGNED = {"three_nearest": "published", "all_centers": "paper"}  # words of version 0.1, which stand in files
 
 
 class PointPatches(nn.Module):
@@ -35,7 +36,7 @@ class PointPatches(nn.Module):
 
     Example:
         >>> import torch
-        >>> net = PointPatches(PointMAE(16, 8), PointFeatureAlignment((4, 4), (32, 32), recipe="published"))
+        >>> net = PointPatches(PointMAE(16, 8), PointFeatureAlignment((4, 4), (32, 32)))
         >>> net(torch.rand(1, 3, 32, 32) + 0.1).shape
         torch.Size([1, 16, 1152])
     """
@@ -57,7 +58,8 @@ class PointPatches(nn.Module):
     @property
     def name(self) -> str:
         """Name of the extractor, as a bank file records it."""
-        return f"{self.network.name} grid {self.grid[0]}x{self.grid[1]} aligned as {self.alignment.recipe}"
+        aligned = _ALIGNED[self.alignment.interpolation]
+        return f"{self.network.name} grid {self.grid[0]}x{self.grid[1]} aligned as {aligned}"
 
     def forward(self, xyz: Tensor) -> Tensor:
         """Extract patch features: (B, 3, H, W) in metres to float32 (B, h·w, D), zero where a patch has no point."""
@@ -133,7 +135,9 @@ def make_xyz_extractor(
     layers: Sequence[int] = (3, 7, 11),
     grid: tuple[int, int] = (28, 28),
     image_size: int = 224,
-    recipe: Recipe = "paper",
+    batch_norm: BatchNorm = "batch",
+    interpolation: Interpolation = "three_nearest",
+    skip_near_origin: bool = False,
     compute_dtype: ComputeDtype = "float32",
 ) -> PointPatches | FPFHPatches:
     """Make the extractor of point clouds.
@@ -146,7 +150,9 @@ def make_xyz_extractor(
         layers: Numbers of Point-MAE's blocks, from 0.
         grid: (h, w) of the patches.
         image_size: Pixels per side of the organized clouds.
-        recipe: Recipe of Point-MAE and PFA.
+        batch_norm: Statistics of Point-MAE's batch normalisations.
+        interpolation: Rule by which PFA weighs the centres.
+        skip_near_origin: Whether sampling passes over points near the origin.
         compute_dtype: Number type of Point-MAE's products.
 
     Raises:
@@ -164,7 +170,10 @@ def make_xyz_extractor(
             " (--set xyz_weights=PATH of fit, --xyz-weights PATH of extract; pretrain.pth from"
             " https://github.com/Pang-Yatian/Point-MAE/releases), or 'random'; xyz='fpfh' needs no weights (--bundled)"
         )
-    network = PointMAE(num_groups, group_size, layers=layers, recipe=recipe, compute_dtype=compute_dtype)
+    network = PointMAE(
+        num_groups, group_size, layers=layers, batch_norm=batch_norm, skip_near_origin=skip_near_origin,
+        compute_dtype=compute_dtype,
+    )  # fmt: skip
     if weights != RANDOM:
         network.load_checkpoint(weights)
-    return PointPatches(network, PointFeatureAlignment(grid, (image_size, image_size), recipe=recipe))
+    return PointPatches(network, PointFeatureAlignment(grid, (image_size, image_size), interpolation=interpolation))

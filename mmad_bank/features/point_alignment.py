@@ -19,7 +19,7 @@ from mmad_bank._internal.checks import ArrayLike, as_float_tensor, check_choice,
 from mmad_bank.errors import InputError
 from mmad_bank.ops import knn_group
 
-Recipe = Literal["paper", "published"]
+Interpolation = Literal["three_nearest", "all_centers"]
 
 _EPS = 1e-8
 _NEIGHBOURS = 3  # of the published weighting
@@ -112,31 +112,36 @@ class PointFeatureAlignment:
     Args:
         grid: (h, w) of the patches: M3DM (28, 28) or (56, 56), CFM (224, 224).
         size: (H, W) of the organized clouds in pixels.
-        recipe: ``"paper"`` weighs all centres by 1 / (d + 1e-8) (M3DM eq. 1), ``"published"`` the three nearest by 1 /
-            (d² + 1e-8), as the published code of M3DM and CFM does.
+        interpolation: ``"three_nearest"`` weighs the three nearest centres by 1 / (d² + 1e-8), as the published code of
+            M3DM and CFM does; ``"all_centers"`` weighs all by 1 / (d + 1e-8) (M3DM eq. 1), which smears a patch over
+            hundreds of groups.
 
     Raises:
-        InputError: A size is too small or the recipe unknown.
+        InputError: A size is too small or the interpolation unknown.
 
     Example:
         >>> xyz = torch.rand(64, 64, 3) + 0.1
         >>> points, pixels = measured_points(xyz)
-        >>> align = PointFeatureAlignment((8, 8), (64, 64), recipe="published")
+        >>> align = PointFeatureAlignment((8, 8), (64, 64))
         >>> align(torch.ones(1, 20, 5), points[None, :20], [points], [pixels]).shape
         torch.Size([1, 64, 5])
     """
 
     def __init__(
-        self, grid: tuple[int, int] = (28, 28), size: tuple[int, int] = (224, 224), *, recipe: Recipe = "paper"
+        self,
+        grid: tuple[int, int] = (28, 28),
+        size: tuple[int, int] = (224, 224),
+        *,
+        interpolation: Interpolation = "three_nearest",
     ) -> None:
         self.grid = (grid[0], grid[1])
         self.size = (size[0], size[1])
-        self.recipe = recipe
+        self.interpolation = interpolation
         for side in self.grid:
             check_index(side, "grid", 1, 2**15, "patches along a side")
         for side in self.size:
             check_index(side, "size", _WINDOW, 2**15, "pixels along a side")
-        check_choice(recipe, get_args(Recipe), "recipe")
+        check_choice(interpolation, get_args(Interpolation), "interpolation")
 
     def __call__(self, tokens: Tensor, centers: Tensor, points: Sequence[Tensor], pixels: Sequence[Tensor]) -> Tensor:
         """Align a batch of clouds of any sizes.
@@ -173,7 +178,7 @@ class PointFeatureAlignment:
         if len(pixels) and not 0 <= int(pixels.min()) <= int(pixels.max()) < self.size[0] * self.size[1]:
             raise InputError(f"pixels: expected numbers of pixels of a {self.size[0]}x{self.size[1]} image")
         pixels = pixels.to(cloud.device)
-        rule = self._three_nearest if self.recipe == "published" else self._all_centres
+        rule = self._three_nearest if self.interpolation == "three_nearest" else self._all_centres
         return rule(cloud, pixels, centers)
 
     def _pooling(self, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -20,11 +20,16 @@ from mmad_bank._internal.state_dicts import load_matching, read_torch
 from mmad_bank.errors import InputError
 from mmad_bank.ops import farthest_point_sample, knn_group
 
-Recipe = Literal["paper", "published"]
+BatchNorm = Literal["batch", "running"]
 
 DEPTH, WIDTH, HEADS = 12, 384, 6
 
 _PUBLISHED_FLOOR = 1e-3  # the published sampling kernel passes over points with ‖p‖² up to this
+_READINGS = {
+    ("batch", False): "batch statistics", ("batch", True): "published",
+    ("running", False): "paper", ("running", True): "running statistics, not near the origin",
+}  # fmt: skip
+"""Words for the statistics and for passing over points; two of them stand in files of version 0.1."""
 _PREFIXES = ("module.", "MAE_encoder.")
 _CHUNK = {"cpu": 1 << 13}  # grouped points encoded at a time: they stay in the caches
 _CHUNK_ELSEWHERE = 1 << 18
@@ -140,9 +145,11 @@ class PointMAE(nn.Module):
         layers: Numbers of the blocks, counted from 0 and rising, whose outputs go through the final norm and are
             concatenated. Blocks after the last of them are not created. CFM's variants: M ``(1, 4, 7)``, S ``(1, 2,
             3)``, T ``(0,)``.
-        recipe: ``"paper"`` uses the batch normalisations' running statistics. ``"published"`` does as the published
-            code of M3DM and CFM, which never leaves training mode: the statistics are those of the cloud itself (a
-            cloud at a time, whatever the batch; no random depth), and sampling passes over points with ‖p‖² ≤ 1e-3.
+        batch_norm: Mean and variance of the batch normalisations. ``"batch"``: those of the cloud's own groups, a cloud
+            at a time, whatever the batch, as in the published code of M3DM and CFM, which never leaves training mode
+            (random depth is left out). ``"running"``: those of the checkpoint. They were measured on clouds in the unit
+            sphere; on clouds in metres, whose groups are fifty times smaller, they leave all groups nearly alike.
+        skip_near_origin: Whether sampling passes over points with ‖p‖² ≤ 1e-3, as the published sampling kernel does.
         compute_dtype: ``"bfloat16"`` runs the matrix products in bfloat16; the tokens come as float32 either way.
 
     Raises:
@@ -162,17 +169,18 @@ class PointMAE(nn.Module):
         group_size: int = 128,
         *,
         layers: Sequence[int] = (3, 7, 11),
-        recipe: Recipe = "paper",
+        batch_norm: BatchNorm = "batch",
+        skip_near_origin: bool = False,
         compute_dtype: ComputeDtype = "float32",
     ) -> None:
         super().__init__()
         self.num_groups = check_index(num_groups, "num_groups", 1, 2**31 - 1, "groups in a cloud")
         self.group_size = check_index(group_size, "group_size", 1, 2**31 - 1, "points in a group")
         self.layers = tuple(layers)
-        self.recipe, self.compute_dtype = recipe, compute_dtype
+        self.batch_norm, self.skip_near_origin, self.compute_dtype = batch_norm, skip_near_origin, compute_dtype
         if not self.layers or sorted(set(self.layers)) != list(self.layers) or not set(self.layers) <= {*range(DEPTH)}:
             raise InputError(f"layers: expected rising numbers from 0 to {DEPTH - 1}, found {self.layers}")
-        check_choice(recipe, get_args(Recipe), "recipe")
+        check_choice(batch_norm, get_args(BatchNorm), "batch_norm")
         check_compute_dtype(compute_dtype)
         self.encoder = _GroupEncoder()
         self.pos_embed = nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, WIDTH))
@@ -188,7 +196,8 @@ class PointMAE(nn.Module):
     @property
     def name(self) -> str:
         """Name of the extractor, as a bank file records it."""
-        return f"point_mae {self.num_groups}x{self.group_size} layers {','.join(map(str, self.layers))} {self.recipe}"
+        reading = _READINGS[self.batch_norm, self.skip_near_origin]
+        return f"point_mae {self.num_groups}x{self.group_size} layers {','.join(map(str, self.layers))} {reading}"
 
     def train(self, mode: bool = True) -> PointMAE:
         """Stay in evaluation mode: the extractor is frozen, also as a part of a network that is trained."""
@@ -226,7 +235,7 @@ class PointMAE(nn.Module):
         """
         device = self.norm.weight.device
         clouds = [cloud.to(device) for cloud in self._clouds(points, lengths)]
-        floor = _PUBLISHED_FLOOR if self.recipe == "published" else None
+        floor = _PUBLISHED_FLOOR if self.skip_near_origin else None
         picks = farthest_point_sample(clouds, self.num_groups, min_norm_sq=floor)
         centers = torch.stack([cloud[rows] for cloud, rows in zip(clouds, picks, strict=True)])
         with torch.autocast(device.type, torch.bfloat16, enabled=self.compute_dtype == "bfloat16"):
@@ -242,7 +251,7 @@ class PointMAE(nn.Module):
     def _encode(self, clouds: list[Tensor], centers: Tensor) -> Tensor:
         """Encode the groups of all clouds: (B·G, 384)."""
         groups = self._groups(clouds, centers)
-        if self.recipe == "published":
+        if self.batch_norm == "batch":
             return torch.cat([self.encoder(own, True) for own in groups.split(self.num_groups)])
         step = max(1, _CHUNK.get(groups.device.type, _CHUNK_ELSEWHERE) // self.group_size)
         return torch.cat([self.encoder(part, False) for part in groups.split(step)])

@@ -22,7 +22,7 @@ from mmad_bank._internal.training import (
     train,
 )
 from mmad_bank.errors import InputError
-from mmad_bank.fusion.uff import FeatureFusion, Recipe
+from mmad_bank.fusion.uff import FeatureFusion
 
 _BETAS = (0.9, 0.95)
 
@@ -36,7 +36,7 @@ def train_fusion(
     images_per_loss: int = 16,
     patches_per_image: int | None = None,
     lr: float = 0.003,
-    recipe: Recipe = "paper",
+    double_loss: bool = False,
     seed: int = 0,
     resume: str | os.PathLike[str] | None = None,
     save_every: int = 50,
@@ -57,7 +57,7 @@ def train_fusion(
             there are fewer; a step's gradient is the mean over its images.
         patches_per_image: Number of patches to draw from an image instead of taking all: cheaper steps.
         lr: Peak of the learning rate.
-        recipe: Recipe, see :class:`FeatureFusion`.
+        double_loss: Whether the loss is doubled, see :class:`FeatureFusion`.
         seed: Seed of initial weights, order of images, and drawn patches.
         resume: File of the training's state. If it is there, training goes on from it; every ``save_every`` steps and
             at the end it is replaced. The file of a finished training holds the result.
@@ -83,7 +83,7 @@ def train_fusion(
     xyz, rgb = pairs[0]
     arguments = {
         "steps": steps, "warmup": warmup, "batch": batch, "images_per_loss": images_per_loss, "lr": float(lr),
-        "patches_per_image": patches_per_image or 0, "recipe": recipe, "seed": seed, "images": len(pairs),
+        "patches_per_image": patches_per_image or 0, "double_loss": double_loss, "seed": seed, "images": len(pairs),
         "xyz_dim": xyz.shape[-1], "rgb_dim": rgb.shape[-1],
     }  # fmt: skip
     _check_arguments(arguments)
@@ -110,7 +110,7 @@ class _Training:
     def __init__(self, pairs: Pairs, arguments: dict[str, Any], device: torch.device) -> None:
         self.pairs, self.arguments, self.device = pairs, arguments, device
         with seeded(arguments["seed"]):
-            network = FeatureFusion(arguments["xyz_dim"], arguments["rgb_dim"], recipe=arguments["recipe"])
+            network = FeatureFusion(arguments["xyz_dim"], arguments["rgb_dim"], double_loss=arguments["double_loss"])
         self.network = network.to(device).train()
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=arguments["lr"], betas=_BETAS)
 

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmad_bank._internal.checks import check_choice, check_index
+from mmad_bank._internal.checks import check_index
 from mmad_bank._internal.files import replacing
 from mmad_bank._internal.former import formerly
 from mmad_bank._internal.precision import ComputeDtype
 from mmad_bank._internal.state_dicts import load_state, save_state
 from mmad_bank.errors import InputError
 
-Recipe = Literal["paper", "published"]
-
 HEAD_DIM = 256
+Modality = Literal["xyz", "rgb"]
 
 _BLOCK = 2048  # queries whose similarities to all keys exist at a time
 
@@ -41,10 +40,10 @@ class FeatureFusion(nn.Module):
     Args:
         xyz_dim: Number of values of a 3-D patch feature.
         rgb_dim: Number of values of an RGB patch feature.
-        recipe: ``"published"`` doubles the loss, as the published code does.
+        double_loss: Whether the loss is twice the cross-entropy, as in the published code.
 
     Raises:
-        InputError: A dimension is not positive, or the recipe is unknown.
+        InputError: A dimension is not positive.
 
     Example:
         >>> uff = FeatureFusion(xyz_dim=12, rgb_dim=8)
@@ -52,12 +51,11 @@ class FeatureFusion(nn.Module):
         torch.Size([2, 5, 20])
     """
 
-    def __init__(self, xyz_dim: int = 1152, rgb_dim: int = 768, *, recipe: Recipe = "paper") -> None:
+    def __init__(self, xyz_dim: int = 1152, rgb_dim: int = 768, *, double_loss: bool = False) -> None:
         super().__init__()
         self.xyz_dim = check_index(xyz_dim, "xyz_dim", 1, 2**20, "values of a feature")
         self.rgb_dim = check_index(rgb_dim, "rgb_dim", 1, 2**20, "values of a feature")
-        self.recipe = recipe
-        check_choice(recipe, get_args(Recipe), "recipe")
+        self.double_loss = double_loss
         self.xyz_norm, self.xyz_mlp = nn.LayerNorm(xyz_dim), _Mlp(xyz_dim)
         self.rgb_norm, self.rgb_mlp = nn.LayerNorm(rgb_dim), _Mlp(rgb_dim)
         self.rgb_head, self.xyz_head = nn.Linear(rgb_dim, HEAD_DIM), nn.Linear(xyz_dim, HEAD_DIM)
@@ -77,9 +75,26 @@ class FeatureFusion(nn.Module):
             InputError: The shapes do not fit.
         """
         self._check(xyz, rgb)
-        with torch.no_grad(), torch.autocast(xyz.device.type, torch.bfloat16, enabled=compute_dtype == "bfloat16"):
-            both = self.xyz_mlp(self.xyz_norm(xyz)), self.rgb_mlp(self.rgb_norm(rgb))
-        return torch.cat([one.float() for one in both], dim=-1)
+        halves = (
+            self.fuse_half("xyz", xyz, compute_dtype=compute_dtype),
+            self.fuse_half("rgb", rgb, compute_dtype=compute_dtype),
+        )
+        return torch.cat(halves, dim=-1)
+
+    def fuse_half(self, modality: Modality, features: Tensor, *, compute_dtype: ComputeDtype = "float32") -> Tensor:
+        """Return a modality's half of the fused features: (..., dim) to (..., dim) float32.
+
+        A half depends on its own modality alone: where patches of one modality are repeated beside finer ones of the
+        other, their half is computed once.
+
+        Raises:
+            InputError: The shape does not fit.
+        """
+        self._check_one(modality, features)
+        norm, mlp = (self.xyz_norm, self.xyz_mlp) if modality == "xyz" else (self.rgb_norm, self.rgb_mlp)
+        device = features.device.type
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=compute_dtype == "bfloat16"):
+            return mlp(norm(features)).float()
 
     def loss(self, xyz: Tensor, rgb: Tensor) -> Tensor:
         """InfoNCE between the modalities (eq. 2): each RGB patch is to be told which 3-D patch lies at its place.
@@ -104,7 +119,7 @@ class FeatureFusion(nn.Module):
         queries = F.normalize(self.rgb_head(self.rgb_mlp(self.rgb_norm(rgb))), dim=1)
         keys = F.normalize(self.xyz_head(self.xyz_mlp(self.xyz_norm(xyz))), dim=1)
         total = info_nce_sum(queries, keys) / max(1, len(queries))
-        return 2 * total if self.recipe == "published" else total
+        return 2 * total if self.double_loss else total
 
     def load_checkpoint(self, path: str | os.PathLike[str]) -> FeatureFusion:
         """Load a published checkpoint (a torch file with the key ``model``) or what :meth:`save` wrote.
@@ -128,13 +143,17 @@ class FeatureFusion(nn.Module):
                 torch.save({"model": {name: tensor.cpu() for name, tensor in self.state_dict().items()}}, partial)
 
     def _check(self, xyz: Tensor, rgb: Tensor) -> None:
-        for name, value, dim in (("xyz", xyz, self.xyz_dim), ("rgb", rgb, self.rgb_dim)):
-            if value.ndim == 0 or value.shape[-1] != dim:
-                raise InputError(f"{name}: expected (..., {dim}), found shape {tuple(value.shape)}")
+        self._check_one("xyz", xyz)
+        self._check_one("rgb", rgb)
         if xyz.shape[:-1] != rgb.shape[:-1]:
             raise InputError(
                 f"rgb: expected the patches of xyz, {tuple(xyz.shape[:-1])}, found {tuple(rgb.shape[:-1])}"
             )
+
+    def _check_one(self, modality: Modality, value: Tensor) -> None:
+        dim = self.xyz_dim if modality == "xyz" else self.rgb_dim
+        if value.ndim == 0 or value.shape[-1] != dim:
+            raise InputError(f"{modality}: expected (..., {dim}), found shape {tuple(value.shape)}")
 
 
 def info_nce_sum(queries: Tensor, keys: Tensor) -> Tensor:

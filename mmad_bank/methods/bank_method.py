@@ -36,7 +36,7 @@ from mmad_bank.extraction import Extractors
 from mmad_bank.features.factory import RANDOM, make_rgb_extractor
 from mmad_bank.methods.base import Method, Part, Prediction, Reason, Samples
 from mmad_bank.methods.map_scale import distances_to_others, scale_by_stage, spread
-from mmad_bank.methods.options import BankOptions, GridOptions, RGBOptions
+from mmad_bank.methods.options import BankOptions, RGBOptions
 from mmad_bank.methods.padding import score_in_windows, window_cells, window_of
 from mmad_bank.methods.prediction import FUSED, Gaussian, check_place
 from mmad_bank.methods.shareable import CategoryData
@@ -52,7 +52,7 @@ from mmad_bank.methods.training_features import (
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class BankMethod(Method, BankOptions, GridOptions, RGBOptions):
+class BankMethod(Method, BankOptions, RGBOptions):
     """A method whose patches are scored by their nearest vectors in one or more memory banks.
 
     Attributes:
@@ -94,10 +94,16 @@ class BankMethod(Method, BankOptions, GridOptions, RGBOptions):
         """Make the banks' patch features (B, P, D) from those of the modalities."""
         return {name: features[name] for name in self._bank_names()}
 
-    def _decide(self, scores: Mapping[str, Scores]) -> tuple[Tensor, Tensor]:
-        """Fuse the banks' scores: of images (B,), of patches (B, P)."""
-        (only,) = scores.values()
-        return only.image, only.patch
+    def _decide(self, images: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Fuse the banks' scores.
+
+        Args:
+            images: Scores of images (B,), by bank.
+            places: Scores of places, (B, ...) in one shape for all banks: patches of one grid, or pixels. What this
+                does with them is linear, place by place.
+        """
+        (image,), (place,) = images.values(), places.values()
+        return image, place
 
     def _training_extractors(self, extractors: Extractors) -> Extractors:
         """Return what describes the training samples for the trainings: the extractors themselves."""
@@ -112,6 +118,18 @@ class BankMethod(Method, BankOptions, GridOptions, RGBOptions):
     def _learn_decision(self, dumps: Dumps, validation: Dumps | None, stages: Stages) -> None:
         """Learn what :meth:`_decide` needs."""
 
+    @abstractmethod
+    def _grid(self, bank: str) -> tuple[int, int]:
+        """Return rows and columns of the patches that a bank scores."""
+
+    @abstractmethod
+    def _extraction_grid(self, modality: str) -> tuple[int, int]:
+        """Return rows and columns of the patches that a modality's extractor gives."""
+
+    def _divisor(self) -> float:
+        """Return what the banks' image scores are divided by before they are reweighted."""
+        return 1.0
+
     def _standardize(self, bank: str) -> bool:
         """Say whether a bank measures distances on (f - mean)/std."""
         del bank
@@ -121,8 +139,8 @@ class BankMethod(Method, BankOptions, GridOptions, RGBOptions):
         """Make the extractor of colour images that the arguments ask for."""
         with argument_called(layers="rgb_layers"):
             return make_rgb_extractor(
-                self.rgb, weights or self.rgb_weights, layers=self.rgb_layers, grid=self.grid,
-                image_size=self.image_size, compute_dtype=self.compute_dtype,
+                self.rgb, weights or self.rgb_weights, layers=self.rgb_layers,
+                grid=self._extraction_grid("rgb"), image_size=self.image_size, compute_dtype=self.compute_dtype,
             )  # fmt: skip
 
     # Sharing what another fit has left.
@@ -210,20 +228,18 @@ class BankMethod(Method, BankOptions, GridOptions, RGBOptions):
         """Yield maps of some training images as if they had not been trained on, see :func:`distances_to_others`."""
         for image in spread(len(self.train_ids_)):
             frame, scores = self._split_frames["train"][image], {}
-            inside, repeated = window_cells(self.grid, window_of(frame, self.grid))
             for name, bank in self.banks_.items():
+                inside, repeated = window_cells(self._grid(name), window_of(frame, self._grid(name)))
                 patches = torch.from_numpy(np.array(dumps[name][image]))
                 distances = distances_to_others(bank, patches, image)
                 if distances is None:  # there is one image only
                     return
                 distances = distances[inside][repeated]
                 scores[name] = Scores(distances[None], distances.max()[None], torch.empty(0))
-            results = {FUSED: self._decide(scores)[1]}
+            maps = {FUSED: self._fuse_scores(scores)[1]}
             if len(scores) > 1:
-                results |= {name: own.patch for name, own in scores.items()}
-            size = (self.image_size, self.image_size)
-            maps = {name: scoring.anomaly_map(one, self.grid, size, self.sigma)[0] for name, one in results.items()}
-            yield {name: picture_of(one, frame) for name, one in maps.items()}
+                maps |= {name: self._map_of(name, own.patch) for name, own in scores.items()}
+            yield {name: picture_of(one[0], frame) for name, one in maps.items()}
 
     def _composed(self, split: str, dumps: Dumps, stages: Stages) -> Dumps:
         """Write what is not a modality's own features to files, and map them."""
@@ -292,9 +308,31 @@ class BankMethod(Method, BankOptions, GridOptions, RGBOptions):
 
     def _score_patches(self, patches: Mapping[str, Tensor], frames: Sequence[Frame | None]) -> dict[str, Scores]:
         """Score the patches of images by the banks; those of padding are left out."""
-        windows = [window_of(frame, self.grid) for frame in frames]
-        score = partial(self.banks_.score, reweight=self.reweight, n_neighbors=self.n_neighbors)
-        return score_in_windows(score, patches, windows, self.grid)
+        scores = {}
+        for name, bank in self.banks_.items():
+            rule = partial(
+                bank.score, reweight=self.reweight, n_neighbors=self.n_neighbors, divisor=self._divisor()
+            )  # fmt: skip
+            grid = self._grid(name)
+            scores[name] = score_in_windows(rule, patches[name], [window_of(frame, grid) for frame in frames], grid)
+        return scores
+
+    def _map_of(self, bank: str, patch: Tensor) -> Tensor:
+        """Return the maps (B, S, S) of a bank's patch scores."""
+        return scoring.anomaly_map(patch, self._grid(bank), (self.image_size, self.image_size), self.sigma)
+
+    def _fuse_scores(self, scores: Mapping[str, Scores]) -> tuple[Tensor, Tensor]:
+        """Fuse the banks' scores of images (B,), and their maps (B, S, S).
+
+        Fusing places is linear, and so are enlarging and blurring: where the banks have one grid, fusing patches and
+        then making one map gives what fusing the banks' maps pixel by pixel would.
+        """
+        images = {name: own.image for name, own in scores.items()}
+        first = next(iter(scores))
+        if all(self._grid(name) == self._grid(first) for name in scores):
+            image, patch = self._decide(images, {name: own.patch for name, own in scores.items()})
+            return image, self._map_of(first, patch)
+        return self._decide(images, {name: self._map_of(name, own.patch) for name, own in scores.items()})
 
     # Predicting.
 
@@ -312,16 +350,21 @@ class BankMethod(Method, BankOptions, GridOptions, RGBOptions):
         with timed(sections.SEARCH):
             scores = self._score_patches(patches, [sample.frame for sample in samples])
         with timed(sections.DECISION):
-            image, patch = self._decide(scores)
-            maps = scoring.anomaly_map(patch, self.grid, (self.image_size, self.image_size), self.sigma).cpu()
+            image, fused = self._fuse_scores(scores)
+            maps = fused.cpu()
         return [
-            Prediction(float(image[b]), maps[b], sample, {name: self._part(x, b, sample) for name, x in scores.items()})
+            Prediction(
+                float(image[b]),
+                maps[b],
+                sample,
+                {name: self._part(name, own, b, sample) for name, own in scores.items()},
+            )
             for b, sample in enumerate(samples)
         ]
 
-    def _part(self, scores: Scores, b: int, sample: Sample) -> Part:
-        nearest = scores.nearest[b].view(self.grid).cpu()
-        patch = scores.patch[b].view(self.grid).cpu()
+    def _part(self, bank: str, scores: Scores, b: int, sample: Sample) -> Part:
+        nearest = scores.nearest[b].view(self._grid(bank)).cpu()
+        patch = scores.patch[b].view(self._grid(bank)).cpu()
         return Part(float(scores.image[b]), patch, nearest, sample.frame, Gaussian(self.sigma))
 
     def explain(
@@ -334,23 +377,24 @@ class BankMethod(Method, BankOptions, GridOptions, RGBOptions):
             raise InputError(f"part: expected one of {', '.join(self.banks_)}, found {name!r}")
         if place is None:
             place = prediction.parts[name].worst
-        check_place(place, self.grid)
+        grid = self._grid(name)
+        check_place(place, grid)
         bank = self.banks_[name]
         with plain_torch(), torch.no_grad():
-            query = self._patches_of(prediction.sample)[name][0, place[0] * self.grid[1] + place[1]][None]
+            query = self._patches_of(prediction.sample)[name][0, place[0] * grid[1] + place[1]][None]
             distances, rows = bank.search(query, min(n, len(bank)))
         return [
-            self._reason(origin, distance)
+            self._reason(origin, distance, grid)
             for distance, origin in zip(distances[0].tolist(), bank.provenance(rows[0]), strict=True)
         ]
 
-    def _reason(self, origin: Origin, distance: float) -> Reason:
+    def _reason(self, origin: Origin, distance: float, grid: tuple[int, int]) -> Reason:
         """Say of a bank vector which training picture it came from, and where it lies in it."""
         if origin.image is None or origin.patch is None:
             return Reason(None, None, distance)
-        place = (int(origin.patch) // self.grid[1], int(origin.patch) % self.grid[1])
+        place = (int(origin.patch) // grid[1], int(origin.patch) % grid[1])
         frame = self.frames_[int(origin.image)] if self.frames_ else None
-        box = None if frame is None else frame.box(place, self.grid)
+        box = None if frame is None else frame.box(place, grid)
         return Reason(self.train_ids_[int(origin.image)], place, distance, box)
 
     def _patches_of(self, sample: Sample) -> dict[str, Tensor]:

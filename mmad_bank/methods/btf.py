@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from mmad_bank.features.factory import BUNDLED_STAGES, make_xyz_extractor
-from mmad_bank.methods.bank_method import BankMethod
+from mmad_bank.methods.one_grid_method import OneGridMethod
 from mmad_bank.methods.options import accepts_former_names
 
 
 @accepts_former_names
 @dataclass(kw_only=True, eq=False, repr=False)
-class BTF(BankMethod):
+class BTF(OneGridMethod):
     """One bank of RGB features and fast point feature histograms, concatenated patch by patch.
 
     The network and its weights are those that the published code gets by asking timm for ``wide_resnet50_2``: timm's

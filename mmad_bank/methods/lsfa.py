@@ -23,10 +23,10 @@ from mmad_bank.adaptation import (
     train_adaptation,
     train_networks,
 )
-from mmad_bank.bank import Scores
 from mmad_bank.errors import InputError
 from mmad_bank.extraction import Extractors
 from mmad_bank.features.factory import BUNDLED_STAGES
+from mmad_bank.methods.one_grid_method import OneGridMethod
 from mmad_bank.methods.options import AdaptationOptions, Count, Range, Rate, SomeOf, accepts_former_names
 from mmad_bank.methods.point_bank_method import PointBankMethod
 from mmad_bank.methods.shareable import TRAIN, CategoryData, SharedPart
@@ -39,13 +39,13 @@ ADAPTATION = SharedPart("adaptation", "adaptation", "adaptation_", "adaptors")
 
 @accepts_former_names
 @dataclass(kw_only=True, eq=False, repr=False)
-class LSFA(PointBankMethod, AdaptationOptions):
+class LSFA(PointBankMethod, OneGridMethod, AdaptationOptions):
     """Adaptors trained to agree between modalities (CLC) and to be compact within one (IFC); two banks, averaged.
 
     Section 3.1 (features and adaptors), 3.2 (CLC), 3.3 (IFC) and 3.4 (banks).
 
     The recipe is that of the point features and of their alignment: LSFA's own published code does not run, and the
-    paper is followed. The paper's grid is 56 × 56.
+    paper is followed in all else. Both modalities' grid is the paper's, 56 × 56.
 
     Raises:
         InputError: An argument is out of its range, or is none of its choices.
@@ -184,10 +184,10 @@ class LSFA(PointBankMethod, AdaptationOptions):
         name = super()._extractor_name(bank)
         return f"{name} fine-tuned ({self.finetune})" if bank in self._tuned(self.extractors_.networks) else name
 
-    def _decide(self, scores: Mapping[str, Scores]) -> tuple[Tensor, Tensor]:
-        """Average the two banks' scores of images and of patches (section 3.4); maps are linear in the latter."""
-        images, patches = ([getattr(scores[name], one) for name in BANKS] for one in ("image", "patch"))
-        return torch.stack(images).mean(0), torch.stack(patches).mean(0)
+    def _decide(self, images: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Average the two banks' scores of images and of places (section 3.4)."""
+        image, place = (torch.stack([scores[name] for name in BANKS]).mean(0) for scores in (images, places))
+        return image, place
 
 
 def input_of(modality: str) -> str:

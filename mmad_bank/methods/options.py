@@ -8,7 +8,7 @@ declarations say is checked by the constructor, and read by ``--set`` and by :fu
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from mmad_bank import scoring
 from mmad_bank._internal.limits import MACHINE, Count, DeviceName, Range, Rate, SomeOf
@@ -16,7 +16,9 @@ from mmad_bank._internal.parameters import accepting_former_names
 from mmad_bank._internal.precision import ComputeDtype
 from mmad_bank.adaptation import Layer
 from mmad_bank.features.factory import PRETRAINED
-from mmad_bank.features.point_alignment import Recipe
+from mmad_bank.features.point_alignment import Interpolation
+from mmad_bank.features.point_mae import BatchNorm
+from mmad_bank.methods.readings import POINTS, Presets, Recipe
 from mmad_bank.ops.knn import Precision as BankPrecision
 
 FORMER_NAMES = {"precision": "compute_dtype", "storage": "bank_precision", "normalise_for": "normalize_for"}
@@ -25,18 +27,15 @@ FORMER_NAMES = {"precision": "compute_dtype", "storage": "bank_precision", "norm
 accepts_former_names = accepting_former_names(FORMER_NAMES)
 """Class decorator: the constructor takes the former names of its arguments too, with a DeprecationWarning."""
 
-GROUP_SIZE = 128
-"""Points in a group of Point-MAE where a method or its reading of the papers says nothing else."""
-
 Side = Annotated[int, Range(1, 2**14)]
 """Pixels, or patches, along a side."""
 Layers = tuple[Annotated[int, Range(0, MACHINE)], ...]
 """Stages or blocks of a network, counted from 0."""
 
 __all__ = [
-    "FORMER_NAMES", "GROUP_SIZE", "AdaptationOptions", "BankOptions", "BankPrecision", "ComputeDtype", "Count",
-    "GridOptions", "Layers", "MethodOptions", "PointOptions", "RGBOptions", "Range", "Rate", "Recipe", "Side", "SomeOf",
-    "accepts_former_names",
+    "FORMER_NAMES", "AdaptationOptions", "AlignmentOptions", "BankGridOptions", "BankOptions", "BankPrecision",
+    "ComputeDtype", "Count", "GridOptions", "Layers", "MethodOptions", "PointOptions", "RGBOptions", "Range", "Rate",
+    "Side", "SomeOf", "accepts_former_names",
 ]  # fmt: skip
 
 
@@ -84,6 +83,24 @@ class GridOptions:
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
+class BankGridOptions:
+    """Arguments of methods whose banks have grids of their own."""
+
+    grid: tuple[Side, Side] | None = None
+    """Rows and columns of the grid of patches of all banks; none leaves it to the arguments of each bank."""
+
+    rgb_grid: tuple[Side, Side] | None = None
+    """Rows and columns of the RGB bank's grid; none takes the recipe's."""
+
+    xyz_grid: tuple[Side, Side] | None = None
+    """Rows and columns of the point bank's grid; none takes the recipe's."""
+
+    fusion_grid: tuple[Side, Side] | None = None
+    """Rows and columns of the fusion bank's grid; both modalities' features are brought to it. None takes the
+    recipe's."""
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
 class PointOptions(RGBOptions):
     """Arguments of methods that describe color images and point clouds."""
 
@@ -96,15 +113,51 @@ class PointOptions(RGBOptions):
     num_groups: Annotated[int, Range(1, 2**20)] = 1024
     """Number of groups that Point-MAE cuts a cloud into (G)."""
 
-    group_size: Annotated[int, Range(1, 2**20)] | None = GROUP_SIZE
-    """Number of points in a group (S); none takes what the recipe says: 128, or 32 of CFM as its paper says."""
+    group_size: Annotated[int, Range(1, 2**20)] | None = None
+    """Number of points in a group (S); none takes the recipe's: 128, or 32 of CFM as its paper says."""
 
-    recipe: Recipe = "paper"
-    """Reading where a paper and its authors' code differ: the paper's sentences, or what the published code does."""
+    recipe: Recipe = "default"
+    """Reading where a paper and its authors' code differ: default does what the published figures rest on, published
+    does the accidents of the code too, and paper takes the sentences literally. It is a preset: each difference is an
+    argument of its own, whose value none takes the recipe's."""
+
+    batch_norm: BatchNorm | None = None
+    """Mean and variance that Point-MAE's batch normalisations use: those of the cloud's own groups (batch), or the
+    checkpoint's (running); none takes the recipe's."""
+
+    skip_near_origin: bool | None = None
+    """Whether Point-MAE's sampling passes over points with ‖p‖² up to 0.001, as the published kernel does; none takes
+    the recipe's."""
+
+    readings: ClassVar[Presets] = POINTS
+    """Values of the readings by recipe."""
+
+    def reading(self, name: str) -> Any:
+        """Return the value of a reading: the argument's own, or the recipe's where that is None.
+
+        Args:
+            name: Name of the argument, such as ``"batch_norm"``.
+
+        Example:
+            >>> from mmad_bank.methods import CFM
+            >>> CFM(recipe="paper").reading("group_size"), CFM(group_size=64).reading("group_size")
+            (32, 64)
+        """
+        value = getattr(self, name)
+        return self.readings[self.recipe][name] if value is None else value
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class AdaptationOptions(PointOptions):
+class AlignmentOptions(PointOptions):
+    """Arguments of methods that align the features of point groups to patches."""
+
+    interpolation: Interpolation | None = None
+    """Centers that a point's features come from: the three nearest, weighed by 1/d², or all, weighed by 1/d (M3DM,
+    eq. 1); none takes the recipe's."""
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class AdaptationOptions(AlignmentOptions):
     """Arguments of methods that may adapt the features of both modalities, as LSFA does."""
 
     adaptation: str = "none"

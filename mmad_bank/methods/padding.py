@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,19 +29,16 @@ def window_cells(grid: tuple[int, int], window: Window) -> tuple[Tensor, Tensor]
 
 
 def score_in_windows(
-    score: Callable[[Mapping[str, Tensor]], dict[str, Scores]],
-    patches: Mapping[str, Tensor],
-    windows: Sequence[Window],
-    grid: tuple[int, int],
-) -> dict[str, Scores]:
+    score: Callable[[Tensor], Scores], patches: Tensor, windows: Sequence[Window], grid: tuple[int, int]
+) -> Scores:
     """Score the patches of images that lie in their pictures.
 
     Patches of padding would have a say in the image's score. Each of them repeats, in the result, the nearest patch of
     the picture, so that nothing of them reaches the map either, which is enlarged and blurred.
 
     Args:
-        score: Function that scores patches (B, P, D) by bank.
-        patches: Patches (B, h·w, D), by bank.
+        score: Function that scores patches (B, P, D).
+        patches: Patches (B, h·w, D).
         windows: Window of each image.
         grid: (h, w) of the patches.
     """
@@ -56,22 +53,17 @@ def score_in_windows(
     def joined(parts: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(parts))[order.to(parts[0].device)]
 
-    return {name: Scores(*map(joined, zip(*(part[name] for part in found), strict=True))) for name in found[0]}
+    return Scores(*map(joined, zip(*found, strict=True)))
 
 
 def _score_window(
-    score: Callable[[Mapping[str, Tensor]], dict[str, Scores]],
-    patches: Mapping[str, Tensor],
-    images: list[int],
-    window: Window,
-    grid: tuple[int, int],
-) -> dict[str, Scores]:
+    score: Callable[[Tensor], Scores], patches: Tensor, images: list[int], window: Window, grid: tuple[int, int]
+) -> Scores:
     """Score the patches in a window of the grid of some images, and repeat the outermost ones around it."""
     inside, repeated = window_cells(grid, window)
-    own = {name: rows[images][:, inside.to(rows.device)] for name, rows in patches.items()}
 
     def spread(values: Tensor) -> Tensor:
         return values[:, repeated.to(values.device)]
 
-    scores = score(own)
-    return {name: Scores(spread(one.patch), one.image, spread(one.nearest)) for name, one in scores.items()}
+    own = score(patches[images][:, inside.to(patches.device)])
+    return Scores(spread(own.patch), own.image, spread(own.nearest))

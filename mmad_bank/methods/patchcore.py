@@ -10,13 +10,13 @@ from torch import nn
 
 from mmad_bank import scoring
 from mmad_bank.features.factory import BUNDLED_STAGES
-from mmad_bank.methods.bank_method import BankMethod
+from mmad_bank.methods.one_grid_method import OneGridMethod
 from mmad_bank.methods.options import accepts_former_names
 
 
 @accepts_former_names
 @dataclass(kw_only=True, eq=False, repr=False)
-class PatchCore(BankMethod):
+class PatchCore(OneGridMethod):
     """Patches of mid-level feature maps, a greedy coreset of the normal ones, and the distance to the nearest.
 
     Locally aware patch features of WideResNet-50-2 (section 3.1), a coreset of 10 % (section 3.2), the image score

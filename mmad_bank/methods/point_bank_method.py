@@ -8,17 +8,17 @@ from torch import nn
 
 from mmad_bank.features.factory import make_xyz_extractor
 from mmad_bank.methods.bank_method import BankMethod
-from mmad_bank.methods.options import GROUP_SIZE, PointOptions
+from mmad_bank.methods.options import AlignmentOptions
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class PointBankMethod(BankMethod, PointOptions):
+class PointBankMethod(BankMethod, AlignmentOptions):
     """A method with banks whose point features are Point-MAE's, or FPFH in their place."""
 
     def _xyz_network(self, weights: str | None) -> nn.Module:
         """Make the extractor of point clouds that the arguments ask for."""
         return make_xyz_extractor(
-            self.xyz, weights or self.xyz_weights, num_groups=self.num_groups,
-            group_size=self.group_size or GROUP_SIZE, grid=self.grid, image_size=self.image_size, recipe=self.recipe,
-            compute_dtype=self.compute_dtype,
+            self.xyz, weights or self.xyz_weights, num_groups=self.num_groups, grid=self._extraction_grid("xyz"),
+            image_size=self.image_size, compute_dtype=self.compute_dtype,
+            **{name: self.reading(name) for name in ("group_size", "batch_norm", "interpolation", "skip_near_origin")},
         )  # fmt: skip

@@ -25,11 +25,12 @@ from mmad_bank.data.sample import Sample
 from mmad_bank.extraction import Extractors, Journal, extract_to
 from mmad_bank.features.factory import RANDOM
 from mmad_bank.methods.base import Method, Samples
-from mmad_bank.methods.options import GridOptions, PointOptions
+from mmad_bank.methods.options import AlignmentOptions, BankGridOptions, GridOptions
 from mmad_bank.methods.shareable import CategoryData
 
 IMAGES_AT_ONCE = 4
-_OF_EXTRACTORS = {one.name for group in (PointOptions, GridOptions) for one in fields(group)} | {"image_size", "seed"}
+_GROUPS = (AlignmentOptions, GridOptions, BankGridOptions)
+_OF_EXTRACTORS = {one.name for group in _GROUPS for one in fields(group)} | {"image_size", "seed"}
 """Arguments on which extracted features depend."""
 
 Dumps = dict[str, np.ndarray]
@@ -205,22 +206,38 @@ def bar(description: str, total: int, stages: Stages) -> AbstractContextManager[
     return progress_bar(description, total) if stages.progress else nullcontext(lambda done: None)
 
 
-class Pairs(Dataset[tuple[Tensor, Tensor]]):
-    """The patch features of the training images, point features first, read from dumps one image at a time."""
+Place = Callable[[str, Tensor], Tensor]
+"""Function that brings a modality's patch features (P, D) to patches that both modalities share."""
 
-    def __init__(self, dumps: Dumps) -> None:
-        self.xyz, self.rgb = dumps["xyz"], dumps["rgb"]
+
+def as_they_are(modality: str, patches: Tensor) -> Tensor:
+    """Return patch features whose grid both modalities share already."""
+    del modality
+    return patches
+
+
+class Pairs(Dataset[tuple[Tensor, Tensor]]):
+    """The patch features of the training images, point features first, read from dumps one image at a time.
+
+    Args:
+        dumps: Features of both modalities.
+        place: Function that brings them to patches that both modalities share.
+    """
+
+    def __init__(self, dumps: Dumps, place: Place = as_they_are) -> None:
+        self.xyz, self.rgb, self.place = dumps["xyz"], dumps["rgb"], place
 
     def __len__(self) -> int:
         return len(self.xyz)
 
     def __getitem__(self, index: int, /) -> tuple[Tensor, Tensor]:
-        return torch.from_numpy(np.array(self.xyz[index])), torch.from_numpy(np.array(self.rgb[index]))
+        xyz, rgb = (torch.from_numpy(np.array(table[index])) for table in (self.xyz, self.rgb))
+        return self.place("xyz", xyz), self.place("rgb", rgb)
 
 
-def pairs_of(members: Sequence[CategoryData]) -> ConcatDataset[tuple[Tensor, Tensor]]:
-    """Return the training images of one or of several categories, one category after the other."""
-    return ConcatDataset([Pairs(one.data) for one in members])
+def pairs_of(members: Sequence[CategoryData], place: Place = as_they_are) -> ConcatDataset[tuple[Tensor, Tensor]]:
+    """Return the training images of one or of several categories, one category after the other, see :class:`Pairs`."""
+    return ConcatDataset([Pairs(one.data, place) for one in members])
 
 
 @wording(r"(train|validation)(?:-so-far)?\.json")

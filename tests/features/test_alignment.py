@@ -28,11 +28,11 @@ def groups(points: torch.Tensor, n: int, dim: int = 7) -> tuple[torch.Tensor, to
     return torch.randn(n, dim, generator=generator), points[torch.randperm(len(points), generator=generator)[:n]]
 
 
-def plain(tokens, centers, points, pixels, grid, recipe) -> torch.Tensor:
+def plain(tokens, centers, points, pixels, grid, interpolation) -> torch.Tensor:
     """Eq. 1 in float64 at every point, the feature map, and both poolings."""
     distances = (points[:, None].double() - centers[None].double()).norm(dim=-1)
     weights = 1 / (distances + 1e-8)
-    if recipe == "published":
+    if interpolation == "three_nearest":
         nearest = distances.argsort(dim=1)[:, :3]
         kept = torch.zeros_like(distances).scatter_(1, nearest, 1.0)
         weights = kept / (distances**2 + 1e-8)
@@ -46,15 +46,17 @@ def plain(tokens, centers, points, pixels, grid, recipe) -> torch.Tensor:
 GRIDS = [(7, 7), (10, 13), (38, 50), (40, 52), (1, 3)]
 
 
-@pytest.mark.parametrize("recipe", ["paper", "published"])
+@pytest.mark.parametrize("interpolation", ["all_centers", "three_nearest"])
 @pytest.mark.parametrize("grid", GRIDS)
-def test_one_matrix_equals_the_plain_way(grid: tuple[int, int], recipe: str) -> None:
+def test_one_matrix_equals_the_plain_way(grid: tuple[int, int], interpolation: str) -> None:
     points, pixels = measured_points(organized(0))
     tokens, centers = groups(points, 60)
-    align = PointFeatureAlignment(grid, SIZE, recipe=recipe)
+    align = PointFeatureAlignment(grid, SIZE, interpolation=interpolation)
     result = align(tokens[None], centers[None], [points], [pixels])[0]
     assert result.dtype == torch.float32
-    assert (result - plain(tokens, centers, points, pixels, grid, recipe)).abs().max() < 2e-6 * tokens.abs().max()
+    assert (
+        result - plain(tokens, centers, points, pixels, grid, interpolation)
+    ).abs().max() < 2e-6 * tokens.abs().max()
 
 
 @pytest.mark.parametrize("together", [3, 16, 100])
@@ -66,13 +68,17 @@ def test_several_rows_of_pixels_at_a_time(
     points, pixels = measured_points(organized(0))
     tokens, centers = groups(points, 60)
     monkeypatch.setattr(point_alignment, "_rows_together", lambda device: together)
-    result = PointFeatureAlignment(grid, SIZE)(tokens[None], centers[None], [points], [pixels])[0]
-    assert (result - plain(tokens, centers, points, pixels, grid, "paper")).abs().max() < 2e-6 * tokens.abs().max()
+    result = PointFeatureAlignment(grid, SIZE, interpolation="all_centers")(
+        tokens[None], centers[None], [points], [pixels]
+    )[0]
+    assert (
+        result - plain(tokens, centers, points, pixels, grid, "all_centers")
+    ).abs().max() < 2e-6 * tokens.abs().max()
 
 
-@pytest.mark.parametrize("recipe", ["paper", "published"])
-def test_points_in_any_order_and_a_cloud_in_any_batch(recipe: str) -> None:
-    align = PointFeatureAlignment((10, 13), SIZE, recipe=recipe)
+@pytest.mark.parametrize("interpolation", ["all_centers", "three_nearest"])
+def test_points_in_any_order_and_a_cloud_in_any_batch(interpolation: str) -> None:
+    align = PointFeatureAlignment((10, 13), SIZE, interpolation=interpolation)
     clouds = [measured_points(organized(seed)) for seed in (1, 2)]
     clouds[1] = (clouds[1][0][:300], clouds[1][1][:300])
     parts = [groups(points, 50) for points, _ in clouds]
@@ -88,11 +94,13 @@ def test_points_in_any_order_and_a_cloud_in_any_batch(recipe: str) -> None:
         assert torch.allclose(together[b], alone, atol=1e-6)
 
 
-@pytest.mark.parametrize("recipe", ["paper", "published"])
-def test_patches_without_points_are_exactly_zero(recipe: str) -> None:
+@pytest.mark.parametrize("interpolation", ["all_centers", "three_nearest"])
+def test_patches_without_points_are_exactly_zero(interpolation: str) -> None:
     points, pixels = measured_points(organized(0))
     tokens, centers = groups(points, 60)
-    result = PointFeatureAlignment((10, 13), SIZE, recipe=recipe)(tokens[None], centers[None], [points], [pixels])[0]
+    result = PointFeatureAlignment((10, 13), SIZE, interpolation=interpolation)(
+        tokens[None], centers[None], [points], [pixels]
+    )[0]
     occupied = torch.zeros(SIZE).view(-1).index_fill(0, pixels, 1.0).view(1, 1, *SIZE)
     occupied = F.adaptive_avg_pool2d(F.avg_pool2d(occupied, 3, 1), (10, 13)).flatten() > 0
     assert 0 < int(occupied.sum()) < occupied.numel()
@@ -102,8 +110,8 @@ def test_patches_without_points_are_exactly_zero(recipe: str) -> None:
 def test_fewer_centres_than_neighbours() -> None:
     points, pixels = measured_points(organized(0))
     tokens, centers = groups(points, 2)
-    align = PointFeatureAlignment((5, 5), SIZE, recipe="published")
-    expected = plain(tokens, centers, points, pixels, (5, 5), "published")
+    align = PointFeatureAlignment((5, 5), SIZE)
+    expected = plain(tokens, centers, points, pixels, (5, 5), "three_nearest")
     assert (align(tokens[None], centers[None], [points], [pixels])[0] - expected).abs().max() < 1e-5
 
 
@@ -132,7 +140,7 @@ def test_measured_points_leave_out_zeros_nan_and_infinity() -> None:
         (lambda: measured_points(torch.zeros(4, 4, 2)), "xyz: expected"),
         (lambda: PointFeatureAlignment((0, 4)), "grid"),
         (lambda: PointFeatureAlignment(size=(2, 9)), "size"),
-        (lambda: PointFeatureAlignment(recipe="x"), "recipe"),
+        (lambda: PointFeatureAlignment(interpolation="x"), "interpolation"),
         (
             lambda: PointFeatureAlignment((2, 2), (8, 8))(torch.ones(1, 4, 2), torch.ones(1, 5, 3), [], []),
             "centers: expected",

@@ -123,15 +123,15 @@ def clouds(*sizes: int) -> list[torch.Tensor]:
     return [torch.rand(n, 3, generator=generator) * 0.1 + torch.tensor([0.0, 0.0, 0.4]) for n in sizes]
 
 
-@pytest.mark.parametrize("recipe", ["paper", "published"])
+@pytest.mark.parametrize("batch_norm", ["running", "batch"])
 @pytest.mark.parametrize("layers", [(3, 7, 11), (1, 2, 3), (0,)])
-def test_published_checkpoint_gives_the_published_modules_outputs(checkpoint, state, layers, recipe) -> None:
-    net = PointMAE(20, 12, layers=layers, recipe=recipe).load_checkpoint(checkpoint)
+def test_published_checkpoint_gives_the_published_modules_outputs(checkpoint, state, layers, batch_norm) -> None:
+    net = PointMAE(20, 12, layers=layers, batch_norm=batch_norm).load_checkpoint(checkpoint)
     batch = clouds(150, 90)
     tokens, centers = net(batch)
     assert tokens.shape == (2, 20, 384 * len(layers)) == (2, 20, net.dim)
     for b, cloud in enumerate(batch):
-        expected, center = rendered(cloud, state, 20, 12, layers, training=recipe == "published")
+        expected, center = rendered(cloud, state, 20, 12, layers, training=batch_norm == "batch")
         assert torch.equal(centers[b], center)
         assert (tokens[b] - expected).abs().max() < 2e-3
 
@@ -139,13 +139,13 @@ def test_published_checkpoint_gives_the_published_modules_outputs(checkpoint, st
 def test_chunks_of_groups_change_nothing(checkpoint, state, monkeypatch) -> None:
     monkeypatch.setattr("mmad_bank.features.point_mae._CHUNK", {"cpu": 30})
     (cloud,) = clouds(100)
-    tokens, _ = PointMAE(9, 12, layers=(0,)).load_checkpoint(checkpoint)([cloud])
+    tokens, _ = PointMAE(9, 12, layers=(0,), batch_norm="running").load_checkpoint(checkpoint)([cloud])
     assert (tokens[0] - rendered(cloud, state, 9, 12, (0,), training=False)[0]).abs().max() < 2e-3
 
 
-@pytest.mark.parametrize("recipe", ["paper", "published"])
-def test_a_cloud_has_the_same_tokens_in_any_batch(checkpoint, recipe) -> None:
-    net = PointMAE(16, 8, layers=(1,), recipe=recipe).load_checkpoint(checkpoint)
+@pytest.mark.parametrize("batch_norm", ["running", "batch"])
+def test_a_cloud_has_the_same_tokens_in_any_batch(checkpoint, batch_norm) -> None:
+    net = PointMAE(16, 8, layers=(1,), batch_norm=batch_norm).load_checkpoint(checkpoint)
     batch = clouds(70, 50, 60)
     together, _ = net(batch)
     padded = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True, padding_value=9.0)
@@ -158,7 +158,7 @@ def test_published_sampling_passes_over_points_near_the_origin(checkpoint) -> No
     (cloud,) = clouds(60)
     cloud[5] = 0.01  # the farthest from the others by far
     assert (PointMAE(4, 8, layers=(0,))([cloud])[1][0] == 0.01).all(dim=1).any()
-    assert not (PointMAE(4, 8, layers=(0,), recipe="published")([cloud])[1][0] == 0.01).all(dim=1).any()
+    assert not (PointMAE(4, 8, layers=(0,), skip_near_origin=True)([cloud])[1][0] == 0.01).all(dim=1).any()
 
 
 def test_bfloat16_is_near_and_float32(checkpoint) -> None:
@@ -246,7 +246,7 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, state, write, messa
         (lambda: PointMAE(layers=(3, 12)), "layers"),
         (lambda: PointMAE(layers=(7, 3)), "layers"),
         (lambda: PointMAE(0), "num_groups"),
-        (lambda: PointMAE(recipe="own"), "recipe"),
+        (lambda: PointMAE(batch_norm="own"), "batch_norm"),
         (lambda: PointMAE(compute_dtype="half"), "compute_dtype"),
         (lambda: PointMAE(layers=(0,)).load_checkpoint("nowhere.pth"), "nowhere.pth: no such"),
     ],

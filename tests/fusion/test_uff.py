@@ -101,7 +101,7 @@ def test_loss_is_numpys_and_leaves_empty_patches_out(loaded, monkeypatch, block:
     expected = contrast(xyz[kept].double().numpy(), rgb[kept].double().numpy(), state)
     loss = net.loss(xyz, rgb)
     assert loss.item() == pytest.approx(expected, abs=1e-5)
-    net.recipe = "published"
+    net.double_loss = True
     assert net.loss(xyz, rgb).item() == pytest.approx(2 * expected, abs=1e-5)
     with torch.no_grad():
         assert net.loss(xyz, rgb).item() == pytest.approx(2 * expected, abs=1e-5)
@@ -299,7 +299,6 @@ def test_foreign_training_states_are_refused_and_kept(tmp_path: Path, make) -> N
     ("call", "message"),
     [
         (lambda: FeatureFusion(0), "xyz_dim"),
-        (lambda: FeatureFusion(recipe="x"), "recipe"),
         (lambda: FeatureFusion(4, 3).fuse(torch.ones(2, 3), torch.ones(2, 3)), r"xyz: expected \(..., 4\)"),
         (lambda: FeatureFusion(4, 3).loss(torch.ones(2, 4), torch.ones(3, 3)), "rgb: expected the patches of xyz"),
         (lambda: FeatureFusion(4, 3).save("nowhere/uff.pth"), "nowhere/uff.pth: cannot be written"),

@@ -60,7 +60,7 @@ def test_features_are_the_papers_maps(fitted: CFM, parts: list[Sample]) -> None:
     torch.testing.assert_close(image.at("rgb", every), enlarged[0].flatten(1).T, atol=1e-4, rtol=1e-4)
     points, pixels = measured_points(parts[0].xyz.permute(1, 2, 0))
     groups, centers = fitted.extractors_.networks["xyz"]([points])
-    align = PointFeatureAlignment((32, 32), (SIZE, SIZE), recipe="published")
+    align = PointFeatureAlignment((32, 32), (SIZE, SIZE))
     torch.testing.assert_close(
         image.at("xyz", every), align(groups, centers, [points], [pixels])[0], atol=1e-4, rtol=1e-4
     )
@@ -113,9 +113,9 @@ def test_the_embedded_network_is_truncated_too() -> None:
 def test_group_sizes_are_those_of_text_and_code() -> None:
     sizes = {
         recipe: CFM("efficientnet_lite0", xyz_weights="random", recipe=recipe)._networks("random")["xyz"].group_size
-        for recipe in ("paper", "published")
+        for recipe in ("default", "paper", "published")
     }
-    assert sizes == {"paper": 32, "published": 128}
+    assert sizes == {"default": 128, "paper": 32, "published": 128}
 
 
 # Aggregation, smoothing, score.

@@ -126,7 +126,7 @@ def test_patchcore_scores_with_its_own_reweighting(parts: list[Sample]) -> None:
     ],
     ids=lambda variant: "-".join(map(str, variant.values())),
 )  # fmt: skip
-@pytest.mark.parametrize("recipe", ["paper", "published"])
+@pytest.mark.parametrize("recipe", ["default", "paper", "published"])
 def test_variants_fit_save_load_and_predict(
     variant: dict[str, Any], recipe: str, parts: list[Sample], tmp_path: Any
 ) -> None:
@@ -181,12 +181,24 @@ def test_published_single_banks_are_not_standardised_but_rgb(parts: list[Sample]
         assert (bank.standardization is not None) == standardized, name
 
 
-def test_two_published_banks_divide_image_scores_by_1000(parts: list[Sample]) -> None:
-    method = M3DM(**SMALL, banks=("xyz", "rgb"), recipe="published").fit(parts)
-    prediction = method.predict(a_part(45))
+def test_two_published_banks_divide_the_largest_score_by_1000_before_it_is_reweighted(parts: list[Sample]) -> None:
+    method = M3DM(**SMALL, banks=("xyz", "rgb"), recipe="published", ratio=0.5).fit(parts)
+    sample = a_part(45)
+    prediction = method.predict(sample)
+    tested = described(method, [sample])
+    for name, part in prediction.parts.items():
+        bank, std = method.banks_[name].vectors.double().numpy(), float(method.banks_[name].standardization.std)  # type: ignore[union-attr]
+        patch = tested[name][0][int(part.scores.argmax())]
+        center = bank[((bank - patch) ** 2).sum(1).argmin()]
+        around = bank[np.argsort(((bank - center) ** 2).sum(1), kind="stable")[1:3]]
+        scale, largest = bank.shape[1] ** -0.5, float(part.scores.max()) / 1000
+        weight = 1 - np.exp(largest * scale) / np.exp(np.sqrt(((around - patch) ** 2).sum(1)) / std * scale).sum()
+        assert part.score == pytest.approx(weight * largest, rel=1e-4)
     assert method.dlf_ is not None
-    images = {name: torch.tensor([part.score / 1000]) for name, part in prediction.parts.items()}
+    images = {name: torch.tensor([part.score]) for name, part in prediction.parts.items()}
     assert prediction.score == pytest.approx(float(method.dlf_.fuse_images(images)), rel=1e-5)
+    added = M3DM(**SMALL, banks=("xyz", "rgb"), recipe="published", ratio=0.5, decision="add").fit(parts)
+    assert added.predict(sample).parts["xyz"].score > 100 * prediction.parts["xyz"].score  # no DLF, no division
 
 
 def test_a_given_uff_is_not_trained(parts: list[Sample], tmp_path: Any) -> None:

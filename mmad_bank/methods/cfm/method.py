@@ -46,7 +46,6 @@ from mmad_bank.methods.cfm.mappings import (
 from mmad_bank.methods.cfm.pixel_features import PixelFeatures
 from mmad_bank.methods.cfm.training import train_mappings
 from mmad_bank.methods.options import (
-    GROUP_SIZE,
     Count,
     GridOptions,
     PointOptions,
@@ -57,6 +56,7 @@ from mmad_bank.methods.options import (
 )
 from mmad_bank.methods.prediction import Gaussian, Smoothing
 from mmad_bank.methods.preparing import with_background
+from mmad_bank.methods.readings import POINTS, Presets, presets, warn_of_other_reading
 from mmad_bank.methods.training_features import Dumps, extract_split
 
 Variant = Literal["L", "M", "S", "T"]
@@ -71,7 +71,11 @@ RGB_STAGES: dict[str, tuple[int, ...]] = {"L": BUNDLED_STAGES, "M": (1, 2, 3), "
 """Stages of the bundled extractor, which is no transformer."""
 
 TRAIN = "train"
-_PAPER_GROUP = 32
+_FINISH: Presets = {
+    "default": {"smoothing": "gaussian", "divide_by_means": False},
+    "published": {"smoothing": "boxes", "divide_by_means": True},
+    "paper": {"smoothing": "gaussian", "divide_by_means": False, "group_size": 32},
+}
 
 
 @accepts_former_names
@@ -82,8 +86,10 @@ class CFM(Method, GridOptions, PointOptions):
     Features of every pixel (section 3.1), mappings (3.2), the product of the two discrepancies, smoothed, and its
     maximum as the image's score (3.3), and transformers that end early (3.4).
 
-    The recipe ``"published"`` does as the authors' code does where it differs from the paper: Point-MAE's statistics
-    and group size, box filters in place of the Gaussian, and maps and scores divided by means of the map.
+    By default Point-MAE takes the statistics of the cloud's own groups of 128 points, as the authors' code does. The
+    recipe ``"published"`` does that code's accidents too: box filters in place of the Gaussian, and maps and scores
+    divided by means of the map. ``"paper"`` takes the paper's sentences literally: groups of 32 points and the
+    checkpoint's statistics. Each difference is an argument of its own.
 
     Attributes:
         extractors_: Extractors that describe samples.
@@ -104,7 +110,6 @@ class CFM(Method, GridOptions, PointOptions):
     bundled: ClassVar[Mapping[str, Any]] = {"epochs": 50, "pixels_per_image": 1024}
 
     rgb: str = field(default="vit_base_patch8_224.dino", kw_only=False)
-    group_size: int | None = None
 
     xyz_layers: tuple[Annotated[int, Range(0, DEPTH - 1)], ...] | None = None
     """Blocks of Point-MAE that features are taken from, counted from 0; none takes the variant's."""
@@ -145,9 +150,17 @@ class CFM(Method, GridOptions, PointOptions):
     """Side of the maps that are compared, in pixels; none takes ``image_size``. A smaller one is faster by the square,
     and its map is enlarged."""
 
+    smoothing: Literal["gaussian", "boxes"] | None = None
+    """Filter of the map: a Gaussian of ``sigma``, or the published code's box filters; none takes the recipe's."""
+
+    divide_by_means: bool | None = None
+    """Whether map and score are divided by means of the map, as in the published code; none takes the recipe's."""
+
+    readings: ClassVar[Presets] = presets(POINTS, _FINISH)
+
     normalize_for: Normalization = "aupro"
-    """Metric that the published recipe divides the map for: aupro by the mean of its non-zero pixels, p_auroc by the
-    square root of the mean of all; the image's score is divided by the square root of the first."""
+    """Metric that a map is divided by means for: aupro by the mean of its non-zero pixels, p_auroc by the square root
+    of the mean of all; the image's score is divided by the square root of the first."""
 
     def _begin(self) -> None:
         super()._begin()
@@ -176,13 +189,13 @@ class CFM(Method, GridOptions, PointOptions):
                 self.rgb, weights or self.rgb_weights, layers=layers, grid=self.grid, image_size=self.image_size,
                 compute_dtype=self.compute_dtype,
             )  # fmt: skip
-        group_size = self.group_size or (GROUP_SIZE if self.recipe == "published" else _PAPER_GROUP)
         size = self._map_size
         with argument_called(layers="xyz_layers"):
             xyz = make_xyz_extractor(
-                self.xyz, weights or self.xyz_weights, num_groups=self.num_groups, group_size=group_size,
+                self.xyz, weights or self.xyz_weights, num_groups=self.num_groups,
+                group_size=self.reading("group_size"), batch_norm=self.reading("batch_norm"),
                 layers=self.xyz_layers or XYZ_LAYERS[self.variant], grid=(size, size), image_size=self.image_size,
-                recipe=self.recipe, compute_dtype=self.compute_dtype,
+                skip_near_origin=self.reading("skip_near_origin"), compute_dtype=self.compute_dtype,
             )  # fmt: skip
         return {"rgb": rgb, "xyz": xyz.network if isinstance(xyz, PointPatches) else xyz}
 
@@ -211,6 +224,7 @@ class CFM(Method, GridOptions, PointOptions):
             if self.rgb_to_xyz_weights != RANDOM:
                 self.mappings_["xyz"].load_checkpoint(self.rgb_to_xyz_weights)
                 self.mappings_["rgb"].load_checkpoint(self.xyz_to_rgb_weights)
+                warn_of_other_reading(self, "rgb_to_xyz_weights", self.rgb_to_xyz_weights)
             return
         dumps, seen = extract_split(self, self.extractors_, "train", dataset, stages)
         seen.note(self)
@@ -248,7 +262,7 @@ class CFM(Method, GridOptions, PointOptions):
 
     @property
     def _smoothing(self) -> Smoothing:
-        return Gaussian(self.sigma) if self.recipe == "paper" else BoxFilters()
+        return Gaussian(self.sigma) if self.reading("smoothing") == "gaussian" else BoxFilters()
 
     def _smooth(self, discrepancy: Tensor) -> Tensor:
         """Enlarge and smooth a map (map_size²,) to (image_size, image_size)."""
@@ -258,7 +272,7 @@ class CFM(Method, GridOptions, PointOptions):
     def _finish(self, smooth: Tensor, frame: Frame | None) -> tuple[float, Tensor]:
         """Return the score of the image, in which padding has no say, and the map."""
         largest = picture_of(smooth, frame).max()
-        if self.recipe == "paper":
+        if not self.reading("divide_by_means"):
             return float(largest), smooth
         positive = smooth[smooth != 0]
         mean = positive.mean() if len(positive) else smooth.new_ones(())

@@ -39,7 +39,7 @@ def grouped_image(size: int = 20, map_size: int = 20, groups: int = 12) -> tuple
     nearest, weights = nearest_groups(points, points[:groups])
     table_of_groups, table_of_weights = torch.zeros(size * size, 3).long(), torch.zeros(size * size, 3)
     table_of_groups[pixels], table_of_weights[pixels] = nearest, weights
-    align = PointFeatureAlignment((map_size, map_size), (size, size), recipe="published")
+    align = PointFeatureAlignment((map_size, map_size), (size, size))
     expected = align(tokens[None], points[None, :groups], [points], [pixels])[0]
     shape = (size, size, 3)
     image = PixelFeatures(rgb, tokens, (4, 4), map_size, table_of_groups.view(shape), table_of_weights.view(shape))

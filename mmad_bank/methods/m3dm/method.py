@@ -6,39 +6,38 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmad_bank import scoring
 from mmad_bank._internal.progress import doing
 from mmad_bank._internal.resume import Stages
-from mmad_bank.bank import MemoryBank, Scores
+from mmad_bank.bank import MemoryBank
 from mmad_bank.bank.provenance import Source
 from mmad_bank.data.frame import Frame
 from mmad_bank.errors import InputError
 from mmad_bank.extraction import Extractors
 from mmad_bank.features.factory import BUNDLED_STAGES, RANDOM
+from mmad_bank.features.patch_grid import repeats, to_grid
 from mmad_bank.fusion import DecisionFusion, FeatureFusion, train_fusion
-from mmad_bank.fusion.dlf import FACTORS
 from mmad_bank.methods.base import Method
 from mmad_bank.methods.lsfa import ADAPTATION, NONE, learn_adaptation
-from mmad_bank.methods.options import AdaptationOptions, BankPrecision, Count, Rate, SomeOf, accepts_former_names
+from mmad_bank.methods.m3dm.options import BANKS, M3DMOptions
+from mmad_bank.methods.options import BankPrecision, accepts_former_names
 from mmad_bank.methods.point_bank_method import PointBankMethod
+from mmad_bank.methods.readings import warn_of_other_reading
 from mmad_bank.methods.shareable import TRAIN, CategoryData, SharedPart
 from mmad_bank.methods.training_features import Dumps, pairs_of
 
-BANKS = ("xyz", "rgb", "fusion")
 UFF = SharedPart("uff", "uff_weights", "uff_", "fusion (UFF)")
 _MEAN_FEATURE = Source("mean feature", 1, None)
-_PUBLISHED_DIVISOR = 1000.0  # of the two-bank variant's image scores
 
 
 @accepts_former_names
 @dataclass(kw_only=True, eq=False, repr=False)
-class M3DM(PointBankMethod, AdaptationOptions):
+class M3DM(PointBankMethod, M3DMOptions):
     """Point features aligned to the image's patches (PFA), fused with RGB (UFF), three banks, and DLF.
 
     The variants of the paper's tables are choices of ``banks``, ``fusion`` and ``decision``:
@@ -51,9 +50,11 @@ class M3DM(PointBankMethod, AdaptationOptions):
     | two banks with DLF | ``banks=("xyz", "rgb")`` |
     | three banks with DLF | the default |
 
-    The recipe ``"published"`` does as the authors' code does where it differs: PFA's weights, Point-MAE's statistics,
-    one mean and std for all banks, smaller RGB and fusion banks, no standardization of single xyz and fusion banks, and
-    more.
+    By default the point and fusion banks hold 56 × 56 patches of an image, with RGB features repeated, and the RGB bank
+    28 × 28; Point-MAE takes the statistics of the cloud's own groups, and a point the features of its three nearest
+    groups. The recipe ``"published"`` does the accidents of the authors' code too: one mean and std for all banks,
+    smaller RGB and fusion banks, no standardization of single xyz and fusion banks, and more. ``"paper"`` takes the
+    paper's sentences literally. Each difference is an argument of its own.
 
     Attributes:
         uff_: The trained fusion, if there is a fusion bank that needs one.
@@ -71,35 +72,11 @@ class M3DM(PointBankMethod, AdaptationOptions):
     name: ClassVar[str] = "m3dm"
     shareable: ClassVar[tuple[SharedPart, ...]] = (ADAPTATION, UFF)
     bundled: ClassVar[Mapping[str, Any]] = {
-        "rgb_layers": BUNDLED_STAGES, "uff_steps": 300, "uff_lr": 3e-4, "uff_batch": 8, "uff_patches": 96,
+        "rgb_layers": BUNDLED_STAGES, "grid": (28, 28), "uff_steps": 300, "uff_lr": 3e-4, "uff_batch": 8,
+        "uff_patches": 96,
     }  # fmt: skip
 
     rgb: str = field(default="vit_base_patch8_224.dino", kw_only=False)
-
-    banks: Annotated[tuple[str, ...], SomeOf(BANKS)] = BANKS
-    """Memory banks to build, some of ``"xyz"``, ``"rgb"`` and ``"fusion"``."""
-
-    fusion: Literal["uff", "concat"] = "uff"
-    """Features of the fusion bank: those of the learnt fusion UFF, or both modalities' side by side."""
-
-    decision: Literal["dlf", "add"] = "dlf"
-    """Decision over several banks: the learnt DLF, or the sum of the banks' scores."""
-
-    uff_weights: str = TRAIN
-    """Weights of UFF: ``"train"`` on the samples of ``fit``; a file: the published checkpoint, or one UFF for all
-    categories that was trained before (``mmad-bank train-uff`` writes it); or ``"random"`` for tests and timings."""
-
-    uff_steps: Count = 750
-    """Optimizer steps of UFF's training."""
-
-    uff_lr: Rate = 0.003
-    """Learning rate of UFF's training; the paper's is for 256 images in a step, smaller batches want a smaller one."""
-
-    uff_batch: Count = 256
-    """Images in a step of UFF's training."""
-
-    uff_patches: Count | None = None
-    """Patches drawn from an image in UFF's training; none takes all."""
 
     prediction_arguments: ClassVar[frozenset[str]] = frozenset({"bank_precision", "banks", "decision"})
     """``banks`` may be some of those that were fitted; the rest of a bank's arguments the decision was learnt with."""
@@ -109,8 +86,29 @@ class M3DM(PointBankMethod, AdaptationOptions):
         self.uff_: FeatureFusion | None = None
         self.dlf_: DecisionFusion | None = None
 
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        if self.adaptation != NONE and len({self._grid(name) for name in BANKS}) > 1:
+            raise InputError(
+                "rgb_grid, xyz_grid, fusion_grid: expected one grid with an adaptation, which compares both modalities'"
+                f" features place by place, found {', '.join('x'.join(map(str, self._grid(name))) for name in BANKS)}"
+            )
+
     def _bank_names(self) -> tuple[str, ...]:
         return tuple(name for name in BANKS if name in self.banks)
+
+    def _grid(self, bank: str) -> tuple[int, int]:
+        own: tuple[int, int] | None = getattr(self, f"{bank}_grid") or self.grid
+        if own is None and self.adaptation != NONE:  # adaptors compare both modalities place by place
+            own = self.fusion_grid or self.readings[self.recipe]["fusion_grid"]
+        return own or self.readings[self.recipe][f"{bank}_grid"]
+
+    def _extraction_grid(self, modality: str) -> tuple[int, int]:
+        return self._grid(modality)
+
+    def _placed(self, modality: str, patches: Tensor) -> Tensor:
+        """Bring a modality's patches (..., P, D) to the fusion bank's grid."""
+        return to_grid(patches, self._grid(modality), self._grid("fusion"))
 
     def _keep_own(self, fitted: Method) -> None:
         assert isinstance(fitted, M3DM)
@@ -118,8 +116,11 @@ class M3DM(PointBankMethod, AdaptationOptions):
         if missing:
             raise InputError(f"banks: expected some of the fitted {', '.join(fitted.banks)}, found {missing[0]!r}")
         fewer = set(self.banks) < set(fitted.banks)
-        if fewer and self.recipe == "published":
-            raise InputError("banks: with recipe 'published' the banks depend on each other; fit anew with fewer")
+        depend = [name for name, value in _DEPENDENT.items() if fewer and self.reading(name) == value]
+        if depend:
+            raise InputError(
+                f"banks: with {depend[0]}={_DEPENDENT[depend[0]]!r} the banks depend on each other; fit anew"
+            )
         learnt = fitted.dlf_ is not None and not fewer
         if self.uses_validation and not learnt:
             raise InputError(f"decision: expected 'add', as none was learnt for the banks {', '.join(self.banks)}")
@@ -163,16 +164,18 @@ class M3DM(PointBankMethod, AdaptationOptions):
         weights = self.source_of(UFF.argument)
         if weights != TRAIN:
             dims = self.extractors_.dims
-            network = FeatureFusion(dims["xyz"], dims["rgb"], recipe=self.recipe)
+            network = FeatureFusion(dims["xyz"], dims["rgb"])
             if weights != RANDOM:
                 network.load_checkpoint(weights)
+                warn_of_other_reading(self, UFF.argument, weights)
             self.uff_ = network.to(self.device).eval()
             return
         adapted = [one._replace(data=self._adapted("train", one.data, one.stages)) for one in members]
         self.uff_ = train_fusion(
-            pairs_of(adapted), steps=self.uff_steps, warmup=min(250, self.uff_steps // 3),
-            batch=self.uff_batch, patches_per_image=self.uff_patches, lr=self.uff_lr, recipe=self.recipe,
-            seed=self.seed, resume=stages.state("uff.pt"), device=self.device, progress=stages.progress,
+            pairs_of(adapted, self._placed), steps=self.uff_steps, warmup=min(250, self.uff_steps // 3),
+            batch=self.uff_batch, patches_per_image=self.uff_patches, lr=self.uff_lr,
+            double_loss=self.reading("double_loss"), seed=self.seed, resume=stages.state("uff.pt"), device=self.device,
+            progress=stages.progress,
         )  # fmt: skip
 
     def _compose(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -182,9 +185,15 @@ class M3DM(PointBankMethod, AdaptationOptions):
         return composed
 
     def _fused(self, xyz: Tensor, rgb: Tensor) -> Tensor:
+        return torch.cat([self._half("xyz", xyz), self._half("rgb", rgb)], dim=2)
+
+    def _half(self, modality: Literal["xyz", "rgb"], patches: Tensor) -> Tensor:
+        """Return a modality's half of the fused features, on the fusion bank's grid."""
         if self.uff_ is None:
-            return torch.cat([xyz, rgb], dim=2)
-        return self.uff_.fuse(xyz, rgb, compute_dtype=self.compute_dtype)
+            return self._placed(modality, patches)
+        if repeats(self._grid(modality), self._grid("fusion")):  # what is repeated is computed once
+            return self._placed(modality, self.uff_.fuse_half(modality, patches, compute_dtype=self.compute_dtype))
+        return self.uff_.fuse_half(modality, self._placed(modality, patches), compute_dtype=self.compute_dtype)
 
     def _all_networks(self) -> list[nn.Module]:
         return [*super()._all_networks(), *([] if self.uff_ is None else [self.uff_])]
@@ -192,23 +201,24 @@ class M3DM(PointBankMethod, AdaptationOptions):
     # Section 3.4, first half: the banks.
 
     def _standardize(self, bank: str) -> bool:
-        return not (self.recipe == "published" and len(self.banks) == 1 and bank != "rgb")
+        rule = self.reading("standardization")
+        return rule == "own" or (rule == "shared" and (len(self.banks) > 1 or bank == "rgb"))
 
     def _build_banks(self, dumps: Dumps, stages: Stages) -> dict[str, MemoryBank]:
-        if self.recipe == "paper" or len(self.banks) == 1 or "xyz" not in self.banks:
-            return super()._build_banks(dumps, stages)
-        # As published: the other banks take their share of the xyz bank, which has been reduced already.
-        banks = {"xyz": self._build_bank("xyz", dumps["xyz"], stages)}
-        size = max(1, int(self.ratio * len(banks["xyz"])))
-        for name in self._bank_names()[1:]:
+        banks: dict[str, MemoryBank] = {}
+        for name in self._bank_names():  # the point bank is the first
+            reduced = "xyz" in banks and self.reading("bank_sizes") == "reduced"
+            size = max(1, int(self.ratio * len(banks["xyz"]))) if reduced else None
             banks[name] = self._build_bank(name, dumps[name], stages, size)
-        xyz, rgb = banks["xyz"].standardization, banks["rgb" if "rgb" in banks else "xyz"].standardization
-        assert xyz is not None
-        assert rgb is not None
-        if len(banks) == len(BANKS):
-            banks["xyz"] = _with_mean_feature(banks["xyz"], xyz.mean, self.bank_precision)
-        for bank in banks.values():
-            bank.standardization = xyz._replace(std=rgb.std)
+        own = {name: bank.standardization for name, bank in banks.items()}
+        if self.reading("mean_feature") and len(banks) == len(BANKS):
+            mean = 0.0 if own["xyz"] is None else own["xyz"].mean
+            banks["xyz"] = _with_mean_feature(banks["xyz"], mean, self.bank_precision)
+            banks["xyz"].standardization = own["xyz"]
+        xyz, rgb = own.get("xyz"), own.get("rgb", own.get("xyz"))
+        if self.reading("standardization") == "shared" and len(banks) > 1 and xyz is not None and rgb is not None:
+            for bank in banks.values():
+                bank.standardization = xyz._replace(std=rgb.std)
         return banks
 
     # Section 3.4, second half: decision layer fusion.
@@ -221,8 +231,12 @@ class M3DM(PointBankMethod, AdaptationOptions):
     def _learn_decision(self, dumps: Dumps, validation: Dumps | None, stages: Stages) -> None:
         if len(self.banks) == 1 or self.decision == "add":
             return
-        factors = {name: FACTORS[name] for name in self._bank_names()}
-        dlf = DecisionFusion(factors, seed=self.seed)
+        factors = {name: one for name, one in zip(BANKS, self.dlf_factors, strict=True) if name in self.banks}
+        n_images, lr = len(next(iter(dumps.values()))), self.reading("dlf_lr")
+        dlf = DecisionFusion(
+            factors, nu=self.dlf_nu, max_iter=self.dlf_max_iter, learning_rate=None if lr == "optimal" else lr,
+            seed=self.seed, **self._dlf_pixels(n_images),
+        )  # fmt: skip
 
         def write(path: Path) -> None:
             held_out, most = None, dlf.max_pixels
@@ -235,6 +249,12 @@ class M3DM(PointBankMethod, AdaptationOptions):
 
         self.dlf_ = DecisionFusion.load(stages.run("dlf.safetensors", write))
 
+    def _dlf_pixels(self, n_images: int) -> dict[str, int]:
+        """Return what DLF is told of the number of pixels, where the arguments say anything."""
+        if self.dlf_pixel_share is None:
+            return {}
+        return {"max_pixels": n_images * max(1, round(self.dlf_pixel_share * self.image_size**2))}
+
     def _training_scores(
         self, dumps: Dumps, frames: Sequence[Frame | None], stages: Stages, max_pixels: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -242,15 +262,15 @@ class M3DM(PointBankMethod, AdaptationOptions):
 
         Pixels of padding are not drawn.
         """
-        n_images, size = len(next(iter(dumps.values()))), (self.image_size, self.image_size)
+        n_images = len(next(iter(dumps.values())))
         drawn = np.random.default_rng(self.seed)
         an_image = max(1, max_pixels // n_images)
         images: dict[str, list[Tensor]] = {name: [] for name in self._bank_names()}
         pixels: dict[str, list[Tensor]] = {name: [] for name in self._bank_names()}
         for own_frames, scores in self._train_scores(dumps, frames, stages):
-            maps = {name: scoring.anomaly_map(own.patch, self.grid, size, self.sigma) for name, own in scores.items()}
+            maps = {name: self._map_of(name, own.patch) for name, own in scores.items()}
             for name, own in scores.items():
-                images[name].append(self._image_scores(own).cpu())
+                images[name].append(own.image.cpu())
             for frame, group in groupby(range(len(own_frames)), key=own_frames.__getitem__):
                 shown = self._shown_pixels(frame)
                 chosen = np.sort(drawn.choice(len(shown), min(len(shown), an_image), replace=False))
@@ -264,21 +284,17 @@ class M3DM(PointBankMethod, AdaptationOptions):
         numbers = torch.arange(self.image_size**2).view(self.image_size, self.image_size)
         return (numbers if frame is None else numbers[frame.rows, frame.columns]).flatten()
 
-    def _image_scores(self, scores: Scores) -> Tensor:
-        two_published = self.recipe == "published" and len(self.banks) == 2
-        return scores.image / _PUBLISHED_DIVISOR if two_published else scores.image
+    def _divisor(self) -> float:
+        """Divide where the argument says so; the published code does in one variant only."""
+        if self.image_divisor is None and not (len(self.banks) == 2 and self.decision == "dlf"):
+            return 1.0
+        divisor: float = self.reading("image_divisor")
+        return divisor
 
-    def _decide(self, scores: Mapping[str, Scores]) -> tuple[Tensor, Tensor]:
-        """Fuse images' and patches' scores.
-
-        D_s is linear, and so are enlarging and blurring: fusing patches and then making one map gives what fusing the
-        banks' maps pixel by pixel would.
-        """
-        images = {name: self._image_scores(own) for name, own in scores.items()}
-        patches = {name: own.patch for name, own in scores.items()}
+    def _decide(self, images: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         if self.dlf_ is not None:
-            return self.dlf_.fuse_images(images), self.dlf_.fuse_pixels(patches)
-        return torch.stack(list(images.values())).sum(0), torch.stack(list(patches.values())).sum(0)
+            return self.dlf_.fuse_images(images), self.dlf_.fuse_pixels(places)
+        return torch.stack(list(images.values())).sum(0), torch.stack(list(places.values())).sum(0)
 
     # Saving.
 
@@ -294,10 +310,14 @@ class M3DM(PointBankMethod, AdaptationOptions):
         super()._load(folder, learnt)
         if learnt["uff"]:
             dims = self.extractors_.dims
-            network = FeatureFusion(dims["xyz"], dims["rgb"], recipe=self.recipe)
+            network = FeatureFusion(dims["xyz"], dims["rgb"])
             self.uff_ = network.load_checkpoint(folder / "uff.safetensors").to(self.device).eval()
         if learnt["dlf"]:
             self.dlf_ = DecisionFusion.load(folder / "dlf.safetensors")
+
+
+_DEPENDENT = {"standardization": "shared", "bank_sizes": "reduced", "mean_feature": True}
+"""Readings with which banks depend on each other."""
 
 
 def _with_mean_feature(bank: MemoryBank, mean: float, precision: BankPrecision) -> MemoryBank:
