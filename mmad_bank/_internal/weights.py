@@ -73,6 +73,12 @@ TABLE = (
         "`base_model`, in it `MAE_encoder.*` (decoder and unused blocks are left alone)", 87_300_096,
     ),
     Weights(
+        "Point-BERT", "file", "point_bert", ("xyz_weights", "--xyz-weights"), "Point-BERT.pth",
+        "https://cloud.tsinghua.edu.cn/f/202b29805eea45d7be92/?dl=1 (README of https://github.com/lulutang0608/Point-BERT)",
+        "MIT", "`base_model`, in it `transformer_q.*` (the second transformer, tokenizer and heads are left alone)",
+        87_435_264,
+    ),
+    Weights(
         "M3DM's feature fusion (UFF)", "file", None, ("uff_weights",), "a .pth of the project or of your own training",
         "https://github.com/nomewang/M3DM", "MIT",
         "`model`, in it `xyz_norm.*`, `xyz_mlp.*`, `xyz_head.*`, `rgb_norm.*`, `rgb_mlp.*`, `rgb_head.*`", 63_363_584,

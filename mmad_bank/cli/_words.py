@@ -142,10 +142,10 @@ WORDS: dict[str, Word] = {
     ),
     "--rgb": Word(str, "Extractor of color images: efficientnet_lite0, any model's name in timm, or none."),
     "--rgb-weights": Word(str, "Weights of the extractor of color images: pretrained, random, or a checkpoint file."),
-    "--xyz": Word(str, "Extractor of point clouds: fpfh, point_mae, or none."),
+    "--xyz": Word(str, "Extractor of point clouds: fpfh, point_mae, point_bert, or none."),
     "--xyz-weights": Word(
-        str, "Weights of point_mae: its checkpoint file, or random; pretrained says where that file is, as no package"
-        " brings it.",
+        str, "Weights of point_mae or point_bert: its checkpoint file, or random; pretrained says where that file is,"
+        " as no package brings it.",
     ),
     "--set": Word(
         str, "Set an argument of the method's constructor, such as ratio=10% or image-size=256; repeat the option for"

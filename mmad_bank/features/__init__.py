@@ -7,6 +7,7 @@ from mmad_bank.features.efficientnet_lite import EfficientNetLite0
 from mmad_bank.features.factory import FPFHPatches, PointPatches, make_rgb_extractor, make_xyz_extractor
 from mmad_bank.features.fpfh import FPFH
 from mmad_bank.features.point_alignment import PointFeatureAlignment
+from mmad_bank.features.point_bert import PointBERT
 from mmad_bank.features.point_mae import PointMAE
 from mmad_bank.features.rgb import RGBExtractor
 
@@ -14,6 +15,7 @@ __all__ = [
     "FPFH",
     "EfficientNetLite0",
     "FPFHPatches",
+    "PointBERT",
     "PointFeatureAlignment",
     "PointMAE",
     "PointPatches",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mmad_bank._internal.argument_names import argument_called
@@ -16,7 +17,9 @@ from mmad_bank.errors import InputError
 from mmad_bank.features.efficientnet_lite import EfficientNetLite0
 from mmad_bank.features.fpfh import FPFH
 from mmad_bank.features.point_alignment import Interpolation, PointFeatureAlignment, measured_points
-from mmad_bank.features.point_mae import BatchNorm, PointMAE
+from mmad_bank.features.point_bert import PointBERT
+from mmad_bank.features.point_mae import PointMAE
+from mmad_bank.features.point_transformer import BatchNorm, PointTransformer
 from mmad_bank.features.rgb import RGBExtractor
 
 BUNDLED_RGB = "efficientnet_lite0"
@@ -24,11 +27,16 @@ BUNDLED_RGB = "efficientnet_lite0"
 BUNDLED_STAGES = (1, 2, 4)
 """Its stages for banks: strides 4, 8 and 16, the middle of the network, as PatchCore advises (section 3.1)."""
 PRETRAINED, RANDOM = "pretrained", "random"
+_TRANSFORMERS: dict[str, tuple[type[PointTransformer], tuple[str, str]]] = {
+    "point_mae": (PointMAE, ("Point-MAE", "pretrain.pth from https://github.com/Pang-Yatian/Point-MAE/releases")),
+    "point_bert": (PointBERT, ("Point-BERT", "Point-BERT.pth from https://github.com/lulutang0608/Point-BERT")),
+}
+"""Networks of point groups by name, and the file of their weights."""
 _ALIGNED = {"three_nearest": "published", "all_centers": "paper"}  # words of version 0.1, which stand in files
 
 
 class PointPatches(nn.Module):
-    """Point-MAE and PFA in one: organized clouds to the features of patches (M3DM, section 3.2).
+    """Point-MAE or Point-BERT, and PFA, in one: organized clouds to the features of patches (M3DM, section 3.2).
 
     Args:
         network: The extractor of tokens.
@@ -41,7 +49,7 @@ class PointPatches(nn.Module):
         torch.Size([1, 16, 1152])
     """
 
-    def __init__(self, network: PointMAE, alignment: PointFeatureAlignment) -> None:
+    def __init__(self, network: PointTransformer, alignment: PointFeatureAlignment) -> None:
         super().__init__()
         self.network, self.alignment = network, alignment
 
@@ -63,10 +71,28 @@ class PointPatches(nn.Module):
 
     def forward(self, xyz: Tensor) -> Tensor:
         """Extract patch features: (B, 3, H, W) in metres to float32 (B, h·w, D), zero where a patch has no point."""
+        with torch.no_grad():
+            return self.features(xyz)
+
+    def features(self, xyz: Tensor) -> Tensor:
+        """Extract as :meth:`forward` does, with gradients for weights that want them."""
         measured = [measured_points(cloud.permute(1, 2, 0), f"xyz[{b}]") for b, cloud in enumerate(xyz)]
         points, pixels = [one for one, _ in measured], [one for _, one in measured]
-        tokens, centers = self.network(points)
-        return self.alignment(tokens, centers, points, pixels)
+        tokens, centers = self.network.features(points)
+        if not tokens.requires_grad:
+            return self.alignment(tokens, centers, points, pixels)
+        parts = zip(points, pixels, centers, tokens, strict=True)
+        return torch.stack([self.alignment.weights(cloud, own, at) @ rows for cloud, own, at, rows in parts])
+
+    @property
+    def transformer(self) -> nn.Module:
+        """The network: what a fine-tuning trains."""
+        return self.network
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks of the network, those that are used."""
+        return list(self.network.blocks.blocks)
 
 
 class FPFHPatches(nn.Module):
@@ -143,11 +169,11 @@ def make_xyz_extractor(
     """Make the extractor of point clouds.
 
     Args:
-        kind: ``"point_mae"`` or ``"fpfh"``, which needs no weights.
-        weights: Point-MAE's weights: the published checkpoint's file, or ``"random"`` (for tests and timings).
-        num_groups: Number of groups that Point-MAE cuts a cloud into.
-        group_size: Number of points per group of Point-MAE.
-        layers: Numbers of Point-MAE's blocks, from 0.
+        kind: ``"point_mae"``, ``"point_bert"``, or ``"fpfh"``, which needs no weights.
+        weights: Weights of a network: the published checkpoint's file, or ``"random"`` (for tests and timings).
+        num_groups: Number of groups that the network cuts a cloud into.
+        group_size: Number of points per group.
+        layers: Numbers of the network's blocks, from 0.
         grid: (h, w) of the patches.
         image_size: Pixels per side of the organized clouds.
         batch_norm: Statistics of Point-MAE's batch normalisations.
@@ -162,15 +188,16 @@ def make_xyz_extractor(
     if kind == "fpfh":
         with doing("loading Open3D for FPFH"):
             return FPFHPatches(FPFH(grid))
-    if kind != "point_mae":
-        raise InputError(f"xyz: expected point_mae or fpfh, found {kind!r}")
+    if kind not in _TRANSFORMERS:
+        raise InputError(f"xyz: expected {', '.join(_TRANSFORMERS)} or fpfh, found {kind!r}")
+    make, published = _TRANSFORMERS[kind]
     if weights == PRETRAINED:
         raise InputError(
-            "xyz_weights: expected the file of Point-MAE's published checkpoint, which no package brings"
-            " (--set xyz_weights=PATH of fit, --xyz-weights PATH of extract; pretrain.pth from"
-            " https://github.com/Pang-Yatian/Point-MAE/releases), or 'random'; xyz='fpfh' needs no weights (--bundled)"
+            f"xyz_weights: expected the file of {published[0]}'s published checkpoint, which no package brings"
+            f" (--set xyz_weights=PATH of fit, --xyz-weights PATH of extract; {published[1]}), or 'random';"
+            " xyz='fpfh' needs no weights (--bundled)"
         )
-    network = PointMAE(
+    network = make(
         num_groups, group_size, layers=layers, batch_norm=batch_norm, skip_near_origin=skip_near_origin,
         compute_dtype=compute_dtype,
     )  # fmt: skip

@@ -216,6 +216,8 @@ class InputsOf(Extractors):
     def _describe(self, modality: str, network: nn.Module, batch: Tensor) -> dict[str, Tensor]:
         if modality not in self.inputs:
             return super()._describe(modality, network, batch)
+        if modality == "xyz":
+            network(batch)  # refuses clouds that have too few points, while samples can still be left out
         return {input_of(modality): batch}
 
 

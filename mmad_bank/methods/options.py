@@ -17,7 +17,7 @@ from mmad_bank._internal.precision import ComputeDtype
 from mmad_bank.adaptation import Layer
 from mmad_bank.features.factory import PRETRAINED
 from mmad_bank.features.point_alignment import Interpolation
-from mmad_bank.features.point_mae import BatchNorm
+from mmad_bank.features.point_transformer import BatchNorm
 from mmad_bank.methods.readings import POINTS, Presets, Recipe
 from mmad_bank.ops.knn import Precision as BankPrecision
 
@@ -104,14 +104,15 @@ class BankGridOptions:
 class PointOptions(RGBOptions):
     """Arguments of methods that describe color images and point clouds."""
 
-    xyz: Literal["point_mae", "fpfh"] = "point_mae"
-    """Descriptor of point clouds: the network Point-MAE, or fast point feature histograms, which need no weights."""
+    xyz: Literal["point_mae", "point_bert", "fpfh"] = "point_mae"
+    """Descriptor of point clouds: the network Point-MAE, or Point-BERT, with which M3DM compares it, or fast point
+    feature histograms, which need no weights."""
 
     xyz_weights: str = PRETRAINED
-    """Weights of Point-MAE: the file of its published checkpoint, or ``"random"`` for tests and timings."""
+    """Weights of that network: the file of its published checkpoint, or ``"random"`` for tests and timings."""
 
     num_groups: Annotated[int, Range(1, 2**20)] = 1024
-    """Number of groups that Point-MAE cuts a cloud into (G)."""
+    """Number of groups that the network cuts a cloud into (G)."""
 
     group_size: Annotated[int, Range(1, 2**20)] | None = None
     """Number of points in a group (S); none takes the recipe's: 128, or 32 of CFM as its paper says."""
@@ -122,12 +123,12 @@ class PointOptions(RGBOptions):
     argument of its own, whose value none takes the recipe's."""
 
     batch_norm: BatchNorm | None = None
-    """Mean and variance that Point-MAE's batch normalisations use: those of the cloud's own groups (batch), or the
-    checkpoint's (running); none takes the recipe's."""
+    """Mean and variance that the point network's batch normalisations use: those of the cloud's own groups (batch), or
+    the checkpoint's (running); none takes the recipe's."""
 
     skip_near_origin: bool | None = None
-    """Whether Point-MAE's sampling passes over points with ‖p‖² up to 0.001, as the published kernel does; none takes
-    the recipe's."""
+    """Whether the point network's sampling passes over points with ‖p‖² up to 0.001, as the published kernel does; none
+    takes the recipe's."""
 
     readings: ClassVar[Presets] = POINTS
     """Values of the readings by recipe."""

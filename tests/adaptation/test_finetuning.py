@@ -14,7 +14,8 @@ from mmad_bank.adaptation.finetuning import AdaLoRA, FineTuning, NetworkTraining
 from mmad_bank.adaptation.losses import alignment_loss
 from mmad_bank.adaptation.training import sample_order
 from mmad_bank.errors import FormatError, InputError, MissingExtraError
-from mmad_bank.features import EfficientNetLite0, RGBExtractor
+from mmad_bank.features import EfficientNetLite0, PointFeatureAlignment, PointMAE, PointPatches, RGBExtractor
+from mmad_bank.features.point_alignment import Interpolation
 
 pytest.importorskip("timm")
 pytest.importorskip("peft")
@@ -154,6 +155,29 @@ def noted(kind: FineTuning, steps: int) -> list[float]:
         patch.setattr(NetworkTraining, "losses", noting)
         trained(kind, steps=steps, lr=3e-3, losses=("local_alignment",))
     return seen
+
+
+def test_both_networks_are_trained_together() -> None:
+    """Point-MAE goes through its alignment, whose matrix is sparse with three neighbors."""
+    generator = torch.Generator().manual_seed(0)
+    pairs = [(torch.rand(3, 32, 32, generator=generator) + 0.1, IMAGES[i][1]) for i in range(3)]
+    for interpolation in get_args(Interpolation):
+        torch.manual_seed(1)
+        alignment = PointFeatureAlignment((2, 2), (32, 32), interpolation=interpolation)
+        network = PointPatches(PointMAE(6, 4, layers=(0, 1)), alignment)
+        cloud = pairs[0][0][None]
+        for weight in network.parameters():
+            weight.requires_grad_(True)
+        features, plain = network.features(cloud), network(cloud)
+        torch.testing.assert_close(features.detach(), plain)
+        assert (features.requires_grad, plain.requires_grad) == (True, False)
+        features.square().sum().backward()
+        assert all(bool((weight.grad != 0).any()) for weight in network.parameters())
+        network.requires_grad_(False)
+        rgb = a_network()
+        train_networks(pairs, {"rgb": rgb, "xyz": network}, finetune="lora", **FAST)
+        assert set(changed(rgb)) == ATTENTION
+        assert (network(cloud) - plain).abs().max() > 1e-6
 
 
 class Killed(Exception):

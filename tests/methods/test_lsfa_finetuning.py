@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -36,17 +37,37 @@ def fitted(parts: list[Sample]) -> LSFA:
     return LSFA(**SMALL, finetune="blocks").fit(parts)
 
 
-def test_the_last_block_is_trained_and_the_bank_holds_what_it_gives(fitted: LSFA, parts: list[Sample]) -> None:
+def changed(one: LSFA, other: LSFA, modality: str) -> set[str]:
+    before, after = (method.extractors_.networks[modality].state_dict() for method in (one, other))
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_the_last_blocks_are_trained_and_the_banks_hold_what_they_give(fitted: LSFA, parts: list[Sample]) -> None:
     frozen = LSFA(**SMALL, adaptation="none").fit(parts)
-    before, after = (one.extractors_.networks["rgb"].state_dict() for one in (frozen, fitted))
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {name for name in before if name.startswith("network.blocks.1.")}
+    for modality, block in (("rgb", "network.blocks.1."), ("xyz", "network.blocks.blocks.11.")):
+        names = fitted.extractors_.networks[modality].state_dict()
+        assert changed(frozen, fitted, modality) == {name for name in names if name.startswith(block)} != set()
     assert fitted.adaptation_ is None
     features = fitted.extractors_([parts[2]])
     for name, rows in features.items():
         assert float(fitted.banks_[name].search(rows[0], 1)[0].max()) < 1e-2
-    assert float(frozen.banks_["rgb"].search(features["rgb"][0], 1)[0].max()) > 1e-2
-    assert fitted.banks_["rgb"].extractor.endswith("fine-tuned (blocks)")
+        assert float(frozen.banks_[name].search(rows[0], 1)[0].max()) > 1e-2
+        assert fitted.banks_[name].extractor.endswith("fine-tuned (blocks)")
+
+
+def test_one_network_can_be_trained_alone_and_a_cloud_of_few_points_is_left_out(parts: list[Sample]) -> None:
+    few = a_part(9)
+    mask = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    mask[30:34, 30:34] = True
+    few = replace(few, xyz=few.xyz * mask)
+    method = LSFA(**SMALL, finetune="blocks", finetune_networks=("xyz",)).fit([*parts, few])
+    assert "expected at least 24 points (num_groups), found 16" in method.skipped_[few.id]
+    frozen = LSFA(**SMALL, adaptation="none").fit(parts)
+    assert changed(frozen, method, "xyz")
+    assert not changed(frozen, method, "rgb")
+    assert method.banks_["rgb"].extractor == frozen.banks_["rgb"].extractor
+    with pytest.raises(InputError, match="finetune: expected 'none', or an extractor xyz with transformer blocks"):
+        LSFA(**{**SMALL, "xyz": "fpfh"}, finetune="blocks", finetune_networks=("xyz",)).fit(parts)
 
 
 def test_a_saved_model_predicts_the_same_without_peft(
@@ -57,7 +78,7 @@ def test_a_saved_model_predicts_the_same_without_peft(
     one, other = fitted.predict(a_part(60)), methods.load(tmp_path / "model").predict(a_part(60))
     assert one.score == other.score
     assert torch.equal(one.map, other.map)
-    assert not list(tmp_path.rglob("*.pt"))
+    assert {path.suffix for path in (tmp_path / "model").rglob("*.*")} == {".json", ".safetensors"}
 
 
 class Killed(Exception):

@@ -14,7 +14,7 @@ from mmad_bank import methods
 from mmad_bank._internal import progress, weights
 from mmad_bank._internal.weights import TABLE, Weights
 from mmad_bank.errors import InputError
-from mmad_bank.features import PointMAE
+from mmad_bank.features import PointBERT, PointMAE
 from mmad_bank.features.factory import make_rgb_extractor, make_xyz_extractor
 from mmad_bank.features.rgb import RGBExtractor
 from mmad_bank.fusion import FeatureFusion
@@ -25,6 +25,7 @@ from mmad_bank.methods.weights import page, users
 PAGE = Path(__file__).parents[2] / "docs/reference/weights.md"
 NETWORKS = {
     "Point-MAE": PointMAE,
+    "Point-BERT": PointBERT,
     "M3DM's feature fusion (UFF)": lambda: FeatureFusion(1152, 768),
     "CFM's mappings, a file per direction": lambda: CrossmodalMapping(768, 1152),
     "PDN, a distilled teacher": PDN,
@@ -75,7 +76,7 @@ def test_arguments_are_those_of_the_code() -> None:
 def test_sizes_and_keys_are_those_of_the_networks(name: str) -> None:
     network, one = NETWORKS[name](), by_name(name)
     assert one.n_bytes == 4 * sum(parameter.numel() for parameter in network.parameters())
-    if one.name != "Point-MAE":  # its names carry a prefix
+    if one.name not in ("Point-MAE", "Point-BERT"):  # their names carry a prefix
         for part in {key.split(".")[0] for key in network.state_dict()}:
             assert f"`{part}.*`" in one.keys
 

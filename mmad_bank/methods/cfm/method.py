@@ -31,7 +31,7 @@ from mmad_bank.features.factory import (
     make_xyz_extractor,
 )
 from mmad_bank.features.point_alignment import measured_points, nearest_groups
-from mmad_bank.features.point_mae import DEPTH, PointMAE
+from mmad_bank.features.point_transformer import DEPTH, PointTransformer
 from mmad_bank.methods.base import Method, Part, Prediction, Samples
 from mmad_bank.methods.cfm.box_filters import BoxFilters
 from mmad_bank.methods.cfm.comparison import discrepancies
@@ -323,16 +323,16 @@ def aggregate(discrepancy: Mapping[str, Tensor], aggregation: Aggregation = "pro
 
 
 class MapExtractors(Extractors):
-    """CFM's extractors. Point-MAE's tokens come with the groups of every pixel and their weights, (B, H, W, k) each."""
+    """CFM's extractors. A point network's tokens come with each pixel's groups and their weights, (B, H, W, k) each."""
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of what is extracted."""
-        grouped = isinstance(self.networks["xyz"], PointMAE)
+        grouped = isinstance(self.networks["xyz"], PointTransformer)
         return ("rgb", "xyz", "groups", "weights") if grouped else ("rgb", "xyz")
 
     def _describe(self, modality: str, network: nn.Module, batch: Tensor) -> dict[str, Tensor]:
-        if not isinstance(network, PointMAE):
+        if not isinstance(network, PointTransformer):
             return super()._describe(modality, network, batch)
         measured = [measured_points(cloud.permute(1, 2, 0), f"xyz[{b}]") for b, cloud in enumerate(batch)]
         tokens, centers = network([points for points, _ in measured])
