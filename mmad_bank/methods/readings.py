@@ -57,11 +57,7 @@ def warn_of_other_reading(method: Read, argument: str, file: str) -> None:
         file: File that they are from; those of this package (``.safetensors``) are no published ones.
     """
     published = method.readings["published"]
-    if (
-        read_trained_on(file) is not None
-        or Path(file).suffix == ".safetensors"
-        or getattr(method, "xyz", None) == "fpfh"
-    ):
+    if Path(file).suffix == ".safetensors" or getattr(method, "xyz", None) == "fpfh":
         return
     known = [name for name in _OF_FEATURES if name in published and hasattr(method, name)]
     other = [f"{name}={method.reading(name)!r}" for name in known if method.reading(name) != published[name]]
