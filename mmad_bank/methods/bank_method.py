@@ -105,6 +105,10 @@ class BankMethod(Method, BankOptions, RGBOptions):
         (image,), (place,) = images.values(), places.values()
         return image, place
 
+    def _make_extractors(self, networks: dict[str, nn.Module]) -> Extractors:
+        """Put the networks together."""
+        return Extractors(networks, self.device)
+
     def _training_extractors(self, extractors: Extractors) -> Extractors:
         """Return what describes the training samples for the trainings: the extractors themselves."""
         return extractors
@@ -188,7 +192,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
             own = self._fingerprint(samples, self._held_out(validation))
         finally:
             self.preprocessing_ = before
-        extractors = self._training_extractors(Extractors(self._networks(RANDOM)))
+        extractors = self._training_extractors(self._make_extractors(self._networks(RANDOM)))
         return share_features(Path(source), Path(workdir), own, extractors.outputs)
 
     # Fitting.
@@ -210,7 +214,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
 
     def training_data(self, dataset: Samples, stages: Stages) -> CategoryData:
         """Extract the features, see :meth:`Method.training_data`."""
-        self.extractors_ = Extractors(self._networks(None), self.device)
+        self.extractors_ = self._make_extractors(self._networks(None))
         dumps, seen = extract_split(self, self._training_extractors(self.extractors_), "train", dataset, stages)
         seen.note(self)
         self._split_frames = {"train": seen.frames}
@@ -381,12 +385,16 @@ class BankMethod(Method, BankOptions, RGBOptions):
         check_place(place, grid)
         bank = self.banks_[name]
         with plain_torch(), torch.no_grad():
-            query = self._patches_of(prediction.sample)[name][0, place[0] * grid[1] + place[1]][None]
+            query = self._query(prediction.sample, name, place)
             distances, rows = bank.search(query, min(n, len(bank)))
         return [
             self._reason(origin, distance, grid)
             for distance, origin in zip(distances[0].tolist(), bank.provenance(rows[0]), strict=True)
         ]
+
+    def _query(self, sample: Sample, bank: str, place: tuple[int, int]) -> Tensor:
+        """Return a sample's feature (1, D) at a place of a bank's grid."""
+        return self._patches_of(sample)[bank][0, place[0] * self._grid(bank)[1] + place[1]][None]
 
     def _reason(self, origin: Origin, distance: float, grid: tuple[int, int]) -> Reason:
         """Say of a bank vector which training picture it came from, and where it lies in it."""
@@ -438,7 +446,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
         return {"adaptation": self.adaptation_ is not None}
 
     def _load(self, folder: Path, learnt: dict[str, Any]) -> None:
-        self.extractors_ = Extractors(self._networks(RANDOM), self.device)
+        self.extractors_ = self._make_extractors(self._networks(RANDOM))
         self.extractors_.load(folder)
         if learnt.get("adaptation"):
             dims = self.extractors_.dims

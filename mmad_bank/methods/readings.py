@@ -16,8 +16,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
-from mmad_bank.methods.shareable import read_trained_on
-
 Recipe = Literal["default", "published", "paper"]
 Presets = Mapping[str, Mapping[str, Any]]
 """Values of readings by recipe and by argument."""

@@ -30,7 +30,7 @@ from mmad_bank.methods.shareable import CategoryData
 
 IMAGES_AT_ONCE = 4
 _GROUPS = (AlignmentOptions, GridOptions, BankGridOptions)
-_OF_EXTRACTORS = {one.name for group in _GROUPS for one in fields(group)} | {"image_size", "seed"}
+_OF_EXTRACTORS = {one.name for group in _GROUPS for one in fields(group)} | {"image_size", "seed", "sampling"}
 """Arguments on which extracted features depend."""
 
 Dumps = dict[str, np.ndarray]
@@ -152,7 +152,7 @@ def share_features(source: Path, target: Path, fingerprint: dict[str, Any], outp
     theirs = fingerprint_of(source)
     if _of_features(fingerprint) != _of_features(theirs) or not all((source / name).exists() for name in files):
         return False
-    if RANDOM in _of_features(fingerprint).values() and set(outputs) != _modalities_in(source):
+    if RANDOM in _of_features(fingerprint).values() and set(outputs) & {"rgb", "xyz"} != _modalities_in(source):
         return False  # random weights depend on which networks are made before
     stages = Stages(target, fingerprint)
     for name in files:

@@ -18,15 +18,14 @@ from mmad_bank.bank import MemoryBank
 from mmad_bank.bank.provenance import Source
 from mmad_bank.data.frame import Frame
 from mmad_bank.errors import InputError
-from mmad_bank.extraction import Extractors
 from mmad_bank.features.factory import BUNDLED_STAGES, RANDOM
 from mmad_bank.features.patch_grid import repeats, to_grid
 from mmad_bank.fusion import DecisionFusion, FeatureFusion, train_fusion
 from mmad_bank.methods.base import Method
 from mmad_bank.methods.lsfa import ADAPTATION, NONE, learn_adaptation
-from mmad_bank.methods.m3dm.options import BANKS, M3DMOptions
+from mmad_bank.methods.m3dm.groups import GroupSampling
+from mmad_bank.methods.m3dm.options import BANKS
 from mmad_bank.methods.options import BankPrecision, accepts_former_names
-from mmad_bank.methods.point_bank_method import PointBankMethod
 from mmad_bank.methods.readings import warn_of_other_reading
 from mmad_bank.methods.shareable import TRAIN, CategoryData, SharedPart
 from mmad_bank.methods.training_features import Dumps, pairs_of
@@ -37,7 +36,7 @@ _MEAN_FEATURE = Source("mean feature", 1, None)
 
 @accepts_former_names
 @dataclass(kw_only=True, eq=False, repr=False)
-class M3DM(PointBankMethod, M3DMOptions):
+class M3DM(GroupSampling):
     """Point features aligned to the image's patches (PFA), fused with RGB (UFF), three banks, and DLF.
 
     The variants of the paper's tables are choices of ``banks``, ``fusion`` and ``decision``:
@@ -49,6 +48,7 @@ class M3DM(PointBankMethod, M3DMOptions):
     | two banks, scores added | ``banks=("xyz", "rgb"), decision="add"`` |
     | two banks with DLF | ``banks=("xyz", "rgb")`` |
     | three banks with DLF | the default |
+    | point groups as patches | ``banks=("xyz",), sampling="groups"`` |
 
     By default the point and fusion banks hold 56 × 56 patches of an image, with RGB features repeated, and the RGB bank
     28 × 28; Point-MAE takes the statistics of the cloud's own groups, and a point the features of its three nearest
@@ -98,6 +98,8 @@ class M3DM(PointBankMethod, M3DMOptions):
         return tuple(name for name in BANKS if name in self.banks)
 
     def _grid(self, bank: str) -> tuple[int, int]:
+        if self._by_groups:  # their scores are brought to the pixels
+            return self.image_size, self.image_size
         own: tuple[int, int] | None = getattr(self, f"{bank}_grid") or self.grid
         if own is None and self.adaptation != NONE:  # adaptors compare both modalities place by place
             own = self.fusion_grid or self.readings[self.recipe]["fusion_grid"]
@@ -128,7 +130,7 @@ class M3DM(PointBankMethod, M3DMOptions):
         if fewer:
             wanted = self._networks_needed()
             networks = {name: network for name, network in self.extractors_.networks.items() if name in wanted}
-            self.extractors_ = Extractors(networks, self.device)
+            self.extractors_ = self._make_extractors(networks)
         self.uff_ = fitted.uff_ if "fusion" in self.banks else None
         self.dlf_ = fitted.dlf_ if self.uses_validation else None
 
@@ -179,6 +181,8 @@ class M3DM(PointBankMethod, M3DMOptions):
         )  # fmt: skip
 
     def _compose(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if self._by_groups:
+            return dict(features)
         composed = {name: features[name] for name in self._bank_names() if name != "fusion"}
         if "fusion" in self.banks:
             composed["fusion"] = self._fused(features["xyz"], features["rgb"])

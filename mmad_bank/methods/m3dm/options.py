@@ -33,6 +33,10 @@ class M3DMOptions(AdaptationOptions, BankGridOptions):
     banks: Annotated[tuple[str, ...], SomeOf(BANKS)] = BANKS
     """Memory banks to build, some of ``"xyz"``, ``"rgb"`` and ``"fusion"``."""
 
+    sampling: Literal["patches", "groups"] = "patches"
+    """What the point bank holds: features of patches, to which those of point groups were aligned (PFA), or those of
+    the groups themselves. Then it is the only bank, and the groups' scores are interpolated to the pixels."""
+
     fusion: Literal["uff", "concat"] = "uff"
     """Features of the fusion bank: those of the learnt fusion UFF, or both modalities' side by side."""
 
