@@ -69,8 +69,9 @@ def _arguments() -> argparse.Namespace:
     papers.add_argument("--bundled", action="store_true", help="take small extractors that need no weight files")
     papers.add_argument("--embedded", action="store_true", dest="bundled", help=argparse.SUPPRESS)  # its former name
     papers.add_argument(
-        "--weights", nargs="+", metavar="NAME=FILE", help="files of rgb, wide_resnet, point_mae, uff, pdn"
-    )
+        "--weights", nargs="+", metavar="NAME=FILE",
+        help="files of rgb, wide_resnet, wide_resnet_timm, point_mae, uff, pdn",
+    )  # fmt: skip
     papers.add_argument("--device", default="cpu", help="device of the networks and banks; default: cpu")
     return parse(made, "images", "seeds", "categories", "workers")
 
