@@ -108,6 +108,7 @@ class FPFH:
         points, pixels = measured_points(xyz, name)
         coordinates = points.cpu().double().numpy()
         self._look(coordinates, name)
+        coordinates, copies = _distinct(coordinates)
         cloud = self._open3d.geometry.PointCloud()
         cloud.points = self._open3d.utility.Vector3dVector(coordinates)
         search = self._open3d.geometry.KDTreeSearchParamHybrid
@@ -116,7 +117,8 @@ class FPFH:
             cloud, search(radius=self.feature_radius, max_nn=self.feature_neighbors)
         )
         maps = torch.zeros(self.dim, xyz.shape[0] * xyz.shape[1])
-        maps[:, pixels.cpu()] = torch.from_numpy(np.array(histograms.data, dtype=np.float32))
+        values = np.array(histograms.data, dtype=np.float32)
+        maps[:, pixels.cpu()] = torch.from_numpy(values if copies is None else values[:, copies])
         return maps.view(self.dim, *xyz.shape[:2])
 
     def _look(self, points: np.ndarray, name: str) -> None:
@@ -135,3 +137,15 @@ class FPFH:
             lonely = f"{share:.0%} of the points have fewer than {_PLANE} neighbours within {self.normal_radius:g}"
             advice = "; if that is right, FPFH needs larger radii"
             warnings.warn(f"{name}: FPFH says little here, {lonely}; {units.describe(points)}{advice}", stacklevel=4)
+
+
+def _distinct(points: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the distinct ones of points (N, 3), and for each of the N its number among them; None where all are.
+
+    An image that is enlarged to the nearest pixel repeats its points, first of all beside each other. Copies would take
+    the places of neighbours, of which a descriptor counts no more than a given number.
+    """
+    if not (points[1:] == points[:-1]).all(axis=1).any():
+        return points, None
+    distinct, numbers = np.unique(points, axis=0, return_inverse=True)
+    return distinct, numbers.reshape(-1)

@@ -57,3 +57,17 @@ def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_bad_parameters_are_named(wrong: dict) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
         FPFH(**wrong)
+
+
+def test_copies_of_points_are_no_neighbors() -> None:
+    """An image enlarged to the nearest pixel has each point several times; it is described as it was before."""
+    rng = np.random.default_rng(3)
+    y, x = np.mgrid[:20, :20] / 100
+    cloud = np.stack([x + 1, y + 1, 1 + 0.02 * rng.random((20, 20))], axis=-1).astype(np.float32)
+    cloud[4, 7] = 0
+    twice = cloud.repeat(2, axis=0).repeat(2, axis=1)
+    fpfh = FPFH(normal_radius=0.5, normal_neighbors=8, feature_radius=0.5, feature_neighbors=12)
+    small, large = fpfh.describe(cloud), fpfh.describe(twice)
+    assert float(small.abs().max()) > 0
+    torch.testing.assert_close(large[:, ::2, ::2], small)
+    torch.testing.assert_close(large[:, 1::2, 1::2], small)
