@@ -103,3 +103,47 @@ def add_visa(root: Path, category: str = "candle", *, train: int = 4, test: int 
     table.parent.mkdir(exist_ok=True)
     with table.open("a") as file:
         file.write("\n".join(rows) + "\n")
+
+
+def shell(n: int = 3000, *, whole: bool = False, bump: bool = False, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The upper half of an ellipsoid of 30×20×8 mm, or all of it, perhaps with a bump on it.
+
+    Returns:
+        Points (N, 3), in mm, in some pose, and which of them are the bump's (N,).
+    """
+    rng = np.random.default_rng(seed)
+    points = rng.normal(size=(n, 3))
+    points /= np.linalg.norm(points, axis=1)[:, None]
+    if not whole:
+        points[:, 2] = np.abs(points[:, 2])
+    points *= (15, 10, 4)
+    marked = (np.hypot(points[:, 0] - 6, points[:, 1] - 2) < 2.5) & (points[:, 2] > 0) & bump
+    points[marked, 2] += 1.2
+    pose, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    pose *= np.sign(np.linalg.det(pose))
+    return points @ pose + (3, -7, 40), marked
+
+
+def write_pcd(path: Path, points: np.ndarray, kind: str = "binary") -> None:
+    """Write points (N, 3) as float32 into a PCD file, text or binary."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = (
+        "# .PCD v0.7\nVERSION 0.7\nFIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nCOUNT 1 1 1\n"
+        f"WIDTH {len(points)}\nHEIGHT 1\nVIEWPOINT 0 0 0 1 0 0 0\nPOINTS {len(points)}\nDATA {kind}\n"
+    )
+    values = points.astype(np.float32)
+    text = "".join(f"{x:.6f} {y:.6f} {z:.6f}\n" for x, y, z in values)
+    path.write_bytes(header.encode() + (values.tobytes() if kind == "binary" else text.encode()))
+
+
+def add_real3d(category: Path, *, train: int = 2, test: int = 2, n: int = 3000) -> None:
+    """Write a category in Real3D-AD's layout: whole parts to learn from, halves with and without a bump to test."""
+    for number in range(train):
+        write_pcd(category / "train" / f"{number}_template.pcd", shell(2 * n, whole=True, seed=number)[0])
+    for number in range(test):
+        write_pcd(category / "test" / f"{number}_good.pcd", shell(n, seed=20 + number)[0])
+        points, marked = shell(n, bump=True, seed=40 + number)
+        write_pcd(category / "test" / f"{number}_bulge_cut.pcd", points)
+        truth = category / "gt" / f"{number}_bulge_cut.txt"
+        truth.parent.mkdir(exist_ok=True)
+        np.savetxt(truth, np.column_stack([points, marked]), fmt="%.5f")

@@ -14,7 +14,7 @@ import typer
 Axes = Literal["auto", "rows", "bchw", "bhwc"]
 BankPrecision = Literal["auto", "float32", "half", "int8"]
 ComputeDtype = Literal["float32", "bfloat16"]
-FolderLayout = Literal["auto", "mvtec3d", "eyecandies", "folder", "mvtec_ad", "visa"]
+FolderLayout = Literal["auto", "mvtec3d", "eyecandies", "folder", "mvtec_ad", "visa", "real3d"]
 LengthUnit = Literal["m", "cm", "mm", "um"]
 Measure = Literal["error", "auroc"]
 Recipe = Literal["auto", "m3dm", "cfm", "mdss", "eyecandies", "keep"]

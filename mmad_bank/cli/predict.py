@@ -44,6 +44,8 @@ _Samples = list[tuple[str, _Read]]
 """Ids, and functions that read the samples."""
 _WRITTEN = ("score.json", "map.npy", "image.png", "overlay.png")
 """Files that are written for each sample that is predicted."""
+_POINTS = "points.npy"
+"""One more for a sample of scattered points: the score of each finite point, in the file's order."""
 _NO_FRAME = (
     "prepared by an older version, which did not note the pictures' sizes: the map is in the prepared square's pixels;"
     " prepare the data again for maps in the pictures'"
@@ -105,7 +107,7 @@ def predict(
     job = {"predict": [str(path.resolve()) for path in (model, *inputs)], "category": categories, "split": split}
     job |= {"units": units} if units else {}
     job |= {"maps": str(maps.resolve())} if maps else {}  # the note lets nothing be replaced in another folder
-    written = [str(Path(name if len(samples) > 1 else ".", file)) for name in samples for file in _WRITTEN]
+    written = [str(Path(name if len(samples) > 1 else ".", file)) for name in samples for file in (*_WRITTEN, _POINTS)]
     mine, read = overwrite or is_unfinished(out, job), (model, *inputs)
     check_output_folder(out, "--out", outputs=written, inputs=read, overwrite=mine)
     if maps is not None:
@@ -232,10 +234,11 @@ def _files(paths: Sequence[Path], units: str | None) -> Iterator[tuple[str, _Rea
 
 def _pairs(paths: Sequence[Path]) -> Iterator[tuple[Path, Path | None]]:
     """Yield pictures and their clouds; if no file can be a cloud, all are pictures whose clouds may lie beside them."""
-    from mmad_bank.data.names import CLOUDS, IMAGES
+    from mmad_bank.data.names import CLOUDS, IMAGES, POINTS
     from mmad_bank.methods.inputs import cloud_beside
 
-    if len(paths) == 1 or all(path.suffix.lower() in IMAGES and path.suffix.lower() not in CLOUDS for path in paths):
+    suffixes = {path.suffix.lower() for path in paths}
+    if len(paths) == 1 or suffixes <= {*IMAGES} - {*CLOUDS} or suffixes <= {*POINTS}:
         yield from ((path, cloud_beside(path)) for path in paths)
         return
     if len(paths) % 2:
@@ -327,7 +330,6 @@ class _Predicting:
 
 def _write_prediction(folder: Path, name: str, method: Method, prediction: Prediction, n: int) -> dict[str, Any]:
     """Write a sample's map.npy, its picture, and score.json."""
-    import numpy as np
 
     from mmad_bank.data.writing import write_png
     from mmad_bank.report.pictures import rgb_picture
@@ -337,8 +339,9 @@ def _write_prediction(folder: Path, name: str, method: Method, prediction: Predi
     if prediction.sample.frame is None:
         notes.append(_NO_FRAME)
     values = prediction.map.numpy()
-    with replacing(folder / "map.npy") as beside:
-        np.save(beside, values)
+    _save_array(folder / "map.npy", values)
+    if prediction.sample.points is not None:
+        _save_array(folder / _POINTS, prediction.point_scores.numpy())
     write_png(folder / "image.png", rgb_picture(prediction.original))
     result = {
         "id": name,
@@ -352,6 +355,13 @@ def _write_prediction(folder: Path, name: str, method: Method, prediction: Predi
     }
     write_text(folder / "score.json", json_text(result))
     return result
+
+
+def _save_array(path: Path, values: Any) -> None:
+    import numpy as np
+
+    with replacing(path) as beside, beside.open("wb") as file:
+        np.save(file, values)
 
 
 def _explain(method: Method, prediction: Prediction, part: str, n: int) -> dict[str, Any]:

@@ -16,8 +16,10 @@ _EXPORTS = {
     "MVTec3DDataset": "mvtec3d",
     "MVTecADDataset": "mvtec_ad",
     "OtherPreparation": "recipes",
+    "Points": "projection",
     "Preprocessing": "recipes",
     "RECIPES": "recipes",
+    "Real3DDataset": "real3d",
     "Record": "sample",
     "Sample": "sample",
     "SampleDataset": "dataset",
@@ -28,6 +30,7 @@ _EXPORTS = {
     "few_shot": "dataset",
     "normalize_rgb": "preprocessing",
     "open_dataset": "layouts",
+    "open_points": "real3d",
     "open_sample": "sample",
     "preparation_of": "prepared",
     "prepare": "preparation",
@@ -45,7 +48,9 @@ __all__ = [
     "MVTec3DDataset",
     "MVTecADDataset",
     "OtherPreparation",
+    "Points",
     "Preprocessing",
+    "Real3DDataset",
     "Record",
     "Sample",
     "SampleDataset",
@@ -55,6 +60,7 @@ __all__ = [
     "few_shot",
     "normalize_rgb",
     "open_dataset",
+    "open_points",
     "open_sample",
     "preparation_of",
     "prepare",
@@ -77,6 +83,8 @@ if TYPE_CHECKING:
     from mmad_bank.data.preparation import prepare
     from mmad_bank.data.prepared import preparation_of
     from mmad_bank.data.preprocessing import normalize_rgb, preprocess
+    from mmad_bank.data.projection import Points
+    from mmad_bank.data.real3d import Real3DDataset, open_points
     from mmad_bank.data.recipes import RECIPES, OtherPreparation, Preprocessing
     from mmad_bank.data.sample import Record, Sample, check_sample, open_sample
     from mmad_bank.data.visa import VisADataset

@@ -30,7 +30,7 @@ _PILLOWS_LIMIT = ForkedOpen()
 
 
 @contextmanager
-def _naming(path: Path, kind: str) -> Iterator[None]:
+def naming(path: Path, kind: str) -> Iterator[None]:
     """Turn whatever a decoder raises into one line that names the file.
 
     Decoders of damaged files raise nearly everything, MemoryError too, since a header may announce any size.
@@ -64,7 +64,7 @@ def _opened(path: Path, kind: str) -> Iterator[Any]:
     for name in _FORMATS:
         import_extra("pillow", f"PIL.{name.title()}ImagePlugin", f"reading {kind}")
     # An open file, not a path: Pillow would map raw TIFFs into memory, and mixes up height and width of turned ones.
-    with _naming(path, kind), path.open("rb") as file, ExitStack() as stack:
+    with naming(path, kind), path.open("rb") as file, ExitStack() as stack:
         with _without_pillows_limit(image_module):
             image = stack.enter_context(image_module.open(file, formats=_FORMATS))
         width, height = image.size
@@ -203,7 +203,7 @@ def read_xyz(path: Path) -> np.ndarray:
     """
     tifffile = import_extra("tifffile", "tifffile", "reading point clouds")
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # our line says what is wrong, tifffile's need not
-    with _naming(path, "a TIFF of H×W×3 floats"):
+    with naming(path, "a TIFF of H×W×3 floats"):
         with tifffile.TiffFile(path) as file:
             values = read_array(file, path)
         if values.ndim != 3 or values.shape[-1] != 3 or values.dtype.kind != "f":
@@ -237,7 +237,7 @@ def read_tag(path: Path) -> str:
     try:
         with tifffile.TiffFile(path) as file:
             return str(file.pages[0].description)
-    except Exception:  # as in _naming: whatever a decoder raises, there is no tag to be had
+    except Exception:  # as in naming: whatever a decoder raises, there is no tag to be had
         return ""
 
 

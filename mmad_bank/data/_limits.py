@@ -32,8 +32,7 @@ def check_announced(path: Path, height: int, width: int, bytes_per_pixel: int) -
     Raises:
         InputError: It announces too much, or the variable holds something else than a number.
     """
-    pixels, allowed = height * width, _allowed()
-    limit = MAX_PIXELS if allowed is None else allowed
+    pixels, allowed, limit = height * width, _allowed(), most_pixels()
     advice = f"; set {MAX_PIXELS_VARIABLE} to read it"
     if limit and pixels > limit:
         found = f"{width}×{height} = {pixels:,}"
@@ -42,6 +41,12 @@ def check_announced(path: Path, height: int, width: int, bytes_per_pixel: int) -
     if allowed is None and decoded > max(_ALWAYS_BYTES, _MOST_GROWTH * size):
         found = f"{size:,} bytes that announce {width}×{height} pixels"
         raise InputError(f"{path}: expected a file of a size that fits its picture, found {found}{advice}")
+
+
+def most_pixels() -> int:
+    """Return the most pixels, or points, that a file may have; 0 for no limit."""
+    allowed = _allowed()
+    return MAX_PIXELS if allowed is None else allowed
 
 
 def limit_is_set() -> bool:

@@ -7,27 +7,29 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmad_bank._internal.units import check_units
-from mmad_bank.data import eyecandies, folder, mvtec3d, mvtec_ad, visa
+from mmad_bank.data import eyecandies, folder, mvtec3d, mvtec_ad, real3d, visa
 from mmad_bank.data.dataset import SampleDataset
 from mmad_bank.data.eyecandies import EyecandiesDataset
 from mmad_bank.data.folder import FolderDataset
 from mmad_bank.data.mvtec3d import MVTec3DDataset
 from mmad_bank.data.mvtec_ad import MVTecADDataset
 from mmad_bank.data.names import describe, split_named, subfolders
+from mmad_bank.data.real3d import Real3DDataset
 from mmad_bank.data.visa import VisADataset
 from mmad_bank.errors import InputError
 
-_Reader = type[MVTec3DDataset | EyecandiesDataset | FolderDataset | MVTecADDataset | VisADataset]
+_Reader = type[MVTec3DDataset | EyecandiesDataset | FolderDataset | MVTecADDataset | VisADataset | Real3DDataset]
 _LAYOUTS: dict[str, _Reader] = {
     "mvtec3d": MVTec3DDataset,
     "eyecandies": EyecandiesDataset,
     "folder": FolderDataset,
     "mvtec_ad": MVTecADDataset,
     "visa": VisADataset,
+    "real3d": Real3DDataset,
 }
 # Modules that know a category by its folders, in the order in which they are asked: Eyecandies' pictures would pass for
 # those of a kind of defect called "data".
-_MODULES = {"eyecandies": eyecandies, "folder": folder, "visa": visa, "mvtec_ad": mvtec_ad}
+_MODULES = {"eyecandies": eyecandies, "folder": folder, "visa": visa, "real3d": real3d, "mvtec_ad": mvtec_ad}
 
 
 def open_dataset(
@@ -45,9 +47,10 @@ def open_dataset(
         category: One of them; default: all.
         split: ``"train"``, ``"validation"`` or ``"test"``.
         layout: ``"mvtec3d"``, ``"eyecandies"``, ``"folder"`` (MVTec 3D-AD's layout with any names), ``"mvtec_ad"``
-            (with any names), ``"visa"``, or ``"auto"``.
+            (with any names), ``"visa"``, ``"real3d"``, or ``"auto"``.
         units: Unit of the clouds' files, ``"m"``, ``"cm"``, ``"mm"`` or ``"um"``; samples are in metres then, and a
-            model that is fitted on them reads other files in the same unit. Default: metres, which is checked.
+            model that is fitted on them reads other files in the same unit. Default: metres, which is checked; of
+            ``"real3d"`` millimetres.
 
     Raises:
         InputError: The folder, category or split is not there, or is in none of the layouts, or ``units`` are given for
@@ -61,7 +64,7 @@ def open_dataset(
     """
     root, category = _root(Path(path), category)
     dataset = _reader(root, layout)(root, category, split)
-    dataset.units = check_units(units)
+    dataset.units = check_units(units) or dataset.units
     if units is not None and dataset.preparation is not None:
         raise InputError(f"units: {root} has been prepared, its clouds are in metres; found {units!r}")
     return dataset
@@ -148,4 +151,5 @@ def _no_data_set(root: Path) -> InputError:
             f"{root}: expected the folder of the categories, found data sets in it: {', '.join(inner[:6])}"
         )
     layouts = f"{folder.LAYOUT} (MVTec 3D-AD), {eyecandies.LAYOUT} (Eyecandies), {mvtec_ad.LAYOUT} (MVTec AD)"
-    return InputError(f"{root}: expected {layouts} or {visa.LAYOUT} (VisA) in it, found {describe(root)}")
+    layouts += f", {visa.LAYOUT} (VisA) or {real3d.LAYOUT} (Real3D-AD)"
+    return InputError(f"{root}: expected {layouts} in it, found {describe(root)}")

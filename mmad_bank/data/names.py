@@ -17,6 +17,8 @@ IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 """Suffixes of colour images and masks, in small letters."""
 CLOUDS = (".tiff", ".tif")
 """Suffixes of organized point clouds, in small letters."""
+POINTS = (".pcd", ".ply")
+"""Suffixes of scattered points, in small letters."""
 
 _SPLIT_NAMES = {
     "train": ("train", "training"),

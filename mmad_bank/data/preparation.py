@@ -126,6 +126,8 @@ def prepare(
     chosen = list(dict.fromkeys(categories or found))
     datasets = _open_splits(source, chosen, layout)
     settings = settings or _own_settings(datasets)
+    if settings.units is None and datasets[0].units is not None:
+        settings = replace(settings, units=datasets[0].units)  # of Real3D-AD, millimetres
     _check_raw(source, datasets)
     for one in datasets:
         check_told_by_cloud(settings, one.modalities, str(source))

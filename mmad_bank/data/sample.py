@@ -15,6 +15,7 @@ from mmad_bank.data._values import mask_tensor, rgb_tensor, xyz_tensor
 from mmad_bank.data.frame import Frame
 from mmad_bank.data.names import ANOMALOUS, GOOD, in_order
 from mmad_bank.data.prepared import MANIFEST, frame_of, is_prepared
+from mmad_bank.data.projection import Points
 from mmad_bank.data.recipes import Preprocessing
 from mmad_bank.data.relief import relief
 from mmad_bank.errors import InputError
@@ -44,6 +45,7 @@ class Sample:
         units: Unit of ``xyz``, see :data:`mmad_bank.data.UNITS`; readers that are told a unit make metres of it.
             None where nobody said: the unit of the data that a model was fitted on then, or else metres.
         frame: Place of a preprocessed sample's pixels in the picture that it was made of; None where that is not known.
+        points: The scattered points that ``xyz`` is a projection of; None where the sensor has pixels.
         modalities: What a sensor has given, ``"rgb"``, ``"xyz"``, or both. The other one's tensor is a stand-in, which
             is looked at by people and by no method.
     """
@@ -62,6 +64,7 @@ class Sample:
     preparation: Preprocessing | None = None
     frame: Frame | None = None
     units: str | None = None
+    points: Points | None = None
     modalities: frozenset[str] = MODALITIES
 
     def __repr__(self) -> str:
@@ -137,8 +140,13 @@ def in_metres(sample: Sample, units: str | None) -> Sample:
     """
     if check_units(units) is None:
         return sample
-    xyz = sample.xyz if units == "m" else sample.xyz * UNITS[str(units)]
-    return replace(sample, xyz=xyz, units="m")
+    if units == "m":
+        return replace(sample, units="m")
+    meter, points = UNITS[str(units)], sample.points
+    return replace(
+        sample, xyz=sample.xyz * meter, units="m",
+        points=None if points is None else replace(points, xyz=points.xyz * meter),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

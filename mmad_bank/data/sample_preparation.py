@@ -15,7 +15,7 @@ from mmad_bank.data.dataset import SampleDataset
 from mmad_bank.data.prepared import FRAME_MARK, KEY_PREFIX, key_of
 from mmad_bank.data.preprocessing import preprocess
 from mmad_bank.data.recipes import Preprocessing
-from mmad_bank.data.sample import Record, Sample
+from mmad_bank.data.sample import Record, Sample, in_metres
 from mmad_bank.data.writing import encode_png, encode_xyz
 from mmad_bank.errors import InputError
 
@@ -88,7 +88,8 @@ def run_task(task: Task) -> tuple[str, str]:
     """Preprocess a sample; return its name, and why it is left out if it is."""
     key = _key(task)
     try:
-        _write(task, preprocess(task.dataset.read(task.record), task.settings), key)
+        sample = in_metres(task.dataset.read(task.record), task.settings.units)
+        _write(task, preprocess(sample, task.settings), key)
     except InputError as error:
         return task.name, str(error)
     return task.name, ""

@@ -181,7 +181,8 @@ def _recipes(samples: Samples) -> Iterator[str | None]:
         some = samples if isinstance(samples, (list, tuple)) else filter(None, [_first(samples)])
         for sample in some:
             from_depth = sample.xyz_path is not None and sample.xyz_path.name.endswith("_depth.png")
-            yield EyecandiesDataset.layout if from_depth else None if "xyz" in sample.modalities else "keep"
+            kept = sample.points is not None or "xyz" not in sample.modalities
+            yield EyecandiesDataset.layout if from_depth else "keep" if kept else None
 
 
 def modalities_of_samples(samples: Samples) -> frozenset[str]:

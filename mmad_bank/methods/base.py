@@ -252,8 +252,8 @@ class Method(MethodOptions, ABC):
         Args:
             sample: A :class:`mmad_bank.data.Sample`; a pair ``(rgb, xyz)`` of files, arrays or tensors; a picture
                 alone, whose point cloud lies beside it as in a data set (``.../rgb/NAME.png``, ``.../xyz/NAME.tiff``)
-                or is not needed; or a list (or data set) of those. Pictures are (H, W, 3) or (3, H, W), clouds
-                likewise.
+                or is not needed; a file of points alone (PCD, PLY); or a list (or data set) of those. Pictures are
+                (H, W, 3) or (3, H, W), clouds likewise.
             force: Whether to score data that the model was not made for too, see :meth:`objections`; the prediction's
                 ``notes`` say so.
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mmad_bank.data import read_rgb, read_xyz
-from mmad_bank.data.names import CLOUDS
+from mmad_bank.data import open_points, read_rgb, read_xyz
+from mmad_bank.data.names import CLOUDS, POINTS
 from mmad_bank.data.sample import Sample, open_sample
 from mmad_bank.errors import InputError
 
@@ -73,7 +73,9 @@ def cloud_beside(path: Path) -> Path | None:
 
 
 def _of_file(path: Path, needs_cloud: bool) -> Sample:
-    """Read a picture with the point cloud that lies beside it as in a data set, or alone."""
+    """Read a picture with the point cloud that lies beside it as in a data set, or alone; or scattered points."""
+    if path.suffix.lower() in POINTS:
+        return open_points(path)
     if path.is_dir():
         raise InputError(f"{path}: expected a picture's file, found a folder; open_dataset reads data sets")
     cloud = cloud_beside(path)

@@ -169,6 +169,22 @@ class Prediction:
             mask=None if sample.mask is None else frame.nearest_to_picture(sample.mask),
         )
 
+    @property
+    def point_scores(self) -> Tensor:
+        """(N,) float32 on the CPU: the score of every scattered point of a sample that is a projection of them.
+
+        Each has that of its pixel, :attr:`mmad_bank.data.Points.pixels`; so have those that are hidden behind another,
+        of which :attr:`mmad_bank.data.Points.seen` tells.
+
+        Raises:
+            InputError: The sample does not know its points: it has none, or has been prepared to files.
+        """
+        points = self.sample.points
+        if points is None:
+            raise InputError("point_scores: expected a raw sample of scattered points (PCD, PLY), found another")
+        rows, columns = points.pixels.T
+        return self.map[rows, columns]
+
     def box(self, part: str, place: tuple[int, int] | None = None) -> tuple[int, int, int, int]:
         """Return the picture's pixels that a patch covers: (top, left, bottom, right), the last two not included.
 
