@@ -40,11 +40,8 @@ from mmad_bank.methods.mdss.training_data import TrainingData, clouds_of, counte
 from mmad_bank.methods.options import Count, Range, Rate, RGBOptions, SomeOf, accepts_former_names
 from mmad_bank.methods.prediction import Gaussian
 
-BRANCHES = ("rgb", "xyz")
-DISTIL, TRAIN = "distil", "train"
+BRANCHES, DISTIL, TRAIN = ("rgb", "xyz"), "distil", "train"
 Statistics = Literal["all", "nonzero"]
-
-
 Quantile = Annotated[float, Range(0, below=1)]
 Coverage = Annotated[float, Range(above=0)]
 
