@@ -12,7 +12,11 @@ import typer
 from mmad_bank.cli import app
 
 _PROGRAM = typer.main.get_command(app)
-_FUNCTIONS = {command.callback.__name__: command.callback for command in app.registered_commands if command.callback}
+_FUNCTIONS = {
+    command.callback.__name__.replace("_", "-"): command.callback
+    for command in app.registered_commands
+    if command.callback
+}
 _WORDS = {int: "INTEGER", float: "NUMBER", str: "TEXT", Path: "PATH"}
 _CELL = str.maketrans({"|": r"\|", "\n": " "})
 

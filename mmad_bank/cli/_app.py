@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import mmad_bank
-from mmad_bank.cli import bank, bench, data, demo, evaluation, extract, fit, info, predict, tune
+from mmad_bank.cli import bank, bench, data, demo, evaluation, extract, fit, info, predict, train, tune
 from mmad_bank.cli._group import Group
 
 app = typer.Typer(
@@ -45,6 +45,7 @@ info.register(app)
 data.register(app)
 extract.register(app)
 fit.register(app)
+train.register(app)
 evaluation.register(app)
 predict.register(app)
 bench.register(app)

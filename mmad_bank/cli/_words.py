@@ -131,6 +131,10 @@ WORDS: dict[str, Word] = {
     "--reweight": Word(Reweighting, "Rule that makes an image's score of its patches' scores."),
     "--neighbors": Word(int, "Number of bank vectors that the rule looks at (default: m3dm 3, patchcore 9)."),
     # Methods and networks.
+    "--per-category": Word(
+        bool, "Train for each category by itself what all categories of a data set share otherwise: M3DM's fusion,"
+        " LSFA's adaptors, MDSS's signed distances.",
+    ),
     "--bundled": Word(bool, "Take small extractors that need no download: EfficientNet-Lite0 and FPFH."),
     "--compute-dtype": Word(ComputeDtype, "Type in which the networks multiply."),
     "--device": Word(str, "Device to compute on: cpu, cuda or cuda:N."),

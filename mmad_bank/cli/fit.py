@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,18 +19,18 @@ from mmad_bank._internal.progress import doing, within
 from mmad_bank._internal.resume import wording
 from mmad_bank.cli._command import add
 from mmad_bank.cli._going_on import going_on
+from mmad_bank.cli._job import Job
 from mmad_bank.cli._options import Categories, DatasetFolder, Device, Json, Layout, Overwrite, Units
-from mmad_bank.cli._output import check_output_folder, emit, end, say_unread, seconds, show_progress, size
+from mmad_bank.cli._output import check_output_folder, emit, end, seconds, show_progress, size
 from mmad_bank.cli._swapped import check_method_first
 from mmad_bank.cli._values import check_device, parse_categories
 from mmad_bank.cli._words import option
-from mmad_bank.errors import InputError, MissingSplitError
+from mmad_bank.errors import InputError, NoneUsableError
 from mmad_bank.methods import names
 
 if TYPE_CHECKING:
     from mmad_bank._internal.resume import Stages
-    from mmad_bank.data import SampleDataset
-    from mmad_bank.methods import Method
+    from mmad_bank.methods.shareable import Shared, SharedPart
 
 
 def register(app: typer.Typer) -> None:
@@ -57,6 +56,7 @@ def fit(
     dataset: DatasetFolder,
     out: Annotated[Path, option("--out", "Folder", ", with the model, or with one model per category: OUT/CATEGORY")],
     categories: Categories = None,
+    per_category: Annotated[bool, option("--per-category")] = False,
     bundled: Annotated[bool, option("--bundled")] = False,
     settings: Annotated[list[str] | None, option("--set")] = None,
     few_shot: Annotated[int | None, option("--few-shot")] = None,
@@ -72,14 +72,20 @@ def fit(
 ) -> None:
     """Fit a method on a category's normal samples, or one model for each category, and save it.
 
+    Over several categories, M3DM's fusion, LSFA's adaptors and MDSS's signed distances are trained once, on all of
+    them; train-uff, train-adaptors and train-sdf do that alone.
+
     The same command, given again after a crash or Ctrl-C, says what is there and goes on with it: features so far, and
     finished stages.
     """
-    from mmad_bank._internal.resume import remove_stages
+    check_method_first(method, dataset, names())
+    from mmad_bank.methods import method_class
+    from mmad_bank.methods.shareable import TrainedOn
 
-    job = _Job(
-        method, dataset, out, parse_categories(categories), workdir, layout, units, few_shot, seed,
-        show_progress(as_json),
+    job = _Fit(
+        method_class(method.lower()), dataset, parse_categories(categories), layout, units, few_shot, seed,
+        out=out, workdir=workdir or named_after(out, ".fit"), keep=workdir is not None, per_category=per_category,
+        progress=show_progress(as_json),
     )  # fmt: skip
     job.choose_arguments(settings or [], bundled, str(check_device(device)))
     job.open()
@@ -89,82 +95,36 @@ def fit(
         with job.leaving_nothing_unused():
             models = job.run()
         if not job.keep:
-            remove_stages(job.workdir)
+            job.remove_stages(job.workdir)
     rows = {}
     for model in models:
         rows[model["category"]] = f"{model['path']}, {size(model['bytes'])}, fitted on {model['images']} images in " + (
             seconds(model["seconds"]) if model["seconds"] else "an earlier run"
         )
+    trained = {name: one for model in models for name, one in model["trained_on"].items()} if job.shared_parts else {}
+    for part in job.shared_parts:
+        if part.name in trained:
+            rows[part.words] = f"shared, trained on {TrainedOn.from_json(trained[part.name], MODEL).in_words()}"
     result = {"method": job.method.name, "arguments": job.arguments, "models": models}
     emit(result, rows, title=f"fitted {job.method.name}", as_json=as_json)
-    end({name: why for model in models for name, why in model["left_out"].items()})
+    end({name: why for model in models for name, why in model["left_out"].items()} | job.left_out)
 
 
-class _Job:
+@dataclass
+class _Fit(Job):
     """Work of ``fit``: one model per category."""
 
-    def __init__(
-        self, method: str, dataset: Path, out: Path, categories: list[str] | None, workdir: Path | None, layout: str,
-        units: str | None, few_shot: int | None, seed: int, progress: bool,
-    ) -> None:  # fmt: skip
-        from mmad_bank.methods import method_class
+    out: Path = Path()
+    workdir: Path = Path()
+    keep: bool = False
+    per_category: bool = False
+    progress: bool = False
+    left_out: dict[str, str] = field(default_factory=dict)
 
-        check_method_first(method, dataset, names())
-        self.method = method_class(method.lower())
-        self.dataset, self.out, self.categories = dataset, out, categories
-        self.layout, self.units = layout, units
-        self.workdir = workdir or named_after(out, ".fit")
-        self.keep = workdir is not None
-        self.few_shot, self.seed, self.progress = few_shot, seed, progress
-        self.arguments: dict[str, Any] = {}
-        self.spelled: dict[str, str] = {}
-        self.splits: dict[str, tuple[SampleDataset, SampleDataset | None]] = {}
-
-    def choose_arguments(self, settings: list[str], bundled: bool, device: str) -> None:
-        """Put the constructor's arguments together; what --set says comes last. The constructor checks them."""
-        from mmad_bank.cli._arguments import parse_settings
-        from mmad_bank.cli._group import spelling
-
-        arguments = self.method.bundled_arguments() if bundled else {}
-        names = self.method.argument_names()
-        arguments |= {n: v for n, v in (("seed", self.seed), ("device", device)) if n in names}
-        chosen = parse_settings(self.method, settings)
-        self.arguments = {**arguments, **chosen.arguments}
-        self.spelled = chosen.spelled
-        with spelling(self.spelled):
-            self.make()
-
-    def make(self) -> Method:
-        """Return the method, not fitted."""
-        return self.method(**self.arguments)
-
-    def open(self) -> None:
-        """Open all splits and look at all outputs before the work."""
-        with doing(f"looking through {self.dataset}"):
-            self._open_splits()
-
-    def _open_splits(self) -> None:
-        from mmad_bank.data import categories_of, few_shot, open_dataset
-
-        names = self.categories or categories_of(self.dataset, self.layout)
-        for name in names:
-            train = open_dataset(self.dataset, name, "train", self.layout, units=self.units)
-            if self.few_shot is not None:
-                self.splits[name] = few_shot(train, self.few_shot, self.seed), None
-                continue
-            self.splits[name] = train, self._open_validation(name)
-        say_unread(self.dataset, names, self.layout)
-
-    def _open_validation(self, category: str) -> SampleDataset | None:
-        """Open the validation split; not every data set has one, but a method that asks for it is fitted otherwise."""
-        from mmad_bank.data import open_dataset
-
-        try:
-            return open_dataset(self.dataset, category, "validation", self.layout, units=self.units)
-        except MissingSplitError as error:
-            if self.make().uses_validation:
-                print(f"note: fitted without validation: {error}", file=sys.stderr)
-            return None
+    @property
+    def shared_parts(self) -> tuple[SharedPart, ...]:
+        """What one training makes for all categories."""
+        return self.make().parts_to_train() if len(self.splits) > 1 and not self.per_category else ()
 
     def check_outputs(self, overwrite: bool) -> None:
         """Refuse models that are there, unless an earlier run of this job, which did not end, has saved them."""
@@ -179,7 +139,7 @@ class _Job:
             path = self.target(name)
             check_output_folder(path, "--out")
             check_not_current(path)
-            if not overwrite and fingerprint_of(self.workdir) != self._fingerprint():
+            if not overwrite and fingerprint_of(self.workdir) != self.fingerprint():
                 check_output_folder(path, "--out", outputs=(MODEL,))
             if path.exists() and any(path.iterdir()) and not (path / MODEL).is_file():
                 raise InputError(f"--out: expected a new folder or a saved model, found something else in {path}")
@@ -193,27 +153,45 @@ class _Job:
         from mmad_bank._internal.resume import Stages
         from mmad_bank.cli._group import spelling
 
-        stages = Stages(self.workdir, self._fingerprint())
+        stages = Stages(self.workdir, self.fingerprint())
+        shared = self._train_shared()
         models = []
         for number, category in enumerate(self.splits, 1):
             with within(category, number, len(self.splits)), spelling(self.spelled):
-                models.append(self._fit_once(category, stages))
+                try:
+                    models.append(self._fit_once(category, stages, shared))
+                except NoneUsableError as error:
+                    if len(self.splits) == 1:
+                        raise
+                    self.left_out[category] = f"{category}: {error}"
+        if not models:
+            raise NoneUsableError("", self.left_out)
         return models
+
+    def _train_shared(self) -> Shared | None:
+        """Train what the categories share, unless an earlier run of the same job has."""
+        from mmad_bank.cli._group import spelling
+        from mmad_bank.methods.shared import train_shared
+
+        if not self.shared_parts:
+            return None
+        with spelling(self.spelled):
+            return train_shared(
+                self.make(), {name: train for name, (train, _) in self.splits.items()},
+                validation={name: validation for name, (_, validation) in self.splits.items()},
+                workdir=self.workdir, progress=self.progress,
+            )  # fmt: skip
 
     @contextmanager
     def leaving_nothing_unused(self) -> Iterator[None]:
         """Where the block fails before a stage has left anything, remove the folders that were made for results."""
-        from mmad_bank._internal.resume import remove_unused
-
         try:
             yield
         finally:
             if not self.keep:
-                for category in self.splits:
-                    remove_unused(self.workdir / category)
-                remove_unused(self.workdir)
+                self.remove_unused(self.workdir)
 
-    def _fit_once(self, category: str, stages: Stages) -> dict[str, Any]:
+    def _fit_once(self, category: str, stages: Stages, shared: Shared | None) -> dict[str, Any]:
         """Fit a category's model unless it is there; a note says so, the stages' results have gone by then."""
         from mmad_bank._internal.resume import remove_stages
 
@@ -223,7 +201,7 @@ class _Job:
         facts: list[dict[str, Any]] = []
 
         def make(path: Path) -> None:
-            facts.append(self._fit(category, stages.folder / category))
+            facts.append(self._fit(category, stages.folder / category, shared))
             path.write_text(_checksum(model))
 
         stages.run(note.name, make)
@@ -231,27 +209,20 @@ class _Job:
             remove_stages(stages.folder / category)
         return facts[0] if facts else _describe_model(category, self.target(category), 0.0)
 
-    def _fit(self, category: str, workdir: Path) -> dict[str, Any]:
+    def _fit(self, category: str, workdir: Path, shared: Shared | None) -> dict[str, Any]:
         train, validation = self.splits[category]
         begin = time.perf_counter()
-        model = self.make().fit(train, validation=validation, workdir=workdir, progress=self.progress)
+        model = self.make().fit(
+            train, validation=validation, workdir=workdir, progress=self.progress, shared=shared
+        )  # fmt: skip
         with doing("saving the model"):
             model.save(self.target(category))
         return _describe_model(category, self.target(category), time.perf_counter() - begin)
 
-    def _fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Say what the models depend on."""
-        from mmad_bank.methods.fingerprint import files_named
-
-        arguments = {name: value for name, value in self.arguments.items() if name != "device"}
-        samples = {
-            name: [[record.id, record.changed] for split in splits if split for record in split.records]
-            for name, splits in self.splits.items()
-        }
-        content = {"method": self.method.name, "arguments": arguments, "samples": samples, "path": str(self.dataset)}
-        content |= files_named(arguments)
-        content |= {"units": self.units} if self.units else {}
-        return json.loads(json.dumps(content))
+        parts = [part.name for part in self.shared_parts]
+        return {**super().fingerprint(), **({"shared": parts} if parts else {})}
 
 
 def _checksum(path: Path) -> str:
@@ -267,7 +238,7 @@ def _describe_model(category: str, path: Path, taken: float) -> dict[str, Any]:
     n_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return {
         "category": category, "path": str(path), "images": len(manifest["train_ids"]), "left_out": manifest["skipped"],
-        "bytes": n_bytes, "seconds": taken,
+        "bytes": n_bytes, "seconds": taken, "trained_on": manifest.get("trained_on", {}),
     }  # fmt: skip
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,14 +16,16 @@ from mmad_bank._internal.folders import read_folder, recover_folder
 from mmad_bank._internal.manifest import Manifest
 from mmad_bank.cli._command import add
 from mmad_bank.cli._data_facts import describe_data, is_dataset
+from mmad_bank.cli._known import as_setting, say_parameters, say_system, say_weights
 from mmad_bank.cli._options import Json
 from mmad_bank.cli._output import emit, end, size
 from mmad_bank.cli._words import option
 from mmad_bank.cli.bank import describe_bank, describe_bank_rows
-from mmad_bank.errors import FormatError, InputError, MmadBankError, NoneUsableError, did_you_mean
+from mmad_bank.errors import FormatError, InputError, MmadBankError, NoneUsableError
 
 if TYPE_CHECKING:
     from mmad_bank.bank import MemoryBank
+    from mmad_bank.methods.shareable import TrainedOn
 
 _LISTED = 5
 _BANKS = "banks"  # a model's folder of banks
@@ -63,64 +64,13 @@ def info(
             f"BANK, MODEL or DATASET, --system, --weights and --parameters: expected one of them, found {found}"
         )
     if weights:
-        _say_weights(as_json)
+        say_weights(as_json)
     elif parameters is not None:
-        _say_parameters(parameters.lower(), as_json)
+        say_parameters(parameters.lower(), as_json)
     elif place is None:
-        _say_system(as_json)
+        say_system(as_json)
     else:
         _say_place(place, verify, as_json)
-
-
-def _say_system(as_json: bool) -> None:
-    from mmad_bank import ops
-
-    facts: dict[str, Any] = ops.system_info()
-    versions = {name: version or "not installed" for name, version in facts["versions"].items()}
-    rows = {name: _word(value) for name, value in {**facts, "versions": versions}.items()}
-    emit(facts, rows, title="system", as_json=as_json)
-
-
-def _say_weights(as_json: bool) -> None:
-    """Print where all weights come from and whether they are here."""
-    from dataclasses import asdict
-
-    from mmad_bank._internal import weights
-    from mmad_bank.methods.weights import users
-
-    facts, rows = [], {}
-    for one in weights.TABLE:
-        path, state = weights.place_of(one), weights.state_of(one)
-        methods = list(users(one))
-        facts.append({**asdict(one), "methods": methods, "path": path and str(path), "state": state})
-        size_ = f"{'' if one.sha256 else 'about '}{weights.megabytes(one.n_bytes)}"
-        rows[one.name] = "\n".join((
-            state, f"{one.file}, {size_}, license: {one.license}", f"from {one.source}",
-            f"for {', '.join(methods)}; a path by {' or '.join(one.arguments)}",
-        ))  # fmt: skip
-    emit({"weights": facts}, rows, title="weights (of the methods with * by default)", as_json=as_json)
-
-
-def _say_parameters(method: str, as_json: bool) -> None:
-    """Print what is declared with a method's arguments, which --set takes."""
-    from mmad_bank import methods
-
-    if method not in methods.names():
-        known = ", ".join(methods.names())
-        raise InputError(
-            f"parameters: expected one of {known}, found {method!r}{did_you_mean(method, methods.names())}"
-        )
-    facts, rows, bundled = [], {}, methods.method_class(method).bundled_arguments()
-    for one in methods.parameters(method):
-        told = {"name": one.name, "type": one.type, "default": one.default, "limits": one.limits}
-        told["bundled"] = bundled.get(one.name, one.default)
-        facts.append({**told, "choices": one.choices, "documentation": one.documentation, "former": one.former})
-        default = _setting(one.default)
-        other = f", with --bundled {_setting(told['bundled'])}" if told["bundled"] != one.default else ""
-        limits = f" ({one.limits})" if one.limits else ""
-        text = re.sub(r":\w+:`~?([^`]+)`", r"\1", one.documentation).replace("``", "")
-        rows[one.name] = f"{one.type}{limits}, default {default}{other}\n{text}"
-    emit({"method": method, "parameters": facts}, rows, title=f"parameters of {method}", as_json=as_json)
 
 
 def _say_place(place: Path, verify: bool, as_json: bool) -> None:
@@ -273,6 +223,7 @@ def _read_model(folder: Path, verify: bool) -> dict[str, Any]:
         "arguments": arguments,
         "preprocessing": manifest.table("preprocessing").content,
         "categories": _categories(manifest, samples),
+        "trained_on": {name: one.as_json() for name, one in _trained_on(manifest).items()},
         "images": len(samples),
         "train_ids": samples,
         "skipped": manifest.texts_by_name("skipped"),
@@ -302,6 +253,14 @@ def _categories(manifest: Manifest, samples: list[str]) -> list[str]:
     return sorted({category_of(name) for name in samples} - {""})
 
 
+def _trained_on(manifest: Manifest) -> dict[str, TrainedOn]:
+    """Return what a model's shareable parts were trained on, as far as it says."""
+    from mmad_bank.methods.shareable import TrainedOn
+
+    found = manifest.optional_table("trained_on")
+    return {name: TrainedOn.from_json(one, manifest.place) for name, one in found.content.items()} if found else {}
+
+
 def _settings(method: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments that differ from the method's defaults; all of a method that this version does not have."""
     from mmad_bank.methods import method_class, names
@@ -325,12 +284,13 @@ def _model_rows(facts: Mapping[str, Any]) -> dict[str, str]:
 
     unknown = "" if facts["method"] in names() else "  (this version has no such method)"
     arguments, verified = facts["arguments"], facts["verified"]
-    settings = [f"{name}={_setting(value)}" for name, value in facts["settings"].items()]
+    settings = [f"{name}={as_setting(value)}" for name, value in facts["settings"].items()]
     rows = {
         "method": f"{facts['method']}{unknown}",
         "settings": "\n".join(settings) if settings else "the method's defaults",
         "extractors": "\n".join(_extractors(arguments)),
         "fitted on": _word_samples(facts),
+        "trained on": "\n".join(f"{name}: {_counted_images(one)}" for name, one in facts["trained_on"].items()),
         "parts": ", ".join(facts["parts"]),
         "banks": "\n".join(f"{name}: {_word_bank(bank)}" for name, bank in facts["banks"].items()),
         "pictures": f"{facts['preprocessing'].get('size', '?')} pixels per side, background"
@@ -354,9 +314,13 @@ def _word_model(facts: Mapping[str, Any]) -> str:
 
 
 def _word_samples(facts: Mapping[str, Any]) -> str:
-    of = f" of {', '.join(facts['categories'])}" if facts["categories"] else ""
     left_out = f", {len(facts['skipped']):,} left out" if facts["skipped"] else ""
-    return f"{facts['images']:,} images{of}{left_out}"
+    return f"{_counted_images(facts)}{left_out}"
+
+
+def _counted_images(facts: Mapping[str, Any]) -> str:
+    of = f" of {', '.join(facts['categories'])}" if facts["categories"] else ""
+    return f"{facts['images']:,} images{of}"
 
 
 def _extractors(arguments: Mapping[str, Any]) -> Iterator[str]:
@@ -367,23 +331,3 @@ def _extractors(arguments: Mapping[str, Any]) -> Iterator[str]:
         if used and name in arguments:
             weights = "" if arguments[name] == "fpfh" else f", weights {arguments.get(f'{name}_weights')}"
             yield f"{name}: {arguments[name]}{weights}"
-
-
-def _setting(value: Any) -> str:
-    """Return a value as ``fit --set`` takes it."""
-    if isinstance(value, (list, tuple)):
-        return ",".join(map(_setting, value))
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
-
-
-def _word(value: Any) -> str:
-    """Return a JSON value in words."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if value is None:
-        return "none"
-    if isinstance(value, dict):
-        return "\n".join(f"{name.replace('_', ' ')}: {_word(item)}" for name, item in value.items()) or "none"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(_word(item) for item in value) or "none"
-    return str(value)

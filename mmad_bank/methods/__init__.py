@@ -16,11 +16,11 @@ _METHODS = {"patchcore": "PatchCore", "btf": "BTF", "m3dm": "M3DM", "cfm": "CFM"
 _EXPORTS = {
     **{cls: name for name, cls in _METHODS.items()},
     "Gaussian": "prediction", "Method": "base", "Parameter": "base", "Part": "base", "Prediction": "base",
-    "Reason": "base",
+    "Reason": "base", "fit_categories": "shared", "train_shared": "shared",
 }  # fmt: skip
 __all__ = [
     "BTF", "CFM", "LSFA", "M3DM", "MDSS", "Gaussian", "Method", "Parameter", "Part", "PatchCore", "Prediction",
-    "Reason", "load", "method_class", "names", "parameters",
+    "Reason", "fit_categories", "load", "method_class", "names", "parameters", "train_shared",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mmad_bank.methods.mdss import MDSS
     from mmad_bank.methods.patchcore import PatchCore
     from mmad_bank.methods.prediction import Gaussian
+    from mmad_bank.methods.shared import fit_categories, train_shared
 
 
 def names() -> tuple[str, ...]:
@@ -105,4 +106,4 @@ def load(folder: str | os.PathLike[str], device: str = "cpu", *, trust_index: bo
     return method_class(name).load(folder, device, trust_index=trust_index)
 
 
-__getattr__, __dir__ = lazily(__name__, _EXPORTS, submodules=(*_METHODS, "base", "options", "prediction"))
+__getattr__, __dir__ = lazily(__name__, _EXPORTS, submodules=(*_METHODS, "base", "options", "prediction", "shared"))

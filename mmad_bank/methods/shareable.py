@@ -61,7 +61,7 @@ class Shared:
     Attributes:
         files: Their files, by the constructor arguments that take them.
         identity: What tells this training from others; known before it.
-        skipped: Reasons why categories took no part in it.
+        skipped: Reasons why samples, or all of a category, took no part in it.
     """
 
     files: Mapping[str, str]

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from torch import nn
 
-from mmad_bank._internal.files import replacing
+from mmad_bank._internal.files import replacing, write_text
 from mmad_bank._internal.progress import within
-from mmad_bank._internal.resume import Stages, remove_stages
+from mmad_bank._internal.resume import Stages, remove_stages, wording
 from mmad_bank._internal.state_dicts import save_state
 from mmad_bank._internal.torch_state import plain_torch
 from mmad_bank._internal.training import seeded
@@ -31,6 +31,7 @@ from mmad_bank.methods.shareable import CategoryData, Shared, SharedPart, Traine
 __all__ = ["CategoryData", "Shared", "SharedPart", "TrainedOn", "fit_categories", "read_trained_on", "train_shared"]
 
 FOLDER = ".shared"  # in the workdir, beside the categories' folders; no category's name begins with a dot
+_SKIPPED = "skipped.json"
 
 Datasets = Mapping[str, Samples]
 """Normal samples by category."""
@@ -61,8 +62,8 @@ def train_shared(
         progress: Whether to show bars on a terminal.
 
     Returns:
-        What ``fit(..., workdir=workdir/CATEGORY, shared=...)`` takes for each category. A category without usable
-        samples takes no part, and is named in ``skipped``.
+        What ``fit(..., workdir=workdir/CATEGORY, shared=...)`` takes for each category. Samples that cannot be used
+        take no part, nor do categories without any that can; they are named in ``skipped``.
 
     Raises:
         InputError: There is no category, or no sample of any can be used, or an argument does not fit the data.
@@ -79,8 +80,9 @@ def train_shared(
     parts, identity = trainer.parts_to_train(), _identity(method, datasets)
     stages = Stages(folder / FOLDER, {"shared": identity, "parts": [part.name for part in parts]}, progress=progress)
     files = {part.argument: str(stages.folder / f"{part.name}.safetensors") for part in parts}
-    if all(os.path.isfile(path) for path in files.values()):
-        return Shared(files, identity)
+    left_out = stages.folder / _SKIPPED
+    if left_out.is_file() and all(map(os.path.isfile, files.values())):
+        return Shared(files, identity, json.loads(left_out.read_text(encoding="utf-8")))
     skipped: dict[str, str] = {}
     members = list(_training_data(trainer, datasets, validation or {}, folder, Shared({}, identity), skipped, progress))
     if not members:
@@ -89,6 +91,7 @@ def train_shared(
         trainer.learn_parts(members, stages)
     for part in parts:
         _write(getattr(trainer, part.attribute), stages, f"{part.name}.safetensors", TrainedOn.of(members))
+    write_text(stages.state(_SKIPPED), json.dumps(skipped))
     return Shared(files, identity, skipped)
 
 
@@ -153,8 +156,9 @@ def _training_data(
                 with given as (samples, _, stages):
                     data = trainer.training_data(samples, stages)
             except NoneUsableError as error:
-                skipped[category] = str(error)
+                skipped[category] = f"{category}: {error}"
                 continue
+        skipped |= trainer.skipped_
         yield data._replace(category=category)
 
 
@@ -176,3 +180,10 @@ def copy_part(shared: Shared, part: SharedPart, path: str | os.PathLike[str]) ->
     """
     with replacing(path) as partial:
         shutil.copyfile(shared.files[part.argument], partial)
+
+
+@wording(r"(uff|adaptation|sdf)\.safetensors")
+def _word_part(path: Path, name: str) -> str:
+    """Say that a shared part is trained; a model's own stages leave no such file."""
+    found = read_trained_on(path)
+    return f"the shared {name}" + (f", trained on {found.in_words()}" if found else "")

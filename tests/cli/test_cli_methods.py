@@ -573,13 +573,13 @@ def test_bad_input_is_one_line(parts: Path, model: Path, tmp_path: Path) -> None
 def test_fit_says_when_there_is_no_validation_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import shutil
 
-    from mmad_bank.cli.fit import _Job
+    from mmad_bank.cli._job import Job
 
     write_synthetic(tmp_path / "raw", size=64, n_train=1, n_validation=1, n_test=1, categories=["stud_tray"])
     category = tmp_path / "raw/stud_tray"
     for name, said in (("Val", False), ("held_out", True)):
         shutil.move(next(path for path in category.iterdir() if path.name not in ("train", "test")), category / name)
-        job = _Job("mdss", tmp_path / "raw", tmp_path / "model", None, None, "auto", None, None, 0, progress=False)
+        job = Job(methods.method_class("mdss"), tmp_path / "raw", None, "auto", None, None, 0)
         job.choose_arguments([], bundled=True, device="cpu")
         job.open()
         assert (job.splits["stud_tray"][1] is None) == said

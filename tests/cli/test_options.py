@@ -24,7 +24,9 @@ from mmad_bank.errors import InputError
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 FUNCTIONS: dict[str, Callable[..., None]] = {
-    command.callback.__name__: command.callback for command in app.registered_commands if command.callback
+    command.callback.__name__.replace("_", "-"): command.callback
+    for command in app.registered_commands
+    if command.callback
 }
 NAMES_OF_PYTHON = {"--json": "as_json", "--set": "settings"}
 """Options whose parameters have another name, as theirs is taken."""

@@ -54,6 +54,8 @@ COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {
     "extract": (("extract", "{}/data", "--out", "{new}/dumps", "--rgb-weights", "random", "--xyz", "none",
                  "--image-size", str(SIZE), "--grid", "4"), "dumps/rgb.npy"),
     "fit": (("fit", "patchcore", "{}/data", "--out", "{new}/model", *SMALL), "model/model.json"),
+    "train-uff": (("train-uff", "{}/data", "--out", "{new}/uff.safetensors", *SMALL, "--set", "xyz=fpfh", "--set",
+                   "uff_steps=1", "--set", "uff_batch=1"), "uff.safetensors"),
     "evaluate --report": (("evaluate", "{}/model", "{}/data", "--report", "{new}/r"), "r/index.html"),
     "evaluate --out": (("evaluate", "{}/model", "{}/data", "--out", "{new}/e.json"), "e.json"),
     "evaluate --markdown": (("evaluate", "{}/model", "{}/data", "--markdown", "{new}/e.md"), "e.md"),

@@ -59,6 +59,10 @@ def commands(snippet: Snippet) -> Iterator[list[str]]:
             yield shlex.split(command)
 
 
+_TRAINED = {"train-uff": "m3dm", "train-adaptors": "lsfa", "train-sdf": "mdss"}
+"""Methods of the commands that take the arguments of one."""
+
+
 def check_words(words: list[str]) -> None:
     """See that a command and its options exist, and the method's arguments that it sets."""
     assert words[0] == "mmad-bank", words
@@ -70,5 +74,6 @@ def check_words(words: list[str]) -> None:
         if before == "--set":
             from mmad_bank.methods import method_class
 
+            method = _TRAINED.get(words[1], words[2])
             name = word.partition("=")[0].replace("-", "_")
-            assert name in method_class(words[2]).argument_names(), f"{words[2]}: no argument {name}"
+            assert name in method_class(method).argument_names(), f"{method}: no argument {name}"

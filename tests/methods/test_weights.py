@@ -47,8 +47,9 @@ def test_every_default_and_every_argument_is_in_the_table(name: str) -> None:
     for argument in ("rgb", "xyz"):
         if argument in parameters:
             assert weights.find(parameters[argument].default) is not None, argument
-    listed = {argument for one in TABLE for argument in one.arguments} | {"adaptation"}
-    assert {argument for argument in parameters if argument.endswith("weights")} <= listed
+    listed = {argument for one in TABLE for argument in one.arguments}
+    own = {part.argument for part in methods.method_class(name).shareable}  # files that the user has trained
+    assert {argument for argument in parameters if argument.endswith("weights")} <= listed | own
 
 
 def test_wide_resnets_are_those_that_the_published_codes_load() -> None:

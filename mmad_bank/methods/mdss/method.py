@@ -1,10 +1,13 @@
-"""MDSS (Sun et al. 2024): a student-teacher network on RGB and signed distances on points, without memory banks."""
+"""MDSS (Sun et al. 2024): a student-teacher network on RGB and signed distances on points, without memory banks.
+
+One class, a third of it the arguments with their words; its networks and trainings lie in the modules beside it.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +34,7 @@ from mmad_bank.features.factory import BUNDLED_RGB, RANDOM, make_rgb_extractor
 from mmad_bank.features.point_alignment import measured_points
 from mmad_bank.methods.base import Method, Part, Prediction, Samples
 from mmad_bank.methods.mdss.pdn import CHANNELS, PDN, foreground_mask, mask_on_grid, squared_difference
-from mmad_bank.methods.mdss.point_patches import cut_patches
+from mmad_bank.methods.mdss.point_patches import JoinedPatches, cut_patches
 from mmad_bank.methods.mdss.pulling import train_on_patches, train_signed_distance
 from mmad_bank.methods.mdss.score_alignment import Moments, ScoreAlignment
 from mmad_bank.methods.mdss.signed_distance import Aggregation, SignedDistance
@@ -39,8 +42,10 @@ from mmad_bank.methods.mdss.student_teacher import ImageFolder, Images, train_st
 from mmad_bank.methods.mdss.training_data import TrainingData, clouds_of, counted
 from mmad_bank.methods.options import Count, Range, Rate, RGBOptions, SomeOf, accepts_former_names
 from mmad_bank.methods.prediction import Gaussian
+from mmad_bank.methods.shareable import TRAIN, CategoryData, SharedPart
 
-BRANCHES, DISTIL, TRAIN = ("rgb", "xyz"), "distil", "train"
+BRANCHES, DISTIL = ("rgb", "xyz"), "distil"
+SDF = SharedPart("sdf", "sdf_weights", "sdf_", "signed distances")
 Statistics = Literal["all", "nonzero"]
 Quantile = Annotated[float, Range(0, below=1)]
 Coverage = Annotated[float, Range(above=0)]
@@ -77,6 +82,7 @@ class MDSS(Method, RGBOptions):
     """
 
     name: ClassVar[str] = "mdss"
+    shareable: ClassVar[tuple[SharedPart, ...]] = (SDF,)
     bundled: ClassVar[Mapping[str, Any]] = {
         # PDN sees 33 pixels, so that it can learn the extractor's early stages only.
         "rgb_layers": (1, 2), "channels": 64, "pdn_width": 8, "teacher_steps": 300, "teacher_batch": 4,
@@ -135,8 +141,8 @@ class MDSS(Method, RGBOptions):
     takes as few as hold every point, about 3, as the paper asks for no more."""
 
     sdf_weights: str = TRAIN
-    """Weights of the signed distances: ``"train"`` on the samples of ``fit``, as MDSS does; a file of one network for
-    all categories that was trained before (:meth:`train_sdf`), as in Shape-guided; or ``"random"`` for tests and
+    """Weights of the signed distances: ``"train"`` on the samples of ``fit``; a file of one network for all categories
+    that was trained before (``mmad-bank train-sdf`` writes it), as in Shape-guided; or ``"random"`` for tests and
     timings."""
 
     sdf_steps: Count = 20_000
@@ -185,10 +191,8 @@ class MDSS(Method, RGBOptions):
         return len(self.branches) == len(BRANCHES)
 
     def _fit(self, dataset: Samples, validation: Samples | None, stages: Stages) -> None:
-        trains_sdf = "xyz" in self.branches and self.sdf_weights == TRAIN
-        cut = partial(cut_patches, size=self.patch_size, coverage=self._coverage(0)) if trains_sdf else None
-        data = TrainingData(dataset, self.prepare_for_training, cut, self.image_size, stages)
-        data.seen.note(self)
+        own = self.training_data(dataset, stages)
+        data: TrainingData = own.data
         if "rgb" in self.branches:
             self.teacher_ = self._make_teacher(data, stages)
             self.student_ = train_student(
@@ -196,11 +200,26 @@ class MDSS(Method, RGBOptions):
                 lr=self.student_lr, quantiles=self.quantiles, seed=self.seed, resume=stages.state("student.pt"),
                 device=self.device, progress=stages.progress,
             )  # fmt: skip
-        if "xyz" in self.branches:
-            self.sdf_ = self._make_sdf(data, stages)
+        self.learn_parts([own], stages)
         if len(self.branches) == len(BRANCHES):
             held_out = validation if validation is not None and len(validation) else dataset
             self.alignment_ = self._align(held_out, stages)
+
+    def training_data(self, dataset: Samples, stages: Stages) -> CategoryData:
+        """Prepare images and cut patches, see :meth:`Method.training_data`."""
+        trains_sdf = "xyz" in self.branches and self.sdf_weights == TRAIN
+        cut = partial(cut_patches, size=self.patch_size, coverage=self._coverage(0)) if trains_sdf else None
+        data = TrainingData(dataset, self.prepare_for_training, cut, self.image_size, stages)
+        data.seen.note(self)
+        return CategoryData("", data, stages, len(data.seen.ids))
+
+    def _has(self, part: str) -> bool:
+        return part != SDF.name or "xyz" in self.branches
+
+    def learn_parts(self, members: Sequence[CategoryData], stages: Stages) -> None:
+        """Learn the signed distances, or load them, see :meth:`Method.learn_parts`."""
+        if self._has(SDF.name):
+            self.sdf_ = self._make_sdf(members, stages)
 
     def distil(self, images: Images, *, resume: str | os.PathLike[str] | None = None, progress: bool = False) -> PDN:
         """Distil a teacher with the arguments of this method; saved, one teacher serves all categories.
@@ -270,16 +289,18 @@ class MDSS(Method, RGBOptions):
                 **self._sdf_training(),
             )  # fmt: skip
 
-    def _make_sdf(self, data: TrainingData, stages: Stages) -> SignedDistance:
-        if self.sdf_weights == TRAIN:
+    def _make_sdf(self, members: Sequence[CategoryData], stages: Stages) -> SignedDistance:
+        source = self.source_of(SDF.argument)
+        if source == TRAIN:
+            patches = JoinedPatches([one.data.patches for one in members])
             return train_on_patches(
-                data.patches, data.counts, **self._sdf_training(), resume=stages.state("sdf.pt"),
-                progress=stages.progress,
+                patches, torch.cat([one.data.counts for one in members]), **self._sdf_training(),
+                resume=stages.state("sdf.pt"), progress=stages.progress,
             )  # fmt: skip
         with seeded(self.seed):
             network = SignedDistance(self.sdf_width).eval()
-        if self.sdf_weights != RANDOM:
-            network.load_checkpoint(self.sdf_weights)
+        if source != RANDOM:
+            network.load_checkpoint(source)
         return network.requires_grad_(False).to(self.device)
 
     def _coverage(self, use: int) -> float | None:

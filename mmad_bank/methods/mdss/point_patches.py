@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -110,3 +112,29 @@ def _complete(cloud: Tensor, rows: Tensor) -> Tensor:
         rows = torch.cat([rows, more])
         left[more] = False
     return rows
+
+
+class JoinedPatches:
+    """Patches of several tables as one, of which rows are read: mapped files stay in their files.
+
+    Args:
+        tables: Patches (P, K, 3) float32 each, of one K.
+
+    Example:
+        >>> JoinedPatches([np.zeros((2, 5, 3)), np.ones((1, 5, 3))])[[2, 0]][:, 0, 0].tolist()
+        [1.0, 0.0]
+    """
+
+    ndim = 3
+
+    def __init__(self, tables: Sequence[np.ndarray]) -> None:
+        self.tables = list(tables)
+        self._ends = np.cumsum([len(table) for table in tables])
+        self.shape = (int(self._ends[-1]), *tables[0].shape[1:])
+
+    def __getitem__(self, rows: Sequence[int]) -> np.ndarray:
+        return np.stack([self._row(row) for row in rows])
+
+    def _row(self, row: int) -> np.ndarray:
+        table = int(np.searchsorted(self._ends, row, side="right"))
+        return self.tables[table][row - self._ends[table] + len(self.tables[table])]

@@ -18,7 +18,7 @@ from mmad_bank._internal.argument_names import argument_called
 from mmad_bank._internal.checks import ArrayLike, check_index
 from mmad_bank._internal.training import as_tensor, check_rate, cosine_rate, generator_at, sample_order, seeded, train
 from mmad_bank.errors import InputError
-from mmad_bank.methods.mdss.point_patches import PATCH_SIZE, cut_patches
+from mmad_bank.methods.mdss.point_patches import PATCH_SIZE, JoinedPatches, cut_patches
 from mmad_bank.methods.mdss.signed_distance import WIDTH, SignedDistance
 
 _NEIGHBOUR = 50  # whose distance is the noise's unit
@@ -131,7 +131,7 @@ def train_signed_distance(
 
 
 def train_on_patches(
-    patches: Tensor | np.ndarray,
+    patches: Tensor | np.ndarray | JoinedPatches,
     counts: Tensor | None = None,
     *,
     width: int = WIDTH,

@@ -1,0 +1,122 @@
+"""What the commands that learn have in common: a method with its arguments, and the samples that it learns from."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmad_bank._internal.progress import doing
+from mmad_bank.cli._output import say_unread
+from mmad_bank.errors import MissingSplitError
+
+if TYPE_CHECKING:
+    from mmad_bank.data import SampleDataset
+    from mmad_bank.methods import Method
+
+
+@dataclass
+class Job:
+    """A method, and the data set that it learns from.
+
+    Attributes:
+        method: The method's class.
+        dataset: Folder of the data set.
+        categories: Categories to take; None takes all.
+        layout: Layout of the data set's folders.
+        units: Unit of the point clouds' files.
+        few_shot: Number of training images to draw, without validation; None takes all.
+        seed: Seed of the method and of that draw.
+        arguments: Arguments of the method's constructor.
+        spelled: What the user has typed of these, by their names; for messages.
+        splits: Training and validation samples by category, once they are opened.
+    """
+
+    method: type[Method]
+    dataset: Path
+    categories: list[str] | None
+    layout: str
+    units: str | None
+    few_shot: int | None
+    seed: int
+    arguments: dict[str, Any] = field(default_factory=dict)
+    spelled: dict[str, str] = field(default_factory=dict)
+    splits: dict[str, tuple[SampleDataset, SampleDataset | None]] = field(default_factory=dict)
+
+    def choose_arguments(self, settings: list[str], bundled: bool, device: str) -> None:
+        """Put the constructor's arguments together; what --set says comes last. The constructor checks them."""
+        from mmad_bank.cli._arguments import parse_settings
+        from mmad_bank.cli._group import spelling
+
+        arguments = self.method.bundled_arguments() if bundled else {}
+        names = self.method.argument_names()
+        arguments |= {n: v for n, v in (("seed", self.seed), ("device", device)) if n in names}
+        chosen = parse_settings(self.method, settings)
+        self.arguments = {**arguments, **chosen.arguments}
+        self.spelled = chosen.spelled
+        with spelling(self.spelled):
+            self.make()
+
+    def make(self) -> Method:
+        """Return the method, not fitted."""
+        return self.method(**self.arguments)
+
+    def open(self) -> None:
+        """Open all splits before the work."""
+        from mmad_bank.data import categories_of, few_shot, open_dataset
+
+        with doing(f"looking through {self.dataset}"):
+            names = self.categories or categories_of(self.dataset, self.layout)
+            for name in names:
+                train = open_dataset(self.dataset, name, "train", self.layout, units=self.units)
+                if self.few_shot is not None:
+                    self.splits[name] = few_shot(train, self.few_shot, self.seed), None
+                    continue
+                self.splits[name] = train, self._open_validation(name)
+            say_unread(self.dataset, names, self.layout)
+
+    def _open_validation(self, category: str) -> SampleDataset | None:
+        """Open the validation split; not every data set has one, but a method that asks for it is fitted otherwise."""
+        from mmad_bank.data import open_dataset
+
+        try:
+            return open_dataset(self.dataset, category, "validation", self.layout, units=self.units)
+        except MissingSplitError as error:
+            if self.make().uses_validation:
+                print(f"note: fitted without validation: {error}", file=sys.stderr)
+            return None
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Say what the results depend on, as JSON gives it back."""
+        from mmad_bank.methods.fingerprint import files_named
+
+        arguments = {name: value for name, value in self.arguments.items() if name != "device"}
+        samples = {
+            name: [[record.id, record.changed] for split in splits if split for record in split.records]
+            for name, splits in self.splits.items()
+        }
+        content = {"method": self.method.name, "arguments": arguments, "samples": samples, "path": str(self.dataset)}
+        content |= files_named(arguments)
+        content |= {"units": self.units} if self.units else {}
+        return json.loads(json.dumps(content))
+
+    def remove_stages(self, workdir: Path) -> None:
+        """Remove what the stages of all categories, and of what they share, have left in a folder."""
+        from mmad_bank._internal.resume import remove_stages
+
+        for folder in self._folders(workdir):
+            remove_stages(folder)
+
+    def remove_unused(self, workdir: Path) -> None:
+        """Remove the folders in which stages were to leave results, but have not."""
+        from mmad_bank._internal.resume import remove_unused
+
+        for folder in self._folders(workdir):
+            remove_unused(folder)
+
+    def _folders(self, workdir: Path) -> list[Path]:
+        from mmad_bank.methods.shared import FOLDER
+
+        return [*(workdir / category for category in self.splits), workdir / FOLDER, workdir]

@@ -1,0 +1,211 @@
+"""``mmad-bank fit`` over several categories that share a part, and ``train-uff``, ``train-adaptors``, ``train-sdf``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+for package in ("scipy", "tifffile", "timm", "PIL", "sklearn", "open3d"):
+    pytest.importorskip(package)
+
+from helpers import call, facts, good, refused
+from safetensors.torch import load_file
+
+from mmad_bank import methods
+from mmad_bank.extraction import Extractors
+from mmad_bank.fusion import training
+from mmad_bank.methods.shared import TrainedOn, read_trained_on
+from mmad_bank.synthetic import write_synthetic
+
+SIZE = 32
+NAMES = ["chip_cookie", "stud_tray"]
+BOTH = {"images": 7, "categories": NAMES}
+
+
+def settings(*words: str) -> list[str]:
+    common = ("rgb=efficientnet_lite0", "rgb_weights=random", "rgb_layers=1", f"image_size={SIZE}")
+    return [one for word in (*common, *words) for one in ("--set", word)]
+
+
+BANKS = ("xyz=fpfh", "grid=4,4")
+M3DM = settings(*BANKS, "uff_steps=4", "uff_batch=3")
+LSFA = settings(*BANKS, "adaptation_steps=4", "adaptation_batch=3", "queue_size=50")
+MDSS = settings(
+    "pdn_width=2", "channels=8", "teacher_steps=2", "teacher_batch=2", "student_steps=2", "student_batch=2",
+    "patch_size=64", "coverage=2,2", "sdf_steps=3", "sdf_batch=4", "sdf_queries=16", "sdf_width=8",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two categories, prepared; a picture of the second cannot be read."""
+    folder = tmp_path_factory.mktemp("parts")
+    write_synthetic(folder / "raw", size=64, n_train=4, n_validation=1, n_test=2, categories=NAMES, workers=1)
+    options = ("--recipe", "keep", "--image-size", SIZE, "--workers", 1)
+    good("prepare", folder / "raw", "--out", folder / "prepared", *options)
+    (broken,) = (folder / "prepared" / "stud_tray" / "train" / "good" / "rgb").glob("002.*")
+    broken.write_bytes(b"no picture")
+    return folder / "prepared"
+
+
+@pytest.fixture
+def described(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each sample has been described by extractors."""
+    times: Counter[str] = Counter()
+    describe = Extractors.__call__
+
+    def noting(self: Extractors, samples: Any) -> Any:
+        times.update(sample.id for sample in samples if sample.split == "train")
+        return describe(self, samples)
+
+    monkeypatch.setattr(Extractors, "__call__", noting)
+    return times
+
+
+def read(path: Path) -> dict[str, list[float]]:
+    return {name: values.flatten().tolist() for name, values in load_file(path).items()}
+
+
+def facts_with_left_out(*arguments: object) -> dict[str, Any]:
+    """Run a command that leaves a sample out; return what it says with ``--json``."""
+    result = call(*arguments, "--json")
+    assert result.exit_code == 3, result.output
+    assert "stud_tray/train/good/rgb/002" in result.stderr
+    return json.loads(result.stdout)
+
+
+def test_fit_trains_one_fusion_for_all_categories(parts: Path, tmp_path: Path, described: Counter[str]) -> None:
+    out = tmp_path / "models"
+    done = facts_with_left_out("fit", "m3dm", parts, "--out", out, *M3DM)
+    assert [one["category"] for one in done["models"]] == NAMES
+    assert [one["trained_on"] for one in done["models"]] == [{"uff": BOTH}] * 2
+    assert set(described.values()) == {1}
+    assert len(described) == 7
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["models"], "the work folder goes after success"
+    weights = [(out / name / "uff.safetensors").read_bytes() for name in NAMES]
+    assert weights[0] == weights[1]
+    model = methods.load(out / "stud_tray")
+    assert model.trained_on_ == {"uff": TrainedOn(7, tuple(NAMES))}
+    assert model.arguments()["uff_weights"] == "train"
+    assert facts("info", out / "stud_tray")["trained_on"] == {"uff": BOTH}
+    assert "trained on  uff: 7 images of chip_cookie, stud_tray" in " ".join(
+        good("info", out / "stud_tray").split("\n")
+    )
+
+
+def test_fit_per_category_trains_one_for_each(parts: Path, tmp_path: Path) -> None:
+    done = facts_with_left_out("fit", "m3dm", parts, "--out", tmp_path / "models", "--per-category", *M3DM)
+    expected = [{"images": 4, "categories": NAMES[:1]}, {"images": 3, "categories": NAMES[1:]}]
+    assert [one["trained_on"]["uff"] for one in done["models"]] == expected
+    alone = facts("fit", "m3dm", parts, "--out", tmp_path / "one", "--categories", "chip_cookie", *M3DM)
+    assert alone["models"][0]["trained_on"] == {"uff": expected[0]}
+    one, other = (tmp_path / place / "uff.safetensors" for place in ("one", "models/chip_cookie"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("command", "method", "argument", "words", "file", "attribute"),
+    [
+        ("train-uff", "m3dm", "uff-weights", M3DM, "uff.safetensors", "uff_"),
+        ("train-adaptors", "lsfa", "adaptation", LSFA, "adaptation.safetensors", "adaptation_"),
+        ("train-sdf", "mdss", "sdf-weights", MDSS, "signed-distance.safetensors", "sdf_"),
+    ],
+)
+def test_a_part_trained_alone_is_that_of_the_fits(
+    command: str, method: str, argument: str, words: list[str], file: str, attribute: str, parts: Path, tmp_path: Path
+) -> None:
+    out, models = tmp_path / "part.safetensors", tmp_path / "models"
+    told = facts_with_left_out(command, parts, "--out", out, *words)
+    assert {name: told[name] for name in BOTH} == BOTH
+    assert told["path"] == str(out)
+    assert read_trained_on(out) == TrainedOn(7, tuple(NAMES))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["part.safetensors"]
+    assert "part.safetensors' exists" in refused(command, parts, "--out", out, *words)
+    fitted = facts_with_left_out("fit", method, parts, "--out", models, *words)
+    assert [list(one["trained_on"].values()) for one in fitted["models"]] == [[BOTH]] * 2
+    own = facts("fit", method, parts, "--out", tmp_path / "own", "--categories", NAMES[0], *words,
+                "--set", f"{argument}={out}")  # fmt: skip
+    assert list(own["models"][0]["trained_on"].values()) == [BOTH]
+    assert (models / NAMES[0] / file).read_bytes() == (tmp_path / "own" / file).read_bytes()
+    network = getattr(methods.load(tmp_path / "own"), attribute)
+    assert read(out) == {name: values.flatten().tolist() for name, values in network.state_dict().items()}
+
+
+def stopping(losses: Any, at: int) -> Any:
+    def stop(self: Any, step: int) -> Any:
+        if step == at:
+            raise KeyboardInterrupt
+        return losses(self, step)
+
+    return stop
+
+
+@pytest.mark.parametrize("command", ["fit", "train"])
+def test_ctrl_c_in_the_shared_training_goes_on(
+    command: str, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, described: Counter[str]
+) -> None:
+    words = settings(*BANKS, "uff_steps=60", "uff_batch=1", "uff_patches=4")
+    out = tmp_path / ("m" if command == "fit" else "m.safetensors")
+    called = ("fit", "m3dm") if command == "fit" else ("train-uff",)
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Training, "losses", stopping(training._Training.losses, 55))
+        stopped = call(*called, parts, "--out", out, *words)
+    assert stopped.exit_code == 130
+    line = stopped.stderr.splitlines()[-1]
+    assert line.startswith("error: interrupted; the same command goes on from here: ")
+    for name, n in zip(NAMES, (4, 3), strict=True):
+        assert f"{name} holds features of {n} training samples" in line
+    assert f"{out}.{command}/.shared holds 50 of 60 steps of the uff training" in line
+    result = call(*called, parts, "--out", out, *words)
+    assert result.exit_code == 3
+    assert f"going on: {out}.{command}/.shared holds 50 of 60 steps of the uff training" in result.stderr
+    assert set(described.values()) == {1}
+    whole = tmp_path / "whole.safetensors"
+    facts_with_left_out("train-uff", parts, "--out", whole, *words)
+    file = out / NAMES[0] / "uff.safetensors" if command == "fit" else out
+    assert read(file) == read(whole)
+
+
+def test_a_category_of_no_use_does_not_end_the_fits_of_others(parts: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(parts, data)
+    for picture in (data / "stud_tray" / "train" / "good" / "rgb").iterdir():
+        picture.write_bytes(b"no picture")
+    result = call("fit", "m3dm", data, "--out", tmp_path / "m", *M3DM)
+    assert result.exit_code == 3, result.output
+    assert "left out: stud_tray: dataset: no sample can be used" in result.stderr
+    assert [path.name for path in (tmp_path / "m").iterdir()] == ["chip_cookie"]
+    assert methods.load(tmp_path / "m" / "chip_cookie").trained_on_["uff"] == TrainedOn(4, ("chip_cookie",))
+    for picture in (data / "chip_cookie" / "train" / "good" / "rgb").iterdir():
+        picture.write_bytes(b"no picture")
+    none = call("fit", "patchcore", data, "--out", tmp_path / "none", *settings("grid=4,4"))
+    assert none.exit_code == 2
+    assert [line.split(":")[:2] for line in none.stderr.splitlines()] == [
+        ["left out", " chip_cookie"], ["left out", " stud_tray"], ["error", " chip_cookie"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("train-uff", *M3DM, "--set", "uff_weights=random"), "found uff_weights=random"),
+        (
+            ("train-uff", *M3DM, "--set", "banks=xyz,rgb"),
+            "trains its fusion (UFF), found uff_weights=train, but others",
+        ),
+        (("train-uff", *M3DM, "--set", "adaptation=train"), "mmad-bank train-adaptors writes one"),
+        (("train-adaptors", *LSFA, "--set", "adaptation=none"), "trains its adaptors, found adaptation=none"),
+        (("train-sdf", *MDSS, "--set", "branches=rgb"), "trains its signed distances"),
+        (("train-uff", *M3DM, "--out", "uff.pth"), "--out: expected a file name that ends in .safetensors"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(words: tuple[str, ...], message: str, parts: Path, tmp_path: Path) -> None:
+    command, *rest = words
+    out = () if "--out" in rest else ("--out", tmp_path / "part.safetensors")
+    assert message in refused(command, parts, *out, *rest)
+    assert list(tmp_path.iterdir()) == []
