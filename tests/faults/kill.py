@@ -95,6 +95,17 @@ def _fit(method: str, *more: str) -> Callable[[Path, Path, int], Sequence[object
     return arguments
 
 
+def _of_both(*command: str, out: str) -> Callable[[Path, Path, int], Sequence[object]]:
+    """A command that trains one fusion for two categories."""
+    uff = ("xyz=fpfh", "uff_steps=2", "uff_batch=2", "uff_patches=16", "rgb=efficientnet_lite0")
+    settings = [word for one in uff for word in ("--set", one)]
+
+    def arguments(folder: Path, inputs: Path, which: int) -> Sequence[object]:
+        return (*command, inputs / "both", "--out", folder / out, "--seed", which, *_SMALL, *settings)
+
+    return arguments
+
+
 def _extract(inputs: Path, out: Path, grid: int) -> Sequence[object]:
     networks = ("--rgb-weights", "random", "--xyz", "none", "--image-size", 64)
     return ("extract", inputs / "prepared", "--categories", CATEGORY, "--out", out, "--grid", grid, *networks)
@@ -266,6 +277,8 @@ def _commands() -> list[Command]:
             ("model",),
             share=0.7,
         ),
+        Command("fit-m3dm-both", _of_both("fit", "m3dm", out="models"), ("models",), share=0.7),
+        Command("train-uff", _of_both("train-uff", out="uff.safetensors"), ("uff.safetensors",), share=0.7),
         Command(
             "fit-cfm",
             _fit(
@@ -472,6 +485,10 @@ def make_inputs(inputs: Path, names: set[str]) -> None:
     from dataclasses import replace
 
     prepare(inputs / "raw", inputs / "prepared", replace(Preprocessing.recipe("m3dm"), size=64))
+    if names & {"fit-m3dm-both", "train-uff"}:
+        categories = [CATEGORY, "chip_cookie"]
+        write_synthetic(inputs / "raw-both", size=64, n_train=2, n_validation=1, n_test=1, categories=categories)
+        prepare(inputs / "raw-both", inputs / "both", replace(Preprocessing.recipe("m3dm"), size=64))
     if names & {"evaluate", "predict", "Method.save"}:
         from mmad_bank.data import open_dataset
         from mmad_bank.methods import PatchCore
