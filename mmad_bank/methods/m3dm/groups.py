@@ -1,7 +1,9 @@
 """A bank of point groups in place of patches (M3DM, section 4.4 and the first rows of table 5).
 
 A group of points is a patch: the bank holds the network's tokens, not what PFA makes of them. Scores of groups are
-interpolated to the pixels of the image by inverse distance, around the pixels of the groups' centers.
+interpolated to the pixels of the image by inverse distance, around the pixels of the groups' centers. Pixels without a
+point stay 0, as with PFA: the paper says "every pixel", but with background as anomalous as the nearest group its AUPRO
+would be near 0.
 """
 
 from __future__ import annotations
@@ -29,26 +31,31 @@ from mmad_bank.methods.prediction import FUSED, Reason
 from mmad_bank.methods.training_features import Dumps
 from mmad_bank.ops import interpolate_features, knn_group
 
-BANK, PLACES = "xyz", "places"
+BANK, PLACES, MEASURED = "xyz", "places", "measured"
 
 
 class GroupExtractors(Extractors):
-    """The tokens of point groups (B, G, D), and row and column of the pixels of the groups' centers (B, G, 2)."""
+    """The tokens of point groups, with what their scores are brought to the pixels by.
+
+    Tokens are (B, G, D); row and column of the pixels of the groups' centers (B, G, 2); and whether there is a point in
+    a pixel (B, H·W), 1 or 0. All are float32.
+    """
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of what is extracted."""
-        return (BANK, PLACES)
+        return (BANK, PLACES, MEASURED)
 
     def _describe(self, modality: str, network: nn.Module, batch: Tensor) -> dict[str, Tensor]:
         assert isinstance(network, PointPatches)
         measured = [measured_points(cloud.permute(1, 2, 0), f"xyz[{b}]") for b, cloud in enumerate(batch)]
         tokens, centers = network.network([points for points, _ in measured])
-        places = []
-        for (points, pixels), own in zip(measured, centers, strict=True):
+        places, present = [], torch.zeros(len(batch), batch.shape[2] * batch.shape[3], device=batch.device)
+        for (points, pixels), own, one in zip(measured, centers, present, strict=True):
+            one[pixels] = 1.0
             pixel = pixels[knn_group(points, own, 1)[:, 0]]  # a center is one of the points
             places.append(torch.stack([pixel // batch.shape[3], pixel % batch.shape[3]], dim=1))
-        return {BANK: tokens, PLACES: torch.stack(places).float()}
+        return {BANK: tokens, PLACES: torch.stack(places).float(), MEASURED: present}
 
 
 def to_pixels(groups: Tensor, places: Tensor, size: int, interpolation: Interpolation) -> Tensor:
@@ -124,29 +131,28 @@ class GroupSampling(PointBankMethod, M3DMOptions):
         scores = self.banks_[BANK].score(
             patches[BANK], reweight=self.reweight, n_neighbors=self.n_neighbors, divisor=self._divisor()
         )
-        return {BANK: self._spread(scores, patches[PLACES])}
+        images = list(zip(scores.patch, scores.nearest, patches[PLACES], patches[MEASURED], strict=True))
+        patch = torch.stack([self._spread(own, places, measured) for own, _, places, measured in images])
+        nearest = torch.stack([own[nearest_group(places, self.image_size)] for _, own, places, _ in images])
+        return {BANK: Scores(patch, scores.image, nearest)}
 
-    def _spread(self, scores: Scores, places: Tensor) -> Scores:
-        """Bring scores of groups to the pixels of images; padding has no groups."""
-        size, rule = self.image_size, self.reading("interpolation")
-        pairs = list(zip(scores.patch, places, strict=True))
-        patch = torch.stack([to_pixels(own[:, None], where, size, rule)[:, 0] for own, where in pairs])
-        nearest = torch.stack(
-            [own[nearest_group(where, size)] for own, where in zip(scores.nearest, places, strict=True)]
-        )
-        return Scores(patch, scores.image, nearest)
+    def _spread(self, scores: Tensor, places: Tensor, measured: Tensor) -> Tensor:
+        """Bring scores of groups (G,) to the pixels of an image (S²,); padding has no groups."""
+        rule: Interpolation = self.reading("interpolation")
+        return to_pixels(scores[:, None], places, self.image_size, rule)[:, 0] * measured
 
     def _maps_of_others(self, dumps: Dumps) -> Iterator[dict[str, Tensor]]:
         if not self._by_groups:
             yield from super()._maps_of_others(dumps)
             return
         for image in spread(len(self.train_ids_)):
-            tokens, places = (torch.from_numpy(np.array(dumps[name][image])) for name in (BANK, PLACES))
+            names = (BANK, PLACES, MEASURED)
+            tokens, places, measured = (torch.from_numpy(np.array(dumps[name][image])) for name in names)
             distances = distances_to_others(self.banks_[BANK], tokens, image)
             if distances is None:  # there is one image only
                 return
-            pixels = to_pixels(distances.cpu()[:, None], places, self.image_size, self.reading("interpolation"))
-            yield {FUSED: picture_of(self._map_of(BANK, pixels.T)[0], self._split_frames["train"][image])}
+            pixels = self._spread(distances.cpu(), places, measured)
+            yield {FUSED: picture_of(self._map_of(BANK, pixels[None])[0], self._split_frames["train"][image])}
 
     def _query(self, sample: Sample, bank: str, place: tuple[int, int]) -> Tensor:
         if not self._by_groups:

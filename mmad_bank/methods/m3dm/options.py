@@ -35,7 +35,8 @@ class M3DMOptions(AdaptationOptions, BankGridOptions):
 
     sampling: Literal["patches", "groups"] = "patches"
     """What the point bank holds: features of patches, to which those of point groups were aligned (PFA), or those of
-    the groups themselves. Then it is the only bank, and the groups' scores are interpolated to the pixels."""
+    the groups themselves. Then it is the only bank, and the groups' scores are interpolated to the pixels that have a
+    point."""
 
     fusion: Literal["uff", "concat"] = "uff"
     """Features of the fusion bank: those of the learnt fusion UFF, or both modalities' side by side."""
