@@ -194,6 +194,13 @@ def emulates_bfloat16(limits: Mapping[str, float]) -> bool:
     return limits["bf16_gflops"] < limits["fp32_gflops"] / 2
 
 
+def precision_for(asked: str, limits: Mapping[str, float]) -> str:
+    """Return the precision of the networks' products: the machine's faster one where none was asked for."""
+    if asked != "auto":
+        return asked
+    return "float32" if emulates_bfloat16(limits) else "bfloat16"
+
+
 def _stopwatch(work: Callable[[], object]) -> float:
     begin = time.perf_counter()
     work()

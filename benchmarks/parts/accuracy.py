@@ -59,6 +59,8 @@ PREDICTION_ONLY = {"aggregation"}
 LIMITS = (0.3, 0.01)
 FULL = {"size": 256, "n_train": 30, "n_validation": 6, "n_test": 36}
 QUICK = {"size": 128, "n_train": 4, "n_validation": 2, "n_test": 6}
+FEW = {"size": 256, "n_train": 12, "n_validation": 4, "n_test": 18}
+"""Samples of a data set: in full, for a quick run, and for networks that are slow without a GPU."""
 
 _MEAN_COLUMNS = [
     Column("method", "method"),
@@ -80,6 +82,8 @@ class _Job:
     category: str
     categories: tuple[str, ...]  # of the data set
     names: tuple[str, ...]
+    samples: tuple[tuple[str, int], ...]  # what is rendered
+    shared: tuple[tuple[str, Any], ...]  # arguments of all constructors
 
 
 def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Table]:
@@ -90,22 +94,31 @@ def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Tabl
     return [means(title, rows), _kinds(title, rows), by_category(title, rows)]
 
 
-def measured(arguments: argparse.Namespace, names: list[str], part: str) -> tuple[list[dict[str, Any]], str]:
+def measured(
+    arguments: argparse.Namespace,
+    names: list[str],
+    part: str,
+    samples: Mapping[str, int] = FULL,
+    shared: Mapping[str, Any] | None = None,
+) -> tuple[list[dict[str, Any]], str]:
     """Fit and evaluate contestants on every category of every seed's data set.
 
     Args:
         arguments: Arguments of the command line.
         names: Names of contestants.
         part: Name of the benchmark's part, for its folder.
+        samples: Samples of a data set, unless the run is a quick one.
+        shared: Arguments of all constructors.
 
     Returns:
         Rows by contestant, category, seed and result, and words for what they are of.
     """
     categories = CATEGORIES[: 1 if arguments.quick else arguments.categories]
     seeds = range(1 if arguments.quick else arguments.seeds)
+    rendered = tuple((QUICK if arguments.quick else samples).items())
     with working_folder(arguments.workdir, part) as root, ProcessPoolExecutor(arguments.workers) as pool:
         jobs = [
-            _Job(root, arguments.quick, seed, category, categories, own)
+            _Job(root, arguments.quick, seed, category, categories, own, rendered, tuple((shared or {}).items()))
             for own in _by_method(names) for category in categories for seed in seeds
         ]  # fmt: skip
         done = list(zip(jobs, pool.map(_measure, jobs), strict=True))
@@ -134,7 +147,7 @@ def _prepared(job: _Job, category: str, recipe: str) -> Path:
     target = job.root / f"seed-{job.seed}-{recipe}-{category}"
     with _alone(raw):
         if not raw.exists():
-            write_synthetic(raw, seed=job.seed, categories=[category], **(QUICK if job.quick else FULL))
+            write_synthetic(raw, seed=job.seed, categories=[category], **dict(job.samples))
         prepare(raw, target, Preprocessing.recipe(recipe), categories=[category], workers=1)
     return target
 
@@ -183,7 +196,8 @@ def _measure(job: _Job) -> list[dict[str, Any]]:
 
 def _bundled(cls: type[Method], job: _Job) -> dict[str, Any]:
     """Return what all contestants of a method share of their constructor's arguments."""
-    return {**cls.bundled_arguments(), **(_few_steps(cls) if job.quick else {}), "seed": job.seed}
+    few = _few_steps(cls) if job.quick else {}
+    return {**cls.bundled_arguments(), **dict(job.shared), **few, "seed": job.seed}
 
 
 def _arguments_of(name: str, job: _Job) -> dict[str, Any]:

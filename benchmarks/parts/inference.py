@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Column, Table, chosen, emulates_bfloat16, working_folder
+from common import Column, Table, chosen, precision_for, working_folder
 from contestants import CONTESTANTS, Contestants
 from plain import PlainM3DM
 
@@ -34,7 +34,7 @@ _PROGRAM = (str(Path(__file__).resolve().parent.parent / "plain.py"),)
 
 def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Table]:
     """Make the methods, time them in turn, and measure their memory one by one."""
-    precision = _precision(arguments.precision, limits)
+    precision = precision_for(arguments.precision, limits)
     names = chosen(CONTESTANTS, arguments.methods)
     with working_folder(arguments.workdir, "inference") as folder:
         methods, setup = _make(names, folder, arguments, precision)
@@ -73,13 +73,6 @@ def _vectors(arguments: argparse.Namespace) -> int:
     if arguments.quick:
         return int(_SMALL["vectors"])
     return bench.VECTORS if arguments.images == bench.IMAGES else arguments.images * 28 * 28 // 10
-
-
-def _precision(asked: str, limits: Mapping[str, float]) -> str:
-    """Return the precision of the networks' products: the machine's faster one where none was asked for."""
-    if asked != "auto":
-        return asked
-    return "float32" if emulates_bfloat16(limits) else "bfloat16"
 
 
 def _make(

@@ -10,16 +10,20 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 
-from common import Table
+from common import Table, precision_for
 
-from parts.accuracy import READINGS, by_category, means, measured
+from parts.accuracy import FEW, READINGS, by_category, means, measured
 
 
 def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Table]:
     """Fit and evaluate M3DM under every recipe on every category of every seed's data set."""
-    del limits
-    rows, title = measured(arguments, list(READINGS), "readings")
-    title = f"{title}, Point-MAE of random weights"
+    precision = precision_for(arguments.precision, limits)
+    shared = {"compute_dtype": precision, "uff_steps": 30}
+    rows, title = measured(arguments, list(READINGS), "readings", FEW, shared)
+    title = f"{title}, Point-MAE of random weights, {precision}"
     table = means(title, rows)
+    table.notes.append(
+        f"{FEW['n_train']} training, {FEW['n_validation']} validation and {FEW['n_test']} test images of each."
+    )
     table.notes.append("The result xyz is that of the point bank alone. The defaults are the reading 'default'.")
     return [table, by_category(title, rows)]
