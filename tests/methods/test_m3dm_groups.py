@@ -12,7 +12,7 @@ from small_parts import SIZE, a_part
 from mmad_bank import methods
 from mmad_bank.data import Sample
 from mmad_bank.errors import InputError
-from mmad_bank.features import PointMAE
+from mmad_bank.features import PointBERT, PointMAE
 from mmad_bank.features.point_alignment import measured_points
 from mmad_bank.methods import M3DM
 from mmad_bank.scoring import anomaly_map
@@ -104,6 +104,17 @@ def test_the_colour_scale_is_of_maps_compared_with_the_other_images(fitted: M3DM
     tokens, _ = tokens_of(network, parts[0])
     farthest = np.linalg.norm(tokens[:, None] - others[None], axis=2).min(1).max()
     assert 0 < fitted.map_scale_.quantiles["fused"][0.9] < farthest
+
+
+def test_point_bert_takes_the_place_of_point_mae(parts: list[Sample], tmp_path: Path) -> None:
+    for sampling in ("groups", "patches"):
+        method = M3DM(**{**SMALL, "sampling": sampling, "xyz_grid": (8, 8)}, xyz="point_bert").fit(parts)
+        method.save(tmp_path / sampling)
+        loaded = methods.load(tmp_path / sampling)
+        assert isinstance(loaded.extractors_.networks["xyz"].network, PointBERT)
+        one, other = method.predict(a_part(60)), loaded.predict(a_part(60))
+        assert (one.score, one.parts["xyz"].score) == (other.score, other.parts["xyz"].score)
+        assert torch.equal(one.map, other.map)
 
 
 def test_patches_and_groups_do_not_take_each_others_features(parts: list[Sample], tmp_path: Path) -> None:

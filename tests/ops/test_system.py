@@ -45,7 +45,7 @@ def test_the_packages_of_the_extras_are_named_without_importing_them() -> None:
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
     brought = {
         re.split(r"[>=;\[]", word)[0]
-        for extra in ("multimodal", "demo")
+        for extra in ("multimodal", "demo", "finetune")
         for word in re.findall(r'"([^"]+)"', re.findall(rf"^{extra} = \[(.*)\]$", text, flags=re.MULTILINE)[0])
     } - {"mmad-bank"}
     versions = ops.system_info()["versions"]
