@@ -220,7 +220,8 @@ def _colour_scale(model: Path, method: Method, results: list[dict[str, Any]]) ->
 
 def _files(paths: Sequence[Path], units: str | None) -> Iterator[tuple[str, _Read]]:
     """Yield ids of samples given by their files, and functions that read them."""
-    from mmad_bank.data import open_sample
+    from mmad_bank.data import open_points, open_sample
+    from mmad_bank.data.names import POINTS
 
     names: set[str] = set()
     for rgb, xyz in _pairs(paths):
@@ -228,8 +229,10 @@ def _files(paths: Sequence[Path], units: str | None) -> Iterator[tuple[str, _Rea
         while name in names:
             name, number = f"{rgb.stem}-{number}", number + 1
         names.add(name)
-        # Whether a picture alone does, the method knows.
-        yield name, partial(Path, rgb) if xyz is None else partial(open_sample, rgb, xyz, units=units)
+        if rgb.suffix.lower() in POINTS:
+            yield name, partial(open_points, rgb, units=units)
+        else:  # whether a picture alone does, the method knows
+            yield name, partial(Path, rgb) if xyz is None else partial(open_sample, rgb, xyz, units=units)
 
 
 def _pairs(paths: Sequence[Path]) -> Iterator[tuple[Path, Path | None]]:

@@ -43,10 +43,14 @@ def check_announced(path: Path, height: int, width: int, bytes_per_pixel: int) -
         raise InputError(f"{path}: expected a file of a size that fits its picture, found {found}{advice}")
 
 
-def most_pixels() -> int:
-    """Return the most pixels, or points, that a file may have; 0 for no limit."""
+def most_pixels(without: int = MAX_PIXELS) -> int:
+    """Return the most pixels, or points, that a file may have; 0 for no limit.
+
+    Args:
+        without: The limit where the environment sets none.
+    """
     allowed = _allowed()
-    return MAX_PIXELS if allowed is None else allowed
+    return without if allowed is None else allowed
 
 
 def limit_is_set() -> bool:

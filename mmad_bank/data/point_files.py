@@ -22,6 +22,7 @@ from mmad_bank.errors import InputError
 
 _AXES = ("x", "y", "z")
 _LONGEST_HEADER = 2**16  # bytes
+_MOST_POINTS = 2**24  # a projection takes some 150 bytes for each
 _MOST_FIELDS = 128  # Open3D reads 1,024 characters of a line
 _PCD_TYPES = {f"{kind}{size}": f"<{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)}
 _PCD_TYPES |= {"F4": "<f4", "F8": "<f8"}
@@ -79,7 +80,7 @@ def read_points(path: Path) -> np.ndarray:
 
 
 def _check_number(path: Path, points: int) -> None:
-    limit = most_pixels()
+    limit = most_pixels(_MOST_POINTS)
     if points < 1:
         raise InputError(f"{path}: expected points, found none")
     if limit and points > limit:

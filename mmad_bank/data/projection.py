@@ -79,6 +79,8 @@ def project(
     seen = (points - points.mean(axis=0)) @ (axes * np.array([[1], [-1], [-1]])).T
     low, extent = seen.min(axis=0), np.ptp(seen, axis=0)
     length = float(extent.max())
+    if not extent[:2].max() > 0:
+        raise _at_one_place(points)
     pitch, (height, width) = _pixels(extent[:2], len(points))
     columns, rows = (
         np.minimum((seen[:, i] - low[i]) // pitch, n - 1).astype(np.int64) for i, n in ((0, width), (1, height))
@@ -112,7 +114,7 @@ def _principal_axes(points: np.ndarray) -> np.ndarray:
     centered = points - points.mean(axis=0)
     values, vectors = np.linalg.eigh(centered.T @ centered / len(points))
     if not values[-1] > 0:
-        raise InputError(f"points: expected an object, found {len(points):,} points at one place")
+        raise _at_one_place(points)
     thin, _, long = vectors.T
     height, out = centered @ thin, (centered**2).sum(axis=1)
     out = out - height**2  # squared distance from the middle, across the thin axis
@@ -121,6 +123,10 @@ def _principal_axes(points: np.ndarray) -> np.ndarray:
     if np.mean((centered @ long) ** 3) < 0:
         long = -long
     return np.stack([long, np.cross(thin, long), thin])
+
+
+def _at_one_place(points: np.ndarray) -> InputError:
+    return InputError(f"points: expected an object, found {len(points):,} points at one place")
 
 
 def _front(pixels: np.ndarray, depths: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -34,7 +34,7 @@ from mmad_bank.data.names import (
 )
 from mmad_bank.data.point_files import read_points
 from mmad_bank.data.projection import project
-from mmad_bank.data.sample import Record, Sample, by_defect, make_sample
+from mmad_bank.data.sample import Record, Sample, by_defect, in_metres, make_sample
 from mmad_bank.errors import InputError
 
 LAYOUT = "CATEGORY/{train,test}/NAME.pcd"
@@ -46,6 +46,7 @@ _EDITS = ("cut", "copy", "ply", "pcd")
 _GOOD_TOO = "positive"  # Anomaly-ShapeNet's word
 # The labels' file repeats the points as text; so far apart, in lengths of the part, the two may be.
 _ROUNDING = 1e-3
+_FARTHEST = 1e30
 
 
 class Real3DDataset(SampleDataset):
@@ -116,8 +117,13 @@ def cloud_sample(record: Record, points: np.ndarray, labels: np.ndarray | None) 
     return replace(make_sample(record, None, xyz, mask), points=known)
 
 
-def open_points(path: str | Path) -> Sample:
+def open_points(path: str | Path, *, units: str | None = None) -> Sample:
     """Read one sample from a file of points alone, PCD or PLY.
+
+    Args:
+        path: The file.
+        units: Unit of the file, see :data:`mmad_bank.data.UNITS`; default: the unit of the data that the model was
+            fitted on, or else metres.
 
     Raises:
         InputError: The file is missing or damaged, or has too few points.
@@ -125,7 +131,7 @@ def open_points(path: str | Path) -> Sample:
     file = Path(path)
     record = Record("", "test", GOOD, file.stem, None, file, None)
     sample = cloud_sample(record, _finite(file, read_points(file)), None)
-    return replace(sample, id=file.stem, mask=None)
+    return in_metres(replace(sample, id=file.stem, mask=None), units)
 
 
 def is_category(folder: Path) -> bool:
@@ -170,7 +176,8 @@ def _defect(name: str, category: str) -> str | None:
 
 
 def _finite(path: Path, points: np.ndarray) -> np.ndarray:
-    kept = points[np.isfinite(points).all(axis=1)]
+    """Return the points that are finite, also once float32 has been made of them."""
+    kept = points[(np.abs(points) < _FARTHEST).all(axis=1)]
     if len(kept) < 3:
         raise InputError(f"{path}: expected three points or more, found {len(kept)}")
     return kept

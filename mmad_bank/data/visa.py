@@ -9,6 +9,7 @@ script makes of it (``VisA_pytorch/1cls``) is in MVTec AD's layout.
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -23,6 +24,7 @@ from mmad_bank.errors import InputError
 LAYOUT = "CATEGORY/Data/Images/{Normal,Anomaly}/NAME.JPG"
 Setup = Literal["1cls", "2cls_highshot", "2cls_fewshot"]
 _TABLES, _KINDS = "split_csv", "image_anno.csv"
+_LONGEST_KIND, _LONGEST_NAME = 100, 200
 _NO_NAME = re.compile(r"[^\w -]+")  # what has no place in a folder's name
 
 
@@ -97,7 +99,7 @@ def _records(root: Path, names: list[str], split: str, table: Path) -> Iterator[
         defect = defect_named(row["label"])
         if defect != GOOD:
             kind = kinds.get(row["image"], "")
-            defect = kind if kind and defect_named(kind) != GOOD else ANOMALOUS
+            defect = kind if 0 < len(kind) <= _LONGEST_KIND and defect_named(kind) != GOOD else ANOMALOUS
         picture = _inside(root, row["image"], table)
         mask = _inside(root, row["mask"], table) if row["mask"] and defect != GOOD else None
         yield Record(row["object"], split, defect, picture.stem, picture, None, mask)
@@ -129,7 +131,8 @@ def _rows(table: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
             missing = [name for name in columns if name not in (reader.fieldnames or ())]
             if missing:
                 found = ",".join(reader.fieldnames or ())
-                raise InputError(f"{table}: expected the columns {','.join(columns)}, found {found[:80] or 'none'}")
+                expected = f"expected the columns {','.join(columns)}"
+                raise InputError(f"{table}: {expected}, found {repr(found[:80]) if found else 'none'}")
             for row in reader:
                 yield {name: row[name] or "" for name in columns}
     except (csv.Error, UnicodeDecodeError) as error:
@@ -139,6 +142,7 @@ def _rows(table: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
 def _inside(root: Path, path: str, table: Path) -> Path:
     """Return a path that a table names; one that leads out of the data set is refused."""
     parts = PurePosixPath(path.replace("\\", "/"))
-    if parts.is_absolute() or ".." in parts.parts or not parts.name:
-        raise InputError(f"{table}: expected a path inside the data set, found {path!r}")
+    a_name = parts.name and path.isprintable() and all(len(os.fsencode(part)) <= _LONGEST_NAME for part in parts.parts)
+    if parts.is_absolute() or ".." in parts.parts or not a_name:
+        raise InputError(f"{table}: expected a path inside the data set, found {path[:80]!r}")
     return root.joinpath(*parts.parts)

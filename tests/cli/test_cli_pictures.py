@@ -34,7 +34,7 @@ def test_pictures_alone_end_to_end(data: Path, tmp_path: Path, name: str, catego
     for place, model in ((source, tmp_path / "raw.model"), (tmp_path / "prepared", tmp_path / "model")):
         done = facts("fit", "patchcore", place, *only, "--out", model, *SMALL)
         assert done["models"][0]["images"] == 4
-        found = facts("evaluate", model, place, *only)
+        found = facts("evaluate", model, place, *only, "--report", tmp_path / f"{model.name}.report")
         assert found["left_out"] == {}
         metrics = found["categories"][0]["metrics"]["fused"]
         assert metrics["image_auroc"] == 1.0  # a bright spot on dark noise

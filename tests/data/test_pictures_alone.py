@@ -194,7 +194,12 @@ def test_visas_setups_and_tables(visa: Path) -> None:
             rows.replace("candle/Data/Masks", "../../Masks"),
             r"csv: expected a path inside the data set, found '\.\./",
         ),
-        ("object,split\n", r"1cls\.csv: expected the columns object,split,label,image,mask, found object,split"),
+        (
+            rows.replace("candle/Data/Images/Normal/0001.JPG", '"a\nb.JPG"'),
+            r"csv: expected a path .*, found 'a\\nb\.JPG'",
+        ),
+        (rows.replace("0001.JPG", "1" * 5000 + ".JPG"), r"csv: expected a path inside the data set, found 'candle"),
+        ("object,split\n", r"1cls\.csv: expected the columns object,split,label,image,mask, found 'object,split'"),
         ("", r"1cls\.csv: expected the columns .*found none"),
         (b"\xff\xfe".decode("latin1"), "expected the columns"),
     ):

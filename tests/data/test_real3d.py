@@ -118,6 +118,8 @@ def test_odd_clouds(tmp_path: Path) -> None:
             project(points, None)
     write_pcd(tmp_path / "a.pcd", np.vstack([np.eye(3), np.full((4, 3), np.nan)]))
     assert len(open_points(tmp_path / "a.pcd").points or ()) == 3
+    write_pcd(tmp_path / "d.pcd", np.vstack([np.eye(3), [[1e33, 0, 0]]]))
+    assert len(open_points(tmp_path / "d.pcd").points or ()) == 3
     write_pcd(tmp_path / "b.pcd", np.full((4, 3), np.nan))
     with pytest.raises(InputError, match=r"b\.pcd: expected three points or more, found 0"):
         open_points(tmp_path / "b.pcd")

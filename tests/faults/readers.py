@@ -209,6 +209,48 @@ def _read_eyecandy(path: Path) -> None:
     open_dataset(path, "Candy", "test", "eyecandies")[0]
 
 
+def _points(path: Path, kind: str) -> None:
+    import open3d
+
+    cloud = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(np.random.default_rng(0).random((40, 3))))
+    open3d.io.write_point_cloud(
+        str(path), cloud, write_ascii=kind.startswith("text"), compressed=kind.startswith("pack")
+    )
+
+
+def _read_points(path: Path) -> None:
+    from mmad_bank.data import open_points
+
+    open_points(path)
+
+
+def _toy(path: Path) -> None:
+    points = np.random.default_rng(0).random((40, 3))
+    (path / "duck" / "test").mkdir(parents=True)
+    (path / "duck" / "gt").mkdir()
+    _points(path / "duck" / "test" / "0_bulge.pcd", "binary.pcd")
+    np.savetxt(path / "duck" / "gt" / "0_bulge.txt", np.column_stack([points, points[:, 0] > 0.5]), fmt="%.6f")
+
+
+def _read_toy(path: Path) -> None:
+    from mmad_bank.data import open_dataset
+
+    _ = open_dataset(path, split="test")[0]
+
+
+def _visa(path: Path) -> None:
+    from data_trees import add_visa
+
+    add_visa(path, train=1, test=1)
+
+
+def _read_visa(path: Path) -> None:
+    from mmad_bank.data import open_dataset
+
+    for split in ("train", "test"):
+        _ = [open_dataset(path, split=split)[number] for number in range(1)]
+
+
 def _prepared(path: Path) -> None:
     from data_trees import add_sample
 
@@ -325,6 +367,7 @@ def readers(sentinel: str) -> list[Reader]:
     safe = _same(damage.any_bytes, damage.safetensors_table, damage.safetensors_table, damage.safetensors_values)
     anything, json_file = _same(damage.any_bytes), _same(damage.json_text, damage.json_text, damage.any_bytes)
     tiff, png = _same(damage.any_bytes, damage.tiff_tags, damage.tiff_tags), _same(damage.any_bytes, damage.png_chunks)
+    words = _same(damage.words, damage.words, damage.any_bytes)
     layers = partial(_read_dump, key=["net.a", "net.b"], layout="bchw")
     found = [
         Reader("bank", _bank, _read_bank, _of_banks, share=2),
@@ -391,9 +434,15 @@ def readers(sentinel: str) -> list[Reader]:
             "eyecandies",
             _eyecandy,
             _read_eyecandy,
-            _same(damage.words, damage.words, damage.any_bytes),
+            words,
             ("Candy/test_public/data/*.yaml", "Candy/test_public/data/*.txt"),
         ),
+        *(
+            Reader(f"points-{kind}", partial(_points, kind=kind), _read_points, words, suffix=kind[-4:])
+            for kind in ("text.pcd", "binary.pcd", "packed.pcd", "text.ply", "binary.ply")
+        ),
+        Reader("points-labels", _toy, _read_toy, words, ("duck/gt/0_bulge.txt",)),
+        Reader("visa", _visa, _read_visa, words, ("split_csv/1cls.csv", "candle/image_anno.csv")),
         Reader("prepared", _prepared, _read_prepared, json_file, ("prepared.json",)),
         Reader("stages", _stages, _read_stages, json_file, ("stages.json",)),
         Reader("checkpoint", _checkpoint, _read_checkpoint, zips, suffix=".pth"),

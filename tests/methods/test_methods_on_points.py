@@ -97,6 +97,9 @@ def test_points_from_the_shell(toys: Path, tmp_path: Path) -> None:
     files = [toys / f"duck/test/{name}.pcd" for name in ("0_good", "0_bulge_cut")]
     scored = facts("predict", tmp_path / "model", *files, "--out", tmp_path / "out")["samples"]
     assert scored[0]["score"] < scored[1]["score"]
+    (same,) = facts("predict", tmp_path / "model", files[1], "--units", "mm", "--out", tmp_path / "mm")["samples"]
+    (other,) = facts("predict", tmp_path / "model", files[1], "--units", "cm", "--out", tmp_path / "cm")["samples"]
+    assert same["score"] == scored[1]["score"] != other["score"]
     assert np.load(tmp_path / "out" / "0_good" / "points.npy").shape == (8000,)
     assert facts("info", toys)["modalities"] == ["xyz"]
     line = refused_at_last("fit", "btf", toys, "--bundled", "--out", tmp_path / "other")
