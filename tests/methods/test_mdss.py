@@ -104,13 +104,17 @@ def test_a_batch_is_predicted_as_its_samples_are(fitted: MDSS) -> None:
 
 
 def test_products_may_be_of_bfloat16(fitted: MDSS, tmp_path: Path) -> None:
-    fitted.sdf_.save(tmp_path / "sdf.safetensors")
+    fitted.save(tmp_path / "model")
+    manifest = tmp_path / "model" / "model.json"
+    content = json.loads(manifest.read_text())
+    del content["checksum"]
+    content["arguments"]["compute_dtype"] = "bfloat16"
+    manifest.write_text(json.dumps(content))
     sample = a_part(30, "test")
-    exact = fitted.predict(sample).parts["xyz"].scores
-    own = {**SMALL, "sdf_weights": str(tmp_path / "sdf.safetensors"), "compute_dtype": "bfloat16"}
-    rounded = MDSS(**own, branches=("xyz",)).fit(parts(1)).predict(sample).parts["xyz"].scores
-    assert rounded.dtype == torch.float32
-    assert 0 < (rounded - exact).abs().max() < 0.02 * exact.max()
+    exact, rounded = (one.predict(sample).parts for one in (fitted, methods.load(tmp_path / "model")))
+    for name in ("rgb", "xyz"):
+        assert rounded[name].scores.dtype == torch.float32
+        assert 0 < (rounded[name].scores - exact[name].scores).abs().max() < 0.02 * exact[name].scores.max()
 
 
 def test_coverage_is_a_number_of_patches(fitted: MDSS) -> None:

@@ -202,7 +202,8 @@ def squared_difference(teacher: nn.Module, student: nn.Module, images: Tensor, m
 def _difference(teacher: nn.Module, student: nn.Module, images: Tensor) -> Tensor:
     with torch.no_grad():
         target = teacher(images)
-    return (target - student(images)).square()
+    # Inside an autocast the networks give bfloat16: their difference is taken, and averaged later, in the images' type.
+    return (target.to(images.dtype) - student(images).to(images.dtype)).square()
 
 
 def _extent(there: Tensor) -> tuple[int, int]:
