@@ -6,6 +6,7 @@ One class, because each of these parts asks the method for the same few things: 
 from __future__ import annotations
 
 import os
+import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ from mmad_bank.methods.map_scale import distances_to_others, scale_by_stage, spr
 from mmad_bank.methods.options import BankOptions, RGBOptions
 from mmad_bank.methods.padding import score_in_windows, window_cells, window_of
 from mmad_bank.methods.prediction import FUSED, Gaussian, check_place
-from mmad_bank.methods.shareable import CategoryData
+from mmad_bank.methods.shareable import CategoryData, warn_of_other_features
 from mmad_bank.methods.training_features import (
     IMAGES_AT_ONCE,
     Dumps,
@@ -224,6 +225,13 @@ class BankMethod(Method, BankOptions, RGBOptions):
         """Learn to adapt features, and then to fuse the adapted ones, see :meth:`Method.learn_parts`."""
         self._learn_adaptation(members, stages)
         self._learn_features(members, stages)
+        for part in self.shareable:
+            warn_of_other_features(part.argument, self.source_of(part.argument), self.features_of(part.name))
+
+    def features_of(self, part: str) -> str:
+        """Name the extractors, whatever the grid on which they describe patches, see :meth:`Method.features_of`."""
+        del part
+        return " + ".join(re.sub(r" grid \d+x\d+", "", name) for name in self.extractors_.names.values())
 
     def _scale_maps(self, dataset: Samples, validation: Samples | None, stages: Stages) -> None:
         """Nothing is left to do: the scale was measured on the features, which go with the end of the fit."""

@@ -221,11 +221,16 @@ class Method(MethodOptions, ABC):
         own = str(getattr(self, argument))
         return self._shared.files.get(argument, own) if self._shared is not None and own == TRAIN else own
 
+    def features_of(self, part: str) -> str:
+        """Name the extractors whose features a shareable part is trained on; empty where it looks at none."""
+        del part
+        return ""
+
     def _trained_on(self) -> Iterator[tuple[str, TrainedOn]]:
         """Yield what is known of the trainings of the parts of a fitted method."""
         for part in filter(lambda one: self._has(one.name), self.shareable):
             source = self.source_of(part.argument)
-            own = TrainedOn(len(self.train_ids_), tuple(self.categories_))
+            own = TrainedOn(len(self.train_ids_), tuple(self.categories_), self.features_of(part.name))
             found = own if source == TRAIN else read_trained_on(source)
             if found is not None:
                 yield part.name, found

@@ -7,6 +7,7 @@ of several categories (:meth:`~mmad_bank.methods.Method.learn_parts`); :mod:`mma
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,6 +77,7 @@ class TrainedOn:
     Attributes:
         images: Number of images.
         categories: Their categories, sorted; empty where they named none.
+        features: Names of the extractors whose features it was trained on; empty where it looks at none.
 
     Example:
         >>> TrainedOn(40, ("bagel", "rope")).in_words()
@@ -84,11 +86,13 @@ class TrainedOn:
 
     images: int
     categories: tuple[str, ...]
+    features: str = ""
 
     @classmethod
-    def of(cls, members: Sequence[CategoryData]) -> TrainedOn:
+    def of(cls, members: Sequence[CategoryData], features: str = "") -> TrainedOn:
         """Sum up categories' data."""
-        return cls(sum(one.images for one in members), tuple(sorted({one.category for one in members} - {""})))
+        categories = sorted({one.category for one in members} - {""})
+        return cls(sum(one.images for one in members), tuple(categories), features)
 
     @classmethod
     def from_json(cls, content: Any, place: str) -> TrainedOn:
@@ -98,11 +102,13 @@ class TrainedOn:
             FormatError: It is something else; the message names the place.
         """
         found = Manifest(place, content)
-        return cls(found.integer("images"), tuple(found.texts("categories")))
+        features = found.text("features") if "features" in found.content else ""
+        return cls(found.integer("images"), tuple(found.texts("categories")), features)
 
     def as_json(self) -> dict[str, Any]:
         """Return it for a JSON file."""
-        return {"images": self.images, "categories": list(self.categories)}
+        own = {"images": self.images, "categories": list(self.categories)}
+        return {**own, "features": self.features} if self.features else own
 
     def in_words(self) -> str:
         """Return it for people."""
@@ -112,6 +118,21 @@ class TrainedOn:
     def as_metadata(self) -> dict[str, str]:
         """Return it for the header of a safetensors file."""
         return {_KEY: json.dumps(self.as_json())}
+
+
+def warn_of_other_features(argument: str, source: str, features: str) -> None:
+    """Warn that a part of a file was trained on other features than those that it is used on, if the file says so.
+
+    Args:
+        argument: Argument that took it.
+        source: File of the part, or another value of the argument.
+        features: Names of the extractors that it is used with.
+    """
+    found = read_trained_on(source)
+    if found is not None and found.features not in ("", features):
+        warnings.warn(
+            f"{argument}: trained on features of {found.features}; found those of {features} ({source})", stacklevel=3
+        )
 
 
 def read_trained_on(path: str | Path) -> TrainedOn | None:

@@ -90,7 +90,8 @@ def train_shared(
     with plain_torch(), seeded(trainer.seed), within(f"all {len(members)} categories"):
         trainer.learn_parts(members, stages)
     for part in parts:
-        _write(getattr(trainer, part.attribute), stages, f"{part.name}.safetensors", TrainedOn.of(members))
+        trained_on = TrainedOn.of(members, trainer.features_of(part.name))
+        _write(getattr(trainer, part.attribute), stages, f"{part.name}.safetensors", trained_on)
     write_text(stages.state(_SKIPPED), json.dumps(skipped))
     return Shared(files, identity, skipped)
 

@@ -25,6 +25,7 @@ from mmad_bank.synthetic import write_synthetic
 SIZE = 32
 NAMES = ["chip_cookie", "stud_tray"]
 BOTH = {"images": 7, "categories": NAMES}
+FEATURES = "fpfh normals 0.1/30 features 0.25/100 + efficientnet_lite0 stages 1 mean 3"
 
 
 def settings(*words: str) -> list[str]:
@@ -83,16 +84,16 @@ def test_fit_trains_one_fusion_for_all_categories(parts: Path, tmp_path: Path, d
     out = tmp_path / "models"
     done = facts_with_left_out("fit", "m3dm", parts, "--out", out, *M3DM)
     assert [one["category"] for one in done["models"]] == NAMES
-    assert [one["trained_on"] for one in done["models"]] == [{"uff": BOTH}] * 2
+    assert [one["trained_on"] for one in done["models"]] == [{"uff": {**BOTH, "features": FEATURES}}] * 2
     assert set(described.values()) == {1}
     assert len(described) == 7
     assert sorted(path.name for path in tmp_path.iterdir()) == ["models"], "the work folder goes after success"
     weights = [(out / name / "uff.safetensors").read_bytes() for name in NAMES]
     assert weights[0] == weights[1]
     model = methods.load(out / "stud_tray")
-    assert model.trained_on_ == {"uff": TrainedOn(7, tuple(NAMES))}
+    assert model.trained_on_ == {"uff": TrainedOn(7, tuple(NAMES), FEATURES)}
     assert model.arguments()["uff_weights"] == "train"
-    assert facts("info", out / "stud_tray")["trained_on"] == {"uff": BOTH}
+    assert facts("info", out / "stud_tray")["trained_on"] == done["models"][1]["trained_on"]
     assert "trained on  uff: 7 images of chip_cookie, stud_tray" in " ".join(
         good("info", out / "stud_tray").split("\n")
     )
@@ -100,7 +101,9 @@ def test_fit_trains_one_fusion_for_all_categories(parts: Path, tmp_path: Path, d
 
 def test_fit_per_category_trains_one_for_each(parts: Path, tmp_path: Path) -> None:
     done = facts_with_left_out("fit", "m3dm", parts, "--out", tmp_path / "models", "--per-category", *M3DM)
-    expected = [{"images": 4, "categories": NAMES[:1]}, {"images": 3, "categories": NAMES[1:]}]
+    expected = [
+        {"images": n, "categories": [name], "features": FEATURES} for n, name in zip((4, 3), NAMES, strict=True)
+    ]
     assert [one["trained_on"]["uff"] for one in done["models"]] == expected
     alone = facts("fit", "m3dm", parts, "--out", tmp_path / "one", "--categories", "chip_cookie", *M3DM)
     assert alone["models"][0]["trained_on"] == {"uff": expected[0]}
@@ -123,14 +126,15 @@ def test_a_part_trained_alone_is_that_of_the_fits(
     told = facts_with_left_out(command, parts, "--out", out, *words)
     assert {name: told[name] for name in BOTH} == BOTH
     assert told["path"] == str(out)
-    assert read_trained_on(out) == TrainedOn(7, tuple(NAMES))
+    trained_on = read_trained_on(out)
+    assert trained_on == TrainedOn(7, tuple(NAMES), "" if method == "mdss" else FEATURES)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["part.safetensors"]
     assert "part.safetensors' exists" in refused(command, parts, "--out", out, *words)
     fitted = facts_with_left_out("fit", method, parts, "--out", models, *words)
-    assert [list(one["trained_on"].values()) for one in fitted["models"]] == [[BOTH]] * 2
+    assert [list(one["trained_on"].values()) for one in fitted["models"]] == [[trained_on.as_json()]] * 2
     own = facts("fit", method, parts, "--out", tmp_path / "own", "--categories", NAMES[0], *words,
                 "--set", f"{argument}={out}")  # fmt: skip
-    assert list(own["models"][0]["trained_on"].values()) == [BOTH]
+    assert list(own["models"][0]["trained_on"].values()) == [trained_on.as_json()]
     assert (models / NAMES[0] / file).read_bytes() == (tmp_path / "own" / file).read_bytes()
     network = getattr(methods.load(tmp_path / "own"), attribute)
     assert read(out) == {name: values.flatten().tolist() for name, values in network.state_dict().items()}
@@ -180,7 +184,7 @@ def test_a_category_of_no_use_does_not_end_the_fits_of_others(parts: Path, tmp_p
     assert result.exit_code == 3, result.output
     assert "left out: stud_tray: dataset: no sample can be used" in result.stderr
     assert [path.name for path in (tmp_path / "m").iterdir()] == ["chip_cookie"]
-    assert methods.load(tmp_path / "m" / "chip_cookie").trained_on_["uff"] == TrainedOn(4, ("chip_cookie",))
+    assert methods.load(tmp_path / "m" / "chip_cookie").trained_on_["uff"].categories == ("chip_cookie",)
     for picture in (data / "chip_cookie" / "train" / "good" / "rgb").iterdir():
         picture.write_bytes(b"no picture")
     none = call("fit", "patchcore", data, "--out", tmp_path / "none", *settings("grid=4,4"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from torch import nn
 
 from mmad_bank import methods
 from mmad_bank._internal.training import sample_order
-from mmad_bank.adaptation import train_adaptation
+from mmad_bank.adaptation import FeatureAdaptation, train_adaptation
 from mmad_bank.adaptation.training import Training
 from mmad_bank.data import Sample
 from mmad_bank.errors import FormatError, InputError, NoneUsableError
@@ -31,6 +33,8 @@ POINTS: dict[str, Any] = {**RGB, "xyz": "fpfh"}
 UFF: dict[str, Any] = {**POINTS, "uff_steps": 4, "uff_batch": 3, "uff_patches": 16}
 ADAPTED: dict[str, Any] = {"adaptation_steps": 4, "adaptation_batch": 3}
 LSFA_SMALL: dict[str, Any] = {**POINTS, **ADAPTED, "queue_size": 100}
+
+FEATURES = "fpfh normals 0.1/30 features 0.25/100 + efficientnet_lite0 stages 1 mean 3"
 
 
 def some(category: str, n: int, first: int) -> list[Sample]:
@@ -77,12 +81,12 @@ def test_categories_share_the_fusion_that_their_images_together_train(
     by_hand = train_fusion(pairs_of(bagel, parts), steps=4, warmup=1, batch=3, patches_per_image=16)
     assert same(bagel.uff_, by_hand)
     assert same(rope.uff_, by_hand)
-    assert bagel.trained_on_ == rope.trained_on_ == {"uff": TrainedOn(5, ("bagel", "rope"))}
+    assert bagel.trained_on_ == rope.trained_on_ == {"uff": TrainedOn(5, ("bagel", "rope"), FEATURES)}
     assert (bagel.categories_, rope.categories_) == (["bagel"], ["rope"])
     assert bagel.train_ids_ == [sample.id for sample in parts["bagel"]]
     alone = M3DM(**UFF).fit(parts["bagel"])
     assert not same(alone.uff_, by_hand)
-    assert alone.trained_on_ == {"uff": TrainedOn(3, ("bagel",))}
+    assert alone.trained_on_ == {"uff": TrainedOn(3, ("bagel",), FEATURES)}
 
 
 def test_categories_share_adaptors_with_queues_of_their_own(parts: dict[str, list[Sample]]) -> None:
@@ -93,7 +97,7 @@ def test_categories_share_adaptors_with_queues_of_their_own(parts: dict[str, lis
     assert same(bagel.adaptation_, by_hand)
     assert same(rope.adaptation_, by_hand)
     assert not same(by_hand, train_adaptation(pairs_of(bagel, parts), **options))
-    assert rope.trained_on_ == {"adaptation": TrainedOn(5, ("bagel", "rope"))}
+    assert rope.trained_on_ == {"adaptation": TrainedOn(5, ("bagel", "rope"), FEATURES)}
 
 
 def test_a_shared_fusion_is_trained_on_features_of_the_shared_adaptors(parts: dict[str, list[Sample]]) -> None:
@@ -105,7 +109,8 @@ def test_a_shared_fusion_is_trained_on_features_of_the_shared_adaptors(parts: di
     by_hand = train_fusion(adapted, steps=4, warmup=1, batch=3, patches_per_image=16)
     for one, other in zip(bagel.uff_.state_dict().values(), by_hand.state_dict().values(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
-    assert sorted(bagel.trained_on_) == ["adaptation", "uff"]
+    both = {"adaptation": FEATURES, "uff": f"{FEATURES} adapted"}
+    assert {name: one.features for name, one in bagel.trained_on_.items()} == both
 
 
 def test_a_step_takes_images_of_all_categories(parts: dict[str, list[Sample]]) -> None:
@@ -191,7 +196,7 @@ def test_a_saved_model_says_what_its_parts_were_trained_on(parts: dict[str, list
     model = M3DM(**{**UFF, "uff_weights": str(file)}).fit(parts["rope"])
     model.save(tmp_path / "model")
     loaded = methods.load(tmp_path / "model")
-    assert loaded.trained_on_ == {"uff": TrainedOn(5, ("bagel", "rope"))}
+    assert loaded.trained_on_ == {"uff": TrainedOn(5, ("bagel", "rope"), FEATURES)}
     assert loaded.predict(a_part(90)).score == model.predict(a_part(90)).score
     model.uff_.save(tmp_path / "published.pth")
     unknown = M3DM(**{**UFF, "uff_weights": str(tmp_path / "published.pth")}).fit(parts["rope"])
@@ -201,13 +206,27 @@ def test_a_saved_model_says_what_its_parts_were_trained_on(parts: dict[str, list
         read_trained_on(file)
 
 
+def test_a_fusion_of_other_features_is_taken_with_a_warning(parts: dict[str, list[Sample]], tmp_path: Path) -> None:
+    shared = train_shared(M3DM(**UFF), parts, workdir=tmp_path)
+    file = tmp_path / "uff.safetensors"
+    file.write_bytes(Path(shared.files["uff_weights"]).read_bytes())
+    FeatureAdaptation(33, 24, layer="residual").save(tmp_path / "pair.safetensors")
+    adapted = M3DM(**UFF, uff_weights=str(file), adaptation=str(tmp_path / "pair.safetensors"))
+    words = f"uff_weights: trained on features of {FEATURES}; found those of {FEATURES} adapted ({file})"
+    with pytest.warns(UserWarning, match=f"^{re.escape(words)}$"):
+        adapted.fit(parts["rope"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        M3DM(**{**UFF, "grid": (4, 4)}, uff_weights=str(file)).fit(parts["rope"])
+
+
 def test_a_category_without_usable_samples_takes_no_part(parts: dict[str, list[Sample]], tmp_path: Path) -> None:
     bad = [Sample(one.rgb * float("nan"), one.xyz, one.mask, id=f"bad/{one.id}", preparation=one.preparation)
            for one in parts["rope"]]  # fmt: skip
     shared = train_shared(M3DM(**UFF), {**parts, "bad": bad}, workdir=tmp_path)
     assert list(shared.skipped) == ["bad"]
     assert "dataset: no sample can be used" in shared.skipped["bad"]
-    assert read_trained_on(shared.files["uff_weights"]) == TrainedOn(5, ("bagel", "rope"))
+    assert read_trained_on(shared.files["uff_weights"]) == TrainedOn(5, ("bagel", "rope"), FEATURES)
     with pytest.raises(NoneUsableError, match=r"datasets: no sample of any category can be used"):
         train_shared(M3DM(**UFF), {"bad": bad}, workdir=tmp_path)
     with pytest.raises(InputError, match=r"datasets: expected normal samples of one or more categories, found none"):

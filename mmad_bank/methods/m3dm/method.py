@@ -160,6 +160,11 @@ class M3DM(GroupSampling):
     def _has(self, part: str) -> bool:
         return part != UFF.name or ("fusion" in self.banks and self.fusion == "uff")
 
+    def features_of(self, part: str) -> str:
+        """Name the extractors; UFF fuses what an adaptation has made of their features."""
+        names = super().features_of(part)
+        return names if self.adaptation_ is None or part != UFF.name else f"{names} adapted"
+
     def _learn_features(self, members: Sequence[CategoryData], stages: Stages) -> None:
         if not self._has(UFF.name):
             return
