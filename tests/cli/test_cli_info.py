@@ -204,7 +204,7 @@ def test_the_parameters_of_a_method_are_listed() -> None:
     text = good("info", "--parameters", "m3dm")
     for words in (
         "number (above 0 and at most 1, such as 0.1 for 10%), default 0.1\n",
-        "default 28,28\n",
+        "default none, with --bundled 28,28\n",
         "default none\n",
     ):
         assert words in text
