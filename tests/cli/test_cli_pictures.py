@@ -88,3 +88,27 @@ def test_info_of_data(data: Path, tmp_path: Path) -> None:
     assert "train 4; test 2 good, 2 defective (chunk of wax missing+weird-odd wick 2)" in words
     good("prepare", data / "VisA", "--out", tmp_path / "out", "--image-size", 32, "--workers", 1)
     assert "32 pixels per side, background keep" in call("info", tmp_path / "out").stdout
+
+
+def test_cfm_takes_the_raw_data_where_the_pictures_lost_their_background(tmp_path: Path) -> None:
+    pytest.importorskip("open3d")
+    command = ("--image-size", 96, "--train-images", 3, "--validation-images", 0, "--test-images", 3, "--workers", 1)
+    good("synth", tmp_path / "raw", "--categories", "stud_tray", *command)
+    good("prepare", tmp_path / "raw", "--out", tmp_path / "black", "--image-size", 64, "--workers", 1)
+    settings = ("xyz=fpfh", "epochs=1", "pixels-per-image=50", "map-size=16")
+    tiny = (*(word for one in settings for word in ("--set", one)), *SMALL[:-2])
+    words = r"background, which is removed here; takes the raw data instead, .*raw, and prepares them anew"
+    with pytest.warns(UserWarning, match=words):
+        good("fit", "cfm", tmp_path / "black", "--out", tmp_path / "model", *tiny)
+    with pytest.warns(UserWarning, match=words):
+        found = facts("predict", tmp_path / "model", tmp_path / "black", "--out", tmp_path / "out")["samples"]
+    scores = {one["id"]: one["score"] for one in found}
+    again = facts("predict", tmp_path / "model", tmp_path / "raw", "--out", tmp_path / "again")["samples"]
+    assert scores == {one["id"]: one["score"] for one in again}
+    (tmp_path / "raw").rename(tmp_path / "elsewhere")
+    for arguments in (
+        ("fit", "cfm", tmp_path / "black", "--out", tmp_path / "other", *tiny),
+        ("evaluate", tmp_path / "model", tmp_path / "black"),
+        ("predict", tmp_path / "model", tmp_path / "black", "--out", tmp_path / "more"),
+    ):
+        assert "expected pictures with their background, which cfm compares, found it removed" in refused(*arguments)
