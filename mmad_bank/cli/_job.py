@@ -66,11 +66,14 @@ class Job:
     def open(self) -> None:
         """Open all splits before the work."""
         from mmad_bank.data import categories_of, few_shot, open_dataset
+        from mmad_bank.methods.preparing import refuse_missing
 
+        method = self.make()
         with doing(f"looking through {self.dataset}"):
             names = self.categories or categories_of(self.dataset, self.layout)
             for name in names:
                 train = open_dataset(self.dataset, name, "train", self.layout, units=self.units)
+                refuse_missing(train, method.modalities, method.name, str(self.dataset))
                 if self.few_shot is not None:
                     self.splits[name] = few_shot(train, self.few_shot, self.seed), None
                     continue

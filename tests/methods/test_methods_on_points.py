@@ -13,7 +13,7 @@ for package in ("timm", "tifffile", "open3d", "scipy"):
     pytest.importorskip(package)
 
 from data_trees import add_real3d
-from helpers import facts, refused_at_last
+from helpers import facts, refused
 from raw_pictures import colours
 
 from mmad_bank.data import Preprocessing, open_dataset, open_points, prepare
@@ -102,7 +102,7 @@ def test_points_from_the_shell(toys: Path, tmp_path: Path) -> None:
     assert same["score"] == scored[1]["score"] != other["score"]
     assert np.load(tmp_path / "out" / "0_good" / "points.npy").shape == (8000,)
     assert facts("info", toys)["modalities"] == ["xyz"]
-    line = refused_at_last("fit", "btf", toys, "--bundled", "--out", tmp_path / "other")
+    line = refused("fit", "btf", toys, "--bundled", "--out", tmp_path / "other")
     assert (
         "expected pictures and point clouds for btf, found point clouds alone; m3dm takes these with banks=xyz" in line
     )
