@@ -98,6 +98,24 @@ def test_gradients_of_all_losses_add_up_at_the_rate_of_the_step() -> None:
     assert net.weight.item() == pytest.approx(-(3 * 0.5 + 6 * 0.25 + 9 * 1.0))
 
 
+def test_what_comes_behind_a_step_sees_its_weights_and_gradients(tmp_path: Path) -> None:
+    """And is saved with the step: a clamp after every step holds in the file too."""
+    net = nn.Linear(1, 1, bias=False)
+    net.weight.data.fill_(1.0)
+    seen = []
+
+    def after(step: int) -> None:
+        seen.append((step, net.weight.item(), net.weight.grad.item()))
+        net.weight.data.clamp_(min=0.5)
+
+    train(
+        lambda step: [net.weight.sum()], {"model": net}, torch.optim.SGD(net.parameters(), lr=0.25), kind="Toy",
+        caller="train_toy", arguments={"steps": 3, "seed": 0}, after=after, resume=tmp_path / "toy.pt", save_every=1,
+    )  # fmt: skip
+    assert seen == [(0, 0.75, 1.0), (1, 0.5, 1.0), (2, 0.25, 1.0)]
+    assert torch.load(tmp_path / "toy.pt", weights_only=True)["model"]["weight"].item() == 0.5
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_names_its_step_and_keeps_the_file(tmp_path: Path, bad: float) -> None:
     net = nn.Linear(1, 1)
