@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -92,11 +92,13 @@ class RGBExtractor(nn.Module):
         if self.is_transformer and self.image_size % reductions[0]:
             raise InputError(f"image_size: expected a multiple of {model}'s {reductions[0]}, found {image_size}")
         self.layers = self._choose(layers, reductions)
+        # Converted for the whole network: what is in a file may concern layers that are cut off.
+        weights = None if checkpoint is None else _read(network, checkpoint)
         network.prune_intermediate_layers(list(self.layers), prune_norm=not self.is_transformer, prune_head=True)
         if not self.is_transformer:
             _check_size(network, model, self.image_size)
-        if checkpoint is not None:
-            _load(network, checkpoint)
+        if checkpoint is not None and weights is not None:
+            load_matching(network, weights, checkpoint)
         self.network = network
         self.dim = sum(_width(network.feature_info[layer], self.is_transformer) for layer in self.layers)
         self._own_grid = (math.ceil(self.image_size / reductions[self.layers[0]]),) * 2
@@ -270,8 +272,8 @@ def _quiet_hub() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _load(network: Any, checkpoint: str | os.PathLike[str]) -> None:
-    """Load a file's weights, converted by the function that the network's module in timm has for them, if any.
+def _read(network: Any, checkpoint: str | os.PathLike[str]) -> Mapping[str, Tensor]:
+    """Read a file's weights, converted by the function that the network's module in timm has for them, if any.
 
     timm's own loading leaves out what does not fit when the classifier is dropped; here everything must be there.
     """
@@ -280,7 +282,7 @@ def _load(network: Any, checkpoint: str | os.PathLike[str]) -> None:
     convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     if convert is not None:
         try:
-            state = convert(state, network)
+            return convert(state, network)
         except Exception as error:
             raise FormatError(f"{checkpoint}: a checkpoint for another architecture ({error})") from error
-    load_matching(network, state, checkpoint)
+    return state
