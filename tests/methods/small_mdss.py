@@ -11,7 +11,8 @@ from mmad_bank.data import Preprocessing, Sample
 SIZE = 48
 AS_IS = Preprocessing.recipe("mdss", size=SIZE)
 SMALL: dict[str, Any] = {
-    "rgb_weights": "random", "image_size": SIZE, "pdn_width": 8, "channels": 16, "teacher_steps": 3, "teacher_batch": 2,
+    "rgb_weights": "random", "image_size": SIZE, "pdn_width": 8, "channels": 16, "teacher_images": "own",
+    "teacher_steps": 3, "teacher_batch": 2,
     "student_steps": 3, "student_batch": 2, "patch_size": 60, "coverage": (2.0, 3.0), "sdf_steps": 3, "sdf_batch": 3,
     "sdf_queries": 10, "sdf_width": 16,
 }  # fmt: skip

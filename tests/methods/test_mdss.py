@@ -22,6 +22,7 @@ from mmad_bank.errors import FormatError, InputError, MmadBankError
 from mmad_bank.features.point_alignment import measured_points
 from mmad_bank.methods import MDSS
 from mmad_bank.methods.mdss.pdn import PDN, foreground_mask
+from mmad_bank.methods.mdss.photographs import Photographs
 from mmad_bank.methods.mdss.point_patches import cut_patches
 
 pytest.importorskip("timm")
@@ -185,8 +186,29 @@ def test_a_published_teacher_needs_no_extractor(tmp_path: Path, monkeypatch) -> 
 def test_a_teacher_of_other_images_is_another(fitted: MDSS, tmp_path: Path) -> None:
     image_module = pytest.importorskip("PIL.Image")
     image_module.fromarray(np.random.default_rng(0).integers(0, 255, (60, 60, 3), np.uint8)).save(tmp_path / "x.png")
-    method = MDSS(**SMALL, branches=("rgb",), teacher_images=str(tmp_path)).fit(parts())
+    method = MDSS(**{**SMALL, "teacher_images": str(tmp_path)}, branches=("rgb",)).fit(parts())
     assert not torch.equal(method.teacher_.conv1.weight, fitted.teacher_.conv1.weight)
+
+
+def test_a_teacher_without_pictures_learns_photographs(fitted: MDSS) -> None:
+    pytest.importorskip("skimage")
+    arguments = {**SMALL, "teacher_images": None}
+    method = MDSS(**arguments, branches=("rgb",)).fit(parts())
+    views = Photographs(SIZE)
+    teacher = MDSS(**arguments).distil(torch.stack([views[i] for i in range(len(views))]))
+    assert same_states(method.teacher_, teacher)
+    assert not same_states(method.teacher_, fitted.teacher_)
+
+
+def test_without_photographs_one_line_says_that_the_samples_teach(fitted: MDSS, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "skimage.data", None)
+    with pytest.warns(UserWarning, match="teacher_images: taking the training samples' own pictures, as ") as said:
+        method = MDSS(**{**SMALL, "teacher_images": None}, branches=("rgb",)).fit(parts())
+    (line,) = [str(one.message) for one in said if "teacher_images" in str(one.message)]
+    assert "scikit-image" in line
+    assert "mmad-bank[demo]" in line
+    assert "\n" not in line
+    assert same_states(method.teacher_, fitted.teacher_)
 
 
 def test_one_sdf_serves_several_categories(fitted: MDSS, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mmad_bank.methods.mdss.signed_distance import SignedDistance
 
 _SUBMODULES = (
-    "method", "pdn", "point_patches", "pulling", "score_alignment", "signed_distance", "student_teacher",
+    "method", "pdn", "photographs", "point_patches", "pulling", "score_alignment", "signed_distance", "student_teacher",
     "training_data",
 )  # fmt: skip
 __getattr__, __dir__ = lazily(__name__, _EXPORTS, submodules=_SUBMODULES)

@@ -34,11 +34,12 @@ from mmad_bank.features.factory import BUNDLED_RGB, RANDOM, make_rgb_extractor
 from mmad_bank.features.point_alignment import measured_points
 from mmad_bank.methods.base import Method, Part, Prediction, Samples
 from mmad_bank.methods.mdss.pdn import CHANNELS, PDN, foreground_mask, mask_on_grid, squared_difference
+from mmad_bank.methods.mdss.photographs import teacher_images
 from mmad_bank.methods.mdss.point_patches import JoinedPatches, cut_patches
 from mmad_bank.methods.mdss.pulling import train_on_patches, train_signed_distance
 from mmad_bank.methods.mdss.score_alignment import Moments, ScoreAlignment
 from mmad_bank.methods.mdss.signed_distance import Aggregation, SignedDistance
-from mmad_bank.methods.mdss.student_teacher import ImageFolder, Images, train_student, train_teacher
+from mmad_bank.methods.mdss.student_teacher import Images, train_student, train_teacher
 from mmad_bank.methods.mdss.training_data import TrainingData, clouds_of, counted
 from mmad_bank.methods.options import Count, Range, Rate, RGBOptions, SomeOf, accepts_former_names
 from mmad_bank.methods.prediction import Gaussian
@@ -103,7 +104,9 @@ class MDSS(Method, RGBOptions):
     network."""
 
     teacher_images: str | None = None
-    """Folder of images to distil the teacher on; none takes the training samples."""
+    """Pictures to distil the teacher on: a folder of them, or ``"own"``, those of the training samples. None takes
+    eleven photographs that come with scikit-image and scikit-learn, and the training samples where one of those is not
+    installed, as a warning says then. EfficientAD's teacher has learnt ImageNet."""
 
     teacher_steps: Count = 10_000
     """Optimizer steps of the distillation (EfficientAD takes 60 000)."""
@@ -255,7 +258,7 @@ class MDSS(Method, RGBOptions):
         if self.teacher != DISTIL:
             network = PDN(self.channels or CHANNELS, width=self.pdn_width).load_checkpoint(self.teacher)
             return network.requires_grad_(False).to(self.device)
-        images = data.images if self.teacher_images is None else ImageFolder(self.teacher_images, self.image_size)
+        images = teacher_images(self.teacher_images, data.images, self.image_size)
         return self.distil(images, resume=stages.state("teacher.pt"), progress=stages.progress)
 
     def train_sdf(
