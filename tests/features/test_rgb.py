@@ -127,21 +127,20 @@ def test_dinov2_has_its_own_grid_and_no_registers(
     assert torch.allclose(extractor(images(1, side)), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("model", "side"), [("swin_tiny_patch4_window7_224", 256), ("mvitv2_tiny", 224)])
-def test_files_of_networks_whose_last_stage_is_cut_off(tmp_path: Path, model: str, side: int) -> None:
+@pytest.mark.parametrize("model", ["swin_tiny_patch4_window7_224", "mvitv2_tiny"])
+def test_files_of_networks_whose_last_stage_is_cut_off(tmp_path: Path, model: str) -> None:
     """What timm converts concerns every stage, such as tables of relative positions that are resampled."""
     path = weights_file(model, tmp_path / "whole.pth")
-    extractor = RGBExtractor(model, path, image_size=side)
-    whole = timm.create_model(model, num_classes=0, img_size=side).eval()
+    extractor = RGBExtractor(model, path)
+    whole = timm.create_model(model, num_classes=0).eval()
     convert = sys.modules[type(whole).__module__].checkpoint_filter_fn
     state = convert(torch.load(path, weights_only=True), whole)
     whole.load_state_dict({name: tensor for name, tensor in state.items() if name in whole.state_dict()})
     with torch.no_grad():
-        maps = whole.forward_intermediates(normalised(images(1, side), whole), indices=[1], intermediates_only=True)[0]
-    n = side // 8
+        maps = whole.forward_intermediates(normalised(images(1), whole), indices=[1], intermediates_only=True)[0]
     averaged = F.avg_pool2d(maps, 3, 1, 1, count_include_pad=False).flatten(2).transpose(1, 2)
-    assert torch.allclose(extractor(images(1, side))[:, :, : averaged.shape[2]], averaged, atol=1e-4)
-    assert extractor.grid == (n, n)
+    assert torch.allclose(extractor(images(1))[:, :, : averaged.shape[2]], averaged, atol=1e-4)
+    assert extractor.grid == (28, 28)
 
 
 PLACED = [
