@@ -14,6 +14,7 @@ for package in ("timm", "tifffile"):
 
 from data_trees import add_mvtec_ad
 from raw_pictures import KEEP, Colours, colours, picture
+from small_mdss import SMALL
 from small_parts import CFM_ARGUMENTS
 
 from mmad_bank.data import SampleDataset, open_dataset, prepare
@@ -87,3 +88,9 @@ def test_a_background_that_the_cloud_tells_is_no_background_of_pictures(train: S
     model.categories_ = []
     with pytest.raises(InputError, match=r"000\.png: expected point clouds, by which the background is found"):
         model.predict(train[0])
+
+
+def test_mdss_scores_pictures_by_its_student(bottles: Path, train: SampleDataset) -> None:
+    model = MDSS("efficientnet_lite0", branches=("rgb",), rgb_layers=(1,), **SMALL).fit(train)
+    found = evaluate(model, open_dataset(bottles / "raw", split="test"))
+    assert (len(found.scores), found.failed) == (4, {})

@@ -15,11 +15,12 @@ for package in ("timm", "tifffile", "open3d", "scipy"):
 from data_trees import add_real3d
 from helpers import facts, refused
 from raw_pictures import colours
+from small_mdss import SMALL
 
 from mmad_bank.data import Preprocessing, open_dataset, open_points, prepare
 from mmad_bank.errors import InputError
 from mmad_bank.evaluation import evaluate
-from mmad_bank.methods import M3DM, load
+from mmad_bank.methods import M3DM, MDSS, load
 from mmad_bank.metrics import auroc
 
 SIZE = 64
@@ -106,3 +107,9 @@ def test_points_from_the_shell(toys: Path, tmp_path: Path) -> None:
     assert (
         "expected pictures and point clouds for btf, found point clouds alone; m3dm takes these with banks=xyz" in line
     )
+
+
+def test_mdss_scores_points_by_their_distance_from_the_surface(toys: Path) -> None:
+    model = MDSS(branches=("xyz",), **SMALL).fit(open_dataset(toys))
+    found = evaluate(model, open_dataset(toys, split="test"))
+    assert (len(found.scores), found.failed) == (6, {})
