@@ -41,7 +41,7 @@ VECTORS = 19_129
 UNTRAINED: dict[str, Any] = {
     "rgb_weights": RANDOM, "xyz_weights": RANDOM, "uff_weights": RANDOM, "rgb_to_xyz_weights": RANDOM,
     "xyz_to_rgb_weights": RANDOM, "adaptation_steps": 1, "adaptation_batch": 1, "queue_size": 784, "teacher_steps": 1,
-    "student_steps": 1, "sdf_weights": RANDOM,
+    "teacher_images": "own", "student_steps": 1, "sdf_weights": RANDOM,
 }  # fmt: skip
 """Arguments that leave out what training would take, or cut it short, of the methods that have them."""
 SIZES: dict[str, Any] = {"grid": (28, 28), "group_size": 128}
