@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmad_bank import tuning
+from mmad_bank import _core, tuning
 from mmad_bank.ops import reference
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -74,6 +74,9 @@ def test_quick_runs_are_exact_too(quick_result):
     own = [row for row in rows(result, "search") if row["name"].startswith("mmad-bank")]
     assert len(own) == 8 * 5
     assert all(row["exact"] == "all equal" for row in own)
+    by_set = [row for row in rows(result, "search") if "isa" in row]
+    assert len(by_set) >= (8 if _core.best_isa() != "generic" else 0)
+    assert all(row["exact"] == "all equal" for row in by_set)
     copies = {row["precision"]: row for row in rows(result, "load") if "precision" in row}
     assert (copies["half"]["equal"], copies["int8"]["equal"]) == ("equal", "equal")
 

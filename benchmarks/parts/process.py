@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +21,14 @@ from typing import Any
 BENCHMARKS = Path(__file__).resolve().parent.parent
 
 
-def run_fresh(module: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Run a module of this folder in a process of its own with JSON arguments; return the JSON that it prints last."""
+def run_fresh(module: str, arguments: dict[str, Any], variables: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Run a module of this folder in a process of its own with JSON arguments; return the JSON that it prints last.
+
+    ``variables`` are set in its environment.
+    """
     command = [sys.executable, "-m", f"parts.{module}", json.dumps(arguments)]
     folders = [str(BENCHMARKS), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
+    environment = {**os.environ, **(variables or {}), "PYTHONPATH": os.pathsep.join(folders)}
     run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if run.returncode != 0:
         raise RuntimeError(f"{module}: the process ended with {run.returncode}\n{run.stderr[-2000:]}")

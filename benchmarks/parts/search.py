@@ -14,6 +14,7 @@ from inputs import COLUMNS_656, SearchSet, search_set
 from peers import searchers
 
 import mmad_bank as mb
+from parts import search_sets
 
 # What mmad-bank offers; float32 is the search with its low-precision path switched off.
 PRECISIONS = ("auto", "half", "int8", "float32")
@@ -50,7 +51,34 @@ def run(options: Options, limits: Mapping[str, float]) -> list[Table]:
         for kind, queries in data.queries.items():
             tables += [_measure(prepared, data, queries, kind, k, options, limits) for k in (1, 9)]
     tables[-1].notes += GENERAL_NOTES
-    return tables
+    return [*tables, _by_instruction_set(options)]
+
+
+SET_COLUMNS = [
+    Column("name", "queries × bank × dimensions"),
+    Column("k", "k", "d"),
+    Column("isa", "instruction set"),
+    Column("auto_ms", "mmad-bank ms", ".1f"),
+    Column("faiss_ms", "IndexFlatL2 ms", ".1f"),
+    Column("times", "times as fast", ".2f"),
+    Column("exact", "neighbors as float64"),
+]
+
+
+def _by_instruction_set(options: Options) -> Table:
+    """Measure one image and the shapes of M3DM's published run with each set of instructions that is there."""
+    table = Table("Search by instruction set: mmad-bank, auto, against FAISS IndexFlatL2", SET_COLUMNS)
+    for name in search_sets.NAMES:
+        for isa in search_sets.SETS:
+            settings = {"name": name, "quick": options.quick, "threads": options.threads, "rounds": options.rounds}
+            table.rows += search_sets.rows_of(isa, settings)
+    table.notes = [
+        "Both sides are held to the set: FAISS by FAISS_OPT_LEVEL, its matrix product by OPENBLAS_CORETYPE. Each row is"
+        " measured in a process of its own, the contestants in turn; the ratio is the median over the rounds.",
+        "One image: patches of a texture against a coreset of 244 images. xyz, rgb, fusion: the sizes of M3DM's"
+        " published run, with real features of two textures; the neighbors of every sixteenth query are checked.",
+    ]
+    return table
 
 
 @dataclass
