@@ -4,6 +4,7 @@
 
 #include <pybind11/stl.h>
 
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -32,16 +33,20 @@ std::string format_name(mmad::Format format) {
     case mmad::Format::fixed16: return "fixed16";
     case mmad::Format::fixed8: return "fixed8";
     case mmad::Format::bfloat16: return "bfloat16";
+    default: return "unknown";  // formats of queries
   }
-  return "unknown";
 }
 
-mmad::KnnIndex make_index(const FloatRows& bank, const std::string& precision, int threads) {
+// `coarse`, of tests: so many coordinates instead of what would be chosen.
+mmad::KnnIndex make_index(const FloatRows& bank, const std::string& precision, int threads,
+                          std::optional<std::int64_t> coarse) {
   const mmad::Isa isa = mmad::active_isa();
-  const mmad::Format format = mmad::screening_format(precision, isa);
-  const bool coarse = precision == "auto" || precision == "int8";
+  const auto rows = view(bank);
   const Released released;
-  return mmad::KnnIndex(view(bank), format, isa, coarse, threads);
+  const mmad::Screening screening = coarse.has_value()
+                                        ? mmad::Screening{mmad::screening_format(precision, isa), *coarse}
+                                        : mmad::choose_screening(rows, precision, isa, threads);
+  return mmad::KnnIndex(rows, screening, isa, threads);
 }
 
 py::tuple search(const mmad::KnnIndex& index, const FloatRows& queries, std::int64_t k, int threads) {
@@ -60,11 +65,12 @@ py::tuple search(const mmad::KnnIndex& index, const FloatRows& queries, std::int
 void bind_knn(py::module_& module) {
   py::class_<mmad::KnnIndex>(module, "KnnIndex")
       .def(py::init(&make_index), py::arg("bank").noconvert(), py::arg("precision"), py::arg("threads"),
-           py::keep_alive<1, 2>())
+           py::arg("coarse") = py::none(), py::keep_alive<1, 2>())
       .def("search", &search, py::arg("queries").noconvert(), py::arg("k"), py::arg("threads"))
       .def_property_readonly("nbytes", &mmad::KnnIndex::nbytes)
-      .def_property_readonly("coarse", &mmad::KnnIndex::coarse)
-      .def_property_readonly("format", [](const mmad::KnnIndex& index) { return format_name(index.format()); });
+      .def_property_readonly("coarse", [](const mmad::KnnIndex& index) { return index.screening().coarse; })
+      .def_property_readonly("format",
+                             [](const mmad::KnnIndex& index) { return format_name(index.screening().format); });
 }
 
 py::tuple k_center_greedy(const FloatRows& rows, const FloatRows& centers, std::int64_t count, std::int64_t start,

@@ -21,12 +21,12 @@ bool amx_allowed_by_linux() {
   return syscall(SYS_arch_prctl, arch_req_xcomp_perm, xfeature_tiledata) == 0;
 }
 
-bool has_amx_bf16() {
+bool has_amx() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
   const bool tile = edx & (1u << 24);
-  const bool bf16 = edx & (1u << 22);
-  return tile && bf16;
+  const bool bf16 = edx & (1u << 22), int8 = edx & (1u << 25);
+  return tile && bf16 && int8;
 }
 
 Isa detect() {
@@ -35,7 +35,7 @@ Isa detect() {
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   if (!avx512) return Isa::avx2;
-  return has_amx_bf16() && amx_allowed_by_linux() ? Isa::amx : Isa::avx512;
+  return has_amx() && amx_allowed_by_linux() ? Isa::amx : Isa::avx512;
 }
 
 #else

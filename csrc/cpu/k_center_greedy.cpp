@@ -148,7 +148,7 @@ class Selection {
         earlier_(centers),
         count_(count),
         options_(options),
-        space_(rows, options.format, options.isa, true),
+        space_(rows, options.format, options.isa, true, options.threads),
         screen_(space_, rows.cols),
         rows_(rows, space_, options.threads),
         squared_(static_cast<std::size_t>(rows.rows), kInfinity),
@@ -250,14 +250,14 @@ class Selection {
     TileResult result;
     const int n = static_cast<int>(std::min<std::int64_t>(screen_.tile_rows(), block->size() - r));
     if (!screen_.tile(block, r, n, centers_, panel, &result)) return;
-    for (int i = 0; i < result.count; ++i) {
+    for (int i = 0; i < n; ++i) {
       if (result.passed[i] == 0) continue;
-      const std::int64_t row = block->index(result.r[i]);
+      const std::int64_t row = block->index(r + i);
       for (std::uint32_t bits = result.passed[i]; bits != 0; bits &= bits - 1) {
         const std::int64_t center = panel * kPanelWidth + __builtin_ctz(bits);
         if (center < centers_.count()) meet(row, center);
       }
-      block->set_limit(result.r[i], squared_[row]);
+      block->set_limit(r + i, squared_[row]);
     }
   }
 

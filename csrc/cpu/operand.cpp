@@ -21,6 +21,7 @@ constexpr float kUnit = 1.0f / (1 << 24);
 constexpr float kWiden = 1.0f + 1.0f / 1024;
 constexpr std::int64_t kBlock = 4096;
 constexpr double kLargestInt16Norm = 46340.0;  // floor(sqrt(2^31 - 1))
+constexpr double kLargestByteSum = 8421504.0;  // floor((2^31 - 1) / 255)
 constexpr std::int64_t kRowsAtATime = 64;      // rows that a thread takes at a time
 constexpr std::int64_t kPanelsAtATime = 4;
 
@@ -90,9 +91,20 @@ MMAD_CLONES double to_bfloat16(const float* y, float factor, float scale, std::u
   return squared;
 }
 
-// Integers of a row of this norm must not exceed kLargestInt16Norm together: rounding adds at most sqrt(dim) / 2.
-double integer_room(double norm, std::int64_t dim) {
-  return (kLargestInt16Norm - 1.0 - 0.5 * std::sqrt(static_cast<double>(dim))) / norm;
+// The norm of a row's integers must not exceed kLargestInt16Norm, to which rounding adds at most sqrt(dim) / 2; the sum of
+// the absolute values of bytes, at most sqrt(dim) times their norm, not kLargestByteSum.
+double integer_room(double norm, std::int64_t dim, Format format) {
+  const double root = std::sqrt(static_cast<double>(dim));
+  const double largest = format == Format::fixed16 ? kLargestInt16Norm : kLargestByteSum / root;
+  return std::max(0.0, largest - 1.0 - 0.5 * root) / norm;
+}
+
+double largest_integer(Format format) {
+  switch (format) {
+    case Format::fixed16: return 32766.0;
+    case Format::signed7: return 62.9;
+    default: return 126.9;
+  }
 }
 
 struct Rounding {
@@ -113,12 +125,24 @@ Rounding round_values(const float* y, const RowSums& sums, double norm, std::int
     const double rest = to_bfloat16(y, std::ldexp(1.0f, -exponent), scale, static_cast<std::uint16_t*>(values), dim);
     return {scale, std::sqrt(rest)};
   }
-  const double highest = format == Format::fixed16 ? 32766.0 : 126.9;
-  const double wanted = std::min(integer_room(norm, dim), highest / sums.largest);
+  const double wanted = std::min(integer_room(norm, dim, format), largest_integer(format) / sums.largest);
   const auto inverse = static_cast<float>(std::min(wanted, 1.0 / static_cast<double>(kLeastScale)));
   const double rest = format == Format::fixed16 ? quantise16(y, inverse, static_cast<std::int16_t*>(values), dim)
                                                 : quantise8(y, inverse, static_cast<std::int8_t*>(values), dim);
   return {1.0f / inverse, std::sqrt(rest) / inverse};
+}
+
+bool signed_bytes(Format format) { return format == Format::signed8 || format == Format::signed7; }
+
+MMAD_CLONES std::int32_t sum_of(const std::int8_t* v, std::int64_t dim) {
+  std::int32_t sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (std::int64_t i = 0; i < dim; ++i) sum += v[i];
+  return sum;
+}
+
+void bias(std::uint8_t* v, std::int64_t dim) {
+  for (std::int64_t i = 0; i < dim; ++i) v[i] ^= kByteBias;  // v + 128, in two's complement
 }
 
 // Rounds one row into `values` (row-major, zero beforehand) and records its terms.
@@ -131,6 +155,8 @@ void round_row(const float* x, const Frame& frame, std::int64_t dim, Format form
   }
   const double norm = std::sqrt(sums.squared);
   const Rounding rounding = round_values(y, sums, norm, dim, format, values);
+  if (format == Format::fixed8) bias(static_cast<std::uint8_t*>(values), dim);
+  if (signed_bytes(format)) bounds->offset[at] = kByteBias * sum_of(static_cast<const std::int8_t*>(values), dim);
   // |x - x^| <= |y - x^| + u |x - c|; the second term is the rounding of the subtraction of the centre, and twice more
   // cover that of y / s and of s, in float32.
   const double residual = rounding.residual + 4.0 * kUnit * norm;
@@ -147,23 +173,18 @@ void resize(RowBounds* bounds, std::int64_t size) {
   }
 }
 
-std::int64_t padded_depth(std::int64_t dim) { return (dim + kDepthStep - 1) / kDepthStep * kDepthStep; }
-
-// Column `column` of a panel takes the values of one row: pairs of neighbours in k stay together (single values in
-// float32), because that is what pmaddwd, vpdpwssd and tdpbf16ps consume.
-template <typename Unit>
-void interleave(const void* row, std::int64_t units, int column, std::uint8_t* panel) {
-  const Unit* from = static_cast<const Unit*>(row);
-  Unit* to = reinterpret_cast<Unit*>(panel) + column;
-  for (std::int64_t u = 0; u < units; ++u) to[u * kPanelWidth] = from[u];
+std::int64_t padded_depth(std::int64_t dim, Format format) {
+  const std::int64_t step = bytes_per_value(format) == 1 ? kByteStep : kDepthStep;
+  return (dim + step - 1) / step * step;
 }
 
+// Column `column` of a panel takes the values of one row: what fills 32 bits stays together, because that is what
+// pmaddwd, vpdpwssd, vpdpbusd and the AMX products consume.
 void place_in_panel(const void* row, std::int64_t depth, Format format, int column, std::uint8_t* panel) {
-  if (format == Format::fixed8) {
-    interleave<std::uint16_t>(row, depth / 2, column, panel);
-  } else {
-    interleave<std::uint32_t>(row, format == Format::float32 ? depth : depth / 2, column, panel);
-  }
+  const auto* from = static_cast<const std::uint32_t*>(row);
+  auto* to = reinterpret_cast<std::uint32_t*>(panel) + column;
+  const std::int64_t units = depth * bytes_per_value(format) / 4;
+  for (std::int64_t u = 0; u < units; ++u) to[u * kPanelWidth] = from[u];
 }
 
 bool finite(const float* row, std::int64_t dim) {
@@ -230,18 +251,20 @@ float screening_factor(Matrix<const float> rows, const std::vector<float>& cente
 int bytes_per_value(Format format) {
   switch (format) {
     case Format::float32: return 4;
-    case Format::fixed8: return 1;
-    default: return 2;
+    case Format::fixed16:
+    case Format::bfloat16: return 2;
+    default: return 1;
   }
 }
 
-Format row_format(Format packed, bool bfloat16_unit) {
-  if (packed == Format::fixed8) return bfloat16_unit ? Format::bfloat16 : Format::fixed16;
-  return packed;
+Format row_format(Format packed, Isa isa) {
+  if (packed != Format::fixed8) return packed;
+  const bool whole = isa == Isa::generic || isa >= Isa::amx || (isa >= Isa::avx512 && has_avx512_vnni());
+  return whole ? Format::signed8 : Format::signed7;
 }
 
-float accumulation_error(Format rows, std::int64_t k) {
-  if (rows == Format::fixed16) return 0.0f;
+float accumulation_error(Format format, std::int64_t k) {
+  if (format != Format::float32 && format != Format::bfloat16) return 0.0f;
   return 1.01f * static_cast<float>(std::expm1(static_cast<double>(k + 2) * kUnit));
 }
 
@@ -253,7 +276,7 @@ std::int64_t Panels::nbytes() const {
 void Panels::reserve(std::int64_t rows, std::int64_t dim_, Format format_) {
   format = format_;
   dim = dim_;
-  depth = padded_depth(dim_);
+  depth = padded_depth(dim_, format_);
   const std::int64_t pairs = (rows + 2 * kPanelWidth - 1) / (2 * kPanelWidth);  // kernels read two panels at a time
   resize_for<std::uint8_t>("the search copy of the bank", &values, pairs * 2 * panel_bytes());
   resize(&bounds, pairs * 2 * kPanelWidth);
@@ -292,10 +315,11 @@ Rows round_rows(Matrix<const float> rows, const Frame& frame, Format format, int
   out.format = format;
   out.count = rows.rows;
   out.dim = rows.cols;
-  out.depth = padded_depth(rows.cols);
+  out.depth = padded_depth(rows.cols, format);
   // Tile kernels read whole tiles: spare rows behind the last one.
   resize_for<std::uint8_t>("the rounded rows", &out.values, (out.count + kSpareRows) * out.row_bytes());
   resize(&out.bounds, out.count);
+  if (signed_bytes(format)) resize_for<std::int32_t>("bounds of the rows", &out.bounds.offset, out.count);
   std::atomic<std::int64_t> bad{-1};
   parallel(threads, out.count, kRowsAtATime, [&](Items& items) {
     std::vector<float> y(static_cast<std::size_t>(out.dim));

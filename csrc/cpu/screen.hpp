@@ -1,31 +1,24 @@
 // Screening of pairs: which of many squared distances can be at or below a limit.
 //
-// Two levels. The full level multiplies whole rows in a narrow format. The coarse level multiplies their projections on
-// a few leading directions V of the data: |V'(x - y)|^2 <= |V|^2 |x - y|^2 whatever the directions, so it can rule a
-// pair out for good, and on features of real networks, whose variance lies in few directions, it rules out nearly all.
-// What passes is computed from the original rows by the caller; columns of 8 bits, whose original rows may well be in a
-// file, are first multiplied on the full level. The levels never change an answer.
+// Two levels. The full level multiplies whole rows in a narrow format. The coarse level multiplies their coordinates in a
+// subspace of a few leading directions of the data (subspace.hpp), in which distances are never longer than they are, so
+// it can rule a pair out for good, and on features of real networks, whose variance lies in few directions, it rules out
+// nearly all. What passes is computed from the original rows by the caller. The levels never change an answer.
+//
+// Selection works with both levels as they are here; the search has a coarse level of its own (two_levels.cpp).
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
+#include "cpu/subspace.hpp"
 #include "cpu/tile.hpp"
 #include "mmad/matrix.hpp"
 #include "mmad/operand.hpp"
 
 namespace mmad {
-
-// Leading directions of a set of rows, found by subspace iteration on a sample.
-struct Subspace {
-  std::int64_t dims = 0;  // 0: none, or not worth it
-  Panels directions;      // float32 columns
-  double stretch = 1.0;   // |V'x|^2 <= stretch |x|^2 for every x
-  double energy = 0.0;    // share of the sample's squared norm that the directions keep
-};
-
-Subspace leading_subspace(Matrix<const float> rows, const Frame& frame);
 
 // Space in which rows are screened: the frame and the directions that both sides of a pair share.
 struct ScreenSpace {
@@ -34,8 +27,8 @@ struct ScreenSpace {
   Format packed = Format::float32;
   Isa isa = Isa::generic;
 
-  ScreenSpace(Matrix<const float> rows, Format packed_format, Isa isa, bool coarse);
-  Format rows_format() const { return row_format(packed, isa >= Isa::amx); }
+  ScreenSpace(Matrix<const float> rows, Format packed_format, Isa isa, bool coarse, int threads);
+  Format rows_format() const { return row_format(packed, isa); }
   bool coarse() const { return subspace.dims > 0; }
   // What a squared distance is multiplied with in the frame: in float64, where it neither overflows nor underflows.
   double unit() const { return static_cast<double>(frame.factor) * frame.factor; }
@@ -44,12 +37,11 @@ struct ScreenSpace {
 struct ScreenRows {
   Rows full, coarse;
 
+  ScreenRows(Rows full_rows, Rows coarse_rows) : full(std::move(full_rows)), coarse(std::move(coarse_rows)) {}
   ScreenRows(Matrix<const float> rows, const ScreenSpace& space, int threads);
 };
 
-// Both levels have one format. A coarse level of 16 bits for a bank of 8 would take 14 % of its size at 1152 dimensions
-// (20 % at 768) instead of 9 % (12 %), and was measured to be as fast on a convolutional network's features, and up to
-// 1.7 times as fast where one direction dominates all others.
+// Both levels have one format.
 struct ScreenPanels {
   Panels full, coarse;
 
@@ -87,35 +79,24 @@ class RowBlock {
   std::int64_t size() const { return static_cast<std::int64_t>(list_.size()); }
   std::int64_t index(std::int64_t r) const { return list_[r]; }
   double limit(std::int64_t r) const { return limits_[r]; }
-  // The share of the full level's work that the coarse level leaves to do, since the last call.
-  double left_over();
 
  private:
   friend class Screen;
   std::uint8_t* value(std::int64_t r) { return values_.data() + r * first_.row_bytes(); }
 
-  struct Waiting {
-    std::int64_t r;
-    std::uint32_t passed;  // columns that the coarse level leaves
-  };
-
   const ScreenRows& rows_;
   const Rows& first_;
   const Level& level_;
   std::vector<std::uint8_t> values_, tile_;  // tile_: whole rows of the tile in hand, where a second level is needed
-  std::vector<Waiting> waiting_;             // rows that the coarse level leaves for the panels in hand
   std::vector<RowTerms> terms_;
   std::vector<double> limits_;
-  double tiles_ = 0.0, left_over_ = 0.0;  // tiles screened coarsely, and what was left of them, in tiles
   std::vector<std::int64_t> list_;
 };
 
-// Result of a tile's screening: bit j of passed[i] is set where row r[i] of the block and column j may be within the
-// row's limit. Where the whole rows were multiplied, lower[] holds the lower bounds of those pairs (TileKernel::screen).
+// Result of a tile's screening: bit j of passed[i] is set where the tile's row i and column j may be within the row's
+// limit. Where the whole rows were multiplied, lower[] holds the lower bounds of those pairs (TileKernel::screen).
 struct TileResult {
   bool full = false;
-  int count = 0;
-  std::int64_t r[kMaxTileRows];
   std::uint32_t passed[kMaxTileRows];
   alignas(64) float lower[kMaxTileRows * kMaxTileColumns];
 };
@@ -126,16 +107,12 @@ struct Interval {
 
 class Screen {
  public:
-  Screen(const ScreenSpace& space, std::int64_t dim, bool use_coarse = true);
+  Screen(const ScreenSpace& space, std::int64_t dim);
 
   // Screens `n` rows of the block from `r` on, at most tile_rows(), against the panels from `panel` on, panels() of
-  // them, and returns whether any pair passed. Columns beyond the panels' count may pass too. With columns of 8 bits and
-  // a coarse level, pairs wait instead: after the panels' last tile, call rest() until it returns false.
+  // them, and returns whether any pair passed. Columns beyond the panels' count may pass too.
   bool tile(RowBlock* block, std::int64_t r, int n, const ScreenPanels& panels, std::int64_t panel,
             TileResult* result) const;
-  bool rest(RowBlock* block, const ScreenPanels& panels, std::int64_t panel, TileResult* result) const;
-  // The interval of row r's squared distance to a column, from a lower bound that the full level found.
-  Interval interval(const RowBlock& block, std::int64_t r, const Panels& full, std::int64_t column, float lower) const;
 
   // The level that rules most pairs out, and the rows that it multiplies.
   const Level& first() const { return use_coarse_ ? coarse_ : full_; }
@@ -147,17 +124,18 @@ class Screen {
   const TileKernel& kernel() const { return full_.kernel; }
 
  private:
-  void gather(RowBlock* block, const TileResult& result) const;
-  bool tile_waiting(RowBlock* block, const Panels& panels, std::int64_t panel, TileResult* result) const;
-  bool tile_full(RowBlock* block, const Panels& panels, std::int64_t panel, TileResult* result) const;
+  bool tile_full(RowBlock* block, std::int64_t r, int n, const Panels& panels, std::int64_t panel,
+                 TileResult* result) const;
 
   Level full_, coarse_;
-  double per_unit_;  // from squared distances in the frame to true ones: a power of two
   bool use_coarse_;
-  bool gathers_;  // the rows that the coarse level leaves, for the full level
 };
 
 ColumnTerms column_terms(const Panels& panels, std::int64_t column);
+
+// Screens `n` rows from `row` on on one level.
+bool screen_tile(const Level& level, const Rows& rows, std::int64_t row, const RowTerms* terms, int n,
+                 const Panels& panels, std::int64_t panel, TileResult* result);
 
 // A squared distance of original rows from differences: an interval from a float32 sum, or the float64 value itself where
 // float32 does not hold it.

@@ -2,7 +2,11 @@
 //
 // Layouts are the same for every instruction set, so an operand packed once serves them all:
 //   rows   row-major, `k` values per row (zero-padded to a multiple of kDepthStep);
-//   panel  kPanelWidth columns interleaved: [k][16] for float32, [k / 2][16][2] for 16-bit and 8-bit values.
+//   panel  kPanelWidth columns interleaved: [k][16] for float32, [k / 2][16][2] for 16-bit values, [k / 4][16][4] for
+//          bytes.
+//
+// Byte units multiply unsigned values with signed ones: columns hold v + 128, and what that adds to the sums of a row,
+// 128 times the sum of its values, is taken away before the sums are used (RowTerms::offset).
 #pragma once
 
 #include <cstdint>
@@ -21,6 +25,7 @@ struct RowTerms {
   float norm_factor;      // 2 (rho_q + gamma |q|)
   float residual_factor;  // 2 |q|
   float threshold;        // keep columns whose lower bound does not exceed this
+  std::int32_t offset;    // what integer sums are too large by
 };
 
 // Numbers that the screening of the columns needs, one value per column.
@@ -38,7 +43,7 @@ struct TileKernel {
   // `row_bytes` and `panel_bytes` are the distances from one row, one panel, to the next.
   void (*multiply)(const void* a, std::int64_t row_bytes, const void* b, std::int64_t panel_bytes, std::int64_t k,
                    void* accumulators);
-  // lower[r][j] = base_j - 2 s_q s_j acc - norm_factor |m_j| - residual_factor rho_j, and a bit for each column that
+  // lower[r][j] = base_j - 2 s_q s_j (acc - offset) - norm_factor |m_j| - residual_factor rho_j, and a bit for each column that
   // passes. Returns whether any does; lower is written for the rows that have one.
   bool (*screen)(const void* accumulators, int rows, const RowTerms* row_terms, const ColumnTerms& columns,
                  float* lower, std::uint32_t* passed);
@@ -59,7 +64,7 @@ class TileSession {
   const TileKernel& kernel_;
 };
 
-// The kernel for a format of the packed operand; the other side is float32 for float32, and row_format() otherwise.
+// The kernel for a format of the packed operand; the other side has row_format().
 TileKernel tile_kernel(Format format, Isa isa);
 
 // The tables of the instruction sets; a null multiply means that the set has nothing better than the one below it.

@@ -1,5 +1,5 @@
 // AVX-512: 12 rows x 32 columns (two panels), 24 accumulators over the whole depth. With VNNI the multiplication of
-// pairs and the addition are one instruction.
+// pairs, or of four bytes, and the addition are one instruction.
 #include "cpu/tile.hpp"
 
 #if defined(__x86_64__)
@@ -45,16 +45,22 @@ MMAD_AVX512 void multiply_float(const void* a, std::int64_t row_bytes, const voi
   }
 }
 
-template <bool kBytes>
-MMAD_AVX512 inline __m512i load_pairs(const char* panel) {
-  if (kBytes) return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel)));
-  return _mm512_loadu_si512(panel);
+MMAD_AVX512 inline __m512i broadcast_values(const char* at) {
+  std::int32_t values;
+  std::memcpy(&values, at, sizeof values);
+  return _mm512_set1_epi32(values);
 }
 
-MMAD_AVX512 inline __m512i broadcast_pair(const char* at) {
-  std::int32_t pair;
-  std::memcpy(&pair, at, sizeof pair);
-  return _mm512_set1_epi32(pair);
+// Without VNNI bytes are added in pairs in 16 bits first, which rows of signed7 fit.
+template <bool kBytes>
+MMAD_AVX512 inline __m512i add_products(__m512i sum, __m512i columns, __m512i row) {
+  if (!kBytes) return _mm512_add_epi32(sum, _mm512_madd_epi16(row, columns));
+  const __m512i pairs = _mm512_maddubs_epi16(columns, row);
+  return _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+}
+template <bool kBytes>
+MMAD_AVX512_VNNI inline __m512i add_products_vnni(__m512i sum, __m512i columns, __m512i row) {
+  return kBytes ? _mm512_dpbusd_epi32(sum, columns, row) : _mm512_dpwssd_epi32(sum, row, columns);
 }
 
 MMAD_AVX512 inline void store_sums(const __m512i (&sum)[kRows][2], void* out) {
@@ -66,7 +72,7 @@ MMAD_AVX512 inline void store_sums(const __m512i (&sum)[kRows][2], void* out) {
   }
 }
 
-// The two loops differ in one instruction, but a function has one target: with VNNI in it, it must not run elsewhere.
+// The two loops differ in one function, but a loop has one target: with VNNI in it, it must not run elsewhere.
 template <bool kBytes>
 MMAD_AVX512 void multiply_fixed(const void* a, std::int64_t row_bytes, const void* b, std::int64_t panel_bytes,
                                 std::int64_t k, void* out) {
@@ -75,14 +81,13 @@ MMAD_AVX512 void multiply_fixed(const void* a, std::int64_t row_bytes, const voi
   for (auto& row : sum) row[0] = row[1] = _mm512_setzero_si512();
   const char* rows = static_cast<const char*>(a);
   const char* first = static_cast<const char*>(b);
-  constexpr int step = kPanelWidth * 2 * (kBytes ? 1 : 2);
-  for (std::int64_t i = 0; i < k * 2; i += 4, first += step) {
-    const __m512i left = load_pairs<kBytes>(first), right = load_pairs<kBytes>(first + panel_bytes);
+  for (std::int64_t i = 0; i < k * (kBytes ? 1 : 2); i += 4, first += 64) {
+    const __m512i left = _mm512_loadu_si512(first), right = _mm512_loadu_si512(first + panel_bytes);
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
-      const __m512i x = broadcast_pair(rows + r * row_bytes + i);
-      sum[r][0] = _mm512_add_epi32(sum[r][0], _mm512_madd_epi16(x, left));
-      sum[r][1] = _mm512_add_epi32(sum[r][1], _mm512_madd_epi16(x, right));
+      const __m512i x = broadcast_values(rows + r * row_bytes + i);
+      sum[r][0] = add_products<kBytes>(sum[r][0], left, x);
+      sum[r][1] = add_products<kBytes>(sum[r][1], right, x);
     }
   }
   store_sums(sum, out);
@@ -96,21 +101,22 @@ MMAD_AVX512_VNNI void multiply_fixed_vnni(const void* a, std::int64_t row_bytes,
   for (auto& row : sum) row[0] = row[1] = _mm512_setzero_si512();
   const char* rows = static_cast<const char*>(a);
   const char* first = static_cast<const char*>(b);
-  constexpr int step = kPanelWidth * 2 * (kBytes ? 1 : 2);
-  for (std::int64_t i = 0; i < k * 2; i += 4, first += step) {
-    const __m512i left = load_pairs<kBytes>(first), right = load_pairs<kBytes>(first + panel_bytes);
+  for (std::int64_t i = 0; i < k * (kBytes ? 1 : 2); i += 4, first += 64) {
+    const __m512i left = _mm512_loadu_si512(first), right = _mm512_loadu_si512(first + panel_bytes);
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
-      const __m512i x = broadcast_pair(rows + r * row_bytes + i);
-      sum[r][0] = _mm512_dpwssd_epi32(sum[r][0], x, left);
-      sum[r][1] = _mm512_dpwssd_epi32(sum[r][1], x, right);
+      const __m512i x = broadcast_values(rows + r * row_bytes + i);
+      sum[r][0] = add_products_vnni<kBytes>(sum[r][0], left, x);
+      sum[r][1] = add_products_vnni<kBytes>(sum[r][1], right, x);
     }
   }
   store_sums(sum, out);
 }
 
-MMAD_AVX512 inline __m512 load_sums(const float* sums) { return _mm512_loadu_ps(sums); }
-MMAD_AVX512 inline __m512 load_sums(const std::int32_t* sums) { return _mm512_cvtepi32_ps(_mm512_loadu_si512(sums)); }
+MMAD_AVX512 inline __m512 load_sums(const float* sums, std::int32_t) { return _mm512_loadu_ps(sums); }
+MMAD_AVX512 inline __m512 load_sums(const std::int32_t* sums, std::int32_t offset) {
+  return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(sums), _mm512_set1_epi32(offset)));
+}
 
 void nothing() {}
 
@@ -131,7 +137,7 @@ MMAD_AVX512 bool screen_avx512(const void* accumulators, int rows, const RowTerm
       const T* sums = static_cast<const T*>(accumulators) + r * kColumns + at;
       __m512 low = _mm512_fnmadd_ps(_mm512_set1_ps(row.norm_factor), norm, base);
       low = _mm512_fnmadd_ps(_mm512_set1_ps(row.residual_factor), residual, low);
-      low = _mm512_fnmadd_ps(_mm512_set1_ps(row.two_scale), _mm512_mul_ps(scale, load_sums(sums)), low);
+      low = _mm512_fnmadd_ps(_mm512_set1_ps(row.two_scale), _mm512_mul_ps(scale, load_sums(sums, row.offset)), low);
       _mm512_storeu_ps(lower + r * kColumns + at, low);
       const auto keep = static_cast<std::uint32_t>(_mm512_cmp_ps_mask(low, _mm512_set1_ps(row.threshold), _CMP_LE_OQ));
       passed[r] |= keep << at;
@@ -142,6 +148,8 @@ MMAD_AVX512 bool screen_avx512(const void* accumulators, int rows, const RowTerm
 }
 
 template bool screen_avx512<float>(const void*, int, const RowTerms*, const ColumnTerms&, float*, std::uint32_t*);
+template bool screen_avx512<std::int32_t>(const void*, int, const RowTerms*, const ColumnTerms&, float*,
+                                          std::uint32_t*);
 
 TileKernel avx512_tile_kernel(Format format, bool vnni) {
   const auto sixteen = vnni ? multiply_fixed_vnni<false> : multiply_fixed<false>;
@@ -150,7 +158,7 @@ TileKernel avx512_tile_kernel(Format format, bool vnni) {
     case Format::float32: return {kRows, 2, multiply_float, screen_avx512<float>, nothing, nothing};
     case Format::fixed16: return {kRows, 2, sixteen, screen_avx512<std::int32_t>, nothing, nothing};
     case Format::fixed8: return {kRows, 2, eight, screen_avx512<std::int32_t>, nothing, nothing};
-    case Format::bfloat16: break;
+    default: break;
   }
   return {};
 }

@@ -8,7 +8,6 @@ namespace {
 
 constexpr int kRows = 4;
 
-// float32 panels are [k][16]; the others hold pairs.
 void multiply_float(const void* a, std::int64_t row_bytes, const void* b, std::int64_t, std::int64_t k, void* out) {
   float sum[kRows][kPanelWidth] = {};
   const float* panel = static_cast<const float*>(b);
@@ -23,16 +22,17 @@ void multiply_float(const void* a, std::int64_t row_bytes, const void* b, std::i
   }
 }
 
-template <typename T>
+// `kGroup` values of a column lie together.
+template <typename Row, typename Column, int kGroup>
 void multiply_fixed(const void* a, std::int64_t row_bytes, const void* b, std::int64_t, std::int64_t k, void* out) {
   std::int32_t sum[kRows][kPanelWidth] = {};
-  const T* panel = static_cast<const T*>(b);
-  for (std::int64_t i = 0; i < k; i += 2) {
+  const auto* panel = static_cast<const Column*>(b);
+  for (std::int64_t i = 0; i < k; i += kGroup) {
     for (int r = 0; r < kRows; ++r) {
-      const auto* x = reinterpret_cast<const std::int16_t*>(static_cast<const char*>(a) + r * row_bytes) + i;
+      const auto* x = reinterpret_cast<const Row*>(static_cast<const char*>(a) + r * row_bytes) + i;
       for (int j = 0; j < kPanelWidth; ++j) {
-        const T* pair = panel + i * kPanelWidth + 2 * j;
-        sum[r][j] += std::int32_t{x[0]} * pair[0] + std::int32_t{x[1]} * pair[1];
+        const Column* group = panel + i * kPanelWidth + kGroup * j;
+        for (int g = 0; g < kGroup; ++g) sum[r][j] += std::int32_t{x[g]} * group[g];
       }
     }
   }
@@ -40,6 +40,9 @@ void multiply_fixed(const void* a, std::int64_t row_bytes, const void* b, std::i
     for (int j = 0; j < kPanelWidth; ++j) static_cast<std::int32_t*>(out)[r * kPanelWidth + j] = sum[r][j];
   }
 }
+
+float product(float sum, std::int32_t) { return sum; }
+float product(std::int32_t sum, std::int32_t offset) { return static_cast<float>(sum - offset); }
 
 template <typename T>
 bool screen(const void* accumulators, int rows, const RowTerms* row_terms, const ColumnTerms& columns, float* lower,
@@ -51,7 +54,7 @@ bool screen(const void* accumulators, int rows, const RowTerms* row_terms, const
     float* low = lower + r * kPanelWidth;
     std::uint32_t mask = 0;
     for (int j = 0; j < kPanelWidth; ++j) {
-      low[j] = columns.base[j] - row.two_scale * (columns.scale[j] * static_cast<float>(sum[j])) -
+      low[j] = columns.base[j] - row.two_scale * (columns.scale[j] * product(sum[j], row.offset)) -
                row.norm_factor * columns.norm[j] - row.residual_factor * columns.residual[j];
       mask |= static_cast<std::uint32_t>(low[j] <= row.threshold) << j;
     }
@@ -68,9 +71,11 @@ void nothing() {}
 TileKernel generic_tile_kernel(Format format) {
   switch (format) {
     case Format::float32: return {kRows, 1, multiply_float, screen<float>, nothing, nothing};
-    case Format::fixed16: return {kRows, 1, multiply_fixed<std::int16_t>, screen<std::int32_t>, nothing, nothing};
-    case Format::fixed8: return {kRows, 1, multiply_fixed<std::int8_t>, screen<std::int32_t>, nothing, nothing};
-    case Format::bfloat16: break;  // only where a unit multiplies it
+    case Format::fixed16:
+      return {kRows, 1, multiply_fixed<std::int16_t, std::int16_t, 2>, screen<std::int32_t>, nothing, nothing};
+    case Format::fixed8:
+      return {kRows, 1, multiply_fixed<std::int8_t, std::uint8_t, 4>, screen<std::int32_t>, nothing, nothing};
+    default: break;  // bfloat16 only where a unit multiplies it; the others are formats of rows
   }
   return {};
 }

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmad_bank._internal.checks import as_features, check_index
 from mmad_bank.ops import k_center_greedy
-from mmad_bank.ops.knn import SearchIndex
+from mmad_bank.ops.knn import knn
 
 Compactness = Literal["distance", "mse"]
 Prototype = Literal["kmeans", "mean"]
@@ -55,7 +55,7 @@ class FeatureQueue:
 
     def nearest(self, queries: Tensor) -> Tensor:
         """Return the entry (n, D) that is nearest to each query, found by the exact search of :mod:`mmad_bank.ops`."""
-        _, rows = SearchIndex(self._rows[: self._filled]).search(as_features(queries.detach(), "queries"), 1)
+        _, rows = knn(as_features(queries.detach(), "queries"), self._rows[: self._filled])
         return self._rows[rows[:, 0]]
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,16 +16,20 @@ from typing import Any
 import numpy as np
 
 KERNELS = ("generic", "avx2", "avx512", "avx512_vnni", "amx")
-FORMATS = ("float32", "fixed16", "fixed8", "bfloat16")
+FORMATS = ("float32", "fixed16", "fixed8", "signed8", "signed7", "bfloat16")
 ISAS = ("generic", "avx2", "avx512", "amx")
 PRODUCTS = [(kernels, fmt) for kernels in KERNELS[:4] for fmt in FORMATS[:3]] + [("amx", "fixed8"), ("amx", "bfloat16")]
 CASES = [
-    *(f"tile {kernels} {fmt} {depth}" for kernels, fmt in PRODUCTS for depth in (32, 96, 256)),
+    *(f"tile {kernels} {fmt} {depth}" for kernels, fmt in PRODUCTS for depth in (64, 192, 256)),
     *(
         f"{what} {isa} {precision}"
         for isa in ("avx512", "amx")
-        for what, precisions in (("knn", 3), ("coarse_knn", 3), ("k_center", 2))  # no selection is made in int8
-        for precision in ("float32", "half", "int8")[:precisions]
+        for what, precisions in (
+            ("knn", ("float32", "half", "int8")),
+            ("coarse_knn", ("int8",)),
+            ("k_center", ("float32", "half")),  # no selection is made in int8
+        )
+        for precision in precisions
     ),
 ]
 
@@ -64,20 +68,24 @@ class Operands:
 
     def __init__(self, kernels: str, fmt: str, rows: int, panels: int, depth: int, rng: np.random.Generator) -> None:
         columns = 16 * panels
-        self.floating = fmt == "float32" or kernels == "amx"
+        self.floating = fmt in ("float32", "bfloat16")
         if fmt == "fixed8":
-            self.b = stored = rng.integers(-127, 128, (columns, depth)).astype(np.int8)
+            self.b = stored = rng.integers(1, 256, (columns, depth)).astype(np.uint8)  # with the bias
         elif fmt == "fixed16":
             self.b = stored = rng.integers(-1500, 1501, (columns, depth)).astype(np.int16)
         else:
             stored = rng.normal(size=(columns, depth)).astype(np.float32)
             self.b = stored if fmt == "float32" else from_bfloat16(to_bfloat16(stored))
             stored = stored if fmt == "float32" else to_bfloat16(stored)
-        if kernels == "amx":
+        if fmt == "bfloat16":
             packed = to_bfloat16(rng.normal(size=(rows, depth)))
             self.a = from_bfloat16(packed)
         elif fmt == "float32":
             self.a = packed = rng.normal(size=(rows, depth)).astype(np.float32)
+        elif fmt == "fixed8":
+            largest = 63 if kernels in ("avx2", "avx512") else 127
+            self.a = packed = rng.integers(-largest, largest + 1, (rows, depth)).astype(np.int8)
+            self.a[0], self.b[0] = largest, 255  # the largest sums of pairs
         else:
             self.a = packed = rng.integers(-1500, 1501, (rows, depth)).astype(np.int16)
             if fmt == "fixed16":  # the largest sum that the format allows: just below 2^31
@@ -86,8 +94,8 @@ class Operands:
                     side[0, :2] = 32767
         self.rows = np.full((rows, depth + 32), 99, packed.dtype)  # a longer row stride, and something to misread
         self.rows[:, :depth] = packed
-        pair = (1,) if fmt == "float32" else (2,)
-        shaped = stored.reshape(panels, 16, depth // pair[0], *pair)
+        group = 4 // stored.itemsize  # values that lie together
+        shaped = stored.reshape(panels, 16, depth // group, group)
         self.panels = np.ascontiguousarray(shaped.transpose(0, 2, 1, 3))
 
 
@@ -115,7 +123,10 @@ def check_tile(run: Any, kernels: str, fmt: str, depth: str) -> None:
 def check_screen(run: Any, tile: Tile, sums: np.ndarray, rng: np.random.Generator) -> None:
     """All rows but the last are screened; what belongs to that one stays as it was."""
     rows, columns = sums.shape[0] - 1, sums.shape[1]
-    terms = rng.random((rows + 1, 4), dtype=np.float32)
+    terms = rng.random((rows + 1, 5), dtype=np.float32)
+    offsets = terms.view(np.int32)[:, 4]
+    offsets[:] = 0 if sums.dtype == np.float32 else rng.integers(-5000, 5000, rows + 1)
+    sums = sums - offsets[:, None].astype(sums.dtype)
     base, scale, norm, residual = rng.random((4, columns), dtype=np.float32)
     scale /= np.abs(sums.astype(np.float64)).max()
     base[5] = np.inf
@@ -131,7 +142,7 @@ def check_screen(run: Any, tile: Tile, sums: np.ndarray, rng: np.random.Generato
     bits = (passed[:rows, None] >> np.arange(columns) & 1).astype(bool)
     finite = np.isfinite(exact)
     assert (np.abs(lower[:rows][finite] - exact[finite]) < 1e-6).all(), "lower bounds differ"
-    assert np.array_equal(bits, lower[:rows] <= terms[:rows, 3:]), "bits differ"
+    assert np.array_equal(bits, lower[:rows] <= terms[:rows, 3:4]), "bits differ"
     assert tile.any & 1, "nothing passed"
     assert passed[rows] == 0xDEADBEEF, "a row too many"
     assert (lower[rows] == -77).all(), "a row too many"
@@ -153,9 +164,9 @@ def check_knn(run: Any, isa: str, precision: str) -> None:
 
 
 def check_coarse_knn(run: Any, isa: str, precision: str) -> None:
-    """Wide rows near a plane: there the coarse level is used."""
+    """Wide rows near a plane, where a coarse level rules most pairs out."""
     basis = np.random.default_rng(8).normal(size=(8, 208))
-    search_and_compare(run, isa, precision, (rows_with_ties(333, 8) @ basis).astype(np.float32), coarse=1)
+    search_and_compare(run, isa, precision, (rows_with_ties(333, 8) @ basis).astype(np.float32), coarse=64)
 
 
 def search_and_compare(run: Any, isa: str, precision: str, bank: np.ndarray, *, coarse: int) -> None:

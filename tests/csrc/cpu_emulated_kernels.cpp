@@ -9,6 +9,8 @@ namespace {
 
 enum Kernels : std::int64_t { generic, avx2, avx512, avx512_vnni, amx };
 
+static_assert(sizeof(mmad::RowTerms) == 20);
+
 mmad::TileKernel kernel_of(std::int64_t kernels, std::int64_t format) {
   const auto operand = static_cast<mmad::Format>(format);
   switch (kernels) {
@@ -70,7 +72,7 @@ struct Search {
 EXPORT void knn(Search* s) {
   const auto isa = static_cast<mmad::Isa>(s->isa);
   const mmad::Format format = mmad::screening_format(s->precision, isa);
-  const mmad::KnnIndex index({s->bank, s->size, s->dim}, format, isa, s->coarse != 0, 1);
+  const mmad::KnnIndex index({s->bank, s->size, s->dim}, {format, s->coarse}, isa, 1);
   index.search({s->queries, s->count, s->dim}, s->k, s->distances, s->indices, 1);
 }
 

@@ -125,6 +125,15 @@ class Tiles:
         sums = self.data[to].view(np.float32)
         sums[:] = flushed(flushed(sums) + flushed(partial[..., 0] + partial[..., 1]))
 
+    def tdpbsud(self, right: int, left: int, to: int) -> None:
+        """Signed bytes of rows times unsigned ones of columns, in groups of four."""
+        assert len({right, left, to}) == 3, "#UD"
+        assert self.row_bytes[left] // 4 == self.rows[right], "#UD: depth"
+        assert (self.rows[to], self.row_bytes[to]) == (self.rows[left], self.row_bytes[right]), "#UD: shape"
+        a = self.data[left].view(np.int8).reshape(16, 16, 4).astype(np.int32)
+        b = self.data[right].reshape(16, 16, 4).astype(np.int32)
+        self.data[to].view(np.int32)[:] += np.einsum("rkg,kcg->rc", a, b).astype(np.int32)
+
     def _widen(self, tile: int) -> np.ndarray:
         halves = self.data[tile].view(np.uint16).astype(np.uint32) << 16
         return flushed(halves.view(np.float32).reshape(16, 16, 2))

@@ -145,8 +145,9 @@ void check_search(Draw& draw, mmad::Isa isa, const std::string& precision) {
   const std::int64_t k = std::min(bank.count, draw.integer(1, draw.integer(0, 3) == 0 ? 120 : 4));
   const std::string what = "knn " + mmad::isa_name(isa) + " " + precision;
   const int threads = static_cast<int>(draw.integer(1, 4));
-  const mmad::KnnIndex index(bank.view(), mmad::screening_format(precision, isa), isa, draw.integer(0, 1) == 0,
-                             threads);
+  mmad::Screening screening = mmad::choose_screening(bank.view(), precision, isa, threads);
+  if (precision == "int8" && draw.integer(0, 1) == 0) screening.coarse = std::int64_t{64} << draw.integer(0, 2);
+  const mmad::KnnIndex index(bank.view(), screening, isa, threads);
   const auto search = [&] {
     std::vector<float> distances(static_cast<std::size_t>(queries.count * k));
     std::vector<std::int64_t> found(distances.size());
@@ -223,7 +224,7 @@ void check_errors(Draw& draw) {
   bank.values[static_cast<std::size_t>(draw.integer(0, 4799))] = std::numeric_limits<float>::quiet_NaN();
   const mmad::Isa isa = mmad::best_isa();
   try {
-    const mmad::KnnIndex index(bank.view(), mmad::screening_format("auto", isa), isa, true, 3);
+    const mmad::KnnIndex index(bank.view(), {mmad::Format::fixed8, 64}, isa, 3);
     expect(false, "a row of NaN was taken");
   } catch (const std::invalid_argument&) {
   }
@@ -237,7 +238,7 @@ void check_errors(Draw& draw) {
       throw Stop{};
     });
     while (std::chrono::steady_clock::now() - began < std::chrono::seconds(20)) {
-      const mmad::KnnIndex index(rows.view(), mmad::Format::float32, mmad::Isa::generic, false, 2);
+      const mmad::KnnIndex index(rows.view(), {mmad::Format::float32, 0}, mmad::Isa::generic, 2);
       std::vector<float> distances(3000);
       std::vector<std::int64_t> found(3000);
       index.search(rows.view(), 1, distances.data(), found.data(), 2);

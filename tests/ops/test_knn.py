@@ -110,15 +110,28 @@ def test_real_features(texture_features: np.ndarray, precision: str) -> None:
         torch.testing.assert_close(distances, expected_distances, rtol=3e-7, atol=0.0)
 
 
+@pytest.mark.parametrize("coarse", [64, 256])
+@pytest.mark.parametrize("name", INPUTS)
+def test_two_levels_equal_float64_brute_force(name: str, coarse: int) -> None:
+    """Whatever the data: also where no coarse level would be chosen, and with more coordinates than columns."""
+    queries, bank = INPUTS[name]
+    index = _core.KnnIndex(bank, "int8", 2, coarse)
+    for k in {1, min(9, len(bank)), len(bank)}:
+        expected_distances, expected = reference.knn(torch.from_numpy(queries), torch.from_numpy(bank), k)
+        distances, indices = index.search(queries, k, 2)
+        assert np.array_equal(indices, expected.numpy())
+        torch.testing.assert_close(torch.from_numpy(distances), expected_distances, rtol=3e-7, atol=0.0)
+
+
 @pytest.mark.parametrize("precision", ["auto", "int8"])
-def test_the_coarse_level_is_used_where_the_data_allow_it(precision: str) -> None:
-    used = {name: _core.KnnIndex(bank, precision, 1).coarse for name, (_, bank) in INPUTS.items()}
-    assert used["low rank"]
-    assert used["clustered low rank"]
-    assert not used["normal"]
+def test_the_coarse_level_is_used_where_the_data_allow_it(texture_features: np.ndarray, precision: str) -> None:
+    noise = np.random.default_rng(5).standard_normal((1500, 656)).astype(np.float32)
+    assert _core.KnnIndex(texture_features[:5000], precision, 1).coarse in (64, 128, 256)
+    assert _core.KnnIndex(noise, precision, 1).coarse == 0
 
 
-def test_original_rows_are_left_alone_where_8_bits_tell_them_apart() -> None:
+@pytest.mark.parametrize("coarse", [0, 64])
+def test_original_rows_are_left_alone_where_8_bits_tell_them_apart(coarse: int) -> None:
     """Rows that were overwritten by the query would be its neighbours at distance 0, if they were read."""
     rng = np.random.default_rng(2)
     rows = _low_rank(rng, 3000, 256)
@@ -126,23 +139,19 @@ def test_original_rows_are_left_alone_where_8_bits_tell_them_apart() -> None:
     expected_distances, expected = reference.knn(torch.from_numpy(queries), torch.from_numpy(bank), 9)
     apart = np.linalg.norm(bank - queries, axis=1) > 1.25 * expected_distances.max().item()
     assert apart.mean() > 0.9
-    read = {}
-    for precision in ("auto", "int8"):
-        vectors = bank.copy()
-        index = _core.KnnIndex(vectors, precision, 1)
-        assert index.coarse
-        vectors[apart] = queries
-        read[precision] = not np.array_equal(index.search(queries, 9, 1)[1], expected.numpy())
-    assert read == {"auto": True, "int8": False}
+    vectors = bank.copy()
+    index = _core.KnnIndex(vectors, "int8", 1, coarse)
+    vectors[apart] = queries
+    assert np.array_equal(index.search(queries, 9, 1)[1], expected.numpy())
 
 
-@pytest.mark.parametrize("precision", ["auto", "int8"])
+@pytest.mark.parametrize("coarse", [64, 128])
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("name", ["low rank", "clustered low rank"])
-def test_threads_and_the_coarse_level(name: str, threads: int, precision: str) -> None:
+def test_threads_and_the_coarse_level(name: str, threads: int, coarse: int) -> None:
     queries, bank = INPUTS[name]
     expected = reference.knn(torch.from_numpy(queries), torch.from_numpy(bank), 4)[1]
-    index = _core.KnnIndex(bank, precision, threads)
+    index = _core.KnnIndex(bank, "int8", threads, coarse)
     for count in (1, 2, 7, len(queries)):
         assert np.array_equal(index.search(queries[:count], 4, threads)[1], expected[:count].numpy())
 
@@ -196,9 +205,8 @@ def test_resident_copy_is_half_or_a_quarter() -> None:
 
 def test_the_coarse_level_of_8_bit_rows_takes_little() -> None:
     bank = _low_rank(np.random.default_rng(4), 8000, 1152)
-    index = _core.KnnIndex(bank, "int8", 1)
-    assert index.coarse
-    assert 0.27 < index.nbytes / bank.nbytes < 0.29
+    for coarse, most in ((0, 0.26), (64, 0.285), (128, 0.305)):
+        assert 0.25 < _core.KnnIndex(bank, "int8", 1, coarse).nbytes / bank.nbytes < most
 
 
 def test_narrow_and_non_contiguous_queries() -> None:

@@ -26,18 +26,21 @@
 //   v = 0: nothing is left of it) is told by rho as for every row: its intervals are wide, not wrong.
 //   Pairs within 2^-50 of each other pass the screen and are computed from differences.
 // - No values at all (every row is the centre): the factor is 1, all bounds are kTiny, everything passes.
-// - float32 and bfloat16: sums of k <= 2^24 products of norms up to 2^56 stay below 2^113. fixed16 and fixed8: see Format.
+// - float32 and bfloat16: sums of k <= 2^24 products of norms up to 2^56 stay below 2^113. Integers: see Format.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
+#include "mmad/cpu_features.hpp"
 #include "mmad/matrix.hpp"
 
 namespace mmad {
 
 constexpr int kPanelWidth = 16;
 constexpr int kDepthStep = 32;  // rows are zero-padded to a multiple of this: one AMX tile of bfloat16 pairs
+constexpr int kByteStep = 64;   // the same for bytes
+constexpr int kByteBias = 128;  // what the bytes of columns are stored with
 constexpr int kSpareRows = 32;  // readable rows behind the last one: kernels take whole tiles
 constexpr float kSlack = 32.0f / (1 << 24);
 constexpr float kTiny = 0x1p-100f;        // covers underflow in the float32 bounds
@@ -51,33 +54,38 @@ enum class Format {
   // int16 with |v| <= 46340 for the whole row, so that int32 accumulators cannot overflow, however long the rows are: by
   // Cauchy-Schwarz every partial sum is within |v_q| |v_m| < 2^31.
   fixed16,
-  // int8 (a packed operand only; multiplied with fixed16 or bfloat16 rows), with the same |v| <= 46340. Rows of fewer than
-  // 131 072 values reach 127; of longer ones, those without large values use less of the eight bits.
+  // Columns of bytes: |v| <= 127, stored as v + 128. They are multiplied with rows of signed bytes.
   fixed8,
+  // Rows of bytes: |v| <= 127, or 63 where pairs of products are added in 16 bits, which hold 255 * 63 * 2. The sum of all
+  // |v| is at most 2^31 / 255, so every partial sum stays within int32, and 128 times the sum of v as well. Rows of
+  // fewer than 66 000 values reach 127; of longer ones, those without large values use less of the eight bits.
+  signed8,
+  signed7,
   bfloat16,
 };
 
 int bytes_per_value(Format format);
 
-// The format of the rows that a packed operand of this format is multiplied with.
-Format row_format(Format packed, bool bfloat16_unit);
+// The format of the rows that a packed operand of this format is multiplied with, with an instruction set's kernels.
+Format row_format(Format packed, Isa isa);
 
 // gamma for inner products of `k` terms: (1 + u)^k - 1 for floating-point accumulation in any order, 0 for integers.
-float accumulation_error(Format rows, std::int64_t k);
+float accumulation_error(Format format, std::int64_t k);
 
 // Per-row terms of the bound.
 struct RowBounds {
-  std::vector<float> scale;     // s
-  std::vector<float> norm;      // N, rounded up
-  std::vector<float> residual;  // rho, rounded up
-  std::vector<float> squared;   // |x|^2, rounded to nearest
-  std::vector<float> slack;     // kSlack N^2 and whatever else the row adds to the half-width of its intervals
+  std::vector<float> scale;          // s
+  std::vector<float> norm;           // N, rounded up
+  std::vector<float> residual;       // rho, rounded up
+  std::vector<float> squared;        // |x|^2, rounded to nearest
+  std::vector<float> slack;          // kSlack N^2 and whatever else the row adds to the half-width of its intervals
+  std::vector<std::int32_t> offset;  // of rows of signed bytes: kByteBias times the sum of v; otherwise empty
 };
 
 // Rounded rows, row-major.
 struct Rows {
   Format format = Format::float32;
-  std::int64_t count = 0, dim = 0, depth = 0;  // depth: dim padded to kDepthStep
+  std::int64_t count = 0, dim = 0, depth = 0;  // depth: dim padded to kDepthStep, or kByteStep
   std::vector<std::uint8_t> values;
   RowBounds bounds;
 
