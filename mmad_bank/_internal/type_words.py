@@ -79,6 +79,7 @@ def _alternatives(hint: Any, word: Callable[[Any], str]) -> list[str]:
 
 
 def _joined(words: Sequence[str]) -> str:
+    words = list(dict.fromkeys(words))  # a choice may be called none, beside None
     return " or ".join([", ".join(words[:-1]), words[-1]])
 
 

@@ -131,8 +131,11 @@ def _one_of(text: str, values: dict[str, Any]) -> Any:
 
 
 def _parse_union(text: str, hints: Sequence[Any]) -> Any:
-    """Read a value of the first type that it is of; text, which everything is, comes last."""
-    for hint in sorted(hints, key=lambda hint: (hint is str, hint is not type(None))):
+    """Read a value of the first type that it is of; text, which everything is, comes last.
+
+    Choices come first: where one of them is called none, the word means it, and None is to leave the argument out.
+    """
+    for hint in sorted(hints, key=lambda hint: (hint is str, get_origin(hint) is not Literal, hint is not type(None))):
         try:
             return parse(text, hint)
         except ValueError:

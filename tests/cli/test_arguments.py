@@ -24,6 +24,7 @@ from mmad_bank.methods import method_class, names
         ("auto", int | Literal["auto"] | None, "auto"),
         ("12", int | Literal["auto"] | None, 12),
         ("none", str | None, None),
+        ("none", Literal["own", "none"] | None, "none"),
         ("7", str | int, 7),
         ("NO", bool, False),
         ("2, 3", tuple[int, ...], (2, 3)),
@@ -51,6 +52,11 @@ def test_values_of_another_type(text: str, hint: Any) -> None:
     assert describe(hint)
 
 
+def test_a_choice_that_is_called_none_is_told_once() -> None:
+    assert describe(Literal["own", "none"] | None) == "own or none"
+    assert parse_settings(method_class("m3dm"), ["standardization=none"]).arguments == {"standardization": "none"}
+
+
 @pytest.mark.parametrize("name", names())
 def test_every_method_can_be_set(name: str) -> None:
     """All arguments have types that can be described, and bundled defaults that are arguments."""
@@ -70,7 +76,7 @@ def test_errors_name_the_argument() -> None:
         ("rato=1", r"has no argument 'rato' \(did you mean 'ratio'\?\); it has rgb, "),
         ("ratio=big", "--set ratio: expected a number above 0 and at most 1, such as 0.1 for 10%, found 'big'"),
         ("projection_dim=x", "expected an integer from 1 to 2147483647, auto or none, found 'x'"),
-        ("grid=28", "--set grid: expected 2 integers from 1 to 16384, joined by commas, found '28'"),
+        ("grid=28", "--set grid: expected 2 integers from 1 to 16384 or none, joined by commas, found '28'"),
         ("seed=1", "no argument 'seed'; expected the option --seed of fit"),
         ("few-shot=1", "no argument 'few-shot'; expected the option --few-shot of fit"),
         ("few_shot=1", "no argument 'few_shot'; expected the option --few-shot of fit"),
