@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import ClassVar, Literal, get_args
@@ -58,9 +59,13 @@ class VisADataset(SampleDataset):
         if setup not in get_args(Setup):
             raise InputError(f"setup: expected one of {', '.join(get_args(Setup))}, found {setup!r}")
         names = self.choose_categories(root, category)
-        records = list(_records(root, names, split, root / _TABLES / f"{setup}.csv"))
+        table = root / _TABLES / f"{setup}.csv"
+        records = list(_records(root, names, split, table))
         if not records:
             raise missing_split(root, names, split, f"rows in {_TABLES}/{setup}.csv")
+        twice = next((name for name, n in Counter(record.id for record in records).items() if n > 1), None)
+        if twice is not None:  # it would count twice in every measure
+            raise InputError(f"{table}: expected each sample once, found {twice} more than once")
         super().__init__(root, sorted(records, key=lambda one: (names.index(one.category), *by_defect(one))))
 
     @classmethod

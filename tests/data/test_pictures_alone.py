@@ -199,6 +199,10 @@ def test_visas_setups_and_tables(visa: Path) -> None:
             r"csv: expected a path .*, found 'a\\nb\.JPG'",
         ),
         (rows.replace("0001.JPG", "1" * 5000 + ".JPG"), r"csv: expected a path inside the data set, found 'candle"),
+        (
+            rows + rows.splitlines()[1] + "\n",
+            r"1cls\.csv: expected each sample once, found candle/train/good/0000 more than once",
+        ),
         ("object,split\n", r"1cls\.csv: expected the columns object,split,label,image,mask, found 'object,split'"),
         ("", r"1cls\.csv: expected the columns .*found none"),
         (b"\xff\xfe".decode("latin1"), "expected the columns"),
