@@ -9,6 +9,7 @@ read as well.
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -111,10 +112,16 @@ class Real3DDataset(SampleDataset):
 def cloud_sample(record: Record, points: np.ndarray, labels: np.ndarray | None) -> Sample:
     """Make the sample of a cloud's points (N, 3), float64, and their labels."""
     try:
-        xyz, mask, known = project(points, labels, back=record.name.endswith(BACK))
+        xyz, mask, known = project(points, labels, back=_is_back(record))
     except InputError as error:
         raise InputError(f"{record.xyz}: {error}") from None
     return replace(make_sample(record, None, xyz, mask), points=known)
+
+
+def _is_back(record: Record) -> bool:
+    """Say whether a sample shows its part's other side; a file's own name may end as such a sample's does."""
+    assert record.xyz is not None
+    return record.name == unicodedata.normalize("NFC", record.xyz.stem) + BACK
 
 
 def open_points(path: str | Path, *, units: str | None = None) -> Sample:
@@ -157,6 +164,11 @@ def _records(folder: Path, category: str, split: str) -> list[Record]:
         if defect is not None:
             truth = truths.get(name) if defect != GOOD else None
             records.append(Record(category, split, defect, name, None, cloud, truth))
+    named: dict[str, Record] = {}
+    for record in records:
+        other = named.setdefault(record.id, record)
+        if other is not record:
+            raise InputError(f"{record.id}: expected one sample of this name, found {other.xyz} and {record.xyz}")
     return sorted(records, key=by_defect)
 
 
@@ -167,11 +179,13 @@ def _defect(name: str, category: str) -> str | None:
         >>> _defect("482_bulge_cut", "duck"), _defect("7_good", "duck"), _defect("1_template", "duck")
         ('bulge', 'good', None)
     """
-    words = [word for word in re.findall("[a-z]+", name.lower()) if word not in _EDITS and word not in category.lower()]
-    if any(word.startswith("temp") for word in words):
+    own = category.lower()
+    words = [word for word in re.findall("[a-z]+", name.lower().replace(own, " ")) if word not in _EDITS]
+    if any(word.startswith("temp") and word not in own for word in words):
         return None
     if any(defect_named(word) == GOOD or word == _GOOD_TOO for word in words):
         return GOOD
+    words = [word for word in words if word not in own]
     return "+".join(words) or ANOMALOUS
 
 

@@ -208,6 +208,25 @@ def test_names_of_tests_tell_their_defects(toys: Path) -> None:
     assert "9_template" not in found
 
 
+def test_a_category_may_be_called_as_a_good_part_is(toys: Path) -> None:
+    add_real3d(toys / "goods")
+    (toys / "goods" / "test" / "0_bulge_cut.pcd").rename(toys / "goods" / "test" / "goods_0_bulge.pcd")
+    found = {record.name: record.defect for record in open_dataset(toys, "goods", "test").records}
+    assert (found["0_good"], found["goods_0_bulge"]) == ("good", "bulge")
+
+
+def test_a_file_may_be_called_as_the_other_side_is(toys: Path) -> None:
+    place = toys / "duck" / "test"
+    (place / "1_good-back.pcd").write_bytes((place / "1_good.pcd").read_bytes())
+    samples = {sample.id: sample for sample in open_dataset(toys, "duck", "test")}
+    assert torch.equal(samples["duck/test/good/1_good-back"].xyz, samples["duck/test/good/1_good"].xyz)
+    assert torch.equal(open_points(place / "1_good-back.pcd").xyz, open_points(place / "1_good.pcd").xyz)
+    first = toys / "duck" / "train" / "0_template.pcd"
+    first.with_name("0_template-back.pcd").write_bytes(first.read_bytes())
+    with pytest.raises(InputError, match=r"0_template-back: expected one sample of this name, found .*\.pcd and"):
+        open_dataset(toys, "duck")
+
+
 def test_prepared_clouds_are_the_raw_ones_preprocessed(toys: Path, tmp_path: Path) -> None:
     result = prepare(toys, tmp_path / "out", KEEP)
     assert (result.written, result.failed) == (16, {})
