@@ -248,6 +248,9 @@ def tune(network: nn.Module, kind: FineTuning, *, rank: int, blocks: int, steps:
     names = _attention_layers(network.transformer, network.blocks)
     if not names:
         raise InputError(f"finetune: expected a network with attention, found {getattr(network, 'name', '')}")
+    layers = [network.transformer.get_submodule(name) for name in names]
+    sides = [side for layer in layers if isinstance(layer, nn.Linear) for side in layer.weight.shape]
+    check_index(rank, "rank", 1, min(sides), "no matrix of the attention has a higher one")
     return (LoRA if kind == "lora" else AdaLoRA)(peft, network.transformer, names, rank, steps)
 
 

@@ -232,6 +232,7 @@ def test_an_attention_that_does_not_call_its_layers_is_refused() -> None:
     [
         (lambda: trained("every"), "finetune: expected"),
         (lambda: trained("lora", rank=0), "rank: expected"),
+        (lambda: trained("lora", rank=2**16), "rank: expected 1 to [0-9]+ \\(no matrix of the attention"),
         (lambda: trained("blocks", blocks=3), "blocks: expected 1 to 2"),
         (lambda: trained("adalora", steps=1), "steps: expected at least 2"),
         (

@@ -127,6 +127,8 @@ def test_what_does_not_go_together_is_named(parts: list[Sample], monkeypatch: py
         LSFA(**SMALL, finetune="lora", adaptation="none")
     with pytest.raises(InputError, match="finetune_blocks: expected 1 to 2"):
         LSFA(**SMALL, finetune="blocks", finetune_blocks=3).fit(parts)
+    with pytest.raises(InputError, match="finetune_rank: expected 1 to "):
+        LSFA(**SMALL, finetune="lora", finetune_rank=2**16).fit(parts)
     with pytest.raises(InputError, match="finetune: expected 'none', or an extractor rgb with transformer blocks"):
         LSFA(**{**SMALL, "rgb": "resnet18"}, finetune="blocks", finetune_networks=("rgb",)).fit(parts)
     monkeypatch.setitem(sys.modules, "peft", None)
