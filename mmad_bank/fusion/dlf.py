@@ -26,6 +26,10 @@ Scores = Mapping[str, ArrayLike]
 _FORMAT = "mmad-bank decision fusion"
 
 
+class DivergedError(InputError):
+    """Numbers overflowed in the training; the message begins with the argument's name."""
+
+
 class DecisionFusion:
     """DLF: two linear one-class SVMs, D_a on images' scores (eq. 4) and D_s on pixels' scores (eq. 5).
 
@@ -187,7 +191,11 @@ class DecisionFusion:
         svm = SGDOneClassSVM(nu=self.nu, max_iter=self.max_iter, random_state=self.seed, **rule)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # ``max_iter`` is the paper's number of steps
-            svm.fit(rows.numpy())
+            try:
+                svm.fit(rows.numpy())
+            except ValueError as error:
+                found = "scikit-learn's own" if self.learning_rate is None else f"{self.learning_rate:g}"
+                raise DivergedError(f"learning_rate: DLF diverged; expected a smaller one, found {found}") from error
         return torch.from_numpy(np.array(svm.coef_, dtype=np.float64)), float(svm.offset_[0])
 
     def _fuse(self, scores: Scores, name: str) -> Tensor:

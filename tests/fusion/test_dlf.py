@@ -134,6 +134,10 @@ def fit_with(**change) -> None:
         (lambda: DecisionFusion({"xyz": -1.0}), "factors"),
         (lambda: DecisionFusion(nu=0), "nu"),
         (lambda: DecisionFusion(learning_rate=-1), "learning_rate"),
+        (
+            lambda: DecisionFusion(learning_rate=1e308).fit(*normal_scores(4, 2)),
+            "learning_rate: DLF diverged.*1e\\+308",
+        ),
         (lambda: DecisionFusion(max_iter=0), "max_iter"),
         (lambda: DecisionFusion().fuse_images({}), "not fitted"),
         (lambda: DecisionFusion().save("x.safetensors"), "not fitted"),

@@ -181,6 +181,19 @@ def test_dlf_takes_its_arguments(parts: list[Sample]) -> None:
     assert dlf.max_pixels == len(parts) * SIZE * SIZE // 4
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("image_divisor", 1e-320), ("image_divisor", 1e300), ("dlf_factors", (1e30, 1e30, 1e30))]
+)
+def test_factors_that_float32_cannot_hold_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"{name}: expected .* from 1e-06 to 1000000"):
+        M3DM(**{name: value})
+
+
+def test_a_decision_that_diverges_names_its_argument(parts: list[Sample]) -> None:
+    with pytest.raises(InputError, match="dlf_lr: DLF diverged"):
+        M3DM(**{**SMALL, "ratio": 0.5}, grid=COARSE, dlf_lr=1e308).fit(parts)
+
+
 # Published weights under another reading.
 
 

@@ -21,6 +21,7 @@ from mmad_bank.errors import InputError
 from mmad_bank.features.factory import BUNDLED_STAGES, RANDOM
 from mmad_bank.features.patch_grid import repeats, to_grid
 from mmad_bank.fusion import DecisionFusion, FeatureFusion, train_fusion
+from mmad_bank.fusion.dlf import DivergedError
 from mmad_bank.methods.base import Method
 from mmad_bank.methods.lsfa import ADAPTATION, NONE, learn_adaptation
 from mmad_bank.methods.m3dm.groups import GroupSampling
@@ -253,7 +254,10 @@ class M3DM(GroupSampling):
                 held_out = self._training_scores(validation, self._split_frames["validation"], stages, most)
             scores = self._training_scores(dumps, self._split_frames["train"], stages, most)
             with doing("fitting the decision"):
-                dlf.fit(*scores, held_out=held_out)
+                try:
+                    dlf.fit(*scores, held_out=held_out)
+                except DivergedError as error:
+                    raise InputError(str(error).replace("learning_rate", "dlf_lr", 1)) from error
             dlf.save(path)
 
         self.dlf_ = DecisionFusion.load(stages.run("dlf.safetensors", write))

@@ -10,6 +10,8 @@ from mmad_bank.methods.readings import POINTS, Presets, presets
 from mmad_bank.methods.shareable import TRAIN
 
 BANKS = ("xyz", "rgb", "fusion")
+Factor = Annotated[float, Range(1e-6, 10**6)]
+"""A factor of scores, such that float32 can hold their products."""
 _GRIDS: Presets = {
     recipe: {f"{bank}_grid": (side, side) for bank, side in zip(BANKS, sides, strict=True)}
     for recipe, sides in {"default": (56, 28, 56), "published": (56, 28, 56), "paper": (28, 28, 28)}.items()
@@ -76,7 +78,7 @@ class M3DMOptions(AdaptationOptions, BankGridOptions):
     """Whether, of three banks, the point bank loses all vectors with a component of exactly the mean and gets the mean
     feature, as in the published code; none takes the recipe's."""
 
-    image_divisor: Rate | None = None
+    image_divisor: Factor | None = None
     """Number that image scores are divided by before they are reweighted; none takes the recipe's: 1, or 1000 for two
     banks with DLF in the published code."""
 
@@ -90,7 +92,7 @@ class M3DMOptions(AdaptationOptions, BankGridOptions):
     dlf_max_iter: Count = 1000
     """Largest number of passes over the training scores of DLF."""
 
-    dlf_factors: tuple[Rate, Rate, Rate] = (1.0, 0.1, 1.0)
+    dlf_factors: tuple[Factor, Factor, Factor] = (1.0, 0.1, 1.0)
     """Factors of the point, RGB and fusion banks' scores before DLF."""
 
     dlf_pixel_share: Annotated[float, Range(above=0, most=1)] | None = None
