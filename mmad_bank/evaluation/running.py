@@ -25,6 +25,7 @@ def evaluate(
     dataset: Samples,
     *,
     limits: Sequence[float] = LIMITS,
+    n_thresholds: int | None = 100,
     batch: int = 1,
     examples: int = 0,
     watch: Callable[[Prediction], None] | None = None,
@@ -41,6 +42,8 @@ def evaluate(
         method: A fitted method.
         dataset: Good and anomalous samples, raw or prepared, usually a category's test split.
         limits: False positive rates in (0, 1] up to which AUPRO integrates.
+        n_thresholds: Number of thresholds that AUPRO samples, see :func:`mmad_bank.metrics.aupro`; None for the exact
+            curve.
         batch: Number of images scored together. Scores do not depend on it, up to rounding.
         examples: Number of predictions of each role to keep for a report.
         watch: Function that is shown every prediction that counts, in the order of ``scores``
@@ -51,7 +54,7 @@ def evaluate(
 
     Raises:
         InputError: There is no sample, or none can be scored; the reason is the first one's. Or the method was not made
-            for the data.
+            for the data, or ``limits`` or ``n_thresholds`` is out of range.
 
     Example:
         >>> evaluation = evaluate(model, open_dataset("parts", "bagel", "test"))  # doctest: +SKIP
@@ -65,7 +68,7 @@ def evaluate(
     if not force:
         dataset = method.suited(dataset)
         method.check(dataset, "dataset")
-    tally = Tally(tuple(limits), examples, watch)
+    tally = Tally(tuple(limits), examples, watch, n_thresholds)
     bar = progress_bar("scoring test images", len(dataset)) if progress else nullcontext(lambda done: None)
     with bar as report, collect_times() as seconds:
         for samples in _batches(dataset, batch, tally):

@@ -33,8 +33,14 @@ from mmad_bank.metrics import AUPRO, AUROC
 class Tally:
     """What is known of the images so far."""
 
-    def __init__(self, limits: tuple[float, ...], n_examples: int, watch: Callable[[Prediction], None] | None) -> None:
-        self.limits, self.n_examples, self.watch = limits, n_examples, watch
+    def __init__(
+        self,
+        limits: tuple[float, ...],
+        n_examples: int,
+        watch: Callable[[Prediction], None] | None,
+        n_thresholds: int | None = 100,
+    ) -> None:
+        self.limits, self.n_examples, self.watch, self.n_thresholds = limits, n_examples, watch, n_thresholds
         self.labels: dict[str, str] = {}
         self.scores: list[SampleScore] = []
         self.failed: dict[str, str] = {}
@@ -44,7 +50,7 @@ class Tally:
         self.seconds = 0.0
         self._pixels: dict[str, dict[str, AUPRO]] = {}  # by result and kind
         self._examples: dict[str, list[tuple[float, int, Prediction]]] = {role: [] for role in ROLES}
-        AUPRO(limits)  # says what is wrong with them before the work
+        AUPRO(limits, n_thresholds)  # says what is wrong with them before the work
 
     @property
     def seen(self) -> int:
@@ -84,7 +90,7 @@ class Tally:
     def _of(self, result: str, kind: str) -> AUPRO:
         kinds = self._pixels.setdefault(result, {})
         if kind not in kinds:
-            kinds[kind] = AUPRO(self.limits)
+            kinds[kind] = AUPRO(self.limits, self.n_thresholds)
         return kinds[kind]
 
     def _keep(self, prediction: Prediction, number: int) -> None:
@@ -148,7 +154,7 @@ class Tally:
     def _union(self, result: str, kinds: list[str]) -> AUPRO:
         own = self._pixels.get(result, {})
         groups = [own[kind] for kind in (GOOD, *kinds) if kind in own]
-        return AUPRO.union(groups or [AUPRO(self.limits)])
+        return AUPRO.union(groups or [AUPRO(self.limits, self.n_thresholds)])
 
     def _notes(self) -> list[str]:
         notes = list(self.warnings)

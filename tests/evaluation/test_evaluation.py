@@ -50,6 +50,17 @@ def test_metrics_are_those_of_everything_at_once(samples: list[Sample]) -> None:
     assert evaluation.seconds > 0
 
 
+@pytest.mark.parametrize("n_thresholds", [99, None])
+def test_thresholds_of_aupro_are_those_asked_for(samples: list[Sample], n_thresholds: int | None) -> None:
+    evaluation = evaluate(Darkness(), samples, n_thresholds=n_thresholds)
+    masks = torch.stack([s.mask for s in samples if s.mask is not None])
+    maps = torch.stack([s.rgb[:2].sum(0) for s in samples])
+    assert evaluation.metrics[FUSED].aupro[0.3] == pytest.approx(aupro(masks, maps, n_thresholds=n_thresholds))
+    assert evaluation.metrics[FUSED].aupro != evaluate(Darkness(), samples).metrics[FUSED].aupro
+    with pytest.raises(InputError, match="n_thresholds: expected"):
+        evaluate(Darkness(), samples, n_thresholds=1)
+
+
 def test_a_failing_sample_costs_itself_only(samples: list[Sample]) -> None:
     method = Darkness()
     broken = replace(samples[1], id="part/test/good/bad")
