@@ -124,15 +124,17 @@ def find_methods(text: str) -> list[str]:
     return words
 
 
-@lru_cache(maxsize=2)  # the methods of one run are fitted on the same ones
-def samples_of(n: int, *, size: int = 224, category: str = CATEGORY, seed: int = 0) -> list[Sample]:
+@lru_cache(maxsize=3)  # the methods of one run are fitted on the same ones
+def samples_of(
+    n: int, *, size: int = 224, category: str = CATEGORY, seed: int = 0, recipe: str = "m3dm"
+) -> list[Sample]:
     """Make prepared samples, in memory.
 
     Example:
         >>> samples_of(1)[0].size
         (224, 224)
     """
-    settings = Preprocessing.recipe("m3dm", size=size)
+    settings = Preprocessing.recipe(recipe, size=size)
     made = []
     for index in range(n):
         scene = render(category, size=512, seed=seed, index=index)
@@ -140,6 +142,11 @@ def samples_of(n: int, *, size: int = 224, category: str = CATEGORY, seed: int =
         sample = Sample(rgb.float() / 255, xyz, None, category=category, split="train", id=f"bench/{index:03d}")
         made.append(preprocess(sample, settings))
     return made
+
+
+def samples_for(method: Method, n: int, seed: int = 0) -> list[Sample]:
+    """Make samples that are prepared as a method takes them."""
+    return samples_of(n, size=method.image_size, seed=seed, recipe=method.preparation)
 
 
 def new_method(
@@ -183,8 +190,8 @@ def fit_method(method: Method, workdir: Path, *, images: int = IMAGES, progress:
         progress: Whether to show bars on a terminal.
     """
     if isinstance(method, BankMethod):
-        return method.fit(samples_of(images, size=method.image_size), workdir=workdir, progress=progress)
-    few = samples_of(_FEW, size=method.image_size)
+        return method.fit(samples_for(method, images), workdir=workdir, progress=progress)
+    few = samples_for(method, _FEW)
     return method.fit(few, validation=few, progress=progress)
 
 
@@ -219,13 +226,13 @@ def measure(
     up and is not counted.
     """
     results = {name: Inference(name, weights=_weights(method)) for name, method in methods.items()}
-    sets = {size: samples_of(max(batches), size=size, seed=1) for size in {m.image_size for m in methods.values()}}
+    sets = {name: samples_for(method, max(batches), seed=1) for name, method in methods.items()}
     stages: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
     totals: dict[tuple[str, int], list[float]] = {}
     for round_ in range(rounds + 1):
         sizes = dict.fromkeys((1, *(batches if round_ % _BATCHES_EVERY == 1 else ())))
         for name, method in methods.items():
-            samples = sets[method.image_size]
+            samples = sets[name]
             for batch in sizes:
                 images = samples[:batch] if batch > 1 else [samples[round_ % len(samples)]]
                 seconds, split = _timed_prediction(method, images)
@@ -316,8 +323,9 @@ def score_once(folder: str, device: str, wrap: Callable[[Method], Method] = lamb
 
     with suppress(ImportError):
         importlib.import_module("timm")  # a library's code is not a method's memory
-    side = int(json.loads((Path(folder) / "model.json").read_text())["arguments"]["image_size"])
-    samples = samples_of(1, size=side, seed=1)
+    facts = json.loads((Path(folder) / "model.json").read_text())
+    recipe = methods.method_class(facts["method"]).preparation
+    samples = samples_of(1, size=int(facts["arguments"]["image_size"]), seed=1, recipe=recipe)
     cuda = device.startswith("cuda")
     before = 0 if cuda else _status("VmRSS")
     method = wrap(methods.load(folder, device))

@@ -103,7 +103,7 @@ def contestants(kind: str, report: Report) -> Iterator[tuple[str, Method]]:
             if same not in fitted:
                 fitted[same] = _fitted(own, kind, report)
             method = _with_banks(fitted[same], own.vectors, report.sizes.small)
-            method.predict_batch(bench.samples_of(1, size=method.image_size, seed=1))
+            method.predict_batch(bench.samples_for(method, 1, seed=1))
         except Exception as error:
             traceback.print_exc()
             report.target(f"{name}, {kind}", "runs", last_words(error), False)
@@ -176,7 +176,7 @@ def _note_memory(one: Inference, method: Method, device: str) -> None:
     """Note what an image allocates beyond what is there already, and the peak with it."""
     if not device.startswith("cuda"):
         return
-    samples = bench.samples_of(BATCH, size=method.image_size, seed=1)[:1]
+    samples = bench.samples_for(method, BATCH, seed=1)[:1]
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     method.predict_batch(samples)
