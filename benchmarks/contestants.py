@@ -10,7 +10,8 @@ from mmad_bank import bench
 from mmad_bank.methods import Method, method_class
 from mmad_bank.methods.bank_method import BankMethod
 
-CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
+Contestant = tuple[str, Mapping[str, Any]]
+CONTESTANTS: dict[str, Contestant] = {
     "PatchCore": ("patchcore", {}),
     "BTF": ("btf", {}),
     "M3DM": ("m3dm", {}),
@@ -34,17 +35,20 @@ class Contestants:
 
     Args:
         folder: For what the fits leave: a later run goes on from there.
+        known: The contestants: by name, the method and the arguments that differ.
         progress: Show bars on a terminal.
         sizes: ``images`` and the other options of :func:`mmad_bank.bench.new_method`.
     """
 
-    def __init__(self, folder: Path, *, progress: bool = False, **sizes: Any) -> None:
-        self.folder, self.progress, self.sizes = folder, progress, sizes
+    def __init__(
+        self, folder: Path, known: Mapping[str, Contestant] = CONTESTANTS, *, progress: bool = False, **sizes: Any
+    ) -> None:
+        self.folder, self.known, self.progress, self.sizes = folder, known, progress, sizes
         self._fitted: dict[str, Method] = {}
 
     def make(self, name: str) -> Method:
         """Return a fitted contestant."""
-        kind, changes = CONTESTANTS[name]
+        kind, changes = self.known[name]
         if not changes.keys() <= method_class(kind).prediction_arguments:
             return self._fit(kind, name, changes)
         fitted = self._fitted.get(kind)

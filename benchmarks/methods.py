@@ -2,8 +2,11 @@
 
     python benchmarks/methods.py [inference] [accuracy] [readings] [--quick] [--seeds 3] [--json benchmarks/results]
     python benchmarks/methods.py papers --data DIR [--methods M3DM CFM] [--weights point_mae=FILE] [--workdir DIR]
+    python benchmarks/methods.py papers --table cfm-1,m3dm-4 [--data DIR] [--recipe published] [--set NAME=VALUE ...]
+    python benchmarks/methods.py papers --list
 
-The second prints the papers' tables on MVTec 3D-AD or Eyecandies, with the published figures beside the measured ones.
+The second runs every method on MVTec 3D-AD or Eyecandies, with the published figures beside the measured ones. The
+third prints tables of the papers by name, on synthetic data where no data set is given; the last says which there are.
 Prints the machine, the versions and the tables; ``--json`` also writes them to a file. README.md beside this file says
 what is measured and how to read it.
 """
@@ -16,23 +19,33 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from common import parse, parser, run_parts
+from common import parse, parser, print_table, run_parts
 
 from mmad_bank.bench import IMAGES
+from mmad_bank.methods.readings import Recipe
 
 PARTS = ("inference", "accuracy", "readings", "papers")
-PAPERS = ("data", "only", "few_shot", "bundled", "weights", "device")
+PAPERS = ("data", "only", "few_shot", "bundled", "weights", "device", "table", "recipe", "settings", "thresholds")
 """Arguments that only the part "papers" reads."""
+OF_TABLES = ("recipe", "settings", "thresholds")
+"""Those of them that are for tables by name."""
 
 
 def main() -> None:
     """Run the chosen parts, print their tables and write the result file."""
     arguments = _arguments()
-    parts = arguments.parts or [name for name in PARTS if name != "papers" or arguments.data is not None]
-    if "papers" in parts and arguments.data is None:
-        sys.exit("error: --data: expected the folder of a data set for the part papers, found none")
+    if arguments.list:
+        print_table(importlib.import_module("parts.tables").listing())
+        return
+    runs_papers = arguments.data is not None or arguments.table is not None
+    only = ["papers"] if arguments.table is not None else None
+    parts = arguments.parts or only or [name for name in PARTS if name != "papers" or runs_papers]
+    if "papers" in parts and not runs_papers:
+        sys.exit("error: --data: expected the folder of a data set for the part papers, or --table, found none")
+    if arguments.table is None and any(getattr(arguments, name) is not None for name in OF_TABLES):
+        sys.exit("error: --table: expected tables of papers with --recipe, --set and --thresholds, found none")
     modules = {name: importlib.import_module(f"parts.{name}") for name in parts}
     work = {name: partial(module.run, arguments) for name, module in modules.items()}
     settings = {name: getattr(arguments, name) for name in ("methods", "seeds", "categories", "images", "precision")}
@@ -72,6 +85,16 @@ def _arguments() -> argparse.Namespace:
         "--weights", nargs="+", metavar="NAME=FILE",
         help="files of rgb, wide_resnet, wide_resnet_timm, point_mae, uff, pdn",
     )  # fmt: skip
+    papers.add_argument("--table", metavar="NAME,...", help="tables of the papers; without --data: on synthetic data")
+    papers.add_argument("--list", action="store_true", help="list the tables of the papers, and run nothing")
+    papers.add_argument("--recipe", choices=get_args(Recipe), help="recipe of the tables' rows that have one")
+    papers.add_argument(
+        "--set", nargs="+", action="extend", dest="settings", metavar="NAME=VALUE",
+        help="arguments of the tables' rows that have them; what makes rows differ stays theirs",
+    )  # fmt: skip
+    papers.add_argument(
+        "--thresholds", choices=("100", "99", "exact"), help="thresholds of AUPRO; default: the table's own"
+    )
     papers.add_argument("--device", default="cpu", help="device of the networks and banks; default: cpu")
     return parse(made, "images", "seeds", "categories", "workers")
 

@@ -15,7 +15,7 @@ from mmad_bank.synthetic import write_synthetic
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 NO_ARGUMENTS = {
     "methods": ["PatchCore"], "only": None, "few_shot": None, "bundled": True, "weights": None, "workdir": None,
-    "device": "cpu",
+    "device": "cpu", "table": None,
 }  # fmt: skip
 
 
@@ -96,8 +96,9 @@ def test_a_broken_category_is_named_without_the_folders_of_the_machine(measured,
 def test_a_later_run_takes_what_is_done_and_few_shot_is_another_run(measured, data, papers, monkeypatch):
     folder, result, _ = measured
     evaluated = []
-    evaluate = papers.evaluate
-    monkeypatch.setattr(papers, "evaluate", lambda *given, **named: evaluated.append(1) or evaluate(*given, **named))
+    runs = importlib.import_module("parts.runs")
+    evaluate = runs.evaluate
+    monkeypatch.setattr(runs, "evaluate", lambda *given, **named: evaluated.append(1) or evaluate(*given, **named))
     again = papers.run(arguments(data, workdir=folder / "work", only="bagel"), {})
     assert evaluated == []
     before = result["parts"]["papers"][2]["rows"][0]["by_category"]["bagel"]

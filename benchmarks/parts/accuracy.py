@@ -196,7 +196,7 @@ def _measure(job: _Job) -> list[dict[str, Any]]:
 
 def _bundled(cls: type[Method], job: _Job) -> dict[str, Any]:
     """Return what all contestants of a method share of their constructor's arguments."""
-    few = _few_steps(cls) if job.quick else {}
+    few = few_steps(cls) if job.quick else {}
     return {**cls.bundled_arguments(), **dict(job.shared), **few, "seed": job.seed}
 
 
@@ -244,7 +244,7 @@ def _alike(fitted: Mapping[str, Method], method: str, changes: Mapping[str, Any]
     return None
 
 
-def _few_steps(cls: type[Method]) -> dict[str, Any]:
+def few_steps(cls: type[Method]) -> dict[str, Any]:
     """Return arguments that make every training as short as can be."""
     return {name: 2 for name in cls.argument_names() if name.endswith("_steps") or name == "epochs"}
 

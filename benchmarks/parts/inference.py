@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from common import Column, Table, chosen, precision_for, working_folder
-from contestants import CONTESTANTS, Contestants
+from contestants import CONTESTANTS, Contestant, Contestants
 from plain import PlainM3DM
 
 from mmad_bank import bench
@@ -37,9 +37,8 @@ def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Tabl
     precision = precision_for(arguments.precision, limits)
     names = chosen(CONTESTANTS, arguments.methods)
     with working_folder(arguments.workdir, "inference") as folder:
-        methods, setup = _make(names, folder, arguments, precision)
-        rounds = 2 if arguments.quick else 2 * arguments.rounds
-        results = bench.measure(methods, rounds=rounds, batches=BATCHES, report=_say)
+        methods, setup = _make({name: CONTESTANTS[name] for name in names}, folder, arguments, precision)
+        results = bench.measure(methods, rounds=_rounds(arguments), batches=BATCHES, report=_say)
         _measure_memory(results, methods)
         agreement = _agreement(methods["M3DM"], methods[PLAIN]) if PLAIN in methods else []
     by_name = {result.name: result for result in results}
@@ -51,6 +50,20 @@ def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Tabl
         tables.append(_targets(by_name, agreement))
     tables.append(_setup(setup, arguments))
     return tables
+
+
+def measured(
+    contestants: Mapping[str, Contestant], arguments: argparse.Namespace, limits: Mapping[str, float], folder: Path
+) -> list[Inference]:
+    """Measure speed and memory of some contestants, as the benchmark does with its own."""
+    methods, _ = _make(contestants, folder, arguments, precision_for(arguments.precision, limits))
+    results = bench.measure(methods, rounds=_rounds(arguments), report=_say)
+    _measure_memory(results, methods)
+    return results
+
+
+def _rounds(arguments: argparse.Namespace) -> int:
+    return 2 if arguments.quick else 2 * int(arguments.rounds)
 
 
 def _measure_memory(results: list[Inference], methods: Mapping[str, Method]) -> None:
@@ -76,13 +89,13 @@ def _vectors(arguments: argparse.Namespace) -> int:
 
 
 def _make(
-    names: list[str], folder: Path, arguments: argparse.Namespace, precision: str
+    known: Mapping[str, Contestant], folder: Path, arguments: argparse.Namespace, precision: str
 ) -> tuple[dict[str, Method], dict[str, float]]:
     sizes = _SMALL if arguments.quick else {"images": arguments.images, "vectors": _vectors(arguments)}
     methods: dict[str, Method] = {}
     setup = {}
-    contestants = Contestants(folder, progress=sys.stderr.isatty(), compute_dtype=precision, **sizes)
-    for name in names:
+    contestants = Contestants(folder, known, progress=sys.stderr.isatty(), compute_dtype=precision, **sizes)
+    for name in known:
         begin = time.perf_counter()
         methods[name] = contestants.make(name)
         setup[name] = time.perf_counter() - begin

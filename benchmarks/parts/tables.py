@@ -1,0 +1,410 @@
+"""Tables of the papers by name: all their rows in their order, with what we measure beside what they print.
+
+A row that one of our methods can run is fitted with its paper's arguments; the others are quoted. Without ``--data``
+the rows run on synthetic data. Rows of speed are measured as by the part inference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import published
+from common import Column, Table
+
+from mmad_bank.cli._arguments import argument_named, parse_settings
+from mmad_bank.cli._values import check_device
+from mmad_bank.errors import InputError, did_you_mean
+from mmad_bank.methods import Method, method_class
+from mmad_bank.synthetic import write_synthetic
+from mmad_bank.synthetic.dataset import CATEGORIES
+from parts import inference
+from parts.accuracy import FULL, QUICK, few_steps
+from parts.runs import NAMES, Files, Found, Job, Run, job_of, measure
+
+OURS, PUBLISHED, QUOTED = "measured here", "published", "quoted"
+SPEED = ("fps", "memory_mb")
+MODALITIES = {"rgb": "RGB", "xyz": "3D", "both": "RGB + 3D"}
+THRESHOLDS: dict[str, int | None] = {"100": 100, "99": 99, "exact": None}
+_NETWORKS = ("rgb", "rgb_weights", "rgb_layers", "xyz", "xyz_weights", "num_groups", "group_size")
+"""Arguments that say which networks describe pictures and clouds."""
+_TINY = {
+    "rgb": "vit_tiny_patch16_224", "rgb_weights": "random", "xyz_weights": "random", "num_groups": 64, "group_size": 16,
+    "map_size": 28, "queue_size": 500,
+}  # fmt: skip
+"""What ``--quick`` takes of the methods with transformers."""
+_TINY_MDSS = {"image_size": 128, "sdf_width": 16}
+_QUICK_SIDE = 112
+
+Arguments = dict[str, Any]
+
+
+@dataclass
+class Plan:
+    """A table, and what is run for its rows: by their keys."""
+
+    table: published.Table
+    runs: dict[str, Run] = field(default_factory=dict)
+    speeds: dict[str, inference.Contestant] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def rows(self) -> dict[str, published.Row]:
+        """Its rows by key."""
+        return {row.key: row for row in self.table.rows}
+
+
+def run(arguments: argparse.Namespace, limits: Mapping[str, float], folder: Path) -> list[Table]:
+    """Run the rows of the chosen tables; return each table with all its rows.
+
+    Raises:
+        InputError: An argument is wrong, or nothing could be measured.
+    """
+    plans = plans_of(arguments)
+    job = _job(arguments, folder)
+    job.bundled = arguments.bundled
+    runs = [run for plan in plans for run in plan.runs.values()]
+    found = measure(job, runs)
+    if runs and not any(found.values()):
+        raise InputError(f"--data: nothing could be measured; {job.notes[0]}")
+    speeds = _speeds(plans, arguments, limits, folder)
+    return [table for plan in plans for table in tables_of(plan, job, found, speeds, arguments)]
+
+
+def listing() -> Table:
+    """Return the list of the tables."""
+    heads = {"name": "table", "title": "title", "data": "data set"}
+    counts = {"ran": "rows run", "quoted": "quoted", "waiting": "not run yet"}
+    columns = [*(Column(*one) for one in heads.items()), *(Column(*one, "d") for one in counts.items())]
+    table = Table("Tables of the papers", columns)
+    for one in published.tables().values():
+        ran, quoted = sum(row.runnable for row in one.rows), sum(row.method is None for row in one.rows)
+        facts = {"name": one.name, "title": one.title, "data": NAMES.get(one.data, "settings")}
+        table.rows.append({**facts, "ran": ran, "quoted": quoted, "waiting": len(one.rows) - ran - quoted})
+    table.notes = [f"{source}: {citation}." for source, citation in published.sources().items()]
+    return table
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arguments
+
+
+def plans_of(arguments: argparse.Namespace) -> list[Plan]:
+    """Make what the chosen tables' rows run, not fitted; whatever is wrong with it is said before the work.
+
+    Raises:
+        InputError: A table, a method, an argument or a file is not there, or a value is out of its range.
+    """
+    if arguments.few_shot is not None:
+        raise InputError("--few-shot: expected none with --table, whose rows say how many images they take")
+    known = published.tables()
+    names = list(dict.fromkeys(word.strip() for word in arguments.table.split(",") if word.strip()))
+    for name in names or [""]:
+        if name not in known:
+            near = did_you_mean(name, known)
+            raise InputError(f"--table: expected some of those that papers --list names, found {name!r}{near}")
+    files, plans = Files(arguments.weights or []), [Plan(known[name]) for name in names]
+    own = _own_arguments(plans, arguments)
+    for plan in plans:
+        for row in _chosen(plan, arguments):
+            _add(plan, row, arguments, own[plan.table.name, row.key], files)
+    files.check_used()
+    return plans
+
+
+def _chosen(plan: Plan, arguments: argparse.Namespace) -> list[published.Row]:
+    """Return the rows of a table that are run."""
+    wanted = [word.lower() for word in arguments.methods or ()]
+    known = {row.method for one in published.tables().values() for row in one.rows if row.method is not None}
+    for word in wanted:
+        if word not in known:
+            expected = ", ".join(sorted(known))
+            raise InputError(f"--methods: expected some of {expected} with --table, found {word!r}")
+    return [row for row in plan.table.rows if row.runnable and (not wanted or row.method in wanted)]
+
+
+def _add(plan: Plan, row: published.Row, arguments: argparse.Namespace, given: Arguments, files: Files) -> None:
+    """Make the run of a row."""
+    assert row.method is not None
+    cls, table = method_class(row.method), plan.table
+    base = _base(cls, plan, arguments)
+    own = {name: value for name, value in row.arguments.items() if name not in base or name not in _networks(arguments)}
+    short = {**few_steps(cls), **_fewer_groups(row)} if arguments.quick else {}
+    made = files.make(
+        f"{table.name}, {row.label}", cls,
+        {**base, **own, **short, **given, "device": str(check_device(arguments.device))},
+    )  # fmt: skip
+    n_thresholds = table.thresholds if arguments.thresholds is None else THRESHOLDS[arguments.thresholds]
+    plan.runs[row.key] = Run(f"{table.name} {row.key}", made, row.shots, n_thresholds)
+    if any(name in row.figures for name in SPEED):
+        plan.speeds[row.key] = row.method, {**row.arguments, **given}
+
+
+def _networks(arguments: argparse.Namespace) -> Sequence[str]:
+    """Name the arguments that small networks take from the rows."""
+    return _NETWORKS if arguments.bundled or arguments.quick else ()
+
+
+def _base(cls: type[Method], plan: Plan, arguments: argparse.Namespace) -> Arguments:
+    """Return the arguments of small networks, if they are asked for; those that make rows differ are left to them."""
+    names = cls.argument_names()
+    told = {name for row in plan.table.rows if row.method == cls.name for name in row.arguments}
+    base: Arguments = {}
+    if arguments.bundled or arguments.quick:
+        base = {name: value for name, value in cls.bundled_arguments().items() if name not in told - set(_NETWORKS)}
+    if not arguments.quick:
+        return base
+    if arguments.bundled or "xyz" not in names:
+        tiny = _TINY_MDSS if cls.name == "mdss" else {"image_size": _QUICK_SIDE}
+        return {**base, **tiny}
+    base = {name: value for name, value in base.items() if name not in (*_NETWORKS, "grid", "adaptor")}
+    grid = {"grid": (14, 14)} if cls.name == "lsfa" else {}  # its adaptors compare all patches of an image with all
+    tiny = {name: value for name, value in _TINY.items() if name in names}
+    return {**base, **tiny, **grid, "image_size": _QUICK_SIDE}
+
+
+def _fewer_groups(row: published.Row) -> Arguments:
+    """Return a row's point groups for ``--quick``: rows that differ in them still do."""
+    shrunk = {"num_groups": 16, "group_size": 8}
+    return {name: row.arguments[name] // by for name, by in shrunk.items() if name in row.arguments}
+
+
+def _own_arguments(plans: Sequence[Plan], arguments: argparse.Namespace) -> dict[tuple[str, str], Arguments]:
+    """Read ``--recipe`` and ``--set`` for each row: what makes the rows of a table differ is left to them.
+
+    Raises:
+        InputError: No row's method has an argument, no row leaves it open, or its value is of another type.
+    """
+    words = list(arguments.settings or [])
+    if arguments.recipe is not None:
+        words = [f"recipe={arguments.recipe}", *words]
+    rows = [(plan, row, method_class(str(row.method))) for plan in plans for row in _chosen(plan, arguments)]
+    given: dict[tuple[str, str], Arguments] = {(plan.table.name, row.key): {} for plan, row, _ in rows}
+    shows_settings = any(plan.table.settings for plan in plans)
+    for word in words:
+        having = [one for one in rows if argument_named(one[2], word) is not None]
+        if not having and shows_settings:
+            parse_settings(method_class(_SET_UP), [word])
+            continue
+        if not having:
+            _refuse(word, rows)
+        taking = [one for one in having if not _differ(one[0], one[2], word)]
+        if not taking:
+            raise InputError(f"--set {word}: expected an argument in which the rows do not differ")
+        for plan, row, cls in taking:
+            given[plan.table.name, row.key] |= parse_settings(cls, [word]).arguments
+        for plan in {id(one[0]): one[0] for one in having}.values():
+            kept = [one[1].label for one in having if one[0] is plan and one not in taking]
+            plan.notes += [f"Not for {'; '.join(kept)}, which differ in it: {word}."] if kept else []
+    return given
+
+
+def _refuse(word: str, rows: Sequence[tuple[Plan, published.Row, type[Method]]]) -> None:
+    """Say what is wrong with an argument that no row's method has."""
+    if rows:
+        parse_settings(rows[0][2], [word])
+    raise InputError(f"--set {word}: expected tables with rows that are run, found none")
+
+
+def _differ(plan: Plan, cls: type[Method], word: str) -> bool:
+    """Say whether an argument is one that tells the rows of a method in a table apart."""
+    name = argument_named(cls, word)
+    return len({repr(one.arguments.get(str(name))) for one in plan.table.rows if one.method == cls.name}) > 1
+
+
+def _job(arguments: argparse.Namespace, root: Path) -> Job:
+    """Return the job on ``--data``, or on synthetic data."""
+    if arguments.data is not None:
+        return job_of(arguments.data, arguments.only, root)
+    categories = CATEGORIES[: 2 if arguments.quick else arguments.categories]
+    folder = root / f"synthetic{'-quick' if arguments.quick else ''}-{len(categories)}"
+    if not (folder / "data").exists():
+        write_synthetic(folder / "data", seed=0, categories=categories, **(QUICK if arguments.quick else FULL))
+    job = job_of(folder / "data", arguments.only, folder)
+    job.synthetic = True
+    return job
+
+
+def _speeds(
+    plans: Sequence[Plan], arguments: argparse.Namespace, limits: Mapping[str, float], folder: Path
+) -> dict[str, dict[str, float]]:
+    """Measure speed and memory for the rows that have them, each kind of run once; return them by run and row."""
+    contestants: dict[str, inference.Contestant] = {}
+    names: dict[str, str] = {}
+    for plan in plans:
+        for key, (method, changes) in plan.speeds.items():
+            name = f"{plan.table.name} {key}"
+            alike = (other for other, own in contestants.items() if own == (method, changes))
+            names[name] = next(alike, name)
+            contestants.setdefault(names[name], (method, changes))
+    if not contestants:
+        return {}
+    measured = {one.name: one for one in inference.measured(contestants, arguments, limits, folder / "speed")}
+    return {name: {"fps": measured[own].fps, "memory_mb": measured[own].memory / 1e6} for name, own in names.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables
+
+
+_HEAD = [Column("label", "row"), Column("modality", "data"), Column("source", "figures")]
+_SET_UP = "mdss"
+_SETTINGS = {
+    "learning rate": ("{student_lr}", "cosine from {sdf_lr}"), "batch size": ("{student_batch}", "{sdf_batch}"),
+    "mask": ("yes", "-"), "dynamic factor": ("cosine, {quantiles[0]} to {quantiles[1]}", "-"),
+    "points in a patch": ("-", "{patch_size}"),
+}  # fmt: skip
+"""MDSS's settings (table 1) in words of our arguments. Mask and cosines are fixed in its code."""
+
+
+def tables_of(
+    plan: Plan, job: Job, found: Found, speeds: Mapping[str, Mapping[str, float]], arguments: argparse.Namespace
+) -> list[Table]:
+    """Return a table of a paper: one by category for each metric that has such figures, and one of means."""
+    if plan.table.settings:
+        return [_settings(plan, arguments)]
+    own = plan.table.metrics
+    split = [name for name in own if any(name in row.figures and row.figures[name].by_category for row in
+                                         plan.table.rows)]  # fmt: skip
+    made = [_by_category(plan, job, found, name) for name in split]
+    if split != list(own) or len(own) > 1:
+        made.append(_means(plan, job, found, speeds))
+    made[-1].notes += _notes(plan, job, arguments)
+    return made
+
+
+def _by_category(plan: Plan, job: Job, found: Found, metric: str) -> Table:
+    columns = [Column(name, name, ".3f") for name in job.categories]
+    title = f"{plan.table.name}, {published.METRICS[metric]}: {plan.table.title}"
+    table = Table(f"{title} ({job.title})", [*_HEAD, *columns, Column("mean", "mean", ".3f")])
+    for row, measured in _lines(plan):
+        if measured:
+            values = {name: one[metric] for name, one in _results(plan, row, found).items()}
+            table.rows.append({**_head(row, OURS), **values, "mean": _mean(values)})
+        else:
+            figure = row.figures.get(metric, published.Figure())
+            known = {name: figure.by_category[name] for name in job.categories if name in figure.by_category}
+            table.rows.append({**_head(row, _source(plan, row)), **known, "mean": figure.mean})
+    return table
+
+
+def _means(plan: Plan, job: Job, found: Found, speeds: Mapping[str, Mapping[str, float]]) -> Table:
+    metrics = plan.table.metrics
+    formats = {"fps": ".2f", "memory_mb": ".0f"}
+    columns = [Column(name, published.METRICS[name], formats.get(name, ".3f")) for name in metrics]
+    counted = Column("counted", "categories", "d")
+    table = Table(f"{plan.table.name}: {plan.table.title} ({job.title})", [*_HEAD, *columns, counted], headline=True)
+    for row, measured in _lines(plan):
+        if measured:
+            results = _results(plan, row, found)
+            means = {name: _mean({key: one.get(name) for key, one in results.items()}) for name in metrics}
+            own = {**means, **speeds.get(f"{plan.table.name} {row.key}", {})}
+            shared = {"counted": len(results), "by_category": results}
+            table.rows.append({**_head(row, OURS), **own, **shared})
+        else:
+            known = {name: figure.mean for name, figure in row.figures.items()}
+            table.rows.append({**_head(row, _source(plan, row)), **known, "counted": 10})
+    return table
+
+
+def _lines(plan: Plan) -> Iterator[tuple[published.Row, bool]]:
+    """Yield the paper's rows in its order, with False for what is printed and then True for what was measured."""
+    for row in plan.table.rows:
+        yield row, False
+        if row.key in plan.runs:
+            yield row, True
+
+
+def _head(row: published.Row, source: str) -> dict[str, Any]:
+    label = row.label if row.note is None else f"{row.label} ({row.note})"
+    return {"row": row.key, "label": label, "modality": MODALITIES[row.modality], "source": source}
+
+
+def _source(plan: Plan, row: published.Row) -> str:
+    if row.method is None:
+        return QUOTED
+    return PUBLISHED if row.key in plan.runs else f"{PUBLISHED}, not run"
+
+
+def _results(plan: Plan, row: published.Row, found: Found) -> dict[str, Mapping[str, Any]]:
+    """Return what was measured for a row, by category."""
+    return {category: one["rows"][row.result] for category, one in found[plan.runs[row.key].key].items()}
+
+
+def _mean(values: Mapping[str, float | None]) -> float | None:
+    known = [value for value in values.values() if value is not None]
+    return statistics.mean(known) if known else None
+
+
+def _settings(plan: Plan, arguments: argparse.Namespace) -> Table:
+    """Return a table of settings, ours beside the published ones."""
+    cls = method_class(_SET_UP)
+    words = [word for word in arguments.settings or () if argument_named(cls, word) is not None]
+    own = cls(**parse_settings(cls, words).arguments).arguments()
+    columns = [Column("setting", "setting")]
+    for number, head in enumerate(plan.table.heads):
+        columns += [Column(f"published_{number}", f"{head}, published"), Column(f"ours_{number}", f"{head}, ours")]
+    table = Table(f"{plan.table.name}: {plan.table.title}", columns)
+    for setting, printed in plan.table.settings.items():
+        row = {"setting": setting, "row": setting}
+        for number, (theirs, form) in enumerate(zip(printed, _SETTINGS[setting], strict=True)):
+            row |= {f"published_{number}": theirs, f"ours_{number}": form.format(**own)}
+        table.rows.append(row)
+    table.notes = [f"As published in {plan.table.source}: {published.sources()[plan.table.source]}."]
+    return table
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Notes
+
+
+def _notes(plan: Plan, job: Job, arguments: argparse.Namespace) -> list[str]:
+    table = plan.table
+    notes = [f"As published in {table.source}: {published.sources()[table.source]}."]
+    notes += [f"Quoted only, not run: {_quoted(table)}."] if any(row.method is None for row in table.rows) else []
+    notes += [f"Not run: {row.label} needs {row.needs}." for row in table.rows if row.needs is not None]
+    notes += _conditions(plan, job, arguments)
+    notes += [_marked(plan, mark) for mark in table.marks]
+    keys = {run.name for run in plan.runs.values()}
+    notes += plan.notes
+    return [*notes, *(note for note in job.notes if any(f"{key}," in note for key in keys))]
+
+
+def _quoted(table: published.Table) -> str:
+    names = dict.fromkeys(row.label.split(",")[0] for row in table.rows if row.method is None)
+    return "; ".join(f"{name} ({published.baselines()[name]})" for name in names)
+
+
+def _marked(plan: Plan, mark: published.Mark) -> str:
+    of = [] if mark.row is None else [plan.rows[mark.row].label]
+    of += [] if mark.metric is None else [published.METRICS[mark.metric]]
+    words = f" ({', '.join(of)})" if of else ""
+    return f"{mark.kind.capitalize()}{words}: {mark.why}"
+
+
+def _conditions(plan: Plan, job: Job, arguments: argparse.Namespace) -> Iterator[str]:
+    """Yield what sets our figures apart from the published ones."""
+    table = plan.table
+    published_data = NAMES[table.data]
+    if job.name != published_data:
+        yield f"The published figures are of {published_data}, ours of {job.name}."
+    elif len(job.categories) < 10:
+        yield f"The published means are of ten categories, ours of {len(job.categories)}."
+    if arguments.quick:
+        yield "A run of --quick: tiny networks, trainings of two steps. Its figures mean nothing."
+    elif arguments.bundled:
+        yield "The published figures are of the papers' extractors, ours of the bundled ones."
+    if any(name.startswith("aupro") for name in table.metrics):
+        n = table.thresholds if arguments.thresholds is None else THRESHOLDS[arguments.thresholds]
+        yield f"Our AUPRO {'is that of the exact curve' if n is None else f'samples {n} thresholds'}."
+    if arguments.recipe is not None:
+        yield f"Our recipe: {arguments.recipe}."
+    if plan.speeds:
+        yield (
+            f"fps and MB: published on {table.machine}; ours on this machine, with random weights, as by the part"
+            " inference."
+        )
