@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mmad_bank.synthetic import write_synthetic
@@ -106,6 +107,48 @@ def test_a_later_run_takes_what_is_done_and_few_shot_is_another_run(measured, da
     few = papers.run(arguments(data, workdir=folder / "work", only="bagel", few_shot=2), {})
     assert evaluated == [1]
     assert "2 training images" in few[2].title
+
+
+def of_table(name, data, **changes):
+    given = {"table": name, "recipe": None, "settings": None, "thresholds": None, "quick": True, "bundled": False}
+    return arguments(data, **{**given, **changes})
+
+
+def test_a_papers_table_on_a_data_set_has_its_categories(papers, data):
+    (table,) = papers.run(of_table("m3dm-1", data, methods=["patchcore"]), {})
+    assert [column.heading for column in table.columns[3:]] == ["bagel", "rope", "mean"]
+    theirs, ours = (row for row in table.rows if row["row"] == "rgb-patchcore")
+    assert (theirs["source"], theirs["bagel"], theirs["rope"], theirs["mean"]) == ("published", 0.876, 0.841, 0.770)
+    assert ours["source"] == "measured here"
+    assert ours["mean"] == ours["bagel"]
+    assert "rope" not in ours
+    skipped = next(row for row in table.rows if row["row"] == "both-m3dm")
+    assert skipped["source"] == "published, not run"
+    assert any(note.startswith("Left out: m3dm-1 rgb-patchcore, rope: rope/train/good/xyz/") for note in table.notes)
+    assert "The published means are of ten categories, ours of 2." in table.notes
+
+
+def test_a_papers_table_runs_on_eyecandies(papers, tmp_path):
+    for package in ("PIL", "timm"):
+        pytest.importorskip(package)
+    add_eyecandy = importlib.import_module("data_trees").add_eyecandy
+    depth = 1.2 - 0.4 * np.exp(-((np.mgrid[-3:3:96j, -3:3:96j] ** 2).sum(0)))
+    candies = tmp_path / "Lollipop"
+    for split, n in (("train", 3), ("val", 1), ("test_public", 4)):
+        for index in range(n):
+            bad = split == "test_public" and index > 1
+            mask = {"mask": np.eye(96) if bad else np.zeros((96, 96))} if split == "test_public" else {}
+            words = {"anomalous": f"anomalous: {int(bad)}\n"} if split == "test_public" else {}
+            add_eyecandy(candies / split / "data", f"{index:03d}", depth, **mask, **words)
+    by_metric = papers.run(of_table("cfm-13", tmp_path, methods=["cfm"]), {})
+    assert [table.title.partition(":")[0] for table in by_metric] == [
+        "cfm-13, I-AUROC", "cfm-13, P-AUROC", "cfm-13, AUPRO@30", "cfm-13, AUPRO@10", "cfm-13, AUPRO@5",
+        "cfm-13, AUPRO@1", "cfm-13"
+    ]  # fmt: skip
+    theirs, ours = (row for row in by_metric[2].rows if row["row"] == "cfm")
+    assert (theirs["Lollipop"], theirs["mean"]) == (0.913, 0.887)
+    assert ours["mean"] == ours["Lollipop"]
+    assert "Left out" not in " ".join(by_metric[-1].notes)
 
 
 @pytest.mark.parametrize(

@@ -284,6 +284,8 @@ def _fits(job: Job, run: Run) -> Path:
 def _evaluated(run: Run, model: Method, data: _Data, seconds: float) -> dict[str, Any]:
     evaluation = evaluate(model, data.test, limits=LIMITS, n_thresholds=run.n_thresholds)
     found = _described(evaluation, seconds, {**data.left_out, **model.skipped_})
+    if run.shots is not None and len(data.train) < run.shots:
+        found["notes"].append(f"fitted on {len(data.train)} images in place of {run.shots}: there are no more")
     if run.own_pixels:
         other = evaluate(model.with_arguments(normalize_for="p_auroc"), data.test, limits=LIMITS[:1])
         found["rows"][FUSED]["pixel_auroc"] = other.metrics[FUSED].pixel_auroc
