@@ -72,10 +72,11 @@ def _search(title: str, row: Found) -> str:
 
 def _inference(title: str, row: Found) -> str:
     own, cfm, plain = row("M3DM"), row("CFM"), row("M3DM, plain PyTorch")
-    vectors = next(_numbers(title))
+    true = own.get("vectors")
+    sizes = f"banks of {true}" if true else f"28×28 patches and three banks of {next(_numbers(title)):,}"
     search = sections.SEARCH
     return (
-        f"**Whole images.** M3DM with three banks of {vectors:,} vectors runs at **{own['times_cfm']:.2f} times** the"
+        f"**Whole images.** M3DM with {sizes} vectors runs at **{own['times_cfm']:.2f} times** the"
         f" frame rate of CFM, which was invented to do without banks. Its search and scores take"
         f" {own['stages'][search] * 1e3:.0f} ms of {own['median_ms']:.0f} ms; in plain PyTorch they take"
         f" {plain['stages'][search] * 1e3:.0f} ms. CFM needs {cfm['memory_mb']:.0f} MB, M3DM {own['memory_mb']:.0f} MB,"

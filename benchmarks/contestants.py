@@ -8,13 +8,16 @@ from typing import Any
 
 from mmad_bank import bench
 from mmad_bank.methods import Method, method_class
-from mmad_bank.methods.bank_method import BankMethod
 
 Contestant = tuple[str, Mapping[str, Any]]
+SMALL = "M3DM, small (28×28)"
+VECTORS = {SMALL: bench.SMALL_VECTORS}
+"""Number of vectors in each bank, of contestants whose banks have not their paper's sizes."""
 CONTESTANTS: dict[str, Contestant] = {
     "PatchCore": ("patchcore", {}),
     "BTF": ("btf", {}),
     "M3DM": ("m3dm", {}),
+    SMALL: ("m3dm", {"grid": (28, 28)}),
     "M3DM, 8-bit banks": ("m3dm", {"bank_precision": "int8"}),
     "M3DM, RGB bank": ("m3dm", {"banks": ("rgb",)}),
     "M3DM, point bank": ("m3dm", {"banks": ("xyz",)}),
@@ -31,13 +34,13 @@ CONTESTANTS: dict[str, Contestant] = {
 
 
 class Contestants:
-    """Makes contestants that share what they can: fits, and features of the same extractors.
+    """Makes contestants; variants of one fit share it.
 
     Args:
-        folder: For what the fits leave: a later run goes on from there.
+        folder: For the banks: a later run takes them from there.
         known: The contestants: by name, the method and the arguments that differ.
         progress: Show bars on a terminal.
-        sizes: ``images`` and the other options of :func:`mmad_bank.bench.new_method`.
+        sizes: ``images``, ``vectors`` and the options of :func:`mmad_bank.bench.new_method`.
     """
 
     def __init__(
@@ -57,8 +60,12 @@ class Contestants:
         return fitted.with_arguments(**changes) if changes else fitted
 
     def _fit(self, kind: str, name: str, changes: Mapping[str, Any]) -> Method:
-        method = bench.new_method(kind, settings=changes, **self.sizes)
-        images, workdir = self.sizes.get("images", bench.IMAGES), self.folder / name
-        if kind == "lsfa" and isinstance(method, BankMethod):  # M3DM has the same extractors
-            method.reuse_features(bench.samples_of(images, size=method.image_size), self.folder / "m3dm", workdir)
-        return bench.fit_method(method, workdir, images=images, progress=self.progress)
+        sizes = {"vectors": self._vectors(name), **self.sizes}
+        return bench.make_method(
+            kind, self.folder / name.replace(" ", "-"), settings=changes, progress=self.progress, **sizes
+        )
+
+    def _vectors(self, name: str) -> int | None:
+        """Return the vectors in each bank: those of the paper (None), or as many of them as there are images of."""
+        images = self.sizes.get("images", bench.IMAGES)
+        return VECTORS[name] * images // bench.IMAGES if name in VECTORS else None

@@ -25,6 +25,7 @@ _FORMER_WORDS = {
     "embedded extractors": "bundled extractors",
     "ours of the embedded ones": "ours of the bundled ones",
     "vectors a bank": "vectors per bank",
+    "19,129 vectors per bank": "28×28 patches, 19,129 vectors per bank",
     "one image each a round": "one image of each per round",
     "decision and map, of the whole image's time.": "decision and map, as a share of the whole time.",
     "Medians a stage.": "Medians per stage.",

@@ -1,8 +1,8 @@
 """End-to-end inference of the methods at the papers' sizes: speed, time by stage, memory.
 
 From prepared arrays in memory to image score and map, as CFM's paper measures (table 5): warm-up left out, GPUs waited
-for, training-only steps not counted. Weights are random: neither speed nor memory depends on their values. Banks hold
-real features of those random networks.
+for, training-only steps not counted. Weights are random: neither speed nor memory depends on their values. Banks are
+exact coresets of real features of those random networks, of the sizes that the papers' runs had (:func:`bank_sizes`).
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mmad_bank._internal import sections
+from mmad_bank._internal.progress import progress_bar, within
 from mmad_bank._internal.timing import collect_times
+from mmad_bank.bank import MemoryBank, MultiBank
 from mmad_bank.data import Preprocessing, Sample, preprocess
 from mmad_bank.errors import InputError, did_you_mean
 from mmad_bank.features.factory import RANDOM
@@ -36,21 +39,26 @@ CATEGORY = "stud_tray"
 """The synthetic part that covers more of its image than the others, about a fifth."""
 IMAGES = 244
 """Number of training images of a category (bagel)."""
-VECTORS = 19_129
-"""Number of vectors in each bank: 10 % of the patches of these images on a 28×28 grid."""
+SMALL_VECTORS = 19_129
+"""Number of vectors that 10 % of the patches of these images make on a 28×28 grid."""
+QUICK_VECTORS = 300
+"""Number of vectors in each bank of tiny networks."""
 UNTRAINED: dict[str, Any] = {
     "rgb_weights": RANDOM, "xyz_weights": RANDOM, "uff_weights": RANDOM, "rgb_to_xyz_weights": RANDOM,
     "xyz_to_rgb_weights": RANDOM, "adaptation_steps": 1, "adaptation_batch": 1, "queue_size": 784, "teacher_steps": 1,
     "teacher_images": "own", "student_steps": 1, "sdf_weights": RANDOM,
 }  # fmt: skip
 """Arguments that leave out what training would take, or cut it short, of the methods that have them."""
-SIZES: dict[str, Any] = {"grid": (28, 28), "group_size": 128}
+SIZES: dict[str, Any] = {"group_size": 128}
 """Arguments that all methods which have them share, so that their work is alike."""
 _SMALL: dict[str, Any] = {
     "rgb": "efficientnet_lite0", "rgb_layers": (1,), "num_groups": 64, "group_size": 16, "pdn_width": 8, "channels": 16,
     "sdf_width": 16, "map_size": 28,
 }  # fmt: skip
-_FEW = 2  # images for a method without banks: there is next to nothing to learn from them
+_FEW = 2  # images to fit on: what else than banks is learnt from them costs inference nothing
+_FEW_RATIO = 0.05  # of their patches, in banks whose place others take
+_EVERY = 4  # of the images is described in color; of the others only the point bank sees the clouds
+_ENOUGH = 15  # images in color, if there are so many
 _BATCHES_EVERY = 6  # rounds: images one by one tell more, and take less time
 
 
@@ -124,7 +132,6 @@ def find_methods(text: str) -> list[str]:
     return words
 
 
-@lru_cache(maxsize=3)  # the methods of one run are fitted on the same ones
 def samples_of(
     n: int, *, size: int = 224, category: str = CATEGORY, seed: int = 0, recipe: str = "m3dm"
 ) -> list[Sample]:
@@ -134,14 +141,15 @@ def samples_of(
         >>> samples_of(1)[0].size
         (224, 224)
     """
-    settings = Preprocessing.recipe(recipe, size=size)
-    made = []
-    for index in range(n):
-        scene = render(category, size=512, seed=seed, index=index)
-        rgb, xyz = (torch.from_numpy(x.transpose(2, 0, 1).copy()) for x in (scene.rgb, scene.xyz))
-        sample = Sample(rgb.float() / 255, xyz, None, category=category, split="train", id=f"bench/{index:03d}")
-        made.append(preprocess(sample, settings))
-    return made
+    return [_sample(index, size, category, seed, recipe) for index in range(n)]
+
+
+@lru_cache(maxsize=2 * IMAGES)  # the methods of one run see the same ones
+def _sample(index: int, size: int, category: str, seed: int, recipe: str) -> Sample:
+    scene = render(category, size=512, seed=seed, index=index)
+    rgb, xyz = (torch.from_numpy(x.transpose(2, 0, 1).copy()) for x in (scene.rgb, scene.xyz))
+    sample = Sample(rgb.float() / 255, xyz, None, category=category, split="train", id=f"bench/{index:03d}")
+    return preprocess(sample, Preprocessing.recipe(recipe, size=size))
 
 
 def samples_for(method: Method, n: int, seed: int = 0) -> list[Sample]:
@@ -150,25 +158,20 @@ def samples_for(method: Method, n: int, seed: int = 0) -> list[Sample]:
 
 
 def new_method(
-    name: str, *, settings: Mapping[str, Any] | None = None, images: int = IMAGES, vectors: int = VECTORS,
-    small: bool = False, device: str = "cpu", compute_dtype: str = "float32",
+    name: str, *, settings: Mapping[str, Any] | None = None, small: bool = False, device: str = "cpu",
+    compute_dtype: str = "float32",
 ) -> Method:  # fmt: skip
-    """Make a method with random networks and trainings cut short, whose banks will have ``vectors`` vectors each.
-
-    It is not fitted yet.
+    """Make a method with random networks and trainings cut short; it is not fitted yet.
 
     Args:
         name: Name of the method, see :func:`mmad_bank.methods.names`.
         settings: Constructor arguments that differ from :data:`UNTRAINED`, :data:`SIZES` and the method's defaults.
-        images: Number of training images; their patches must be at least ``vectors``.
-        vectors: Number of vectors in each bank.
         small: Whether to take tiny networks, to see whether everything runs.
         device: Device that inference runs on.
         compute_dtype: Number type of the networks' products.
 
     Raises:
-        InputError: There is no such method, an argument is out of its range, or there are too few images for the
-            vectors.
+        InputError: There is no such method, or an argument is out of its range.
     """
     cls = method_class(name)
     arguments = {**UNTRAINED, **SIZES, **(_SMALL if small else {}), "compute_dtype": compute_dtype, "device": device}
@@ -176,41 +179,154 @@ def new_method(
     if issubclass(cls, BankMethod):
         if "ratio" in (settings or {}):
             raise InputError("ratio: expected the vectors of a bank (vectors, --bank-size) in its place")
-        given["ratio"] = _ratio(given["grid"], images, vectors)
+        given["ratio"] = _FEW_RATIO
     return cls(**given)
 
 
-def fit_method(method: Method, workdir: Path, *, images: int = IMAGES, progress: bool = False) -> Method:
-    """Fit what :func:`new_method` made on rendered images; return it.
+def bank_sizes(
+    method: Method, patches: Mapping[str, int], *, images: int = IMAGES, vectors: int | None = None
+) -> dict[str, int]:
+    """Return the numbers of vectors that a method's banks have in its paper's runs.
+
+    They are 10 % of the patches of the images. M3DM's RGB and fusion banks are 10 % of the point bank's vectors, as in
+    the published code: of bagel's 244 images 76 518, 7 652 and 7 652.
+
+    Args:
+        method: The method.
+        patches: Number of patches in an image, by bank.
+        images: Number of training images of the category.
+        vectors: Number of vectors in each bank, in the place of all this.
+
+    Raises:
+        InputError: The images have fewer patches than ``vectors``.
+
+    Example:
+        >>> bank_sizes(method_class("m3dm")(), {"xyz": 3136, "rgb": 784, "fusion": 3136})
+        {'xyz': 76518, 'rgb': 7652, 'fusion': 7652}
+    """
+    if vectors is not None:
+        most = min(rows * len(images_of(name, images)) for name, rows in patches.items())
+        if not 0 < vectors <= most:
+            raise InputError(f"vectors: expected 1 to {most}, the patches of {images} images, found {vectors}")
+        return dict.fromkeys(patches, vectors)
+    sizes = {name: max(1, images * rows // 10) for name, rows in patches.items()}
+    if method.name == "m3dm" and "xyz" in sizes:
+        sizes |= {name: max(1, round(sizes["xyz"] / 10)) for name in sizes if name != "xyz"}
+    return sizes
+
+
+def banks_of(method: Method) -> dict[str, int]:
+    """Return the numbers of vectors of a fitted method's banks; none without banks."""
+    return {name: len(bank) for name, bank in method.banks_.items()} if isinstance(method, BankMethod) else {}
+
+
+def images_of(bank: str, images: int = IMAGES) -> range:
+    """Return the numbers of the images whose patches a bank is the coreset of.
+
+    A point bank sees all of them: most of their patches have no point, and count once. The patches of every fourth one
+    are plenty for the others.
+    """
+    return range(0, images, 1 if bank == "xyz" else max(1, min(_EVERY, images // _ENOUGH)))
+
+
+def fit_method(
+    method: Method, workdir: Path, *, images: int = IMAGES, vectors: int | None = None, progress: bool = False
+) -> Method:
+    """Fit what :func:`new_method` made on two rendered images and fill its banks, if it has some; return it.
 
     Args:
         method: Method that is not fitted.
-        workdir: Folder for what the stages of a fit leave: a later call goes on from there.
-        images: Number of training images of a method with banks.
+        workdir: Folder for the banks, which the method goes on reading: a later call with the same arguments takes
+            them from there.
+        images: Number of training images that banks are filled from.
+        vectors: Number of vectors in each bank; none takes :func:`bank_sizes`.
         progress: Whether to show bars on a terminal.
+
+    Raises:
+        InputError: The images have too few patches for the vectors, or the folder cannot be written.
     """
-    if isinstance(method, BankMethod):
-        return method.fit(samples_for(method, images), workdir=workdir, progress=progress)
     few = samples_for(method, _FEW)
-    return method.fit(few, validation=few, progress=progress)
+    method.fit(few, validation=few, progress=progress)
+    if isinstance(method, BankMethod):
+        _fill_banks(method, workdir / "banks", images, vectors, progress)
+    return method
+
+
+def _fill_banks(method: BankMethod, folder: Path, images: int, vectors: int | None, progress: bool) -> None:
+    """Put coresets of many images' patches in the place of a method's banks, from a folder or into it."""
+    patches = {name: rows.shape[1] for name, rows in method.describe(samples_for(method, 1)).items()}
+    sizes = bank_sizes(method, patches, images=images, vectors=vectors)
+    facts = json.dumps({"arguments": method.arguments(), "images": images, "sizes": sizes}, default=str)
+    note = folder.parent / "banks-of.json"
+    if not note.exists() or note.read_text() != facts:
+        note.unlink(missing_ok=True)
+        _selected(method, sizes, images, progress).save(folder)
+        note.write_text(facts)
+    method.banks_ = MultiBank.load(folder, method.device, bank_precision=method.bank_precision)
+
+
+def _selected(method: BankMethod, sizes: Mapping[str, int], images: int, progress: bool) -> MultiBank:
+    """Select the banks: exact coresets of the patches of the images, in the features themselves."""
+    rows: dict[str, list[Tensor]] = {name: [] for name in sizes}
+    with progress_bar("describing images", images) if progress else nullcontext(lambda done: None) as report:
+        for i, described in _described(method, images):
+            for name, own in described.items():
+                if i in images_of(name, images):
+                    rows[name].append(_distinct(own, bool(rows[name])))
+            report(i + 1)
+    banks = {}
+    for number, (name, size) in enumerate(sizes.items(), 1):
+        old = method.banks_[name]
+        table = torch.cat(rows.pop(name))
+        if size > len(table):
+            raise InputError(f"vectors: expected 1 to {len(table)}, those that differ in {images} images, found {size}")
+        with within(f"{name} bank", number, len(sizes)):
+            banks[name] = MemoryBank.build(
+                table, size=size, standardize=old.standardization or False, device=method.device,
+                extractor=old.extractor, progress=progress,
+            )  # fmt: skip
+    return MultiBank(banks)
+
+
+def _distinct(patches: Tensor, later: bool) -> Tensor:
+    """Leave out patches without a point, which are all alike; the first image keeps one, if it has some."""
+    there = patches.any(1)
+    if not later and not bool(there.all()):
+        there[int(there.int().argmin())] = True
+    return patches[there].cpu()
+
+
+def _described(method: BankMethod, images: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Yield numbers of images, and their patches (P, D) by bank; where only the point bank looks, no other."""
+    banks, points = tuple(method.banks_), method
+    if {"xyz", "fusion"} <= {*banks}:
+        with suppress(InputError):  # banks that depend on each other stay together
+            points = method.with_arguments(banks=("xyz",))
+    in_color = {i for name in banks if name != "xyz" for i in images_of(name, images)}
+    for i in range(images):
+        if i in in_color or "xyz" in banks:
+            sample = _sample(i, method.image_size, CATEGORY, 0, method.preparation)
+            described = (method if i in in_color else points).describe([sample])
+            yield i, {name: one[0] for name, one in described.items()}
 
 
 def make_method(
-    name: str, folder: Path, *, settings: Mapping[str, Any] | None = None, images: int = IMAGES, progress: bool = False,
-    **options: Any,
+    name: str, folder: Path, *, settings: Mapping[str, Any] | None = None, images: int = IMAGES,
+    vectors: int | None = None, progress: bool = False, **options: Any,
 ) -> Method:  # fmt: skip
     """Make a method and fit it in a folder of its name, see :func:`new_method` and :func:`fit_method`.
 
     Args:
         name: Name of the method.
-        folder: Folder for what the stages of a fit leave, also of other methods.
+        folder: Folder for the banks, also of other methods.
         settings: Constructor arguments.
-        images: Number of training images.
+        images: Number of training images that banks are filled from.
+        vectors: Number of vectors in each bank; none takes :func:`bank_sizes`.
         progress: Whether to show bars on a terminal.
         options: The other options of :func:`new_method`.
     """
-    method = new_method(name, settings=settings, images=images, **options)
-    return fit_method(method, folder / name, images=images, progress=progress)
+    method = new_method(name, settings=settings, **options)
+    return fit_method(method, folder / name, images=images, vectors=vectors, progress=progress)
 
 
 def measure(
@@ -290,14 +406,6 @@ def _timed_prediction(method: Method, samples: list[Sample]) -> tuple[float, dic
     return seconds, {**split, sections.OTHER: max(0.0, seconds - sum(split.values()))}
 
 
-def _ratio(grid: tuple[int, int], images: int, vectors: int) -> float:
-    """Return the share of the images' patches that makes so many vectors."""
-    patches = images * grid[0] * grid[1]
-    if not 0 < vectors <= patches:
-        raise InputError(f"vectors: expected 1 to {patches}, the patches of {images} images, found {vectors}")
-    return (vectors + 0.5) / patches if vectors < patches else 1.0
-
-
 def _weights(method: Method) -> int:
     """Return the bytes of all networks that a method holds."""
     held = getattr(method, "nbytes", 0)
@@ -323,9 +431,9 @@ def score_once(folder: str, device: str, wrap: Callable[[Method], Method] = lamb
 
     with suppress(ImportError):
         importlib.import_module("timm")  # a library's code is not a method's memory
-    facts = json.loads((Path(folder) / "model.json").read_text())
-    recipe = methods.method_class(facts["method"]).preparation
-    samples = samples_of(1, size=int(facts["arguments"]["image_size"]), seed=1, recipe=recipe)
+    model = json.loads((Path(folder) / "model.json").read_text())
+    recipe = method_class(model["method"]).preparation
+    samples = samples_of(1, size=int(model["arguments"]["image_size"]), seed=1, recipe=recipe)
     cuda = device.startswith("cuda")
     before = 0 if cuda else _status("VmRSS")
     method = wrap(methods.load(folder, device))

@@ -1,6 +1,9 @@
 """Frames per second, time by stage and memory of all methods at the papers' sizes, in one run; weights are random.
 
-Beside M3DM stands its plain rendering (plain.py): same networks, same banks, scored as it usually is.
+The sizes are those of the published runs: M3DM has 56×56 patches of points and of fused features, 28×28 of RGB, and
+banks of 76 518, 7 652 and 7 652 vectors (bagel). What the literal reading of its paper has stands beside it as a small
+one: 28×28 patches and 19 129 vectors in each bank. Beside M3DM stands its plain rendering (plain.py): same networks,
+same banks, scored as it usually is.
 """
 
 from __future__ import annotations
@@ -42,8 +45,9 @@ def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Tabl
         _measure_memory(results, methods)
         agreement = _agreement(methods["M3DM"], methods[PLAIN]) if PLAIN in methods else []
     by_name = {result.name: result for result in results}
-    title = f"{_vectors(arguments):,} vectors per bank, {precision}, random weights"
-    tables = [_speed(title, results), _stages(title, results), _memory(title, results)]
+    vectors = {name: " + ".join(f"{n:,}" for n in bench.banks_of(one).values()) for name, one in methods.items()}
+    title = f"{_size(arguments)}, {precision}, random weights"
+    tables = [_speed(title, results, vectors), _stages(title, results), _memory(title, results)]
     if agreement:
         tables.append(_engine(title, agreement))
     if {"M3DM", "CFM"} <= set(by_name):
@@ -82,16 +86,17 @@ def _measure_memory(results: list[Inference], methods: Mapping[str, Method]) -> 
         list(pool.map(measure, results))
 
 
-def _vectors(arguments: argparse.Namespace) -> int:
+def _size(arguments: argparse.Namespace) -> str:
     if arguments.quick:
-        return int(_SMALL["vectors"])
-    return bench.VECTORS if arguments.images == bench.IMAGES else arguments.images * 28 * 28 // 10
+        return "tiny networks and banks"
+    of = "the papers' sizes" if arguments.images == bench.IMAGES else f"banks of {arguments.images} images"
+    return f"{of}, {bench.SIZES['group_size']} points in a group"
 
 
 def _make(
     known: Mapping[str, Contestant], folder: Path, arguments: argparse.Namespace, precision: str
 ) -> tuple[dict[str, Method], dict[str, float]]:
-    sizes = _SMALL if arguments.quick else {"images": arguments.images, "vectors": _vectors(arguments)}
+    sizes = _SMALL if arguments.quick else {"images": arguments.images}
     methods: dict[str, Method] = {}
     setup = {}
     contestants = Contestants(folder, known, progress=sys.stderr.isatty(), compute_dtype=precision, **sizes)
@@ -106,15 +111,15 @@ def _make(
 
 
 def _agreement(engine: Method, plain: Method) -> list[dict[str, Any]]:
-    """Compare the scores of both on the same features: with differences, and as it is timed.
+    """Compare the scores of both on the same features: in float64, and as it is timed.
 
     Both sides take one image at a time: networks in bf16 round otherwise in a batch of two, and that is not scoring.
     """
-    samples = bench.samples_of(2, size=engine.image_size, seed=2)
+    samples = bench.samples_for(engine, 2, seed=2)
     ours = [engine.predict_batch([sample])[0] for sample in samples]
     rows: dict[str, dict[str, Any]] = {}
-    for by_differences in (True, False):
-        plain.by_differences = by_differences  # type: ignore[attr-defined]
+    for in_float64 in (True, False):
+        plain.in_float64 = in_float64  # type: ignore[attr-defined]
         for own, other in zip(ours, plain.predict_batch(samples), strict=True):
             pairs = [(name, part, other.parts[name]) for name, part in own.parts.items()]
             gaps = {name: (_apart(a.score, b.score), _apart(a.scores, b.scores)) for name, a, b in pairs}
@@ -122,7 +127,7 @@ def _agreement(engine: Method, plain: Method) -> list[dict[str, Any]]:
             for name, (image, patch) in gaps.items():
                 row = rows.setdefault(name, {"scores": name})
                 for what, gap in (("image", image), ("patch", patch)):
-                    key = what if by_differences else f"{what}_timed"
+                    key = what if in_float64 else f"{what}_timed"
                     row[key] = max(gap, row.get(key, 0.0))
     return list(rows.values())
 
@@ -133,13 +138,13 @@ def _apart(own: Any, other: Any) -> float:
     return float((a - b).abs().max() / b.abs().max())
 
 
-def _speed(title: str, results: list[Inference]) -> Table:
+def _speed(title: str, results: list[Inference], vectors: Mapping[str, str]) -> Table:
     table = Table(
         f"Inference, end to end: {title}",
         [
-            Column("method", "method"), Column("fps", "fps", ".2f"), Column("times_cfm", "× CFM's fps", ".2f"),
-            Column("median_ms", "median ms", ".0f"), Column("p95_ms", "p95 ms", ".0f", detail=True),
-            Column("p99_ms", "p99 ms", ".0f", detail=True),
+            Column("method", "method"), Column("vectors", "vectors"), Column("fps", "fps", ".2f"),
+            Column("times_cfm", "× CFM's fps", ".2f"), Column("median_ms", "median ms", ".0f"),
+            Column("p95_ms", "p95 ms", ".0f", detail=True), Column("p99_ms", "p99 ms", ".0f", detail=True),
             *(Column(f"fps_{b}", f"fps, batch {b}", ".2f") for b in BATCHES if b > 1), Column("memory_mb", "MB", ".0f"),
         ],
         headline=True,
@@ -148,7 +153,8 @@ def _speed(title: str, results: list[Inference]) -> Table:
     for one in results:
         ratios = [a / b for a, b in zip(reference.latencies, one.latencies, strict=True)] if reference else []
         table.rows.append({
-            "method": one.name, "fps": one.fps, "times_cfm": statistics.median(ratios) if ratios else None,
+            "method": one.name, "vectors": vectors[one.name] or None, "fps": one.fps,
+            "times_cfm": statistics.median(ratios) if ratios else None,
             "median_ms": one.median * 1e3, "p95_ms": one.quantile(0.95) * 1e3, "p99_ms": one.quantile(0.99) * 1e3,
             **{f"fps_{b}": value for b, value in one.throughput.items()}, "memory_mb": one.memory / 1e6,
             "median_s": one.median, "p95_s": one.quantile(0.95), "p99_s": one.quantile(0.99), "stages": one.stages,
@@ -162,6 +168,11 @@ def _speed(title: str, results: list[Inference]) -> Table:
         " 128 points, both cut for CFM-M, -S and -T; WideResNet-50-2; FPFH). Weights are random: speed and memory do"
         " not depend on their values.",
         "× CFM's fps: the median of the ratios within each round. MB: parameters + banks + activations.",
+        "Vectors: of the banks, xyz + rgb + fusion with M3DM's three. M3DM as in its published code: 56×56 patches for"
+        " points and fusion, 28×28 for RGB, a point bank of 10 % of all patches, the others of 10 % of that. Small:"
+        " 28×28 patches and 10 % of them in all three, as its paper can be read. LSFA: 56×56 patches, 10 %.",
+        "Banks are exact coresets of real features of these networks: point banks of all training images' patches,"
+        " those of which no point is in counting once; the other banks of every fourth image's.",
     ]
     return table
 
@@ -221,9 +232,9 @@ def _engine(title: str, agreement: list[dict[str, Any]]) -> Table:
     ]  # fmt: skip
     table = Table(f"Engine and plain rendering on the same features, apart by: {title}", columns, agreement)
     table.notes = [
-        "Largest differences over two images, relative to the largest value. The plain rendering takes distances from"
-        " differences here; as it is timed, PyTorch's float32 cdist takes |a|² + |b|² - 2ab, of which little is left"
-        " near zero. The engine's distances are those of float64, rounded.",
+        "Largest differences over two images, relative to the largest value. The plain rendering computes distances in"
+        " float64 here; as it is timed, PyTorch's float32 cdist takes |a|² + |b|² - 2ab, of which little is left near"
+        " zero. The engine's distances are those of float64, rounded.",
     ]
     return table
 
@@ -241,13 +252,13 @@ def _targets(results: Mapping[str, Inference], agreement: list[dict[str, Any]]) 
         table.rows.append({"what": what, "wanted": wanted, "measured": measured, "met": "yes" if met else "no"})
 
     ratio = statistics.median(a / b for a, b in zip(cfm.latencies, own.latencies, strict=True))
-    row("M3DM's frame rate", "at least CFM's (aim 1.5 ×)", f"{ratio:.2f} ×", ratio >= 1)
+    row("M3DM's frame rate", "at least CFM's (aim 1.3 ×)", f"{ratio:.2f} ×", ratio >= 1)
     share = _scoring_share(own)
     row("scoring of M3DM's three banks", "under 15 % of an image's time", f"{share:.1%}", share < 0.15)
     if PLAIN in results:
         plain = results[PLAIN]
         faster = plain.stages[sections.SEARCH] / own.stages[sections.SEARCH]
-        row("M3DM's scoring against the plain rendering", "at least 5 ×", f"{faster:.1f} ×", faster >= 5)
+        row("M3DM's scoring against the plain rendering", "at least 20 ×", f"{faster:.1f} ×", faster >= 20)
         gap = max(max(row_["image"], row_["patch"]) for row_ in agreement)
         row("scores of the two apart by", "at most 1e-4", f"{gap:.1e}", gap <= 1e-4)
     compact = results.get("M3DM, 8-bit banks", own)
@@ -258,11 +269,11 @@ def _targets(results: Mapping[str, Inference], agreement: list[dict[str, Any]]) 
 
 def _setup(setup: Mapping[str, float], arguments: argparse.Namespace) -> Table:
     table = Table(
-        f"Fitting for this run: {2 if arguments.quick else arguments.images} images, trainings cut short",
+        f"Making the banks of this run: {2 if arguments.quick else arguments.images} images, trainings cut short",
         [Column("method", "method"), Column("seconds", "seconds", ".0f")],
     )
     table.rows = [{"method": name, "seconds": seconds} for name, seconds in setup.items()]
-    table.notes = ["Variants of M3DM share a fit; with --workdir, so do runs: those of a kept folder take no time."]
+    table.notes = ["Variants of M3DM share its banks; with --workdir, so do runs: those of a kept folder take no time."]
     return table
 
 

@@ -37,7 +37,7 @@ def bench(
     settings: Annotated[list[str] | None, option("--set")] = None,
     batches: Annotated[str, option("--batches")] = "1,4",
     rounds: Annotated[int, option("--rounds")] = 5,
-    bank_size: Annotated[int | None, option("--bank-size", "in each bank (default: 19129)")] = None,
+    bank_size: Annotated[int | None, option("--bank-size", "in each bank (default: the paper's own)")] = None,
     train_images: Annotated[int | None, option("--train-images", "whose patches fill the banks (default: 244)")] = None,
     compute_dtype: Annotated[ComputeDtype, option("--compute-dtype")] = "float32",
     device: Device = "cpu",
@@ -71,7 +71,7 @@ def bench(
         check_output(out, "--out", overwrite=overwrite)
     names = list(method_names()) if methods is None else core.find_methods(methods)
     chosen = _settings(names, settings or [])
-    wanted = bank_size or (min(300, 2 * 784) if quick else core.VECTORS)
+    wanted = bank_size or (core.QUICK_VECTORS if quick else None)
     with (
         tempfile.TemporaryDirectory(prefix="mmad-bank-bench-") as temporary,
         nullcontext() if workdir is None else going_on(),  # what is in a temporary folder goes
@@ -90,7 +90,8 @@ def bench(
                 core.measure_memory(result, made[result.name], Path(temporary) / "saved")
             except InputError as error:  # the times are good all the same
                 left_out[f"{result.name}, memory"] = str(error)
-    facts = _facts(results, wanted, rounds, str(target), compute_dtype, quick) | {"left_out": left_out}
+    banks = {name: core.banks_of(method) for name, method in made.items()}
+    facts = _facts(results, banks, rounds, str(target), compute_dtype, quick) | {"left_out": left_out}
     text = json.dumps(facts, indent=2, allow_nan=False)
     if out is not None:
         write_text(out, text + "\n")
@@ -143,7 +144,9 @@ def _make_all(chosen: Mapping[str, Settings], make: Callable[..., Method]) -> tu
     return made, {name: str(error) for name, error in failed.items()}
 
 
-def _facts(results: list[Any], bank_size: int, rounds: int, device: str, dtype: str, quick: bool) -> dict[str, Any]:
+def _facts(
+    results: list[Any], banks: dict[str, dict[str, int]], rounds: int, device: str, dtype: str, quick: bool
+) -> dict[str, Any]:
     """Describe the run: machine, versions, settings, results."""
     import platform
 
@@ -159,10 +162,15 @@ def _facts(results: list[Any], bank_size: int, rounds: int, device: str, dtype: 
         },
         "versions": {"mmad_bank": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "settings": {
-            "bank_size": bank_size, "rounds": rounds, "compute_dtype": dtype, "device": device, "quick": quick
+            "rounds": rounds, "compute_dtype": dtype, "device": device, "quick": quick
         },
-        "results": [result.as_json() for result in results],
+        "results": [{**result.as_json(), "vectors": banks[result.name]} for result in results],
     }  # fmt: skip
+
+
+def _joined(vectors: Mapping[str, int]) -> str:
+    """Return the banks' sizes in words."""
+    return " + ".join(f"{n:,}" for n in vectors.values()) or "–"
 
 
 def _print(facts: dict[str, Any], results: list[Any]) -> None:
@@ -172,19 +180,20 @@ def _print(facts: dict[str, Any], results: list[Any]) -> None:
     settings, versions = facts["settings"], facts["versions"]
     title = (
         f"{facts['machine']['device']}, {facts['machine']['threads']} threads, torch {versions['torch']},"
-        f" mmad-bank {versions['mmad_bank']}; {settings['bank_size']:,} vectors per bank, {settings['compute_dtype']},"
+        f" mmad-bank {versions['mmad_bank']}; {settings['compute_dtype']},"
         f" random weights, {settings['rounds']} rounds"
     )
     table = Table()
     batches = list(results[0].throughput)
-    for heading in ("method", "fps", "median", "p95", *(f"fps, batch {b}" for b in batches if b > 1), "memory", "peak"):
+    by_batch = (f"fps, batch {b}" for b in batches if b > 1)
+    for heading in ("method", "vectors", "fps", "median", "p95", *by_batch, "memory", "peak"):
         table.add_column(heading, justify="left" if heading == "method" else "right")
     table.add_column("time by section")
-    for result in results:
+    for result, found in zip(results, facts["results"], strict=True):
         split = ", ".join(f"{name} {value / result.median:.0%}" for name, value in result.stages.items())
         table.add_row(
-            result.name, f"{result.fps:.2f}", seconds(result.median), seconds(result.quantile(0.95)),
-            *(f"{result.throughput[b]:.2f}" for b in batches if b > 1),
+            result.name, _joined(found["vectors"]), f"{result.fps:.2f}", seconds(result.median),
+            seconds(result.quantile(0.95)), *(f"{result.throughput[b]:.2f}" for b in batches if b > 1),
             size(result.memory) if result.activations is not None else "–",
             size(result.peak) if result.peak is not None else "–", split,
         )  # fmt: skip

@@ -379,6 +379,26 @@ class BankMethod(Method, BankOptions, RGBOptions):
         patch = scores.patch[b].view(self._grid(bank)).cpu()
         return Part(float(scores.image[b]), patch, nearest, sample.frame, Gaussian(self.sigma))
 
+    def describe(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """Return the patch features of prepared samples, by bank, as the banks hold them and are searched for them.
+
+        Args:
+            samples: B samples, prepared as the method's own.
+
+        Returns:
+            float32 (B, P, D) by bank, row by row over its grid.
+
+        Raises:
+            InputError: Nothing is fitted, or a sample cannot be used.
+
+        Example:
+            >>> method.describe([sample])["xyz"].shape  # doctest: +SKIP
+            torch.Size([1, 3136, 1152])
+        """
+        self._check_fitted()
+        with plain_torch(), torch.no_grad():
+            return self._compose(self._features(list(samples)))
+
     def explain(
         self, prediction: Prediction, part: str | None = None, *, place: tuple[int, int] | None = None, n: int = 4
     ) -> list[Reason]:
