@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import ClassVar, TypeVar
 import numpy as np
 import torch
 
-from mmad_bank.data.names import GOOD, SPLITS, split_named, subfolders
+from mmad_bank.data.names import GOOD, SPLITS, describe, split_named, subfolders
 from mmad_bank.data.prepared import preparation_of
 from mmad_bank.data.recipes import Preprocessing
 from mmad_bank.data.sample import MODALITIES, Record, Sample, as_prepared, check_raw, in_metres
@@ -33,11 +33,37 @@ class SampleDataset(torch.utils.data.Dataset[Sample]):
     """
 
     layout: ClassVar[str]
+    """Name of the layout."""
+    folders: ClassVar[str]
+    """Folders of a category in this layout, for an error's line."""
     units: str | None = None
 
     def __init__(self, path: str | Path, records: Sequence[Record]) -> None:
         self.path = Path(path)
         self.records = tuple(records)
+
+    def _open(
+        self, path: str | Path, category: str | None, split: str, wanted: str,
+        list_records: Callable[[Path, str, str], Sequence[Record]],
+    ) -> None:  # fmt: skip
+        """Open a split of one category or of all.
+
+        Args:
+            path: Folder of the categories.
+            category: One of them; None takes all.
+            split: Any name of a split.
+            wanted: What a split's folder holds, for an error's line.
+            list_records: Function that lists the samples of a category's folder, given its name and the split's.
+
+        Raises:
+            InputError: The folder, the category or the split is not there, or holds no samples.
+        """
+        root, split = Path(path), check_split(split)
+        names = self.choose_categories(root, category)
+        records = [record for name in names for record in list_records(root / name, name, split)]
+        if not records:
+            raise missing_split(root, names, split, wanted)
+        SampleDataset.__init__(self, root, records)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -108,10 +134,27 @@ class SampleDataset(torch.utils.data.Dataset[Sample]):
         part.records = tuple(self.records[index] for index in indices)
         return part
 
-    @classmethod
+    @staticmethod
     @abstractmethod
+    def holds_samples(split: Path) -> bool:
+        """Say whether a folder holds samples as a split does."""
+
+    @classmethod
+    def is_category(cls, folder: Path) -> bool:
+        """Say whether a folder is a category in this layout: one of its splits holds samples."""
+        return any(cls.holds_samples(entry) for entry in subfolders(folder) if split_named(entry.name) is not None)
+
+    @classmethod
     def find_categories(cls, root: Path) -> list[str]:
-        """Name the categories in a folder, sorted; raise InputError if there are none."""
+        """Name the categories in a folder, in order.
+
+        Raises:
+            InputError: There are none.
+        """
+        names = [folder.name for folder in subfolders(root) if cls.is_category(folder)]
+        if not names:
+            raise InputError(f"{root}: expected {cls.folders} in it, found {describe(root)}")
+        return names
 
     @classmethod
     def choose_categories(cls, root: Path, category: str | None) -> list[str]:

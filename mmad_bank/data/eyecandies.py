@@ -7,14 +7,15 @@ ACCV 2022. Layout: ``CATEGORY/{train,val,test_public}/data/NNN_{image_0..5,depth
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from mmad_bank.data._images import read_depth, read_mask, read_rgb
-from mmad_bank.data.dataset import SampleDataset, check_split, missing_split
-from mmad_bank.data.names import ANOMALOUS, GOOD, describe, in_order, split_folder, split_named, subfolders
+from mmad_bank.data.dataset import SampleDataset, check_split
+from mmad_bank.data.names import ANOMALOUS, GOOD, in_order, split_folder
 from mmad_bank.data.sample import Record, Sample, make_sample
 from mmad_bank.errors import InputError
 
@@ -30,7 +31,6 @@ CATEGORIES = (
     "Marshmallow",
     "PeppermintCandy",
 )
-LAYOUT = "CATEGORY/{train,val,test_public}/data"
 FOCAL_LENGTH = 711.11
 """Pixels, for the data set's images of 512×512."""
 IMAGE_SIDE = 512
@@ -61,33 +61,24 @@ class EyecandiesDataset(SampleDataset):
     """
 
     layout: ClassVar[str] = "eyecandies"
+    folders: ClassVar[str] = "CATEGORY/{train,val,test_public}/data"
 
     def __init__(self, path: str | Path, category: str | None = None, split: str = "train", *, light: int = 4) -> None:
-        root, split = Path(path), check_split(split)
+        split = check_split(split)
         if not 0 <= light < _N_LIGHTS:
             raise InputError(f"light: expected 0 to {_N_LIGHTS - 1}, found {light}")
-        names = self.choose_categories(root, category)
-        records = [record for name in names for record in _records(root / name, name, split, light)]
-        if not records:
-            raise missing_split(root, names, split, f"data/NNN_image_{light}.png and NNN_depth.png")
-        super().__init__(root, records)
+        wanted = f"data/NNN_image_{light}.png and NNN_depth.png"
+        self._open(path, category, split, wanted, partial(_records, light=light))
 
     @property
     def recipe(self) -> str:
         """Recipe of preprocessing that its raw samples need whatever the method."""
         return self.layout
 
-    @classmethod
-    def find_categories(cls, root: Path) -> list[str]:
-        """Name the categories in a folder, sorted.
-
-        Raises:
-            InputError: There are none.
-        """
-        names = [folder.name for folder in subfolders(root) if is_category(folder)]
-        if not names:
-            raise InputError(f"{root}: expected {LAYOUT} in it, found {describe(root)}")
-        return names
+    @staticmethod
+    def holds_samples(split: Path) -> bool:
+        """Say whether a folder holds samples as a split does."""
+        return (split / "data").is_dir()
 
     def read(self, record: Record) -> Sample:
         """Read the sample that a record stands for."""
@@ -99,16 +90,6 @@ class EyecandiesDataset(SampleDataset):
         depth = read_depth(record.xyz) / 65535 * (high - low) + low
         xyz = unproject(depth, _read_pose(Path(f"{prefix}pose.txt")))
         return make_sample(record, rgb, xyz, None if record.mask is None else read_mask(record.mask))
-
-
-def is_category(folder: Path) -> bool:
-    """Say whether a folder is a category in this layout."""
-    return any(holds_samples(entry) for entry in subfolders(folder) if split_named(entry.name))
-
-
-def holds_samples(split: Path) -> bool:
-    """Say whether a folder holds samples as a split does."""
-    return (split / "data").is_dir()
 
 
 def unproject(depth: np.ndarray, pose: np.ndarray) -> np.ndarray:

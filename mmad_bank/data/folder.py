@@ -12,23 +12,19 @@ from pathlib import Path
 from typing import ClassVar
 
 from mmad_bank.data._images import read_mask, read_rgb, read_xyz
-from mmad_bank.data.dataset import SampleDataset, check_split, missing_split
+from mmad_bank.data.dataset import SampleDataset
 from mmad_bank.data.names import (
     CLOUDS,
     IMAGES,
     SPLITS,
     defect_named,
-    describe,
     files_by_stem,
     split_folder,
     split_named,
     subfolder,
     subfolders,
 )
-from mmad_bank.data.sample import Record, Sample, by_defect, make_sample
-from mmad_bank.errors import InputError
-
-LAYOUT = "CATEGORY/{train,validation,test}/{good|DEFECT}/{rgb,xyz,gt}"
+from mmad_bank.data.sample import Record, Sample, each_once, make_sample
 
 
 class FolderDataset(SampleDataset):
@@ -49,42 +45,21 @@ class FolderDataset(SampleDataset):
     """
 
     layout: ClassVar[str] = "folder"
+    folders: ClassVar[str] = "CATEGORY/{train,validation,test}/{good|DEFECT}/{rgb,xyz,gt}"
 
     def __init__(self, path: str | Path, category: str | None = None, split: str = "train") -> None:
-        root, split = Path(path), check_split(split)
-        names = self.choose_categories(root, category)
-        records = [record for name in names for record in _records(root / name, name, split)]
-        if not records:
-            raise missing_split(root, names, split, "{good|DEFECT}/{rgb,xyz}/NAME")
-        super().__init__(root, records)
+        self._open(path, category, split, "{good|DEFECT}/{rgb,xyz}/NAME", _records)
 
-    @classmethod
-    def find_categories(cls, root: Path) -> list[str]:
-        """Name the categories in a folder, in order.
-
-        Raises:
-            InputError: There are none.
-        """
-        names = [folder.name for folder in subfolders(root) if is_category(folder)]
-        if not names:
-            raise InputError(f"{root}: expected {LAYOUT} in it, found {describe(root)}")
-        return names
+    @staticmethod
+    def holds_samples(split: Path) -> bool:
+        """Say whether a folder holds samples as a split does."""
+        return any(subfolder(kind, name).is_dir() for kind in subfolders(split) for name in ("xyz", "rgb"))
 
     def read(self, record: Record) -> Sample:
         """Read the sample that a record stands for."""
         rgb = None if record.rgb is None else read_rgb(record.rgb)
         xyz = None if record.xyz is None else read_xyz(record.xyz)
         return make_sample(record, rgb, xyz, None if record.mask is None else read_mask(record.mask))
-
-
-def is_category(folder: Path) -> bool:
-    """Say whether a folder has a split with at least one folder of point clouds or pictures."""
-    return bool(_modalities(folder))
-
-
-def holds_samples(split: Path) -> bool:
-    """Say whether a folder holds samples as a split does."""
-    return any(subfolder(kind, name).is_dir() for kind in subfolders(split) for name in ("xyz", "rgb"))
 
 
 def _modalities(folder: Path) -> set[str]:
@@ -99,7 +74,7 @@ def _records(folder: Path, category: str, split: str) -> list[Record]:
     A sample is listed if it has either modality; reading it says which one is missing, so that one incomplete sample
     does not stop the others. What the whole category lacks is missing nowhere.
     """
-    records: dict[str, Record] = {}
+    records: list[Record] = []
     place, there = split_folder(folder, split), _modalities(folder)
     for kind in [] if place is None else subfolders(place):
         images, clouds, truths = (subfolder(kind, name) for name in ("rgb", "xyz", "gt"))
@@ -107,9 +82,5 @@ def _records(folder: Path, category: str, split: str) -> list[Record]:
         for name in rgb.keys() | xyz.keys():
             image = rgb.get(name, images / f"{name}.png") if "rgb" in there else None
             cloud = xyz.get(name, clouds / f"{name}.tiff") if "xyz" in there else None
-            record = Record(category, split, defect_named(kind.name), name, image, cloud, masks.get(name))
-            other = records.setdefault(record.id, record)
-            if other is not record:
-                found = f"{other.rgb or other.xyz} and {record.rgb or record.xyz}"
-                raise InputError(f"{record.id}: expected one sample of this name, found {found}")
-    return sorted(records.values(), key=by_defect)
+            records.append(Record(category, split, defect_named(kind.name), name, image, cloud, masks.get(name)))
+    return each_once(records)

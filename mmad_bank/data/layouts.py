@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmad_bank._internal.units import check_units
-from mmad_bank.data import eyecandies, folder, mvtec3d, mvtec_ad, real3d, visa
+from mmad_bank.data import mvtec3d
 from mmad_bank.data.dataset import SampleDataset
 from mmad_bank.data.eyecandies import EyecandiesDataset
 from mmad_bank.data.folder import FolderDataset
@@ -27,9 +27,9 @@ _LAYOUTS: dict[str, _Reader] = {
     "visa": VisADataset,
     "real3d": Real3DDataset,
 }
-# Modules that know a category by its folders, in the order in which they are asked: Eyecandies' pictures would pass for
-# those of a kind of defect called "data".
-_MODULES = {"eyecandies": eyecandies, "folder": folder, "visa": visa, "real3d": real3d, "mvtec_ad": mvtec_ad}
+# Those that know a category by its folders, in the order in which they are asked: Eyecandies' pictures would pass for
+# those of a kind of defect called "data". MVTec 3D-AD's categories are known by their names.
+_ASKED: tuple[_Reader, ...] = (EyecandiesDataset, FolderDataset, VisADataset, Real3DDataset, MVTecADDataset)
 
 
 def open_dataset(
@@ -99,21 +99,19 @@ def unread_folders(path: str | Path, categories: Sequence[str] | None = None, la
     """
     root, own = _root(Path(path), None)
     names = [own] if own is not None else categories or categories_of(path, layout)
-    module = {"mvtec3d": folder, **_MODULES}[layout_of(path, layout)]
-    if module is visa:
-        return []  # its table says what is read
+    reader = _LAYOUTS[layout_of(path, layout)]
     return [
         entry
         for name in names
         for entry in subfolders(root / name)
-        if split_named(entry.name) is None and module.holds_samples(entry)
+        if split_named(entry.name) is None and reader.holds_samples(entry)
     ]
 
 
 def _root(path: Path, category: str | None) -> tuple[Path, str | None]:
     """Return the folder of the categories and the category, where the path may be a category's own."""
     subfolders(path)  # says so when it is no folder
-    if not any(module.is_category(path) for module in _MODULES.values()):
+    if not any(reader.is_category(path) for reader in _ASKED):
         return path, category
     if category not in (None, Path(os.path.abspath(path)).name):
         raise InputError(f"category: {path} is the folder of one category; expected {path.name!r}, found {category!r}")
@@ -128,28 +126,28 @@ def _reader(root: Path, layout: str) -> _Reader:
         return _LAYOUTS[layout]
     if layout != "auto":
         raise InputError(f"layout: expected auto, {', '.join(_LAYOUTS)}, found {layout!r}")
-    found = _layout_in(root)
+    found = _reader_in(root)
     if found is None:
         raise _no_data_set(root)
-    if found != "folder":
-        return _LAYOUTS[found]
-    parts = {entry.name for entry in subfolders(root) if folder.is_category(entry)}
-    return MVTec3DDataset if parts <= set(mvtec3d.CATEGORIES) else FolderDataset
+    if found is FolderDataset and set(found.find_categories(root)) <= set(mvtec3d.CATEGORIES):
+        return MVTec3DDataset
+    return found
 
 
-def _layout_in(root: Path) -> str | None:
-    """Name the layout of the categories in a folder; None if there are none."""
+def _reader_in(root: Path) -> _Reader | None:
+    """Return the reader of the categories in a folder; None if there are none."""
     folders = subfolders(root)
-    return next((name for name, one in _MODULES.items() if any(map(one.is_category, folders))), None)
+    return next((one for one in _ASKED if any(map(one.is_category, folders))), None)
 
 
 def _no_data_set(root: Path) -> InputError:
     """Return the error that says that a folder holds no category, and perhaps that one in it does."""
-    inner = [f"{entry.name}/" for entry in subfolders(root) if _layout_in(entry) is not None]
+    inner = [f"{entry.name}/" for entry in subfolders(root) if _reader_in(entry) is not None]
     if inner:
         return InputError(
             f"{root}: expected the folder of the categories, found data sets in it: {', '.join(inner[:6])}"
         )
-    layouts = f"{folder.LAYOUT} (MVTec 3D-AD), {eyecandies.LAYOUT} (Eyecandies), {mvtec_ad.LAYOUT} (MVTec AD)"
-    layouts += f", {visa.LAYOUT} (VisA) or {real3d.LAYOUT} (Real3D-AD)"
+    layouts = f"{FolderDataset.folders} (MVTec 3D-AD), {EyecandiesDataset.folders} (Eyecandies)"
+    layouts += f", {MVTecADDataset.folders} (MVTec AD), {VisADataset.folders} (VisA)"
+    layouts += f" or {Real3DDataset.folders} (Real3D-AD)"
     return InputError(f"{root}: expected {layouts} in it, found {describe(root)}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from mmad_bank.data.folder import LAYOUT, FolderDataset
+from mmad_bank.data.folder import FolderDataset
 from mmad_bank.data.names import describe
 from mmad_bank.data.sample import Record, Sample
 from mmad_bank.errors import InputError
@@ -43,7 +43,7 @@ class MVTec3DDataset(FolderDataset):
         """Name those of the ten categories that are in a folder, sorted."""
         names = [name for name in super().find_categories(root) if name in CATEGORIES]
         if not names:
-            raise InputError(f"{root}: expected {LAYOUT} of {', '.join(CATEGORIES)}, found {describe(root)}")
+            raise InputError(f"{root}: expected {cls.folders} of {', '.join(CATEGORIES)}, found {describe(root)}")
         return names
 
     def read(self, record: Record) -> Sample:

@@ -18,24 +18,20 @@ from typing import ClassVar
 import numpy as np
 
 from mmad_bank.data._images import read_mask, read_rgb
-from mmad_bank.data.dataset import SampleDataset, check_split, missing_split
+from mmad_bank.data.dataset import SampleDataset
 from mmad_bank.data.names import (
     GOOD,
     IMAGES,
-    SPLITS,
     defect_named,
-    describe,
     files_by_stem,
     holds_files,
     split_folder,
-    split_named,
     subfolder,
     subfolders,
 )
-from mmad_bank.data.sample import Record, Sample, by_defect, make_sample
+from mmad_bank.data.sample import Record, Sample, each_once, make_sample
 from mmad_bank.errors import InputError
 
-LAYOUT = "CATEGORY/{train,test}/{good|DEFECT}/NAME.png"
 _TRUTHS = "ground_truth"
 
 
@@ -61,42 +57,21 @@ class MVTecADDataset(SampleDataset):
     """
 
     layout: ClassVar[str] = "mvtec_ad"
+    folders: ClassVar[str] = "CATEGORY/{train,test}/{good|DEFECT}/NAME.png"
 
     def __init__(self, path: str | Path, category: str | None = None, split: str = "train") -> None:
-        root, split = Path(path), check_split(split)
-        names = self.choose_categories(root, category)
-        records = [record for name in names for record in _records(root / name, name, split)]
-        if not records:
-            raise missing_split(root, names, split, "{good|DEFECT}/NAME.png")
-        super().__init__(root, records)
+        self._open(path, category, split, "{good|DEFECT}/NAME.png", _records)
 
-    @classmethod
-    def find_categories(cls, root: Path) -> list[str]:
-        """Name the categories in a folder, in order.
-
-        Raises:
-            InputError: There are none.
-        """
-        names = [folder.name for folder in subfolders(root) if is_category(folder)]
-        if not names:
-            raise InputError(f"{root}: expected {LAYOUT} in it, found {describe(root)}")
-        return names
+    @staticmethod
+    def holds_samples(split: Path) -> bool:
+        """Say whether a folder holds samples as a split does; masks are none."""
+        return split.name.casefold() != _TRUTHS and any(holds_files(kind, IMAGES) for kind in _kinds(split))
 
     def read(self, record: Record) -> Sample:
         """Read the sample that a record stands for."""
         assert record.rgb is not None
         mask = None if record.mask is None else _read_masks(record.mask)
         return make_sample(record, read_rgb(record.rgb), None, mask)
-
-
-def is_category(folder: Path) -> bool:
-    """Say whether a folder has a split with at least one folder of pictures."""
-    return any(holds_samples(entry) for entry in subfolders(folder) if split_named(entry.name) in SPLITS)
-
-
-def holds_samples(split: Path) -> bool:
-    """Say whether a folder holds samples as a split does; masks are none."""
-    return split.name.casefold() != _TRUTHS and any(holds_files(kind, IMAGES) for kind in _kinds(split))
 
 
 def _kinds(split: Path) -> list[Path]:
@@ -106,18 +81,15 @@ def _kinds(split: Path) -> list[Path]:
 def _records(folder: Path, category: str, split: str) -> list[Record]:
     """List a category's samples."""
     place = split_folder(folder, split)
-    records: dict[str, Record] = {}
+    records: list[Record] = []
     for kind in [] if place is None else _kinds(place):
         masks, defect = _masks(folder, kind), defect_named(kind.name)
         for name, picture in files_by_stem(kind, IMAGES).items():
             mask = masks.get(f"{name}_mask") or masks.get(name)
             if mask is None and masks and defect != GOOD:
                 mask = next(iter(masks.values())).parent / f"{name}_mask.png"  # reading says that it is missing
-            record = Record(category, split, defect, name, picture, None, mask)
-            other = records.setdefault(record.id, record)
-            if other is not record:
-                raise InputError(f"{record.id}: expected one sample of this name, found {other.rgb} and {picture}")
-    return sorted(records.values(), key=by_defect)
+            records.append(Record(category, split, defect, name, picture, None, mask))
+    return each_once(records)
 
 
 def _masks(folder: Path, kind: Path) -> dict[str, Path]:

@@ -18,27 +18,22 @@ import numpy as np
 
 from mmad_bank._internal.extras import import_extra
 from mmad_bank.data._images import naming
-from mmad_bank.data.dataset import SampleDataset, check_split, missing_split
+from mmad_bank.data.dataset import SampleDataset
 from mmad_bank.data.names import (
     ANOMALOUS,
     GOOD,
     POINTS,
-    SPLITS,
     defect_named,
-    describe,
     files_by_stem,
     holds_files,
     split_folder,
-    split_named,
     subfolder,
-    subfolders,
 )
 from mmad_bank.data.point_files import read_points
 from mmad_bank.data.projection import project
-from mmad_bank.data.sample import Record, Sample, by_defect, in_metres, make_sample
+from mmad_bank.data.sample import Record, Sample, each_once, in_metres, make_sample
 from mmad_bank.errors import InputError
 
-LAYOUT = "CATEGORY/{train,test}/NAME.pcd"
 UNIT = "mm"
 BACK = "-back"
 """Ending of the name of a training sample that shows a part's other side."""
@@ -72,32 +67,21 @@ class Real3DDataset(SampleDataset):
     """
 
     layout: ClassVar[str] = "real3d"
+    folders: ClassVar[str] = "CATEGORY/{train,test}/NAME.pcd"
     units: str | None = UNIT
 
     def __init__(self, path: str | Path, category: str | None = None, split: str = "train") -> None:
-        root, split = Path(path), check_split(split)
-        names = self.choose_categories(root, category)
-        records = [record for name in names for record in _records(root / name, name, split)]
-        if not records:
-            raise missing_split(root, names, split, "NAME.pcd or NAME.ply")
-        super().__init__(root, records)
+        self._open(path, category, split, "NAME.pcd or NAME.ply", _records)
 
     @property
     def recipe(self) -> str:
         """Recipe of preprocessing that its raw samples need whatever the method: there is no background."""
         return "keep"
 
-    @classmethod
-    def find_categories(cls, root: Path) -> list[str]:
-        """Name the categories in a folder, in order.
-
-        Raises:
-            InputError: There are none.
-        """
-        names = [folder.name for folder in subfolders(root) if is_category(folder)]
-        if not names:
-            raise InputError(f"{root}: expected {LAYOUT} in it, found {describe(root)}")
-        return names
+    @staticmethod
+    def holds_samples(split: Path) -> bool:
+        """Say whether a folder holds samples as a split does."""
+        return holds_files(split, POINTS)
 
     def read(self, record: Record) -> Sample:
         """Read the sample that a record stands for."""
@@ -141,16 +125,6 @@ def open_points(path: str | Path, *, units: str | None = None) -> Sample:
     return in_metres(replace(sample, id=file.stem, mask=None), units)
 
 
-def is_category(folder: Path) -> bool:
-    """Say whether a folder is a category in this layout."""
-    return any(holds_samples(entry) for entry in subfolders(folder) if split_named(entry.name) in SPLITS)
-
-
-def holds_samples(split: Path) -> bool:
-    """Say whether a folder holds samples as a split does."""
-    return holds_files(split, POINTS)
-
-
 def _records(folder: Path, category: str, split: str) -> list[Record]:
     """List a category's samples."""
     place = split_folder(folder, split)
@@ -164,12 +138,7 @@ def _records(folder: Path, category: str, split: str) -> list[Record]:
         if defect is not None:
             truth = truths.get(name) if defect != GOOD else None
             records.append(Record(category, split, defect, name, None, cloud, truth))
-    named: dict[str, Record] = {}
-    for record in records:
-        other = named.setdefault(record.id, record)
-        if other is not record:
-            raise InputError(f"{record.id}: expected one sample of this name, found {other.xyz} and {record.xyz}")
-    return sorted(records, key=by_defect)
+    return each_once(records)
 
 
 def _defect(name: str, category: str) -> str | None:

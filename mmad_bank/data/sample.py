@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -198,6 +199,21 @@ class Record:
 def by_defect(record: Record) -> tuple[object, ...]:
     """Return a key that sorts a split's records: the good ones first, then by kind of defect and name."""
     return record.defect != GOOD, in_order(record.defect), in_order(record.name)
+
+
+def each_once(records: Iterable[Record]) -> list[Record]:
+    """Return a category's records, sorted, of which no two may have one id.
+
+    Raises:
+        InputError: Two have.
+    """
+    known: dict[str, Record] = {}
+    for record in records:
+        other = known.setdefault(record.id, record)
+        if other is not record:
+            found = f"{other.rgb or other.xyz} and {record.rgb or record.xyz}"
+            raise InputError(f"{record.id}: expected one sample of this name, found {found}")
+    return sorted(known.values(), key=by_defect)
 
 
 def make_sample(record: Record, rgb: np.ndarray | None, xyz: np.ndarray | None, mask: np.ndarray | None) -> Sample:

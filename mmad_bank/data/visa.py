@@ -18,11 +18,10 @@ from typing import ClassVar, Literal, get_args
 
 from mmad_bank.data._images import read_mask, read_rgb
 from mmad_bank.data.dataset import SampleDataset, check_split, missing_split
-from mmad_bank.data.names import ANOMALOUS, GOOD, defect_named, describe, split_named, subfolder, subfolders
+from mmad_bank.data.names import ANOMALOUS, GOOD, defect_named, split_named, subfolder
 from mmad_bank.data.sample import Record, Sample, by_defect, make_sample
 from mmad_bank.errors import InputError
 
-LAYOUT = "CATEGORY/Data/Images/{Normal,Anomaly}/NAME.JPG"
 Setup = Literal["1cls", "2cls_highshot", "2cls_fewshot"]
 _TABLES, _KINDS = "split_csv", "image_anno.csv"
 _LONGEST_KIND, _LONGEST_NAME = 100, 200
@@ -51,6 +50,7 @@ class VisADataset(SampleDataset):
     """
 
     layout: ClassVar[str] = "visa"
+    folders: ClassVar[str] = "CATEGORY/Data/Images/{Normal,Anomaly}/NAME.JPG"
 
     def __init__(
         self, path: str | Path, category: str | None = None, split: str = "train", *, setup: Setup = "1cls"
@@ -68,29 +68,23 @@ class VisADataset(SampleDataset):
             raise InputError(f"{table}: expected each sample once, found {twice} more than once")
         super().__init__(root, sorted(records, key=lambda one: (names.index(one.category), *by_defect(one))))
 
-    @classmethod
-    def find_categories(cls, root: Path) -> list[str]:
-        """Name the categories in a folder, in order.
+    @staticmethod
+    def holds_samples(split: Path) -> bool:
+        """Say that no folder is read as a split's: the table says what is."""
+        del split
+        return False
 
-        Raises:
-            InputError: There are none.
-        """
-        names = [folder.name for folder in subfolders(root) if is_category(folder)]
-        if not names:
-            raise InputError(f"{root}: expected {LAYOUT} in it, found {describe(root)}")
-        return names
+    @classmethod
+    def is_category(cls, folder: Path) -> bool:
+        """Say whether a folder is a category in this layout."""
+        data = subfolder(folder, "data")
+        return data.is_dir() and subfolder(data, "images").is_dir()
 
     def read(self, record: Record) -> Sample:
         """Read the sample that a record stands for."""
         assert record.rgb is not None
         mask = None if record.mask is None else read_mask(record.mask, by_index=True)
         return make_sample(record, read_rgb(record.rgb), None, mask)
-
-
-def is_category(folder: Path) -> bool:
-    """Say whether a folder is a category in this layout."""
-    data = subfolder(folder, "data")
-    return data.is_dir() and subfolder(data, "images").is_dir()
 
 
 def _records(root: Path, names: list[str], split: str, table: Path) -> Iterator[Record]:
