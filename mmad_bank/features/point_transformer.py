@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, TypeVar, cast, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -73,8 +73,9 @@ class _Block(nn.Module):
 class _GroupEncoder(nn.Module):
     """A small PointNet: points of a group, relative to its centre, to one token.
 
-    The second part sees each point's 256 features behind the group's maximum of them. The maximum is the same for all
-    points of a group, so its half of the product is taken once per group.
+    The second part sees each point's 256 features behind the group's maximum of them, which is the same for all points
+    of a group: its half of the product is taken once per group. No nonlinearity lies between the 256 features and that
+    product, so a point's half of it comes from the 128 values before, by the product of both weights.
     """
 
     def __init__(self, width: int) -> None:
@@ -85,47 +86,103 @@ class _GroupEncoder(nn.Module):
         )
 
     def forward(self, groups: Tensor, batch_statistics: bool) -> Tensor:
-        """Encode (G, S, 3) to (G, width); with ``batch_statistics`` the G·S points normalise themselves."""
-        scale, shift, rescale = _folded(self.first_conv, batch_statistics)
-        points = F.relu(rescale(F.linear(groups, scale, shift)))
-        points = _linear(self.first_conv[3], points)
-        scale, shift, rescale = _folded(self.second_conv, batch_statistics)
-        whole = F.linear(points.amax(1, keepdim=True), scale[:, :256], shift)
-        points = F.relu(rescale(F.linear(points, scale[:, 256:]) + whole))
-        return _linear(self.second_conv[3], points).amax(1)
+        """Encode (G, S, 3) to (G, width); with ``batch_statistics`` the G·S points normalise themselves.
+
+        Some groups are encoded at a time, so that what comes between stays in the caches.
+        """
+        parts = groups.split(max(1, _CHUNK.get(groups.device.type, _CHUNK_ELSEWHERE) // groups.shape[1]))
+        first = _folded(
+            self.first_conv[1], *_weights(self.first_conv[0]), _spread(groups) if batch_statistics else None
+        )
+        (wide, wide_bias), (last, last_bias) = (_weights(one[3]) for one in (self.first_conv, self.second_conv))
+        maxima, sums = [], _Sums()
+        for part in parts:
+            points = F.relu(F.linear(part, *first))
+            maxima.append(F.linear(points, wide).amax(1))
+            if batch_statistics:
+                sums.add(points)
+        whole = torch.cat(maxima).float() + wide_bias
+        weight, bias = _behind(self.second_conv[0], wide, wide_bias)
+        weight, bias = _folded(self.second_conv[1], weight, bias, sums.beside(whole) if batch_statistics else None)
+        of_groups = F.linear(whole, weight[:, 128:], bias)[:, None]
+        tokens = []
+        for part, of_group in zip(parts, of_groups.split([len(part) for part in parts]), strict=True):
+            points = F.linear(F.relu(F.linear(part, *first)), weight[:, :128])
+            tokens.append(F.linear(F.relu(points + of_group), last).amax(1))
+        return torch.cat(tokens) + last_bias
 
 
-def _linear(convolution: Any, rows: Tensor) -> Tensor:
-    """Apply a convolution of width 1 to (..., C) rows."""
-    return F.linear(rows, convolution.weight[:, :, 0], convolution.bias)
+Spread = tuple[Tensor, Tensor]
+"""Mean (C,) and covariance (C, C) of rows, float64."""
 
 
-class _OwnStatistics:
-    """Batch normalisation of (..., C) rows by their own mean and variance."""
-
-    def __init__(self, norm: nn.BatchNorm1d) -> None:
-        self.norm = norm
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        flat = rows.flatten(0, -2).float()
-        weight, bias, eps = self.norm.weight, self.norm.bias, self.norm.eps
-        return F.batch_norm(flat, None, None, weight, bias, training=True, eps=eps).view_as(rows)
+def _weights(convolution: Any) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of a convolution of width 1."""
+    return convolution.weight[:, :, 0], convolution.bias
 
 
-def _folded(layers: nn.Sequential, batch_statistics: bool) -> tuple[Tensor, Tensor, nn.Module | _OwnStatistics]:
-    """Return weight, bias, and what is left to do after them, of a convolution and its batch normalisation.
+def _spread(groups: Tensor) -> Spread:
+    rows = groups.flatten(0, 1).double()
+    mean = rows.mean(0)
+    rows = rows - mean
+    return mean, rows.T @ rows / len(rows)
 
-    With running statistics the normalisation is a scale and a shift of the output, which go into the weights.
+
+class _Sums:
+    """First and second moments of points (G, S, C), and sums of each group, added up over parts of the groups."""
+
+    def __init__(self) -> None:
+        self.of_groups: list[Tensor] = []
+        self.products: list[Tensor] = []
+        self.count = 0
+
+    def add(self, points: Tensor) -> None:
+        with torch.autocast(points.device.type, enabled=False):
+            rows = points.float()
+            self.of_groups.append(rows.sum(1).double())
+            flat = rows.flatten(0, 1)
+            self.products.append((flat.T @ flat).double())
+            self.count += len(flat)
+
+    def beside(self, whole: Tensor) -> Spread:
+        """Return mean and covariance of rows that hold a point and, behind it, a vector of its group (G, C')."""
+        with torch.autocast(whole.device.type, enabled=False):
+            sums, own = torch.cat(self.of_groups), whole.double()
+            mean = torch.cat([sums.sum(0) / self.count, own.mean(0)])
+            mixed = sums.T @ own / self.count
+            squares = torch.stack(self.products).sum(0) / self.count
+            moments = torch.cat([torch.cat([squares, mixed], 1), torch.cat([mixed.T, own.T @ own / len(own)], 1)])
+            return mean, moments - mean[:, None] * mean
+
+
+def _behind(convolution: Any, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the second part's first layer as one of a point's 128 values and its group's 256 maxima.
+
+    Its input is [m, V p + v] of maxima m and a point's values p: W [m, V p + v] + b = (W₂ V) p + W₁ m + (W₂ v + b).
     """
-    convolution, norm = cast(nn.Conv1d, layers[0]), cast(nn.BatchNorm1d, layers[1])
-    weight, bias = convolution.weight[:, :, 0], convolution.bias
-    assert bias is not None
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    if batch_statistics:
-        return weight, bias, _OwnStatistics(norm)
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    return weight * scale[:, None], (bias - norm.running_mean) * scale + norm.bias, nn.Identity()
+    own, own_bias = (one.double() for one in _weights(convolution))
+    n = len(weight)
+    with torch.autocast(own.device.type, enabled=False):
+        of_points, shift = own[:, n:] @ weight.double(), own[:, n:] @ bias.double()
+    return torch.cat([of_points, own[:, :n]], 1).float(), (shift + own_bias).float()
+
+
+def _folded(norm: Any, weight: Tensor, bias: Tensor, spread: Spread | None) -> tuple[Tensor, Tensor]:
+    """Put a batch normalisation into the layer before it.
+
+    Normalising is a scale and a shift of the layer's output. Mean and variance of the output are the norm's running
+    ones, or those of the layer's own inputs: an input of mean μ and covariance C gives W μ + b and the diagonal of
+    W C Wᵀ, whatever its distribution.
+    """
+    with torch.autocast(weight.device.type, enabled=False):
+        rows, shift = weight.double(), bias.double()
+        if spread is None:
+            mean, variance = norm.running_mean.double(), norm.running_var.double()
+        else:
+            mean = rows @ spread[0] + shift
+            variance = ((rows @ spread[1]) * rows).sum(1).clamp(min=0)
+        scale = norm.weight.double() * torch.rsqrt(variance + norm.eps)
+        return (rows * scale[:, None]).float(), ((shift - mean) * scale + norm.bias.double()).float()
 
 
 class _Blocks(nn.Module):
@@ -263,8 +320,8 @@ class PointTransformer(nn.Module):
         groups = self._groups(clouds, centers)
         if self.batch_norm == "batch":
             return torch.cat([self.encoder(own, True) for own in groups.split(self.num_groups)])
-        step = max(1, _CHUNK.get(groups.device.type, _CHUNK_ELSEWHERE) // self.group_size)
-        return torch.cat([self.encoder(part, False) for part in groups.split(step)])
+        encoded: Tensor = self.encoder(groups, False)
+        return encoded
 
     def _groups(self, clouds: list[Tensor], centers: Tensor) -> Tensor:
         """Gather the points of every group, relative to its center: (B·G, k, 3)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -42,11 +43,28 @@ def test_published_checkpoint_gives_the_published_modules_outputs(checkpoint, st
         assert (tokens[b] - expected).abs().max() < 2e-3
 
 
-def test_chunks_of_groups_change_nothing(checkpoint, state, monkeypatch) -> None:
+@pytest.mark.parametrize("batch_norm", ["running", "batch"])
+def test_chunks_of_groups_change_nothing(checkpoint, state, monkeypatch, batch_norm) -> None:
     monkeypatch.setattr("mmad_bank.features.point_transformer._CHUNK", {"cpu": 30})
     (cloud,) = clouds(100)
-    tokens, _ = PointMAE(9, 12, layers=(0,), batch_norm="running").load_checkpoint(checkpoint)([cloud])
-    assert (tokens[0] - rendered(cloud, state, 9, 12, (0,), training=False)[0]).abs().max() < 2e-3
+    tokens, _ = PointMAE(9, 12, layers=(0,), batch_norm=batch_norm).load_checkpoint(checkpoint)([cloud])
+    training = batch_norm == "batch"
+    assert (tokens[0] - rendered(cloud, state, 9, 12, (0,), training=training)[0]).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.02, 1e-4])
+def test_statistics_of_layers_are_those_of_their_outputs(state, scale: float) -> None:
+    """A cloud in metres has groups of centimetres, whose variances come near the norm's epsilon."""
+    encoder = PointMAE(2, 2, layers=(0,)).encoder
+    own = {name.removeprefix("encoder."): one for name, one in state.items() if name.startswith("encoder.")}
+    encoder.load_state_dict(own)
+    groups = scale * torch.randn(40, 16, 3, generator=torch.Generator().manual_seed(0))
+    x = groups.double().transpose(1, 2)
+    first, second = (copy.deepcopy(one).double().train() for one in (encoder.first_conv, encoder.second_conv))
+    points = first(x)
+    whole = points.amax(2, keepdim=True).expand_as(points)
+    expected = second(torch.cat([whole, points], 1)).amax(2)
+    assert (encoder(groups, True) - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
 @pytest.mark.parametrize("batch_norm", ["running", "batch"])
