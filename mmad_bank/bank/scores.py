@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmad_bank import scoring
+from mmad_bank._internal.equal_rows import on_distinct
 from mmad_bank.bank.indices import Index
 
 
@@ -36,7 +37,7 @@ def score_images(
         divisor: Number that the largest patch score is divided by before the rule.
     """
     n_images, n_patches, dim = rows.shape
-    distances, nearest = index.search(rows.view(-1, dim), 1)
+    distances, nearest = on_distinct(lambda queries: index.search(queries, 1), rows.view(-1, dim))
     distances = distances / std if std != 1.0 else distances
     patch, nearest = distances.view(n_images, n_patches), nearest.view(n_images, n_patches)
     largest, where = patch.max(dim=1)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmad_bank._internal.checks import check_index
+from mmad_bank._internal.equal_rows import on_distinct
 from mmad_bank._internal.files import replacing
 from mmad_bank._internal.former import formerly
 from mmad_bank._internal.precision import ComputeDtype
@@ -85,7 +86,7 @@ class FeatureFusion(nn.Module):
         """Return a modality's half of the fused features: (..., dim) to (..., dim) float32.
 
         A half depends on its own modality alone: where patches of one modality are repeated beside finer ones of the
-        other, their half is computed once.
+        other, their half is computed once; and patches that are equal, such as those without a point, once as well.
 
         Raises:
             InputError: The shape does not fit.
@@ -94,7 +95,8 @@ class FeatureFusion(nn.Module):
         norm, mlp = (self.xyz_norm, self.xyz_mlp) if modality == "xyz" else (self.rgb_norm, self.rgb_mlp)
         device = features.device.type
         with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=compute_dtype == "bfloat16"):
-            return mlp(norm(features)).float()
+            (fused,) = on_distinct(lambda rows: (mlp(norm(rows)).float(),), features.reshape(-1, features.shape[-1]))
+            return fused.view_as(features)
 
     def loss(self, xyz: Tensor, rgb: Tensor) -> Tensor:
         """InfoNCE between the modalities (eq. 2): each RGB patch is to be told which 3-D patch lies at its place.
