@@ -15,6 +15,7 @@ from mmad_bank.errors import MissingSplitError
 if TYPE_CHECKING:
     from mmad_bank.data import SampleDataset
     from mmad_bank.methods import Method
+    from mmad_bank.methods.shareable import Shared
 
 
 @dataclass
@@ -79,6 +80,18 @@ class Job:
                     continue
                 self.splits[name] = train, self._open_validation(name)
             say_unread(self.dataset, names, self.layout)
+
+    def train_shared(self, workdir: Path, progress: bool) -> Shared:
+        """Train what the opened categories share, unless an earlier run of the same job has left it in a folder."""
+        from mmad_bank.cli._group import spelling
+        from mmad_bank.methods.shared import train_shared
+
+        with spelling(self.spelled):
+            return train_shared(
+                self.make(), {name: train for name, (train, _) in self.splits.items()},
+                validation={name: validation for name, (_, validation) in self.splits.items()},
+                workdir=workdir, progress=progress,
+            )  # fmt: skip
 
     def _open_validation(self, category: str) -> SampleDataset | None:
         """Open the validation split; not every data set has one, but a method that asks for it is fitted otherwise."""

@@ -154,7 +154,7 @@ class _Fit(Job):
         from mmad_bank.cli._group import spelling
 
         stages = Stages(self.workdir, self.fingerprint())
-        shared = self._train_shared()
+        shared = self.train_shared(self.workdir, self.progress) if self.shared_parts else None
         models = []
         for number, category in enumerate(self.splits, 1):
             with within(category, number, len(self.splits)), spelling(self.spelled):
@@ -167,20 +167,6 @@ class _Fit(Job):
         if not models:
             raise NoneUsableError("", self.left_out)
         return models
-
-    def _train_shared(self) -> Shared | None:
-        """Train what the categories share, unless an earlier run of the same job has."""
-        from mmad_bank.cli._group import spelling
-        from mmad_bank.methods.shared import train_shared
-
-        if not self.shared_parts:
-            return None
-        with spelling(self.spelled):
-            return train_shared(
-                self.make(), {name: train for name, (train, _) in self.splits.items()},
-                validation={name: validation for name, (_, validation) in self.splits.items()},
-                workdir=self.workdir, progress=self.progress,
-            )  # fmt: skip
 
     @contextmanager
     def leaving_nothing_unused(self) -> Iterator[None]:

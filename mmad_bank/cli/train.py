@@ -116,18 +116,12 @@ def _wanted(job: Job, name: str) -> SharedPart:
 
 def _train(job: Job, part: SharedPart, out: Path, workdir: Path | None, progress: bool) -> Shared:
     """Train, or go on, and write the file."""
-    from mmad_bank.cli._group import spelling
-    from mmad_bank.methods.shared import copy_part, train_shared
+    from mmad_bank.methods.shared import copy_part
 
     folder = workdir or named_after(out, ".train")
     with working_alone(folder), going_on():
         try:
-            with spelling(job.spelled):
-                shared = train_shared(
-                    job.make(), {name: train for name, (train, _) in job.splits.items()},
-                    validation={name: validation for name, (_, validation) in job.splits.items()},
-                    workdir=folder, progress=progress,
-                )  # fmt: skip
+            shared = job.train_shared(folder, progress)
             copy_part(shared, part, out)
         finally:
             if workdir is None:
