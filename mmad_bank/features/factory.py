@@ -16,7 +16,7 @@ from mmad_bank._internal.state_dicts import load_state
 from mmad_bank.errors import InputError
 from mmad_bank.features.efficientnet_lite import EfficientNetLite0
 from mmad_bank.features.fpfh import FPFH
-from mmad_bank.features.point_alignment import Interpolation, PointFeatureAlignment, measured_points
+from mmad_bank.features.point_alignment import Interpolation, PointFeatureAlignment, measured_points_of
 from mmad_bank.features.point_bert import PointBERT
 from mmad_bank.features.point_mae import PointMAE
 from mmad_bank.features.point_transformer import BatchNorm, PointTransformer
@@ -76,7 +76,7 @@ class PointPatches(nn.Module):
 
     def features(self, xyz: Tensor) -> Tensor:
         """Extract as :meth:`forward` does, with gradients for weights that want them."""
-        measured = [measured_points(cloud.permute(1, 2, 0), f"xyz[{b}]") for b, cloud in enumerate(xyz)]
+        measured = measured_points_of(xyz)
         points, pixels = [one for one, _ in measured], [one for _, one in measured]
         tokens, centers = self.network.features(points)
         if not tokens.requires_grad:

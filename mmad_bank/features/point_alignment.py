@@ -58,6 +58,11 @@ def measured_points(xyz: ArrayLike, name: str = "xyz") -> tuple[Tensor, Tensor]:
     return rows[pixels], pixels
 
 
+def measured_points_of(clouds: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return :func:`measured_points` of each of several clouds (B, 3, H, W), metres; errors name the cloud's number."""
+    return [measured_points(cloud.permute(1, 2, 0), f"xyz[{b}]") for b, cloud in enumerate(clouds)]
+
+
 @lru_cache(maxsize=64)
 def pooling_matrix(n_in: int, n_out: int) -> Tensor:
     """Return the (n_out, n_in) float32 matrix of 3-wide averages without padding, then adaptive average pooling.

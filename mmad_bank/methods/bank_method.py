@@ -125,11 +125,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
 
     @abstractmethod
     def _grid(self, bank: str) -> tuple[int, int]:
-        """Return rows and columns of the patches that a bank scores."""
-
-    @abstractmethod
-    def _extraction_grid(self, modality: str) -> tuple[int, int]:
-        """Return rows and columns of the patches that a modality's extractor gives."""
+        """Return rows and columns of the patches that a bank scores, and of those that a modality's extractor gives."""
 
     def _divisor(self) -> float:
         """Return what the banks' image scores are divided by before they are reweighted."""
@@ -145,7 +141,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
         with argument_called(layers="rgb_layers"):
             return make_rgb_extractor(
                 self.rgb, weights or self.rgb_weights, layers=self.rgb_layers,
-                grid=self._extraction_grid("rgb"), image_size=self.image_size, compute_dtype=self.compute_dtype,
+                grid=self._grid("rgb"), image_size=self.image_size, compute_dtype=self.compute_dtype,
             )  # fmt: skip
 
     # Sharing what another fit has left.
@@ -318,13 +314,17 @@ class BankMethod(Method, BankOptions, RGBOptions):
                 yield own, self._score_patches(features, own)
                 report(min(first + IMAGES_AT_ONCE, n_images))
 
+    def _score_rows(self, bank: str, rows: Tensor) -> Scores:
+        """Score images' patches (B, P, D) by a bank, with the method's rule for the image score."""
+        return self.banks_[bank].score(
+            rows, reweight=self.reweight, n_neighbors=self.n_neighbors, divisor=self._divisor()
+        )  # fmt: skip
+
     def _score_patches(self, patches: Mapping[str, Tensor], frames: Sequence[Frame | None]) -> dict[str, Scores]:
         """Score the patches of images by the banks; those of padding are left out."""
         scores = {}
-        for name, bank in self.banks_.items():
-            rule = partial(
-                bank.score, reweight=self.reweight, n_neighbors=self.n_neighbors, divisor=self._divisor()
-            )  # fmt: skip
+        for name in self.banks_:
+            rule = partial(self._score_rows, name)
             grid = self._grid(name)
             scores[name] = score_in_windows(rule, patches[name], [window_of(frame, grid) for frame in frames], grid)
         return scores

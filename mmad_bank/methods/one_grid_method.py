@@ -15,7 +15,3 @@ class OneGridMethod(BankMethod, GridOptions):
     def _grid(self, bank: str) -> tuple[int, int]:
         del bank
         return self.grid
-
-    def _extraction_grid(self, modality: str) -> tuple[int, int]:
-        del modality
-        return self.grid

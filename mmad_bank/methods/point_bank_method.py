@@ -18,7 +18,7 @@ class PointBankMethod(BankMethod, AlignmentOptions):
     def _xyz_network(self, weights: str | None) -> nn.Module:
         """Make the extractor of point clouds that the arguments ask for."""
         return make_xyz_extractor(
-            self.xyz, weights or self.xyz_weights, num_groups=self.num_groups, grid=self._extraction_grid("xyz"),
+            self.xyz, weights or self.xyz_weights, num_groups=self.num_groups, grid=self._grid("xyz"),
             image_size=self.image_size, compute_dtype=self.compute_dtype,
             **{name: self.reading(name) for name in ("group_size", "batch_norm", "interpolation", "skip_near_origin")},
         )  # fmt: skip

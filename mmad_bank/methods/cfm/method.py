@@ -30,7 +30,7 @@ from mmad_bank.features.factory import (
     make_rgb_extractor,
     make_xyz_extractor,
 )
-from mmad_bank.features.point_alignment import measured_points, nearest_groups
+from mmad_bank.features.point_alignment import measured_points_of, nearest_groups
 from mmad_bank.features.point_transformer import DEPTH, PointTransformer
 from mmad_bank.methods.base import Method, Part, Prediction, Samples
 from mmad_bank.methods.cfm.box_filters import BoxFilters
@@ -57,6 +57,7 @@ from mmad_bank.methods.options import (
 from mmad_bank.methods.prediction import Gaussian, Smoothing
 from mmad_bank.methods.preparing import with_background
 from mmad_bank.methods.readings import POINTS, Presets, presets, warn_of_other_reading
+from mmad_bank.methods.shareable import TRAIN
 from mmad_bank.methods.training_features import Dumps, extract_split
 
 Variant = Literal["L", "M", "S", "T"]
@@ -70,7 +71,6 @@ XYZ_LAYERS: dict[str, tuple[int, ...]] = {"L": (3, 7, 11), "M": (1, 4, 7), "S": 
 RGB_STAGES: dict[str, tuple[int, ...]] = {"L": BUNDLED_STAGES, "M": (1, 2, 3), "S": (1, 2), "T": (1,)}
 """Stages of the bundled extractor, which is no transformer."""
 
-TRAIN = "train"
 _FINISH: Presets = {
     "default": {"smoothing": "gaussian", "divide_by_means": False},
     "published": {"smoothing": "boxes", "divide_by_means": True},
@@ -334,7 +334,7 @@ class MapExtractors(Extractors):
     def _describe(self, modality: str, network: nn.Module, batch: Tensor) -> dict[str, Tensor]:
         if not isinstance(network, PointTransformer):
             return super()._describe(modality, network, batch)
-        measured = [measured_points(cloud.permute(1, 2, 0), f"xyz[{b}]") for b, cloud in enumerate(batch)]
+        measured = measured_points_of(batch)
         tokens, centers = network([points for points, _ in measured])
         shape = (len(batch), batch.shape[2] * batch.shape[3], min(3, network.num_groups))
         groups, weights = torch.zeros(shape, device=batch.device), torch.zeros(shape, device=batch.device)

@@ -23,7 +23,7 @@ from mmad_bank.data.sample import Sample
 from mmad_bank.errors import InputError
 from mmad_bank.extraction import Extractors
 from mmad_bank.features.factory import PointPatches
-from mmad_bank.features.point_alignment import Interpolation, measured_points
+from mmad_bank.features.point_alignment import Interpolation, measured_points_of
 from mmad_bank.methods.m3dm.options import M3DMOptions
 from mmad_bank.methods.map_scale import distances_to_others, spread
 from mmad_bank.methods.point_bank_method import PointBankMethod
@@ -48,7 +48,7 @@ class GroupExtractors(Extractors):
 
     def _describe(self, modality: str, network: nn.Module, batch: Tensor) -> dict[str, Tensor]:
         assert isinstance(network, PointPatches)
-        measured = [measured_points(cloud.permute(1, 2, 0), f"xyz[{b}]") for b, cloud in enumerate(batch)]
+        measured = measured_points_of(batch)
         tokens, centers = network.network([points for points, _ in measured])
         places, present = [], torch.zeros(len(batch), batch.shape[2] * batch.shape[3], device=batch.device)
         for (points, pixels), own, one in zip(measured, centers, present, strict=True):
@@ -128,9 +128,7 @@ class GroupSampling(PointBankMethod, M3DMOptions):
     def _score_patches(self, patches: Mapping[str, Tensor], frames: Sequence[Frame | None]) -> dict[str, Scores]:
         if not self._by_groups:
             return super()._score_patches(patches, frames)
-        scores = self.banks_[BANK].score(
-            patches[BANK], reweight=self.reweight, n_neighbors=self.n_neighbors, divisor=self._divisor()
-        )
+        scores = self._score_rows(BANK, patches[BANK])
         images = list(zip(scores.patch, scores.nearest, patches[PLACES], patches[MEASURED], strict=True))
         patch = torch.stack([self._spread(own, places, measured) for own, _, places, measured in images])
         nearest = torch.stack([own[nearest_group(places, self.image_size)] for _, own, places, _ in images])

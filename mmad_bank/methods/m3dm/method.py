@@ -106,9 +106,6 @@ class M3DM(GroupSampling):
             own = self.fusion_grid or self.readings[self.recipe]["fusion_grid"]
         return own or self.readings[self.recipe][f"{bank}_grid"]
 
-    def _extraction_grid(self, modality: str) -> tuple[int, int]:
-        return self._grid(modality)
-
     def _placed(self, modality: str, patches: Tensor) -> Tensor:
         """Bring a modality's patches (..., P, D) to the fusion bank's grid."""
         return to_grid(patches, self._grid(modality), self._grid("fusion"))
