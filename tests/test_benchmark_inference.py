@@ -119,12 +119,12 @@ def test_a_kept_folder_gives_its_banks_and_other_arguments_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = bench.make_method("m3dm", tmp_path, **SMALL)
-    whole = banks._selected
-    monkeypatch.setattr(banks, "_selected", lambda *_: pytest.fail("banks selected again"))
+    whole = banks._select
+    monkeypatch.setattr(banks, "_select", lambda *_: pytest.fail("banks selected again"))
     again = bench.make_method("m3dm", tmp_path, **SMALL)
     for name, bank in again.banks_.items():  # type: ignore[attr-defined]
         assert torch.equal(bank.vectors, first.banks_[name].vectors)  # type: ignore[attr-defined]
-    monkeypatch.setattr(banks, "_selected", whole)
+    monkeypatch.setattr(banks, "_select", whole)
     other = bench.make_method("m3dm", tmp_path, **{**SMALL, "vectors": 200})
     assert {len(bank) for bank in other.banks_.values()} == {200}  # type: ignore[attr-defined]
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmad_bank._internal.progress import progress_bar, within
+from mmad_bank._internal.resume import Stages
 from mmad_bank.bank import MemoryBank, MultiBank
 from mmad_bank.bench.contestants import CATEGORY, IMAGES, new_method, sample_of, samples_for
 from mmad_bank.errors import InputError
@@ -88,44 +90,50 @@ def fit_method(
     few = samples_for(method, _FEW)
     method.fit(few, validation=few, progress=progress)
     if isinstance(method, BankMethod):
-        _fill_banks(method, workdir / "banks", images, vectors, progress)
+        _fill_banks(method, workdir, images, vectors, progress)
     return method
 
 
-def _fill_banks(method: BankMethod, folder: Path, images: int, vectors: int | None, progress: bool) -> None:
-    """Put coresets of many images' patches in the place of a method's banks, from a folder or into it."""
+def _fill_banks(method: BankMethod, workdir: Path, images: int, vectors: int | None, progress: bool) -> None:
+    """Put coresets of many images' patches in the place of a method's banks; a folder keeps each of them."""
     patches = {name: rows.shape[1] for name, rows in method.describe(samples_for(method, 1)).items()}
     sizes = bank_sizes(method, patches, images=images, vectors=vectors)
-    facts = json.dumps({"arguments": method.arguments(), "images": images, "sizes": sizes}, default=str)
-    note = folder.parent / "banks-of.json"
-    if not note.exists() or note.read_text() != facts:
-        note.unlink(missing_ok=True)
-        _selected(method, sizes, images, progress).save(folder)
-        note.write_text(facts)
-    method.banks_ = MultiBank.load(folder, method.device, bank_precision=method.bank_precision)
-
-
-def _selected(method: BankMethod, sizes: Mapping[str, int], images: int, progress: bool) -> MultiBank:
-    """Select the banks: exact coresets of the patches of the images, in the features themselves."""
-    rows: dict[str, list[Tensor]] = {name: [] for name in sizes}
-    with progress_bar("describing images", images) if progress else nullcontext(lambda done: None) as report:
-        for i, described in _described(method, images):
-            for name, own in described.items():
-                if i in images_of(name, images):
-                    rows[name].append(_distinct(own, bool(rows[name])))
-            report(i + 1)
+    facts = {"arguments": method.arguments(), "images": images, "sizes": sizes}
+    stages = Stages(workdir, json.loads(json.dumps(facts, default=str)), progress=progress)
+    files = {name: f"bank-{name}.safetensors" for name in sizes}
+    missing = [name for name, file in files.items() if not (workdir / file).exists()]
+    tables = _tables(method, missing, images, progress) if missing else {}
     banks = {}
-    for number, (name, size) in enumerate(sizes.items(), 1):
-        old = method.banks_[name]
-        table = torch.cat(rows.pop(name))
-        if size > len(table):
-            raise InputError(f"vectors: expected 1 to {len(table)}, those that differ in {images} images, found {size}")
-        with within(f"{name} bank", number, len(sizes)):
-            banks[name] = MemoryBank.build(
-                table, size=size, standardize=old.standardization or False, device=method.device,
-                extractor=old.extractor, progress=progress,
-            )  # fmt: skip
-    return MultiBank(banks)
+    for number, (name, file) in enumerate(files.items(), 1):
+        with within(f"{name} bank", number, len(files)):
+            path = stages.run(file, partial(_select, method, name, tables, sizes[name], images, progress))
+        banks[name] = MemoryBank.load(path, method.device, bank_precision=method.bank_precision)
+    method.banks_ = MultiBank(banks)
+
+
+def _tables(method: BankMethod, names: Sequence[str], images: int, progress: bool) -> dict[str, Tensor]:
+    """Describe the images: what banks are selected from, (N, D) by bank."""
+    rows: dict[str, list[Tensor]] = {name: [] for name in names}
+    with progress_bar("describing images", images) if progress else nullcontext(lambda done: None) as report:
+        for i, described in _described(method, names, images):
+            for name in rows.keys() & described.keys():
+                if i in images_of(name, images):
+                    rows[name].append(_distinct(described[name], bool(rows[name])))
+            report(i + 1)
+    return {name: torch.cat(rows.pop(name)) for name in names}
+
+
+def _select(
+    method: BankMethod, name: str, tables: dict[str, Tensor], size: int, images: int, progress: bool, path: Path
+) -> None:
+    """Select a bank, the exact coreset of its table in the features themselves, and write it."""
+    old, table = method.banks_[name], tables.pop(name)
+    if size > len(table):
+        raise InputError(f"vectors: expected 1 to {len(table)}, those that differ in {images} images, found {size}")
+    MemoryBank.build(
+        table, size=size, standardize=old.standardization or False, device=method.device, extractor=old.extractor,
+        progress=progress,
+    ).save(path)  # fmt: skip
 
 
 def _distinct(patches: Tensor, later: bool) -> Tensor:
@@ -136,10 +144,10 @@ def _distinct(patches: Tensor, later: bool) -> Tensor:
     return patches[there].cpu()
 
 
-def _described(method: BankMethod, images: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
+def _described(method: BankMethod, banks: Sequence[str], images: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """Yield numbers of images, and their patches (P, D) by bank; where only the point bank looks, no other."""
-    banks, points = tuple(method.banks_), method
-    if {"xyz", "fusion"} <= {*banks}:
+    points = method
+    if {"xyz", "fusion"} <= method.banks_.keys():
         with suppress(InputError):  # banks that depend on each other stay together
             points = method.with_arguments(banks=("xyz",))
     in_color = {i for name in banks if name != "xyz" for i in images_of(name, images)}

@@ -267,7 +267,7 @@ def test_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr(bench, "measure", stops_at(1, bench.measure))
         (line,) = stopped(*kept)
         assert line.startswith(f"{GOES_ON}{tmp_path}/w/")
-        assert line.endswith("features of 2 training samples, the rgb bank")
+        assert line.endswith("w/patchcore holds the rgb bank")
         assert stopped(*command) == ["error: interrupted"], "a temporary folder goes"
     (line,) = good(*kept).splitlines()
     assert line.startswith(f"going on: {tmp_path}/w/")
