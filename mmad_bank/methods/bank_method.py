@@ -5,6 +5,7 @@ One class, because each of these parts asks the method for the same few things: 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from abc import abstractmethod
@@ -223,6 +224,14 @@ class BankMethod(Method, BankOptions, RGBOptions):
         self._learn_features(members, stages)
         for part in self.shareable:
             warn_of_other_features(part.argument, self.source_of(part.argument), self.features_of(part.name))
+
+    def _fingerprint(self, dataset: Samples, validation: Samples | None) -> dict[str, Any]:
+        facts = json.loads(json.dumps(self._extraction_facts()))
+        return {**super()._fingerprint(dataset, validation), "extraction": facts}
+
+    def _extraction_facts(self) -> dict[str, Any]:
+        """Say how features are extracted, as far as arguments leave it to the recipe or to others."""
+        return {"grids": {modality: self._grid(modality) for modality in ("rgb", "xyz")}}
 
     def features_of(self, part: str) -> str:
         """Name the extractors, whatever the grid on which they describe patches, see :meth:`Method.features_of`."""

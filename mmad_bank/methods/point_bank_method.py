@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -15,10 +16,17 @@ from mmad_bank.methods.options import AlignmentOptions
 class PointBankMethod(BankMethod, AlignmentOptions):
     """A method with banks whose point features are Point-MAE's, or FPFH in their place."""
 
+    def _readings(self) -> dict[str, Any]:
+        """Return the readings of the point networks' pipeline."""
+        return {name: self.reading(name) for name in ("group_size", "batch_norm", "interpolation", "skip_near_origin")}
+
+    def _extraction_facts(self) -> dict[str, Any]:
+        return {**super()._extraction_facts(), **self._readings()}
+
     def _xyz_network(self, weights: str | None) -> nn.Module:
         """Make the extractor of point clouds that the arguments ask for."""
         return make_xyz_extractor(
             self.xyz, weights or self.xyz_weights, num_groups=self.num_groups, grid=self._grid("xyz"),
             image_size=self.image_size, compute_dtype=self.compute_dtype,
-            **{name: self.reading(name) for name in ("group_size", "batch_norm", "interpolation", "skip_near_origin")},
+            **self._readings(),
         )  # fmt: skip

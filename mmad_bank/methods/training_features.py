@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,13 @@ from mmad_bank.data.sample import Sample
 from mmad_bank.extraction import Extractors, Journal, extract_to
 from mmad_bank.features.factory import RANDOM
 from mmad_bank.methods.base import Method, Samples
-from mmad_bank.methods.options import AlignmentOptions, BankGridOptions, GridOptions
 from mmad_bank.methods.shareable import CategoryData
 
 IMAGES_AT_ONCE = 4
-_GROUPS = (AlignmentOptions, GridOptions, BankGridOptions)
-_OF_EXTRACTORS = {one.name for group in _GROUPS for one in fields(group)} | {"image_size", "seed", "sampling"}
-"""Arguments on which extracted features depend."""
+_OF_EXTRACTORS = (
+    "rgb", "rgb_weights", "rgb_layers", "xyz", "xyz_weights", "num_groups", "compute_dtype", "image_size", "seed"
+)  # fmt: skip
+"""Arguments on which extracted features depend, beside what a recipe may decide."""
 
 Dumps = dict[str, np.ndarray]
 """Features of the training images by modality or bank, (images, P, D) float32, memory-mapped."""
@@ -166,7 +166,8 @@ def _of_features(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     own = {name: arguments.get(name) for name in _OF_EXTRACTORS}
     weights = {name: changed for name, changed in files.items() if name in _OF_EXTRACTORS}
     data = [*fingerprint.get("data", [])[:1]]
-    return {**own, "files": weights, "data": data, "preprocessing": fingerprint.get("preprocessing")}
+    facts = {name: fingerprint.get(name) for name in ("extraction", "preprocessing")}
+    return {**own, "files": weights, "data": data, **facts}
 
 
 def _modalities_in(folder: Path) -> set[str]:

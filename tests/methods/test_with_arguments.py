@@ -128,6 +128,16 @@ def test_features_of_the_same_extractors_are_reused(
     assert lsfa.predict(a_part(44)).score == fresh.predict(a_part(44)).score
 
 
+def test_grids_that_adaptors_compare_are_others(parts: list[Sample], tmp_path: Path) -> None:
+    """Adaptors want both modalities on one grid, whatever the arguments' own grids are: none in both fits."""
+    small = {**POINTS, "grid": None, "uff_weights": "random"}
+    M3DM(**small).fit(parts, workdir=tmp_path / "own")
+    assert not M3DM(**small, adaptation="train").reuse_features(parts, tmp_path / "own", tmp_path / "one")
+    assert M3DM(**small, recipe="published").reuse_features(parts, tmp_path / "own", tmp_path / "two") is False
+    same = M3DM(**small, rgb_grid=(28, 28), xyz_grid=(56, 56))
+    assert same.reuse_features(parts, tmp_path / "own", tmp_path / "same")
+
+
 def test_other_features_are_not_reused(parts: list[Sample], tmp_path: Path) -> None:
     source, workdir = tmp_path / "m3dm", tmp_path / "work"
     assert not LSFA(**ADAPTED).reuse_features(parts, source, workdir), "nothing is there yet"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -111,6 +112,9 @@ class GroupSampling(PointBankMethod, M3DMOptions):
                 raise InputError(f"{name}: expected {wanted!r} with sampling 'groups', found {found!r}")
         if self.xyz == "fpfh":
             raise InputError("xyz: expected point_mae or point_bert with sampling 'groups', found 'fpfh'")
+
+    def _extraction_facts(self) -> dict[str, Any]:
+        return {**super()._extraction_facts(), **({"sampling": self.sampling} if self._by_groups else {})}
 
     def _make_extractors(self, networks: dict[str, nn.Module]) -> Extractors:
         return GroupExtractors(networks, self.device) if self._by_groups else super()._make_extractors(networks)
