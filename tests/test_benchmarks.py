@@ -719,8 +719,8 @@ def test_a_teacher_of_other_categories_or_settings_is_another_one(module, monkey
 
     monkeypatch.setattr(accuracy.MDSS, "distil", distil)
     ring, both = accuracy.CATEGORIES[:1], accuracy.CATEGORIES[:2]
-    one = accuracy._Job(tmp_path, True, 0, ring[0], ring, ("MDSS",))
-    two = accuracy._Job(tmp_path, True, 0, ring[0], both, ("MDSS",))
+    rest = (("MDSS",), tuple(accuracy.QUICK.items()), ())
+    one, two = (accuracy._Job(tmp_path, True, 0, ring[0], categories, *rest) for categories in (ring, both))
     first, again, other = (accuracy._arguments_of("MDSS", job)["teacher"] for job in (one, one, two))
     assert first == again != other
     assert distilled == [accuracy.QUICK["n_train"], 2 * accuracy.QUICK["n_train"]]
