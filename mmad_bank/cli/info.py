@@ -174,7 +174,7 @@ def _say_models(folder: Path, models: list[Path], verify: bool, as_json: bool) -
             left_out[model.name] = str(error)
     if not read:
         raise NoneUsableError("", left_out)
-    rows = {name: _word_model(facts) for name, facts in read.items()}
+    rows = {name: _word_model(facts) for name, facts in read.items()} | _shared_rows(read)
     facts = {"folder": str(folder), "models": read, "left_out": left_out}
     emit(facts, rows, title=f"{folder}: {len(read)} model{'s' * (len(read) != 1)}", as_json=as_json)
     end(left_out)
@@ -311,6 +311,19 @@ def _word_model(facts: Mapping[str, Any]) -> str:
     banks = ", ".join(f"{name} {bank['vectors']:,} × {bank['dim']:,}" for name, bank in facts["banks"].items())
     words = [facts["method"], f"fitted on {_word_samples(facts)}", *([f"banks {banks}"] if banks else [])]
     return "; ".join([*words, size(facts["bytes"])])
+
+
+def _shared_rows(read: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return a line for each part that models share, or have of their own, with what it was trained on."""
+    models: dict[tuple[str, str], list[str]] = {}
+    for name, facts in read.items():
+        for part, one in facts["trained_on"].items():
+            models.setdefault((part, _counted_images(one)), []).append(name)
+    lines = [
+        f"{part if len(names) == len(read) else f'{part} of ' + ', '.join(names)}: {images}"
+        for (part, images), names in models.items()
+    ]
+    return {"trained on": "\n".join(lines)} if lines else {}
 
 
 def _word_samples(facts: Mapping[str, Any]) -> str:
