@@ -155,11 +155,17 @@ class LSFA(PointBankMethod, OneGridMethod, AdaptationOptions):
             return []
         can = [name for name in BANKS if has_transformer(networks[name])]
         wanted = can if self.finetune_networks is None else [name for name in BANKS if name in self.finetune_networks]
-        for name in wanted or BANKS:
+        if not wanted:
+            found = ", ".join(f"{name} {networks[name].name}" for name in BANKS)
+            raise InputError(
+                f"finetune: expected 'none', or a transformer of one modality at least (xyz=point_mae or point_bert, or"
+                f" a vision transformer of timm as rgb), found {found}"
+            )
+        for name in wanted:
             if name not in can:
                 raise InputError(
-                    f"finetune: expected 'none', or an extractor {name} with transformer blocks, found"
-                    f" {networks[name].name}"
+                    f"finetune_networks: expected modalities whose extractor is a transformer, found {name!r}, whose"
+                    f" extractor is {networks[name].name}"
                 )
         return wanted
 

@@ -66,7 +66,7 @@ def test_one_network_can_be_trained_alone_and_a_cloud_of_few_points_is_left_out(
     assert changed(frozen, method, "xyz")
     assert not changed(frozen, method, "rgb")
     assert method.banks_["rgb"].extractor == frozen.banks_["rgb"].extractor
-    with pytest.raises(InputError, match="finetune: expected 'none', or an extractor xyz with transformer blocks"):
+    with pytest.raises(InputError, match=r"finetune_networks: expected .* transformer, found 'xyz', .* is fpfh"):
         LSFA(**{**SMALL, "xyz": "fpfh"}, finetune="blocks", finetune_networks=("xyz",)).fit(parts)
 
 
@@ -129,8 +129,12 @@ def test_what_does_not_go_together_is_named(parts: list[Sample], monkeypatch: py
         LSFA(**SMALL, finetune="blocks", finetune_blocks=3).fit(parts)
     with pytest.raises(InputError, match="finetune_rank: expected 1 to "):
         LSFA(**SMALL, finetune="lora", finetune_rank=2**16).fit(parts)
-    with pytest.raises(InputError, match="finetune: expected 'none', or an extractor rgb with transformer blocks"):
+    with pytest.raises(InputError, match=r"finetune_networks: expected .* transformer, found 'rgb', .* is resnet18"):
         LSFA(**{**SMALL, "rgb": "resnet18"}, finetune="blocks", finetune_networks=("rgb",)).fit(parts)
+    with pytest.raises(
+        InputError, match=r"finetune: .* transformer of one modality at least .* found xyz fpfh .*, rgb "
+    ):
+        LSFA(**{**SMALL, "rgb": "resnet18", "xyz": "fpfh"}, finetune="blocks").fit(parts)
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(MissingExtraError, match="peft"):
         LSFA(**SMALL, finetune="lora").fit(parts)
