@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import re
@@ -109,6 +110,27 @@ def load_matching(module: nn.Module, state: Mapping[str, Tensor], path: str | os
                 f" found {tuple(state[name].shape)}"
             )
     module.load_state_dict({name: state.get(name, tensor) for name, tensor in wanted.items()})
+
+
+def outlines(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return what a safetensors file holds, without its values, and the text beside it.
+
+    Returns:
+        Tensors on the device ``meta`` by name, those of a single value read; and the file's metadata.
+
+    Raises:
+        FormatError: It is no safetensors file, or a truncated one.
+    """
+    from safetensors import safe_open
+
+    with (
+        decoding(path, "not a safetensors file, or a truncated one", error=FormatError),
+        safe_open(path, "pt") as opened,
+    ):
+        shapes = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118 - no mapping
+        single = {name: opened.get_tensor(name) for name, shape in shapes.items() if math.prod(shape) == 1}
+        state = {name: single.get(name, torch.empty(shape, device="meta")) for name, shape in shapes.items()}
+        return state, opened.metadata() or {}
 
 
 def _shown(names: Any) -> str:

@@ -153,6 +153,21 @@ class FeatureAdaptation(nn.Module):
         with replacing(path) as partial:
             save_state(self, partial)
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Lengths of the features that they adapt."""
+        return {f"{name}_dim": int(self.adaptors[name].dim) for name in MODALITIES}  # type: ignore[arg-type]
+
+    @staticmethod
+    def sizes_in(state: Mapping[str, Tensor]) -> dict[str, int] | None:
+        """Return the same of a file's tensors; None if they are another network's."""
+        layers = {
+            name: [one for key, one in state.items() if key.startswith(f"adaptors.{name}.layer.") and one.ndim]
+            for name in MODALITIES
+        }
+        # No tensor of a layer, of whatever kind, has fewer rows than a feature has values; norms have as many.
+        return {f"{name}_dim": min(map(len, own)) for name, own in layers.items()} if all(layers.values()) else None
+
     def load_checkpoint(self, path: str | os.PathLike[str]) -> FeatureAdaptation:
         """Read what :meth:`save` wrote; the adaptors become those of the file's kind.
 
@@ -162,14 +177,14 @@ class FeatureAdaptation(nn.Module):
         """
         state = read_torch(path)
         dims = {name: adaptor.dim for name, adaptor in self.adaptors.items()}
-        read = FeatureAdaptation(dims["xyz"], dims["rgb"], layer=_kind_in(state))  # type: ignore[arg-type]
+        read = FeatureAdaptation(dims["xyz"], dims["rgb"], layer=kind_in(state))  # type: ignore[arg-type]
         load_matching(read, state, path)
         place = next(self.parameters()).device
         self.adaptors = read.to(place).train(self.training).adaptors
         return self
 
 
-def _kind_in(state: Mapping[str, Tensor]) -> Layer:
+def kind_in(state: Mapping[str, Tensor]) -> Layer:
     """Return the kind of adaptors that a file holds; the first versions had vanilla and residual ones only."""
     layer = "adaptors.xyz.layer."
     for kind, name in (("linear", "weight"), ("convolution", "2.weight"), ("two_layers", "1.linear1.weight")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from mmad_bank.features.fpfh import FPFH
 from mmad_bank.features.point_alignment import Interpolation, PointFeatureAlignment, measured_points_of
 from mmad_bank.features.point_bert import PointBERT
 from mmad_bank.features.point_mae import PointMAE
-from mmad_bank.features.point_transformer import BatchNorm, PointTransformer
+from mmad_bank.features.point_transformer import READINGS, BatchNorm, PointTransformer
 from mmad_bank.features.rgb import RGBExtractor
 
 BUNDLED_RGB = "efficientnet_lite0"
@@ -33,6 +34,24 @@ _TRANSFORMERS: dict[str, tuple[type[PointTransformer], tuple[str, str]]] = {
 }
 """Networks of point groups by name, and the file of their weights."""
 _ALIGNED = {"three_nearest": "published", "all_centers": "paper"}  # words of version 0.1, which stand in files
+
+
+def in_words(name: str) -> str:
+    """Put arguments and their values for the words of readings that extractors' names have.
+
+    Args:
+        name: Name of one extractor or of several, as files record it.
+
+    Example:
+        >>> in_words("point_mae 1024x128 layers 3,7,11 paper grid 56x56 aligned as published + my network")
+        'point_mae 1024x128 layers 3,7,11 batch_norm=running grid 56x56 interpolation=three_nearest + my network'
+    """
+    for interpolation, word in _ALIGNED.items():
+        name = re.sub(rf"\baligned as {word}\b", f"interpolation={interpolation}", name)
+    for (batch_norm, skips), word in READINGS.items():
+        plain = f"batch_norm={batch_norm}" + (" skip_near_origin=true" if skips else "")
+        name = re.sub(rf"(\b\d+x\d+ layers [\d,]+) {word}(?=$| (?:grid|interpolation|groups|\+))", rf"\1 {plain}", name)
+    return name
 
 
 class PointPatches(nn.Module):

@@ -27,7 +27,7 @@ AnyTransformer = TypeVar("AnyTransformer", bound="PointTransformer")
 DEPTH, WIDTH, HEADS = 12, 384, 6
 
 _PUBLISHED_FLOOR = 1e-3  # the published sampling kernel passes over points with ‖p‖² up to this
-_READINGS = {
+READINGS = {
     ("batch", False): "batch statistics", ("batch", True): "published",
     ("running", False): "paper", ("running", True): "running statistics, not near the origin",
 }  # fmt: skip
@@ -257,7 +257,7 @@ class PointTransformer(nn.Module):
     @property
     def name(self) -> str:
         """Name of the extractor, as a bank file records it."""
-        reading = _READINGS[self.batch_norm, self.skip_near_origin]
+        reading = READINGS[self.batch_norm, self.skip_near_origin]
         return f"{self.kind} {self.num_groups}x{self.group_size} layers {','.join(map(str, self.layers))} {reading}"
 
     def train(self: AnyTransformer, mode: bool = True) -> AnyTransformer:

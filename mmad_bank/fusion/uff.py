@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -131,6 +132,19 @@ class FeatureFusion(nn.Module):
             FormatError: It is no such checkpoint, or for another architecture or other dimensions.
         """
         return load_state(self, path, "model")
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Lengths of the features that it fuses."""
+        return {"xyz_dim": self.xyz_dim, "rgb_dim": self.rgb_dim}
+
+    @staticmethod
+    def sizes_in(state: Mapping[str, Tensor]) -> dict[str, int] | None:
+        """Return the same of a file's tensors; None if they are another network's."""
+        norms = [state.get(f"{name}_norm.weight") for name in ("xyz", "rgb")]
+        if any(norm is None for norm in norms) or "xyz_mlp.fc1.weight" not in state:
+            return None
+        return {f"{name}_dim": len(norm) for name, norm in zip(("xyz", "rgb"), norms, strict=True) if norm is not None}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save the weights: as safetensors if the name ends so, else as a torch file in the published format.

@@ -29,7 +29,7 @@ from mmad_bank.features.factory import BUNDLED_STAGES
 from mmad_bank.methods.one_grid_method import OneGridMethod
 from mmad_bank.methods.options import AdaptationOptions, Count, Range, Rate, SomeOf, accepts_former_names
 from mmad_bank.methods.point_bank_method import PointBankMethod
-from mmad_bank.methods.shareable import TRAIN, CategoryData, SharedPart
+from mmad_bank.methods.shareable import TRAIN, CategoryData, SharedPart, load_part
 from mmad_bank.methods.training_features import Dumps, Pairs, made_of, pairs_of
 
 BANKS = ("xyz", "rgb")
@@ -237,6 +237,9 @@ class Adapting(Protocol):
     def source_of(self, argument: str) -> str:
         """Return what the argument says, or the file of a shared training."""
 
+    def features_of(self, part: str) -> str:
+        """Name the extractors whose features a part is trained on."""
+
 
 def learn_adaptation(
     method: Adapting, members: Sequence[CategoryData], stages: Stages, **options: Any
@@ -254,7 +257,8 @@ def learn_adaptation(
         return None
     if source != TRAIN:
         dims = method.extractors_.dims
-        adaptation = FeatureAdaptation(dims["xyz"], dims["rgb"]).load_checkpoint(source)
+        adaptation = FeatureAdaptation(dims["xyz"], dims["rgb"])
+        load_part(adaptation, ADAPTATION.argument, source, method.features_of(ADAPTATION.name))
         return adaptation.to(method.device).eval()
     groups = [number for number, one in enumerate(members) for _ in range(one.images)]
     return train_adaptation(

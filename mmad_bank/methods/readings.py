@@ -58,14 +58,17 @@ def warn_of_other_reading(method: Read, argument: str, file: str) -> None:
     if Path(file).suffix == ".safetensors" or getattr(method, "xyz", None) == "fpfh":
         return
     known = [name for name in _OF_FEATURES if name in published and hasattr(method, name)]
-    other = [f"{name}={method.reading(name)!r}" for name in known if method.reading(name) != published[name]]
+    other = [name for name in known if method.reading(name) != published[name]]
     if other:
-        wanted = ", ".join(f"{name}={published[name]!r}" for name in known if method.reading(name) != published[name])
+        wanted, found = (
+            ", ".join(f"{name}={value}" for name, value in zip(other, values, strict=True))
+            for values in (map(published.get, other), map(method.reading, other))
+        )
         warnings.warn(
-            f"{argument}: published weights were trained on features of the published reading, {wanted}; found"
-            f" {', '.join(other)} ({file})",
+            f"{argument}: the authors trained published weights on features with {wanted}, as recipe=published has"
+            f" them; found {found} ({file})",
             stacklevel=3,
-        )  # fmt: skip
+        )
 
 
 def presets(*groups: Presets) -> Presets:

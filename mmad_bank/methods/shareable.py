@@ -11,12 +11,16 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from torch import Tensor
 
 from mmad_bank._internal.decoding import decoding
 from mmad_bank._internal.manifest import Manifest, parse_json
 from mmad_bank._internal.resume import Stages, counted
-from mmad_bank.errors import FormatError
+from mmad_bank._internal.state_dicts import outlines, read_torch
+from mmad_bank.errors import FormatError, InputError
+from mmad_bank.features.factory import in_words
 
 TRAIN = "train"
 """Value of a part's argument: train it on the samples of the fit."""
@@ -120,6 +124,75 @@ class TrainedOn:
         return {_KEY: json.dumps(self.as_json())}
 
 
+_SIZES = {
+    "xyz_dim": "xyz features of length", "rgb_dim": "rgb features of length", "in_dim": "features of length",
+    "out_dim": "predicted ones of length",
+}  # fmt: skip
+"""Words for sizes of networks; others are called as the argument that sets them."""
+
+
+class Sized(Protocol):
+    """A network whose sizes are known, its own and those of a file of its weights."""
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Its sizes by name."""
+
+    @staticmethod
+    def sizes_in(state: Mapping[str, Tensor]) -> Mapping[str, int] | None:
+        """Return the same of a file's tensors; None if they are another network's."""
+
+    def load_checkpoint(self, path: str, /) -> Any:
+        """Load a file of weights."""
+
+
+AnySized = TypeVar("AnySized", bound=Sized)
+
+
+def load_part(network: AnySized, argument: str, source: str, features: str = "") -> AnySized:
+    """Load a part's weights from a file that an argument names.
+
+    Args:
+        network: The part, of the sizes that the model asks for.
+        argument: The argument.
+        source: The file.
+        features: Names of the extractors that the part is used with; empty where it looks at none.
+
+    Returns:
+        The network.
+
+    Raises:
+        InputError: There is no such file, or it holds such a part of other sizes.
+        FormatError: It is no such file.
+    """
+    try:
+        network.load_checkpoint(source)
+    except FormatError:
+        state = read_torch(source, optional=("model", "state_dict"))
+        with decoding(source, "altered, its tensors have other shapes than those of any model", error=FormatError):
+            found = network.sizes_in(state)
+        if found is None or found == network.sizes:
+            raise
+        trained_on = read_trained_on(source)
+        of = f", those of {in_words(features)}" if features else ""
+        on = f", trained on those of {in_words(trained_on.features)}" if trained_on and trained_on.features else ""
+        raise InputError(
+            f"{argument}: expected weights for {sizes_in_words(network.sizes)}{of}; found weights for"
+            f" {sizes_in_words(found)}{on} ({source})"
+        ) from None
+    return network
+
+
+def sizes_in_words(sizes: Mapping[str, int]) -> str:
+    """Return a network's sizes for people.
+
+    Example:
+        >>> sizes_in_words({"xyz_dim": 1152, "rgb_dim": 768}), sizes_in_words({"sdf_width": 512})
+        ('xyz features of length 1152 and rgb features of length 768', 'sdf_width 512')
+    """
+    return " and ".join(f"{_SIZES.get(name, name)} {value}" for name, value in sizes.items())
+
+
 def warn_of_other_features(argument: str, source: str, features: str) -> None:
     """Warn that a part of a file was trained on other features than those that it is used on, if the file says so.
 
@@ -131,7 +204,9 @@ def warn_of_other_features(argument: str, source: str, features: str) -> None:
     found = read_trained_on(source)
     if found is not None and found.features not in ("", features):
         warnings.warn(
-            f"{argument}: trained on features of {found.features}; found those of {features} ({source})", stacklevel=3
+            f"{argument}: trained on features of {in_words(found.features)}; found those of {in_words(features)}"
+            f" ({source})",
+            stacklevel=3,
         )
 
 
@@ -144,11 +219,14 @@ def read_trained_on(path: str | Path) -> TrainedOn | None:
     file = Path(path)
     if file.suffix != ".safetensors" or not file.is_file():
         return None
-    from safetensors import safe_open
+    return trained_on_in(outlines(file)[1], str(path))
 
-    with (
-        decoding(file, "not a safetensors file, or a truncated one", error=FormatError),
-        safe_open(file, "pt") as opened,
-    ):
-        text = (opened.metadata() or {}).get(_KEY)
-    return None if text is None else TrainedOn.from_json(parse_json(text, str(path)), str(path))
+
+def trained_on_in(metadata: Mapping[str, str], place: str) -> TrainedOn | None:
+    """Return what the text beside a file's tensors says that they were trained on; None where it does not say.
+
+    Raises:
+        FormatError: It is damaged; the message names the place.
+    """
+    text = metadata.get(_KEY)
+    return None if text is None else TrainedOn.from_json(parse_json(text, place), place)

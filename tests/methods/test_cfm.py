@@ -210,6 +210,10 @@ def test_published_mappings_are_taken_as_they_are(parts: list[Sample], fitted: C
     method.fit(parts)
     method.extractors_.load(tmp_path)  # the same random extractors
     assert method.predict(parts[1]).score == fitted.predict(parts[1]).score
+    told = r"^rgb_to_xyz_weights: expected .* 176 and .* 1152, .*; found .* 1152 and predicted .* 176 \(.*rgb.pth"
+    swapped = {"rgb_to_xyz_weights": files["rgb"], "xyz_to_rgb_weights": files["xyz"]}
+    with pytest.raises(InputError, match=told):
+        CFM("efficientnet_lite0", **SMALL, **swapped).fit(parts)
     with pytest.raises(InputError, match="two files, or 'train' or 'random' for both"):
         CFM(rgb_to_xyz_weights=files["xyz"])
 

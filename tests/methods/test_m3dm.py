@@ -13,7 +13,7 @@ from small_parts import RGB, SIZE, a_part
 
 from mmad_bank import MemoryBank, methods
 from mmad_bank.data import Sample
-from mmad_bank.errors import FormatError, InputError
+from mmad_bank.errors import InputError
 from mmad_bank.fusion import FeatureFusion
 from mmad_bank.methods import BTF, M3DM, PatchCore
 from mmad_bank.scoring import anomaly_map
@@ -208,7 +208,7 @@ def test_a_given_uff_is_not_trained(parts: list[Sample], tmp_path: Any) -> None:
     method = M3DM(**SMALL, uff_weights=str(tmp_path / "uff.pth")).fit(parts)
     assert method.uff_ is not None
     torch.testing.assert_close(method.uff_.xyz_mlp.fc1.weight, given.xyz_mlp.fc1.weight)
-    with pytest.raises(FormatError, match=r"expected rgb_norm\.weight of shape"):
+    with pytest.raises(InputError, match=r"^uff_weights: expected weights for xyz .* 1152 and rgb .* \(.*uff\.pth\)$"):
         M3DM(**{**SMALL, "rgb_layers": (1, 2)}, uff_weights=str(tmp_path / "uff.pth")).fit(parts)
 
 

@@ -201,9 +201,7 @@ def test_published_weights_under_another_reading_are_told(parts: list[Sample], t
     FeatureFusion(1152, 24).save(tmp_path / "uff.pth")
     FeatureFusion(1152, 24).save(tmp_path / "uff.safetensors")
     given = {**SMALL, "grid": COARSE, "banks": ("fusion",), "uff_weights": tmp_path / "uff.pth"}
-    told = (
-        r"^uff_weights: published weights were trained on .* batch_norm='batch', .*; found batch_norm='running', .*uff"
-    )
+    told = r"^uff_weights: the authors .* with batch_norm=batch, .*; found batch_norm=running, .*uff"
     with pytest.warns(UserWarning, match=told):
         M3DM(**given, recipe="paper").fit(parts)
     quiet = {**given, "group_size": 128}
@@ -222,5 +220,7 @@ def test_published_mappings_under_another_reading_are_told(parts: list[Sample], 
     files = {"rgb_to_xyz_weights": tmp_path / "a.pth", "xyz_to_rgb_weights": tmp_path / "b.pth"}
     for path, dims in zip(files.values(), ((24, 1152), (1152, 24)), strict=True):
         torch.save(CrossmodalMapping(*dims).state_dict(), path)
-    with pytest.warns(UserWarning, match=r"^rgb_to_xyz_weights: published weights .* group_size=128; found"):
+    with pytest.warns(
+        UserWarning, match=r"^rgb_to_xyz_weights: the authors .* group_size=128, .*; found group_size=32"
+    ):
         CFM(**arguments, **files).fit(parts)

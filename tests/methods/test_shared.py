@@ -220,6 +220,34 @@ def test_a_fusion_of_other_features_is_taken_with_a_warning(parts: dict[str, lis
         M3DM(**{**UFF, "grid": (4, 4)}, uff_weights=str(file)).fit(parts["rope"])
 
 
+@pytest.mark.parametrize(("method", "argument"), [(UFF, "uff_weights"), (LSFA_SMALL, "adaptation")])
+def test_a_part_for_features_of_other_lengths_is_refused_in_one_line(
+    method: dict[str, Any], argument: str, parts: dict[str, list[Sample]], tmp_path: Path
+) -> None:
+    cls = M3DM if argument == "uff_weights" else LSFA
+    (trained,) = train_shared(cls(**method), parts, workdir=tmp_path).files.values()
+    given = Path(trained).rename(tmp_path / "part.safetensors")
+    words = (
+        f"{argument}: expected weights for xyz features of length 33 and rgb features of length 64, those of"
+        f" {FEATURES.replace('stages 1', 'stages 1,2')}; found weights for xyz features of length 33 and rgb features"
+        f" of length 24, trained on those of {FEATURES} ({given})"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(words)}$"):
+        cls(**{**method, "rgb_layers": (1, 2)}, **{argument: str(given)}).fit(parts["rope"])
+
+
+def test_readings_are_told_by_their_arguments(parts: dict[str, list[Sample]], tmp_path: Path) -> None:
+    points = {**UFF, "xyz": "point_mae", "xyz_weights": "random", "num_groups": 16, "group_size": 8}
+    trained = train_shared(M3DM(**points, recipe="paper"), parts, workdir=tmp_path).files["uff_weights"]
+    given = Path(trained).rename(tmp_path / "uff.safetensors")
+    told = (
+        r"uff_weights: trained on features of point_mae 16x8 layers 3,7,11 batch_norm=running interpolation=all_centers"
+        r" \+ .*; found those of point_mae 16x8 layers 3,7,11 batch_norm=batch interpolation=three_nearest \+ "
+    )
+    with pytest.warns(UserWarning, match=told):
+        M3DM(**points, uff_weights=str(given)).fit(parts["rope"])
+
+
 def test_a_category_without_usable_samples_takes_no_part(parts: dict[str, list[Sample]], tmp_path: Path) -> None:
     bad = [Sample(one.rgb * float("nan"), one.xyz, one.mask, id=f"bad/{one.id}", preparation=one.preparation)
            for one in parts["rope"]]  # fmt: skip

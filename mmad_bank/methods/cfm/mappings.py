@@ -88,6 +88,18 @@ class CrossmodalMapping(nn.Module):
         """
         return load_state(self, path)
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Lengths of the given and of the predicted features."""
+        return {"in_dim": self.in_dim, "out_dim": self.out_dim}
+
+    @staticmethod
+    def sizes_in(state: Mapping[str, Tensor]) -> dict[str, int] | None:
+        """Return the same of a file's tensors; None if they are not those of the published architecture."""
+        if not {"input.weight", "output.weight"} <= state.keys():
+            return None
+        return {"in_dim": state["input.weight"].shape[1], "out_dim": len(state["output.weight"])}
+
     def forward(self, x: Tensor) -> Tensor:
         """Map features (..., in_dim) to (..., out_dim); the convolutional architecture takes maps (B, H, W, in_dim)."""
         if x.shape[-1] != self.in_dim:

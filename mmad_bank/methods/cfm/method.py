@@ -57,7 +57,7 @@ from mmad_bank.methods.options import (
 from mmad_bank.methods.prediction import Gaussian, Smoothing
 from mmad_bank.methods.preparing import with_background
 from mmad_bank.methods.readings import POINTS, Presets, presets, warn_of_other_reading
-from mmad_bank.methods.shareable import TRAIN
+from mmad_bank.methods.shareable import TRAIN, load_part
 from mmad_bank.methods.training_features import Dumps, extract_split
 
 Variant = Literal["L", "M", "S", "T"]
@@ -222,8 +222,9 @@ class CFM(Method, GridOptions, PointOptions):
             self.categories_ = sorted(known - {""})
             self.mappings_ = self._new_mappings()
             if self.rgb_to_xyz_weights != RANDOM:
-                self.mappings_["xyz"].load_checkpoint(self.rgb_to_xyz_weights)
-                self.mappings_["rgb"].load_checkpoint(self.xyz_to_rgb_weights)
+                features = " + ".join(self.extractors_.names.values())
+                load_part(self.mappings_["xyz"], "rgb_to_xyz_weights", self.rgb_to_xyz_weights, features)
+                load_part(self.mappings_["rgb"], "xyz_to_rgb_weights", self.xyz_to_rgb_weights, features)
                 warn_of_other_reading(self, "rgb_to_xyz_weights", self.rgb_to_xyz_weights)
             return
         dumps, seen = extract_split(self, self.extractors_, "train", dataset, stages)

@@ -28,7 +28,7 @@ from mmad_bank.methods.m3dm.groups import GroupSampling
 from mmad_bank.methods.m3dm.options import BANKS
 from mmad_bank.methods.options import BankPrecision, accepts_former_names
 from mmad_bank.methods.readings import warn_of_other_reading
-from mmad_bank.methods.shareable import TRAIN, CategoryData, SharedPart
+from mmad_bank.methods.shareable import TRAIN, CategoryData, SharedPart, load_part
 from mmad_bank.methods.training_features import Dumps, pairs_of
 
 UFF = SharedPart("uff", "uff_weights", "uff_", "fusion (UFF)")
@@ -171,7 +171,7 @@ class M3DM(GroupSampling):
             dims = self.extractors_.dims
             network = FeatureFusion(dims["xyz"], dims["rgb"])
             if weights != RANDOM:
-                network.load_checkpoint(weights)
+                load_part(network, UFF.argument, weights, self.features_of(UFF.name))
                 warn_of_other_reading(self, UFF.argument, weights)
             self.uff_ = network.to(self.device).eval()
             return

@@ -43,7 +43,7 @@ from mmad_bank.methods.mdss.student_teacher import Images, train_student, train_
 from mmad_bank.methods.mdss.training_data import TrainingData, clouds_of, counted
 from mmad_bank.methods.options import Count, Range, Rate, RGBOptions, SomeOf, accepts_former_names
 from mmad_bank.methods.prediction import Gaussian
-from mmad_bank.methods.shareable import TRAIN, CategoryData, SharedPart
+from mmad_bank.methods.shareable import TRAIN, CategoryData, SharedPart, load_part
 
 BRANCHES, DISTIL = ("rgb", "xyz"), "distil"
 SDF = SharedPart("sdf", "sdf_weights", "sdf_", "signed distances")
@@ -256,7 +256,7 @@ class MDSS(Method, RGBOptions):
 
     def _make_teacher(self, data: TrainingData, stages: Stages) -> PDN:
         if self.teacher != DISTIL:
-            network = PDN(self.channels or CHANNELS, width=self.pdn_width).load_checkpoint(self.teacher)
+            network = load_part(PDN(self.channels or CHANNELS, width=self.pdn_width), "teacher", self.teacher)
             return network.requires_grad_(False).to(self.device)
         images = teacher_images(self.teacher_images, data.images, self.image_size)
         return self.distil(images, resume=stages.state("teacher.pt"), progress=stages.progress)
@@ -303,7 +303,7 @@ class MDSS(Method, RGBOptions):
         with seeded(self.seed):
             network = SignedDistance(self.sdf_width).eval()
         if source != RANDOM:
-            network.load_checkpoint(source)
+            load_part(network, SDF.argument, source)
         return network.requires_grad_(False).to(self.device)
 
     def _coverage(self, use: int) -> float | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -90,12 +91,27 @@ class PDN(nn.Module):
             InputError: There is no such file.
             FormatError: It is no checkpoint, or one of another network.
         """
-        state = {}
-        for name, tensor in read_torch(path, optional=("state_dict", "model")).items():
-            layer, _, rest = name.removeprefix("module.").partition(".")
-            state[f"{_LISTED.get(layer, layer)}.{rest}"] = tensor
-        load_matching(self, state, path)
+        load_matching(self, _renamed(read_torch(path, optional=("state_dict", "model"))), path)
         return self.eval()
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Numbers of channels, by the names of the arguments."""
+        return {"pdn_width": self.width, "channels": self.channels}
+
+    @staticmethod
+    def sizes_in(state: Mapping[str, Tensor]) -> dict[str, int] | None:
+        """Return the same of a file's tensors; None if they are another network's."""
+        own = _renamed(state)
+        if not {"conv1.weight", "conv4.weight"} <= own.keys():
+            return None
+        return {"pdn_width": len(own["conv1.weight"]), "channels": len(own["conv4.weight"])}
+
+
+def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give published weights the names that they have here."""
+    words = {name: name.removeprefix("module.").partition(".") for name in state}
+    return {f"{_LISTED.get(layer, layer)}.{rest}": state[name] for name, (layer, _, rest) in words.items()}
 
 
 def foreground_mask(xyz: Tensor, size: int = 8) -> Tensor:

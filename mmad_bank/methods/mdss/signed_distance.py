@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
@@ -207,6 +208,17 @@ class SignedDistance(nn.Module):
             (gradient,) = torch.autograd.grad(distance.sum(), queries, create_graph=True)
         length = (gradient.square().sum(-1, keepdim=True) + _TINY).sqrt()
         return queries - distance[..., None] * gradient / length
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Width of the layers, by the name of the argument."""
+        return {"sdf_width": self.width}
+
+    @staticmethod
+    def sizes_in(state: Mapping[str, Tensor]) -> dict[str, int] | None:
+        """Return the same of a file's tensors; None if they are another network's."""
+        first = state.get("implicit.point.weight")
+        return None if first is None or "encoder.conv1.weight" not in state else {"sdf_width": len(first)}
 
     def load_checkpoint(self, path: str | os.PathLike[str]) -> SignedDistance:
         """Load what :meth:`save` wrote.
