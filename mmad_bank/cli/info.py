@@ -19,6 +19,7 @@ from mmad_bank.cli._data_facts import describe_data, is_dataset
 from mmad_bank.cli._known import as_setting, say_parameters, say_system, say_weights
 from mmad_bank.cli._options import Json
 from mmad_bank.cli._output import emit, end, size
+from mmad_bank.cli._part_facts import describe_part
 from mmad_bank.cli._words import option
 from mmad_bank.cli.bank import describe_bank, describe_bank_rows
 from mmad_bank.errors import FormatError, InputError, MmadBankError, NoneUsableError
@@ -42,7 +43,8 @@ def info(
         Path | None,
         typer.Argument(
             metavar="BANK|MODEL|DATASET",
-            help="Bank file, folder of several banks (MultiBank), of a model, of a model per category, of a data set.",
+            help="Bank file, file of train-uff, train-adaptors or train-sdf, folder of several banks (MultiBank), of a"
+            " model, of a model per category, of a data set.",
             show_default=False,
         ),
     ] = None,
@@ -77,7 +79,7 @@ def _say_place(place: Path, verify: bool, as_json: bool) -> None:
     """Print what a file or a folder holds."""
     recover_folder(place)
     if not place.is_dir():
-        _say_bank(place, verify, as_json)
+        _say_file(place, verify, as_json)
     elif (place / MODEL).is_file():
         facts, rows = describe_model(place, verify)
         emit(facts, rows, title=str(place), as_json=as_json)
@@ -90,17 +92,30 @@ def _say_place(place: Path, verify: bool, as_json: bool) -> None:
         _say_models(place, models, verify, as_json)
 
 
+def _say_file(path: Path, verify: bool, as_json: bool) -> None:
+    """Print what a file holds: a bank, or a part that models share."""
+    try:
+        _say_bank(path, verify, as_json)
+    except FormatError:
+        found = describe_part(path)
+        if found is None:
+            raise
+        facts, rows = found
+        emit(facts, rows, title=str(path), as_json=as_json)
+
+
 # Banks.
 
 
 def _say_bank(path: Path, verify: bool, as_json: bool) -> None:
     from mmad_bank.bank import MemoryBank
+    from mmad_bank.features.factory import in_words
 
     bank = MemoryBank.load(path, verify=verify)
     result = {"bank": str(path), "verified": verify, **bank.metadata(), **describe_bank(bank, path)}
     rows = {
         **describe_bank_rows(bank, path),
-        "extractor": bank.extractor or "not recorded",
+        "extractor": in_words(bank.extractor or "not recorded"),
         "sources": _describe_sources(bank),
         "checksums": "header and data agree" if verify else "header agrees (--verify checks the data)",
     }
@@ -132,7 +147,9 @@ def _read_banks(folder: Path, verify: bool) -> dict[str, dict[str, Any]]:
 
 def _word_bank(facts: Mapping[str, Any]) -> str:
     """Return a bank in words, in one line."""
-    extractor = facts["extractor"] or "extractor not recorded"
+    from mmad_bank.features.factory import in_words
+
+    extractor = in_words(facts["extractor"] or "extractor not recorded")
     shape = f"{facts['vectors']:,} × {facts['dim']:,}"
     return f"{shape}, index {facts['index']}, {size(facts['file_bytes'])}, {extractor}"
 

@@ -152,6 +152,15 @@ def test_banks_are_described(banks: Path) -> None:
     assert f"{banks}/banks.json: altered" in refused("info", banks)
 
 
+def test_readings_are_told_by_their_arguments(tmp_path: Path) -> None:
+    bank = MemoryBank(torch.rand(3, 6))
+    bank.extractor = "point_mae 8x4 layers 3,7,11 published grid 4x4 aligned as published"
+    bank.save(tmp_path / "xyz.bank")
+    told = "point_mae 8x4 layers 3,7,11 batch_norm=batch skip_near_origin=true grid 4x4 interpolation=three_nearest\n"
+    assert told in good("info", tmp_path / "xyz.bank")
+    assert facts("info", tmp_path / "xyz.bank")["extractor"] == bank.extractor
+
+
 def test_other_folders_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((3, 4), np.float32))
     assert "expected a bank file, a folder of banks (banks.json), a saved model" in refused("info", tmp_path)

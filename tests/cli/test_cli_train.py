@@ -33,6 +33,14 @@ def settings(*words: str) -> list[str]:
     return [one for word in (*common, *words) for one in ("--set", word)]
 
 
+HOLDS = {
+    "train-uff": "fusion (UFF) of M3DM\n  made for    xyz features of length 33 and rgb features of length 24\n",
+    "train-adaptors": (
+        "adaptors of LSFA, vanilla\n  made for    xyz features of length 33 and rgb features of length 24\n"
+    ),
+    "train-sdf": "signed distances of MDSS\n  made for    sdf_width 8\n",
+}
+"""What ``info`` says of the files."""
 BANKS = ("xyz=fpfh", "grid=4,4")
 M3DM = settings(*BANKS, "uff_steps=4", "uff_batch=3")
 LSFA = settings(*BANKS, "adaptation_steps=4", "adaptation_batch=3", "queue_size=50")
@@ -132,6 +140,12 @@ def test_a_part_trained_alone_is_that_of_the_fits(
     trained_on = read_trained_on(out)
     assert trained_on == TrainedOn(7, tuple(NAMES), "" if method == "mdss" else FEATURES)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["part.safetensors"]
+    assert facts("info", out)["trained_on"] == trained_on.as_json()
+    text = good("info", out)
+    assert HOLDS[command] in text, text
+    assert "trained on  7 images of chip_cookie, stud_tray\n" in text
+    assert (f"extractors  {FEATURES}\n" in text) == (method != "mdss")
+    assert f"mmad-bank fit {method} --set {argument}={out}\n" in text
     assert "part.safetensors' exists" in refused(command, parts, "--out", out, *words)
     fitted = facts_with_left_out("fit", method, parts, "--out", models, *words)
     assert [list(one["trained_on"].values()) for one in fitted["models"]] == [[trained_on.as_json()]] * 2
@@ -216,3 +230,15 @@ def test_what_cannot_be_trained_is_refused(words: tuple[str, ...], message: str,
     out = () if "--out" in rest else ("--out", tmp_path / "part.safetensors")
     assert message in refused(command, parts, *out, *rest)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_parts_that_are_no_more_whole_are_refused(parts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "uff.safetensors"
+    facts_with_left_out("train-uff", parts, "--out", out, *M3DM)
+    whole = out.read_bytes()
+    out.write_bytes(whole[:-9])
+    assert "uff.safetensors: truncated" in refused("info", out)
+    out.write_bytes(whole.replace(b'{\\"images\\":', b'{\\"pigeon\\":'))
+    assert "uff.safetensors: altered" in refused("info", out)
+    out.write_bytes(whole.replace(b"xyz_mlp.fc1.weight", b"xyz_mlp.fc7.weight"))
+    assert "foreign, a safetensors file that holds no memory bank" in refused("info", out)
