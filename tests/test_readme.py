@@ -38,7 +38,7 @@ def test_the_commands_run_after_the_python_example(tmp_path: Path, monkeypatch: 
         program, command, *words = shlex.split(line, comments=True)
         assert program == "mmad-bank"
         good(command, *words)
-    for path in ("scores.csv", "parts.model", "report", "found"):
+    for path in ("shell-bank.csv", "parts.model", "report", "found"):
         assert (tmp_path / path).exists()
 
 

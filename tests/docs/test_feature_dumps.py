@@ -32,7 +32,7 @@ def test_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: 
     assert bank.sources[0].grid is not None
     if "timm" not in program:
         assert bank.extractor == "my network, layers 1 and 2"
-        with (tmp_path / "scores.csv").open(newline="", encoding="utf-8") as file:
+        with (tmp_path / "normal.csv").open(newline="", encoding="utf-8") as file:
             assert [row["name"] for row in csv.DictReader(file)] == [f"good/{i:03}" for i in range(6)]
 
 

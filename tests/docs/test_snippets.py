@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,17 @@ def test_every_page_with_a_program_is_run() -> None:
     pages = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md") if snippets(path)}
     written_by_benchmarks = {page for page in pages if page.startswith("benchmarks/")}
     assert pages - written_by_benchmarks == {SHELL, *OWN_TESTS, *ON_DATA, *WITHOUT}
+
+
+def test_no_two_commands_of_the_pages_write_to_one_place() -> None:
+    places: dict[str, list[str]] = {}
+    for page in (*DOCS.rglob("*.md"), DOCS.parent / "README.md"):
+        for one in (words for snippet in snippets(page) if snippet.language == "sh" for words in commands(snippet)):
+            for option, place in pairwise(one):
+                if option in ("--out", "--report", "--markdown", "--csv", "--maps"):
+                    places.setdefault(place, []).append(f"{page.name}: {' '.join(one[:3])}")
+    assert len(places) > 20
+    assert {place: by for place, by in places.items() if len(by) > 1} == {}
 
 
 @pytest.mark.parametrize(
