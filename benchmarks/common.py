@@ -18,13 +18,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NoReturn
 
 import torch
 
 import mmad_bank
 from mmad_bank import _core
 from mmad_bank._internal.files import replacing
+from mmad_bank.errors import InputError, MmadBankError
 from mmad_bank.evaluation import FUSED, RESULT
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -433,20 +435,47 @@ def parse(made: argparse.ArgumentParser, *counts: str) -> argparse.Namespace:
     for name in ("rounds", "threads", *counts):
         if getattr(arguments, name) < 1:
             made.error(f"--{name}: expected at least 1")
+    result, workdir = getattr(arguments, "json", None), getattr(arguments, "workdir", None)
+    if result is not None and not (result.is_dir() or result.absolute().parent.is_dir()):
+        made.error(f"--json: expected a file in a folder that is there, found {str(result)!r}")
+    if workdir is not None and workdir.exists() and not workdir.is_dir():
+        made.error(f"--workdir: expected a folder, found the file {str(workdir)!r}")
     return arguments
+
+
+def refuse(line: object) -> NoReturn:
+    """End the program for a wrong argument, as argparse does: with one line and exit code 2."""
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+def check_parts(modules: Iterable[ModuleType], arguments: argparse.Namespace) -> None:
+    """Let the parts look at their arguments, before anything is measured or printed.
+
+    Raises:
+        SystemExit: One is wrong.
+    """
+    for module in modules:
+        try:
+            getattr(module, "check", lambda _: None)(arguments)
+        except MmadBankError as error:
+            refuse(error)
 
 
 def chosen(contestants: Mapping[str, tuple[str, Any]], wanted: Sequence[str] | None) -> list[str]:
     """Return the contestants whose name or method (the first of each pair) was asked for; all of them for None.
 
-    ``M3DM`` is a contestant, ``m3dm`` all of that method. Unknown names end the program.
+    ``M3DM`` is a contestant, ``m3dm`` all of that method.
+
+    Raises:
+        InputError: There is no such contestant or method.
     """
     if wanted is None:
         return list(contestants)
     known = {word for name, (method, _) in contestants.items() for word in (name, method)}
     unknown = [word for word in wanted if word not in known]
     if unknown or not wanted:
-        sys.exit(f"error: --methods: expected some of {'; '.join(contestants)}, found {', '.join(unknown) or 'none'}")
+        raise InputError(f"--methods: expected some of {'; '.join(contestants)}, found {', '.join(unknown) or 'none'}")
     return [name for name, (method, _) in contestants.items() if name in wanted or method in wanted]
 
 

@@ -16,12 +16,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from common import parse, parser, print_table, run_parts
+from common import check_parts, parse, parser, print_table, refuse, run_parts
 
 from mmad_bank.bench import IMAGES
 from mmad_bank.methods.readings import Recipe
@@ -43,10 +42,11 @@ def main() -> None:
     only = ["papers"] if arguments.table is not None else None
     parts = arguments.parts or only or [name for name in PARTS if name != "papers" or runs_papers]
     if "papers" in parts and not runs_papers:
-        sys.exit("error: --data: expected the folder of a data set for the part papers, or --table, found none")
+        refuse("--data: expected the folder of a data set for the part papers, or --table, found none")
     if arguments.table is None and any(getattr(arguments, name) is not None for name in OF_TABLES):
-        sys.exit("error: --table: expected tables of papers with --recipe, --set and --thresholds, found none")
+        refuse("--table: expected tables of papers with --recipe, --set and --thresholds, found none")
     modules = {name: importlib.import_module(f"parts.{name}") for name in parts}
+    check_parts(modules.values(), arguments)
     work = {name: partial(module.run, arguments) for name, module in modules.items()}
     settings = {name: getattr(arguments, name) for name in ("methods", "seeds", "categories", "images", "precision")}
     if "papers" in parts:

@@ -42,11 +42,11 @@ def main() -> None:
     if arguments.serve:
         serve(arguments.threads)
         return
-    from common import describe_machine, machine_table, print_table, versions, versions_table  # not for the old tree
+    from common import describe_machine, machine_table, print_table, refuse, versions, versions_table  # not in the old
 
     for tree in (arguments.old, arguments.new):
         if not any((tree / "mmad_bank").glob("_core*.so")):
-            sys.exit(f"error: {tree}: expected a checkout with a built core, found no mmad_bank/_core*.so")
+            refuse(f"{tree}: expected a checkout with a built core, found no mmad_bank/_core*.so")
     rows = compare(arguments.old, arguments.new, arguments.rounds, arguments.threads, arguments.only)
     for table in (machine_table(describe_machine(arguments.threads), {}), versions_table(versions()), _table(rows)):
         print_table(table)

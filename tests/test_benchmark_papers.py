@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmad_bank.errors import InputError
 from mmad_bank.synthetic import write_synthetic
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -162,18 +163,50 @@ def test_a_papers_table_runs_on_eyecandies(papers, tmp_path):
         ({"weights": [f"uff={__file__}"]}, "--weights: uff: no chosen method takes it"),
         ({"device": "abacus"}, "--device: expected cpu, cuda or cuda:N, found 'abacus'"),
         ({"methods": ["CFM"], "bundled": False}, "--weights: CFM needs point_mae=FILE, .*"),
-        ({"only": "rope"}, "--data: nothing could be measured; Left out: PatchCore, rope: .*"),
     ],
 )  # fmt: skip
 def test_errors_are_one_line(papers, data, changes, line):
+    with pytest.raises(InputError) as stopped:
+        papers.check(arguments(data, **changes))
+    assert re.fullmatch(line, str(stopped.value))
+
+
+def test_nothing_measured_is_one_line(papers, data):
     with pytest.raises(SystemExit) as stopped:
-        papers.run(arguments(data, **changes), {})
-    assert re.fullmatch(f"error: {line}", str(stopped.value))
+        papers.run(arguments(data, only="rope"), {})
+    line = "error: --data: nothing could be measured; Left out: PatchCore, rope: .*"
+    assert re.fullmatch(line, str(stopped.value))
 
 
-def test_a_folder_without_a_data_set_is_one_line(papers, tmp_path):
-    with pytest.raises(SystemExit, match=r"error: .*expected CATEGORY"):
-        papers.run(arguments(tmp_path), {})
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (["--data", "/nowhere"], "error: --data: /nowhere: "),
+        (["--data", "."], r"error: --data: .*expected CATEGORY"),
+        ([], "error: --data: expected the folder of a data set for the part papers"),
+        (["--table", "cfm-1", "--data", "/nowhere"], "error: --data: /nowhere: "),
+        (["--table", "cfm-1", "--few-shot", "3"], "error: --few-shot: expected none with --table"),
+        (["--table", "cfm-1", "--quick", "--only", "rope"], "error: --only: expected some of"),
+        (["--table", "cfm-1", "--quick", "--set", "epochs=0"], "error: --set epochs: expected .* found 0"),
+        (["accuracy", "--methods", "Magic"], "error: --methods: expected some of PatchCore; .* found Magic"),
+        (["inference", "--methods", "Magic"], "error: --methods: expected some of .*M3DM; .* found Magic"),
+        (["--table", "cfm-1", "--json", "/nowhere/result.json"], "methods.py: error: --json: expected a file in a"),
+        (["--table", "cfm-1", "--workdir", __file__], "methods.py: error: --workdir: expected a folder, found"),
+    ],
+)
+def test_arguments_are_refused_before_anything_is_measured(papers, monkeypatch, capsys, tmp_path, given, line):
+    methods = importlib.import_module("methods")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(methods, "run_parts", None)
+    part = [] if given[:1] in (["accuracy"], ["inference"]) else ["papers"]
+    monkeypatch.setattr(sys, "argv", ["methods.py", *part, *given])
+    with pytest.raises(SystemExit) as stopped:
+        methods.main()
+    assert stopped.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert re.match(line, said.err.splitlines()[-1]), said.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_weights_go_to_the_methods_that_have_the_network(papers, tmp_path):
@@ -189,14 +222,11 @@ def test_weights_go_to_the_methods_that_have_the_network(papers, tmp_path):
     assert models["BTF"].arguments()["rgb_weights"] == "pretrained"
 
 
-def test_papers_needs_data_and_is_skipped_without(papers, monkeypatch):
+def test_papers_is_skipped_without_data(papers, data, monkeypatch):
     methods = importlib.import_module("methods")
-    monkeypatch.setattr(sys, "argv", ["methods.py", "papers"])
-    with pytest.raises(SystemExit, match="error: --data: expected the folder of a data set for the part papers"):
-        methods.main()
     ran = []
     monkeypatch.setattr(methods, "run_parts", lambda name, work, settings, arguments: ran.append(list(work)))
-    for given in ([], ["--data", "parts"]):
+    for given in ([], ["--data", str(data), "--bundled"]):
         monkeypatch.setattr(sys, "argv", ["methods.py", *given])
         methods.main()
     assert ran == [["inference", "accuracy", "readings"], ["inference", "accuracy", "readings", "papers"]]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mmad_bank.errors import InputError
+
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 NO_ARGUMENTS = {
     "data": None, "methods": None, "only": None, "few_shot": None, "bundled": False, "weights": None, "workdir": None,
@@ -182,7 +184,7 @@ def test_runs_that_share_a_fit_or_a_result_are_known(parts):
         ({"settings": ["magic"]}, "--set: expected NAME=VALUE, found 'magic'"),
         ({"settings": ["epochs=many"]}, "--set epochs: expected an integer.*, found 'many'"),
         ({"settings": ["recipe=old"]}, "--set recipe: expected .*, found 'old'"),
-        ({"settings": ["epochs=0"]}, "epochs: expected .* found 0"),
+        ({"settings": ["epochs=0"]}, "--set epochs: expected .* found 0"),
         ({"table": "lsfa-6", "methods": ["cfm"], "settings": ["epochs=1"]},
          "--set epochs=1: expected tables with rows that are run, found none"),
         ({"table": "mdss-3", "methods": ["mdss"], "recipe": "paper"}, "--set: mdss has no argument 'recipe'.*"),
@@ -191,15 +193,16 @@ def test_runs_that_share_a_fit_or_a_result_are_known(parts):
         ({"table": "mdss-1", "recipe": "paper"}, "--set: mdss has no argument 'recipe'.*"),
         ({"weights": [f"pdn={__file__}"]}, "--weights: pdn: no chosen method takes it"),
         ({"only": "rope"}, "--only: expected some of bagel_ring, chip_cookie, found 'rope'"),
-        ({"data": Path("missing")}, "missing.*"),
+        ({"data": Path("missing")}, "--data: missing.*"),
     ],
 )  # fmt: skip
 def test_errors_are_one_line(parts, changes, line, tmp_path):
     pytest.importorskip("tifffile")
-    with pytest.raises(SystemExit) as stopped:
-        parts.papers.run(arguments(**{"table": "cfm-6", "workdir": tmp_path, **changes}), {})
+    with pytest.raises(InputError) as stopped:
+        parts.papers.check(arguments(**{"table": "cfm-6", "workdir": tmp_path, **changes}))
     assert "\n" not in str(stopped.value)
-    assert re.fullmatch(f"error: {line}", str(stopped.value))
+    assert re.fullmatch(line, str(stopped.value))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_table_of_speed_measures_it_once_for_rows_that_are_alike(parts, monkeypatch):
@@ -226,11 +229,12 @@ def test_the_program_lists_the_tables_and_needs_one_for_its_arguments(parts, mon
     listed = capsys.readouterr().out
     assert all(name in listed for name in names())
     monkeypatch.setattr(sys, "argv", ["methods.py", "papers", "--recipe", "paper", "--data", "x"])
-    with pytest.raises(SystemExit, match="error: --table: expected tables of papers with --recipe"):
+    with pytest.raises(SystemExit, match="2"):
         parts.methods.main()
+    assert capsys.readouterr().err.startswith("error: --table: expected tables of papers with --recipe")
     ran = []
     monkeypatch.setattr(parts.methods, "run_parts", lambda name, work, settings, given: ran.append((work, settings)))
-    given = ["--table", "cfm-1", "--set", "sigma=1", "--set", "lr=1", "grid=9,9"]
+    given = ["--table", "cfm-1", "--quick", "--set", "sigma=1", "--set", "lr=1", "grid=9,9"]
     monkeypatch.setattr(sys, "argv", ["methods.py", *given])
     parts.methods.main()
     ((work, settings),) = ran

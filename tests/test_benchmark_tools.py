@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mmad_bank.errors import InputError
+
 SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "tune_repeats.py"
 
 
@@ -47,7 +49,7 @@ def test_unknown_methods_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert common.chosen(contestants, ["M3DM"]) == ["M3DM"]
     assert common.chosen(contestants, ["m3dm"]) == ["M3DM", "M3DM, two banks"]
     assert common.chosen(contestants, None) == list(contestants)
-    with pytest.raises(SystemExit, match="expected some of M3DM; M3DM, two banks; CFM, found magic"):
+    with pytest.raises(InputError, match="expected some of M3DM; M3DM, two banks; CFM, found magic"):
         common.chosen(contestants, ["CFM", "magic"])
 
 
@@ -68,5 +70,5 @@ def test_two_checkouts_are_timed_against_each_other(tmp_path: Path) -> None:
 def test_a_checkout_without_a_core_is_named(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT.with_name("trees.py")), str(tmp_path), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert f"{tmp_path}: expected a checkout with a built core" in done.stderr

@@ -693,7 +693,7 @@ def test_the_suite_keeps_each_programs_result_and_tells_its_time(module, monkeyp
     suite = module("suite")
     monkeypatch.setattr(suite, "PROGRAMS", {"engine": ["metrics"], "methods": ["accuracy", "--methods", "Magic"]})
     monkeypatch.setattr(sys, "argv", ["suite.py", "--quick", "--rounds", "1", "--json", str(tmp_path)])
-    with pytest.raises(SystemExit, match=r"error: methods.py ended with 1"):
+    with pytest.raises(SystemExit, match=r"error: methods.py ended with 2"):
         suite.main()
     (kept,) = tmp_path.iterdir()
     result = json.loads(kept.read_text(encoding="utf-8"))
@@ -754,5 +754,5 @@ def test_methods_are_fitted_and_measured_by_part_and_kind(tmp_path):
     assert 0 <= float(means[0]["image_auroc"]) <= 1
     assert categories[0]["category"] == "bagel_ring"
     unknown = subprocess.run([*command, "--methods", "Magic"], capture_output=True, text=True, check=False)
-    assert unknown.returncode == 1
+    assert unknown.returncode == 2
     assert unknown.stderr.startswith("error: --methods: expected some of PatchCore")

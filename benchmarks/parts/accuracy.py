@@ -86,6 +86,15 @@ class _Job:
     shared: tuple[tuple[str, Any], ...]  # arguments of all constructors
 
 
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse arguments that this part cannot take.
+
+    Raises:
+        InputError: There is one.
+    """
+    chosen(CONTESTANTS, arguments.methods)
+
+
 def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Table]:
     """Fit and evaluate every contestant on every category of every seed's data set."""
     del limits

@@ -35,6 +35,15 @@ _SMALL = {"images": 2, "vectors": 300, "small": True}
 _PROGRAM = (str(Path(__file__).resolve().parent.parent / "plain.py"),)
 
 
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse arguments that this part cannot take.
+
+    Raises:
+        InputError: There is one.
+    """
+    chosen(CONTESTANTS, arguments.methods)
+
+
 def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Table]:
     """Make the methods, time them in turn, and measure their memory one by one."""
     precision = precision_for(arguments.precision, limits)

@@ -31,11 +31,27 @@ SUMMARY = {name: published.METRICS[name] for name in published.ACCURACIES}
 OURS = "measured here"
 
 
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse arguments that this part cannot take; nothing is written.
+
+    Raises:
+        InputError: There is one.
+    """
+    if arguments.data is not None:
+        job_of(arguments.data, arguments.only, Path())
+    if arguments.table is not None:
+        tables.check(arguments)
+        return
+    if arguments.few_shot is not None and arguments.few_shot < 1:
+        raise InputError(f"--few-shot: expected at least 1 training image, found {arguments.few_shot}")
+    _models(arguments)
+
+
 def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Table]:
     """Fit and evaluate the chosen methods, or the rows of tables; a category that fails is named and left out.
 
     Raises:
-        SystemExit: An argument is wrong, or nothing could be measured; the message is one line.
+        SystemExit: Nothing could be measured; the message is one line.
     """
     try:
         with working_folder(arguments.workdir, "papers") as folder:
@@ -48,8 +64,6 @@ def _all_methods(arguments: argparse.Namespace, folder: Path) -> list[Table]:
     models = _models(arguments)
     job = job_of(arguments.data, arguments.only, folder)
     job.shots, job.bundled = arguments.few_shot, arguments.bundled
-    if job.shots is not None and job.shots < 1:
-        raise InputError(f"--few-shot: expected at least 1 training image, found {job.shots}")
     runs = {name: Run(name, model, job.shots) for name, model in models.items()}
     rows = _rows(runs, measure(job, runs.values()))
     if not rows:

@@ -14,6 +14,7 @@ from typing import Any
 import published
 
 from mmad_bank.cli._arguments import argument_named, parse_settings
+from mmad_bank.cli._group import spelling
 from mmad_bank.cli._values import check_device
 from mmad_bank.errors import InputError, did_you_mean
 from mmad_bank.methods import Method, method_class
@@ -98,10 +99,9 @@ def _add(plan: Plan, row: published.Row, arguments: argparse.Namespace, given: A
     base = _base(cls, plan, arguments)
     own = {name: value for name, value in row.arguments.items() if name not in base or name not in _networks(arguments)}
     short = {**few_steps(cls), **_fewer_groups(row)} if arguments.quick else {}
-    made = files.make(
-        f"{table.name}, {row.label}", cls,
-        {**base, **own, **short, **given, "device": str(check_device(arguments.device))},
-    )  # fmt: skip
+    all_of = {**base, **own, **short, **given, "device": str(check_device(arguments.device))}
+    with spelling({name: f"--set {name}" for name in given}):
+        made = files.make(f"{table.name}, {row.label}", cls, all_of)
     plan.runs[row.key] = Run(f"{table.name} {row.key}", made, row.shots, plan.n_thresholds(arguments))
     if any(name in row.figures for name in SPEED):
         plan.speeds[row.key] = row.method, {**row.arguments, **given}

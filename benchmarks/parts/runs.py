@@ -91,12 +91,24 @@ def job_of(data: Path, only: str | None, root: Path) -> Job:
     Raises:
         InputError: There is no data set, or not such a category.
     """
-    known = categories_of(data)
+    try:
+        known = categories_of(data)
+    except InputError as error:
+        raise InputError(f"--data: {error}") from None
+    return Job(data, layout_of(data), chosen_of(known, only), root)
+
+
+def chosen_of(known: list[str], only: str | None) -> list[str]:
+    """Return the categories that ``--only`` names, joined by commas; all where it is not given.
+
+    Raises:
+        InputError: There is not such a category.
+    """
     chosen = only.split(",") if only else known
     for name in chosen:
         if name not in known:
             raise InputError(f"--only: expected some of {', '.join(known)}, found {name!r}")
-    return Job(data, layout_of(data), chosen, root)
+    return chosen
 
 
 class Files:

@@ -23,10 +23,21 @@ from mmad_bank.synthetic.dataset import CATEGORIES
 from parts import inference
 from parts.accuracy import FULL, QUICK
 from parts.rows import SET_UP, Plan, plans_of
-from parts.runs import NAMES, Found, Job, job_of, measure
+from parts.runs import NAMES, Found, Job, chosen_of, job_of, measure
 
 OURS, PUBLISHED, QUOTED = "measured here", "published", "quoted"
 MODALITIES = {"rgb": "RGB", "xyz": "3D", "both": "RGB + 3D"}
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse arguments that the chosen tables cannot take.
+
+    Raises:
+        InputError: There is one.
+    """
+    if arguments.data is None:
+        chosen_of(_synthetic(arguments), arguments.only)
+    plans_of(arguments)
 
 
 def run(arguments: argparse.Namespace, limits: Mapping[str, float], folder: Path) -> list[Table]:
@@ -66,13 +77,18 @@ def _job(arguments: argparse.Namespace, root: Path) -> Job:
     """Return the job on ``--data``, or on synthetic data."""
     if arguments.data is not None:
         return job_of(arguments.data, arguments.only, root)
-    categories = CATEGORIES[: 2 if arguments.quick else arguments.categories]
+    categories = _synthetic(arguments)
     folder = root / f"synthetic{'-quick' if arguments.quick else ''}-{len(categories)}"
     if not (folder / "data").exists():
         write_synthetic(folder / "data", seed=0, categories=categories, **(QUICK if arguments.quick else FULL))
     job = job_of(folder / "data", arguments.only, folder)
     job.synthetic = True
     return job
+
+
+def _synthetic(arguments: argparse.Namespace) -> list[str]:
+    """Name the categories of synthetic data."""
+    return list(CATEGORIES[: 2 if arguments.quick else arguments.categories])
 
 
 def _speeds(
