@@ -432,6 +432,8 @@ def add_common(made: argparse.ArgumentParser, *, rounds: int = 5) -> None:
 def parse(made: argparse.ArgumentParser, *counts: str) -> argparse.Namespace:
     """Read the arguments; ``rounds``, ``threads`` and the ``counts`` must be positive."""
     arguments = made.parse_args()
+    if arguments.threads is None:
+        arguments.threads = 1 if arguments.quick else os.cpu_count() or 1
     for name in ("rounds", "threads", *counts):
         if getattr(arguments, name) < 1:
             made.error(f"--{name}: expected at least 1")

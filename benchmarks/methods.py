@@ -65,6 +65,8 @@ def _without_folders(value: Any) -> Any:
 
 def _arguments() -> argparse.Namespace:
     made = parser(__doc__, PARTS)
+    # Tiny networks gain nothing from more threads, and wait for each other where a core has other work.
+    made.set_defaults(threads=None)
     made.add_argument("--methods", nargs="+", metavar="METHOD", help="contestants by name or by method; default: all")
     made.add_argument("--images", type=int, default=IMAGES, help="number of training images of inference; default: 244")
     precisions = ("auto", "float32", "bfloat16")

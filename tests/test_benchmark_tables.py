@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import re
 import sys
 from pathlib import Path
@@ -240,6 +241,16 @@ def test_the_program_lists_the_tables_and_needs_one_for_its_arguments(parts, mon
     ((work, settings),) = ran
     assert list(work) == ["papers"]
     assert (settings["table"], settings["settings"]) == ("cfm-1", ["sigma=1", "lr=1", "grid=9,9"])
+
+
+def test_a_quick_run_takes_one_thread_and_few_groups_unless_told(parts, monkeypatch):
+    for given, threads in ((["--quick"], 1), (["--quick", "--threads", "2"], 2), ([], os.cpu_count())):
+        monkeypatch.setattr(sys, "argv", ["methods.py", "papers", "--table", "lsfa-8", *given])
+        assert parts.methods._arguments().threads == threads
+    plan = plan_of(parts, "lsfa-8")
+    assert set(plan.runs) == {row.key for row in plan.table.rows if row.runnable}
+    for run in plan.runs.values():
+        assert (run.arguments["num_groups"], run.arguments["group_size"]) == (32, 8)
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ THRESHOLDS: dict[str, int | None] = {"100": 100, "99": 99, "exact": None}
 _NETWORKS = ("rgb", "rgb_weights", "rgb_layers", "xyz", "xyz_weights", "num_groups", "group_size")
 """Arguments that say which networks describe pictures and clouds."""
 _TINY = {
-    "rgb": "vit_tiny_patch16_224", "rgb_weights": "random", "xyz_weights": "random", "num_groups": 64, "group_size": 16,
+    "rgb": "vit_tiny_patch16_224", "rgb_weights": "random", "xyz_weights": "random", "num_groups": 32, "group_size": 8,
     "map_size": 28, "queue_size": 500,
 }  # fmt: skip
 """What ``--quick`` takes of the methods with transformers."""
