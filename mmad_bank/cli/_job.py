@@ -64,6 +64,12 @@ class Job:
         """Return the method, not fitted."""
         return self.method(**self.arguments)
 
+    def say_idle(self) -> None:
+        """Name settings that have no effect with the others; what a preset sets is not the user's word."""
+        for name, why in self.make().idle_arguments().items():
+            if name in self.spelled:
+                print(f"warning: {self.spelled[name]} has no effect with {why}", file=sys.stderr)
+
     def open(self) -> None:
         """Open all splits before the work."""
         from mmad_bank.data import categories_of, few_shot, open_dataset

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,6 +91,7 @@ def fit(
     job.choose_arguments(settings or [], bundled, str(check_device(device)))
     job.open()
     job.check_outputs(overwrite)
+    job.say_idle()
     with working_alone(job.workdir), going_on():
         job.check_outputs(overwrite)  # once more: another run may have ended meanwhile
         with job.leaving_nothing_unused():
@@ -120,6 +122,13 @@ class _Fit(Job):
     per_category: bool = False
     progress: bool = False
     left_out: dict[str, str] = field(default_factory=dict)
+
+    def say_idle(self) -> None:
+        """Name options and settings that have no effect."""
+        super().say_idle()
+        if self.per_category and not (len(self.splits) > 1 and self.make().parts_to_train()):
+            why = "this method, which shares nothing between categories" if len(self.splits) > 1 else "one category"
+            print(f"warning: --per-category has no effect with {why}", file=sys.stderr)
 
     @property
     def shared_parts(self) -> tuple[SharedPart, ...]:

@@ -87,6 +87,7 @@ def _training(name: str, method: str, part: str, documentation: str) -> Callable
             raise InputError(f"--out: expected a file name that ends in .safetensors, found {str(out)!r}")
         check_output(out, "--out", inputs=(dataset,), overwrite=overwrite)
         job.open()
+        job.say_idle()
         begin = time.perf_counter()
         shared = _train(job, wanted, out, workdir, show_progress(as_json))
         _report(job, wanted, out, shared, time.perf_counter() - begin, as_json)

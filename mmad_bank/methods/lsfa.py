@@ -27,13 +27,18 @@ from mmad_bank.errors import InputError
 from mmad_bank.extraction import Extractors
 from mmad_bank.features.factory import BUNDLED_STAGES
 from mmad_bank.methods.one_grid_method import OneGridMethod
-from mmad_bank.methods.options import AdaptationOptions, Count, Range, Rate, SomeOf, accepts_former_names
+from mmad_bank.methods.options import AdaptationOptions, Count, Idle, Range, Rate, SomeOf, accepts_former_names
 from mmad_bank.methods.point_bank_method import PointBankMethod
 from mmad_bank.methods.shareable import TRAIN, CategoryData, SharedPart, load_part
 from mmad_bank.methods.training_features import Dumps, Pairs, made_of, pairs_of
 
 BANKS = ("xyz", "rgb")
 NONE = "none"
+_IDLE_WITHOUT = {
+    "compactness": "compactness", "local_compactness": "queue_size", "alignment": "clc_weight",
+    "global": "prototypes clusters",
+}  # fmt: skip
+"""Arguments that concern some of the losses, by a word in these losses' names."""
 ADAPTATION = SharedPart("adaptation", "adaptation", "adaptation_", "adaptors")
 
 
@@ -101,6 +106,19 @@ class LSFA(PointBankMethod, OneGridMethod, AdaptationOptions):
 
     finetune_networks: Annotated[tuple[str, ...], SomeOf(BANKS)] | None = None
     """Modalities whose extractors are fine-tuned; none takes those whose extractor is a transformer."""
+
+    def _idle(self) -> Idle:
+        yield self.xyz == "fpfh", "recipe", "xyz=fpfh"  # its other differences are the point network's
+        losses = f"losses={','.join(self.losses)}"
+        yield self.prototypes != "kmeans", "clusters", f"prototypes={self.prototypes}"
+        for words, names in _IDLE_WITHOUT.items():
+            yield not any(words in one for one in self.losses), names, losses
+        training = "adaptation_lr queue_size clc_weight losses compactness prototypes clusters"
+        yield self.adaptation != TRAIN, training, f"adaptation={self.adaptation}"
+        yield self.finetune != NONE, "adaptor", f"finetune={self.finetune}"
+        yield self.finetune not in ("lora", "adalora"), "finetune_rank", f"finetune={self.finetune}"
+        yield self.finetune != "blocks", "finetune_blocks", f"finetune={self.finetune}"
+        yield self.finetune == NONE, "finetune_networks", f"finetune={self.finetune}"
 
     def _check_arguments(self) -> None:
         super()._check_arguments()

@@ -7,6 +7,7 @@ declarations say is checked by the constructor, and read by ``--set`` and by :fu
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -32,10 +33,14 @@ Side = Annotated[int, Range(1, 2**14)]
 Layers = tuple[Annotated[int, Range(0, MACHINE)], ...]
 """Stages or blocks of a network, counted from 0."""
 
+Idle = Iterator[tuple[bool, str, str]]
+"""What a group's method ``_idle`` yields: whether arguments have no effect, their names joined by spaces, and the
+arguments that are why. :meth:`MethodOptions.idle_arguments` asks every group of a method."""
+
 __all__ = [
     "FORMER_NAMES", "AdaptationOptions", "AlignmentOptions", "BankGridOptions", "BankOptions", "BankPrecision",
-    "ComputeDtype", "Count", "GridOptions", "Layers", "MethodOptions", "PointOptions", "RGBOptions", "Range", "Rate",
-    "Side", "SomeOf", "accepts_former_names",
+    "ComputeDtype", "Count", "GridOptions", "Idle", "Layers", "MethodOptions", "PointOptions", "RGBOptions", "Range",
+    "Rate", "Side", "SomeOf", "accepts_former_names",
 ]  # fmt: skip
 
 
@@ -54,6 +59,20 @@ class MethodOptions:
 
     device: Annotated[str, DeviceName()] = "cpu"
     """Device that extracts, trains and searches; FPFH is computed on the CPU all the same."""
+
+    def idle_arguments(self) -> dict[str, str]:
+        """Name the arguments that nothing looks at, with the values that others have.
+
+        Returns:
+            The others that are why, by the idle argument's name.
+
+        Example:
+            >>> from mmad_bank.methods import CFM
+            >>> CFM(xyz="fpfh").idle_arguments()["batch_norm"]
+            'xyz=fpfh'
+        """
+        rules = (vars(kind)["_idle"](self) for kind in reversed(type(self).__mro__) if "_idle" in vars(kind))
+        return {name: why for own in rules for idle, names, why in own if idle for name in names.split()}
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -133,6 +152,10 @@ class PointOptions(RGBOptions):
     readings: ClassVar[Presets] = POINTS
     """Values of the readings by recipe."""
 
+    def _idle(self) -> Idle:
+        names = "xyz_weights num_groups group_size batch_norm skip_near_origin"
+        yield self.xyz == "fpfh", names, "xyz=fpfh"
+
     def reading(self, name: str) -> Any:
         """Return the value of a reading: the argument's own, or the recipe's where that is None.
 
@@ -155,6 +178,9 @@ class AlignmentOptions(PointOptions):
     interpolation: Interpolation | None = None
     """Centers that a point's features come from: the three nearest, weighed by 1/d², or all, weighed by 1/d (M3DM,
     eq. 1); none takes the recipe's."""
+
+    def _idle(self) -> Idle:
+        yield self.xyz == "fpfh", "interpolation", "xyz=fpfh"
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -179,6 +205,10 @@ class AdaptationOptions(AlignmentOptions):
     adaptation_patches: Count | None = None
     """Patches drawn from an image for the local losses of that training; none takes all."""
 
+    def _idle(self) -> Idle:
+        names = "adaptor adaptation_steps adaptation_batch adaptation_patches"
+        yield self.adaptation != "train", names, f"adaptation={self.adaptation}"
+
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class BankOptions:
@@ -200,3 +230,6 @@ class BankOptions:
     bank_precision: BankPrecision = "auto"
     """Number type of the banks' resident copies that are searched; scores do not depend on it (see
     :class:`mmad_bank.MemoryBank`)."""
+
+    def _idle(self) -> Idle:
+        yield self.reweight == "max", "n_neighbors", "reweight=max"

@@ -242,3 +242,21 @@ def test_files_of_parts_that_are_no_more_whole_are_refused(parts: Path, tmp_path
     assert "uff.safetensors: altered" in refused("info", out)
     out.write_bytes(whole.replace(b"xyz_mlp.fc1.weight", b"xyz_mlp.fc7.weight"))
     assert "foreign, a safetensors file that holds no memory bank" in refused("info", out)
+
+
+def test_settings_without_effect_are_named_and_those_of_a_preset_are_not(parts: Path, tmp_path: Path) -> None:
+    words = (*settings("grid=4,4"), "--categories", "chip_cookie", "--bundled")
+    told = call("fit", "m3dm", parts, "--out", tmp_path / "m", *words, "--set", "uff_steps=1", "--set", "uff_batch=1",
+                "--set", "batch-norm=running", "--set", "interpolation=all_centers")  # fmt: skip
+    assert told.exit_code == 0, told.output
+    assert [line for line in told.stderr.splitlines() if "effect" in line] == [
+        "warning: --set batch-norm has no effect with xyz=fpfh",
+        "warning: --set interpolation has no effect with xyz=fpfh",
+    ]
+    alone = call("fit", "patchcore", parts, "--out", tmp_path / "p", "--per-category", *settings("grid=4,4"))
+    assert alone.exit_code == 3, alone.output
+    assert [line for line in alone.stderr.splitlines() if "effect" in line] == [
+        "warning: --per-category has no effect with this method, which shares nothing between categories"
+    ]
+    refused_options = ("--out", tmp_path / "x", "--few-shot", 0)
+    assert "effect" not in call("fit", "m3dm", parts, *refused_options, *M3DM, "--set", "batch-norm=batch").stderr

@@ -206,3 +206,47 @@ def test_an_unknown_argument_is_refused_with_the_one_that_is_near(method: type[M
     assert isinstance(caught.value, TypeError)
     with pytest.raises(InputError, match=f"^x: {method.__name__} has no such argument; it has rgb, rgb_weights, "):
         method(x=1)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("method", "idle"),
+    [
+        (PatchCore(reweight="max"), {"n_neighbors": "reweight=max"}),
+        (PatchCore(), {}),
+        (CFM(), {"normalize_for": "divide_by_means=false"}),
+        (CFM(recipe="published"), {"sigma": "smoothing=boxes"}),
+        (MDSS(), {}),
+        (MDSS(branches=("xyz",), sdf_weights="sdf.safetensors"),
+         {"teacher": "branches=xyz", "sdf_lr": "sdf_weights=sdf.safetensors", "statistics": "branches=xyz"}),
+        (MDSS(teacher="pdn.pth"), {"rgb": "teacher=pdn.pth", "teacher_images": "teacher=pdn.pth"}),
+        (M3DM(xyz="fpfh"), {"batch_norm": "xyz=fpfh", "interpolation": "xyz=fpfh", "skip_near_origin": "xyz=fpfh"}),
+        (M3DM(banks=("rgb",)), {"xyz": "banks=rgb", "uff_steps": "banks=rgb", "dlf_nu": "banks=rgb"}),
+        (M3DM(banks=("xyz", "rgb")), {"fusion": "banks=xyz,rgb", "mean_feature": "banks=xyz,rgb"}),
+        (M3DM(decision="add", uff_weights="uff.pth"),
+         {"dlf_lr": "decision=add", "double_loss": "uff_weights=uff.pth", "adaptor": "adaptation=none"}),
+        (M3DM(banks=("xyz",), sampling="groups"), {"grid": "sampling=groups"}),
+        (LSFA(), {"finetune_rank": "finetune=none", "finetune_networks": "finetune=none"}),
+        (LSFA(adaptation="none"), {"queue_size": "adaptation=none", "adaptation_steps": "adaptation=none"}),
+        (LSFA(finetune="lora"), {"adaptor": "finetune=lora", "finetune_blocks": "finetune=lora"}),
+        (LSFA(losses=("global_alignment",)),
+         {"queue_size": "losses=global_alignment", "compactness": "losses=global_alignment"}),
+        (LSFA(xyz="fpfh"), {"recipe": "xyz=fpfh"}),
+    ],
+)  # fmt: skip
+def test_arguments_without_effect_are_known(method: Method, idle: dict[str, str]) -> None:
+    found = method.idle_arguments()
+    assert idle.items() <= found.items()
+    assert set(found) <= set(method.argument_names())
+    if not idle:
+        assert not found
+
+
+def test_what_has_an_effect_is_not_called_idle() -> None:
+    """The idle ones of the defaults are those of what the defaults leave out."""
+    adaptors = {"adaptor", "adaptation_steps", "adaptation_batch", "adaptation_patches"}
+    assert set(M3DM().idle_arguments()) == adaptors
+    assert set(LSFA().idle_arguments()) == {"finetune_rank", "finetune_blocks", "finetune_networks"}
+    assert set(M3DM(adaptation="train").idle_arguments()) == set()
+    assert set(M3DM(banks=("fusion",), adaptation="train").idle_arguments()) == {
+        "decision", "dlf_nu", "dlf_lr", "dlf_max_iter", "dlf_factors", "dlf_pixel_share", "bank_sizes", "mean_feature"
+    }  # fmt: skip

@@ -48,6 +48,7 @@ from mmad_bank.methods.cfm.training import train_mappings
 from mmad_bank.methods.options import (
     Count,
     GridOptions,
+    Idle,
     PointOptions,
     Range,
     Rate,
@@ -166,6 +167,13 @@ class CFM(Method, GridOptions, PointOptions):
         super()._begin()
         self.extractors_: MapExtractors
         self.mappings_: dict[str, CrossmodalMapping]
+
+    def _idle(self) -> Idle:
+        yield self.xyz == "fpfh", "xyz_layers", "xyz=fpfh"
+        training = "epochs batch pixels_per_image lr"
+        yield self.rgb_to_xyz_weights != TRAIN, training, f"rgb_to_xyz_weights={self.rgb_to_xyz_weights}"
+        yield self.reading("smoothing") == "boxes", "sigma", "smoothing=boxes"
+        yield not self.reading("divide_by_means"), "normalize_for", "divide_by_means=false"
 
     def _check_arguments(self) -> None:
         super()._check_arguments()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from mmad_bank.methods.options import AdaptationOptions, BankGridOptions, Count, Range, Rate, SomeOf
+from mmad_bank.methods.options import AdaptationOptions, BankGridOptions, Count, Idle, Range, Rate, SomeOf
 from mmad_bank.methods.readings import POINTS, Presets, presets
 from mmad_bank.methods.shareable import TRAIN
 
@@ -99,3 +99,22 @@ class M3DMOptions(AdaptationOptions, BankGridOptions):
     """Share of each training image's pixels that DLF learns from; none takes as many as make a million in all."""
 
     readings: ClassVar[Presets] = presets(POINTS, _GRIDS, _BANKS, _LEARNING)
+
+    def _idle(self) -> Idle:
+        banks, adapts = f"banks={','.join(self.banks)}", self.adaptation != "none"
+        both, alone = "fusion" in self.banks or adapts, len(self.banks) == 1
+        points = "xyz xyz_weights num_groups group_size batch_norm skip_near_origin interpolation xyz_grid"
+        yield not both and "xyz" not in self.banks, points, banks
+        yield not both and "rgb" not in self.banks, "rgb rgb_weights rgb_layers rgb_grid", banks
+        yield "fusion" not in self.banks and not adapts, "fusion_grid", banks
+        yield self.sampling == "groups", "grid xyz_grid", "sampling=groups"
+        yield all((self.rgb_grid, self.xyz_grid, self.fusion_grid)), "grid", "rgb_grid, xyz_grid and fusion_grid"
+        training = "uff_steps uff_lr uff_batch uff_patches double_loss"
+        yield self.uff_weights != TRAIN, training, f"uff_weights={self.uff_weights}"
+        yield self.fusion != "uff", f"uff_weights {training}", f"fusion={self.fusion}"
+        yield "fusion" not in self.banks, f"fusion uff_weights {training}", banks
+        learning = "dlf_nu dlf_lr dlf_max_iter dlf_factors dlf_pixel_share"
+        yield self.decision != "dlf", learning, f"decision={self.decision}"
+        yield alone, f"decision {learning}", banks
+        yield alone or "xyz" not in self.banks, "bank_sizes", banks
+        yield len(self.banks) < len(BANKS), "mean_feature", banks

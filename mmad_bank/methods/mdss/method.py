@@ -41,7 +41,7 @@ from mmad_bank.methods.mdss.score_alignment import Moments, ScoreAlignment
 from mmad_bank.methods.mdss.signed_distance import Aggregation, SignedDistance
 from mmad_bank.methods.mdss.student_teacher import Images, train_student, train_teacher
 from mmad_bank.methods.mdss.training_data import TrainingData, clouds_of, counted
-from mmad_bank.methods.options import Count, Range, Rate, RGBOptions, SomeOf, accepts_former_names
+from mmad_bank.methods.options import Count, Idle, Range, Rate, RGBOptions, SomeOf, accepts_former_names
 from mmad_bank.methods.prediction import Gaussian
 from mmad_bank.methods.shareable import TRAIN, CategoryData, SharedPart, load_part
 
@@ -175,6 +175,20 @@ class MDSS(Method, RGBOptions):
         self.student_: PDN | None = None
         self.sdf_: SignedDistance | None = None
         self.alignment_: ScoreAlignment | None = None
+
+    def _idle(self) -> Idle:
+        distilling, sdf = (
+            "teacher_images teacher_steps teacher_batch teacher_lr",
+            "sdf_steps sdf_batch sdf_queries sdf_lr",
+        )
+        yield self.teacher != DISTIL, f"rgb rgb_weights rgb_layers {distilling}", f"teacher={self.teacher}"
+        yield self.sdf_weights != TRAIN, sdf, f"sdf_weights={self.sdf_weights}"
+        branches = f"branches={','.join(self.branches)}"
+        student = "student_steps student_batch student_lr quantiles teacher pdn_width channels"
+        yield "rgb" not in self.branches, f"rgb rgb_weights rgb_layers {distilling} {student}", branches
+        points = f"{sdf} sdf_weights sdf_width patch_size coverage aggregation sigma"
+        yield "xyz" not in self.branches, points, branches
+        yield len(self.branches) < len(BRANCHES), "statistics", branches
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
