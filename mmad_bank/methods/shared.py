@@ -11,20 +11,22 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 from torch import nn
 
 from mmad_bank._internal.files import replacing, write_text
+from mmad_bank._internal.manifest import Manifest, read_json
 from mmad_bank._internal.progress import within
 from mmad_bank._internal.resume import Stages, remove_stages, wording
 from mmad_bank._internal.state_dicts import save_state
 from mmad_bank._internal.torch_state import plain_torch
 from mmad_bank._internal.training import seeded
 from mmad_bank.data.sequences import Samples
-from mmad_bank.errors import InputError, NoneUsableError
+from mmad_bank.errors import FormatError, InputError, NoneUsableError
 from mmad_bank.methods.base import AnyMethod, Method
 from mmad_bank.methods.shareable import CategoryData, Shared, SharedPart, TrainedOn, read_trained_on
 
@@ -80,9 +82,9 @@ def train_shared(
     parts, identity = trainer.parts_to_train(), _identity(method, datasets)
     stages = Stages(folder / FOLDER, {"shared": identity, "parts": [part.name for part in parts]}, progress=progress)
     files = {part.argument: str(stages.folder / f"{part.name}.safetensors") for part in parts}
-    left_out = stages.folder / _SKIPPED
-    if left_out.is_file() and all(map(os.path.isfile, files.values())):
-        return Shared(files, identity, json.loads(left_out.read_text(encoding="utf-8")))
+    kept = _kept(stages.folder / _SKIPPED, files.values())
+    if kept is not None:
+        return Shared(files, identity, kept)
     skipped: dict[str, str] = {}
     members = list(_training_data(trainer, datasets, validation or {}, folder, Shared({}, identity), skipped, progress))
     if not members:
@@ -138,6 +140,28 @@ def fit_categories(
             yield category, model
             if workdir is None:
                 remove_stages(folder / category)
+
+
+def _kept(reasons: Path, files: Iterable[str]) -> dict[str, str] | None:
+    """Return why samples took no part in an earlier training of parts; None if it is to be done again.
+
+    Warns:
+        UserWarning: A file of it is damaged; it goes.
+    """
+    found, whole = {}, True
+    for path in [reasons, *map(Path, files)]:
+        try:
+            if not path.is_file():
+                whole = False
+            elif path == reasons:
+                found = Manifest(str(path), read_json(path)).content
+            else:
+                read_trained_on(path)
+        except FormatError as error:
+            warnings.warn(f"{error}; what categories share is trained anew", stacklevel=3)
+            path.unlink()
+            whole = False
+    return {str(name): str(why) for name, why in found.items()} if whole else None
 
 
 def _training_data(

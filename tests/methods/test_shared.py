@@ -220,6 +220,19 @@ def test_a_fusion_of_other_features_is_taken_with_a_warning(parts: dict[str, lis
         M3DM(**{**UFF, "grid": (4, 4)}, uff_weights=str(file)).fit(parts["rope"])
 
 
+@pytest.mark.parametrize(("file", "told"), [("uff.safetensors", "a truncated one"), ("skipped.json", "altered")])
+def test_a_damaged_part_in_the_work_folder_is_trained_anew(
+    file: str, told: str, parts: dict[str, list[Sample]], tmp_path: Path
+) -> None:
+    first = train_shared(M3DM(**UFF), parts, workdir=tmp_path)
+    whole, kept = Path(first.files["uff_weights"]).read_bytes(), tmp_path / ".shared" / file
+    kept.write_bytes(kept.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match=f"{file}: .*{told}.*; what categories share is trained anew"):
+        again = train_shared(M3DM(**UFF), parts, workdir=tmp_path)
+    assert again == first
+    assert Path(again.files["uff_weights"]).read_bytes() == whole
+
+
 @pytest.mark.parametrize(("method", "argument"), [(UFF, "uff_weights"), (LSFA_SMALL, "adaptation")])
 def test_a_part_for_features_of_other_lengths_is_refused_in_one_line(
     method: dict[str, Any], argument: str, parts: dict[str, list[Sample]], tmp_path: Path
