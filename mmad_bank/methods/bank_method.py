@@ -416,10 +416,12 @@ class BankMethod(Method, BankOptions, RGBOptions):
         name = self._bank_names()[0] if part is None else part
         if name not in self.banks_:
             raise InputError(f"part: expected one of {', '.join(self.banks_)}, found {name!r}")
+        if name not in prediction.parts:
+            raise InputError(f"part: expected one of {', '.join(prediction.parts)}, found {name!r}")
+        grid, own = self._grid(name), prediction.parts[name]
         if place is None:
-            place = prediction.parts[name].worst
-        grid = self._grid(name)
-        check_place(place, grid)
+            place = own.worst
+        check_place(place, own)
         bank = self.banks_[name]
         with plain_torch(), torch.no_grad():
             query = self._query(prediction.sample, name, place)

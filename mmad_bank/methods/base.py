@@ -421,6 +421,9 @@ class Method(MethodOptions, ABC):
 
         Returns:
             Nothing for a method or part without a bank.
+
+        Raises:
+            InputError: There is no such part, or the place is none of its grid, or padding.
         """
         del prediction, part, place, n
         return []

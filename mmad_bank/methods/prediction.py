@@ -191,12 +191,15 @@ class Prediction:
         Args:
             part: One of :attr:`parts`.
             place: (row, column) in the part's grid; default: where its score is highest.
+
+        Raises:
+            InputError: There is no such part, or the place is none of its grid, or padding.
         """
         if part not in self.parts:
             raise InputError(f"part: expected one of {', '.join(self.parts)}, found {part!r}")
         one = self.parts[part]
         place = one.worst if place is None else place
-        check_place(place, one.grid)
+        check_place(place, one)
         return self.frame.box(place, one.grid)
 
     def __repr__(self) -> str:
@@ -206,10 +209,17 @@ class Prediction:
         return f"<Prediction{name}: score {self.score:.4g} ({parts}), map {height}×{width}>"
 
 
-def check_place(place: tuple[int, int], grid: tuple[int, int]) -> None:
-    """Refuse a place that is not in a grid of (rows, columns); another patch would be meant without a word."""
+def check_place(place: tuple[int, int], part: Part) -> None:
+    """Refuse a place that is not in a part's grid, where another patch would be meant without a word, or is padding."""
+    grid = part.grid
     for name, value, n in zip(("row", "column"), place, grid, strict=True):
         check_index(value, f"place: {name}", 0, n - 1, f"the grid has {grid[0]} × {grid[1]} patches")
+    for name, value, shown in zip(("row", "column"), place, part.shown, strict=True):
+        if not shown.start <= value < shown.stop:
+            raise InputError(
+                f"place: expected a {name} of the picture, {shown.start} to {shown.stop - 1}, found {value}, which is"
+                " padding"
+            )
 
 
 @dataclass(frozen=True)
@@ -221,7 +231,7 @@ class Reason:
         place: (row, column) of the patch in the training image's patch grid; None if that is not known.
         distance: Distance to the patch that is explained, in the unit of the patch scores.
         box: (top, left, bottom, right), the pixels of the training picture that the patch covers, the last two not
-            included; None if that is not known.
+            included; empty if the patch is padding; None if that is not known.
     """
 
     sample: str | None

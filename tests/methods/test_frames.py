@@ -80,6 +80,19 @@ def test_places_outside_the_grid_are_refused(patchcore: PatchCore, place: tuple[
         prediction.box("xyz")
 
 
+@pytest.mark.parametrize(("shape", "place", "words"), [
+    ((60, 120), (1, 3), "a row of the picture, 2 to 5, found 1"),
+    ((120, 60), (3, 6), "a column of the picture, 2 to 5, found 6"),
+])  # fmt: skip
+def test_places_of_padding_are_refused(
+    patchcore: PatchCore, shape: tuple[int, int], place: tuple[int, int], words: str
+) -> None:
+    prediction = patchcore.predict(picture(shape, 1))
+    for ask in (lambda: patchcore.explain(prediction, place=place), lambda: prediction.box("rgb", place)):
+        with pytest.raises(InputError, match=f"^place: expected {words}, which is padding$"):
+            ask()
+
+
 def disturbed(sample: Sample) -> Sample:
     """The same prepared sample with other colours in its padding."""
     assert sample.frame is not None
