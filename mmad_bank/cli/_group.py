@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 from mmad_bank._internal.progress import doing, talk
 from mmad_bank.cli import _signals
 from mmad_bank.cli._former import present_options
+from mmad_bank.cli._output import say_left_out
 from mmad_bank.cli._usage import word_usage
 from mmad_bank.errors import FormatError, InputError, MissingExtraError, MmadBankError
 
@@ -201,7 +202,7 @@ class Group(TyperGroup):
             facts |= {"left_out": dict(stop.left_out)} if stop.left_out else {}
             print(json.dumps({"error": facts}, indent=2))
         sys.stdout.flush()
-        for line in stop.left_out.values() if len(stop.left_out) > 1 else ():  # of one, the error says it
-            print(f"left out: {' '.join(line.split())}", file=sys.stderr)
+        if len(set(stop.left_out.values())) > 1:  # of one, the error says it
+            say_left_out(stop.left_out)
         print(f"error: {stop}", file=sys.stderr)
         sys.exit(stop.code)

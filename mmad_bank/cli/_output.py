@@ -103,10 +103,16 @@ def end(left_out: Mapping[str, str], *, said: bool = False) -> None:
     Raises:
         typer.Exit: With :data:`LEFT_OUT`, if there are any.
     """
-    for line in () if said else left_out.values():
-        print(f"left out: {' '.join(line.split())}", file=sys.stderr)
+    if not said:
+        say_left_out(left_out)
     if left_out:
         raise typer.Exit(LEFT_OUT)
+
+
+def say_left_out(left_out: Mapping[str, str]) -> None:
+    """Name what was left out, a line each; a file that several samples are of is named once."""
+    for line in dict.fromkeys(" ".join(line.split()) for line in left_out.values()):
+        print(f"left out: {line}", file=sys.stderr)
 
 
 def check_output(path: Path, name: str, *, inputs: tuple[Path, ...] = (), overwrite: bool = False) -> None:

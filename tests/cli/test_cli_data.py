@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("tifffile")
 pytest.importorskip("scipy")
 
-from data_trees import add_sample
+from data_trees import add_real3d, add_sample
 from helpers import PROGRAM, call, refused_at_last
 
 from mmad_bank.data import open_dataset
@@ -87,3 +87,19 @@ def test_names_that_are_no_utf_8_are_escaped(tmp_path: Path) -> None:
     assert b"\\udcfe.png: cannot be read" in result.stderr
     assert b"Traceback" not in result.stderr
     assert list(json.loads(result.stdout)["failed"]) == [f"part/train/good/{broken.stem}"]
+
+
+def test_a_damaged_file_of_two_samples_is_named_once(tmp_path: Path) -> None:
+    add_real3d(tmp_path / "raw" / "duck", test=1, n=500)
+    cloud = tmp_path / "raw" / "duck" / "train" / "1_template.pcd"
+    cloud.write_bytes(cloud.read_bytes()[:-100])
+    options = ("--image-size", 32, "--workers", 1)
+    result = call("prepare", tmp_path / "raw", "--out", tmp_path / "out", *options)
+    assert result.exit_code == 3, result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"left out: {cloud}: ")
+    again = json.loads(call("prepare", tmp_path / "raw", "--out", tmp_path / "out", *options, "--json").stdout)
+    assert len(again["left_out"]) == 2, "it shows the part from both sides"
+    cloud.with_name("0_template.pcd").unlink()
+    none = call("prepare", tmp_path / "raw" / "duck", "--out", tmp_path / "none", *options)
+    assert none.stderr.count(f"left out: {cloud}") == 1
