@@ -6,7 +6,8 @@ from pathlib import Path
 
 from mmad_bank.data.dataset import SampleDataset
 from mmad_bank.data.layouts import open_dataset
-from mmad_bank.data.prepared import manifest_around
+from mmad_bank.data.prepared import key_of, manifest_around
+from mmad_bank.data.sample_preparation import key_for
 from mmad_bank.errors import MmadBankError
 
 
@@ -39,3 +40,22 @@ def originals_of(dataset: SampleDataset) -> SampleDataset | None:
     originals = opened[0].select([])
     originals.records = tuple(known[record.id] for record in dataset.records)
     return originals
+
+
+def changed_originals(dataset: SampleDataset, originals: SampleDataset) -> list[str]:
+    """Name the samples whose raw files are not known to be those that were prepared.
+
+    A prepared file carries a key of the names, sizes and dates of the files that it was made of. One that another
+    program or an older version has written has none, or another.
+
+    Args:
+        dataset: The prepared data set.
+        originals: What :func:`originals_of` returned for it.
+    """
+    assert dataset.preparation is not None
+    changed = []
+    for own, raw in zip(dataset.records, originals.records, strict=True):
+        file = own.xyz or own.rgb
+        if file is None or key_of(file) != key_for(originals, raw, dataset.preparation):
+            changed.append(own.id)
+    return changed

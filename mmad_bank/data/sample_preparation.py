@@ -61,11 +61,19 @@ def make_task(dataset: SampleDataset, record: Record, out: Path, settings: Prepr
 
 def _key(task: Task) -> str:
     """Return the key of a sample's files and settings; empty if a file is missing."""
-    files = _sources(task.record)
+    return key_for(task.dataset, task.record, task.settings)
+
+
+def key_for(dataset: SampleDataset, record: Record, settings: Preprocessing) -> str:
+    """Return the key that a raw sample's prepared file carries, of its files' names, sizes and dates, and the settings.
+
+    Empty if a file is missing.
+    """
+    files = _sources(record)
     if not all(path.is_file() for path in files):
         return ""
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    text = json.dumps([VERSION, task.dataset.layout, stats, task.settings.as_json()], sort_keys=True)
+    text = json.dumps([VERSION, dataset.layout, stats, settings.as_json()], sort_keys=True)
     return KEY_PREFIX + hashlib.sha256(text.encode()).hexdigest()
 
 

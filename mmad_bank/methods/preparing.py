@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Collection
 
 from mmad_bank.data.dataset import SampleDataset
-from mmad_bank.data.originals import originals_of
+from mmad_bank.data.originals import changed_originals, originals_of
 from mmad_bank.data.preprocessing import preprocess
 from mmad_bank.data.recipes import OtherPreparation, Preprocessing
 from mmad_bank.data.sample import Sample, check_sample
@@ -122,15 +122,24 @@ def with_background(samples: Samples, method: str, name: str) -> Samples:
     if not black:
         return samples
     place = f"{samples.path}: " if isinstance(samples, SampleDataset) else ""
+    head = "" if place == f"{name}: " else f"{name}: "  # the command line calls a data set by its path
     raw = originals_of(samples) if isinstance(samples, SampleDataset) else None
     if raw is None:
         raise InputError(
-            f"{name}: {place}expected pictures with their background, which {method} compares, found it removed"
+            f"{head}{place}expected pictures with their background, which {method} compares, found it removed"
             f" (zero_rgb: True); prepare the raw data anew (mmad-bank prepare RAW --recipe {method})"
         )
+    assert isinstance(samples, SampleDataset)
+    changed = changed_originals(samples, raw)
+    doubt = (
+        f"; {len(changed)} of the {len(raw)} samples there are other files than those that were prepared, by name, size"
+        f" or date, the first {changed[0]}"
+        if changed
+        else ""
+    )
     warnings.warn(
         f"{place}{method} compares the pictures' background, which is removed here; takes the raw data instead,"
-        f" {raw.path}, and prepares them anew (mmad-bank prepare --recipe {method} does it once)",
+        f" {raw.path}, and prepares them anew (mmad-bank prepare --recipe {method} does it once){doubt}",
         stacklevel=4,
     )
     return raw

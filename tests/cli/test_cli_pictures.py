@@ -111,4 +111,6 @@ def test_cfm_takes_the_raw_data_where_the_pictures_lost_their_background(tmp_pat
         ("evaluate", tmp_path / "model", tmp_path / "black"),
         ("predict", tmp_path / "model", tmp_path / "black", "--out", tmp_path / "more"),
     ):
-        assert "expected pictures with their background, which cfm compares, found it removed" in refused(*arguments)
+        line = refused(*arguments)
+        assert "expected pictures with their background, which cfm compares, found it removed" in line
+        assert line.count(str(tmp_path / "black")) == 1

@@ -301,6 +301,17 @@ def test_cfm_takes_the_raw_data_where_the_background_was_removed(black: Path) ->
     colours().fit(train)  # other methods take the black pictures
 
 
+def test_raw_data_that_have_changed_since_they_were_prepared_are_told(black: Path) -> None:
+    train = open_dataset(black / "black", "stud_tray")
+    with pytest.warns(UserWarning, match=r"does it once\)$"):
+        cfm().suited(train)
+    picture = black / "raw" / "stud_tray" / "train" / "good" / "rgb" / "001.png"
+    picture.write_bytes(picture.with_name("000.png").read_bytes())
+    words = r"; 1 of the 3 samples there are other files .*, the first stud_tray/train/good/001$"
+    with pytest.warns(UserWarning, match=words):
+        cfm().suited(train)
+
+
 def test_cfm_refuses_data_without_background_and_originals(black: Path) -> None:
     train = open_dataset(black / "black", "stud_tray")
     words = r"expected pictures with their background, which cfm compares, found it removed \(zero_rgb: True\); prepare"
