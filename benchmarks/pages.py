@@ -29,6 +29,14 @@ TITLES = {
     "papers": "The papers' tables", "gpu": "On a GPU",
 }  # fmt: skip
 """Headings of the pages, by name, in the order of the index."""
+EMPTY_PAGE = "This page shows the tables of every run that is kept. None of this part is, so it shows no figures."
+EMPTY = {
+    "papers": "This page shows the tables of runs on MVTec 3D-AD and Eyecandies with the published weights, beside the"
+    " papers' own figures. Neither data sets nor weights come with this project, and no such run is kept, so it shows"
+    " no figures. `python benchmarks/methods.py papers --list` names the tables that can be run, and the papers'"
+    " figures stand in `benchmarks/published/`.",
+}
+"""What a page says as long as no result of its part is kept."""
 HEADLINES = ("inference", "accuracy", "papers", "selection", "search", "gpu")
 """Pages whose headline tables the index shows as well."""
 GENERATED = (
@@ -169,7 +177,7 @@ def part_page(
     against = "" if peers == "–" else f" It is measured against: {peers}."
     blocks = [f"# {TITLES[name]}", GENERATED, f"The job: {job}.{against} [How to read it](index.md#how-to-read-it)."]
     before, now = by_machine(_only(old, name)), by_machine(_only(current, name))
-    blocks += [] if now else ["No result is kept yet. [How to run it](index.md#run-them)."]
+    blocks += [] if now else [f"{EMPTY.get(name, EMPTY_PAGE)} [How to run it](index.md#run-them)."]
     for heading, own in now.items():
         blocks.append(f"## {heading}")
         owners = {figures.owner(values, part) for values in own for part in values["parts"]}

@@ -216,7 +216,7 @@ def test_report_writes_a_page_for_each_part(quick_result, documents):
         assert readme.endswith("<!-- benchmarks: end -->\nafter\n")
         assert "stale figures" not in readme
     assert set(pages) > {"index", *result["parts"]}
-    assert "No result is kept yet." in pages["gpu"]
+    assert "None of this part is, so it shows no figures." in pages["gpu"]
     for part, tables in result["parts"].items():
         for table in tables:
             forms = f"### {table['title']}\n", f"<summary>{table['title']}</summary>"
@@ -470,6 +470,15 @@ def test_report_embeds_the_figures(module, documents):
     shown = {name: re.findall(r"\]\(figures/(.*)\)", text) for name, text in pages.items()}
     assert shown.pop("index") == ["accuracy-i-auroc-a-2-cores-avx2.png"]
     assert sorted(name for names in shown.values() for name in names) == drawn
+
+
+def test_pages_without_a_result_say_what_they_are_for(documents):
+    pytest.importorskip("matplotlib")
+    pages, _, _ = documents(made_up_accuracy("M3DM", "CFM"))
+    assert "None of this part is, so it shows no figures. [How to run it](index.md#run-them)." in pages["gpu"]
+    assert "runs on MVTec 3D-AD and Eyecandies with the published weights" in pages["papers"]
+    assert "so it shows no figures. `python benchmarks/methods.py papers --list` names the tables" in pages["papers"]
+    assert "so it shows no figures" not in pages["accuracy"]
 
 
 def test_report_says_what_drawing_needs(module, documents, monkeypatch):
