@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -120,18 +121,56 @@ def in_shell(message: str, options: Mapping[str, str]) -> str:
 
 @contextmanager
 def spelling(names: Mapping[str, str]) -> Iterator[None]:
-    """Put what the user has typed in errors about parameters of a call.
+    """Put what the user has typed in errors and warnings about parameters of a call.
 
     Args:
         names: Words that the user has typed, by the parameters.
     """
     try:
-        yield
+        with _warnings_spelled(names):
+            yield
     except InputError as error:
-        worded = in_shell(str(error), names)
+        worded = as_typed(str(error), names)
         if type(error) is not InputError or worded == str(error):
             raise
         raise InputError(worded) from error
+
+
+def as_typed(message: str, names: Mapping[str, str]) -> str:
+    """Put what the user has typed in a message: the option where it begins with the parameter, else its name alone.
+
+    Args:
+        message: Message about parameters of a call.
+        names: Words that the user has typed, by the parameters.
+
+    Example:
+        >>> as_typed("uff_weights: expected a file (uff_weights.pth)", {"uff_weights": "--set uff-weights"})
+        '--set uff-weights: expected a file (uff_weights.pth)'
+        >>> as_typed("grid: expected none with rgb_grid", {"rgb_grid": "--set rgb-grid"})
+        'grid: expected none with rgb-grid'
+    """
+    message = in_shell(message, names)
+    for name, typed in names.items():
+        if "_" in name:  # a word of prose would be another thing
+            message = re.sub(rf"(?<![\w./-]){name}(?![\w/-]|\.\w)", typed.rpartition(" ")[2], message)
+    return message
+
+
+@contextmanager
+def _warnings_spelled(names: Mapping[str, str]) -> Iterator[None]:
+    """Put what the user has typed in the package's warnings."""
+    show = warnings.showwarning
+
+    def show_spelled(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        show(
+            UserWarning(as_typed(str(message), names)) if category is UserWarning else message, category, *place, **more
+        )
+
+    warnings.showwarning = show_spelled
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
 
 
 def _options_of(command: Any) -> dict[str, str]:

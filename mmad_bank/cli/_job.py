@@ -66,9 +66,12 @@ class Job:
 
     def say_idle(self) -> None:
         """Name settings that have no effect with the others; what a preset sets is not the user's word."""
+        from mmad_bank.cli._group import as_typed
+
         for name, why in self.make().idle_arguments().items():
             if name in self.spelled:
-                print(f"warning: {self.spelled[name]} has no effect with {why}", file=sys.stderr)
+                line = f"{self.spelled[name]} has no effect with {as_typed(why, self.spelled)}"
+                print(f"warning: {line}", file=sys.stderr)
 
     def open(self) -> None:
         """Open all splits before the work."""

@@ -98,19 +98,24 @@ def _training(name: str, method: str, part: str, documentation: str) -> Callable
 
 def _wanted(job: Job, name: str) -> SharedPart:
     """Return the part to train, the only one that a fit with these arguments would train."""
+    from mmad_bank.cli._group import as_typed
+    from mmad_bank.methods.shareable import TRAIN
+
     method = job.make()
     (wanted,) = (part for part in method.shareable if part.name == name)
     parts = {part.name: part for part in method.parts_to_train()}
     if name not in parts:
-        found = getattr(method, wanted.argument)
+        idle, found = method.idle_arguments(), getattr(method, wanted.argument)
+        why = idle[wanted.argument] if found == TRAIN else f"{wanted.argument}={found}"
         raise InputError(
-            f"--set: expected arguments with which fit {method.name} trains its {wanted.words}, found"
-            f" {wanted.argument}={found}" + ("" if found != "train" else ", but others that do without")
-        )
+            as_typed(f"--set: expected settings with which fit {method.name} trains its {wanted.words}, found {why}",
+                     job.spelled)
+        )  # fmt: skip
     for part in parts.values():
         if part.name != name:
             raise InputError(
-                f"--set {part.argument}: expected a file, found 'train'; mmad-bank {_COMMANDS[part.name]} writes one"
+                f"{job.spelled.get(part.argument, f'--set {part.argument}')}: expected a file, found 'train'; mmad-bank"
+                f" {_COMMANDS[part.name]} writes one"
             )
     return wanted
 

@@ -115,7 +115,7 @@ class LSFA(PointBankMethod, OneGridMethod, AdaptationOptions):
             yield not any(words in one for one in self.losses), names, losses
         training = "adaptation_lr queue_size clc_weight losses compactness prototypes clusters"
         yield self.adaptation != TRAIN, training, f"adaptation={self.adaptation}"
-        yield self.finetune != NONE, "adaptor", f"finetune={self.finetune}"
+        yield self.finetune != NONE, "adaptation adaptor", f"finetune={self.finetune}"
         yield self.finetune not in ("lora", "adalora"), "finetune_rank", f"finetune={self.finetune}"
         yield self.finetune != "blocks", "finetune_blocks", f"finetune={self.finetune}"
         yield self.finetune == NONE, "finetune_networks", f"finetune={self.finetune}"

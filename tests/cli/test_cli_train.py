@@ -214,14 +214,17 @@ def test_a_category_of_no_use_does_not_end_the_fits_of_others(parts: Path, tmp_p
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("train-uff", *M3DM, "--set", "uff_weights=random"), "found uff_weights=random"),
+        (("train-uff", *M3DM, "--set", "uff_weights=random"), "found uff_weights=random\n"),
+        (("train-uff", *M3DM, "--set", "uff-weights=random"), "found uff-weights=random\n"),
+        (("train-uff", *M3DM, "--set", "fusion=concat"), "trains its fusion (UFF), found fusion=concat\n"),
+        (("train-adaptors", *LSFA, "--set", "finetune=lora"), "trains its adaptors, found finetune=lora\n"),
         (
             ("train-uff", *M3DM, "--set", "banks=xyz,rgb"),
-            "trains its fusion (UFF), found uff_weights=train, but others",
+            "trains its fusion (UFF), found banks=xyz,rgb\n",
         ),
         (("train-uff", *M3DM, "--set", "adaptation=train"), "mmad-bank train-adaptors writes one"),
         (("train-adaptors", *LSFA, "--set", "adaptation=none"), "trains its adaptors, found adaptation=none"),
-        (("train-sdf", *MDSS, "--set", "branches=rgb"), "trains its signed distances"),
+        (("train-sdf", *MDSS, "--set", "branches=rgb"), "trains its signed distances, found branches=rgb\n"),
         (("train-uff", *M3DM, "--out", "uff.pth"), "--out: expected a file name that ends in .safetensors"),
     ],
 )
@@ -260,3 +263,18 @@ def test_settings_without_effect_are_named_and_those_of_a_preset_are_not(parts: 
     ]
     refused_options = ("--out", tmp_path / "x", "--few-shot", 0)
     assert "effect" not in call("fit", "m3dm", parts, *refused_options, *M3DM, "--set", "batch-norm=batch").stderr
+
+
+def test_errors_and_warnings_spell_settings_as_they_were_typed(parts: Path, tmp_path: Path) -> None:
+    common = (parts, "--categories", "chip_cookie", *M3DM)
+    file = tmp_path / "uff.safetensors"
+    good("train-uff", *common, "--out", file)
+    for word in ("uff-weights", "uff_weights"):
+        given = ("--set", f"{word}={file}", "--set", "rgb-layers=1,2")
+        result = call("fit", "m3dm", *common, "--out", tmp_path / "m", *given)
+        *lines, line = result.stderr.splitlines()
+        assert f"warning: --set uff_batch has no effect with {word}={file}" in lines
+        assert line.startswith(f"error: --set {word}: expected weights for xyz features of length 33")
+    given = ("--set", f"uff-weights={file}", "--set", "adaptation=train", "--set", "adaptation-steps=1")
+    with pytest.warns(UserWarning, match="^--set uff-weights: trained on features of fpfh"):
+        good("fit", "m3dm", *common, "--out", tmp_path / "m", *given)
