@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.machinery import ExtensionFileLoader
 from types import FrameType
 from typing import Any
 
@@ -92,6 +93,9 @@ def _leave() -> None:
 def _stop(signum: int, frame: FrameType | None) -> None:
     global _received, _received_at
     now = time.monotonic()
+    if _received is None and _initializes_an_extension(frame):
+        _later(signum)
+        return
     if _received is None:
         _received, _received_at = signum, now
         raise KeyboardInterrupt
@@ -100,12 +104,27 @@ def _stop(signum: int, frame: FrameType | None) -> None:
         os._exit(code())
 
 
+def _initializes_an_extension(frame: FrameType | None) -> bool:
+    """Say whether an extension module is being loaded: C code that imports another prints what is raised in there."""
+    while frame is not None:
+        loads = frame.f_code.co_name in ("create_module", "exec_module")
+        if loads and isinstance(frame.f_locals.get("self"), ExtensionFileLoader):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _later(signum: int) -> None:
+    """Take a signal once more in a moment."""
+    signal.signal(signal.SIGALRM, lambda number, frame: _stop(signum, frame))
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
+
+
 def _unraisable(problem: Any) -> None:
     """Raise an interrupt again that came where nothing can be raised, such as a callback of the import machinery."""
     global _received
     if isinstance(problem.exc_value, KeyboardInterrupt) and _received is not None:
         signum, _received = _received, None
-        signal.signal(signal.SIGALRM, lambda number, frame: _stop(signum, frame))
-        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        _later(signum)
     else:
         sys.__unraisablehook__(problem)

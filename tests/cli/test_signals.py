@@ -48,6 +48,30 @@ def test_the_first_seconds(tmp_path):
     assert not [path for path in tmp_path.rglob("*") if "partial" in path.name]
 
 
+def test_an_extension_that_is_being_loaded_is_waited_for():
+    """NumPy's C interface prints what is raised while one extension imports another."""
+    program = """
+import os, signal, sys, time
+from importlib.machinery import ExtensionFileLoader
+from mmad_bank.cli import _signals
+
+class Loader(ExtensionFileLoader):
+    def exec_module(self, module):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(100):
+            time.sleep(0.001)
+        print("loaded", flush=True)
+
+def work():
+    Loader("name", "path").exec_module(None)
+    time.sleep(30)
+
+_signals.run(work)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "loaded\n", "error: terminated\n")
+
+
 @pytest.mark.slow
 def test_workers_say_nothing_and_end_with_the_program(tmp_path):
     """Ctrl-C reaches the whole group, also workers that are still importing; kill -9 reaches the program only."""
