@@ -57,18 +57,31 @@ def test_the_gate_runs_the_tests_that_pytest_leaves_out_by_itself() -> None:
     settings, script = (ROOT / "pyproject.toml").read_text(), (ROOT / ".ci/test").read_text()
     assert "-m 'not slow'" in settings
     assert "\npytest -m slow " in script
+    (later,) = re.findall(r"^later=\((.+)\)$", script, re.MULTILINE)
+    assert script.count("pytest -m slow") == 2
+    assert '"${later[@]/#/--ignore=}"' in script, "what follows is left out beside, and nothing else"
+    assert all((ROOT / name).is_file() for name in later.split())
 
 
-@pytest.mark.parametrize(("fast", "slow"), [(0, 0), (1, 0), (0, 1), (3, 2)])
-def test_the_script_of_tests_fails_where_either_run_does(fast: int, slow: int, tmp_path: Path) -> None:
+_PYTEST = """case "$*" in
+"-m slow --ignore="*) echo slow ones; exit {beside} ;;
+"-m slow tests/"*) echo slow ones that follow; exit {after} ;;
+"") echo all others; exit {fast} ;;
+*) echo "unknown: $*"; exit 0 ;;
+esac"""
+
+
+@pytest.mark.parametrize(("fast", "after", "beside"), [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (3, 2, 1)])
+def test_the_script_of_tests_fails_where_any_run_does(fast: int, after: int, beside: int, tmp_path: Path) -> None:
     for name, text in {
         "mmad-bank": "exit 0",
-        "pytest": f'if [[ "$*" == "-m slow" ]]; then echo slow ones; exit {slow}; fi; echo all others; exit {fast}',
+        "pytest": _PYTEST.format(fast=fast, after=after, beside=beside),
     }.items():
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": str(tmp_path)}
     done = subprocess.run(["bash", ROOT / ".ci/test"], env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode != 0) == bool(fast or slow)
-    assert done.stdout.index("all others") < done.stdout.index("slow ones")
+    assert (done.returncode != 0) == bool(fast or after or beside)
+    said = [line for line in done.stdout.splitlines() if line and not line.startswith("==")]
+    assert said == ["all others", "slow ones that follow", "slow ones"]
     assert not list(tmp_path.glob("mmad-bank-slow.*"))
