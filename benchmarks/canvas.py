@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,9 +59,13 @@ def save(figure: Any, path: Path) -> None:
         figure.savefig(partial, format="png", dpi=figure.dpi, metadata={"Software": None})
 
 
+_LETTERS = 16  # of the lines below a title, in an inch
+
+
 def head(figure: Any, title: str, *lines: str) -> None:
-    """Write a title and lines below it at the figure's upper left, and leave room for them."""
+    """Write a title and lines below it at the figure's upper left, wrapped to its width, and leave room for them."""
     width, height = figure.get_size_inches()
+    lines = tuple(part for line in lines for part in textwrap.wrap(line, int(_LETTERS * width)))
     figure.text(0.1 / width, 1 - 0.1 / height, title, fontsize=11, fontweight="bold", va="top")
     for number, line in enumerate(lines):
         figure.text(0.1 / width, 1 - (0.32 + 0.16 * number) / height, line, fontsize=8, color=SOFT, va="top")

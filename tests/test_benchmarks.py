@@ -491,6 +491,21 @@ def overlap(a, b):
     return min(a.x1, b.x1) > max(a.x0, b.x0) and min(a.y1, b.y1) > max(a.y0, b.y0)
 
 
+def test_lines_below_a_title_stay_within_the_figure(module):
+    pytest.importorskip("matplotlib")
+    canvas = module("canvas")
+    with canvas.styled():
+        figure = canvas.empty(3.0)
+        figure.add_subplot()
+        canvas.head(figure, "A title", "Wide words of a machine's name, WWWW, and of its sizes; " * 5, "a short line")
+        figure.canvas.draw()
+        boxes = [text.get_window_extent() for text in figure.texts]
+    assert len(boxes) > 3
+    assert max(box.x1 for box in boxes) < figure.bbox.x1
+    heights = [box.y1 for box in boxes]
+    assert heights == sorted(heights, reverse=True)
+
+
 def test_labels_of_close_dots_do_not_overlap(module):
     pytest.importorskip("matplotlib")
     canvas = module("canvas")
