@@ -62,7 +62,16 @@ from mmad_bank.methods.preparing import (
     refuse_missing,
     refuse_other_preparation,
 )
-from mmad_bank.methods.shareable import TRAIN, CategoryData, Shared, SharedPart, TrainedOn, read_trained_on
+from mmad_bank.methods.shareable import (
+    NO_FILES,
+    TRAIN,
+    CategoryData,
+    Shared,
+    SharedPart,
+    TrainedOn,
+    check_weight_file,
+    read_trained_on,
+)
 
 AnyMethod = TypeVar("AnyMethod", bound="Method")
 __all__ = ["MANIFEST", "Method", "Parameter", "Part", "Prediction", "Reason", "Samples", "read_manifest"]
@@ -182,6 +191,10 @@ class Method(MethodOptions, ABC):
         """
         self._begin()
         self._shared = shared
+        for part in self.shareable:  # before the features, which take longest
+            source = self.source_of(part.argument)
+            if source not in NO_FILES and self._has(part.name):
+                check_weight_file(part.argument, source)
         samples = as_samples(dataset, "dataset")
         if len(samples) == 0:
             raise InputError("dataset: expected normal samples, found none")

@@ -20,10 +20,12 @@ from mmad_bank._internal.manifest import Manifest, parse_json
 from mmad_bank._internal.resume import Stages, counted
 from mmad_bank._internal.state_dicts import outlines, read_torch
 from mmad_bank.errors import FormatError, InputError
-from mmad_bank.features.factory import in_words
+from mmad_bank.features.factory import RANDOM, in_words
 
 TRAIN = "train"
 """Value of a part's argument: train it on the samples of the fit."""
+NO_FILES = (TRAIN, RANDOM, "none")
+"""What a part's argument may say in the place of a file's name."""
 _KEY = "mmad_bank_trained_on"  # in the header of a safetensors file
 
 
@@ -149,6 +151,17 @@ class Sized(Protocol):
 AnySized = TypeVar("AnySized", bound=Sized)
 
 
+def check_weight_file(argument: str, source: str) -> None:
+    """Refuse a file of weights that is not there, by the argument that names it.
+
+    Raises:
+        InputError: It is not.
+    """
+    if not Path(source).is_file():
+        found = "a folder" if Path(source).is_dir() else "no such file"
+        raise InputError(f"{argument}: expected a file of weights, found {found} ({source})")
+
+
 def load_part(network: AnySized, argument: str, source: str, features: str = "") -> AnySized:
     """Load a part's weights from a file that an argument names.
 
@@ -165,6 +178,7 @@ def load_part(network: AnySized, argument: str, source: str, features: str = "")
         InputError: There is no such file, or it holds such a part of other sizes.
         FormatError: It is no such file.
     """
+    check_weight_file(argument, source)
     try:
         network.load_checkpoint(source)
     except FormatError:

@@ -349,8 +349,8 @@ def test_bad_arguments_of_the_parts_are_named() -> None:
     for arguments, message in (
         ({"student_steps": 0}, "student_steps: expected an integer from 1"),
         ({"sdf_batch": 1}, "sdf_batch: expected an integer from 2"),
-        ({"sdf_weights": "nowhere.pth"}, "nowhere.pth: no such checkpoint"),
-        ({"teacher": "nowhere.pth"}, "nowhere.pth: no such checkpoint"),
+        ({"sdf_weights": "nowhere.pth"}, "sdf_weights: expected a file of weights, found no such file"),
+        ({"teacher": "nowhere.pth"}, "teacher: expected a file of weights, found no such file"),
         ({"teacher_images": "nowhere"}, "nowhere: expected a folder of images"),
         ({"quantiles": (0.9, 1.0)}, "quantiles: expected"),
     ):  # fmt: skip

@@ -234,6 +234,18 @@ def test_a_damaged_part_in_the_work_folder_is_trained_anew(
 
 
 @pytest.mark.parametrize(("method", "argument"), [(UFF, "uff_weights"), (LSFA_SMALL, "adaptation")])
+def test_a_part_that_is_not_there_is_refused_before_the_features(
+    method: dict[str, Any], argument: str, parts: dict[str, list[Sample]], tmp_path: Path
+) -> None:
+    cls = M3DM if argument == "uff_weights" else LSFA
+    for source, found in ((tmp_path / "none.pth", "no such file"), (tmp_path, "a folder")):
+        model = cls(**{**method, argument: str(source)})
+        with pytest.raises(InputError, match=f"^{argument}: expected a file of weights, found {found} "):
+            model.fit(next(iter(parts.values())), workdir=tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(("method", "argument"), [(UFF, "uff_weights"), (LSFA_SMALL, "adaptation")])
 def test_a_part_for_features_of_other_lengths_is_refused_in_one_line(
     method: dict[str, Any], argument: str, parts: dict[str, list[Sample]], tmp_path: Path
 ) -> None:
