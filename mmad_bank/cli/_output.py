@@ -132,6 +132,8 @@ def check_output(path: Path, name: str, *, inputs: tuple[Path, ...] = (), overwr
         raise InputError(f"{name}: expected a file in an existing folder, found no folder {str(folder)!r}")
     if path.is_dir():
         raise InputError(f"{name}: expected a file name, found the folder {str(path)!r}")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{name}: expected a file, found {str(path)!r}, a device or a pipe")
     if not os.access(folder, os.W_OK):
         raise InputError(f"{name}: no permission to write in {str(folder)!r}")
     check_no_input(path, name, inputs)

@@ -66,6 +66,8 @@ def bench(
         check_positive(name, number)
     if threads is not None:
         torch.set_num_threads(threads)
+    if workdir is not None and workdir.exists() and not workdir.is_dir():
+        raise InputError(f"--workdir: expected a folder, found the file {str(workdir)!r}")
     sizes = parse_numbers(batches, "--batches", "1,8")
     if out is not None:
         check_output(out, "--out", overwrite=overwrite)

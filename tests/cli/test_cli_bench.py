@@ -46,6 +46,7 @@ def test_every_contestant_is_timed_by_stage_and_its_memory_counted() -> None:
         ),
         (("--batches", "one"), "error: --batches: expected numbers above 0 such as 1,8, found 'one'"),
         (("--rounds", "0"), "error: --rounds: expected at least 1, found 0"),
+        (("--workdir", __file__), "error: --workdir: expected a folder, found the file"),
         (("--bank-size", "0"), "error: --bank-size: expected at least 1, found 0"),
         (("--methods", "M3DM", "--bank-size", "99999"), "error: --bank-size: expected 1 to 1568"),
         (("--methods", "cfm,btf", "--set", "banks=rgb"), "error: --set: cfm has no argument 'banks'"),
