@@ -26,6 +26,7 @@ import torch
 import mmad_bank
 from mmad_bank import _core
 from mmad_bank._internal.files import replacing
+from mmad_bank.cli._output import check_output
 from mmad_bank.errors import InputError, MmadBankError
 from mmad_bank.evaluation import FUSED, RESULT
 
@@ -410,9 +411,16 @@ def write_result(values: Mapping[str, Any], path: Path) -> Path:
 # Programs
 
 
+class _Parser(argparse.ArgumentParser):
+    """Parser that says in one line what is wrong, as the parts do."""
+
+    def error(self, message: str) -> NoReturn:
+        refuse(message)
+
+
 def parser(description: str | None, parts: Sequence[str]) -> argparse.ArgumentParser:
     """Return a parser of the arguments that all programs take."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = ", ".join(parts)
     made.add_argument("parts", nargs="*", choices=[*parts, []], metavar="PART", help=f"some of {known}; default: all")
     add_common(made)
@@ -436,12 +444,15 @@ def parse(made: argparse.ArgumentParser, *counts: str) -> argparse.Namespace:
         arguments.threads = 1 if arguments.quick else os.cpu_count() or 1
     for name in ("rounds", "threads", *counts):
         if getattr(arguments, name) < 1:
-            made.error(f"--{name}: expected at least 1")
+            refuse(f"--{name}: expected at least 1, found {getattr(arguments, name)}")
     result, workdir = getattr(arguments, "json", None), getattr(arguments, "workdir", None)
-    if result is not None and not (result.is_dir() or result.absolute().parent.is_dir()):
-        made.error(f"--json: expected a file in a folder that is there, found {str(result)!r}")
+    try:
+        if result is not None:
+            check_output(result / "result.json" if result.is_dir() else result, "--json", overwrite=True)
+    except InputError as error:
+        refuse(error)
     if workdir is not None and workdir.exists() and not workdir.is_dir():
-        made.error(f"--workdir: expected a folder, found the file {str(workdir)!r}")
+        refuse(f"--workdir: expected a folder, found the file {str(workdir)!r}")
     return arguments
 
 

@@ -174,7 +174,7 @@ def test_errors_are_one_line(papers, data, changes, line):
 def test_nothing_measured_is_one_line(papers, data):
     with pytest.raises(SystemExit) as stopped:
         papers.run(arguments(data, only="rope"), {})
-    line = "error: --data: nothing could be measured; Left out: PatchCore, rope: .*"
+    line = "error: nothing could be measured; Left out: PatchCore, rope: .*"
     assert re.fullmatch(line, str(stopped.value))
 
 
@@ -190,8 +190,14 @@ def test_nothing_measured_is_one_line(papers, data):
         (["--table", "cfm-1", "--quick", "--set", "epochs=0"], "error: --set epochs: expected .* found 0"),
         (["accuracy", "--methods", "Magic"], "error: --methods: expected some of PatchCore; .* found Magic"),
         (["inference", "--methods", "Magic"], "error: --methods: expected some of .*M3DM; .* found Magic"),
-        (["--table", "cfm-1", "--json", "/nowhere/result.json"], "methods.py: error: --json: expected a file in a"),
-        (["--table", "cfm-1", "--workdir", __file__], "methods.py: error: --workdir: expected a folder, found"),
+        (
+            ["--table", "cfm-1", "--json", "/nowhere/result.json"],
+            "error: --json: expected a file in an existing",
+        ),
+        (["--table", "cfm-1", "--json", "/dev/full"], "error: --json: expected a file, found '/dev/full', a device"),
+        (["--table", "cfm-1", "--recipe", "foo"], "error: argument --recipe: invalid choice: 'foo'"),
+        (["--table", "cfm-1", "--threads", "0"], "error: --threads: expected at least 1, found 0"),
+        (["--table", "cfm-1", "--workdir", __file__], "error: --workdir: expected a folder, found"),
     ],
 )
 def test_arguments_are_refused_before_anything_is_measured(papers, monkeypatch, capsys, tmp_path, given, line):
@@ -205,8 +211,19 @@ def test_arguments_are_refused_before_anything_is_measured(papers, monkeypatch, 
     assert stopped.value.code == 2
     said = capsys.readouterr()
     assert said.out == ""
-    assert re.match(line, said.err.splitlines()[-1]), said.err
+    (said_line,) = said.err.splitlines()
+    assert re.match(line, said_line)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_clouds_alone_are_refused_before_anything_is_measured(papers, tmp_path):
+    for split in ("train", "test"):
+        folder = tmp_path / "duck" / split
+        folder.mkdir(parents=True)
+        (folder / f"duck_{split}_good.pcd").write_bytes(b"")
+    (tmp_path / "duck" / "gt").mkdir()
+    with pytest.raises(InputError, match=r"--data: .*: expected pictures and point clouds for m3dm, found"):
+        papers.check(arguments(tmp_path, methods=["M3DM"]))
 
 
 def test_weights_go_to_the_methods_that_have_the_network(papers, tmp_path):

@@ -22,7 +22,7 @@ from mmad_bank.errors import InputError, MmadBankError
 from mmad_bank.methods import Method, method_class
 from parts import tables
 from parts.accuracy import CONTESTANTS
-from parts.runs import Files, Found, Job, Run, job_of, measure
+from parts.runs import Files, Found, Job, Run, check_modalities, job_of, measure
 
 METHODS = ("PatchCore", "BTF", "M3DM", "LSFA", "CFM", "CFM-M", "CFM-S", "CFM-T", "MDSS")
 """Those of the accuracy benchmark's contestants that are set up as in a paper."""
@@ -37,14 +37,12 @@ def check(arguments: argparse.Namespace) -> None:
     Raises:
         InputError: There is one.
     """
-    if arguments.data is not None:
-        job_of(arguments.data, arguments.only, Path())
-    if arguments.table is not None:
-        tables.check(arguments)
-        return
-    if arguments.few_shot is not None and arguments.few_shot < 1:
+    job = None if arguments.data is None else job_of(arguments.data, arguments.only, Path())
+    if arguments.table is None and arguments.few_shot is not None and arguments.few_shot < 1:
         raise InputError(f"--few-shot: expected at least 1 training image, found {arguments.few_shot}")
-    _models(arguments)
+    models = tables.check(arguments) if arguments.table is not None else list(_models(arguments).values())
+    if job is not None:
+        check_modalities(job, models)
 
 
 def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Table]:
@@ -67,7 +65,7 @@ def _all_methods(arguments: argparse.Namespace, folder: Path) -> list[Table]:
     runs = {name: Run(name, model, job.shots) for name, model in models.items()}
     rows = _rows(runs, measure(job, runs.values()))
     if not rows:
-        raise InputError(f"--data: nothing could be measured; {job.notes[0]}")
+        raise InputError(f"nothing could be measured; {job.notes[0]}")
     by_category = [_by_category(job, rows, key) for key in ("image_auroc", "aupro_30")]
     return [*by_category, _summary(job, rows)]
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from mmad_bank.evaluation import FUSED, Evaluation, Metrics, evaluate
 from mmad_bank.features.factory import PRETRAINED
 from mmad_bank.methods import Method
 from mmad_bank.methods.cfm import CFM
+from mmad_bank.methods.preparing import refuse_missing
 from mmad_bank.methods.shared import Shared, train_shared
 
 LIMITS = (0.3, 0.1, 0.05, 0.01)
@@ -96,6 +97,25 @@ def job_of(data: Path, only: str | None, root: Path) -> Job:
     except InputError as error:
         raise InputError(f"--data: {error}") from None
     return Job(data, layout_of(data), chosen_of(known, only), root)
+
+
+def check_modalities(job: Job, models: Sequence[Method]) -> None:
+    """Refuse a data set of which no model can score any category, for want of pictures or of point clouds.
+
+    Raises:
+        InputError: It is such a data set.
+    """
+    reasons = []
+    for model in models:
+        for category in job.categories:
+            try:
+                train = open_dataset(job.data, category, "train")
+                return refuse_missing(train, model.modalities, model.name, str(job.data))
+            except InputError as error:
+                reasons.append(str(error))
+    if reasons:
+        raise InputError(f"--data: {reasons[0]}")
+    return None
 
 
 def chosen_of(known: list[str], only: str | None) -> list[str]:
@@ -361,7 +381,7 @@ def _fingerprint(run: Run, own: _Data, data: Mapping[str, _Data]) -> dict[str, A
         "version": versions()["mmad-bank"],
         "arguments": run.arguments,
         "weights": [[str(file), file.stat().st_mtime_ns] for file in files if file.is_file()],
-        "samples": [[[r.id, r.rgb.stat().st_mtime_ns] for r in records] for records in splits],
+        "samples": [[[r.id, r.changed] for r in records] for records in splits],
     }
     if run.model.parts_to_train():
         content["shared"] = sorted(data) if len(data) > 1 else []

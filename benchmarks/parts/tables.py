@@ -17,7 +17,7 @@ from common import Column, Table
 
 from mmad_bank.cli._arguments import argument_named, parse_settings
 from mmad_bank.errors import InputError
-from mmad_bank.methods import method_class
+from mmad_bank.methods import Method, method_class
 from mmad_bank.synthetic import write_synthetic
 from mmad_bank.synthetic.dataset import CATEGORIES
 from parts import inference
@@ -29,15 +29,15 @@ OURS, PUBLISHED, QUOTED = "measured here", "published", "quoted"
 MODALITIES = {"rgb": "RGB", "xyz": "3D", "both": "RGB + 3D"}
 
 
-def check(arguments: argparse.Namespace) -> None:
-    """Refuse arguments that the chosen tables cannot take.
+def check(arguments: argparse.Namespace) -> list[Method]:
+    """Refuse arguments that the chosen tables cannot take; return the models of their rows.
 
     Raises:
         InputError: There is one.
     """
     if arguments.data is None:
         chosen_of(_synthetic(arguments), arguments.only)
-    plans_of(arguments)
+    return [run.model for plan in plans_of(arguments) for run in plan.runs.values()]
 
 
 def run(arguments: argparse.Namespace, limits: Mapping[str, float], folder: Path) -> list[Table]:
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace, limits: Mapping[str, float], folder: Path
     runs = [run for plan in plans for run in plan.runs.values()]
     found = measure(job, runs)
     if runs and not any(found.values()):
-        raise InputError(f"--data: nothing could be measured; {job.notes[0]}")
+        raise InputError(f"nothing could be measured; {job.notes[0]}")
     speeds = _speeds(plans, arguments, limits, folder)
     tables = [table for plan in plans for table in tables_of(plan, job, found, speeds, arguments)]
     tables[-1].notes += job.notes  # they name tables and rows
