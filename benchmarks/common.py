@@ -26,7 +26,7 @@ import torch
 import mmad_bank
 from mmad_bank import _core
 from mmad_bank._internal.files import replacing
-from mmad_bank.cli._output import check_output
+from mmad_bank.cli._output import check_output, check_output_folder
 from mmad_bank.errors import InputError, MmadBankError
 from mmad_bank.evaluation import FUSED, RESULT
 
@@ -449,10 +449,10 @@ def parse(made: argparse.ArgumentParser, *counts: str) -> argparse.Namespace:
     try:
         if result is not None:
             check_output(result / "result.json" if result.is_dir() else result, "--json", overwrite=True)
+        if workdir is not None:
+            check_output_folder(workdir, "--workdir")
     except InputError as error:
         refuse(error)
-    if workdir is not None and workdir.exists() and not workdir.is_dir():
-        refuse(f"--workdir: expected a folder, found the file {str(workdir)!r}")
     return arguments
 
 

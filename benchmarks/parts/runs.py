@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 import sys
 import time
@@ -105,17 +106,17 @@ def check_modalities(job: Job, models: Sequence[Method]) -> None:
     Raises:
         InputError: It is such a data set.
     """
-    reasons = []
-    for model in models:
-        for category in job.categories:
-            try:
-                train = open_dataset(job.data, category, "train")
-                return refuse_missing(train, model.modalities, model.name, str(job.data))
-            except InputError as error:
-                reasons.append(str(error))
-    if reasons:
-        raise InputError(f"--data: {reasons[0]}")
-    return None
+    first = None
+    for model, category in itertools.product(models, job.categories):
+        try:
+            train = open_dataset(job.data, category, "train")
+            refuse_missing(train, model.modalities, model.name, str(job.data))
+        except InputError as error:
+            first = first or error
+        else:
+            return
+    if first is not None:
+        raise InputError(f"--data: {first}")
 
 
 def chosen_of(known: list[str], only: str | None) -> list[str]:

@@ -17,7 +17,7 @@ from mmad_bank._internal.files import write_text
 from mmad_bank.cli._command import add
 from mmad_bank.cli._going_on import going_on
 from mmad_bank.cli._options import Device, Json, Overwrite, ResultsFile
-from mmad_bank.cli._output import check_output, end, seconds, show_progress, size
+from mmad_bank.cli._output import check_output, check_output_folder, end, seconds, show_progress, size
 from mmad_bank.cli._values import check_device, check_positive, parse_numbers
 from mmad_bank.cli._words import ComputeDtype, option
 from mmad_bank.errors import InputError, MmadBankError
@@ -66,8 +66,8 @@ def bench(
         check_positive(name, number)
     if threads is not None:
         torch.set_num_threads(threads)
-    if workdir is not None and workdir.exists() and not workdir.is_dir():
-        raise InputError(f"--workdir: expected a folder, found the file {str(workdir)!r}")
+    if workdir is not None:
+        check_output_folder(workdir, "--workdir")
     sizes = parse_numbers(batches, "--batches", "1,8")
     if out is not None:
         check_output(out, "--out", overwrite=overwrite)
