@@ -56,9 +56,11 @@ def test_faults_are_found(tmp_path, capfd):
 
     trial = kill.Trial(kill.Command("bad", save, ("result",)), tmp_path, tmp_path, tmp_path / "keep", random.Random(0))
     trial.begin()
-    for number in range(30):
+    kinds, number = ("lost", "half-written", "stray"), 0
+    while number < 30 or (number < 300 and not all(trial.counts[kind] for kind in kinds)):  # a busy core shifts them
         trial.kill(number)
-    assert trial.counts["kills"] == 30
+        number += 1
+    assert trial.counts["kills"] == number
     assert trial.counts["lost"]
     assert trial.counts["half-written"]
     assert trial.counts["stray"]
