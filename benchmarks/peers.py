@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
+import os
 import sys
 import time
 import types
@@ -17,6 +18,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+
+from mmad_bank import _core
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Selection
@@ -167,6 +170,8 @@ class Graph:
 FLAT, HNSWLIB, USEARCH = "faiss IndexFlatL2", "hnswlib (approximate)", "usearch (approximate)"
 FAISS_GRAPH = "faiss HNSW"
 PROBES = (1, 8, 32)
+CORE_TYPES = {"amx": "SkylakeX", "avx512": "SkylakeX", "avx2": "Haswell"}
+"""Names of processors by their sets of instructions, as OpenBLAS spells them; it has no AMX product of float32."""
 
 
 def searchers(bank: np.ndarray, threads: int, names: Container[str] | None = None) -> dict[str, Searcher | None]:
@@ -200,10 +205,26 @@ def graphs(
     return {name: _installed(builders[name]) for name in names}
 
 
-def _faiss_flat(bank: np.ndarray, threads: int) -> Search:
-    import faiss
+def import_faiss(threads: int) -> Any:
+    """Return FAISS, held to so many threads.
 
+    Its wheel's OpenBLAS falls back to SSE on processors that are newer than itself, which makes the matrix product
+    several times slower. It reads the instructions from the environment, once, when it is loaded.
+    """
+    told, known = os.environ.get("OPENBLAS_CORETYPE"), CORE_TYPES.get(_core.active_isa())
+    try:
+        if told is None and known is not None:
+            os.environ["OPENBLAS_CORETYPE"] = known
+        import faiss
+    finally:
+        if told is None:
+            os.environ.pop("OPENBLAS_CORETYPE", None)
     faiss.omp_set_num_threads(threads)
+    return faiss
+
+
+def _faiss_flat(bank: np.ndarray, threads: int) -> Search:
+    faiss = import_faiss(threads)
     index = faiss.IndexFlatL2(bank.shape[1])
     index.add(bank)
     return lambda queries, k: index.search(queries, k)[1]
@@ -211,9 +232,7 @@ def _faiss_flat(bank: np.ndarray, threads: int) -> Search:
 
 def _faiss_ivf(bank: np.ndarray, threads: int) -> Search:
     """Return the search of an inverted file of 4 √M lists, the fewest that FAISS's guidelines advise."""
-    import faiss
-
-    faiss.omp_set_num_threads(threads)
+    faiss = import_faiss(threads)
     quantizer = faiss.IndexFlatL2(bank.shape[1])
     index = faiss.IndexIVFFlat(quantizer, bank.shape[1], round(4 * math.sqrt(len(bank))))
     index.cp.min_points_per_centroid = 1  # small banks are asked about too: no warning
@@ -232,9 +251,7 @@ def _probing(inverted: Searcher, probes: int) -> Searcher:
 
 
 def _faiss_hnsw(dim: int, threads: int) -> Graph:
-    import faiss
-
-    faiss.omp_set_num_threads(threads)
+    faiss = import_faiss(threads)
     index = faiss.IndexHNSWFlat(dim, 16)
     index.hnsw.efConstruction, index.hnsw.efSearch = 200, 64
     return Graph(index.add, lambda queries, k: index.search(queries, k)[1])

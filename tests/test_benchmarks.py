@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import itertools
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -688,6 +689,25 @@ def test_missing_peers_are_none(module, monkeypatch):
     assert peers.graphs(3, 4, 1) == {peers.HNSWLIB: None, peers.USEARCH: None, peers.FAISS_GRAPH: None}
     assert list(peers.searchers(np.zeros((4, 3), np.float32), 1, (peers.FLAT,))) == [peers.FLAT]
     assert peers.anomalib_k_center_greedy() is None
+
+
+@pytest.mark.skipif(_core.active_isa() not in ("avx2", "avx512", "amx"), reason="OpenBLAS has no name for it")
+def test_faiss_multiplies_with_the_processors_instructions():
+    for package in ("faiss", "threadpoolctl"):
+        pytest.importorskip(package)
+    program = (
+        "import os, peers, threadpoolctl; peers.import_faiss(1); print(os.environ.get('OPENBLAS_CORETYPE'),"
+        " [one['architecture'] for one in threadpoolctl.threadpool_info() if 'faiss' in one.get('filepath', '')"
+        " and one['internal_api'] == 'openblas'])"
+    )
+    kept = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}
+    own = {**kept, "PYTHONPATH": os.pathsep.join(filter(None, (str(BENCHMARKS), kept.get("PYTHONPATH"))))}
+    for given, told in ((own, "None"), ({**own, "OPENBLAS_CORETYPE": "Nehalem"}, "Nehalem")):
+        done = subprocess.run([sys.executable, "-c", program], env=given, check=True, capture_output=True, text=True)
+        if done.stdout.strip().endswith("[]"):
+            pytest.skip("this FAISS multiplies with another library")
+        wanted = "Nehalem" if told == "Nehalem" else "SkylakeX" if _core.active_isa() != "avx2" else "(Haswell|Zen)"
+        assert re.fullmatch(rf"{told} \['{wanted}'\]", done.stdout.strip())
 
 
 def test_a_graph_takes_what_comes_to_its_bank(module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from common import Column, Options, Table, alternate
 from inputs import SearchSet, search_set
-from peers import FLAT, Graph, Search, Searcher, graphs, greedy_loop, inverted_files, searchers
+from peers import FLAT, Graph, Search, Searcher, graphs, greedy_loop, import_faiss, inverted_files, searchers
 
 import mmad_bank as mb
 from mmad_bank.synthetic.textures import texture_features
@@ -157,11 +158,8 @@ def _with_threads(threads: int, restore: int, work: Callable[[], Any]) -> None:
 
 def _set_pools(threads: int) -> None:
     torch.set_num_threads(threads)
-    try:
-        import faiss
-    except ImportError:
-        return
-    faiss.omp_set_num_threads(threads)
+    with suppress(ImportError):
+        import_faiss(threads)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

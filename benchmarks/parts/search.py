@@ -37,7 +37,8 @@ GENERAL_NOTES = [
     "× auto, × float32: how many times longer than mmad-bank's search with those precisions, medians over the rounds;"
     " float32 is the search without its low-precision path. All banks are prepared beforehand, the peers' too.",
     "Recall: share of float64 brute force's k neighbors among those returned. FAISS and torch.cdist are exact up to"
-    " float32 rounding; the approximate peers run with M 16, ef 200 / 64 (hnswlib) and defaults (usearch).",
+    " float32 rounding; FAISS's matrix product is told the processor's instructions; the approximate peers run with"
+    " M 16, ef 200 / 64 (hnswlib) and defaults (usearch).",
 ]
 
 

@@ -2,7 +2,7 @@
 
 Run as a program it is the measured process itself: one JSON argument in, one JSON line out. The environment holds the
 sets of instructions: MMAD_BANK_ISA for this project, FAISS_OPT_LEVEL for FAISS and OPENBLAS_CORETYPE for the matrix
-product in it, which otherwise falls back to SSE on processors newer than its OpenBLAS.
+product in it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from common import Contestant, alternate, set_threads
 from inputs import extract_768, search_set, widening
-from peers import FLAT, searchers
+from peers import CORE_TYPES, FLAT, searchers
 
 import mmad_bank as mb
 from mmad_bank import _core
@@ -24,11 +24,10 @@ from mmad_bank.synthetic import textures
 from parts.process import run_fresh
 
 SETS = {
-    "amx": {"MMAD_BANK_ISA": "amx", "FAISS_OPT_LEVEL": "avx512", "OPENBLAS_CORETYPE": "SkylakeX"},
-    "avx512": {"MMAD_BANK_ISA": "avx512", "FAISS_OPT_LEVEL": "avx512", "OPENBLAS_CORETYPE": "SkylakeX"},
-    "avx2": {"MMAD_BANK_ISA": "avx2", "FAISS_OPT_LEVEL": "avx2", "OPENBLAS_CORETYPE": "Haswell"},
+    isa: {"MMAD_BANK_ISA": isa, "FAISS_OPT_LEVEL": level, "OPENBLAS_CORETYPE": CORE_TYPES[isa]}
+    for isa, level in {"amx": "avx512", "avx512": "avx512", "avx2": "avx2"}.items()
 }
-"""What holds both sides to a set of instructions. FAISS has no AMX product of float32."""
+"""What holds both sides to a set of instructions."""
 PUBLISHED = {"xyz": (3136, 76518, 1152), "rgb": (784, 7652, 768), "fusion": (3136, 7652, 1920)}
 """Queries, bank and dimensions of M3DM's published run on bagel."""
 NAMES = ("one image", *PUBLISHED)
