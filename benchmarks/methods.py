@@ -23,6 +23,7 @@ from typing import Any, get_args
 from common import check_parts, parse, parser, print_table, refuse, run_parts
 
 from mmad_bank.bench import IMAGES
+from mmad_bank.errors import InputError
 from mmad_bank.methods.readings import Recipe
 
 PARTS = ("inference", "accuracy", "readings", "papers")
@@ -36,8 +37,10 @@ def main() -> None:
     """Run the chosen parts, print their tables and write the result file."""
     arguments = _arguments()
     if arguments.list:
-        print_table(importlib.import_module("parts.tables").listing())
-        return
+        try:
+            return print_table(importlib.import_module("parts.tables").listing(arguments.table))
+        except InputError as error:
+            refuse(error)
     runs_papers = arguments.data is not None or arguments.table is not None
     only = ["papers"] if arguments.table is not None else None
     parts = arguments.parts or only or [name for name in PARTS if name != "papers" or runs_papers]
@@ -88,7 +91,7 @@ def _arguments() -> argparse.Namespace:
         help="files of rgb, wide_resnet, wide_resnet_timm, point_mae, uff, pdn",
     )  # fmt: skip
     papers.add_argument("--table", metavar="NAME,...", help="tables of the papers; without --data: on synthetic data")
-    papers.add_argument("--list", action="store_true", help="list the tables of the papers, and run nothing")
+    papers.add_argument("--list", action="store_true", help="list the tables, or those of --table, and run nothing")
     papers.add_argument("--recipe", choices=get_args(Recipe), help="recipe of the tables' rows that have one")
     papers.add_argument(
         "--set", nargs="+", action="extend", dest="settings", metavar="NAME=VALUE",

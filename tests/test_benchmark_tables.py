@@ -181,6 +181,8 @@ def test_runs_that_share_a_fit_or_a_result_are_known(parts):
         ({"table": ","}, "--table: expected some of those that papers --list names, found ''.*"),
         ({"few_shot": 5}, "--few-shot: expected none with --table, whose rows say how many images they take"),
         ({"methods": ["magic"]}, "--methods: expected some of btf, cfm, .* with --table, found 'magic'"),
+        ({"table": "lsfa-7,lsfa-8", "methods": ["cfm"]},
+         r"--methods: expected some of the tables' rows \(lsfa\), found cfm"),
         ({"settings": ["magic=1"]}, "--set: cfm has no argument 'magic'.*"),
         ({"settings": ["magic"]}, "--set: expected NAME=VALUE, found 'magic'"),
         ({"settings": ["epochs=many"]}, "--set epochs: expected an integer.*, found 'many'"),
@@ -229,6 +231,15 @@ def test_the_program_lists_the_tables_and_needs_one_for_its_arguments(parts, mon
     parts.methods.main()
     listed = capsys.readouterr().out
     assert all(name in listed for name in names())
+    monkeypatch.setattr(sys, "argv", ["methods.py", "papers", "--list", "--table", "m3dm-4"])
+    parts.methods.main()
+    listed = capsys.readouterr().out
+    assert [name for name in names() if name in listed] == ["m3dm-4"]
+    assert "CFM's paper" not in listed
+    monkeypatch.setattr(sys, "argv", ["methods.py", "papers", "--list", "--table", "m3dm-40"])
+    with pytest.raises(SystemExit, match="2"):
+        parts.methods.main()
+    assert capsys.readouterr().err.startswith("error: --table: expected some of those that papers --list names")
     monkeypatch.setattr(sys, "argv", ["methods.py", "papers", "--recipe", "paper", "--data", "x"])
     with pytest.raises(SystemExit, match="2"):
         parts.methods.main()

@@ -66,19 +66,34 @@ def plans_of(arguments: argparse.Namespace) -> list[Plan]:
     """
     if arguments.few_shot is not None:
         raise InputError("--few-shot: expected none with --table, whose rows say how many images they take")
-    known = published.tables()
-    names = list(dict.fromkeys(word.strip() for word in arguments.table.split(",") if word.strip()))
-    for name in names or [""]:
-        if name not in known:
-            near = did_you_mean(name, known)
-            raise InputError(f"--table: expected some of those that papers --list names, found {name!r}{near}")
-    files, plans = Files(arguments.weights or []), [Plan(known[name]) for name in names]
+    files, plans = Files(arguments.weights or []), [Plan(table) for table in chosen_tables(arguments.table)]
     own = _own_arguments(plans, arguments)
     for plan in plans:
         for row in _chosen(plan, arguments):
             _add(plan, row, arguments, own[plan.table.name, row.key], files)
     files.check_used()
+    own = sorted({str(row.method) for plan in plans for row in plan.table.rows if row.runnable})
+    if own and not any(plan.runs for plan in plans):
+        found = ", ".join(arguments.methods)
+        raise InputError(f"--methods: expected some of the tables' rows ({', '.join(own)}), found {found}")
     return plans
+
+
+def chosen_tables(names: str | None) -> list[published.Table]:
+    """Return the tables of the papers that ``--table`` names, in its order; all of them if it was not given.
+
+    Raises:
+        InputError: There is no table of such a name.
+    """
+    known = published.tables()
+    if names is None:
+        return list(known.values())
+    chosen = list(dict.fromkeys(word.strip() for word in names.split(",") if word.strip()))
+    for name in chosen or [""]:
+        if name not in known:
+            near = did_you_mean(name, known)
+            raise InputError(f"--table: expected some of those that papers --list names, found {name!r}{near}")
+    return [known[name] for name in chosen]
 
 
 def _chosen(plan: Plan, arguments: argparse.Namespace) -> list[published.Row]:

@@ -22,7 +22,7 @@ from mmad_bank.synthetic import write_synthetic
 from mmad_bank.synthetic.dataset import CATEGORIES
 from parts import inference
 from parts.accuracy import FULL, QUICK
-from parts.rows import SET_UP, Plan, plans_of
+from parts.rows import SET_UP, Plan, chosen_tables, plans_of
 from parts.runs import NAMES, Found, Job, chosen_of, job_of, measure
 
 OURS, PUBLISHED, QUOTED = "measured here", "published", "quoted"
@@ -59,17 +59,23 @@ def run(arguments: argparse.Namespace, limits: Mapping[str, float], folder: Path
     return tables
 
 
-def listing() -> Table:
-    """Return the list of the tables."""
+def listing(names: str | None) -> Table:
+    """Return the list of the tables that ``--table`` names, or of all.
+
+    Raises:
+        InputError: There is no table of such a name.
+    """
     heads = {"name": "table", "title": "title", "data": "data set"}
     counts = {"ran": "rows run", "quoted": "quoted", "waiting": "not run yet"}
     columns = [*(Column(*one) for one in heads.items()), *(Column(*one, "d") for one in counts.items())]
     table = Table("Tables of the papers", columns)
-    for one in published.tables().values():
+    chosen = chosen_tables(names)
+    for one in chosen:
         ran, quoted = sum(row.runnable for row in one.rows), sum(row.method is None for row in one.rows)
         facts = {"name": one.name, "title": one.title, "data": NAMES.get(one.data, "settings")}
         table.rows.append({**facts, "ran": ran, "quoted": quoted, "waiting": len(one.rows) - ran - quoted})
-    table.notes = [f"{source}: {citation}." for source, citation in published.sources().items()]
+    cited = {one.source for one in chosen}
+    table.notes = [f"{source}: {citation}." for source, citation in published.sources().items() if source in cited]
     return table
 
 
