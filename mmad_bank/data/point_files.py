@@ -68,6 +68,8 @@ def read_points(path: Path) -> np.ndarray:
     """
     with naming(path, "a point cloud"), path.open("rb") as file:
         start = file.read(_LONGEST_HEADER)
+        if not start:
+            raise InputError(f"{path}: expected a PCD or PLY file, found an empty one")
         header = (_ply_header if start.startswith(b"ply") else _pcd_header)(path, start)
         _check_number(path, header.points)
         left = path.stat().st_size - header.begin

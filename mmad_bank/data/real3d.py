@@ -173,8 +173,13 @@ def _labels(truth: Path, cloud: Path, points: np.ndarray) -> np.ndarray:
     """
     with naming(truth, "labels of points"):
         table = np.loadtxt(truth, ndmin=2)
-    if table.shape[1] != 4 or not np.isfinite(table).all():
-        raise InputError(f"{truth}: expected four finite numbers in a line, x y z label, found {table.shape[1]}")
+    if table.shape[1] != 4:
+        raise InputError(f"{truth}: expected four numbers in a line, x y z label, found {table.shape[1]}")
+    wrong = ~np.isfinite(table).all(axis=1)
+    if wrong.any():
+        row = int(wrong.argmax())
+        found = " ".join(f"{value:g}" for value in table[row])
+        raise InputError(f"{truth}: expected finite numbers, found {found!r} as the points' line {row + 1}")
     length = np.ptp(points, axis=0).max()
     if len(table) == len(points) and np.abs(table[:, :3] - points).max() <= _ROUNDING * length:
         return np.asarray(table[:, 3] > 0)

@@ -119,7 +119,7 @@ def test_compressed_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.pcd", b"", "expected the header of a PCD or PLY file, found something else"),
+        ("a.pcd", b"", "expected a PCD or PLY file, found an empty one"),
         ("a.pcd", b"\x89PNG\r\n", "found something else"),
         ("a.ply", b"ply\nformat ascii 1.0\n", "found no end of it"),
         ("a.pcd", pcd(b"", "binary", points=10**12), "expected at most 16,777,216 points, found a header of 1,"),

@@ -184,7 +184,8 @@ def test_labels_may_be_in_another_order(toys: Path) -> None:
     assert after.labels is not None
     assert torch.equal(before.labels, after.labels)
     for text, message in (
-        ("1 2 3\n", "expected four finite numbers in a line, x y z label, found 3"),
+        ("1 2 3\n", "expected four numbers in a line, x y z label, found 3"),
+        ("1 2 3 0\n1 nan 3 1\n", "expected finite numbers, found '1 nan 3 1' as the points' line 2"),
         ("a b c d\n", "cannot be read as labels of points"),
         ("900 900 900 1\n", r"expected labels of the points of .*0_bulge_cut\.pcd, found some that are"),
     ):
