@@ -186,10 +186,10 @@ def _groups(
 
 
 def _samples_of(datasets: Sequence[tuple[str, SampleDataset]]) -> _Samples:
-    """Return ids, and functions that read the samples."""
+    """Return ids, and functions that read the samples; no truth is asked for."""
     return [
         (record.id, partial(dataset.__getitem__, number))
-        for _, dataset in datasets
+        for dataset in (one.without_truths() for _, one in datasets)
         for number, record in enumerate(dataset.records)
     ]
 
@@ -241,7 +241,11 @@ def _pairs(paths: Sequence[Path]) -> Iterator[tuple[Path, Path | None]]:
     from mmad_bank.methods.inputs import cloud_beside
 
     suffixes = {path.suffix.lower() for path in paths}
-    if len(paths) == 1 or suffixes <= {*IMAGES} - {*CLOUDS} or suffixes <= {*POINTS}:
+    scattered = [path for path in paths if path.suffix.lower() in POINTS]
+    if scattered and len(scattered) < len(paths):
+        other = next(path for path in paths if path not in scattered)
+        raise InputError(f"SAMPLES: expected files of one kind, found {scattered[0]} of scattered points and {other}")
+    if len(paths) == 1 or scattered or suffixes <= {*IMAGES} - {*CLOUDS}:
         yield from ((path, cloud_beside(path)) for path in paths)
         return
     if len(paths) % 2:

@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -30,6 +31,7 @@ class SampleDataset(torch.utils.data.Dataset[Sample]):
         path: The data set's folder.
         records: Places of the samples, in order.
         units: Unit of the clouds' files; samples are in metres. None where nobody said.
+        truths: Whether masks are read.
     """
 
     layout: ClassVar[str]
@@ -37,6 +39,7 @@ class SampleDataset(torch.utils.data.Dataset[Sample]):
     folders: ClassVar[str]
     """Folders of a category in this layout, for an error's line."""
     units: str | None = None
+    truths: bool = True
 
     def __init__(self, path: str | Path, records: Sequence[Record]) -> None:
         self.path = Path(path)
@@ -132,6 +135,12 @@ class SampleDataset(torch.utils.data.Dataset[Sample]):
         """Return the data set of some of the samples, in the given order."""
         part = copy(self)
         part.records = tuple(self.records[index] for index in indices)
+        return part
+
+    def without_truths(self: AnyDataset) -> AnyDataset:
+        """Return the data set of the same samples, of which no mask is read: none may be missing or damaged."""
+        part = copy(self)
+        part.records, part.truths = tuple(replace(record, mask=None) for record in self.records), False
         return part
 
     @staticmethod

@@ -48,7 +48,7 @@ class MVTec3DDataset(FolderDataset):
 
     def read(self, record: Record) -> Sample:
         """Read the sample that a record stands for."""
-        if record.label and record.mask is None:
+        if self.truths and record.label and record.mask is None:
             mask = record.main_file.parent.parent / "gt" / f"{record.name}.png"
             raise InputError(f"{mask}: file not found; expected the mask of a {record.defect!r} defect")
         return super().read(record)

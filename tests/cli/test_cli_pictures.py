@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,24 @@ def test_pictures_alone_end_to_end(data: Path, tmp_path: Path, name: str, catego
     assert facts("predict", tmp_path / "raw.model", picture, "--out", tmp_path / "one")["samples"][0]["score"] >= 0
     few = facts("fit", "patchcore", source, *only, "--few-shot", 2, "--out", tmp_path / "few", *SMALL)
     assert few["models"][0]["images"] == 2
+
+
+def test_predict_asks_for_no_truth(data: Path, tmp_path: Path) -> None:
+    add_mvtec_ad(tmp_path / "data" / "bottle", test=3)
+    masks = sorted((tmp_path / "data" / "bottle" / "ground_truth").rglob("*.png"))
+    masks[0].unlink()
+    masks[1].write_bytes(b"none")
+    good("fit", "patchcore", data / "mvtec_ad", "--categories", "bottle", "--out", tmp_path / "model", *SMALL)
+    scored = facts("predict", tmp_path / "model", tmp_path / "data", "--out", tmp_path / "out")
+    assert (len(scored["samples"]), scored["left_out"]) == (6, {})
+    left_out = json.loads(call("evaluate", tmp_path / "model", tmp_path / "data", "--json").stdout)["left_out"]
+    assert sorted(left_out) == [f"bottle/test/broken/{number:03d}" for number in range(2)]
+
+
+def test_predict_takes_files_of_one_kind(data: Path, tmp_path: Path) -> None:
+    picture, cloud = tmp_path / "a.png", tmp_path / "b.ply"
+    line = refused("predict", tmp_path / "model", picture, cloud, "--out", tmp_path / "out")
+    assert f"SAMPLES: expected files of one kind, found {cloud} of scattered points and {picture}" in line
 
 
 @pytest.mark.parametrize("method", ["m3dm", "btf", "cfm", "lsfa", "mdss"])
