@@ -61,10 +61,30 @@ MMAD_CLONES void lower_bounds(const std::int32_t* sums, const RowTerms& row, con
   lower_bounds_body(sums, row, columns, lower, n);
 }
 
-MMAD_CLONES bool any_reaches(const float* lower, float offset, const float* limit, std::int64_t n) {
+// The limits of columns, L^2 and a, of operand.hpp with the sides exchanged; an L^2 of -infinity is out of reach.
+struct ColumnLimits {
+  const float *squared, *within;
+};
+
+// What one row adds to the bounds of columns.
+struct PickTerms {
+  float rounded, squared, two_residual, two_norm;  // the squares less the slack
+};
+
+// Whether column j may be within its limit, by both bounds.
+inline bool reaches(const float* lower, const PickTerms& pick, const ColumnTerms& columns, const ColumnLimits& limits,
+                    std::int64_t j) {
+  const float by_triangle = limits.within[j] * (limits.within[j] + pick.two_residual) - pick.rounded;
+  const float by_product =
+      limits.squared[j] + pick.two_residual * columns.norm[j] + pick.two_norm * columns.residual[j] - pick.squared;
+  return lower[j] <= std::min(by_triangle, by_product);
+}
+
+MMAD_CLONES bool any_reaches(const float* lower, const PickTerms& pick, const ColumnTerms& columns,
+                             const ColumnLimits& limits, std::int64_t from, std::int64_t to) {
   int any = 0;
 #pragma omp simd reduction(| : any)
-  for (std::int64_t j = 0; j < n; ++j) any |= lower[j] + offset <= limit[j];
+  for (std::int64_t j = from; j < to; ++j) any |= reaches(lower, pick, columns, limits, j);
   return any != 0;
 }
 
@@ -84,6 +104,8 @@ class PoolProducts {
     const std::int64_t tiles = (n + kernel.rows - 1) / kernel.rows;
     products_.resize(static_cast<std::size_t>(tiles * kernel.rows * stride_));
     lower_.resize(static_cast<std::size_t>(stride_));
+    squared_.assign(lower_.size(), kMinusInfinity);
+    within_.assign(lower_.size(), 0.0f);
     const std::int64_t bytes = rows.row_bytes();
     parallel(threads, tiles, equal_chunk(tiles, threads), [&](Items& items) {
       std::vector<std::uint8_t> values(static_cast<std::size_t>(kernel.rows * bytes));
@@ -103,32 +125,36 @@ class PoolProducts {
     });
   }
 
-  // Calls visit(p) for every p < n whose distance to the pool's row `at` may be within limits[p]. The limits are those
-  // of within(), padded to stride().
+  // Calls visit(p) for every p < n whose distance to the pool's row `at` may be within its limit.
   template <typename Visit>
-  void visit_within(std::int64_t at, std::int64_t pick, const float* limits, std::int64_t n, const Visit& visit) {
-    const RowTerms terms = level_->terms(rows_->bounds, pick, 0.0);
+  void visit_within(std::int64_t at, std::int64_t pick, std::int64_t n, const Visit& visit) {
+    const RowTerms terms = level_->terms(rows_->bounds, pick, kInfinity);
     const ColumnTerms columns = column_terms(panels_, 0);
     if (rows_->format == Format::fixed16) {
       lower_bounds(reinterpret_cast<const std::int32_t*>(row(at)), terms, columns, lower_.data(), stride_);
     } else {
       lower_bounds(row(at), terms, columns, lower_.data(), stride_);
     }
-    const float offset = rows_->bounds.squared[pick] - rows_->bounds.slack[pick];
+    const RowBounds& bounds = rows_->bounds;
+    const PickTerms own{bounds.rounded[pick] - bounds.slack[pick], bounds.squared[pick] - bounds.slack[pick],
+                        2.0f * bounds.residual[pick], 2.0f * bounds.norm[pick]};
+    const ColumnLimits limits{squared_.data(), within_.data()};
     constexpr std::int64_t kStride = 64;
     for (std::int64_t from = 0; from < n; from += kStride) {
       const std::int64_t to = std::min(n, from + kStride);
-      if (!any_reaches(lower_.data() + from, offset, limits + from, to - from)) continue;
+      if (!any_reaches(lower_.data(), own, columns, limits, from, to)) continue;
       for (std::int64_t p = from; p < to; ++p) {
-        if (lower_[p] + offset <= limits[p]) visit(p);
+        if (reaches(lower_.data(), own, columns, limits, p)) visit(p);
       }
     }
   }
 
-  float within(double squared) const {
-    return std::nextafter(static_cast<float>(level_->reach(squared)), std::numeric_limits<float>::infinity());
+  // The limit of the pool's p-th row, which is row i.
+  void set_limit(std::int64_t p, std::int64_t i, double squared) {
+    squared_[p] = std::nextafter(static_cast<float>(level_->framed(squared)), std::numeric_limits<float>::infinity());
+    within_[p] = static_cast<float>(level_->reach(rows_->bounds, i, squared));
   }
-  std::int64_t stride() const { return stride_; }
+  void rule_out(std::int64_t p) { squared_[p] = kMinusInfinity; }
 
  private:
   float* row(std::int64_t r) { return products_.data() + r * stride_; }
@@ -138,6 +164,7 @@ class PoolProducts {
   Panels panels_;
   std::vector<float> products_;  // int32 where the format is fixed16
   std::vector<float> lower_;
+  std::vector<float> squared_, within_;  // the limits, padded to the stride
   std::int64_t stride_ = 0;
 };
 
@@ -332,20 +359,21 @@ class Selection {
 
   void start_pool() {
     products_.multiply(pool_, screen_.first(rows_), screen_.first(), options_.threads);
-    limits_.assign(static_cast<std::size_t>(products_.stride()), kMinusInfinity);
-    for (std::size_t p = 0; p < pool_.size(); ++p) limits_[p] = products_.within(squared_[pool_[p]]);
+    for (std::size_t p = 0; p < pool_.size(); ++p) set_limit(static_cast<std::int64_t>(p));
   }
 
   // The newest centre, the pool's row `at`, meets all others of the pool.
   void meet_pick(std::int64_t at) {
     const std::int64_t center = centers_.count() - 1;
-    limits_[at] = kMinusInfinity;
-    products_.visit_within(at, pool_[at], limits_.data(), static_cast<std::int64_t>(pool_.size()), [&](std::int64_t p) {
+    products_.rule_out(at);
+    products_.visit_within(at, pool_[at], static_cast<std::int64_t>(pool_.size()), [&](std::int64_t p) {
       meet(pool_[p], center);
-      limits_[p] = products_.within(squared_[pool_[p]]);
+      set_limit(p);
     });
     for (const std::int64_t i : pool_) seen_[i] = centers_.count();
   }
+
+  void set_limit(std::int64_t p) { products_.set_limit(p, pool_[p], squared_[pool_[p]]); }
 
   // Every row left coincides with a centre: from here on the textbook takes the lowest row each time.
   void take_copies() {
@@ -392,7 +420,6 @@ class Selection {
   Entry outside_{kPicked, 0};
   std::vector<std::int64_t> pool_;  // rows, ascending
   PoolProducts products_;
-  std::vector<float> limits_;
 };
 
 }  // namespace

@@ -1,4 +1,6 @@
 // The search on one level: tiles of whole rows.
+#include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "cpu/search_levels.hpp"
@@ -43,10 +45,10 @@ class OneLevel final : public SearchLevels {
             const int j = __builtin_ctz(bits);
             const std::int64_t row = p * kPanelWidth + j;
             if (row >= panels_.count) break;
-            whole_.take(queries, rows.full.bounds, q, panels_.bounds, row, result.lower[i * columns + j], &found);
+            const float lower = result.lower[i * columns + j];
+            whole_.take(queries, rows.full.bounds, q, terms[r + i], panels_.bounds, row, lower, &found);
           }
-          if (result.passed[i] != 0)
-            terms[r + i].threshold = whole_.level.threshold(rows.full.bounds, q, found.limit());
+          if (result.passed[i] != 0) whole_.level.set_limit(rows.full.bounds, q, found.limit(), &terms[r + i]);
         }
       }
     }
@@ -72,35 +74,45 @@ std::unique_ptr<SearchLevels> one_level(Matrix<const float> bank, Format format,
   return std::make_unique<OneLevel>(bank, format, isa, threads);
 }
 
-WholeRows::WholeRows(Matrix<const float> bank_, const Frame& frame, Format format, Isa isa)
-    : bank(bank_), per_unit_(1.0 / (static_cast<double>(frame.factor) * frame.factor)) {
+WholeRows::WholeRows(Matrix<const float> bank_, const Frame& frame, Format format, Isa isa) : bank(bank_) {
   level = {tile_kernel(format, isa), accumulation_error(format, bank.cols + kDepthStep),
            static_cast<double>(frame.factor) * frame.factor};
 }
 
-Interval WholeRows::interval(const RowBounds& rows, std::int64_t q, const RowBounds& columns, std::int64_t row,
-                             float lower) const {
+// What the lower bound leaves out is put back, and the product of the rounded rows is left, give or take the slacks, the
+// accumulation, and the rounding of what was taken away. Both bounds hold.
+Interval WholeRows::interval(const RowBounds& rows, std::int64_t q, const RowTerms& terms, const RowBounds& columns,
+                             std::int64_t row, float lower) const {
+  constexpr double kRounding = 8.0 / (1 << 24);
   const double norm = rows.norm[q], column_norm = columns.norm[row];
-  const double error = 2.0 * (rows.residual[q] + level.gamma * norm) * column_norm +
-                       2.0 * norm * columns.residual[row] + columns.slack[row] + rows.slack[q];
-  const double low = static_cast<double>(lower) + rows.squared[q] - rows.slack[q];
-  return {low * per_unit_, (low + 2.0 * error) * per_unit_};
+  const double residual = rows.residual[q], column_residual = columns.residual[row];
+  const double taken = terms.norm_factor * column_norm + terms.residual_factor * column_residual;
+  const double product = lower + taken - columns.base(row);  // -2 <q^, m^>
+  const double error = static_cast<double>(rows.slack[q]) + columns.slack[row] +
+                       2.0 * level.gamma * norm * column_norm + kRounding * taken;
+  const double rounded = product + rows.rounded[q] + columns.rounded[row], apart = residual + column_residual;
+  const double least = std::max(0.0, std::sqrt(std::max(0.0, rounded - error)) - apart);
+  const double most = std::sqrt(std::max(0.0, rounded + error)) + apart;
+  const double squared = product + rows.squared[q] + columns.squared[row];
+  const double half = error + 2.0 * (residual * column_norm + norm * column_residual);
+  return {std::max(least * least, squared - half) / level.unit, std::min(most * most, squared + half) / level.unit};
 }
 
 // A wide interval is computed from the original rows at once, because the limit that it would leave lets many others
 // pass. So equal rows are told exactly: patches without a measurement are all the same vector, in the bank and among the
 // queries, and an interval around 0 would let each of them stay a candidate.
 Interval WholeRows::squared_distance(Matrix<const float> queries, const RowBounds& rows, std::int64_t q,
-                                     const RowBounds& columns, std::int64_t row, float lower) const {
+                                     const RowTerms& terms, const RowBounds& columns, std::int64_t row,
+                                     float lower) const {
   constexpr double kWide = 0.125;  // of the upper bound
-  const Interval squared = interval(rows, q, columns, row, lower);
+  const Interval squared = interval(rows, q, terms, columns, row, lower);
   if (squared.high - squared.low <= kWide * squared.high) return squared;
   return squared_distance_interval(queries.row(q), bank.row(row), bank.cols);
 }
 
-void WholeRows::take(Matrix<const float> queries, const RowBounds& rows, std::int64_t q, const RowBounds& columns,
-                     std::int64_t row, float lower, Findings* findings) const {
-  const Interval squared = squared_distance(queries, rows, q, columns, row, lower);
+void WholeRows::take(Matrix<const float> queries, const RowBounds& rows, std::int64_t q, const RowTerms& terms,
+                     const RowBounds& columns, std::int64_t row, float lower, Findings* findings) const {
+  const Interval squared = squared_distance(queries, rows, q, terms, columns, row, lower);
   if (findings->add(squared, row)) findings->settle(bank, queries.row(q));
 }
 

@@ -16,10 +16,8 @@ namespace mmad {
 namespace {
 
 constexpr float kUnit = 1.0f / (1 << 24);
-// Norms and residuals are computed in float32 from at most a few thousand terms and widened by this factor, which is far
-// more than the rounding of any order of summation: k u < 2^-10 for k < 16384, and longer rows accumulate in blocks.
+// Norms and residuals are sums in float64, and widened by this factor, far more than what rounding does to them.
 constexpr float kWiden = 1.0f + 1.0f / 1024;
-constexpr std::int64_t kBlock = 4096;
 constexpr double kLargestInt16Norm = 46340.0;  // floor(sqrt(2^31 - 1))
 constexpr double kLargestByteSum = 8421504.0;  // floor((2^31 - 1) / 255)
 constexpr std::int64_t kRowsAtATime = 64;      // rows that a thread takes at a time
@@ -45,50 +43,77 @@ MMAD_CLONES RowSums center_row(const float* x, const float* c, float factor, flo
 
 bool within_screen(const RowSums& sums) { return sums.squared <= kScreenNorm * kScreenNorm; }  // false for NaN too
 
-// v = rint(y / s), and the squared residual of y / s - v: in units of the step, where nothing underflows that matters.
+// What the best scale of rounded values is found from.
+struct Fit {
+  double with, squared;  // <y, v>, |v|^2
+};
+
+inline float value_of(std::int16_t v) { return v; }
+inline float value_of(std::int8_t v) { return v; }
+inline float value_of(std::uint16_t v) {  // bfloat16
+  const std::uint32_t bits = std::uint32_t{v} << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline void round_value(float y, std::int16_t* v) {
+  *v = static_cast<std::int16_t>(static_cast<std::int32_t>(__builtin_rintf(y)));
+}
+inline void round_value(float y, std::int8_t* v) {
+  *v = static_cast<std::int8_t>(static_cast<std::int32_t>(__builtin_rintf(y)));
+}
+// To nearest even on the upper half of the float's bits.
+inline void round_value(float y, std::uint16_t* v) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &y, sizeof bits);
+  *v = static_cast<std::uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
+}
+
+// v = y / s, rounded.
 template <typename T>
-inline double quantise_body(const float* y, float inverse, T* v, std::int64_t dim) {
-  double total = 0.0;
-  for (std::int64_t from = 0; from < dim; from += kBlock) {
-    const std::int64_t to = std::min(dim, from + kBlock);
-    float squared = 0.0f;
-#pragma omp simd reduction(+ : squared)
-    for (std::int64_t i = from; i < to; ++i) {
-      const float scaled = y[i] * inverse;
-      const float rounded = __builtin_rintf(scaled);
-      v[i] = static_cast<T>(static_cast<std::int32_t>(rounded));
-      const float rest = scaled - rounded;
-      squared += rest * rest;
-    }
-    total += squared;
+inline Fit quantise_body(const float* y, float inverse, T* v, std::int64_t dim) {
+  double with = 0.0, squared = 0.0;
+#pragma omp simd reduction(+ : with, squared)
+  for (std::int64_t i = 0; i < dim; ++i) {
+    round_value(y[i] * inverse, &v[i]);
+    const double value = value_of(v[i]);
+    with += value * y[i];
+    squared += value * value;
   }
-  return total;
+  return {with, squared};
 }
 
-MMAD_CLONES double quantise16(const float* y, float inverse, std::int16_t* v, std::int64_t dim) {
-  return quantise_body(y, inverse, v, dim);
-}
-
-MMAD_CLONES double quantise8(const float* y, float inverse, std::int8_t* v, std::int64_t dim) {
-  return quantise_body(y, inverse, v, dim);
-}
-
-// Round to nearest even on the upper half of the float's bits; `factor` is a power of two, so scaling is exact.
-MMAD_CLONES double to_bfloat16(const float* y, float factor, float scale, std::uint16_t* v, std::int64_t dim) {
+// |y - s v|^2
+template <typename T>
+inline double squared_rest_body(const float* y, double scale, const T* v, std::int64_t dim) {
   double squared = 0.0;
 #pragma omp simd reduction(+ : squared)
   for (std::int64_t i = 0; i < dim; ++i) {
-    const float scaled = y[i] * factor;
-    std::uint32_t bits;
-    std::memcpy(&bits, &scaled, sizeof bits);
-    bits = (bits + 0x7FFFu + ((bits >> 16) & 1u)) & 0xFFFF0000u;
-    float rounded;
-    std::memcpy(&rounded, &bits, sizeof rounded);
-    v[i] = static_cast<std::uint16_t>(bits >> 16);
-    const double rest = static_cast<double>(y[i]) - static_cast<double>(rounded) * scale;
+    const double rest = y[i] - scale * value_of(v[i]);
     squared += rest * rest;
   }
   return squared;
+}
+
+MMAD_CLONES Fit quantise(const float* y, float inverse, std::int16_t* v, std::int64_t dim) {
+  return quantise_body(y, inverse, v, dim);
+}
+MMAD_CLONES Fit quantise(const float* y, float inverse, std::int8_t* v, std::int64_t dim) {
+  return quantise_body(y, inverse, v, dim);
+}
+MMAD_CLONES Fit quantise(const float* y, float inverse, std::uint16_t* v, std::int64_t dim) {
+  return quantise_body(y, inverse, v, dim);
+}
+
+MMAD_CLONES double squared_rest(const float* y, double scale, const std::int16_t* v, std::int64_t dim) {
+  return squared_rest_body(y, scale, v, dim);
+}
+MMAD_CLONES double squared_rest(const float* y, double scale, const std::int8_t* v, std::int64_t dim) {
+  return squared_rest_body(y, scale, v, dim);
+}
+MMAD_CLONES double squared_rest(const float* y, double scale, const std::uint16_t* v, std::int64_t dim) {
+  return squared_rest_body(y, scale, v, dim);
 }
 
 // The norm of a row's integers must not exceed kLargestInt16Norm, to which rounding adds at most sqrt(dim) / 2; the sum of
@@ -109,27 +134,35 @@ double largest_integer(Format format) {
 
 struct Rounding {
   float scale = 1.0f;
-  double residual = 0.0;  // |y - scale v| but for the rounding of y / scale
+  double residual = 0.0;  // |y - scale v|
+  double squared = 0.0;   // |scale v|^2
 };
+
+// Rounds y / s, and then takes the scale that comes closest to y, <y, v> / |v|^2: what it leaves of y is orthogonal to v.
+template <typename T>
+Rounding rounded_values(const float* y, float inverse, void* values, std::int64_t dim) {
+  T* v = static_cast<T*>(values);
+  const Fit fit = quantise(y, inverse, v, dim);
+  const double best = fit.squared > 0.0 ? fit.with / fit.squared : 0.0;
+  const float scale = std::max(static_cast<float>(best), kLeastScale);
+  return {scale, std::sqrt(squared_rest(y, scale, v, dim)), fit.squared * scale * scale};
+}
 
 Rounding round_values(const float* y, const RowSums& sums, double norm, std::int64_t dim, Format format, void* values) {
   if (format == Format::float32) {
     std::memcpy(values, y, static_cast<std::size_t>(dim) * sizeof(float));
-    return {};
+    return {1.0f, 0.0, sums.squared};
   }
   if (norm == 0.0) return {};
   if (format == Format::bfloat16) {
     // A power of two brings the norm to [1, 2): far from underflow, whatever the unit does with subnormal numbers.
     const int exponent = std::max(std::ilogb(norm), std::ilogb(kLeastScale));
-    const float scale = std::ldexp(1.0f, exponent);
-    const double rest = to_bfloat16(y, std::ldexp(1.0f, -exponent), scale, static_cast<std::uint16_t*>(values), dim);
-    return {scale, std::sqrt(rest)};
+    return rounded_values<std::uint16_t>(y, std::ldexp(1.0f, -exponent), values, dim);
   }
   const double wanted = std::min(integer_room(norm, dim, format), largest_integer(format) / sums.largest);
   const auto inverse = static_cast<float>(std::min(wanted, 1.0 / static_cast<double>(kLeastScale)));
-  const double rest = format == Format::fixed16 ? quantise16(y, inverse, static_cast<std::int16_t*>(values), dim)
-                                                : quantise8(y, inverse, static_cast<std::int8_t*>(values), dim);
-  return {1.0f / inverse, std::sqrt(rest) / inverse};
+  if (format == Format::fixed16) return rounded_values<std::int16_t>(y, inverse, values, dim);
+  return rounded_values<std::int8_t>(y, inverse, values, dim);
 }
 
 bool signed_bytes(Format format) { return format == Format::signed8 || format == Format::signed7; }
@@ -157,18 +190,20 @@ void round_row(const float* x, const Frame& frame, std::int64_t dim, Format form
   const Rounding rounding = round_values(y, sums, norm, dim, format, values);
   if (format == Format::fixed8) bias(static_cast<std::uint8_t*>(values), dim);
   if (signed_bytes(format)) bounds->offset[at] = kByteBias * sum_of(static_cast<const std::int8_t*>(values), dim);
-  // |x - x^| <= |y - x^| + u |x - c|; the second term is the rounding of the subtraction of the centre, and twice more
-  // cover that of y / s and of s, in float32.
+  // |x - x^| <= |y - x^| + u |x - c|; the second term is the rounding of the subtraction of the centre.
   const double residual = rounding.residual + 4.0 * kUnit * norm;
   bounds->scale[at] = rounding.scale;
   bounds->residual[at] = static_cast<float>(residual) * kWiden + kTiny;
   bounds->norm[at] = static_cast<float>(norm + residual) * kWiden + kTiny;
   bounds->squared[at] = static_cast<float>(sums.squared);
+  bounds->rounded[at] = static_cast<float>(rounding.squared);
   bounds->slack[at] = kSlack * bounds->norm[at] * bounds->norm[at] + kTiny;
+  bounds->slack[at] += kWiden * bounds->residual[at] * bounds->residual[at];
 }
 
 void resize(RowBounds* bounds, std::int64_t size) {
-  for (auto* one : {&bounds->scale, &bounds->norm, &bounds->residual, &bounds->squared, &bounds->slack}) {
+  for (auto* one : {&bounds->scale, &bounds->norm, &bounds->residual, &bounds->squared, &bounds->rounded,
+                    &bounds->slack, &bounds->error}) {
     resize_for<float>("bounds of the rows", one, size);
   }
 }
@@ -263,13 +298,20 @@ Format row_format(Format packed, Isa isa) {
   return whole ? Format::signed8 : Format::signed7;
 }
 
+void RowBounds::widen(std::int64_t i, float by) {
+  const float before = residual[i];
+  error[i] = by;
+  residual[i] = (before + by) * kWiden;
+  slack[i] += kWiden * (residual[i] * residual[i] - before * before);
+}
+
 float accumulation_error(Format format, std::int64_t k) {
   if (format != Format::float32 && format != Format::bfloat16) return 0.0f;
   return 1.01f * static_cast<float>(std::expm1(static_cast<double>(k + 2) * kUnit));
 }
 
 std::int64_t Panels::nbytes() const {
-  const auto floats = bounds.scale.size() * 5 + base.size();
+  const auto floats = bounds.scale.size() * 7 + base.size();
   return static_cast<std::int64_t>(values.size() + floats * sizeof(float));
 }
 
@@ -291,8 +333,10 @@ void Panels::append(const Rows& rows, std::int64_t row) {
   bounds.norm[at] = rows.bounds.norm[row];
   bounds.residual[at] = rows.bounds.residual[row];
   bounds.squared[at] = rows.bounds.squared[row];
+  bounds.rounded[at] = rows.bounds.rounded[row];
   bounds.slack[at] = rows.bounds.slack[row];
-  base[at] = bounds.squared[at] - bounds.slack[at];
+  bounds.error[at] = rows.bounds.error[row];
+  base[at] = bounds.base(at);
 }
 
 Frame screening_frame(Matrix<const float> rows) {
@@ -348,7 +392,7 @@ Panels pack_rows(Matrix<const float> rows, const Frame& frame, Format format, in
         round_row(rows.row(i), frame, out.dim, format, y.data(), row.data(), &out.bounds, i);
         if (out.bounds.slack[i] == kNoScreen && !acceptable(rows.row(i), frame, &y)) lower_bad_row(&bad, i);
         place_in_panel(row.data(), out.depth, format, static_cast<int>(i % kPanelWidth), panel);
-        out.base[i] = out.bounds.squared[i] - out.bounds.slack[i];
+        out.base[i] = out.bounds.base(i);
       }
     });
   });

@@ -53,17 +53,37 @@ ScreenPanels::ScreenPanels(Matrix<const float> rows, const ScreenSpace& space, i
   if (space.coarse()) coarse = project_panels(rows, space.frame, space.subspace, space.packed, space.isa, threads);
 }
 
-RowTerms Level::terms(const RowBounds& rows, std::int64_t i, double limit) const {
-  const float norm = rows.norm[i];
-  return {2.0f * rows.scale[i], 2.0f * (rows.residual[i] + gamma * norm), 2.0f * norm, threshold(rows, i, limit),
-          rows.offset.empty() ? 0 : rows.offset[i]};
+double Level::reach(const RowBounds& rows, std::int64_t i, double limit) const {
+  return (std::sqrt(framed(limit)) + rows.residual[i]) * (1.0 + 4.0 * kUnit);
 }
 
-// A tile's lower bounds leave out |x|^2 and the row's own slack.
-float Level::threshold(const RowBounds& rows, std::int64_t i, double limit) const {
-  if (limit < 0.0) return -std::numeric_limits<float>::infinity();
-  const double value = reach(limit) - rows.squared[i] + rows.slack[i];
-  return std::nextafter(static_cast<float>(value), std::numeric_limits<float>::infinity());
+RowTerms Level::terms(const RowBounds& rows, std::int64_t i, double limit) const {
+  RowTerms terms{2.0f * rows.scale[i], 0.0f, 0.0f, 0.0f, rows.offset.empty() ? 0 : rows.offset[i]};
+  set_limit(rows, i, limit, &terms);
+  return terms;
+}
+
+// A tile's lower bounds leave out the row's square and its slack. For a column like the row itself the triangle inequality
+// allows 4 L rho more than L^2, and Cauchy-Schwarz 4 N rho.
+//
+// Rows that are off by an error are taken by Cauchy-Schwarz as they are, and those of true rows within L of each other are
+// within l + error_m of each other, l = L + error_q. That adds 2 l error_m, which 2 l rho_m holds beside 2 N rho_m where
+// the larger one of l and N takes their place.
+void Level::set_limit(const RowBounds& rows, std::int64_t i, double limit, RowTerms* terms) const {
+  terms->norm_factor = 2.0f * gamma * rows.norm[i];
+  terms->residual_factor = 0.0f;
+  terms->threshold = limit < 0.0 ? -std::numeric_limits<float>::infinity() : static_cast<float>(kReach);
+  if (limit < 0.0 || limit * unit >= kReach) return;
+  const double within = reach(rows, i, limit), norm = rows.norm[i];
+  double threshold = within * within - rows.rounded[i] + rows.slack[i], factor = within;
+  if (within > norm) {
+    const double length = std::sqrt(framed(limit)) + rows.error[i];
+    threshold = length * length * (1.0 + 4.0 * kUnit) - rows.squared[i] + rows.slack[i];
+    factor = rows.error[i] > 0.0f ? std::max(norm, length * (1.0 + 4.0 * kUnit)) : norm;
+    terms->norm_factor += 2.0f * rows.residual[i];
+  }
+  terms->residual_factor = static_cast<float>(2.0 * factor);
+  terms->threshold = std::nextafter(static_cast<float>(threshold), std::numeric_limits<float>::infinity());
 }
 
 RowBlock::RowBlock(const Screen& screen, const ScreenRows& rows, std::int64_t capacity)
@@ -87,7 +107,7 @@ void RowBlock::add(std::int64_t i, double limit) {
 
 void RowBlock::set_limit(std::int64_t r, double limit) {
   limits_[r] = limit;
-  terms_[r].threshold = level_.threshold(first_.bounds, list_[r], limit);
+  level_.set_limit(first_.bounds, list_[r], limit, &terms_[r]);
 }
 
 void RowBlock::move(std::int64_t from, std::int64_t to) {
@@ -100,7 +120,7 @@ void RowBlock::move(std::int64_t from, std::int64_t to) {
 
 Screen::Screen(const ScreenSpace& space, std::int64_t dim) : use_coarse_(space.coarse()) {
   full_ = {tile_kernel(space.packed, space.isa), accumulation_error(space.packed, dim + kDepthStep), space.unit()};
-  coarse_ = {full_.kernel, accumulation_error(space.packed, space.subspace.dims + kDepthStep), kStretch * space.unit()};
+  coarse_ = {full_.kernel, accumulation_error(space.packed, space.subspace.dims + kDepthStep), space.unit()};
 }
 
 ColumnTerms column_terms(const Panels& panels, std::int64_t column) {

@@ -57,13 +57,17 @@ constexpr double kReach = 0x1p127;  // above every lower bound; a float32
 // One level's arithmetic.
 struct Level {
   TileKernel kernel;
-  float gamma;     // relative error of an accumulated product
-  double stretch;  // from true squared distances to this level's, at most
+  float gamma;  // relative error of an accumulated product
+  double unit;  // from true squared distances to the frame's
 
-  // A bound that no true squared distance up to `limit` exceeds on this level.
-  double reach(double limit) const { return std::min(limit * stretch, kReach); }
+  // The squared distance `limit` in the frame.
+  double framed(double limit) const { return std::min(limit * unit, kReach); }
+  // a = L + rho (operand.hpp).
+  double reach(const RowBounds& rows, std::int64_t i, double limit) const;
+  // Without a limit, infinity, everything passes, and lower bounds are the squared distances of rounded rows but for the
+  // slacks and the accumulation.
   RowTerms terms(const RowBounds& rows, std::int64_t i, double limit) const;
-  float threshold(const RowBounds& rows, std::int64_t i, double limit) const;
+  void set_limit(const RowBounds& rows, std::int64_t i, double limit, RowTerms* terms) const;
 };
 
 // Rows gathered for the first level of screening; each has a limit.

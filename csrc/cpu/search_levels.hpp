@@ -43,21 +43,20 @@ class WholeRows {
  public:
   WholeRows(Matrix<const float> bank, const Frame& frame, Format format, Isa isa);
 
-  // The squared distance of query q and a row of the bank, from the lower bound of TileKernel::screen.
-  Interval squared_distance(Matrix<const float> queries, const RowBounds& rows, std::int64_t q,
+  // The squared distance of query q and a row of the bank, from the lower bound that TileKernel::screen has computed with
+  // these terms.
+  Interval squared_distance(Matrix<const float> queries, const RowBounds& rows, std::int64_t q, const RowTerms& terms,
                             const RowBounds& columns, std::int64_t row, float lower) const;
   // The pair is in reach.
-  void take(Matrix<const float> queries, const RowBounds& rows, std::int64_t q, const RowBounds& columns,
-            std::int64_t row, float lower, Findings* findings) const;
+  void take(Matrix<const float> queries, const RowBounds& rows, std::int64_t q, const RowTerms& terms,
+            const RowBounds& columns, std::int64_t row, float lower, Findings* findings) const;
 
   Matrix<const float> bank;
   Level level;
 
  private:
-  Interval interval(const RowBounds& rows, std::int64_t q, const RowBounds& columns, std::int64_t row,
-                    float lower) const;
-
-  double per_unit_;  // from squared distances in the frame to true ones: a power of two
+  Interval interval(const RowBounds& rows, std::int64_t q, const RowTerms& terms, const RowBounds& columns,
+                    std::int64_t row, float lower) const;
 };
 
 // Brings the panels that come next from memory, a share with every tile of the ones in hand: a panel is used by one block

@@ -141,16 +141,18 @@ double projection_error(double defect, std::int64_t dims) {
   return (gamma + 32.0 * kUnit) * std::sqrt(static_cast<double>(dims)) * (1.0 + defect) + defect;
 }
 
-// Rows in the coordinates of a subspace, and what that adds to the half-width of their intervals.
+// Rows in the coordinates of a subspace, and how far off these are; those that the frame does not hold are zero.
 struct Projections {
   std::int64_t dims;
-  std::vector<float> values, slack;
+  std::vector<float> values, errors;
+  std::vector<std::uint8_t> held;
   Frame frame;  // of the coordinates, which are scaled already
 
   Projections(Matrix<const float> rows, const Frame& source, const Subspace& subspace, Isa isa, int threads);
-  Matrix<const float> rows() const { return {values.data(), static_cast<std::int64_t>(slack.size()), dims}; }
+  Matrix<const float> rows() const { return {values.data(), static_cast<std::int64_t>(errors.size()), dims}; }
 
   void finish(const double* sums, const float* y, const Subspace& subspace, std::int64_t dim, std::int64_t row);
+  void widen(RowBounds* bounds) const;
 };
 
 // One block of rows times all directions: sums is (rows, padded directions).
@@ -175,7 +177,8 @@ void multiply_chunks(const TileKernel& kernel, const float* block, const Panels&
 Projections::Projections(Matrix<const float> rows, const Frame& source, const Subspace& subspace, Isa isa, int threads)
     : dims(subspace.dims) {
   resize_for<float>("projections", &values, rows.rows * dims);
-  resize_for<float>("projections", &slack, rows.rows);
+  resize_for<float>("projections", &errors, rows.rows);
+  resize_for<std::uint8_t>("projections", &held, rows.rows);
   frame.center.assign(static_cast<std::size_t>(dims), 0.0f);
   const TileKernel kernel = tile_kernel(Format::float32, isa);
   const std::int64_t columns = kernel.panels * kPanelWidth, depth = subspace.directions.depth;
@@ -188,9 +191,8 @@ Projections::Projections(Matrix<const float> rows, const Frame& source, const Su
       const std::int64_t from = b * kernel.rows, n = std::min<std::int64_t>(kernel.rows, rows.rows - from);
       for (std::int64_t r = 0; r < n; ++r) {
         float* y = &block[r * depth];
-        const bool held = to_frame(rows.row(from + r), source, y, rows.cols);
-        if (!held) std::fill_n(y, rows.cols, 0.0f);
-        slack[from + r] = held ? 0.0f : kNoScreen;
+        held[from + r] = to_frame(rows.row(from + r), source, y, rows.cols);
+        if (held[from + r] == 0) std::fill_n(y, rows.cols, 0.0f);
       }
       multiply_chunks(kernel, block.data(), subspace.directions, padded, sums.data());
       for (std::int64_t r = 0; r < n; ++r) finish(&sums[r * padded], &block[r * depth], subspace, rows.cols, from + r);
@@ -201,7 +203,7 @@ Projections::Projections(Matrix<const float> rows, const Frame& source, const Su
 // With E the error of H [V0'x; 0] per |x|, the length of those coordinates squared is wrong by at most delta |x|^2, delta =
 // 2 E + E^2, and so is r^2 = |x|^2 - |V0'x|^2. Hence r is wrong by at most sqrt(delta) |x|, and by delta |x|^2 / r. z is
 // 1-Lipschitz: the rounding of x itself, of the sum with r and of the result to float32 adds 8 u |x|. A row that the frame
-// holds has coordinates of at most about its norm, and underflow is far below kTiny, which the slack holds already.
+// holds has coordinates of at most about its norm, and underflow is far below kTiny, which rho holds already.
 void Projections::finish(const double* sums, const float* y, const Subspace& subspace, std::int64_t dim,
                          std::int64_t row) {
   double whole = product(y, y, dim), within = 0.0;
@@ -209,11 +211,20 @@ void Projections::finish(const double* sums, const float* y, const Subspace& sub
   const double norm = std::sqrt(whole), rest = std::sqrt(std::max(0.0, whole - within));
   for (std::int64_t j = 0; j < dims; ++j)
     values[row * dims + j] = static_cast<float>(sums[j] + rest * static_cast<double>(subspace.rest[j]));
-  if (slack[row] > 0.0f || norm == 0.0) return;
+  if (norm == 0.0) return;
   const double delta = subspace.error * (2.0 + subspace.error) + 8.0 * kUnit;
   const double rest_error = delta * whole / std::max(rest, std::sqrt(delta) * norm);
-  const double error = rest_error + (subspace.error + 8.0 * kUnit) * norm;
-  slack[row] = static_cast<float>(2.01 * (1.0 + 1.0 / kSplit) * error * error);
+  errors[row] = static_cast<float>(1.01 * (rest_error + (subspace.error + 8.0 * kUnit) * norm));
+}
+
+void Projections::widen(RowBounds* bounds) const {
+  for (std::size_t i = 0; i < errors.size(); ++i) {
+    if (held[i] != 0) {
+      bounds->widen(static_cast<std::int64_t>(i), errors[i]);
+    } else {
+      bounds->slack[i] = kNoScreen;
+    }
+  }
 }
 
 }  // namespace
@@ -247,7 +258,7 @@ Rows project_rows(Matrix<const float> rows, const Frame& frame, const Subspace& 
                   int threads) {
   const Projections projected(rows, frame, subspace, isa, threads);
   Rows out = round_rows(projected.rows(), projected.frame, format, threads);
-  for (std::int64_t i = 0; i < rows.rows; ++i) out.bounds.slack[i] += projected.slack[i];
+  projected.widen(&out.bounds);
   return out;
 }
 
@@ -255,10 +266,8 @@ Panels project_panels(Matrix<const float> rows, const Frame& frame, const Subspa
                       int threads) {
   const Projections projected(rows, frame, subspace, isa, threads);
   Panels out = pack_rows(projected.rows(), projected.frame, format, threads);
-  for (std::int64_t i = 0; i < rows.rows; ++i) {
-    out.bounds.slack[i] += projected.slack[i];
-    out.base[i] = out.bounds.squared[i] - out.bounds.slack[i];
-  }
+  projected.widen(&out.bounds);
+  for (std::int64_t i = 0; i < rows.rows; ++i) out.base[i] = out.bounds.base(i);
   return out;
 }
 

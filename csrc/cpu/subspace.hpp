@@ -10,9 +10,8 @@
 // Hadamard's matrix: it gives every coordinate its share of them all, because in 8 bits a row's largest one sets the
 // error of all (operand.hpp).
 //
-// What is screened are the computed coordinates, which differ from z(x) by at most err. A true distance below L means
-// computed ones below sqrt(L) + err_x + err_y, and for any t > 0, (u + v)^2 <= (1 + t) u^2 + (1 + 1/t) v^2: the limit is
-// stretched by 1 + t (kStretch), and each side adds 2 (1 + 1/t) err^2 to its slack.
+// What is screened are the computed coordinates, which differ from z(x) by at most err: as much more than their rounding
+// adds to rho (operand.hpp).
 #pragma once
 
 #include <cstdint>
@@ -32,13 +31,10 @@ struct Subspace {
   double energy = 0.0;      // share of the sample's squared norm that the directions keep
 };
 
-constexpr double kSplit = 2e-3;  // t
-constexpr double kStretch = 1.0 + kSplit;
-
 // Leading directions of a set of rows by subspace iteration on a sample; `dims` coordinates, a power of two.
 Subspace leading_subspace(Matrix<const float> rows, const Frame& frame, std::int64_t dims, int threads);
 
-// The rows' coordinates, rounded, with what projecting adds to their slack.
+// The rows' coordinates, rounded, with what projecting adds to their residuals.
 Rows project_rows(Matrix<const float> rows, const Frame& frame, const Subspace& subspace, Format format, Isa isa,
                   int threads);
 Panels project_panels(Matrix<const float> rows, const Frame& frame, const Subspace& subspace, Format format, Isa isa,

@@ -22,17 +22,17 @@ constexpr int kMaxTileColumns = 32;
 // What the screening of one row needs, see operand.hpp for the bound it evaluates.
 struct RowTerms {
   float two_scale;        // 2 s_q
-  float norm_factor;      // 2 (rho_q + gamma |q|)
-  float residual_factor;  // 2 |q|
+  float norm_factor;      // 2 gamma N_q, or 2 (rho_q + gamma N_q)
+  float residual_factor;  // 2 a, or 2 N_q
   float threshold;        // keep columns whose lower bound does not exceed this
   std::int32_t offset;    // what integer sums are too large by
 };
 
 // Numbers that the screening of the columns needs, one value per column.
 struct ColumnTerms {
-  const float* base;      // |m|^2 - slack, +infinity for padding
+  const float* base;      // |m^|^2 - slack, +infinity for padding
   const float* scale;     // s_m
-  const float* norm;      // |m|
+  const float* norm;      // N_m
   const float* residual;  // rho_m
 };
 
@@ -43,7 +43,7 @@ struct TileKernel {
   // `row_bytes` and `panel_bytes` are the distances from one row, one panel, to the next.
   void (*multiply)(const void* a, std::int64_t row_bytes, const void* b, std::int64_t panel_bytes, std::int64_t k,
                    void* accumulators);
-  // lower[r][j] = base_j - 2 s_q s_j (acc - offset) - norm_factor |m_j| - residual_factor rho_j, and a bit for each column that
+  // lower[r][j] = base_j - 2 s_q s_j (acc - offset) - norm_factor N_j - residual_factor rho_j, and a bit for each column that
   // passes. Returns whether any does; lower is written for the rows that have one.
   bool (*screen)(const void* accumulators, int rows, const RowTerms* row_terms, const ColumnTerms& columns,
                  float* lower, std::uint32_t* passed);

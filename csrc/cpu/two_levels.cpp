@@ -28,7 +28,7 @@ class TwoLevels final : public SearchLevels {
         coarse_(project_panels(bank, frame_, subspace_, Format::fixed8, isa, threads)),
         rows_(round_rows(bank, frame_, Format::fixed8, threads)),
         whole_(bank, frame_, Format::fixed8, isa),
-        level_{whole_.level.kernel, 0.0f, kStretch * whole_.level.stretch},
+        level_{whole_.level.kernel, 0.0f, whole_.level.unit},
         pairs_(pair_kernel(isa)) {}
 
   ScreenRows round(Matrix<const float> queries, int threads) const override {
@@ -77,7 +77,7 @@ class TwoLevels final : public SearchLevels {
   std::int64_t panels() const override { return coarse_.panel_count(); }
   std::int64_t row_bytes() const override { return coarse_.depth; }
   std::int64_t nbytes() const override {
-    const auto floats = rows_.bounds.scale.size() * 5 + frame_.center.size() + subspace_.rest.size();
+    const auto floats = rows_.bounds.scale.size() * 7 + frame_.center.size() + subspace_.rest.size();
     return coarse_.nbytes() + subspace_.directions.nbytes() +
            static_cast<std::int64_t>(rows_.values.size() + floats * sizeof(float));
   }
@@ -101,7 +101,7 @@ class TwoLevels final : public SearchLevels {
   }
 
   // For each query a squared distance that k of the part's rows do not exceed: that of the k rows which are nearest by
-  // their coarse lower bounds. Infinity where it is not worth the work.
+  // their rounded coordinates. Infinity where it is not worth the work.
   std::vector<double> first_limits(Matrix<const float> queries, const ScreenRows& rows, const Part& part,
                                    std::int64_t k, Items& items) const {
     const std::int64_t count = part.to - part.from;
@@ -120,16 +120,16 @@ class TwoLevels final : public SearchLevels {
       for (std::int64_t i = 0; i < k; ++i) {
         const std::int64_t row = nearest[r * k + i].second;
         const float lower = lower_bound(terms, row, sums[i]);
-        const double high = whole_.squared_distance(queries, rows.full.bounds, q, rows_.bounds, row, lower).high;
+        const double high = whole_.squared_distance(queries, rows.full.bounds, q, terms, rows_.bounds, row, lower).high;
         limits[r] = std::max(limits[r], high);
       }
     }
     return limits;
   }
 
-  using Near = std::pair<float, std::int64_t>;  // coarse lower bound, without the terms of the query alone, and row
+  using Near = std::pair<float, std::int64_t>;  // coarse squared distance, without the query's own terms, and row
 
-  // The k rows with the least lower bounds: a heap for each query, the largest first.
+  // The k rows with the least coarse distances: a heap for each query, the largest first.
   std::vector<Near> nearest_coarsely(const ScreenRows& rows, const Part& part, std::int64_t k, Items& items) const {
     const TileKernel& kernel = level_.kernel;
     const std::int64_t count = part.to - part.from, columns = kernel.panels * kPanelWidth;
@@ -138,7 +138,6 @@ class TwoLevels final : public SearchLevels {
     std::vector<RowTerms> terms;
     for (std::int64_t q = part.from; q < part.to; ++q) {
       terms.push_back(level_.terms(rows.coarse.bounds, q, kInfinity));
-      terms.back().threshold = std::numeric_limits<float>::max();
     }
     PanelsAhead ahead(coarse_, kernel.panels * coarse_.panel_bytes(), (count + kernel.rows - 1) / kernel.rows);
     TileResult result;
@@ -185,20 +184,19 @@ class TwoLevels final : public SearchLevels {
     for (int i = 0; i < count; ++i) {
       const float lower = lower_bound(*terms, at[i], sums[i]);
       if (!(lower <= terms->threshold)) continue;
-      whole_.take(queries, rows.full.bounds, q, rows_.bounds, at[i], lower, findings);
+      whole_.take(queries, rows.full.bounds, q, *terms, rows_.bounds, at[i], lower, findings);
       found = true;
     }
     if (!found) return;
     const double limit = std::min(first_limit, findings->limit());
-    terms->threshold = whole_.level.threshold(rows.full.bounds, q, limit);
-    coarse_terms->threshold = level_.threshold(rows.coarse.bounds, q, limit);
+    whole_.level.set_limit(rows.full.bounds, q, limit, terms);
+    level_.set_limit(rows.coarse.bounds, q, limit, coarse_terms);
   }
 
   // As TileKernel::screen computes it.
   float lower_bound(const RowTerms& terms, std::int64_t row, std::int32_t sum) const {
     const RowBounds& bounds = rows_.bounds;
-    return bounds.squared[row] - bounds.slack[row] - terms.norm_factor * bounds.norm[row] -
-           terms.residual_factor * bounds.residual[row] -
+    return bounds.base(row) - terms.norm_factor * bounds.norm[row] - terms.residual_factor * bounds.residual[row] -
            terms.two_scale * (bounds.scale[row] * static_cast<float>(sum - terms.offset));
   }
 

@@ -17,6 +17,7 @@
 #include <thread>
 #include <vector>
 
+#include "cpu/search_levels.hpp"
 #include "mmad/cpu_features.hpp"
 #include "mmad/farthest_point_sample.hpp"
 #include "mmad/interpolate_features.hpp"
@@ -160,6 +161,61 @@ void check_search(Draw& draw, mmad::Isa isa, const std::string& precision) {
   other.join();
 }
 
+// Of one pair on one level of the screen: whether it passes as operand.hpp says, and the interval of its distance.
+void check_pair(const mmad::WholeRows& whole, const Rows& queries, const mmad::Rows& rows, std::int64_t q,
+                const mmad::RowTerms& terms, double limit, const mmad::RowBounds& columns, std::int64_t row,
+                bool passed, float lower, const std::string& what) {
+  const double apart = squared(queries.view().row(q), whole.bank.row(row), whole.bank.cols);
+  if (apart <= limit) expect(passed, what + ": a pair within its limit was ruled out");
+  if (passed) {
+    const mmad::Interval found = whole.squared_distance(queries.view(), rows.bounds, q, terms, columns, row, lower);
+    expect(found.low <= apart * (1.0 + kTie) && apart <= found.high * (1.0 + kTie), what + ": outside its interval");
+  }
+  const double slack = static_cast<double>(rows.bounds.slack[q]) + columns.slack[row];
+  if (slack >= mmad::kNoScreen || limit < 0.0) return;
+  const double unit = whole.level.unit,
+               residuals = static_cast<double>(rows.bounds.residual[q]) + columns.residual[row];
+  const double noise = 2.0 * slack + 8.0 * whole.level.gamma * rows.bounds.norm[q] * columns.norm[row];
+  const double norm = rows.bounds.norm[q], residual = rows.bounds.residual[q];
+  double reach = std::sqrt(limit * unit) + residuals, nearest = std::sqrt(apart * unit) - residuals;
+  if (std::sqrt(limit * unit) + residual > norm) {  // by Cauchy-Schwarz
+    const double wide = 4.0 * (residual * columns.norm[row] + norm * columns.residual[row]);
+    reach = std::sqrt(limit * unit);
+    nearest = std::sqrt(std::max(0.0, apart * unit - wide));
+  }
+  if (nearest > 0.0 && nearest * nearest > reach * reach * (1.0 + 1e-5) + noise)
+    expect(!passed, what + ": a pair was let pass that is out of reach");
+}
+
+void check_bounds(Draw& draw, mmad::Isa isa, const std::string& precision) {
+  const std::int64_t dim = draw.integer(1, 90);
+  const Rows bank = draw.rows(draw.integer(1, 60), dim, 16.0), others = draw.rows(draw.integer(1, 20), dim, 16.0);
+  const Rows& queries = draw.integer(0, 1) == 0 ? bank : others;
+  const mmad::Format format = mmad::screening_format(precision, isa);
+  const mmad::Frame frame = mmad::screening_frame(bank.view());
+  const mmad::Rows rows = mmad::round_rows(queries.view(), frame, mmad::row_format(format, isa), 1);
+  const mmad::Panels panels = mmad::pack_rows(bank.view(), frame, format, 1);
+  const mmad::WholeRows whole(bank.view(), frame, format, isa);
+  const mmad::TileSession session(whole.level.kernel);
+  const std::int64_t columns = whole.level.kernel.panels * mmad::kPanelWidth;
+  const std::string what = "bounds " + mmad::isa_name(isa) + " " + precision;
+  for (std::int64_t q = 0; q < queries.count; ++q) {
+    double limit = squared(queries.view().row(q), bank.view().row(draw.integer(0, bank.count - 1)), dim);
+    if (draw.integer(0, 3) == 0) limit *= draw.integer(0, 1) == 0 ? 1e-3 : 1e3;
+    if (draw.integer(0, 9) == 0) limit = std::numeric_limits<double>::infinity();
+    const mmad::RowTerms terms = whole.level.terms(rows.bounds, q, limit);
+    mmad::TileResult result;
+    for (std::int64_t p = 0; p < panels.panel_count(); p += whole.level.kernel.panels) {
+      const bool any = mmad::screen_tile(whole.level, rows, q, &terms, 1, panels, p, &result);
+      for (std::int64_t j = 0; j < columns && p * mmad::kPanelWidth + j < bank.count; ++j) {
+        const bool passed = any && ((result.passed[0] >> j) & 1u) != 0;
+        check_pair(whole, queries, rows, q, terms, limit, panels.bounds, p * mmad::kPanelWidth + j, passed,
+                   result.lower[j], what);
+      }
+    }
+  }
+}
+
 void check_selection(Draw& draw, mmad::Isa isa, const std::string& precision) {
   const std::int64_t dim = draw.integer(0, 9) == 0 ? draw.integer(193, 230) : draw.integer(1, 40);
   const Rows rows = draw.rows(draw.integer(1, 150), dim, 16.0);
@@ -258,6 +314,7 @@ int main(int argc, char** argv) {
     for (const mmad::Isa isa : instruction_sets()) {
       for (const char* precision : {"float32", "half", "int8"}) {
         check_search(draw, isa, precision);
+        check_bounds(draw, isa, precision);
         if (std::string(precision) != "int8") check_selection(draw, isa, precision);
       }
     }

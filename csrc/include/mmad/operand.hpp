@@ -2,14 +2,25 @@
 //
 // Let x be a row minus a common centre (any centre cancels in a distance), x^ = s * v the rounded row that the matrix
 // unit multiplies (v: int16, int8, bfloat16 or float32 values, s: one scale per row) and rho >= |x - x^|, N >= |x|,
-// |x^|. By Cauchy-Schwarz, with gamma the relative error of the accumulation (0 for integers, which add exactly),
+// |x^|. Two bounds tell which pairs may be within L of each other. By the triangle inequality | |q - m| - |q^ - m^| | <=
+// rho_q + rho_m, so with a = L + rho_q such a pair has
 //
-//   | <q, m> - fl<q^, m^> |  <=  rho_q N_m + N_q rho_m + gamma N_q N_m,
+//   |q^|^2 + |m^|^2 - 2 <q^, m^>  <=  (a + rho_m)^2  =  a^2 + 2 a rho_m + rho_m^2.
 //
-// so with e = 2 (rho_q + gamma N_q) N_m + 2 N_q rho_m + slack (N_q^2 + N_m^2) the true squared distance lies within
-// |q|^2 + |m|^2 - 2 s_q s_m <v_q, v_m>  +-  e. The slack, kSlack = 32 u with u = 2^-24, covers the rounding of |q|^2
-// and |m|^2 to float32 (3 u each, the subtraction of the centre included), of the expression itself (at most six
-// operations on terms that do not exceed 2 (N_q^2 + N_m^2)), and of e.
+// By Cauchy-Schwarz |<q, m> - <q^, m^>| <= rho_q N_m + N_q rho_m, so it has
+//
+//   |q|^2 + |m|^2 - 2 <q^, m^>  <=  L^2 + 2 rho_q N_m + 2 N_q rho_m.
+//
+// Either is a sum of terms of the row, terms of the column, and products of one of each, and what exceeds it is ruled out.
+// The first is the better one where neighbours are closer than rows are long, often by far; a row takes the one that suits
+// its limit (Level::set_limit). Columns have one square for both, |m^|^2: x - x^ is orthogonal to x^, so |m|^2 is not less
+// (operand.cpp).
+//
+// The left side is computed. Its accumulation errs by gamma N_q N_m at most (0 for integers, which add exactly). The
+// slack of each side, kSlack N^2 with kSlack = 32 u and u = 2^-24, covers the rounding of the squares to float32 (4 u N^2
+// each, with the subtraction of the centre and the scale), and of the expression. Where a <= 1.01 (N_q + N_m), 2 a rho_m is at most
+// 2.5 (N_q^2 + N_m^2), partial sums are at most 4.5 times that sum of squares, and all roundings together 24 u times it.
+// A longer a holds every pair, and they pass by a margin of 2 %. rho_m^2 is part of the slack, on both sides alike.
 //
 // Extreme values. Squares of float32 numbers leave float32's range, so the whole problem is first scaled by a power of two
 // (Frame::factor) that takes the longest of a sample of the rows to a norm in [2^32, 2^33). What follows is said of the
@@ -19,7 +30,8 @@
 //   smallest subnormal to 2^-23 at least where nothing is longer than 2^-86, and the longest accepted row to 2^33.
 // - Long rows. A row with a norm above kScreenNorm = 2^56 (of a search, say, whose bank lies within 2^-24 of its centre
 //   in comparison) is not multiplied at all: its values are zero, and its slack kNoScreen = 2^126 is above every
-//   sum of the others' terms (squares are at most 2^112, every term of e at most 2^115), so nothing is ruled out for it.
+//   sum of the others' terms (squares are at most 2^112, a at most 2^64, 2 a rho at most 2^121), so nothing is ruled out
+//   for it.
 // - Short rows. Scales are at least kLeastScale = 2^-100, so s_m times an integer sum is not subnormal, and every other
 //   product that underflows loses at most 2^-126, an inner product of k terms k 2^-126 of the scaled values. kTiny =
 //   2^-100 in rho, N and the slack covers all of them up to k = 2^24. What a short row is rounded to (for all of
@@ -77,9 +89,14 @@ struct RowBounds {
   std::vector<float> scale;          // s
   std::vector<float> norm;           // N, rounded up
   std::vector<float> residual;       // rho, rounded up
-  std::vector<float> squared;        // |x|^2, rounded to nearest
-  std::vector<float> slack;          // kSlack N^2 and whatever else the row adds to the half-width of its intervals
+  std::vector<float> squared;        // |x|^2, to nearest
+  std::vector<float> rounded;        // |x^|^2, to nearest
+  std::vector<float> slack;          // kSlack N^2 + rho^2
+  std::vector<float> error;          // of what was rounded: part of rho; 0 for rows themselves
   std::vector<std::int32_t> offset;  // of rows of signed bytes: kByteBias times the sum of v; otherwise empty
+
+  void widen(std::int64_t i, float by);
+  float base(std::int64_t i) const { return rounded[i] - slack[i]; }
 };
 
 // Rounded rows, row-major.
@@ -99,7 +116,7 @@ struct Panels {
   std::int64_t count = 0, dim = 0, depth = 0;
   std::vector<std::uint8_t> values;
   RowBounds bounds;         // padded to whole panel pairs
-  std::vector<float> base;  // |m|^2 - slack; +infinity where there is no row yet
+  std::vector<float> base;  // that of the bounds; +infinity where there is no row yet
 
   std::int64_t panel_bytes() const { return depth * kPanelWidth * bytes_per_value(format); }
   const std::uint8_t* panel(std::int64_t p) const { return values.data() + p * panel_bytes(); }
