@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from common import Options, parse, parser, run_parts
+from peers import import_peers
 
 PARTS = ("selection", "search", "bagel", "load", "exactness", "metrics", "scaling", "tradeoff")
 
@@ -30,7 +31,7 @@ def main() -> None:
         keep=arguments.keep,
     )
     modules = {name: importlib.import_module(f"parts.{name}") for name in PARTS if name in (arguments.parts or PARTS)}
-    _import_peers()
+    import_peers()
     work = {name: partial(module.run, options) for name, module in modules.items()}
     run_parts("engine", work, {"full": options.full}, arguments)
 
@@ -41,15 +42,6 @@ def _arguments() -> argparse.Namespace:
     made.add_argument("--workdir", type=Path, help="folder for the dump of 3.5 GB; default: the temporary folder")
     made.add_argument("--keep", action="store_true", help="keep the dump in --workdir for the next run")
     return parse(made)
-
-
-def _import_peers() -> None:
-    """Load the peers' libraries before the thread pools are set: a pool that comes later would not be."""
-    for name in ("faiss", "sklearn.neighbors", "hnswlib", "usearch"):
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            continue
 
 
 if __name__ == "__main__":

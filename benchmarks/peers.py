@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import math
 import os
@@ -10,7 +11,7 @@ import sys
 import time
 import types
 from collections.abc import Callable, Container, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -205,8 +206,24 @@ def graphs(
     return {name: _installed(builders[name]) for name in names}
 
 
+def import_peers() -> None:
+    """Load the peers of the search that are installed: a thread pool that comes later would not be set."""
+    with suppress(ImportError):
+        _load_faiss()
+    for name in ("sklearn.neighbors", "hnswlib", "usearch"):
+        with suppress(ImportError):
+            importlib.import_module(name)
+
+
 def import_faiss(threads: int) -> Any:
-    """Return FAISS, held to so many threads.
+    """Return FAISS, held to so many threads."""
+    faiss = _load_faiss()
+    faiss.omp_set_num_threads(threads)
+    return faiss
+
+
+def _load_faiss() -> Any:
+    """Return FAISS.
 
     Its wheel's OpenBLAS falls back to SSE on processors that are newer than itself, which makes the matrix product
     several times slower. It reads the instructions from the environment, once, when it is loaded.
@@ -219,7 +236,6 @@ def import_faiss(threads: int) -> Any:
     finally:
         if told is None:
             os.environ.pop("OPENBLAS_CORETYPE", None)
-    faiss.omp_set_num_threads(threads)
     return faiss
 
 

@@ -696,7 +696,7 @@ def test_faiss_multiplies_with_the_processors_instructions():
     for package in ("faiss", "threadpoolctl"):
         pytest.importorskip(package)
     program = (
-        "import os, peers, threadpoolctl; peers.import_faiss(1); print(os.environ.get('OPENBLAS_CORETYPE'),"
+        "import os, peers, threadpoolctl; peers.import_peers(); print(os.environ.get('OPENBLAS_CORETYPE'),"
         " [one['architecture'] for one in threadpoolctl.threadpool_info() if 'faiss' in one.get('filepath', '')"
         " and one['internal_api'] == 'openblas'])"
     )
