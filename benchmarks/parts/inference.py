@@ -174,8 +174,8 @@ def _speed(title: str, results: list[Inference], vectors: Mapping[str, str]) -> 
     table.notes = [
         "From prepared arrays in memory to image score and map; contestants alternate, one image of each per round."
         " All have the extractors of their papers in one precision (ViT-B/8 at 224×224, Point-MAE with 1024 groups of"
-        " 128 points, both cut for CFM-M, -S and -T; WideResNet-50-2; FPFH). Weights are random: speed and memory do"
-        " not depend on their values.",
+        " 128 points, both cut for CFM-M, -S and -T; WideResNet-50-2; FPFH). Weights are random: the"
+        " networks' speed and memory do not depend on their values.",
         "× CFM's fps: the median of the ratios within each round. MB: parameters + banks + activations.",
         "Vectors: of the banks, xyz + rgb + fusion with M3DM's three. M3DM as in its published code: 56×56 patches for"
         " points and fusion, 28×28 for RGB, a point bank of 10 % of all patches, the others of 10 % of that. Small:"
