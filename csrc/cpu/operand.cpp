@@ -202,8 +202,8 @@ void round_row(const float* x, const Frame& frame, std::int64_t dim, Format form
 }
 
 void resize(RowBounds* bounds, std::int64_t size) {
-  for (auto* one : {&bounds->scale, &bounds->norm, &bounds->residual, &bounds->squared, &bounds->rounded,
-                    &bounds->slack, &bounds->error}) {
+  for (auto* one :
+       {&bounds->scale, &bounds->norm, &bounds->residual, &bounds->squared, &bounds->rounded, &bounds->slack}) {
     resize_for<float>("bounds of the rows", one, size);
   }
 }
@@ -300,9 +300,15 @@ Format row_format(Format packed, Isa isa) {
 
 void RowBounds::widen(std::int64_t i, float by) {
   const float before = residual[i];
-  error[i] = by;
+  if (!error.empty()) error[i] = by;
   residual[i] = (before + by) * kWiden;
   slack[i] += kWiden * (residual[i] * residual[i] - before * before);
+}
+
+std::int64_t RowBounds::nbytes() const {
+  std::size_t values = 0;
+  for (const auto* one : {&scale, &norm, &residual, &squared, &rounded, &slack, &error}) values += one->size();
+  return static_cast<std::int64_t>(values * sizeof(float) + offset.size() * sizeof(std::int32_t));
 }
 
 float accumulation_error(Format format, std::int64_t k) {
@@ -311,8 +317,11 @@ float accumulation_error(Format format, std::int64_t k) {
 }
 
 std::int64_t Panels::nbytes() const {
-  const auto floats = bounds.scale.size() * 7 + base.size();
-  return static_cast<std::int64_t>(values.size() + floats * sizeof(float));
+  return static_cast<std::int64_t>(values.size() + base.size() * sizeof(float)) + bounds.nbytes();
+}
+
+void Panels::keep_for_screening() {
+  for (auto* one : {&bounds.squared, &bounds.rounded, &bounds.slack}) std::vector<float>().swap(*one);
 }
 
 void Panels::reserve(std::int64_t rows, std::int64_t dim_, Format format_) {
@@ -335,7 +344,6 @@ void Panels::append(const Rows& rows, std::int64_t row) {
   bounds.squared[at] = rows.bounds.squared[row];
   bounds.rounded[at] = rows.bounds.rounded[row];
   bounds.slack[at] = rows.bounds.slack[row];
-  bounds.error[at] = rows.bounds.error[row];
   base[at] = bounds.base(at);
 }
 

@@ -77,9 +77,9 @@ void Level::set_limit(const RowBounds& rows, std::int64_t i, double limit, RowTe
   const double within = reach(rows, i, limit), norm = rows.norm[i];
   double threshold = within * within - rows.rounded[i] + rows.slack[i], factor = within;
   if (within > norm) {
-    const double length = std::sqrt(framed(limit)) + rows.error[i];
+    const double error = rows.error.empty() ? 0.0 : rows.error[i], length = std::sqrt(framed(limit)) + error;
     threshold = length * length * (1.0 + 4.0 * kUnit) - rows.squared[i] + rows.slack[i];
-    factor = rows.error[i] > 0.0f ? std::max(norm, length * (1.0 + 4.0 * kUnit)) : norm;
+    factor = error > 0.0 ? std::max(norm, length * (1.0 + 4.0 * kUnit)) : norm;
     terms->norm_factor += 2.0f * rows.residual[i];
   }
   terms->residual_factor = static_cast<float>(2.0 * factor);

@@ -29,7 +29,9 @@ class TwoLevels final : public SearchLevels {
         rows_(round_rows(bank, frame_, Format::fixed8, threads)),
         whole_(bank, frame_, Format::fixed8, isa),
         level_{whole_.level.kernel, 0.0f, whole_.level.unit},
-        pairs_(pair_kernel(isa)) {}
+        pairs_(pair_kernel(isa)) {
+    coarse_.keep_for_screening();
+  }
 
   ScreenRows round(Matrix<const float> queries, int threads) const override {
     const Format format = row_format(Format::fixed8, isa_);
@@ -77,8 +79,8 @@ class TwoLevels final : public SearchLevels {
   std::int64_t panels() const override { return coarse_.panel_count(); }
   std::int64_t row_bytes() const override { return coarse_.depth; }
   std::int64_t nbytes() const override {
-    const auto floats = rows_.bounds.scale.size() * 7 + frame_.center.size() + subspace_.rest.size();
-    return coarse_.nbytes() + subspace_.directions.nbytes() +
+    const auto floats = frame_.center.size() + subspace_.rest.size();
+    return coarse_.nbytes() + subspace_.directions.nbytes() + rows_.bounds.nbytes() +
            static_cast<std::int64_t>(rows_.values.size() + floats * sizeof(float));
   }
 

@@ -92,11 +92,13 @@ struct RowBounds {
   std::vector<float> squared;        // |x|^2, to nearest
   std::vector<float> rounded;        // |x^|^2, to nearest
   std::vector<float> slack;          // kSlack N^2 + rho^2
-  std::vector<float> error;          // of what was rounded: part of rho; 0 for rows themselves
+  std::vector<float> error;          // of what was rounded, a part of rho; empty for rows themselves
   std::vector<std::int32_t> offset;  // of rows of signed bytes: kByteBias times the sum of v; otherwise empty
 
+  // What was rounded is off by up to `by`.
   void widen(std::int64_t i, float by);
   float base(std::int64_t i) const { return rounded[i] - slack[i]; }
+  std::int64_t nbytes() const;
 };
 
 // Rounded rows, row-major.
@@ -126,6 +128,8 @@ struct Panels {
   void reserve(std::int64_t rows, std::int64_t dim, Format format);
   // Copies an already rounded row (same format) into the next column.
   void append(const Rows& rows, std::int64_t row);
+  // Leaves what screening reads: intervals cannot be computed and nothing be appended any more.
+  void keep_for_screening();
 };
 
 // Frame in which rows are rounded: a row x becomes factor (x - center).
