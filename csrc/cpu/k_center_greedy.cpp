@@ -71,7 +71,7 @@ struct PickTerms {
   float rounded, squared, two_residual, two_norm;  // the squares less the slack
 };
 
-// Whether column j may be within its limit, by both bounds.
+// Whether column j may be within its limit, by both bounds; an L^2 of kReach leaves the triangle inequality alone.
 inline bool reaches(const float* lower, const PickTerms& pick, const ColumnTerms& columns, const ColumnLimits& limits,
                     std::int64_t j) {
   const float by_triangle = limits.within[j] * (limits.within[j] + pick.two_residual) - pick.rounded;
@@ -151,7 +151,8 @@ class PoolProducts {
 
   // The limit of the pool's p-th row, which is row i.
   void set_limit(std::int64_t p, std::int64_t i, double squared) {
-    squared_[p] = std::nextafter(static_cast<float>(level_->framed(squared)), std::numeric_limits<float>::infinity());
+    const double by_product = level_->by_product ? level_->framed(squared) : kReach;
+    squared_[p] = std::nextafter(static_cast<float>(by_product), std::numeric_limits<float>::infinity());
     within_[p] = static_cast<float>(level_->reach(rows_->bounds, i, squared));
   }
   void rule_out(std::int64_t p) { squared_[p] = kMinusInfinity; }

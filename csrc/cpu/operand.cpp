@@ -298,16 +298,15 @@ Format row_format(Format packed, Isa isa) {
   return whole ? Format::signed8 : Format::signed7;
 }
 
-void RowBounds::widen(std::int64_t i, float by) {
+void RowBounds::widen(std::int64_t i, float error) {
   const float before = residual[i];
-  if (!error.empty()) error[i] = by;
-  residual[i] = (before + by) * kWiden;
+  residual[i] = (before + error) * kWiden;
   slack[i] += kWiden * (residual[i] * residual[i] - before * before);
 }
 
 std::int64_t RowBounds::nbytes() const {
   std::size_t values = 0;
-  for (const auto* one : {&scale, &norm, &residual, &squared, &rounded, &slack, &error}) values += one->size();
+  for (const auto* one : {&scale, &norm, &residual, &squared, &rounded, &slack}) values += one->size();
   return static_cast<std::int64_t>(values * sizeof(float) + offset.size() * sizeof(std::int32_t));
 }
 

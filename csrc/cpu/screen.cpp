@@ -65,25 +65,18 @@ RowTerms Level::terms(const RowBounds& rows, std::int64_t i, double limit) const
 
 // A tile's lower bounds leave out the row's square and its slack. For a column like the row itself the triangle inequality
 // allows 4 L rho more than L^2, and Cauchy-Schwarz 4 N rho.
-//
-// Rows that are off by an error are taken by Cauchy-Schwarz as they are, and those of true rows within L of each other are
-// within l + error_m of each other, l = L + error_q. That adds 2 l error_m, which 2 l rho_m holds beside 2 N rho_m where
-// the larger one of l and N takes their place.
 void Level::set_limit(const RowBounds& rows, std::int64_t i, double limit, RowTerms* terms) const {
   terms->norm_factor = 2.0f * gamma * rows.norm[i];
   terms->residual_factor = 0.0f;
   terms->threshold = limit < 0.0 ? -std::numeric_limits<float>::infinity() : static_cast<float>(kReach);
   if (limit < 0.0 || limit * unit >= kReach) return;
   const double within = reach(rows, i, limit), norm = rows.norm[i];
-  double threshold = within * within - rows.rounded[i] + rows.slack[i], factor = within;
-  if (within > norm) {
-    const double error = rows.error.empty() ? 0.0 : rows.error[i], length = std::sqrt(framed(limit)) + error;
-    threshold = length * length * (1.0 + 4.0 * kUnit) - rows.squared[i] + rows.slack[i];
-    factor = error > 0.0 ? std::max(norm, length * (1.0 + 4.0 * kUnit)) : norm;
-    terms->norm_factor += 2.0f * rows.residual[i];
-  }
-  terms->residual_factor = static_cast<float>(2.0 * factor);
-  terms->threshold = std::nextafter(static_cast<float>(threshold), std::numeric_limits<float>::infinity());
+  const bool close = within <= norm || !by_product;
+  if (!close) terms->norm_factor += 2.0f * rows.residual[i];
+  const double threshold = close ? within * within - rows.rounded[i] : framed(limit) - rows.squared[i];
+  terms->residual_factor = static_cast<float>(2.0 * (close ? within : norm));
+  terms->threshold =
+      std::nextafter(static_cast<float>(threshold + rows.slack[i]), std::numeric_limits<float>::infinity());
 }
 
 RowBlock::RowBlock(const Screen& screen, const ScreenRows& rows, std::int64_t capacity)
@@ -120,7 +113,7 @@ void RowBlock::move(std::int64_t from, std::int64_t to) {
 
 Screen::Screen(const ScreenSpace& space, std::int64_t dim) : use_coarse_(space.coarse()) {
   full_ = {tile_kernel(space.packed, space.isa), accumulation_error(space.packed, dim + kDepthStep), space.unit()};
-  coarse_ = {full_.kernel, accumulation_error(space.packed, space.subspace.dims + kDepthStep), space.unit()};
+  coarse_ = {full_.kernel, accumulation_error(space.packed, space.subspace.dims + kDepthStep), space.unit(), false};
 }
 
 ColumnTerms column_terms(const Panels& panels, std::int64_t column) {

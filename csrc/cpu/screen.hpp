@@ -59,6 +59,8 @@ struct Level {
   TileKernel kernel;
   float gamma;  // relative error of an accumulated product
   double unit;  // from true squared distances to the frame's
+  // Whether Cauchy-Schwarz may tell: it takes rows as they are, and coordinates in a subspace are off by an error.
+  bool by_product = true;
 
   // The squared distance `limit` in the frame.
   double framed(double limit) const { return std::min(limit * unit, kReach); }

@@ -92,7 +92,7 @@ Screening best_of_bytes(Matrix<const float> bank, const Sample& sample, const Fr
     const Subspace subspace = leading_subspace(bank, frame, dims, threads);
     const double left = sample.passing(project_rows(sample.queries, frame, subspace, rows_format, isa, threads),
                                        project_panels(sample.columns, frame, subspace, Format::fixed8, isa, threads),
-                                       {kernel, 0.0f, unit});
+                                       {kernel, 0.0f, unit, false});
     const double cost =
         2.0 * (costs.byte * static_cast<double>(dims) + costs.screen) + left * (costs.pair * dim + costs.visit) + exact;
     if (cost >= *least) {

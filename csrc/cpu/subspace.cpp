@@ -258,7 +258,6 @@ Rows project_rows(Matrix<const float> rows, const Frame& frame, const Subspace& 
                   int threads) {
   const Projections projected(rows, frame, subspace, isa, threads);
   Rows out = round_rows(projected.rows(), projected.frame, format, threads);
-  resize_for<float>("bounds of the rows", &out.bounds.error, rows.rows);
   projected.widen(&out.bounds);
   return out;
 }

@@ -28,7 +28,7 @@ class TwoLevels final : public SearchLevels {
         coarse_(project_panels(bank, frame_, subspace_, Format::fixed8, isa, threads)),
         rows_(round_rows(bank, frame_, Format::fixed8, threads)),
         whole_(bank, frame_, Format::fixed8, isa),
-        level_{whole_.level.kernel, 0.0f, whole_.level.unit},
+        level_{whole_.level.kernel, 0.0f, whole_.level.unit, false},
         pairs_(pair_kernel(isa)) {
     coarse_.keep_for_screening();
   }

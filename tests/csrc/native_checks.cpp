@@ -187,6 +187,32 @@ void check_pair(const mmad::WholeRows& whole, const Rows& queries, const mmad::R
     expect(!passed, what + ": a pair was let pass that is out of reach");
 }
 
+// Coordinates in a subspace rule no pair out that is within its limit, although they are off by an error.
+void check_projections(Draw& draw, mmad::Isa isa, const std::string& precision) {
+  const std::int64_t dim = draw.integer(1, 90), dims = std::int64_t{2} << draw.integer(0, 5);
+  const Rows bank = draw.rows(draw.integer(1, 60), dim, 16.0), queries = draw.rows(draw.integer(1, 20), dim, 16.0);
+  const mmad::Format format = mmad::screening_format(precision, isa);
+  const mmad::Frame frame = mmad::screening_frame(bank.view());
+  const mmad::Subspace subspace = mmad::leading_subspace(bank.view(), frame, dims, 1);
+  const mmad::Format of_rows = mmad::row_format(format, isa);
+  const mmad::Rows rows = mmad::project_rows(queries.view(), frame, subspace, of_rows, isa, 1);
+  const mmad::Panels panels = mmad::project_panels(bank.view(), frame, subspace, format, isa, 1);
+  const double unit = static_cast<double>(frame.factor) * frame.factor;
+  const mmad::Level level{mmad::tile_kernel(format, isa), mmad::accumulation_error(format, dims + mmad::kDepthStep),
+                          unit, false};
+  const mmad::TileSession session(level.kernel);
+  for (std::int64_t q = 0; q < queries.count; ++q) {
+    const std::int64_t row = draw.integer(0, bank.count - 1), step = level.kernel.panels;
+    const double limit = squared(queries.view().row(q), bank.view().row(row), dim);
+    const mmad::RowTerms terms = level.terms(rows.bounds, q, limit);
+    mmad::TileResult result;
+    const std::int64_t p = row / mmad::kPanelWidth / step * step;
+    const bool any = mmad::screen_tile(level, rows, q, &terms, 1, panels, p, &result);
+    expect(any && ((result.passed[0] >> (row - p * mmad::kPanelWidth)) & 1u) != 0,
+           "projections " + mmad::isa_name(isa) + " " + precision);
+  }
+}
+
 void check_bounds(Draw& draw, mmad::Isa isa, const std::string& precision) {
   const std::int64_t dim = draw.integer(1, 90);
   const Rows bank = draw.rows(draw.integer(1, 60), dim, 16.0), others = draw.rows(draw.integer(1, 20), dim, 16.0);
@@ -315,6 +341,7 @@ int main(int argc, char** argv) {
       for (const char* precision : {"float32", "half", "int8"}) {
         check_search(draw, isa, precision);
         check_bounds(draw, isa, precision);
+        check_projections(draw, isa, precision);
         if (std::string(precision) != "int8") check_selection(draw, isa, precision);
       }
     }

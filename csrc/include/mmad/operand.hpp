@@ -18,9 +18,10 @@
 //
 // The left side is computed. Its accumulation errs by gamma N_q N_m at most (0 for integers, which add exactly). The
 // slack of each side, kSlack N^2 with kSlack = 32 u and u = 2^-24, covers the rounding of the squares to float32 (4 u N^2
-// each, with the subtraction of the centre and the scale), and of the expression. Where a <= 1.01 (N_q + N_m), 2 a rho_m is at most
-// 2.5 (N_q^2 + N_m^2), partial sums are at most 4.5 times that sum of squares, and all roundings together 24 u times it.
-// A longer a holds every pair, and they pass by a margin of 2 %. rho_m^2 is part of the slack, on both sides alike.
+// each, with the subtraction of the centre and the scale), and of the expression. Where a <= 1.01 (N_q + N_m), 2 a rho_m is
+// at most 2.5 (N_q^2 + N_m^2), partial sums are at most 4.5 times that sum of squares, and all roundings together 24 u
+// times it. A longer a holds every pair, and they pass by a margin of 2 %. rho_m^2 is part of the slack, on both sides
+// alike.
 //
 // Extreme values. Squares of float32 numbers leave float32's range, so the whole problem is first scaled by a power of two
 // (Frame::factor) that takes the longest of a sample of the rows to a norm in [2^32, 2^33). What follows is said of the
@@ -92,11 +93,10 @@ struct RowBounds {
   std::vector<float> squared;        // |x|^2, to nearest
   std::vector<float> rounded;        // |x^|^2, to nearest
   std::vector<float> slack;          // kSlack N^2 + rho^2
-  std::vector<float> error;          // of what was rounded, a part of rho; empty for rows themselves
   std::vector<std::int32_t> offset;  // of rows of signed bytes: kByteBias times the sum of v; otherwise empty
 
-  // What was rounded is off by up to `by`.
-  void widen(std::int64_t i, float by);
+  // What was rounded is off by up to `error`: rho holds it, N and |x|^2 are those of what was rounded.
+  void widen(std::int64_t i, float error);
   float base(std::int64_t i) const { return rounded[i] - slack[i]; }
   std::int64_t nbytes() const;
 };
