@@ -75,8 +75,7 @@ std::unique_ptr<SearchLevels> one_level(Matrix<const float> bank, Format format,
 }
 
 WholeRows::WholeRows(Matrix<const float> bank_, const Frame& frame, Format format, Isa isa) : bank(bank_) {
-  level = {tile_kernel(format, isa), accumulation_error(format, bank.cols + kDepthStep),
-           static_cast<double>(frame.factor) * frame.factor};
+  level = {tile_kernel(format, isa), accumulation_error(format, bank.cols + kDepthStep), frame.unit()};
 }
 
 // What the lower bound leaves out is put back, and the product of the rounded rows is left, give or take the slacks, the

@@ -112,8 +112,10 @@ void RowBlock::move(std::int64_t from, std::int64_t to) {
 }
 
 Screen::Screen(const ScreenSpace& space, std::int64_t dim) : use_coarse_(space.coarse()) {
-  full_ = {tile_kernel(space.packed, space.isa), accumulation_error(space.packed, dim + kDepthStep), space.unit()};
-  coarse_ = {full_.kernel, accumulation_error(space.packed, space.subspace.dims + kDepthStep), space.unit(), false};
+  full_ = {tile_kernel(space.packed, space.isa), accumulation_error(space.packed, dim + kDepthStep),
+           space.frame.unit()};
+  coarse_ = {full_.kernel, accumulation_error(space.packed, space.subspace.dims + kDepthStep), space.frame.unit(),
+             false};
 }
 
 ColumnTerms column_terms(const Panels& panels, std::int64_t column) {

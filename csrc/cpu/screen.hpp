@@ -30,8 +30,6 @@ struct ScreenSpace {
   ScreenSpace(Matrix<const float> rows, Format packed_format, Isa isa, bool coarse, int threads);
   Format rows_format() const { return row_format(packed, isa); }
   bool coarse() const { return subspace.dims > 0; }
-  // What a squared distance is multiplied with in the frame: in float64, where it neither overflows nor underflows.
-  double unit() const { return static_cast<double>(frame.factor) * frame.factor; }
 };
 
 struct ScreenRows {

@@ -79,7 +79,7 @@ struct Sample {
 
 Screening best_of_bytes(Matrix<const float> bank, const Sample& sample, const Frame& frame, Isa isa, int threads,
                         const Costs& costs, double* least) {
-  const double unit = static_cast<double>(frame.factor) * frame.factor;
+  const double unit = frame.unit();
   const auto dim = static_cast<double>(bank.cols);
   const TileKernel kernel = tile_kernel(Format::fixed8, isa);
   const Format rows_format = row_format(Format::fixed8, isa);

@@ -197,9 +197,8 @@ void check_projections(Draw& draw, mmad::Isa isa, const std::string& precision) 
   const mmad::Format of_rows = mmad::row_format(format, isa);
   const mmad::Rows rows = mmad::project_rows(queries.view(), frame, subspace, of_rows, isa, 1);
   const mmad::Panels panels = mmad::project_panels(bank.view(), frame, subspace, format, isa, 1);
-  const double unit = static_cast<double>(frame.factor) * frame.factor;
   const mmad::Level level{mmad::tile_kernel(format, isa), mmad::accumulation_error(format, dims + mmad::kDepthStep),
-                          unit, false};
+                          frame.unit(), false};
   const mmad::TileSession session(level.kernel);
   for (std::int64_t q = 0; q < queries.count; ++q) {
     const std::int64_t row = draw.integer(0, bank.count - 1), step = level.kernel.panels;

@@ -136,6 +136,9 @@ struct Panels {
 struct Frame {
   std::vector<float> center;
   float factor = 1.0f;  // a power of two
+
+  // What a squared distance is multiplied with: in float64, where it neither overflows nor underflows.
+  double unit() const { return static_cast<double>(factor) * factor; }
 };
 
 // The centre is the mean of the middle half of a sample of the rows in every coordinate, so that a few rows of huge norm
