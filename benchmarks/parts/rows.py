@@ -72,10 +72,10 @@ def plans_of(arguments: argparse.Namespace) -> list[Plan]:
         for row in _chosen(plan, arguments):
             _add(plan, row, arguments, own[plan.table.name, row.key], files)
     files.check_used()
-    own = sorted({str(row.method) for plan in plans for row in plan.table.rows if row.runnable})
-    if own and not any(plan.runs for plan in plans):
+    methods = sorted({str(row.method) for plan in plans for row in plan.table.rows if row.runnable})
+    if methods and not any(plan.runs for plan in plans):
         found = ", ".join(arguments.methods)
-        raise InputError(f"--methods: expected some of the tables' rows ({', '.join(own)}), found {found}")
+        raise InputError(f"--methods: expected some of the tables' rows ({', '.join(methods)}), found {found}")
     return plans
 
 
