@@ -13,13 +13,13 @@ __version__ = "0.1.0"
 
 _EXPORTS = {"MemoryBank": "bank", "MultiBank": "bank"}
 _SUBMODULES = (
-    "adaptation", "bank", "bench", "cli", "data", "demo", "errors", "evaluation", "extraction", "features", "fusion",
-    "methods", "metrics", "ops", "report", "scoring", "synthetic", "tuning",
+    "adaptation", "bank", "bench", "calibration", "cli", "data", "demo", "errors", "evaluation", "extraction",
+    "features", "fusion", "methods", "metrics", "ops", "report", "scoring", "synthetic", "tuning",
 )  # fmt: skip
 __all__ = [
-    "MemoryBank", "MultiBank", "__version__", "adaptation", "bank", "bench", "cli", "data", "demo", "errors",
-    "evaluation", "extraction", "features", "fusion", "methods", "metrics", "ops", "report", "scoring", "synthetic",
-    "tuning",
+    "MemoryBank", "MultiBank", "__version__", "adaptation", "bank", "bench", "calibration", "cli", "data", "demo",
+    "errors", "evaluation", "extraction", "features", "fusion", "methods", "metrics", "ops", "report", "scoring",
+    "synthetic", "tuning",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         adaptation,
         bank,
         bench,
+        calibration,
         cli,
         data,
         demo,

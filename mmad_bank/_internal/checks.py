@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,19 @@ def check_index(value: int, name: str, low: int, high: int, why: str) -> int:
     if not low <= value <= high:
         raise InputError(f"{name}: expected {low} to {high} ({why}), found {value}")
     return int(value)
+
+
+def check_rate(value: float, name: str) -> float:
+    """Return a share above 0 and below 1 as a float, or say what is wrong with it.
+
+    Example:
+        >>> check_rate(1.0, "false_alarm_rate")
+        Traceback (most recent call last):
+        mmad_bank.errors.InputError: false_alarm_rate: expected a number above 0 and below 1, such as 0.01, found 1.0
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < 1:
+        raise InputError(f"{name}: expected a number above 0 and below 1, such as 0.01, found {value!r}")
+    return float(value)
 
 
 @contextmanager

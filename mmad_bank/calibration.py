@@ -1,0 +1,218 @@
+"""From scores to decisions with a promised false-alarm rate: conformal p-values of held-out normal images.
+
+A score says nothing by itself: its unit is that of the features. Scores of normal images that took no part in the
+training say what a normal score is. If a new normal image is like them (exchangeable), its rank among them is uniform,
+whatever the features are, and so is the false-alarm rate that follows (Vovk, Gammerman, Shafer 2005: Algorithmic
+Learning in a Random World; Bates et al. 2023: Testing for Outliers with Conformal p-values).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmad_bank._internal.checks import ArrayLike, check_rate
+from mmad_bank.errors import InputError
+
+USUAL_RATE = 0.01
+"""False-alarm rate that is aimed at where none is asked for."""
+LEAST_FOR_TAIL = 20
+"""Number of held-out scores from which on a tail is fitted."""
+_TAIL_SHARE, _TAIL_LEAST = 0.1, 10  # of the scores, and scores, that the tail is fitted to
+_LEAST_WIDTH = 1e-30  # of a scale, where all held-out scores are the same
+_LARGEST_SHAPE = 0.9  # of a tail that still has a mean
+
+
+class Threshold(NamedTuple):
+    """A limit of scores.
+
+    Attributes:
+        score: What is larger is bad.
+        rate: False-alarm rate that it stands for, a share of the normal images.
+        extrapolated: Whether the rate is below what the held-out images can promise: it rests on a fitted tail then.
+    """
+
+    score: float
+    rate: float
+    extrapolated: bool
+
+
+class Tail(NamedTuple):
+    """A generalized Pareto distribution of what scores exceed a high one by.
+
+    Attributes:
+        start: Score from which on it holds.
+        scale: Its scale (σ), in the unit of the scores.
+        shape: Its shape (ξ), 0 for an exponential tail and larger for a heavier one.
+        share: Share of the normal images above ``start``.
+    """
+
+    start: float
+    scale: float
+    shape: float
+    share: float
+
+    def score_at(self, rate: float) -> float:
+        """Return the score that a share of the normal images exceeds, at most :attr:`share`."""
+        times = self.share / rate
+        factor = math.log(times) if self.shape == 0 else math.expm1(self.shape * math.log(times)) / self.shape
+        return self.start + self.scale * factor
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Scores of held-out normal images, and what follows from them.
+
+    Args:
+        scores: (n,) scores of normal images that took no part in the training, in any order.
+        origin: Words for which images they are.
+
+    Attributes:
+        scores: float64 (n,), ascending.
+
+    Raises:
+        InputError: There is no score, or one is not finite.
+
+    Example:
+        >>> calibration = Calibration(torch.arange(1.0, 100.0), "validation images")
+        >>> len(calibration), calibration.smallest_rate
+        (99, 0.01)
+        >>> calibration.p_values(torch.tensor([50.0, 99.0, 120.0]))
+        tensor([0.5100, 0.0200, 0.0100], dtype=torch.float64)
+        >>> calibration.threshold(0.05)
+        Threshold(score=95.0, rate=0.05, extrapolated=False)
+    """
+
+    scores: Tensor
+    origin: str = "held-out images"
+
+    def __init__(self, scores: ArrayLike, origin: str = "held-out images") -> None:
+        values = torch.as_tensor(np.asarray(scores.cpu() if isinstance(scores, Tensor) else scores), device="cpu")
+        if values.ndim != 1 or len(values) == 0 or not (values.is_floating_point() or values.dtype == torch.int64):
+            raise InputError(f"scores: expected numbers (n,), found {values.dtype} {tuple(values.shape)}")
+        if not bool(torch.isfinite(values).all()):
+            raise InputError("scores: expected finite ones, found NaN or infinity")
+        object.__setattr__(self, "scores", values.double().sort().values)
+        object.__setattr__(self, "origin", origin)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __repr__(self) -> str:
+        low, high = float(self.scores[0]), float(self.scores[-1])
+        return f"<Calibration of {len(self)} {self.origin}: {low:.4g} to {high:.4g}>"
+
+    @property
+    def smallest_rate(self) -> float:
+        """The smallest false-alarm rate that so many images can promise, 1/(n + 1)."""
+        return 1 / (len(self) + 1)
+
+    def p_values(self, scores: ArrayLike | float) -> Tensor:
+        """Return the conformal p-values of new scores, (1 + #{held-out scores ≥ s}) / (n + 1).
+
+        Of normal images a share of at most α has a p-value of at most α. None is below :attr:`smallest_rate`.
+
+        Args:
+            scores: Scores of any shape, made as the held-out ones were.
+
+        Returns:
+            float64 on the CPU, in the same shape.
+        """
+        values = torch.as_tensor(scores).detach().cpu().double()
+        below = torch.searchsorted(self.scores, values.contiguous())
+        # NaN sorts behind all numbers; it says nothing about an image and gets no small p-value.
+        p_values = (1 + len(self) - below).double() / (len(self) + 1)
+        return torch.where(values.isnan(), torch.nan, p_values)
+
+    def rate(self, rate: float | None = None) -> float:
+        """Return a false-alarm rate as it was asked for, or else 0.01, or :attr:`smallest_rate` if that is larger.
+
+        Raises:
+            InputError: It is not above 0 and below 1.
+        """
+        return max(USUAL_RATE, self.smallest_rate) if rate is None else check_rate(rate, "false_alarm_rate")
+
+    def threshold(self, rate: float | None = None) -> Threshold:
+        """Return the score above which an image is bad, at a false-alarm rate.
+
+        For a rate of at least 1/(n + 1) it is the k-th largest held-out score, k = ⌊rate · (n + 1)⌋: a score is above
+        it exactly if its p-value is at most the rate. Below that no number of images promises anything, and a tail
+        (:attr:`tail`) extrapolates.
+
+        Args:
+            rate: Share of the normal images that may be called bad; None takes :meth:`rate`'s.
+
+        Raises:
+            InputError: It is out of range, or too small for the number of images.
+        """
+        wanted = self.rate(rate)
+        # A hair's breadth for rates such as 0.05 with 99 images, whose product is 4.999... in floating point.
+        k = math.floor(wanted * (len(self) + 1) * (1 + 1e-12))
+        if k >= 1:
+            return Threshold(float(self.scores[-min(k, len(self))]), wanted, False)
+        if self.tail is None:
+            raise InputError(
+                f"false_alarm_rate: expected at least 1/(n + 1) = {self.smallest_rate:.4g} with {len(self)} held-out"
+                f" images, or {LEAST_FOR_TAIL} of them to extrapolate from, found {wanted:g}"
+            )
+        return Threshold(max(float(self.scores[-1]), self.tail.score_at(wanted)), wanted, True)
+
+    @cached_property
+    def tail(self) -> Tail | None:
+        """The tail of the largest tenth of the scores; None with fewer than :data:`LEAST_FOR_TAIL` of them.
+
+        Fitted by probability-weighted moments (Hosking and Wallis 1987), which few values suit better than maximum
+        likelihood. The shape is kept at 0 or above: a finite end that few scores suggest would promise too much.
+        """
+        n = len(self)
+        if n < LEAST_FOR_TAIL:
+            return None
+        k = max(_TAIL_LEAST, math.ceil(_TAIL_SHARE * n))
+        start = float(self.scores[-k - 1])
+        excess = (self.scores[-k:] - start).numpy()
+        above = 1 - (np.arange(1, k + 1) - 0.35) / k
+        first, second = float(excess.mean()), float((above * excess).mean())
+        if first <= 0:
+            return Tail(start, 0.0, 0.0, k / (n + 1))
+        # second is at most first/2 for any ascending values; equal only where the excesses do not vary.
+        shape = 2 - first / max(first - 2 * second, 1e-12 * first)
+        shape = min(max(shape, 0.0), _LARGEST_SHAPE)
+        return Tail(start, first * (1 - shape), shape, k / (n + 1))
+
+    def normalized(self, scores: ArrayLike | float, rate: float | None = None) -> Tensor:
+        """Bring scores to a scale from 0 to 1 on which the threshold stands at 0.5.
+
+        With the lowest held-out score a and the threshold t it is x/(1 + x), x = (s - a)/(t - a), and 0 below a. It
+        grows with the score and never reaches 1.
+
+        Args:
+            scores: Scores of any shape.
+            rate: False-alarm rate of the threshold, see :meth:`threshold`.
+
+        Returns:
+            float64 on the CPU, in the same shape.
+        """
+        lowest = float(self.scores[0])
+        width = max(self.threshold(rate).score - lowest, _LEAST_WIDTH)
+        x = ((torch.as_tensor(scores).detach().cpu().double() - lowest) / width).clamp(min=0)
+        return x / (1 + x)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return JSON-able values, from which :meth:`from_json` makes the same again."""
+        return {"origin": self.origin, "scores": self.scores.tolist()}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Calibration:
+        """Return what :meth:`as_json` made.
+
+        Raises:
+            InputError: A score is not finite, or there is none.
+        """
+        return cls(torch.tensor([float(one) for one in content["scores"]], dtype=torch.float64), str(content["origin"]))
