@@ -109,7 +109,7 @@ class Job:
         try:
             return open_dataset(self.dataset, category, "validation", self.layout, units=self.units)
         except MissingSplitError as error:
-            if self.make().uses_validation:
+            if self.make().needs_validation:
                 print(f"note: fitted without validation: {error}", file=sys.stderr)
             return None
 

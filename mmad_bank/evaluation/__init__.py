@@ -20,7 +20,7 @@ from mmad_bank.evaluation.results import (
     word,
 )
 from mmad_bank.evaluation.running import evaluate
-from mmad_bank.methods.prediction import FUSED
+from mmad_bank.methods.verdicts import FUSED
 
 __all__ = [
     "FUSED", "HIGHEST_DEFECT", "HIGHEST_GOOD", "LOWEST_DEFECT", "LOWEST_GOOD", "RESULT", "ROLES", "Curve", "Evaluation",

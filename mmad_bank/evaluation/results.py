@@ -10,7 +10,7 @@ import numpy as np
 
 from mmad_bank.errors import InputError
 from mmad_bank.methods.base import Prediction
-from mmad_bank.methods.prediction import FUSED
+from mmad_bank.methods.verdicts import FUSED
 
 RESULT = "result"
 """Name of the method's own result for readers: "fused" is too near to the bank of fused features."""

@@ -26,7 +26,7 @@ from mmad_bank.evaluation.results import (
     SampleScore,
 )
 from mmad_bank.methods.base import Part, Prediction
-from mmad_bank.methods.prediction import FUSED
+from mmad_bank.methods.verdicts import FUSED
 from mmad_bank.metrics import AUPRO, AUROC
 
 
