@@ -27,7 +27,7 @@ from mmad_bank.bank.projection import SparseProjection
 from mmad_bank.bank.provenance import Origin, Source, check_rows, describe_images, locate, restore_sources
 from mmad_bank.bank.recall import SearchSettings
 from mmad_bank.bank.reporting import Progress, reporting
-from mmad_bank.bank.scores import Scores, score_images
+from mmad_bank.bank.scores import Rule, Scores, score_images
 from mmad_bank.bank.selection import (
     Moments,
     Standardization,
@@ -390,7 +390,8 @@ class MemoryBank:
         if not (rows.is_cuda and torch.cuda.is_current_stream_capturing()):
             images = Source("patches", rows.shape[0] * rows.shape[1], rows.shape[1])
             check_finite(rows.view(-1, self.dim), "patches", place=images.place)
-        return score_images(self.search_index, rows, self._std, reweight, min(wanted, len(self)), divisor)
+        scores = score_images(self.search_index, rows, self._std, reweight, min(wanted, len(self)), divisor)
+        return scores.by(Rule(reweight, wanted, float(divisor)))
 
     def provenance(self, rows: Tensor | Sequence[int] | None = None) -> list[Origin]:
         """Say where bank vectors came from: file, row in it, image and its name, place of the patch if it is known.

@@ -187,10 +187,10 @@ def score(
     check_positive("--top", top)
     from mmad_bank import scoring
     from mmad_bank.bank import MemoryBank
+    from mmad_bank.bank.dump_scores import patches_of_an_image
     from mmad_bank.cli._scoring import (
         images_of,
         map_files,
-        patches_of_an_image,
         save_maps,
         save_scores,
         save_table,
