@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -18,6 +19,18 @@ from mmad_bank._internal.decoding import decoding
 from mmad_bank._internal.former import formerly
 from mmad_bank._internal.locks import ForkedOpen
 from mmad_bank.bank import file_format
+from mmad_bank.bank.calibrating import (
+    HELD_OUT,
+    BankCalibration,
+    Verdicts,
+    check_all_of_bank,
+    check_files_held_out,
+    check_held_out,
+    check_rule,
+    score_by_folds,
+    score_held_out,
+)
+from mmad_bank.bank.dump_scores import ScoreImages, patches_of_an_image
 from mmad_bank.bank.dumps import FeatureDump, Layout, PathLike, open_dump
 from mmad_bank.bank.exact_index import ExactIndex
 from mmad_bank.bank.faiss_index import FaissIndex, check_factory
@@ -76,6 +89,8 @@ class MemoryBank:
         index: Name of the index, as given.
         projection: The random projection to the selection space, or None.
         standardization: :class:`Standardization` or None.
+        calibration: What scores of normal images are, or None, see :meth:`calibrate`. It goes with copies and into the
+            file.
 
     Example:
         >>> import torch
@@ -89,6 +104,7 @@ class MemoryBank:
     projection: SparseProjection | None
     standardization: Standardization | None
     extractor: str | None
+    calibration: BankCalibration | None = None
     _device: torch.device  # where it searches
     _raw_radius: float | None  # in the selection space, before standardization
     _mapped: FileState | None  # the file on disk that the vectors are
@@ -137,6 +153,7 @@ class MemoryBank:
         self.projection = None
         self.standardization = None
         self.extractor = None
+        self.calibration = None
         self._raw_radius = None
         self._mapped = None
         self._file = None
@@ -393,6 +410,116 @@ class MemoryBank:
         scores = score_images(self.search_index, rows, self._std, reweight, min(wanted, len(self)), divisor)
         return scores.by(Rule(reweight, wanted, float(divisor)))
 
+    def calibrate(
+        self,
+        features: Features,
+        *,
+        folds: int | None = None,
+        reweight: scoring.Reweight = "m3dm",
+        n_neighbors: int | None = None,
+        patches: int | None = None,
+        origin: str | None = None,
+        progress: Progress = False,
+        key: str | Sequence[str] | None = None,
+        layout: Layout = "auto",
+        by_image: bool = False,
+        left_out: dict[str, str] | None = None,
+    ) -> BankCalibration:
+        """Score normal images that took no part in the bank, and keep the scores to judge others by.
+
+        With ``folds`` the images are those that the bank was built from: each is scored by a bank of the others, which
+        takes the same share of the rows by the same projection, standardization and index. That takes as long as
+        ``folds`` selections and one scoring of all images. Banks of fewer images give slightly higher scores, so
+        verdicts are rather too mild than too strict; proven is the false-alarm rate of held-out images only.
+
+        Args:
+            features: Normal images, as for :meth:`build`, which the bank was not built from; with ``folds`` all that
+                it was built from, in their order.
+            folds: Number of runs of neighboring images that are left out in turn, at least 2; default: none.
+            reweight: Rule of the image scores that are to be judged, see :meth:`score`.
+            n_neighbors: As for :meth:`score`.
+            patches: Number of patches per image in (N, D) features; default: a file or array is one image.
+            origin: Words for which images they are; default: ``"held-out images"``, or that they are of folds.
+            progress: As for :meth:`build`.
+            key: As for :meth:`build`.
+            layout: As for :meth:`build`.
+            by_image: As for :meth:`build`.
+            left_out: Dictionary that takes up why a file cannot be used, by file; the others are taken. Default: the
+                first one is an error.
+
+        Returns:
+            What the bank keeps as :attr:`calibration`.
+
+        Raises:
+            InputError: Bad features, or of another extractor; images that the bank was built from without ``folds``, or
+                others with it; an argument out of range.
+
+        Example:
+            >>> import torch
+            >>> features = torch.rand(20, 9, 4, generator=torch.Generator().manual_seed(0))
+            >>> bank = MemoryBank.build(features, ratio=0.5)
+            >>> bank.calibrate(features, folds=5).images
+            <Calibration of 20 images of the bank, in 5 folds: 0.1399 to 0.1883>
+        """
+        rule = check_rule(reweight, n_neighbors)
+        dump = open_dump(
+            features, key=key, layout=layout, by_image=by_image, left_out=left_out,
+            dim=None if isinstance(features, FeatureDump) else self.dim,
+        )  # fmt: skip
+        dump.check_dim(self.dim, "the bank")
+        dump.check_extractor(self.extractor, "the bank")
+        per_image = patches_of_an_image(dump, patches)
+        bank = self.__copy__()  # as it is now, whatever extends it meanwhile
+        with reporting(progress) as report:
+            if folds is None:
+                check_files_held_out(bank.sources, dump)
+                scores = score_held_out(bank._scorer(rule), dump, per_image, left_out, report)
+                check_held_out(scores, bank.source_rows, bank.sources)
+            else:
+                check_all_of_bank(bank.vectors, bank.source_rows, bank.sources, dump)
+                scores = score_by_folds(
+                    lambda rest: bank._of_fold(rest, len(dump), rule), dump, per_image, folds, report
+                )
+        words = HELD_OUT if folds is None else f"images of the bank, in {folds} folds"
+        calibration = BankCalibration.of(scores, rule, words if origin is None else origin)
+        self.calibration = calibration
+        return calibration
+
+    def _scorer(self, rule: Rule) -> ScoreImages:
+        return partial(self.score, reweight=rule.reweight, n_neighbors=rule.n_neighbors, divisor=rule.divisor)
+
+    def _of_fold(self, rest: FeatureDump, rows_in_all: int, rule: Rule) -> ScoreImages:
+        """Return what scores with a bank like this one, of some of its features."""
+        settings = self._settings_now()
+        made = MemoryBank.build(
+            rest, size=max(1, len(self) * len(rest) // rows_in_all), index=self.index,
+            projection_dim=None if self.projection is None else self.projection.dim_out,
+            seed=0 if self.projection is None else self.projection.seed,
+            standardize=False if self.standardization is None else self.standardization,
+            bank_precision=self.bank_precision, device=self.device, nprobe=settings.nprobe,
+            ef_search=settings.ef_search,
+        )  # fmt: skip
+        return made._scorer(rule)
+
+    def judge(self, scores: Scores, false_alarm_rate: float | None = None) -> Verdicts:
+        """Say which images are bad, at a false-alarm rate that held-out images promise.
+
+        Args:
+            scores: What :meth:`score` has returned, by the rule of the calibration.
+            false_alarm_rate: Share of the normal images that may be called bad; default: 0.01, or the smallest that the
+                calibration can promise if that is larger.
+
+        Returns:
+            P-values, verdicts of images and patches, and the limits behind them, on the CPU.
+
+        Raises:
+            InputError: The bank is not calibrated; the scores are by another rule or of images of another size; the
+                rate is out of range.
+        """
+        if self.calibration is None:
+            raise InputError("scores: expected a bank that is calibrated, found none; MemoryBank.calibrate does it")
+        return self.calibration.judge(scores, false_alarm_rate)
+
     def provenance(self, rows: Tensor | Sequence[int] | None = None) -> list[Origin]:
         """Say where bank vectors came from: file, row in it, image and its name, place of the patch if it is known.
 
@@ -501,6 +628,7 @@ class MemoryBank:
             _mapped=None,
             _faiss_bytes=None,
             _index=index,
+            calibration=self.calibration and self.calibration.aged(),
         )
 
     def to(self, device: torch.device | str, *, vectors_on: VectorsOn = "device") -> MemoryBank:
@@ -600,6 +728,7 @@ class MemoryBank:
             "extractor": self.extractor,
             "sources": [{"file": one.file, "rows": one.rows, "patches": one.patches} for one in self.sources],
             "images": describe_images(self.sources),
+            **({} if self.calibration is None else {"calibration": self.calibration.header()}),
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -616,6 +745,8 @@ class MemoryBank:
                 tensors["faiss_index"] = self._index.serialize()
             elif self._faiss_bytes is not None:
                 tensors["faiss_index"] = self._faiss_bytes
+            if self.calibration is not None:
+                tensors |= self.calibration.tensors()
             header = self.metadata()
         file_format.write(path, header, tensors)
 
@@ -702,6 +833,9 @@ class MemoryBank:
             pair = (standardization.number("mean"), standardization.number("std"))
             self.standardization = check_standardization(pair)
         self.extractor = header.optional_text("extractor")
+        calibration = header.optional_table("calibration")
+        if calibration is not None:
+            self.calibration = BankCalibration.restore(calibration, tensors)
         radius = header.optional_number("radius")
         self._raw_radius = None if radius is None else check_radius(radius)
         if self.index != "exact":
