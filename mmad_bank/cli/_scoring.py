@@ -16,9 +16,10 @@ from torch import Tensor
 
 from mmad_bank._internal.files import replacing
 from mmad_bank._internal.progress import progress_bar
-from mmad_bank.bank import FeatureDump, MemoryBank, Scores
+from mmad_bank.bank import FeatureDump, MemoryBank, Scores, Verdicts
 from mmad_bank.bank.dump_scores import cut_in_images, in_images, patches_of_an_image, score_dump
 from mmad_bank.bank.dumps import Part
+from mmad_bank.cli._verdicts import verdict_facts, word_verdict
 from mmad_bank.errors import InputError
 from mmad_bank.scoring import Reweight, anomaly_map
 
@@ -27,6 +28,7 @@ _COLUMNS = (
     "name", "file", "score", "worst_patch", "worst_row", "worst_column", "worst_score", "nearest", "source",
     "source_file", "source_patch", "source_row", "source_column",
 )  # fmt: skip
+_OF_VERDICTS = ("p_value", "verdict")
 
 
 class Image(NamedTuple):
@@ -98,18 +100,37 @@ def score_images(
     return ScoredImages(images, scores, dump.dim, left_out)
 
 
-def save_scores(path: Path, scored: ScoredImages) -> None:
-    """Write the arrays ``patch`` (B, P) and ``image`` (B,) float32, ``nearest`` (B, P) int64, ``names`` (B,) text."""
+def save(
+    bank: MemoryBank, scored: ScoredImages, verdicts: Verdicts | None, out: Path | None, csv: Path | None,
+    maps: Path | None,
+) -> None:  # fmt: skip
+    """Write what was asked for, as the functions below do."""
+    if out is not None:
+        save_scores(out, scored, verdicts)
+    if csv is not None:
+        save_table(csv, bank, scored, verdicts)
+    if maps is not None:
+        save_maps(maps, scored)
+
+
+def save_scores(path: Path, scored: ScoredImages, verdicts: Verdicts | None = None) -> None:
+    """Write the arrays ``patch`` (B, P) and ``image`` (B,) float32, ``nearest`` (B, P) int64, ``names`` (B,) text.
+
+    With verdicts also ``p_value`` (B,) float64, ``bad`` (B,) and ``bad_patches`` (B, P) bool.
+    """
     scores = scored.scores
     arrays = {name: getattr(scores, name).numpy() for name in ("patch", "image", "nearest")}
+    if verdicts is not None:
+        arrays |= {"p_value": verdicts.p_values.numpy(), "bad": verdicts.bad.numpy()}
+        arrays |= {"bad_patches": verdicts.bad_patches.numpy()}
     with replacing(path) as partial, partial.open("wb") as file:
         np.savez(file, **arrays, names=np.array([image.name for image in scored.images], dtype=np.str_))
 
 
-def save_table(path: Path, bank: MemoryBank, scored: ScoredImages) -> None:
+def save_table(path: Path, bank: MemoryBank, scored: ScoredImages, verdicts: Verdicts | None = None) -> None:
     """Write a line of CSV for each image: its name, score, worst patch, and the bank vector nearest to that.
 
-    Cells are empty where a grid is not known.
+    Cells are empty where a grid is not known. With verdicts there are two columns more.
     """
     worst = scored.worst()
     order = torch.arange(len(scored))
@@ -117,15 +138,21 @@ def save_table(path: Path, bank: MemoryBank, scored: ScoredImages) -> None:
     origins = bank.provenance(nearest)
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         table = csv.writer(file)
-        table.writerow(_COLUMNS)
+        table.writerow([*_COLUMNS, *([] if verdicts is None else _OF_VERDICTS)])
         for number, (patch, vector, origin) in enumerate(zip(worst.tolist(), nearest.tolist(), origins, strict=True)):
             image = scored.images[number]
             table.writerow(
                 [image.name, image.file, _digits(scored.scores.image[number]), patch,
                  *(scored.place(number, patch) or ("", "")), _digits(scored.scores.patch[number, patch]), vector,
                  origin.name, origin.file, origin.row if origin.patch is None else origin.patch,
-                 *(origin.place or ("", ""))]
+                 *(origin.place or ("", "")), *_cells(verdicts, number)]
             )  # fmt: skip
+
+
+def _cells(verdicts: Verdicts | None, image: int) -> list[str]:
+    if verdicts is None:
+        return []
+    return [f"{float(verdicts.p_values[image]):.9g}", word_verdict(bool(verdicts.bad[image]))]
 
 
 def map_files(images: Sequence[Image], maps: Path) -> list[Path]:
@@ -167,7 +194,7 @@ def _digits(value: Tensor) -> str:
 
 
 def summarise(
-    bank: MemoryBank, scored: ScoredImages, top: int, reweight: Reweight
+    bank: MemoryBank, scored: ScoredImages, top: int, reweight: Reweight, verdicts: Verdicts | None = None
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Return JSON-able values, and the same for people: the highest scores and why, counts, the scores' spread."""
     scores = scored.scores
@@ -185,12 +212,16 @@ def summarise(
              "nearest": int(vector),
              **{f"origin_{name}": value for name, value in origin._asdict().items()}}
         )  # fmt: skip
+        if verdicts is not None:
+            highest[-1] |= {"p_value": float(verdicts.p_values[row]), "verdict": word_verdict(bool(verdicts.bad[row]))}
     result: dict[str, Any] = {"images": n_images, "patches": n_patches, "dim": scored.dim, "vectors": len(bank)}
     result |= {"reweight": reweight, "image_scores": spread, "highest": highest}
+    if verdicts is not None:
+        result["verdicts"] = verdict_facts(verdicts, [one.name for one in scored.images], image.tolist())
     width = max(len(entry["name"]) for entry in highest)
     lines = [
-        f"{entry['name']:<{width}}  {_word_score(entry, reweight)}, patch {_place(entry['patch'], entry['place'])},"
-        f" nearest to {_word_origin(entry)}"
+        f"{entry['name']:<{width}}  {_word_score(entry, reweight)}{_word_verdict(entry)},"
+        f" patch {_place(entry['patch'], entry['place'])}, nearest to {_word_origin(entry)}"
         for entry in highest
     ]
     rows = {
@@ -207,6 +238,11 @@ def _word_score(entry: dict[str, Any], reweight: Reweight) -> str:
     if reweight == "max":
         return f"{entry['score']:.4g}"
     return f"{entry['score']:.4g} (distance {entry['distance']:.4g}, re-weighted by {reweight})"
+
+
+def _word_verdict(entry: dict[str, Any]) -> str:
+    """Return an image's verdict in words, where it was judged."""
+    return f", {entry['verdict']} (p = {entry['p_value']:.3g})" if "verdict" in entry else ""
 
 
 def _place(patch: int, place: tuple[int, int] | None) -> str:
