@@ -462,12 +462,7 @@ class MemoryBank:
             <Calibration of 20 images of the bank, in 5 folds: 0.1399 to 0.1883>
         """
         rule = check_rule(reweight, n_neighbors)
-        dump = open_dump(
-            features, key=key, layout=layout, by_image=by_image, left_out=left_out,
-            dim=None if isinstance(features, FeatureDump) else self.dim,
-        )  # fmt: skip
-        dump.check_dim(self.dim, "the bank")
-        dump.check_extractor(self.extractor, "the bank")
+        dump = self._open(features, key=key, layout=layout, by_image=by_image, left_out=left_out)
         per_image = patches_of_an_image(dump, patches)
         bank = self.__copy__()  # as it is now, whatever extends it meanwhile
         with reporting(progress) as report:
@@ -484,6 +479,33 @@ class MemoryBank:
         calibration = BankCalibration.of(scores, rule, words if origin is None else origin)
         self.calibration = calibration
         return calibration
+
+    def calibrate_again(
+        self, features: Features, *, progress: Progress = False, left_out: dict[str, str] | None = None
+    ) -> BankCalibration:
+        """Calibrate with other held-out images, by the rule that the bank is calibrated by, see :meth:`calibrate`.
+
+        Args:
+            features: As for :meth:`calibrate`; of (N, D) features an image has as many patches as before.
+            progress: As for :meth:`calibrate`.
+            left_out: As for :meth:`calibrate`.
+
+        Example:
+            >>> import torch
+            >>> bank = MemoryBank.build(torch.rand(5, 9, 4))
+            >>> calibration = bank.calibrate(torch.rand(30, 9, 4), reweight="max")
+            >>> bank.extend(torch.rand(2, 9, 4) + 9) > 0, bank.calibration.outdated
+            (True, True)
+            >>> bank.calibrate_again(torch.rand(270, 4)).rule
+            Rule(reweight='max', n_neighbors=1, divisor=1.0)
+        """
+        if self.calibration is None:
+            return self.calibrate(features, progress=progress, left_out=left_out)
+        rule = self.calibration.rule
+        return self.calibrate(
+            features, reweight=rule.reweight, n_neighbors=rule.n_neighbors, patches=self.calibration.patches,
+            progress=progress, left_out=left_out,
+        )  # fmt: skip
 
     def _scorer(self, rule: Rule) -> ScoreImages:
         return partial(self.score, reweight=rule.reweight, n_neighbors=rule.n_neighbors, divisor=rule.divisor)
@@ -543,6 +565,7 @@ class MemoryBank:
         *,
         radius: float | None = None,
         size: int | None = None,
+        calibration: Features | None = None,
         progress: Progress = False,
         key: str | Sequence[str] | None = None,
         layout: Layout = "auto",
@@ -554,11 +577,16 @@ class MemoryBank:
         added, whichever comes first. The dump that the bank was built from is not needed. Old vectors keep
         their rows, new ones are appended.
 
+        A calibration is kept, and marked as of before the extension
+        (:attr:`~mmad_bank.bank.calibrating.BankCalibration.outdated`) if rows were added.
+
         Args:
             features: As for :meth:`build`.
             radius: Distance within which a row counts as covered, in the unit of :attr:`radius`, which is the default.
                 0 takes every row that is new, up to ``size``.
             size: Largest number of rows to add.
+            calibration: Normal images that are neither in the bank nor among ``features``, to calibrate the extended
+                bank with, by the rule of its calibration (see :meth:`calibrate`).
             progress: As for :meth:`build`.
             key: As for :meth:`build`.
             layout: As for :meth:`build`; the bank's own dimensions help to tell layouts apart.
@@ -578,10 +606,10 @@ class MemoryBank:
             >>> bank.extend(features), bank.extend(features + 5, size=3)
             (0, 3)
         """
-        own = isinstance(features, FeatureDump)
-        dump = open_dump(features, key=key, layout=layout, by_image=by_image, dim=None if own else self.dim)
-        dump.check_dim(self.dim, "the bank")
-        dump.check_extractor(self.extractor, "the bank")
+        opened = partial(self._open, key=key, layout=layout, by_image=by_image)
+        dump, held_out = opened(features), None if calibration is None else opened(calibration)
+        if held_out is not None:
+            check_files_held_out([*self.sources, *dump.sources], held_out)
         wanted = None if radius is None else check_radius(radius) * self._std
         if wanted is None and self._raw_radius is None and size is None:
             raise InputError("radius: expected a radius or a size, the bank does not know its own radius")
@@ -606,7 +634,25 @@ class MemoryBank:
                 self._append(new.to(self.vectors.device), rows.cpu(), dump.sources)
             if self._raw_radius is not None:
                 self._raw_radius = max(self._raw_radius, coreset.covering_radius)
+        if held_out is not None:
+            self.calibrate_again(held_out, progress=progress)
         return len(rows)
+
+    def _open(
+        self,
+        features: Features,
+        *,
+        key: str | Sequence[str] | None,
+        layout: Layout,
+        by_image: bool,
+        left_out: dict[str, str] | None = None,
+    ) -> FeatureDump:
+        """Open features that are to be compared with the bank's."""
+        dim = None if isinstance(features, FeatureDump) else self.dim
+        dump = open_dump(features, key=key, layout=layout, by_image=by_image, left_out=left_out, dim=dim)
+        dump.check_dim(self.dim, "the bank")
+        dump.check_extractor(self.extractor, "the bank")
+        return dump
 
     def _projected_vectors(self) -> Tensor:
         assert self.projection is not None

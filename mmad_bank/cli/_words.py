@@ -135,6 +135,10 @@ WORDS: dict[str, Word] = {
         str, "Share of the normal images that may be called bad, such as 0.01 or 1%{}.", "SHARE"
     ),
     "--fail-on-bad": Word(bool, "End with exit code 4 if an image is bad."),
+    "--calibrate": Word(
+        Path, "Features of normal images to calibrate the extended bank with, joined by commas.", "FEATURES,...",
+        several=True,
+    ),
     "--folds": Word(
         int, "Number of runs of neighboring images to leave out in turn, where FEATURES are what the bank was built"
         " from.",

@@ -29,7 +29,7 @@ from mmad_bank.cli._output import (
     unfinished_outputs,
 )
 from mmad_bank.cli._swapped import check_bank_first
-from mmad_bank.cli._values import check_device, check_positive, parse_projection, parse_share
+from mmad_bank.cli._values import check_device, check_positive, parse_paths, parse_projection, parse_share
 from mmad_bank.cli._verdicts import check_calibrated, end_on_bad, parse_rate, verdict_rows
 from mmad_bank.cli._words import BankPrecision, option
 from mmad_bank.errors import InputError
@@ -110,6 +110,7 @@ def extend(
     in_place: Annotated[bool, option("--in-place")] = False,
     radius: Annotated[float | None, option("--radius")] = None,
     at_most: Annotated[int | None, option("--at-most")] = None,
+    calibrate: Annotated[list[Path] | None, option("--calibrate")] = None,
     key: Key = None,
     axes: AxesOfMaps = "auto",
     by_image: ByImage = False,
@@ -118,10 +119,16 @@ def extend(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Add normal samples to a bank: those that lie farther from it than its covering radius."""
+    """Add normal samples to a bank: those that lie farther from it than its covering radius.
+
+    A calibration is outdated then, unless --calibrate makes it anew. The p-values that the new images had before they
+    were added are an early sign of drift.
+    """
     check_bank_first("extend", bank_file, features)
-    target = check_target(bank_file, features, out, in_place, overwrite)
+    held_out = parse_paths(calibrate or [], "--calibrate")
+    target = check_target(bank_file, (*features, *held_out), out, in_place, overwrite)
     from mmad_bank.bank import MemoryBank
+    from mmad_bank.cli._extension import extension_facts, extension_rows, judge_new
 
     target_device = check_device(device)
     begin = time.perf_counter()
@@ -130,18 +137,27 @@ def extend(
     dump = Reading(key, axes, by_image).open(features, bank.dim)
     dump.check_extractor(bank.extractor, str(bank_file))
     say_defective(dump.sources, bank.sources)
+    left_out: dict[str, str] = {}
+    others = Reading(key, axes, by_image).open(held_out, bank.dim, left_out) if held_out else None
+    before, new = bank.calibration, judge_new(bank, dump, progress=show_progress(as_json))
     added = bank.extend(dump, radius=radius, size=at_most, progress=show_progress(as_json))
+    if others is not None:
+        bank.calibrate_again(others, progress=show_progress(as_json), left_out=left_out)
     extended = time.perf_counter()
     with doing(f"saving {target}"):
         bank.save(target)
     times = {"extend": extended - begin, "save": time.perf_counter() - extended}
-    result = {"bank": str(target), "added": added, **describe_bank(bank, target), "seconds": times}
+    moved = extension_facts(new, before, bank.calibration)
+    result = {"bank": str(target), "added": added, **describe_bank(bank, target), **moved, "left_out": left_out}
+    result |= {"seconds": times}
     rows = {
         "added": f"{added:,} vectors",
         **describe_bank_rows(bank, target),
+        **extension_rows(new, moved),
         "time": f"extend {seconds(times['extend'])}, save {seconds(times['save'])}",
     }
     emit(result, rows, title=f"extended {target}", as_json=as_json)
+    end(left_out)
 
 
 def score(

@@ -319,3 +319,31 @@ def test_features_of_another_extractor_are_refused(tmp_path: Path) -> None:
     bank = MemoryBank.build(tmp_path / "train")
     with pytest.raises(InputError, match=r"expected features of the extractor 'this'"):
         bank.calibrate(open_dump(tmp_path / "other"))
+
+
+def test_extend_calibrates_anew(bank: MemoryBank, tmp_path: Path) -> None:
+    """By the same rule, of the extended bank; what is refused is refused before anything is added."""
+    first = bank.calibrate(images(99, 1), reweight="patchcore", n_neighbors=4)
+    more, other = 2 * images(10, 6), images(50, 7)
+    np.save(tmp_path / "more.npy", more.numpy())
+    with pytest.raises(InputError, match=r"^features: expected images that the bank was not built from.*more\.npy"):
+        bank.extend(tmp_path / "more.npy", calibration=tmp_path / "more.npy")
+    with pytest.raises(InputError, match="length 6 as in the bank, found 5"):
+        bank.extend(more, calibration=torch.rand(3, 9, 5))
+    assert bank.calibration is first
+    assert bank.extend(more, calibration=other) > 0
+    found = bank.calibration
+    assert found is not None
+    assert not found.outdated
+    assert found.rule == first.rule
+    expected = bank.score(other, reweight="patchcore", n_neighbors=4).image.double().sort().values
+    assert torch.equal(found.images.scores, expected)
+    assert same(bank.calibrate_again(other.view(-1, 6)), found), "rows are cut as before"
+    with pytest.raises(InputError, match="of its own among 10"):
+        bank.calibrate_again(more)
+
+
+def test_extend_calibrates_a_bank_that_was_not(bank: MemoryBank) -> None:
+    bank.extend(2 * images(10, 6), calibration=images(50, 7))
+    assert bank.calibration is not None
+    assert bank.calibration.rule == bank.score(images(1, 0)).rule

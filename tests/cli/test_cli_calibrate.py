@@ -216,3 +216,70 @@ def test_info_shows_the_calibration(place: Path) -> None:
     assert "outdated: the bank was extended since" in good("info", place / "bank")
     judged = good("score", place / "bank", place / "new.npy", "--false-alarm-rate", "5%")
     assert "calibrated before the bank was extended" in judged
+
+
+def test_extend_tells_how_the_thresholds_moved(calibrated: Path) -> None:
+    np.save(calibrated / "more.npy", 1.5 * normal(20, 8))
+    np.save(calibrated / "other.npy", normal(49, 9))
+    bank = MemoryBank.load(calibrated / "bank")
+    before = bank.calibration
+    assert before is not None
+    extend = ("extend", calibrated / "bank", calibrated / "more.npy", "--out", calibrated / "b2")
+    report = facts(*extend, "--calibrate", calibrated / "other.npy")
+    expected = before.images.p_values(bank.score(np.load(calibrated / "more.npy")).image)
+    assert [one["p_value"] for one in report["new_images"]["images"]] == expected.tolist()
+    assert [one["name"] for one in report["new_images"]["images"]][:2] == ["more[0]", "more[1]"]
+    low = int((expected <= 0.1).sum())
+    assert report["new_images"]["low"] == {"rate": 0.1, "images": low, "expected": 2.0}
+    assert bank.extend(np.load(calibrated / "more.npy"), calibration=np.load(calibrated / "other.npy")) > 0
+    after = bank.calibration
+    assert after is not None
+    for name, one in (("before", before), ("after", after)):
+        found = report["calibration"][name]
+        assert not found["outdated"]
+        assert found["thresholds"][0]["score"] == one.images.threshold(0.1).score
+    text = good(*extend, "--calibrate", calibrated / "other.npy", "--overwrite")
+    assert f"{low} of 20 have p-values of at most 0.1, where 2 are expected" in text
+    old, new = (one.images.threshold(0.1).score for one in (before, after))
+    assert f"  10 %  {old:.4g} → {new:.4g}\n" in text
+    kept = MemoryBank.load(calibrated / "b2").calibration
+    assert kept is not None
+    assert torch.equal(kept.images.scores, after.images.scores)
+
+
+def test_extend_without_new_images_to_calibrate_with(calibrated: Path) -> None:
+    good("build", calibrated / "train.npy", "--out", calibrated / "plain")
+    np.save(calibrated / "more.npy", 1.5 * normal(20, 8))
+    plain = ("extend", calibrated / "plain", calibrated / "more.npy", "--in-place")
+    assert facts(*plain)["calibration"] == {"before": None, "after": None}
+    assert facts(*plain, "--calibrate", calibrated / "held.npy")["calibration"]["after"]["images"] == 99
+    extend = ("extend", calibrated / "bank", calibrated / "more.npy", "--out", calibrated / "b2")
+    text = good(*extend)
+    assert "outdated, of before the extension" in text
+    assert "new images before" in text
+    report = facts(*extend, "--overwrite")
+    assert report["calibration"]["after"] == {**report["calibration"]["before"], "outdated": True}
+
+
+def test_extend_refuses_what_it_adds_as_held_out(calibrated: Path) -> None:
+    np.save(calibrated / "more.npy", 1.5 * normal(20, 8))
+    extend = ("extend", calibrated / "bank", calibrated / "more.npy", "--in-place")
+    before = (calibrated / "bank").read_bytes()
+    assert "found its own (" in refused(*extend, "--calibrate", calibrated / "more.npy")
+    np.save(calibrated / "copy.npy", np.load(calibrated / "more.npy"))
+    assert "of its own among 20" in refused(*extend, "--calibrate", calibrated / "copy.npy")
+    assert "--calibrate: expected paths" in refused(*extend, "--calibrate", ",")
+    assert (calibrated / "bank").read_bytes() == before
+    (calibrated / "text.npy").write_text("no array")
+    result = call(*extend, "--calibrate", f"{calibrated / 'held.npy'},{calibrated / 'text.npy'}")
+    assert result.exit_code == LEFT_OUT
+    assert "text.npy" in result.stderr
+
+
+def test_extend_takes_images_of_another_size(calibrated: Path) -> None:
+    np.save(calibrated / "small.npy", 1.5 * normal(4, 8)[:, :5])
+    result = call("extend", calibrated / "bank", calibrated / "small.npy", "--in-place", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["new_images"] is None
+    assert result.stderr.startswith("note: the new images are not judged, ")
+    assert result.stderr.endswith("small.npy: expected images of 12 patches, found 5\n")
