@@ -1,9 +1,13 @@
 """Memory banks: selected from feature dumps, searched, scored, saved."""
 
 from mmad_bank.bank import dumps
+from mmad_bank.bank.calibrating import BankCalibration, Verdicts
 from mmad_bank.bank.dumps import FeatureDump, open_dump
 from mmad_bank.bank.memory_bank import MemoryBank, Scores
 from mmad_bank.bank.multi_bank import MultiBank
 from mmad_bank.bank.provenance import Origin, Source
 
-__all__ = ["FeatureDump", "MemoryBank", "MultiBank", "Origin", "Scores", "Source", "dumps", "open_dump"]
+__all__ = [
+    "BankCalibration", "FeatureDump", "MemoryBank", "MultiBank", "Origin", "Scores", "Source", "Verdicts", "dumps",
+    "open_dump",
+]  # fmt: skip

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -18,6 +19,18 @@ from mmad_bank._internal.decoding import decoding
 from mmad_bank._internal.former import formerly
 from mmad_bank._internal.locks import ForkedOpen
 from mmad_bank.bank import file_format
+from mmad_bank.bank.calibrating import (
+    HELD_OUT,
+    BankCalibration,
+    Verdicts,
+    check_all_of_bank,
+    check_files_held_out,
+    check_held_out,
+    check_rule,
+    score_by_folds,
+    score_held_out,
+)
+from mmad_bank.bank.dump_scores import ScoreImages, patches_of_an_image
 from mmad_bank.bank.dumps import FeatureDump, Layout, PathLike, open_dump
 from mmad_bank.bank.exact_index import ExactIndex
 from mmad_bank.bank.faiss_index import FaissIndex, check_factory
@@ -27,7 +40,7 @@ from mmad_bank.bank.projection import SparseProjection
 from mmad_bank.bank.provenance import Origin, Source, check_rows, describe_images, locate, restore_sources
 from mmad_bank.bank.recall import SearchSettings
 from mmad_bank.bank.reporting import Progress, reporting
-from mmad_bank.bank.scores import Scores, score_images
+from mmad_bank.bank.scores import Rule, Scores, score_images
 from mmad_bank.bank.selection import (
     Moments,
     Standardization,
@@ -76,6 +89,8 @@ class MemoryBank:
         index: Name of the index, as given.
         projection: The random projection to the selection space, or None.
         standardization: :class:`Standardization` or None.
+        calibration: What scores of normal images are, or None, see :meth:`calibrate`. It goes with copies and into the
+            file.
 
     Example:
         >>> import torch
@@ -89,6 +104,7 @@ class MemoryBank:
     projection: SparseProjection | None
     standardization: Standardization | None
     extractor: str | None
+    calibration: BankCalibration | None = None
     _device: torch.device  # where it searches
     _raw_radius: float | None  # in the selection space, before standardization
     _mapped: FileState | None  # the file on disk that the vectors are
@@ -137,6 +153,7 @@ class MemoryBank:
         self.projection = None
         self.standardization = None
         self.extractor = None
+        self.calibration = None
         self._raw_radius = None
         self._mapped = None
         self._file = None
@@ -390,7 +407,140 @@ class MemoryBank:
         if not (rows.is_cuda and torch.cuda.is_current_stream_capturing()):
             images = Source("patches", rows.shape[0] * rows.shape[1], rows.shape[1])
             check_finite(rows.view(-1, self.dim), "patches", place=images.place)
-        return score_images(self.search_index, rows, self._std, reweight, min(wanted, len(self)), divisor)
+        scores = score_images(self.search_index, rows, self._std, reweight, min(wanted, len(self)), divisor)
+        return scores.by(Rule(reweight, wanted, float(divisor)))
+
+    def calibrate(
+        self,
+        features: Features,
+        *,
+        folds: int | None = None,
+        reweight: scoring.Reweight = "m3dm",
+        n_neighbors: int | None = None,
+        patches: int | None = None,
+        origin: str | None = None,
+        progress: Progress = False,
+        key: str | Sequence[str] | None = None,
+        layout: Layout = "auto",
+        by_image: bool = False,
+        left_out: dict[str, str] | None = None,
+    ) -> BankCalibration:
+        """Score normal images that took no part in the bank, and keep the scores to judge others by.
+
+        With ``folds`` the images are those that the bank was built from: each is scored by a bank of the others, which
+        takes the same share of the rows by the same projection, standardization and index. That takes as long as
+        ``folds`` selections and one scoring of all images. Banks of fewer images give slightly higher scores, so
+        verdicts are rather too mild than too strict; proven is the false-alarm rate of held-out images only.
+
+        Args:
+            features: Normal images, as for :meth:`build`, which the bank was not built from; with ``folds`` all that
+                it was built from, in their order.
+            folds: Number of runs of neighboring images that are left out in turn, at least 2; default: none.
+            reweight: Rule of the image scores that are to be judged, see :meth:`score`.
+            n_neighbors: As for :meth:`score`.
+            patches: Number of patches per image in (N, D) features; default: a file or array is one image.
+            origin: Words for which images they are; default: ``"held-out images"``, or that they are of folds.
+            progress: As for :meth:`build`.
+            key: As for :meth:`build`.
+            layout: As for :meth:`build`.
+            by_image: As for :meth:`build`.
+            left_out: Dictionary that takes up why a file cannot be used, by file; the others are taken. Default: the
+                first one is an error.
+
+        Returns:
+            What the bank keeps as :attr:`calibration`.
+
+        Raises:
+            InputError: Bad features, or of another extractor; images that the bank was built from without ``folds``, or
+                others with it; an argument out of range.
+
+        Example:
+            >>> import torch
+            >>> features = torch.rand(20, 9, 4, generator=torch.Generator().manual_seed(0))
+            >>> bank = MemoryBank.build(features, ratio=0.5)
+            >>> bank.calibrate(features, folds=5).images
+            <Calibration of 20 images of the bank, in 5 folds: 0.1399 to 0.1883>
+        """
+        rule = check_rule(reweight, n_neighbors)
+        dump = self._open(features, key=key, layout=layout, by_image=by_image, left_out=left_out)
+        per_image = patches_of_an_image(dump, patches)
+        bank = self.__copy__()  # as it is now, whatever extends it meanwhile
+        with reporting(progress) as report:
+            if folds is None:
+                check_files_held_out(bank.sources, dump)
+                scores = score_held_out(bank._scorer(rule), dump, per_image, left_out, report)
+                check_held_out(scores, bank.source_rows, bank.sources)
+            else:
+                check_all_of_bank(bank.vectors, bank.source_rows, bank.sources, dump)
+                scores = score_by_folds(
+                    lambda rest: bank._of_fold(rest, len(dump), rule), dump, per_image, folds, report
+                )
+        words = HELD_OUT if folds is None else f"images of the bank, in {folds} folds"
+        calibration = BankCalibration.of(scores, rule, words if origin is None else origin)
+        self.calibration = calibration
+        return calibration
+
+    def calibrate_again(
+        self, features: Features, *, progress: Progress = False, left_out: dict[str, str] | None = None
+    ) -> BankCalibration:
+        """Calibrate with other held-out images, by the rule that the bank is calibrated by, see :meth:`calibrate`.
+
+        Args:
+            features: As for :meth:`calibrate`; of (N, D) features an image has as many patches as before.
+            progress: As for :meth:`calibrate`.
+            left_out: As for :meth:`calibrate`.
+
+        Example:
+            >>> import torch
+            >>> bank = MemoryBank.build(torch.rand(5, 9, 4))
+            >>> calibration = bank.calibrate(torch.rand(30, 9, 4), reweight="max")
+            >>> bank.extend(torch.rand(2, 9, 4) + 9) > 0, bank.calibration.outdated
+            (True, True)
+            >>> bank.calibrate_again(torch.rand(270, 4)).rule
+            Rule(reweight='max', n_neighbors=1, divisor=1.0)
+        """
+        if self.calibration is None:
+            return self.calibrate(features, progress=progress, left_out=left_out)
+        rule = self.calibration.rule
+        return self.calibrate(
+            features, reweight=rule.reweight, n_neighbors=rule.n_neighbors, patches=self.calibration.patches,
+            progress=progress, left_out=left_out,
+        )  # fmt: skip
+
+    def _scorer(self, rule: Rule) -> ScoreImages:
+        return partial(self.score, reweight=rule.reweight, n_neighbors=rule.n_neighbors, divisor=rule.divisor)
+
+    def _of_fold(self, rest: FeatureDump, rows_in_all: int, rule: Rule) -> ScoreImages:
+        """Return what scores with a bank like this one, of some of its features."""
+        settings = self._settings_now()
+        made = MemoryBank.build(
+            rest, size=max(1, len(self) * len(rest) // rows_in_all), index=self.index,
+            projection_dim=None if self.projection is None else self.projection.dim_out,
+            seed=0 if self.projection is None else self.projection.seed,
+            standardize=False if self.standardization is None else self.standardization,
+            bank_precision=self.bank_precision, device=self.device, nprobe=settings.nprobe,
+            ef_search=settings.ef_search,
+        )  # fmt: skip
+        return made._scorer(rule)
+
+    def judge(self, scores: Scores, false_alarm_rate: float | None = None) -> Verdicts:
+        """Say which images are bad, at a false-alarm rate that held-out images promise.
+
+        Args:
+            scores: What :meth:`score` has returned, by the rule of the calibration.
+            false_alarm_rate: Share of the normal images that may be called bad; default: 0.01, or the smallest that the
+                calibration can promise if that is larger.
+
+        Returns:
+            P-values, verdicts of images and patches, and the limits behind them, on the CPU.
+
+        Raises:
+            InputError: The bank is not calibrated; the scores are by another rule or of images of another size; the
+                rate is out of range.
+        """
+        if self.calibration is None:
+            raise InputError("scores: expected a bank that is calibrated, found none; MemoryBank.calibrate does it")
+        return self.calibration.judge(scores, false_alarm_rate)
 
     def provenance(self, rows: Tensor | Sequence[int] | None = None) -> list[Origin]:
         """Say where bank vectors came from: file, row in it, image and its name, place of the patch if it is known.
@@ -415,6 +565,7 @@ class MemoryBank:
         *,
         radius: float | None = None,
         size: int | None = None,
+        calibration: Features | None = None,
         progress: Progress = False,
         key: str | Sequence[str] | None = None,
         layout: Layout = "auto",
@@ -426,11 +577,16 @@ class MemoryBank:
         added, whichever comes first. The dump that the bank was built from is not needed. Old vectors keep
         their rows, new ones are appended.
 
+        A calibration is kept, and marked as of before the extension
+        (:attr:`~mmad_bank.bank.calibrating.BankCalibration.outdated`) if rows were added.
+
         Args:
             features: As for :meth:`build`.
             radius: Distance within which a row counts as covered, in the unit of :attr:`radius`, which is the default.
                 0 takes every row that is new, up to ``size``.
             size: Largest number of rows to add.
+            calibration: Normal images that are neither in the bank nor among ``features``, to calibrate the extended
+                bank with, by the rule of its calibration (see :meth:`calibrate`).
             progress: As for :meth:`build`.
             key: As for :meth:`build`.
             layout: As for :meth:`build`; the bank's own dimensions help to tell layouts apart.
@@ -450,10 +606,10 @@ class MemoryBank:
             >>> bank.extend(features), bank.extend(features + 5, size=3)
             (0, 3)
         """
-        own = isinstance(features, FeatureDump)
-        dump = open_dump(features, key=key, layout=layout, by_image=by_image, dim=None if own else self.dim)
-        dump.check_dim(self.dim, "the bank")
-        dump.check_extractor(self.extractor, "the bank")
+        opened = partial(self._open, key=key, layout=layout, by_image=by_image)
+        dump, held_out = opened(features), None if calibration is None else opened(calibration)
+        if held_out is not None:
+            check_files_held_out([*self.sources, *dump.sources], held_out)
         wanted = None if radius is None else check_radius(radius) * self._std
         if wanted is None and self._raw_radius is None and size is None:
             raise InputError("radius: expected a radius or a size, the bank does not know its own radius")
@@ -478,7 +634,25 @@ class MemoryBank:
                 self._append(new.to(self.vectors.device), rows.cpu(), dump.sources)
             if self._raw_radius is not None:
                 self._raw_radius = max(self._raw_radius, coreset.covering_radius)
+        if held_out is not None:
+            self.calibrate_again(held_out, progress=progress)
         return len(rows)
+
+    def _open(
+        self,
+        features: Features,
+        *,
+        key: str | Sequence[str] | None,
+        layout: Layout,
+        by_image: bool,
+        left_out: dict[str, str] | None = None,
+    ) -> FeatureDump:
+        """Open features that are to be compared with the bank's."""
+        dim = None if isinstance(features, FeatureDump) else self.dim
+        dump = open_dump(features, key=key, layout=layout, by_image=by_image, left_out=left_out, dim=dim)
+        dump.check_dim(self.dim, "the bank")
+        dump.check_extractor(self.extractor, "the bank")
+        return dump
 
     def _projected_vectors(self) -> Tensor:
         assert self.projection is not None
@@ -500,6 +674,7 @@ class MemoryBank:
             _mapped=None,
             _faiss_bytes=None,
             _index=index,
+            calibration=self.calibration and self.calibration.aged(),
         )
 
     def to(self, device: torch.device | str, *, vectors_on: VectorsOn = "device") -> MemoryBank:
@@ -599,6 +774,7 @@ class MemoryBank:
             "extractor": self.extractor,
             "sources": [{"file": one.file, "rows": one.rows, "patches": one.patches} for one in self.sources],
             "images": describe_images(self.sources),
+            **({} if self.calibration is None else {"calibration": self.calibration.header()}),
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -615,6 +791,8 @@ class MemoryBank:
                 tensors["faiss_index"] = self._index.serialize()
             elif self._faiss_bytes is not None:
                 tensors["faiss_index"] = self._faiss_bytes
+            if self.calibration is not None:
+                tensors |= self.calibration.tensors()
             header = self.metadata()
         file_format.write(path, header, tensors)
 
@@ -701,6 +879,9 @@ class MemoryBank:
             pair = (standardization.number("mean"), standardization.number("std"))
             self.standardization = check_standardization(pair)
         self.extractor = header.optional_text("extractor")
+        calibration = header.optional_table("calibration")
+        if calibration is not None:
+            self.calibration = BankCalibration.restore(calibration, tensors)
         radius = header.optional_number("radius")
         self._raw_radius = None if radius is None else check_radius(radius)
         if self.index != "exact":

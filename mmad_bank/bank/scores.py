@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,15 +13,53 @@ from mmad_bank._internal.equal_rows import on_distinct
 from mmad_bank.bank.indices import Index
 
 
-class Scores(NamedTuple):
-    """What :meth:`MemoryBank.score` returns."""
+class Rule(NamedTuple):
+    """How image scores were made of patch scores; scores of two rules cannot be compared."""
 
+    reweight: scoring.Reweight
+    """Rule of the image score, see :func:`mmad_bank.scoring.image_score`."""
+    n_neighbors: int
+    """Number of vectors around m* that the rule asks for, m* included; a smaller bank gives all it has."""
+    divisor: float = 1.0
+    """Number that the largest patch score was divided by before the rule."""
+
+    def __str__(self) -> str:
+        divided = "" if self.divisor == 1 else f", divisor={self.divisor:g}"
+        return f"reweight={self.reweight!r}, n_neighbors={self.n_neighbors}{divided}"
+
+
+class _Columns(NamedTuple):
     patch: Tensor
-    """(B, P) float32: Euclidean distance of each patch to its nearest bank vector."""
     image: Tensor
-    """(B,) float32: anomaly score of each image."""
     nearest: Tensor
-    """(B, P) int64: the bank row of that vector, which explains the score (see :meth:`MemoryBank.provenance`)."""
+
+
+class Scores(_Columns):
+    """What :meth:`MemoryBank.score` returns: a tuple of three tensors, by name.
+
+    Attributes:
+        patch: (B, P) float32: Euclidean distance of each patch to its nearest bank vector.
+        image: (B,) float32: anomaly score of each image.
+        nearest: (B, P) int64: the bank row of that vector, which explains the score (see
+            :meth:`MemoryBank.provenance`).
+        rule: :class:`Rule` that made ``image`` of ``patch``; None if it is not known.
+    """
+
+    rule: Rule | None = None
+
+    def by(self, rule: Rule | None) -> Scores:
+        """Return the scores, with the rule that made them noted."""
+        self.rule = rule
+        return self
+
+    def cpu(self) -> Scores:
+        """Return the scores in host memory."""
+        return Scores(*(column.cpu() for column in self)).by(self.rule)
+
+    @classmethod
+    def of(cls, parts: Sequence[Scores]) -> Scores:
+        """Return the scores of images, in the order of the parts, as one; they were made by one rule."""
+        return cls(*(torch.cat(columns) for columns in zip(*parts, strict=True))).by(parts[0].rule)
 
 
 def score_images(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmad_bank.data.names import GOOD, defect_named
 from mmad_bank.errors import InputError
+
+if TYPE_CHECKING:
+    from mmad_bank.bank import Source
 
 _NAMES = "the images' names"
 _SHOWN = 3
@@ -89,6 +93,16 @@ def note_defective(names: Sequence[str], before: Sequence[str] = ()) -> str | No
         f"note: {len(defective)} of {len(names)} {are} defective by {'its name' if len(names) == 1 else 'their names'}"
         f" ({shown}); a bank is meant for normal ones alone"
     )
+
+
+def say_defective(sources: Sequence[Source], before: Sequence[Source] = ()) -> None:
+    """Say on standard error that images for a bank are defective by their names."""
+    names, names_before = (
+        [source.name(number) for source in group for number in range(source.images)] for group in (sources, before)
+    )
+    note = note_defective(names, names_before)
+    if note is not None:
+        print(note, file=sys.stderr)
 
 
 def labels_of_file(path: Path, n_images: int) -> Labels:

@@ -25,5 +25,8 @@ Workers = Annotated[int | None, option("--workers")]
 Batch = Annotated[int, option("--batch")]
 Patches = Annotated[int | None, option("--patches")]
 Reweight = Annotated[Reweighting, option("--reweight")]
+FalseAlarmRate = Annotated[
+    str | None, option("--false-alarm-rate", " (default: 1 %, or the smallest that can be promised)")
+]
 ProjectionDim = Annotated[str | None, option("--projection-dim")]
 ResultsFile = Annotated[Path | None, option("--out", "JSON file", ", with all results")]

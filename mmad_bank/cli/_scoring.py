@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -15,17 +16,19 @@ from torch import Tensor
 
 from mmad_bank._internal.files import replacing
 from mmad_bank._internal.progress import progress_bar
-from mmad_bank.bank import FeatureDump, MemoryBank, Scores, Source
+from mmad_bank.bank import FeatureDump, MemoryBank, Scores, Verdicts
+from mmad_bank.bank.dump_scores import cut_in_images, in_images, patches_of_an_image, score_dump
 from mmad_bank.bank.dumps import Part
-from mmad_bank.errors import InputError, NoneUsableError
+from mmad_bank.cli._verdicts import verdict_facts, word_verdict
+from mmad_bank.errors import InputError
 from mmad_bank.scoring import Reweight, anomaly_map
 
-_ROWS_AT_ONCE = 16384
 _PIXELS_A_PATCH = 8
 _COLUMNS = (
     "name", "file", "score", "worst_patch", "worst_row", "worst_column", "worst_score", "nearest", "source",
     "source_file", "source_patch", "source_row", "source_column",
 )  # fmt: skip
+_OF_VERDICTS = ("p_value", "verdict")
 
 
 class Image(NamedTuple):
@@ -61,51 +64,13 @@ class ScoredImages:
         return None if grid is None else divmod(patch, grid[1])
 
 
-def patches_of_an_image(dump: FeatureDump, patches: int | None) -> int:
-    """Find the number of patches per image of the dump.
-
-    Args:
-        dump: The features.
-        patches: Number of patches per image in (N, D) files; default: a file is one image.
-
-    Raises:
-        InputError: Files disagree with each other or with ``patches``, or N is no multiple of ``patches``.
-    """
-    first = dump.sources[0]
-    expected = patches if patches is not None else first.patches or first.rows
-    if expected < 1:
-        raise InputError(f"--patches: expected at least 1, found {expected}")
-    for source in dump.sources:
-        found = source.patches or (expected if patches is not None else source.rows)
-        if found != expected:
-            raise InputError(f"{source.file}: expected images of {expected} patches, found {found}")
-        if source.rows % expected:
-            raise InputError(f"{source.file}: expected a multiple of {expected} rows (--patches), found {source.rows}")
-    return expected
-
-
-def in_images(dump: FeatureDump, per_image: int) -> FeatureDump:
-    """Return a dump whose (N, D) files are known to be images of ``per_image`` patches."""
-    return FeatureDump([replace(part, source=_cut(part.source, per_image)) for part in dump.parts])
-
-
 def images_of(part: Part, per_image: int) -> list[Image]:
     """Return the images of a part whose images have ``per_image`` patches."""
-    whole = _cut(part.source, per_image)
+    whole = cut_in_images(part.source, per_image)
     size = None if whole.grid is None else (whole.grid[0] * _PIXELS_A_PATCH, whole.grid[1] * _PIXELS_A_PATCH)
     if size is not None and part.image_size is not None:
         size = part.image_size, part.image_size
     return [Image(whole.name(number), whole.file, whole.grid, size) for number in range(whole.images)]
-
-
-def _cut(source: Source, per_image: int) -> Source:
-    """Return a (N, D) source cut into images."""
-    if source.patches is not None:
-        return source
-    cut = source._replace(patches=per_image)
-    if source.names is None or cut.images == 1:
-        return cut
-    return cut._replace(names=tuple(f"{source.names[0]}[{number}]" for number in range(cut.images)))
 
 
 def score_images(
@@ -126,57 +91,46 @@ def score_images(
     """
     dump.check_dim(bank.dim, "the bank")
     per_image = patches_of_an_image(dump, patches)
-    parts: list[Scores] = []
-    images: list[Image] = []
     left_out: dict[str, str] = {}
+    score = partial(bank.score, reweight=reweight, n_neighbors=neighbors)
     bar = progress_bar("scoring images", len(dump) // per_image) if progress else nullcontext(lambda done: None)
     with bar as report:
-        for part in in_images(dump, per_image).parts:
-            own: list[Scores] = []
-            try:
-                for rows in _blocks(part, per_image):
-                    found = bank.score(rows.view(-1, per_image, dump.dim), reweight=reweight, n_neighbors=neighbors)
-                    own.append(Scores(*(column.cpu() for column in found)))
-                    report(len(images) + sum(len(one.image) for one in own))
-            except _Unusable as error:
-                left_out[part.label] = str(error)
-                continue
-            parts += own
-            images += images_of(part, per_image)
-    if not parts:
-        raise NoneUsableError("", left_out)
-    scores = Scores(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+        parts, scores = score_dump(score, in_images(dump, per_image), per_image, left_out=left_out, report=report)
+    images = [image for part in parts for image in images_of(part, per_image)]
     return ScoredImages(images, scores, dump.dim, left_out)
 
 
-class _Unusable(Exception):
-    """A file's rows cannot be read or used."""
+def save(
+    bank: MemoryBank, scored: ScoredImages, verdicts: Verdicts | None, out: Path | None, csv: Path | None,
+    maps: Path | None,
+) -> None:  # fmt: skip
+    """Write what was asked for, as the functions below do."""
+    if out is not None:
+        save_scores(out, scored, verdicts)
+    if csv is not None:
+        save_table(csv, bank, scored, verdicts)
+    if maps is not None:
+        save_maps(maps, scored)
 
 
-def _blocks(part: Part, per_image: int) -> Iterator[Tensor]:
-    """Yield the rows of a few images at a time."""
-    step = max(1, _ROWS_AT_ONCE // per_image) * per_image
-    for first in range(0, part.source.rows, step):
-        try:
-            rows = part.read(first, min(step, part.source.rows - first))
-            part.check(rows, first.__add__)
-        except InputError as error:
-            raise _Unusable(error) from error
-        yield rows
+def save_scores(path: Path, scored: ScoredImages, verdicts: Verdicts | None = None) -> None:
+    """Write the arrays ``patch`` (B, P) and ``image`` (B,) float32, ``nearest`` (B, P) int64, ``names`` (B,) text.
 
-
-def save_scores(path: Path, scored: ScoredImages) -> None:
-    """Write the arrays ``patch`` (B, P) and ``image`` (B,) float32, ``nearest`` (B, P) int64, ``names`` (B,) text."""
+    With verdicts also ``p_value`` (B,) float64, ``bad`` (B,) and ``bad_patches`` (B, P) bool.
+    """
     scores = scored.scores
     arrays = {name: getattr(scores, name).numpy() for name in ("patch", "image", "nearest")}
+    if verdicts is not None:
+        arrays |= {"p_value": verdicts.p_values.numpy(), "bad": verdicts.bad.numpy()}
+        arrays |= {"bad_patches": verdicts.bad_patches.numpy()}
     with replacing(path) as partial, partial.open("wb") as file:
         np.savez(file, **arrays, names=np.array([image.name for image in scored.images], dtype=np.str_))
 
 
-def save_table(path: Path, bank: MemoryBank, scored: ScoredImages) -> None:
+def save_table(path: Path, bank: MemoryBank, scored: ScoredImages, verdicts: Verdicts | None = None) -> None:
     """Write a line of CSV for each image: its name, score, worst patch, and the bank vector nearest to that.
 
-    Cells are empty where a grid is not known.
+    Cells are empty where a grid is not known. With verdicts there are two columns more.
     """
     worst = scored.worst()
     order = torch.arange(len(scored))
@@ -184,15 +138,21 @@ def save_table(path: Path, bank: MemoryBank, scored: ScoredImages) -> None:
     origins = bank.provenance(nearest)
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         table = csv.writer(file)
-        table.writerow(_COLUMNS)
+        table.writerow([*_COLUMNS, *([] if verdicts is None else _OF_VERDICTS)])
         for number, (patch, vector, origin) in enumerate(zip(worst.tolist(), nearest.tolist(), origins, strict=True)):
             image = scored.images[number]
             table.writerow(
                 [image.name, image.file, _digits(scored.scores.image[number]), patch,
                  *(scored.place(number, patch) or ("", "")), _digits(scored.scores.patch[number, patch]), vector,
                  origin.name, origin.file, origin.row if origin.patch is None else origin.patch,
-                 *(origin.place or ("", ""))]
+                 *(origin.place or ("", "")), *_cells(verdicts, number)]
             )  # fmt: skip
+
+
+def _cells(verdicts: Verdicts | None, image: int) -> list[str]:
+    if verdicts is None:
+        return []
+    return [f"{float(verdicts.p_values[image]):.9g}", word_verdict(bool(verdicts.bad[image]))]
 
 
 def map_files(images: Sequence[Image], maps: Path) -> list[Path]:
@@ -234,7 +194,7 @@ def _digits(value: Tensor) -> str:
 
 
 def summarise(
-    bank: MemoryBank, scored: ScoredImages, top: int, reweight: Reweight
+    bank: MemoryBank, scored: ScoredImages, top: int, reweight: Reweight, verdicts: Verdicts | None = None
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Return JSON-able values, and the same for people: the highest scores and why, counts, the scores' spread."""
     scores = scored.scores
@@ -252,12 +212,16 @@ def summarise(
              "nearest": int(vector),
              **{f"origin_{name}": value for name, value in origin._asdict().items()}}
         )  # fmt: skip
+        if verdicts is not None:
+            highest[-1] |= {"p_value": float(verdicts.p_values[row]), "verdict": word_verdict(bool(verdicts.bad[row]))}
     result: dict[str, Any] = {"images": n_images, "patches": n_patches, "dim": scored.dim, "vectors": len(bank)}
     result |= {"reweight": reweight, "image_scores": spread, "highest": highest}
+    if verdicts is not None:
+        result["verdicts"] = verdict_facts(verdicts, [one.name for one in scored.images], image.tolist())
     width = max(len(entry["name"]) for entry in highest)
     lines = [
-        f"{entry['name']:<{width}}  {_word_score(entry, reweight)}, patch {_place(entry['patch'], entry['place'])},"
-        f" nearest to {_word_origin(entry)}"
+        f"{entry['name']:<{width}}  {_word_score(entry, reweight)}{_word_verdict(entry)},"
+        f" patch {_place(entry['patch'], entry['place'])}, nearest to {_word_origin(entry)}"
         for entry in highest
     ]
     rows = {
@@ -274,6 +238,11 @@ def _word_score(entry: dict[str, Any], reweight: Reweight) -> str:
     if reweight == "max":
         return f"{entry['score']:.4g}"
     return f"{entry['score']:.4g} (distance {entry['distance']:.4g}, re-weighted by {reweight})"
+
+
+def _word_verdict(entry: dict[str, Any]) -> str:
+    """Return an image's verdict in words, where it was judged."""
+    return f", {entry['verdict']} (p = {entry['p_value']:.3g})" if "verdict" in entry else ""
 
 
 def _place(patch: int, place: tuple[int, int] | None) -> str:

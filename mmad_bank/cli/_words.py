@@ -130,6 +130,19 @@ WORDS: dict[str, Word] = {
     "--radius": Word(float, "Distance beyond which a row is added (default: the bank's covering radius)."),
     "--reweight": Word(Reweighting, "Rule that makes an image's score of its patches' scores."),
     "--neighbors": Word(int, "Number of bank vectors that the rule looks at (default: m3dm 3, patchcore 9)."),
+    # Verdicts.
+    "--false-alarm-rate": Word(
+        str, "Share of the normal images that may be called bad, such as 0.01 or 1%{}.", "SHARE"
+    ),
+    "--fail-on-bad": Word(bool, "End with exit code 4 if an image is bad."),
+    "--calibrate": Word(
+        Path, "Features of normal images to calibrate the extended bank with, joined by commas.", "FEATURES,...",
+        several=True,
+    ),
+    "--folds": Word(
+        int, "Number of runs of neighboring images to leave out in turn, where FEATURES are what the bank was built"
+        " from.",
+    ),
     # Methods and networks.
     "--per-category": Word(
         bool, "Train for each category by itself what all categories of a data set share otherwise: M3DM's fusion,"

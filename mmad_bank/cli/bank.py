@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +12,8 @@ import typer
 from mmad_bank._internal.progress import doing
 from mmad_bank.cli._command import add
 from mmad_bank.cli._dumps import AxesOfMaps, ByImage, Features, Key, Reading
-from mmad_bank.cli._labels import note_defective
-from mmad_bank.cli._options import Device, Json, Overwrite, Patches, ProjectionDim, Reweight, TrustIndex
+from mmad_bank.cli._labels import say_defective
+from mmad_bank.cli._options import Device, FalseAlarmRate, Json, Overwrite, Patches, ProjectionDim, Reweight, TrustIndex
 from mmad_bank.cli._output import (
     are_unfinished,
     check_apart,
@@ -23,18 +22,20 @@ from mmad_bank.cli._output import (
     check_outputs,
     emit,
     end,
+    say_left_out,
     seconds,
     show_progress,
     size,
     unfinished_outputs,
 )
 from mmad_bank.cli._swapped import check_bank_first
-from mmad_bank.cli._values import check_device, check_positive, parse_projection, parse_share
+from mmad_bank.cli._values import check_device, check_positive, parse_paths, parse_projection, parse_share
+from mmad_bank.cli._verdicts import check_calibrated, end_on_bad, parse_rate, verdict_rows
 from mmad_bank.cli._words import BankPrecision, option
 from mmad_bank.errors import InputError
 
 if TYPE_CHECKING:
-    from mmad_bank.bank import MemoryBank, Source
+    from mmad_bank.bank import FeatureDump, MemoryBank
 
 BankFile = Annotated[Path, typer.Argument(metavar="BANK", help="Bank file.", show_default=False)]
 
@@ -75,7 +76,7 @@ def build(
     target = check_device(device)
     begin = time.perf_counter()
     dump = Reading(key, axes, by_image).open(features)
-    _say_defective(dump.sources)
+    say_defective(dump.sources)
     bank = MemoryBank.build(
         dump, share, size=bank_size, index=index, projection_dim=dimensions, seed=seed,
         start=start, standardize=standardize, bank_precision=bank_precision, device=target if device != "cpu" else None,
@@ -109,6 +110,7 @@ def extend(
     in_place: Annotated[bool, option("--in-place")] = False,
     radius: Annotated[float | None, option("--radius")] = None,
     at_most: Annotated[int | None, option("--at-most")] = None,
+    calibrate: Annotated[list[Path] | None, option("--calibrate")] = None,
     key: Key = None,
     axes: AxesOfMaps = "auto",
     by_image: ByImage = False,
@@ -117,14 +119,16 @@ def extend(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Add normal samples to a bank: those that lie farther from it than its covering radius."""
+    """Add normal samples to a bank: those that lie farther from it than its covering radius.
+
+    A calibration is outdated then, unless --calibrate makes it anew. The p-values that the new images had before they
+    were added are an early sign of drift.
+    """
     check_bank_first("extend", bank_file, features)
-    if (out is None) != in_place:
-        raise InputError(f"--out and --in-place: expected one of them, found {'both' if in_place else 'neither'}")
-    target = bank_file if out is None else out
-    inputs = (*features, *(() if in_place else (bank_file,)))
-    check_output(target, "--out", inputs=inputs, overwrite=overwrite or in_place)
+    held_out = parse_paths(calibrate or [], "--calibrate")
+    target = check_target(bank_file, (*features, *held_out), out, in_place, overwrite)
     from mmad_bank.bank import MemoryBank
+    from mmad_bank.cli._extension import extension_facts, extension_rows, judge_new
 
     target_device = check_device(device)
     begin = time.perf_counter()
@@ -132,19 +136,28 @@ def extend(
         bank = MemoryBank.load(bank_file, device=target_device, trust_index=trust_index)
     dump = Reading(key, axes, by_image).open(features, bank.dim)
     dump.check_extractor(bank.extractor, str(bank_file))
-    _say_defective(dump.sources, bank.sources)
+    say_defective(dump.sources, bank.sources)
+    left_out: dict[str, str] = {}
+    others = Reading(key, axes, by_image).open(held_out, bank.dim, left_out) if held_out else None
+    before, new = bank.calibration, judge_new(bank, dump, progress=show_progress(as_json))
     added = bank.extend(dump, radius=radius, size=at_most, progress=show_progress(as_json))
+    if others is not None:
+        bank.calibrate_again(others, progress=show_progress(as_json), left_out=left_out)
     extended = time.perf_counter()
     with doing(f"saving {target}"):
         bank.save(target)
     times = {"extend": extended - begin, "save": time.perf_counter() - extended}
-    result = {"bank": str(target), "added": added, **describe_bank(bank, target), "seconds": times}
+    moved = extension_facts(new, before, bank.calibration)
+    result = {"bank": str(target), "added": added, **describe_bank(bank, target), **moved, "left_out": left_out}
+    result |= {"seconds": times}
     rows = {
         "added": f"{added:,} vectors",
         **describe_bank_rows(bank, target),
+        **extension_rows(new, moved),
         "time": f"extend {seconds(times['extend'])}, save {seconds(times['save'])}",
     }
     emit(result, rows, title=f"extended {target}", as_json=as_json)
+    end(left_out)
 
 
 def score(
@@ -159,6 +172,8 @@ def score(
     reweight: Reweight = "m3dm",
     neighbors: Annotated[int | None, option("--neighbors")] = None,
     patches: Patches = None,
+    false_alarm_rate: FalseAlarmRate = None,
+    fail_on_bad: Annotated[bool, option("--fail-on-bad")] = False,
     top: Annotated[int, option("--top")] = 5,
     key: Key = None,
     axes: AxesOfMaps = "auto",
@@ -177,6 +192,9 @@ def score(
     Files that cannot be used are named and left out, and the exit code is 3.
 
     A (N, D) dump is one image of N patches unless --patches, or names that come with it, say how many an image has.
+
+    Images are judged with --false-alarm-rate or --fail-on-bad, by a bank that calibrate has been run on. The exit code
+    of --fail-on-bad, 4, comes before 3.
     """
     check_bank_first("score", bank_file, features)
     outputs = (out, csv, maps)
@@ -185,66 +203,72 @@ def score(
     mine = overwrite or are_unfinished(outputs, job)
     check_outputs({"--out": out, "--csv": csv}, inputs=(bank_file, *features), overwrite=mine)
     check_positive("--top", top)
+    rate = parse_rate(false_alarm_rate)
     from mmad_bank import scoring
     from mmad_bank.bank import MemoryBank
-    from mmad_bank.cli._scoring import (
-        images_of,
-        map_files,
-        patches_of_an_image,
-        save_maps,
-        save_scores,
-        save_table,
-        score_images,
-        summarise,
-    )
+    from mmad_bank.bank.scores import Rule
+    from mmad_bank.cli._scoring import save, score_images, summarise
 
-    scoring.check_reweight(reweight, neighbors, "--neighbors")
+    rule = Rule(reweight, scoring.check_reweight(reweight, neighbors, "--neighbors"))
     target = check_device(device)
     begin = time.perf_counter()
     with doing(f"loading {bank_file}"):
         bank = MemoryBank.load(bank_file, device=target, bank_precision=bank_precision, trust_index=trust_index)
+    is_judged = fail_on_bad or rate is not None
+    calibration = check_calibrated(bank, bank_file, rule, rate) if is_judged else None
     left_out: dict[str, str] = {}
     dump = Reading(key, axes, by_image).open(features, bank.dim, left_out)
     dump.check_extractor(bank.extractor, str(bank_file))
     if maps is not None:
-        from mmad_bank._internal.extras import import_extra
-
-        import_extra("tifffile", "tifffile", "writing anomaly maps")  # missing: said before the work
-        per_image = patches_of_an_image(dump, patches)
-        files = map_files([image for part in dump.parts for image in images_of(part, per_image)], maps)
-        names = [str(path.relative_to(maps)) for path in files]
+        names = _names_of_maps(dump, patches, maps)
         check_apart({"--out": out, "--csv": csv}, maps, "--maps", names)
         check_output_folder(maps, "--maps", outputs=names, inputs=(bank_file, *features), overwrite=mine)
     loaded = time.perf_counter()
     scored_images = score_images(bank, dump, patches, reweight, neighbors, progress=show_progress(as_json))
     scored = time.perf_counter()
+    verdicts = None if calibration is None else calibration.judge(scored_images.scores, rate)
     left_out |= scored_images.left_out
     with unfinished_outputs(outputs, job, of_many=maps is not None):
-        if out is not None:
-            save_scores(out, scored_images)
-        if csv is not None:
-            save_table(csv, bank, scored_images)
-        if maps is not None:
-            save_maps(maps, scored_images)
+        save(bank, scored_images, verdicts, out, csv, maps)
     times = {"load": loaded - begin, "score": scored - loaded, "save": time.perf_counter() - scored}
-    result, rows = summarise(bank, scored_images, top, reweight)
+    result, rows = summarise(bank, scored_images, top, reweight, verdicts)
+    if calibration is not None:
+        rows |= verdict_rows(result["verdicts"], calibration)
     rows["time"] = f"load {seconds(times['load'])}, score {seconds(times['score'])}"
     rows["per image"] = seconds(times["score"] / len(scored_images))
     written = {"scores": out and str(out), "table": csv and str(csv), "maps": maps and str(maps)}
     into = " and ".join(str(path) for path in (out, csv, maps) if path is not None)
     title = f"scored into {into}" if into else f"scored against {bank_file}"
     emit({**written, **result, "left_out": left_out, "seconds": times}, rows, title=title, as_json=as_json)
-    end(left_out)
+    say_left_out(left_out)
+    end_on_bad(fail_on_bad and verdicts is not None and bool(verdicts.bad.any()))
+    end(left_out, said=True)
 
 
-def _say_defective(sources: Sequence[Source], before: Sequence[Source] = ()) -> None:
-    """Say on standard error that images for a bank are defective by their names."""
-    names, names_before = (
-        [source.name(number) for source in group for number in range(source.images)] for group in (sources, before)
-    )
-    note = note_defective(names, names_before)
-    if note is not None:
-        print(note, file=sys.stderr)
+def _names_of_maps(dump: FeatureDump, patches: int | None, maps: Path) -> list[str]:
+    """Return the names of the files that a dump's maps are written to, in their folder."""
+    from mmad_bank._internal.extras import import_extra
+    from mmad_bank.bank.dump_scores import patches_of_an_image
+    from mmad_bank.cli._scoring import images_of, map_files
+
+    import_extra("tifffile", "tifffile", "writing anomaly maps")  # missing: said before the work
+    per_image = patches_of_an_image(dump, patches)
+    files = map_files([image for part in dump.parts for image in images_of(part, per_image)], maps)
+    return [str(path.relative_to(maps)) for path in files]
+
+
+def check_target(bank_file: Path, features: Sequence[Path], out: Path | None, in_place: bool, overwrite: bool) -> Path:
+    """Return the file that a bank is written to which was made of another: that one itself with ``--in-place``.
+
+    Raises:
+        InputError: Neither ``--out`` nor ``--in-place`` is given or both are, or the file cannot be written.
+    """
+    if (out is None) != in_place:
+        raise InputError(f"--out and --in-place: expected one of them, found {'both' if in_place else 'neither'}")
+    target = bank_file if out is None else out
+    inputs = (*features, *(() if in_place else (bank_file,)))
+    check_output(target, "--out", inputs=inputs, overwrite=overwrite or in_place)
+    return target
 
 
 def describe_bank(bank: MemoryBank, path: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from mmad_bank.cli._known import as_setting, say_parameters, say_system, say_wei
 from mmad_bank.cli._options import Json
 from mmad_bank.cli._output import emit, end, size
 from mmad_bank.cli._part_facts import describe_part
+from mmad_bank.cli._verdicts import calibration_facts, calibration_rows
 from mmad_bank.cli._words import option
 from mmad_bank.cli.bank import describe_bank, describe_bank_rows
 from mmad_bank.errors import FormatError, InputError, MmadBankError, NoneUsableError
@@ -113,8 +114,12 @@ def _say_bank(path: Path, verify: bool, as_json: bool) -> None:
 
     bank = MemoryBank.load(path, verify=verify)
     result = {"bank": str(path), "verified": verify, **bank.metadata(), **describe_bank(bank, path)}
+    calibration = bank.calibration
+    result["calibration"] = None if calibration is None else calibration_facts(calibration)
+    calibrated = {"calibration": "none, mmad-bank calibrate makes one"}
     rows = {
         **describe_bank_rows(bank, path),
+        **(calibrated if calibration is None else calibration_rows(calibration)),
         "extractor": in_words(bank.extractor or "not recorded"),
         "sources": _describe_sources(bank),
         "checksums": "header and data agree" if verify else "header agrees (--verify checks the data)",

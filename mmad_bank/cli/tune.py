@@ -212,7 +212,8 @@ def _read_tests(
     """Return the test images' features (B, P, D) and labels, at most ``most`` images, spread over all."""
     import torch
 
-    from mmad_bank.cli._scoring import images_of, in_images, patches_of_an_image
+    from mmad_bank.bank.dump_scores import in_images, patches_of_an_image
+    from mmad_bank.cli._scoring import images_of
 
     if most < 0:
         raise InputError(f"--test-images: expected a number, or 0 for all, found {most}")

@@ -47,6 +47,12 @@ def named(tmp_path: Path) -> MemoryBank:
     return bank
 
 
+def calibrated() -> MemoryBank:
+    bank = MemoryBank.build(FEATURES, size=30)
+    bank.calibrate(FEATURES, folds=3)
+    return bank
+
+
 def indexed() -> MemoryBank:
     pytest.importorskip("faiss")
     return MemoryBank.build(FEATURES, size=30, index="IVF2,Flat")
@@ -66,6 +72,7 @@ KINDS: dict[str, Callable[[Path], MemoryBank]] = {
     "projected": lambda _: MemoryBank.build(FEATURES, size=30, projection_dim=5, seed=7),
     "inverted lists": lambda _: indexed(),
     "graph": lambda _: graph(),
+    "calibrated": lambda _: calibrated(),
     "extended": lambda _: extended(),
     "named": named,
 }

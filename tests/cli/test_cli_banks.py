@@ -102,12 +102,12 @@ def test_score_writes_what_the_library_would(tmp_path: Path, dump: Path, bank: P
 
 def test_score_streams_in_batches(tmp_path: Path, bank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches that end inside one file and at the border of the next give the same scores as one batch."""
-    from mmad_bank.cli import _scoring
+    from mmad_bank.bank import dump_scores
 
     queries = np.random.default_rng(1).normal(size=(7, 50, 16)).astype(np.float32)
     np.save(tmp_path / "q0.npy", queries[:5])
     np.save(tmp_path / "q1.npy", queries[5:])
-    monkeypatch.setattr(_scoring, "_ROWS_AT_ONCE", 100)
+    monkeypatch.setattr(dump_scores, "ROWS_AT_ONCE", 100)
     good("score", bank, tmp_path / "q0.npy", tmp_path / "q1.npy", "--out", tmp_path / "s.npz")
     with np.load(tmp_path / "s.npz") as scores:
         np.testing.assert_allclose(scores["patch"], MemoryBank.load(bank).score(queries).patch.numpy(), rtol=1e-6)

@@ -46,6 +46,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {
     "build": (("build", "{}/a.npy", "--out", "{new}/bank"), "bank"),
     "extend": (("extend", "{}/bank", "{}/b.npy", "--out", "{new}/bank"), "bank"),
+    "calibrate": (("calibrate", "{}/bank", "{}/b.npy", "--out", "{new}/bank"), "bank"),
     "score": (("score", "{}/bank", "{}/b.npy", "--out", "{new}/s.npz"), "s.npz"),
     "score --csv": (("score", "{}/bank", "{}/b.npy", "--csv", "{new}/s.csv"), "s.csv"),
     "synth": (("synth", "{new}/raw", "--image-size", "64", "--train-images", "1", "--validation-images", "0",
@@ -98,6 +99,7 @@ def test_inputs_are_never_overwritten(place: Path, tmp_path: Path) -> None:
         ("build", place / "a.npy", "--out", place / "a.npy"),
         ("score", place / "bank", place / "b.npy", "--out", place / "bank"),
         ("extend", place / "bank", place / "b.npy", "--out", place / "bank"),
+        ("calibrate", place / "bank", place / "b.npy", "--out", place / "b.npy"),
     ):
         refused = call(*command, "--overwrite")
         assert refused.exit_code == 2

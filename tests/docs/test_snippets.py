@@ -16,7 +16,8 @@ ON_DATA = ("how-to/mvtec3d-eyecandies.md", "how-to/embed.md", *(f"methods/{name}
 TRAINING = {"methods/cfm.md", "methods/lsfa.md", "methods/mdss.md"}
 WITHOUT = (
     "index.md", "get-started/index.md", "get-started/first-bank.md", "get-started/first-method.md",
-    "how-to/bank-size.md", "how-to/benchmark.md", "how-to/own-pictures.md", "reference/bank-file.md",
+    "how-to/bank-size.md", "how-to/benchmark.md", "how-to/own-pictures.md", "how-to/verdicts.md",
+    "reference/bank-file.md",
 )  # fmt: skip
 
 

@@ -249,6 +249,19 @@ def _commands() -> list[Command]:
             replaces=False,
         ),
         Command(
+            "calibrate",
+            lambda out, inputs, which: (
+                "calibrate",
+                inputs / "bank",
+                inputs / "more.npy",
+                "--out",
+                out / "bank",
+                "--reweight",
+                ("max", "m3dm")[which],
+            ),
+            ("bank",),
+        ),
+        Command(
             "score",
             lambda out, inputs, which: (
                 "score",
@@ -473,6 +486,7 @@ def make_inputs(inputs: Path, names: set[str]) -> None:
         "build",
         "extend",
         "extend-in-place",
+        "calibrate",
         "score",
         "bank.save",
         "MultiBank.save",

@@ -15,7 +15,18 @@ pytest.importorskip("tifffile")
 pytest.importorskip("timm")
 pytest.importorskip("faiss")
 
-CHEAP = ("synth", "prepare", "extract", "build", "extend", "extend-in-place", "score", "bank.save", "MultiBank.save")
+CHEAP = (
+    "synth",
+    "prepare",
+    "extract",
+    "build",
+    "extend",
+    "extend-in-place",
+    "calibrate",
+    "score",
+    "bank.save",
+    "MultiBank.save",
+)
 
 
 @pytest.mark.slow

@@ -1,0 +1,162 @@
+"""Calibrations and verdicts in words, and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from mmad_bank.cli._values import parse_share
+from mmad_bank.errors import InputError
+
+if TYPE_CHECKING:
+    from mmad_bank.bank import BankCalibration, MemoryBank, Verdicts
+    from mmad_bank.bank.scores import Rule
+    from mmad_bank.calibration import Calibration
+
+SOME_BAD = 4
+"""Exit code of a command that was asked to fail on a bad image, and found one."""
+_RATES = (0.1, 0.05, 0.01, 0.001)
+
+
+def parse_rate(text: str | None) -> float | None:
+    """Read ``--false-alarm-rate``; None where it is not given.
+
+    Raises:
+        InputError: It is no share above 0 and below 1.
+
+    Example:
+        >>> parse_rate("1%"), parse_rate("0.05"), parse_rate(None)
+        (0.01, 0.05, None)
+    """
+    if text is None:
+        return None
+    rate = parse_share(text, "--false-alarm-rate")
+    if rate == 1:
+        raise InputError(f"--false-alarm-rate: expected a share above 0 and below 1, such as 0.01, found {text!r}")
+    return rate
+
+
+def percent(rate: float) -> str:
+    """Return a share in percent.
+
+    Example:
+        >>> percent(0.001), percent(1 / 31)
+        ('0.1 %', '3.226 %')
+    """
+    return f"{100 * rate:.4g} %"
+
+
+def word_verdict(is_bad: bool) -> str:
+    """Return a verdict as files and lists have it."""
+    return "bad" if is_bad else "good"
+
+
+# Calibrations.
+
+
+def calibration_facts(calibration: BankCalibration, rate: float | None = None) -> dict[str, Any]:
+    """Return a calibration as JSON-able values; ``rate`` is a false-alarm rate to tell beside the usual ones."""
+    rates = _rates(rate)
+    return {
+        **calibration.header(),
+        "smallest_rate": calibration.images.smallest_rate,
+        "image_scores": {"min": float(calibration.images.scores[0]), "max": float(calibration.images.scores[-1])},
+        "thresholds": [_limit(calibration.images, one) for one in rates],
+        "patch_thresholds": [_limit(calibration.peaks, one) for one in rates],
+    }
+
+
+def calibration_rows(calibration: BankCalibration, rate: float | None = None) -> dict[str, str]:
+    """Return the same for people."""
+    facts = calibration_facts(calibration, rate)
+    by = f"by {facts['reweight']}" + ("" if facts["reweight"] == "max" else f" of {facts['n_neighbors']} neighbors")
+    low, high = facts["image_scores"]["min"], facts["image_scores"]["max"]
+    rows = {
+        "calibrated with": f"{facts['images']:,} {facts['origin']} of {facts['patches']:,} patches, {by}: {low:.4g} to"
+        f" {high:.4g}" + ("\noutdated: the bank was extended since" if facts["outdated"] else ""),
+        "smallest rate": f"{percent(facts['smallest_rate'])} can be promised with so many images",
+    }
+    pairs = zip(facts["thresholds"], facts["patch_thresholds"], strict=True)
+    rows["bad above"] = "\n".join(_word_limits(image, patch) for image, patch in pairs)
+    return rows
+
+
+def _rates(rate: float | None) -> list[float]:
+    return sorted({*_RATES, *([] if rate is None else [rate])}, reverse=True)
+
+
+def _limit(calibration: Calibration, rate: float) -> dict[str, Any]:
+    """Return a threshold; its score is None where there are too few images to extrapolate from."""
+    try:
+        found = calibration.threshold(rate)
+    except InputError:
+        return {"rate": rate, "score": None, "extrapolated": True}
+    return {"rate": rate, "score": found.score, "extrapolated": found.extrapolated}
+
+
+def _word_limits(image: Mapping[str, Any], patch: Mapping[str, Any]) -> str:
+    rate = f"{percent(image['rate']):>6}"
+    if image["score"] is None:
+        return f"{rate}  too few images"
+    extrapolated = "  (extrapolated)" if image["extrapolated"] else ""
+    return f"{rate}  {image['score']:.4g}, patches {patch['score']:.4g}{extrapolated}"
+
+
+# Verdicts.
+
+
+def check_calibrated(bank: MemoryBank, path: object, rule: Rule, rate: float | None) -> BankCalibration:
+    """Return a bank's calibration, or say before the work why images cannot be judged.
+
+    Raises:
+        InputError: There is none, it is of another rule, or has too few images for the false-alarm rate.
+    """
+    found = bank.calibration
+    if found is None:
+        raise InputError(f"{path}: expected a calibrated bank, found none; mmad-bank calibrate makes one of it")
+    if found.rule != rule:
+        raise InputError(
+            f"--reweight and --neighbors: expected {found.rule.reweight} and {found.rule.n_neighbors}, as {path} is"
+            f" calibrated, found {rule.reweight} and {rule.n_neighbors}"
+        )
+    found.images.threshold(rate)
+    return found
+
+
+def verdict_facts(verdicts: Verdicts, names: Sequence[str], scores: Sequence[float]) -> dict[str, Any]:
+    """Return verdicts as JSON-able values: the limit, and which images are bad."""
+    bad = verdicts.bad.nonzero()[:, 0].tolist()
+    p_values = verdicts.p_values.tolist()
+    return {
+        "false_alarm_rate": verdicts.threshold.rate,
+        "threshold": verdicts.threshold.score,
+        "patch_threshold": verdicts.patch_threshold.score,
+        "extrapolated": verdicts.threshold.extrapolated,
+        "good": len(names) - len(bad),
+        "bad": len(bad),
+        "bad_images": [{"name": names[one], "score": scores[one], "p_value": p_values[one]} for one in bad],
+    }
+
+
+def verdict_rows(facts: Mapping[str, Any], calibration: BankCalibration) -> dict[str, str]:
+    """Return the same for people."""
+    notes = ["extrapolated"] if facts["extrapolated"] else []
+    notes += ["calibrated before the bank was extended"] if calibration.outdated else []
+    return {
+        "verdicts": f"{facts['bad']:,} bad, {facts['good']:,} good, at a false-alarm rate of"
+        f" {percent(facts['false_alarm_rate'])}",
+        "bad above": f"{facts['threshold']:.4g} ({len(calibration.images):,} {calibration.origin}"
+        f"{''.join(f', {note}' for note in notes)})",
+    }
+
+
+def end_on_bad(found: bool) -> None:
+    """End the command by the code for a bad image, if there is one.
+
+    Raises:
+        typer.Exit: With :data:`SOME_BAD`.
+    """
+    if found:
+        raise typer.Exit(SOME_BAD)
