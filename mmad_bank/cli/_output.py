@@ -319,7 +319,7 @@ def _notes(note: Path, job: Mapping[str, Any]) -> bool:
         return False
 
 
-def say_unread(dataset: Path, categories: Sequence[str] | None, layout: str) -> None:
+def say_unread(dataset: Path | Sequence[Path], categories: Sequence[str] | None, layout: str) -> None:
     """Name on standard error the folders that hold samples as a split does, but are none by their name."""
     from mmad_bank.data.layouts import unread_folders
 

@@ -139,8 +139,8 @@ def category_of(sample_id: str) -> str:
     For samples that do not say their category (:attr:`mmad_bank.data.Sample.category`), and models of version 0.1.
 
     Example:
-        >>> category_of("bagel/train/good/000"), category_of("IMG_2041")
+        >>> category_of("bagel/train/good/000"), category_of("2026/may/line 1/IMG_2041.jpg")
         ('bagel', '')
     """
     parts = sample_id.split("/")
-    return parts[0] if len(parts) == 4 else ""
+    return parts[0] if len(parts) == 4 and parts[1] in SPLITS else ""
