@@ -23,7 +23,8 @@ LEFT_OUT = 3
 _UNFINISHED = ".unfinished.json"
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _READ_SUFFIXES = (
-    ".npy", ".npz", ".safetensors", ".pt", ".pth", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".yaml", ".txt"
+    ".npy", ".npz", ".safetensors", ".pt", ".pth", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".yaml", ".txt",
+    ".jpe", ".jfif", ".webp", ".gif", ".jp2", ".pgm", ".ppm", ".pnm", ".pbm", ".avif",
 )  # fmt: skip
 
 

@@ -13,7 +13,10 @@ GOOD = "good"
 ANOMALOUS = "anomalous"
 """The kind of a defect that nobody has named."""
 SPLITS = ("train", "validation", "test")
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+IMAGES = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".jp2", ".pgm", ".ppm", ".pnm",
+    ".pbm", ".avif",
+)  # fmt: skip
 """Suffixes of colour images and masks, in small letters."""
 CLOUDS = (".tiff", ".tif")
 """Suffixes of organized point clouds, in small letters."""
