@@ -171,10 +171,10 @@ class Method(MethodOptions, ABC):
         """Learn what is normal.
 
         Args:
-            dataset: Normal samples, usually a category's training split: a data set, a list of samples, or PyTorch's
-                ``Subset``, ``ConcatDataset`` or ``DataLoader`` of those. Raw ones are preprocessed on the way, prepared
-                ones (:func:`mmad_bank.data.prepare`) are taken as they are; all must have been prepared in one way.
-                Samples that cannot be read or used are left out and named in ``skipped_``.
+            dataset: Normal samples, usually a category's training split: a data set, a list of samples or of pictures'
+                files, or PyTorch's ``Subset``, ``ConcatDataset`` or ``DataLoader`` of those. Raw ones are preprocessed
+                on the way, prepared ones (:func:`mmad_bank.data.prepare`) are taken as they are; all must have been
+                prepared in one way. Samples that cannot be read or used are left out and named in ``skipped_``.
             validation: Normal samples for what is calibrated on data kept out of training, likewise: verdicts (see the
                 argument ``calibration``), and some methods' decisions.
             workdir: Folder for what the stages of the training leave. With the same arguments and samples, a later call

@@ -118,7 +118,7 @@ def test_a_mixture_is_refused(folder: Path) -> None:
 def test_what_is_no_data_set_is_named(folder: Path) -> None:
     sample = open_dataset(folder / "kept", "stud_tray")[0]
     for wrong, words in (
-        (sample, "expected a data set or a list of samples, found Sample"),
+        (sample, "list of pictures' files, found Sample"),
         ("parts", "found str"), (7, "found int"), ([sample, "a"], r"dataset\[1\]: expected a Sample, found str"),
         (DataLoader(Endless()), "found one of an IterableDataset"), (Endless(), "found Endless"),
     ):  # fmt: skip
