@@ -58,8 +58,8 @@ def _error_of(result: Result) -> str:
     return line
 
 
-def small_settings(size: int, grid: int, ratio: float) -> list[str]:
+def small_settings(size: int, grid: int, ratio: float, calibration: str = "none") -> list[str]:
     """Return the words of ``fit`` for a PatchCore that is fitted in a moment."""
     rgb = ("rgb=efficientnet_lite0", "rgb_weights=random")
-    settings = (*rgb, f"image_size={size}", f"grid={grid},{grid}", f"ratio={ratio}")
+    settings = (*rgb, f"image_size={size}", f"grid={grid},{grid}", f"ratio={ratio}", f"calibration={calibration}")
     return [word for setting in settings for word in ("--set", setting)]

@@ -34,6 +34,7 @@ Workers = Annotated[int | None, option("--workers")]
 Batch = Annotated[int, option("--batch")]
 Patches = Annotated[int | None, option("--patches")]
 Reweight = Annotated[Reweighting, option("--reweight")]
+FailOnBad = Annotated[bool, option("--fail-on-bad")]
 FalseAlarmRate = Annotated[
     str | None, option("--false-alarm-rate", " (default: 1 %, or the smallest that can be promised)")
 ]

@@ -1,4 +1,4 @@
-"""What predict says of its samples: verdicts, in words, as CSV and as lines of JSON."""
+"""What predict writes and says of its samples: a folder each, verdicts in words, as CSV and as lines of JSON."""
 
 from __future__ import annotations
 
@@ -9,12 +9,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmad_bank._internal.files import replacing
+from mmad_bank._internal.files import replacing, write_text
+from mmad_bank._internal.json_text import json_text
 from mmad_bank.cli._verdicts import percent
 
 if TYPE_CHECKING:
-    from mmad_bank.methods import Prediction
+    from mmad_bank.methods import Method, Prediction
 
+WRITTEN = ("score.json", "map.npy", "image.png", "overlay.png")
+"""Files that are written for each sample that is predicted."""
+POINTS = "points.npy"
+"""One more for a sample of scattered points: the score of each finite point, in the file's order."""
+_NO_FRAME = (
+    "prepared by an older version, which did not note the pictures' sizes: the map is in the prepared square's pixels;"
+    " prepare the data again for maps in the pictures'"
+)
 _COLUMNS = (
     "id", "score", "p_value", "verdict", "normalized_score", "threshold", "false_alarm_rate", "regions", "region_top",
     "region_left", "region_bottom", "region_right", "region_area", "region_area_mm2", "region_peak", "nearest_sample",
@@ -89,3 +98,60 @@ def _worst(result: Mapping[str, Any]) -> dict[str, Any]:
         for nearest in explained["nearest_normal_patches"][:1]:
             return {**cells, "nearest_sample": nearest["sample"], "nearest_distance": nearest["distance"]}
     return cells
+
+
+def write_prediction(folder: Path, name: str, method: Method, prediction: Prediction, n: int) -> dict[str, Any]:
+    """Write a sample's map.npy, its picture, and score.json."""
+
+    from mmad_bank.data.writing import write_png
+    from mmad_bank.report.pictures import rgb_picture
+
+    folder.mkdir(parents=True, exist_ok=True)
+    notes = list(prediction.notes)
+    if prediction.sample.frame is None:
+        notes.append(_NO_FRAME)
+    values = prediction.map.numpy()
+    _save_array(folder / "map.npy", values)
+    if prediction.sample.points is not None:
+        _save_array(folder / POINTS, prediction.point_scores.numpy())
+    write_png(folder / "image.png", rgb_picture(prediction.original))
+    result = {
+        "id": name,
+        "folder": str(folder),
+        "score": prediction.score,
+        **verdict_of(prediction),
+        "size": list(prediction.size),
+        "notes": notes,
+        "parts": {part: one.score for part, one in prediction.parts.items()},
+        "map_range": [float(values.min()), float(values.max())],
+        "explanation": {part: _explain(method, prediction, part, n) for part in prediction.parts} if n else {},
+    }
+    write_text(folder / "score.json", json_text(result))
+    return result
+
+
+def _save_array(path: Path, values: Any) -> None:
+    import numpy as np
+
+    with replacing(path) as beside, beside.open("wb") as file:
+        np.save(file, values)
+
+
+def _explain(method: Method, prediction: Prediction, part: str, n: int) -> dict[str, Any]:
+    """Name the normal patches that are nearest to a part's worst patch."""
+    place, grid = prediction.parts[part].worst, prediction.parts[part].grid
+    reasons = method.explain(prediction, part, place=place, n=n)
+    nearest = [{"sample": one.sample, "place": one.place, "box": one.box, "distance": one.distance} for one in reasons]
+    box = prediction.box(part, place)
+    return {"worst_patch": place, "grid": list(grid), "box": box, "nearest_normal_patches": nearest}
+
+
+def draw_overlay(folder: Path, limits: tuple[float, float]) -> None:
+    """Draw a sample's overlay from its map and image."""
+    import numpy as np
+
+    from mmad_bank.data import read_rgb
+    from mmad_bank.data.writing import write_png
+    from mmad_bank.report.pictures import overlay
+
+    write_png(folder / "overlay.png", overlay(read_rgb(folder / "image.png"), np.load(folder / "map.npy"), limits))

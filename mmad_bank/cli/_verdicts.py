@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
+from mmad_bank._internal.argument_names import argument_called
 from mmad_bank.cli._values import parse_share
 from mmad_bank.errors import InputError
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from mmad_bank.bank import BankCalibration, MemoryBank, Verdicts
     from mmad_bank.bank.scores import Rule
     from mmad_bank.calibration import Calibration
+    from mmad_bank.methods import Method
+
+AnyMethod = TypeVar("AnyMethod", bound="Method")
+NOT_CALIBRATED = "expected a model with a calibration, found one without"
 
 SOME_BAD = 4
 """Exit code of a command that was asked to fail on a bad image, and found one."""
@@ -36,6 +41,18 @@ def parse_rate(text: str | None) -> float | None:
     if rate == 1:
         raise InputError(f"--false-alarm-rate: expected a share above 0 and below 1, such as 0.01, found {text!r}")
     return rate
+
+
+def at_rate(method: AnyMethod, rate: float | None) -> AnyMethod:
+    """Return a fitted method that judges at a false-alarm rate; itself where none is asked for.
+
+    Raises:
+        InputError: It is not calibrated, or on too few images.
+    """
+    if rate is None:
+        return method
+    with argument_called(false_alarm_rate="--false-alarm-rate"):
+        return method.with_arguments(false_alarm_rate=rate)
 
 
 def percent(rate: float) -> str:

@@ -81,6 +81,7 @@ WORDS: dict[str, Word] = {
         Path, "CSV file to write, with a line for each image: its score, its worst patch, and the normal patch nearest"
         " to that.",
     ),
+    "--jsonl": Word(Path, "File to write, with a JSON object on a line for each image: what score.json has."),
     "--maps": Word(Path, "Folder to write, with each image's anomaly map as {}."),
     "--markdown": Word(Path, "Markdown file to write, with the tables."),
     "--plot": Word(Path, "Picture to write, with the settings: .png, .svg or .pdf."),

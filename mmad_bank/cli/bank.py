@@ -13,7 +13,17 @@ from mmad_bank._internal.progress import doing
 from mmad_bank.cli._command import add
 from mmad_bank.cli._dumps import AxesOfMaps, ByImage, Features, Key, Reading
 from mmad_bank.cli._labels import say_defective
-from mmad_bank.cli._options import Device, FalseAlarmRate, Json, Overwrite, Patches, ProjectionDim, Reweight, TrustIndex
+from mmad_bank.cli._options import (
+    Device,
+    FailOnBad,
+    FalseAlarmRate,
+    Json,
+    Overwrite,
+    Patches,
+    ProjectionDim,
+    Reweight,
+    TrustIndex,
+)
 from mmad_bank.cli._output import (
     are_unfinished,
     check_apart,
@@ -173,7 +183,7 @@ def score(
     neighbors: Annotated[int | None, option("--neighbors")] = None,
     patches: Patches = None,
     false_alarm_rate: FalseAlarmRate = None,
-    fail_on_bad: Annotated[bool, option("--fail-on-bad")] = False,
+    fail_on_bad: FailOnBad = False,
     top: Annotated[int, option("--top")] = 5,
     key: Key = None,
     axes: AxesOfMaps = "auto",

@@ -19,6 +19,7 @@ from mmad_bank.cli._options import (
     Categories,
     DatasetFolder,
     Device,
+    FalseAlarmRate,
     Json,
     Layout,
     ModelUnits,
@@ -38,6 +39,7 @@ from mmad_bank.cli._output import (
 )
 from mmad_bank.cli._swapped import check_model_first
 from mmad_bank.cli._values import check_device, parse_categories
+from mmad_bank.cli._verdicts import at_rate, parse_rate
 from mmad_bank.cli._words import option
 from mmad_bank.errors import InputError, did_you_mean
 
@@ -61,6 +63,7 @@ def evaluate(
     report: Annotated[Path | None, option("--report")] = None,
     out: ResultsFile = None,
     markdown: Annotated[Path | None, option("--markdown")] = None,
+    false_alarm_rate: FalseAlarmRate = None,
     batch: Batch = 1,
     layout: Layout = "auto",
     units: ModelUnits = None,
@@ -70,14 +73,18 @@ def evaluate(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Score a test split: I-AUROC, P-AUROC and AUPRO of the result, of each bank and of each kind of defect."""
+    """Score a test split: I-AUROC, P-AUROC and AUPRO of the result, of each bank and of each kind of defect.
+
+    A calibrated model judges the images too: the tables say how many defects are found, and whether the promised
+    false-alarm rate held.
+    """
     check_model_first("evaluate", model, [dataset], "MODEL DATASET")
     from mmad_bank import methods
     from mmad_bank.data import open_dataset
     from mmad_bank.evaluation import Summary
     from mmad_bank.evaluation import evaluate as run
 
-    target = str(check_device(device))
+    target, rate = str(check_device(device)), parse_rate(false_alarm_rate)
     outputs = (out, markdown, report)  # the folders of files are there: the note goes beside one of them
     job: dict[str, Any] = {"evaluate": [str(path.resolve()) for path in (model, dataset)], "categories": categories}
     job |= {"units": units, "outputs": [path and str(path.resolve()) for path in outputs]}
@@ -93,7 +100,7 @@ def evaluate(
     for number, (name, folder) in enumerate(chosen.items(), 1):
         with within(name, number, len(chosen)):
             with doing(f"loading {folder}"):
-                method = methods.load(folder, target, trust_index=trust_index)
+                method = at_rate(methods.load(folder, target, trust_index=trust_index), rate)
             evaluation = run(
                 method, splits[name], batch=batch, examples=_EXAMPLES if page else 0, watch=page and page.watch,
                 force=force, progress=show_progress(as_json),

@@ -15,40 +15,51 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from mmad_bank._internal.file_names import MODEL
-from mmad_bank._internal.files import replacing, write_text
-from mmad_bank._internal.json_text import json_text
 from mmad_bank._internal.progress import doing, progress_bar, within
 from mmad_bank.cli._command import add
-from mmad_bank.cli._options import Device, Json, Layout, ModelUnits, Overwrite, TrustIndex
+from mmad_bank.cli._options import (
+    Device,
+    FailOnBad,
+    FalseAlarmRate,
+    Json,
+    Layout,
+    ModelUnits,
+    Overwrite,
+    TrustIndex,
+)
 from mmad_bank.cli._output import (
     check_output_folder,
+    check_outputs,
     emit,
     end,
     is_unfinished,
+    say_left_out,
     seconds,
     show_progress,
     unfinished,
 )
 from mmad_bank.cli._pictures import are_pictures, in_words, say_pictures
+from mmad_bank.cli._predicted import (
+    POINTS,
+    WRITTEN,
+    draw_overlay,
+    row_of,
+    verdict_summary,
+    write_csv,
+    write_jsonl,
+    write_prediction,
+)
 from mmad_bank.cli._sample_files import Samples, read_files
 from mmad_bank.cli._swapped import check_model_first
 from mmad_bank.cli._values import check_device, parse_categories
+from mmad_bank.cli._verdicts import NOT_CALIBRATED, at_rate, end_on_bad, parse_rate
 from mmad_bank.cli._words import SplitName, option
 from mmad_bank.cli.evaluation import Force, ModelFolder, check_models, choose_models, models_in
 from mmad_bank.errors import InputError, MissingExtraError, MmadBankError, NoneUsableError
 
 if TYPE_CHECKING:
     from mmad_bank.data import SampleDataset
-    from mmad_bank.methods import Method, Prediction
-
-_WRITTEN = ("score.json", "map.npy", "image.png", "overlay.png")
-"""Files that are written for each sample that is predicted."""
-_POINTS = "points.npy"
-"""One more for a sample of scattered points: the score of each finite point, in the file's order."""
-_NO_FRAME = (
-    "prepared by an older version, which did not note the pictures' sizes: the map is in the prepared square's pixels;"
-    " prepare the data again for maps in the pictures'"
-)
+    from mmad_bank.methods import Method
 
 
 def register(app: typer.Typer) -> None:
@@ -78,6 +89,10 @@ def predict(
         ),
     ],
     maps: Annotated[Path | None, option("--maps", "MAPS/ID.tiff, as MVTec's evaluation reads it")] = None,
+    csv: Annotated[Path | None, option("--csv")] = None,
+    jsonl: Annotated[Path | None, option("--jsonl")] = None,
+    false_alarm_rate: FalseAlarmRate = None,
+    fail_on_bad: FailOnBad = False,
     categories: Annotated[str | None, option("--categories", "those of MODEL")] = None,
     split: Annotated[SplitName, option("--split")] = "test",
     scale: Annotated[str | None, option("--scale")] = None,
@@ -90,16 +105,19 @@ def predict(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Score samples that no truth is known of: image score, anomaly map, and the normal patches that explain them.
+    """Score samples that no truth is known of: verdict, score, anomaly map, and the normal patches that explain them.
 
-    Maps, overlays and the places of patches are in the pixels of the picture, image.png: padding and resizing are
-    undone. Samples that cannot be used are named and left out, as are categories whose model cannot score them, where
-    there are several. The same command may be given again after a crash; whatever else would be replaced needs
-    --overwrite.
+    A model that is calibrated judges every sample good or bad, at a promised false-alarm rate; its regions are the
+    parts of the map that no normal image has. Maps, overlays, regions and the places of patches are in the pixels of
+    the picture, image.png: padding and resizing are undone.
+
+    Samples that cannot be used are named and left out, as are categories whose model cannot score them, where there
+    are several. The same command may be given again after a crash; whatever else would be replaced needs --overwrite.
     """
     check_model_first("predict", model, inputs, "MODEL RGB XYZ" if len(inputs) > 1 else "MODEL DATASET")
     target = str(check_device(device))
     limits = None if scale is None else _parse_scale(scale)
+    rate = parse_rate(false_alarm_rate)
     if explain < 0:
         raise InputError(f"--explain: expected at least 0, found {explain}")
     groups = _groups(model, inputs, parse_categories(categories), split, layout, units)
@@ -107,12 +125,27 @@ def predict(
     job = {"predict": [str(path.resolve()) for path in (model, *inputs)], "category": categories, "split": split}
     job |= {"units": units} if units else {}
     job |= {"maps": str(maps.resolve())} if maps else {}  # the note lets nothing be replaced in another folder
-    written = [str(Path(name if len(samples) > 1 else ".", file)) for name in samples for file in (*_WRITTEN, _POINTS)]
+    tables = [str(path.resolve()) for path in (csv, jsonl) if path]
+    job |= {"tables": tables} if tables else {}
+    written = [str(Path(name if len(samples) > 1 else ".", file)) for name in samples for file in (*WRITTEN, POINTS)]
     mine, read = overwrite or is_unfinished(out, job), (model, *inputs)
     check_output_folder(out, "--out", outputs=written, inputs=read, overwrite=mine)
+    check_outputs({"--csv": csv, "--jsonl": jsonl}, inputs=read, overwrite=mine)
     if maps is not None:
         check_output_folder(maps, "--maps", outputs=[f"{name}.tiff" for name in samples], inputs=read, overwrite=mine)
-    run = _Predicting(out, maps, len(samples) > 1, limits, explain, target, trust_index, force, show_progress(as_json))
+    run = _Predicting(
+        out,
+        maps,
+        len(samples) > 1,
+        limits,
+        explain,
+        rate,
+        fail_on_bad,
+        target,
+        trust_index,
+        force,
+        show_progress(as_json),
+    )
     alone = run.load(groups[0]) if len(groups) == 1 else None  # refused before anything is written
     begin = time.perf_counter()
     with unfinished(out, job):
@@ -122,6 +155,10 @@ def predict(
             run.predict(groups[0], alone)
         if not run.results:
             raise NoneUsableError("", run.failed)
+        if csv is not None:
+            write_csv(csv, run.results)
+        if jsonl is not None:
+            write_jsonl(jsonl, run.results)
     taken = time.perf_counter() - begin
     for line in dict.fromkeys(note for one in run.results for note in one["notes"]):
         print(f"note: {line}", file=sys.stderr)
@@ -130,9 +167,15 @@ def predict(
         "colour_scale": None if alone is None else run.scales[groups[0].name],
         "colour_scales": run.scales if alone is None else {}, "seconds": taken,
     }  # fmt: skip
-    rows = {one["id"]: f"{one['score']:.4f}  {one['folder']}" for one in run.results}
-    emit(result, {**rows, "time": seconds(taken)}, title=f"scored into {out}", as_json=as_json)
-    end(run.failed)
+    width = max(len(one["verdict"] or "") for one in run.results)
+    rows = {one["id"]: row_of(one, width) for one in run.results}
+    emit(
+        result, {**rows, **verdict_summary(run.results), "time": seconds(taken)}, title=f"scored into {out}",
+        as_json=as_json,
+    )  # fmt: skip
+    say_left_out(run.failed)
+    end_on_bad(fail_on_bad and any(one["verdict"] == "bad" for one in run.results))
+    end(run.failed, said=True)
 
 
 def _parse_scale(text: str) -> tuple[float, float]:
@@ -239,6 +282,8 @@ class _Predicting:
     several: bool
     scale: tuple[float, float] | None
     explain: int
+    rate: float | None
+    fail_on_bad: bool
     device: str
     trust_index: bool
     force: bool
@@ -253,6 +298,9 @@ class _Predicting:
 
         with doing(f"loading {group.model}"):
             method = methods.load(group.model, self.device, trust_index=self.trust_index)
+        if self.fail_on_bad and method.calibration_ is None:
+            raise InputError(f"--fail-on-bad: {NOT_CALIBRATED}: {group.model}")
+        method = at_rate(method, self.rate)
         if self.force or not group.datasets:
             return method
         group.datasets = [(name, cast("SampleDataset", method.suited(one, name))) for name, one in group.datasets]
@@ -280,7 +328,7 @@ class _Predicting:
         limits = self.scale or _colour_scale(group.model, method, results)
         with doing("drawing overlays"):
             for one in results:
-                _draw_overlay(Path(one["folder"]), limits)
+                draw_overlay(Path(one["folder"]), limits)
         self.results += results
         self.scales[group.name] = list(limits)
 
@@ -300,64 +348,8 @@ class _Predicting:
                 except MmadBankError as error:
                     self.failed[name] = " ".join(str(error).split())
                 else:
-                    results.append(_write_prediction(folder, name, method, prediction, self.explain))
+                    results.append(write_prediction(folder, name, method, prediction, self.explain))
                     if self.maps is not None:
                         write_map(self.maps / f"{name}.tiff", prediction.map.numpy())
                 report(number)
         return results
-
-
-def _write_prediction(folder: Path, name: str, method: Method, prediction: Prediction, n: int) -> dict[str, Any]:
-    """Write a sample's map.npy, its picture, and score.json."""
-
-    from mmad_bank.data.writing import write_png
-    from mmad_bank.report.pictures import rgb_picture
-
-    folder.mkdir(parents=True, exist_ok=True)
-    notes = list(prediction.notes)
-    if prediction.sample.frame is None:
-        notes.append(_NO_FRAME)
-    values = prediction.map.numpy()
-    _save_array(folder / "map.npy", values)
-    if prediction.sample.points is not None:
-        _save_array(folder / _POINTS, prediction.point_scores.numpy())
-    write_png(folder / "image.png", rgb_picture(prediction.original))
-    result = {
-        "id": name,
-        "folder": str(folder),
-        "score": prediction.score,
-        "size": list(prediction.size),
-        "notes": notes,
-        "parts": {part: one.score for part, one in prediction.parts.items()},
-        "map_range": [float(values.min()), float(values.max())],
-        "explanation": {part: _explain(method, prediction, part, n) for part in prediction.parts} if n else {},
-    }
-    write_text(folder / "score.json", json_text(result))
-    return result
-
-
-def _save_array(path: Path, values: Any) -> None:
-    import numpy as np
-
-    with replacing(path) as beside, beside.open("wb") as file:
-        np.save(file, values)
-
-
-def _explain(method: Method, prediction: Prediction, part: str, n: int) -> dict[str, Any]:
-    """Name the normal patches that are nearest to a part's worst patch."""
-    place, grid = prediction.parts[part].worst, prediction.parts[part].grid
-    reasons = method.explain(prediction, part, place=place, n=n)
-    nearest = [{"sample": one.sample, "place": one.place, "box": one.box, "distance": one.distance} for one in reasons]
-    box = prediction.box(part, place)
-    return {"worst_patch": place, "grid": list(grid), "box": box, "nearest_normal_patches": nearest}
-
-
-def _draw_overlay(folder: Path, limits: tuple[float, float]) -> None:
-    """Draw a sample's overlay from its map and image."""
-    import numpy as np
-
-    from mmad_bank.data import read_rgb
-    from mmad_bank.data.writing import write_png
-    from mmad_bank.report.pictures import overlay
-
-    write_png(folder / "overlay.png", overlay(read_rgb(folder / "image.png"), np.load(folder / "map.npy"), limits))

@@ -69,7 +69,7 @@ class MethodOptions:
     false-alarm rate of 5 % (19 images), else folds of the methods whose parts are all banks, else any validation
     split."""
 
-    calibration_folds: Annotated[int, Range(2, 1000)] = 5
+    calibration_folds: Annotated[int, Range(2, 1000)] = 10
     """Parts that the training images are cut into for the calibration by folds: so many times banks are built of the
     others."""
 

@@ -38,7 +38,7 @@ def held_out() -> list[Sample]:
 
 @pytest.fixture(scope="module")
 def model(parts: list[Sample]) -> PatchCore:
-    return PatchCore(**RGB).fit(parts)
+    return PatchCore(**RGB, calibration_folds=5).fit(parts)
 
 
 def scratched(sample: Sample) -> Sample:

@@ -1,0 +1,138 @@
+"""Verdicts of ``mmad-bank fit``, ``predict`` and ``evaluate``, on pictures without depth."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+for package in ("scipy", "timm", "PIL"):
+    pytest.importorskip(package)
+
+from helpers import call, facts, refused, small_settings
+from PIL import Image
+
+from mmad_bank import methods
+
+SMALL = small_settings(64, 8, 0.5, "auto")
+N_TRAIN = 24
+
+
+def picture(seed: int, scratched: bool = False) -> Image.Image:
+    values = np.random.default_rng(seed).integers(110, 140, (64, 64, 3), dtype=np.uint8)
+    if scratched:
+        values[20:30, 10:50] = (255, 0, 0)
+    return Image.fromarray(values)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A category in MVTec AD's layout."""
+    folder = tmp_path_factory.mktemp("data")
+    for kind, first, n in (("train/good", 0, N_TRAIN), ("test/good", 100, 6), ("test/scratch", 200, 4)):
+        (folder / "plate" / kind).mkdir(parents=True)
+        for number in range(n):
+            picture(first + number, "scratch" in kind).save(folder / "plate" / kind / f"{number:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(data: Path) -> Path:
+    out = data.parent / "plate.model"
+    facts("fit", "patchcore", data, "--out", out, *SMALL)
+    return out
+
+
+def predicted(model: Path, data: Path, out: Path, *options: Any) -> dict[str, dict[str, Any]]:
+    done = facts("predict", model, data, "--out", out, *options)
+    return {one["id"]: one for one in done["samples"]}
+
+
+def test_predict_judges(model: Path, data: Path, tmp_path: Path) -> None:
+    found = predicted(model, data, tmp_path / "out", "--csv", tmp_path / "t.csv", "--jsonl", tmp_path / "t.jsonl")
+    loaded = methods.load(model)
+    for name, one in found.items():
+        prediction = loaded.predict(data / f"{name}.png")
+        assert (one["verdict"], one["p_value"]) == (prediction.verdict, prediction.p_value)
+        assert one["threshold"] == prediction.threshold.score
+        assert one["false_alarm_rate"] == pytest.approx(1 / (N_TRAIN + 1))
+        assert one["verdict"] == "bad" or "scratch" not in name
+        kept = json.loads((tmp_path / "out" / name / "score.json").read_text())
+        assert kept["regions"] == one["regions"]
+        if "scratch" in name:
+            top, left, bottom, right = one["regions"][0]["box"]
+            assert top < 30
+            assert bottom > 20
+            assert left < 50
+            assert right > 10
+    lines = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    assert lines == list(found.values())
+    with (tmp_path / "t.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == list(found)
+    for row in rows:
+        one = found[row["id"]]
+        assert float(row["score"]) == one["score"]
+        assert row["verdict"] == one["verdict"]
+        assert row["nearest_sample"].startswith("plate/train/good/")
+        if one["regions"]:
+            assert [int(row[f"region_{side}"]) for side in ("top", "left", "bottom", "right")] == one["regions"][0][
+                "box"
+            ]
+        assert row["region_area_mm2"] == "", "there is no depth"
+
+
+def test_predict_says_the_verdicts_and_ends_by_them(model: Path, data: Path, tmp_path: Path) -> None:
+    scratched, good = (data / "plate" / "test" / kind / "000.png" for kind in ("scratch", "good"))
+    shown = call("predict", model, scratched, good, "--out", tmp_path / "both", "--fail-on-bad")
+    assert shown.exit_code == 4
+    assert "bad   " in shown.stdout
+    assert "1 bad, 1 good, at a false-alarm rate of 4 %" in shown.stdout
+    assert call("predict", model, scratched, "--out", tmp_path / "bad").exit_code == 0
+    assert call("predict", model, good, "--out", tmp_path / "good", "--fail-on-bad").exit_code == 0
+
+
+def test_a_false_alarm_rate_can_be_asked_for(model: Path, data: Path, tmp_path: Path) -> None:
+    half = predicted(model, data, tmp_path / "half", "--false-alarm-rate", "50%")
+    assert {one["false_alarm_rate"] for one in half.values()} == {0.5}
+    few = predicted(model, data, tmp_path / "few", "--false-alarm-rate", 0.001)
+    assert all(one["extrapolated"] for one in few.values())
+    assert min(one["threshold"] for one in few.values()) >= max(one["threshold"] for one in half.values())
+    shown = call("predict", model, data, "--out", tmp_path / "words", "--false-alarm-rate", 0.001)
+    assert "at a false-alarm rate of 0.1 % (extrapolated)" in shown.stdout
+    said = refused("predict", model, data, "--out", tmp_path / "no", "--false-alarm-rate", 2)
+    assert said.startswith("error: --false-alarm-rate: expected")
+
+
+def test_a_model_without_a_calibration(data: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    facts("fit", "patchcore", data, "--out", model, *SMALL, "--set", "calibration=none")
+    shown = call("predict", model, data, "--out", tmp_path / "out")
+    assert shown.exit_code == 0
+    assert "none, the model is not calibrated" in shown.stdout
+    wanted = "expected a model with a calibration, found one without"
+    for number, options in enumerate((("--false-alarm-rate", 0.1), ("--fail-on-bad",))):
+        said = refused("predict", model, data, "--out", tmp_path / str(number), *options)
+        assert said.startswith(f"error: {options[0]}: {wanted}")
+        assert not (tmp_path / str(number)).exists()
+
+
+def test_evaluate_says_how_the_promise_held(model: Path, data: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    done = facts("evaluate", model, data, "--report", report)
+    decisions = done["categories"][0]["decisions"]
+    assert decisions["confusion"]["found"] == 4
+    assert decisions["confusion"]["false_alarms"] + decisions["confusion"]["passed"] == 6
+    assert decisions["held_out_images"] == N_TRAIN
+    assert decisions["promised_false_alarm_rate"] == pytest.approx(1 / (N_TRAIN + 1))
+    assert {one["verdict"] for one in done["categories"][0]["scores"] if one["label"]} == {"bad"}
+    page = (report / "index.html").read_text()
+    assert 'class="verdict bad"' in page
+    assert 'value="verdict:found"' in page
+    shown = call("evaluate", model, data, "--false-alarm-rate", "20%")
+    assert "verdicts at the promised false-alarm rate" in shown.stdout
+    assert "20%" in shown.stdout
