@@ -61,5 +61,5 @@ def _error_of(result: Result) -> str:
 def small_settings(size: int, grid: int, ratio: float, calibration: str = "none") -> list[str]:
     """Return the words of ``fit`` for a PatchCore that is fitted in a moment."""
     rgb = ("rgb=efficientnet_lite0", "rgb_weights=random")
-    settings = (*rgb, f"image_size={size}", f"grid={grid},{grid}", f"ratio={ratio}", f"calibration={calibration}")
+    settings = (*rgb, f"image_size={size}", f"grid={grid},{grid}", f"calibration={calibration}", f"ratio={ratio}")
     return [word for setting in settings for word in ("--set", setting)]
