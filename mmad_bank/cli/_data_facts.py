@@ -36,6 +36,8 @@ def describe_data(place: Path) -> tuple[dict[str, Any], dict[str, str]]:
     from mmad_bank.data import categories_of
     from mmad_bank.data.layouts import layout_of
 
+    if layout_of(place) == "pictures":
+        return _describe_pictures(place)
     categories = {name: _splits(place, name) for name in categories_of(place)}
     datasets = [one for splits in categories.values() for one in splits.values()]
     modalities = sorted(frozenset.intersection(*(one.modalities for one in datasets))) if datasets else []
@@ -55,6 +57,27 @@ def describe_data(place: Path) -> tuple[dict[str, Any], dict[str, str]]:
         if preparation is None
         else f"{preparation.size} pixels per side, background {preparation.background}",
         **{name: _word_splits(splits) for name, splits in counts.items()},
+    }
+    return facts, {name: value for name, value in rows.items() if value}
+
+
+def _describe_pictures(place: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Describe plain pictures, and say where they do not look as if all were normal."""
+    from mmad_bank.data import PicturesDataset
+    from mmad_bank.data.picture_files import doubt_of, unread_kinds
+
+    dataset = PicturesDataset(place, split="test")
+    n, unread = len(dataset), unread_kinds(place)
+    doubt = doubt_of(record.id for record in dataset.records)
+    facts = {
+        "dataset": str(place), "layout": dataset.layout, "modalities": ["rgb"], "preparation": None,
+        "categories": {dataset.name: {"pictures": n}}, "doubt": doubt, "not_read": unread,
+    }  # fmt: skip
+    rows = {
+        "layout": f"{dataset.layout} (none of a data set)",
+        "holds": f"{n:,} picture{'s' if n > 1 else ''}, of which nothing is known; fit takes all as normal",
+        "in doubt": "" if doubt is None else f"{doubt}; fit takes them only with --layout pictures",
+        "not read": ", ".join(f"{n:,} {kind}" for kind, n in unread.items()),
     }
     return facts, {name: value for name, value in rows.items() if value}
 

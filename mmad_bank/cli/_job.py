@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmad_bank._internal.progress import doing
 from mmad_bank.cli._output import say_unread
+from mmad_bank.cli._pictures import in_words, say_pictures
 from mmad_bank.errors import MissingSplitError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class Job:
 
     Attributes:
         method: The method's class.
-        dataset: Folder of the data set.
+        dataset: Folder of the data set, or several places of plain pictures.
         categories: Categories to take; None takes all.
         layout: Layout of the data set's folders.
         units: Unit of the point clouds' files.
@@ -36,7 +37,7 @@ class Job:
     """
 
     method: type[Method]
-    dataset: Path
+    dataset: Path | list[Path]
     categories: list[str] | None
     layout: str
     units: str | None
@@ -45,6 +46,11 @@ class Job:
     arguments: dict[str, Any] = field(default_factory=dict)
     spelled: dict[str, str] = field(default_factory=dict)
     splits: dict[str, tuple[SampleDataset, SampleDataset | None]] = field(default_factory=dict)
+
+    @property
+    def source(self) -> str:
+        """The data in words."""
+        return in_words(self.dataset)
 
     def choose_arguments(self, settings: list[str], bundled: bool, device: str) -> None:
         """Put the constructor's arguments together; what --set says comes last. The constructor checks them."""
@@ -79,16 +85,17 @@ class Job:
         from mmad_bank.methods.preparing import refuse_missing
 
         method = self.make()
-        with doing(f"looking through {self.dataset}"):
+        with doing(f"looking through {self.source}"):
             names = self.categories or categories_of(self.dataset, self.layout)
             for name in names:
                 train = open_dataset(self.dataset, name, "train", self.layout, units=self.units)
-                refuse_missing(train, method.modalities, method.name, str(self.dataset))
+                refuse_missing(train, method.modalities, method.name, self.source)
                 if self.few_shot is not None:
                     self.splits[name] = few_shot(train, self.few_shot, self.seed), None
                     continue
                 self.splits[name] = train, self._open_validation(name)
             say_unread(self.dataset, names, self.layout)
+        say_pictures(self.dataset, [train for train, _ in self.splits.values()], self.layout)
 
     def train_shared(self, workdir: Path, progress: bool) -> Shared:
         """Train what the opened categories share, unless an earlier run of the same job has left it in a folder."""
@@ -109,7 +116,7 @@ class Job:
         try:
             return open_dataset(self.dataset, category, "validation", self.layout, units=self.units)
         except MissingSplitError as error:
-            if self.make().uses_validation:
+            if self.make().needs_validation:
                 print(f"note: fitted without validation: {error}", file=sys.stderr)
             return None
 
@@ -122,7 +129,7 @@ class Job:
             name: [[record.id, record.changed] for split in splits if split for record in split.records]
             for name, splits in self.splits.items()
         }
-        content = {"method": self.method.name, "arguments": arguments, "samples": samples, "path": str(self.dataset)}
+        content = {"method": self.method.name, "arguments": arguments, "samples": samples, "path": self.source}
         content |= files_named(arguments)
         content |= {"units": self.units} if self.units else {}
         return json.loads(json.dumps(content))

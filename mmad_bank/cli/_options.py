@@ -16,6 +16,15 @@ TrustIndex = Annotated[bool, option("--trust-index")]
 DatasetFolder = Annotated[
     Path, typer.Argument(metavar="DATASET", help="Folder of the categories, raw or prepared.", show_default=False)
 ]
+Learned = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="DATASET...",
+        help="Folder of the categories, raw or prepared; or good pictures: a folder of them, files, a list of paths"
+        " (.txt), a pattern in quotes.",
+        show_default=False,
+    ),
+]
 RawFolder = Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of the raw categories.", show_default=False)]
 Categories = Annotated[str | None, option("--categories", "all")]
 Layout = Annotated[FolderLayout, option("--layout")]

@@ -23,7 +23,8 @@ LEFT_OUT = 3
 _UNFINISHED = ".unfinished.json"
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _READ_SUFFIXES = (
-    ".npy", ".npz", ".safetensors", ".pt", ".pth", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".yaml", ".txt"
+    ".npy", ".npz", ".safetensors", ".pt", ".pth", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".yaml", ".txt",
+    ".jpe", ".jfif", ".webp", ".gif", ".jp2", ".pgm", ".ppm", ".pnm", ".pbm", ".avif",
 )  # fmt: skip
 
 
@@ -319,7 +320,7 @@ def _notes(note: Path, job: Mapping[str, Any]) -> bool:
         return False
 
 
-def say_unread(dataset: Path, categories: Sequence[str] | None, layout: str) -> None:
+def say_unread(dataset: Path | Sequence[Path], categories: Sequence[str] | None, layout: str) -> None:
     """Name on standard error the folders that hold samples as a split does, but are none by their name."""
     from mmad_bank.data.layouts import unread_folders
 

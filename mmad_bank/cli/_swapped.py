@@ -11,7 +11,7 @@ from mmad_bank._internal.file_names import MODEL
 from mmad_bank.errors import InputError
 
 _CLOUDS = (".tif", ".tiff", ".pcd", ".ply", ".npy")
-_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".jp2", ".pgm", ".ppm", ".avif")
 _LARGEST_HEADER = 100_000_000  # bytes
 
 

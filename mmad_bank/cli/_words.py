@@ -14,7 +14,7 @@ import typer
 Axes = Literal["auto", "rows", "bchw", "bhwc"]
 BankPrecision = Literal["auto", "float32", "half", "int8"]
 ComputeDtype = Literal["float32", "bfloat16"]
-FolderLayout = Literal["auto", "mvtec3d", "eyecandies", "folder", "mvtec_ad", "visa", "real3d"]
+FolderLayout = Literal["auto", "mvtec3d", "eyecandies", "folder", "mvtec_ad", "visa", "real3d", "pictures"]
 LengthUnit = Literal["m", "cm", "mm", "um"]
 Measure = Literal["error", "auroc"]
 Recipe = Literal["auto", "m3dm", "cfm", "mdss", "eyecandies", "keep"]
@@ -44,7 +44,9 @@ WORDS: dict[str, Word] = {
     # What is read.
     "--categories": Word(str, "Categories to take, joined by commas (default: {}).", _NAMES, several=True),
     "--split": Word(SplitName, "Split of the data set to take."),
-    "--layout": Word(FolderLayout, "Layout of the data set's folders."),
+    "--layout": Word(
+        FolderLayout, "Layout of the data set's folders; pictures takes all pictures in a folder, however nested."
+    ),
     "--units": Word(LengthUnit, "Unit of the point clouds' files (default: {})."),
     "--key": Word(
         str, "Arrays to take from files that hold several, joined by commas; several layers are joined on the largest"

@@ -86,6 +86,7 @@ def evaluate(
     if report is not None:
         check_apart({"--out": out, "--markdown": markdown}, report, "--report", ())
     page = _open_report(report, mine, model, dataset)
+    _refuse_pictures(dataset, layout)
     chosen = choose_models(model, dataset, parse_categories(categories), layout)
     splits = {name: open_dataset(dataset, name, "test", layout, units=units) for name in chosen}
     evaluations = []
@@ -120,6 +121,15 @@ def evaluate(
             if path is not None:
                 print(path)
     end(left_out, said=not as_json)
+
+
+def _refuse_pictures(dataset: Path, layout: str) -> None:
+    """Refuse plain pictures before the work."""
+    from mmad_bank.data.layouts import layout_of
+    from mmad_bank.evaluation.running import unlabeled
+
+    if layout_of(dataset, layout) == "pictures":
+        raise unlabeled(dataset)
 
 
 def _open_report(folder: Path | None, overwrite: bool, model: Path, dataset: Path) -> Any:

@@ -21,8 +21,9 @@ from mmad_bank._internal.resume import wording
 from mmad_bank.cli._command import add
 from mmad_bank.cli._going_on import going_on
 from mmad_bank.cli._job import Job
-from mmad_bank.cli._options import Categories, DatasetFolder, Device, Json, Layout, Overwrite, Units
+from mmad_bank.cli._options import Categories, Device, Json, Layout, Learned, Overwrite, Units
 from mmad_bank.cli._output import check_output_folder, emit, end, seconds, show_progress, size
+from mmad_bank.cli._pictures import one_or_several
 from mmad_bank.cli._swapped import check_method_first
 from mmad_bank.cli._values import check_device, parse_categories
 from mmad_bank.cli._words import option
@@ -54,7 +55,7 @@ def fit(
             show_default=False,
         ),
     ],
-    dataset: DatasetFolder,
+    dataset: Learned,
     out: Annotated[Path, option("--out", "Folder", ", with the model, or with one model per category: OUT/CATEGORY")],
     categories: Categories = None,
     per_category: Annotated[bool, option("--per-category")] = False,
@@ -73,19 +74,21 @@ def fit(
 ) -> None:
     """Fit a method on a category's normal samples, or one model for each category, and save it.
 
+    A folder in no data set's layout is taken for good pictures, all of them normal; so are files, lists and patterns.
+
     Over several categories, M3DM's fusion, LSFA's adaptors and MDSS's signed distances are trained once, on all of
     them; train-uff, train-adaptors and train-sdf do that alone.
 
     The same command, given again after a crash or Ctrl-C, says what is there and goes on with it: features so far, and
     finished stages.
     """
-    check_method_first(method, dataset, names())
+    check_method_first(method, dataset[0], names())
     from mmad_bank.methods import method_class
     from mmad_bank.methods.shareable import TrainedOn
 
     job = _Fit(
-        method_class(method.lower()), dataset, parse_categories(categories), layout, units, few_shot, seed,
-        out=out, workdir=workdir or named_after(out, ".fit"), keep=workdir is not None, per_category=per_category,
+        method_class(method.lower()), one_or_several(dataset), parse_categories(categories), layout, units, few_shot,
+        seed, out=out, workdir=workdir or named_after(out, ".fit"), keep=workdir is not None, per_category=per_category,
         progress=show_progress(as_json),
     )  # fmt: skip
     job.choose_arguments(settings or [], bundled, str(check_device(device)))

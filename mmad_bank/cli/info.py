@@ -227,7 +227,7 @@ def describe_model(folder: Path, verify: bool = False) -> tuple[dict[str, Any], 
 
 def _read_model(folder: Path, verify: bool) -> dict[str, Any]:
     from mmad_bank.methods.model_folder import read_manifest, verify_files
-    from mmad_bank.methods.prediction import FUSED
+    from mmad_bank.methods.verdicts import FUSED
 
     manifest = Manifest(str(folder / MODEL), read_manifest(folder))
     listed = manifest.optional_table("files")

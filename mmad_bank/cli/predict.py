@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,19 +29,18 @@ from mmad_bank.cli._output import (
     show_progress,
     unfinished,
 )
-from mmad_bank.cli._swapped import check_model_first, check_pair
+from mmad_bank.cli._pictures import are_pictures, in_words, say_pictures
+from mmad_bank.cli._sample_files import Samples, read_files
+from mmad_bank.cli._swapped import check_model_first
 from mmad_bank.cli._values import check_device, parse_categories
 from mmad_bank.cli._words import SplitName, option
 from mmad_bank.cli.evaluation import Force, ModelFolder, check_models, choose_models, models_in
 from mmad_bank.errors import InputError, MissingExtraError, MmadBankError, NoneUsableError
 
 if TYPE_CHECKING:
-    from mmad_bank.data import Sample, SampleDataset
+    from mmad_bank.data import SampleDataset
     from mmad_bank.methods import Method, Prediction
 
-_Read = Callable[[], "Sample | Path"]
-_Samples = list[tuple[str, _Read]]
-"""Ids, and functions that read the samples."""
 _WRITTEN = ("score.json", "map.npy", "image.png", "overlay.png")
 """Files that are written for each sample that is predicted."""
 _POINTS = "points.npy"
@@ -64,7 +63,8 @@ def predict(
         typer.Argument(
             metavar="SAMPLES...",
             help="Pictures, each with its point cloud behind it (RGB XYZ RGB XYZ ...), pictures alone whose point"
-            " clouds lie beside them or are not needed (RGB RGB ...), or one folder of a data set.",
+            " clouds lie beside them or are not needed (RGB RGB ...), or one folder of a data set; or plain pictures,"
+            " as folders, lists of paths (.txt) or patterns in quotes.",
             show_default=False,
         ),
     ],
@@ -159,7 +159,7 @@ class _Group:
 
     name: str
     model: Path
-    samples: _Samples
+    samples: Samples
     datasets: list[tuple[str, SampleDataset]]
 
 
@@ -167,8 +167,10 @@ def _groups(
     model: Path, inputs: Sequence[Path], categories: list[str] | None, split: str, layout: str, units: str | None
 ) -> list[_Group]:
     """Find the model of every sample."""
+    if are_pictures(inputs, layout):
+        return [_group_of_pictures(model, inputs, categories, layout)]
     if len(inputs) != 1 or not inputs[0].is_dir():
-        return [_Group("", _model_of_files(model, categories), list(_files(inputs, units)), [])]
+        return [_Group("", _model_of_files(model, categories), list(read_files(inputs, units)), [])]
     from mmad_bank.data import categories_of, open_dataset
 
     place, there = inputs[0], categories_of(inputs[0], layout)
@@ -185,7 +187,17 @@ def _groups(
     return groups
 
 
-def _samples_of(datasets: Sequence[tuple[str, SampleDataset]]) -> _Samples:
+def _group_of_pictures(model: Path, inputs: Sequence[Path], categories: list[str] | None, layout: str) -> _Group:
+    """Open plain pictures, whose model nothing tells but the user."""
+    from mmad_bank.data import PicturesDataset
+
+    dataset = PicturesDataset(inputs, split="test")
+    say_pictures(inputs, [dataset], layout)
+    opened: list[tuple[str, SampleDataset]] = [(in_words(inputs), dataset)]
+    return _Group("", _model_of_files(model, categories), _samples_of(opened), opened)
+
+
+def _samples_of(datasets: Sequence[tuple[str, SampleDataset]]) -> Samples:
     """Return ids, and functions that read the samples; no truth is asked for."""
     return [
         (record.id, partial(dataset.__getitem__, number))
@@ -216,46 +228,6 @@ def _colour_scale(model: Path, method: Method, results: list[dict[str, Any]]) ->
     print(f"{model}: has no color scale of normal images; colors go from these samples' lowest to highest score",
           file=sys.stderr)  # fmt: skip
     return min(one["map_range"][0] for one in results), max(one["map_range"][1] for one in results)
-
-
-def _files(paths: Sequence[Path], units: str | None) -> Iterator[tuple[str, _Read]]:
-    """Yield ids of samples given by their files, and functions that read them."""
-    from mmad_bank.data import open_points, open_sample
-    from mmad_bank.data.names import POINTS
-
-    names: set[str] = set()
-    for rgb, xyz in _pairs(paths):
-        name, number = rgb.stem, len(names)
-        while name in names:
-            name, number = f"{rgb.stem}-{number}", number + 1
-        names.add(name)
-        if rgb.suffix.lower() in POINTS:
-            yield name, partial(open_points, rgb, units=units)
-        else:  # whether a picture alone does, the method knows
-            yield name, partial(Path, rgb) if xyz is None else partial(open_sample, rgb, xyz, units=units)
-
-
-def _pairs(paths: Sequence[Path]) -> Iterator[tuple[Path, Path | None]]:
-    """Yield pictures and their clouds; if no file can be a cloud, all are pictures whose clouds may lie beside them."""
-    from mmad_bank.data.names import CLOUDS, IMAGES, POINTS
-    from mmad_bank.methods.inputs import cloud_beside
-
-    suffixes = {path.suffix.lower() for path in paths}
-    scattered = [path for path in paths if path.suffix.lower() in POINTS]
-    if scattered and len(scattered) < len(paths):
-        other = next(path for path in paths if path not in scattered)
-        raise InputError(f"SAMPLES: expected files of one kind, found {scattered[0]} of scattered points and {other}")
-    if len(paths) == 1 or scattered or suffixes <= {*IMAGES} - {*CLOUDS}:
-        yield from ((path, cloud_beside(path)) for path in paths)
-        return
-    if len(paths) % 2:
-        raise InputError(
-            "SAMPLES: expected pairs of a picture and its point cloud, pictures alone, or a data set's folder,"
-            f" found {len(paths)} files"
-        )
-    for rgb, xyz in zip(paths[::2], paths[1::2], strict=True):
-        check_pair(rgb, xyz)
-        yield rgb, xyz
 
 
 @dataclass
@@ -312,7 +284,7 @@ class _Predicting:
         self.results += results
         self.scales[group.name] = list(limits)
 
-    def _score(self, method: Method, samples: _Samples) -> list[dict[str, Any]]:
+    def _score(self, method: Method, samples: Samples) -> list[dict[str, Any]]:
         """Score and write samples one by one; return what is said of them, and note why others are left out."""
         from mmad_bank.data.writing import write_map
 

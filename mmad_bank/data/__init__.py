@@ -16,6 +16,7 @@ _EXPORTS = {
     "MVTec3DDataset": "mvtec3d",
     "MVTecADDataset": "mvtec_ad",
     "OtherPreparation": "recipes",
+    "PicturesDataset": "pictures",
     "Points": "projection",
     "Preprocessing": "recipes",
     "RECIPES": "recipes",
@@ -48,6 +49,7 @@ __all__ = [
     "MVTec3DDataset",
     "MVTecADDataset",
     "OtherPreparation",
+    "PicturesDataset",
     "Points",
     "Preprocessing",
     "Real3DDataset",
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
     from mmad_bank.data.layouts import categories_of, open_dataset
     from mmad_bank.data.mvtec3d import MVTec3DDataset
     from mmad_bank.data.mvtec_ad import MVTecADDataset
+    from mmad_bank.data.pictures import PicturesDataset
     from mmad_bank.data.preparation import prepare
     from mmad_bank.data.prepared import preparation_of
     from mmad_bank.data.preprocessing import normalize_rgb, preprocess

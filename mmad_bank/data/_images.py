@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,16 +15,23 @@ import numpy as np
 
 from mmad_bank._internal.extras import import_extra
 from mmad_bank._internal.locks import ForkedOpen
+from mmad_bank.data._deep import read_deep, read_deep_tiff
 from mmad_bank.data._limits import check_announced, limit_is_set
 from mmad_bank.data._tiff import read_array
 from mmad_bank.errors import InputError, MmadBankError
 
 DESCRIPTION = "Description"
 """PNG's own keyword for what TIFF calls its description."""
-_FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+# Pillow's names, and its modules. What tells itself by its first bytes, and no rarity that nobody maintains.
+_FORMATS = {
+    "PNG": "Png", "JPEG": "Jpeg", "BMP": "Bmp", "TIFF": "Tiff", "WEBP": "WebP", "GIF": "Gif", "JPEG2000": "Jpeg2K",
+    "PPM": "Ppm", "AVIF": "Avif",
+}  # fmt: skip
+_PICTURE = "a picture (PNG, JPEG, BMP, TIFF, WebP, GIF, JPEG 2000, PNM, AVIF)"
 # Bytes per pixel in Pillow's memory; all other modes take four.
 _STORED = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
 _DEEP = ("I", "F")
+_LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")
 _GREYS = ("1", "L", *_DEEP)
 # How an open file shows itself in Pillow's messages.
 _HANDLE = re.compile(r" <_io\.\w+ name=.*>")
@@ -61,12 +70,15 @@ def _say_missing(path: Path) -> str:
 def _opened(path: Path, kind: str) -> Iterator[Any]:
     """Open an image, its header only, and check what that announces."""
     image_module = import_extra("pillow", "PIL.Image", f"reading {kind}")
-    for name in _FORMATS:
-        import_extra("pillow", f"PIL.{name.title()}ImagePlugin", f"reading {kind}")
+    modules = {name: f"PIL.{module}ImagePlugin" for name, module in _FORMATS.items()}
+    if importlib.util.find_spec(modules["AVIF"]) is None:  # before Pillow 11.3
+        del modules["AVIF"]
+    for module in modules.values():
+        import_extra("pillow", module, f"reading {kind}")
     # An open file, not a path: Pillow would map raw TIFFs into memory, and mixes up height and width of turned ones.
     with naming(path, kind), path.open("rb") as file, ExitStack() as stack:
         with _without_pillows_limit(image_module):
-            image = stack.enter_context(image_module.open(file, formats=_FORMATS))
+            image = stack.enter_context(image_module.open(file, formats=tuple(modules)))
         width, height = image.size
         check_announced(path, height, width, _STORED.get(image.mode, 4))
         if limit_is_set():
@@ -93,6 +105,12 @@ def _depth(image: Any) -> int:
     return 16 if any(";16" in str(tile[3]) for tile in image.tile) else 8
 
 
+def _say_several(path: Path, image: Any) -> None:
+    """Say which of several pictures in a file is read; a telephone's (MPO) has previews behind it, if anything."""
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        warnings.warn(f"{path}: holds several pictures (pages or frames), of which the first is read", stacklevel=4)
+
+
 def _turn(image: Any) -> None:
     """Turn and flip an image as its EXIF orientation says, which every viewer does."""
     from PIL import ImageOps
@@ -112,34 +130,44 @@ def _colours(image: Any) -> np.ndarray:
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """Read a colour (or grey) image of 8 bits per channel or fewer, as it is seen.
+    """Read a colour (or grey) image as it is seen.
 
     It is turned as its EXIF orientation says, transparent parts are black, palettes are looked up, CMYK and YCbCr
-    are converted; colour profiles and gamma are left alone. The first of several pictures in a file is read.
+    are converted; colour profiles and gamma are left alone. Values of 16 bits are divided by 257, unless that would be
+    nearly black or ``MMAD_BANK_PICTURE_BITS`` tells how many bits the camera uses; floats go from 0 to 1.
 
     Returns:
         (H, W, 3), uint8.
 
+    Warns:
+        UserWarning: The file holds several pictures; the first is read.
+
     Raises:
-        InputError: The file is missing, damaged, too large, of more than 8 bits per channel, or all transparent.
+        InputError: The file is missing, damaged, too large, uses too few of its 16 bits, or is all transparent.
     """
-    with _opened(path, "an 8-bit colour image") as image:
-        depth = _depth(image)
-        if depth > 8:
-            raise InputError(
-                f"{path}: expected 8 bits per channel, found {depth} (image mode {image.mode}); convert all pictures by"
-                " the camera's own range, as 12 bits by value / 16"
-            )
-        if "A" in image.getbands() and image.getchannel("A").getextrema() == (0, 0):
-            raise InputError(f"{path}: expected an image to see, found one that is transparent all over")
-        return _colours(image)
+    with _opened(path, _PICTURE) as image:
+        _say_several(path, image)
+        if _depth(image) <= 8:
+            return _seen(path, image)
+        if image.format == "TIFF" and image.mode.split(";")[0] not in _DEEP:
+            return read_deep_tiff(path)
+        _check_black_is_zero(path, image)
+        _turn(image)
+        return _seen(path, import_extra("pillow", "PIL.Image", "reading pictures").fromarray(read_deep(path, image)))
+
+
+def _seen(path: Path, image: Any) -> np.ndarray:
+    """Return what is seen of an image of 8 bits per channel, (H, W, 3), uint8, if anything is."""
+    if "A" in image.getbands() and image.getchannel("A").getextrema() == (0, 0):
+        raise InputError(f"{path}: expected an image to see, found one that is transparent all over")
+    return _colours(image)
 
 
 def read_mask(path: Path, *, by_index: bool = False) -> np.ndarray:
     """Read a ground-truth mask: what is seen as not black is a defect.
 
-    Grey masks may have any depth, and floats; NaN is no defect. In a JPEG, whose black is never quite black, the
-    brighter half of the range is a defect.
+    Grey masks may have any depth, and floats; NaN is no defect. In a JPEG and its successors, whose black is never
+    quite black, the brighter half of the range is a defect.
 
     Args:
         path: The file.
@@ -163,7 +191,7 @@ def read_mask(path: Path, *, by_index: bool = False) -> np.ndarray:
             if _depth(image) > 8:
                 raise InputError(f"{path}: expected a mask of 8 bits per channel or grey, found 16 bits per channel")
             values = _colours(image).max(axis=-1)
-        return values >= 128 if image.format == "JPEG" else is_defect(values)
+        return values >= 128 if image.format in _LOSSY else is_defect(values)
 
 
 def read_depth(path: Path) -> np.ndarray:

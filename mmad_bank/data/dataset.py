@@ -38,6 +38,8 @@ class SampleDataset(torch.utils.data.Dataset[Sample]):
     """Name of the layout."""
     folders: ClassVar[str]
     """Folders of a category in this layout, for an error's line."""
+    labeled: ClassVar[bool] = True
+    """Whether it is known of each sample whether it is normal."""
     units: str | None = None
     truths: bool = True
 
@@ -89,7 +91,7 @@ class SampleDataset(torch.utils.data.Dataset[Sample]):
         kinds = Counter(record.defect for record in self.records)
         counts = ", ".join(f"{kinds[kind]} {kind}" for kind in sorted(kinds, key=lambda kind: (kind != GOOD, kind)))
         what = f"{len(self)} samples" + (f" ({counts})" if counts else "")
-        of = f" of {', '.join(self.categories)}" if self.records else ""
+        of = f" of {', '.join(self.categories)}" if any(self.categories) else ""
         try:
             preparation = self.preparation
         except InputError:  # the manifest is damaged; whoever reads a sample is told so
@@ -231,7 +233,8 @@ def few_shot(dataset: AnyDataset, n: int, seed: int = 0) -> AnyDataset:
     for category in dataset.categories:
         normal = [i for i, record in enumerate(dataset.records) if record.category == category and record.label == 0]
         if len(normal) < n:
-            raise InputError(f"n: expected at most {len(normal)}, the normal samples of {category!r}, found {n}")
+            of = repr(category) if category else str(dataset.path)
+            raise InputError(f"n: expected at most {len(normal)}, the normal samples of {of}, found {n}")
         # The category's name is part of the seed: a category's draw does not depend on which others are open.
         order = np.random.default_rng([seed, *os.fsencode(category)]).permutation(len(normal))
         chosen += [normal[i] for i in order[:n]]

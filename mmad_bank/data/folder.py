@@ -1,6 +1,6 @@
 """One's own parts, in the layout of MVTec 3D-AD: ``CATEGORY/{train,validation,test}/{good|DEFECT}/{rgb,xyz,gt}/NAME``.
 
-Colour images and masks may be PNG, JPEG, BMP or TIFF, point clouds are TIFF. A category may have pictures alone, or
+Colour images and masks may be of any format that is read, point clouds are TIFF. A category may have pictures alone, or
 point clouds alone. A defect without a mask is scored, not localised.
 
 docs/how-to/own-pictures.md lists the names that are taken for a split and for good samples.

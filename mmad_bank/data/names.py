@@ -13,7 +13,10 @@ GOOD = "good"
 ANOMALOUS = "anomalous"
 """The kind of a defect that nobody has named."""
 SPLITS = ("train", "validation", "test")
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+IMAGES = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".jp2", ".pgm", ".ppm", ".pnm",
+    ".pbm", ".avif",
+)  # fmt: skip
 """Suffixes of colour images and masks, in small letters."""
 CLOUDS = (".tiff", ".tif")
 """Suffixes of organized point clouds, in small letters."""
@@ -139,8 +142,8 @@ def category_of(sample_id: str) -> str:
     For samples that do not say their category (:attr:`mmad_bank.data.Sample.category`), and models of version 0.1.
 
     Example:
-        >>> category_of("bagel/train/good/000"), category_of("IMG_2041")
+        >>> category_of("bagel/train/good/000"), category_of("2026/may/line 1/IMG_2041.jpg")
         ('bagel', '')
     """
     parts = sample_id.split("/")
-    return parts[0] if len(parts) == 4 else ""
+    return parts[0] if len(parts) == 4 and parts[1] in SPLITS else ""

@@ -23,6 +23,7 @@ from mmad_bank._internal.progress import progress_bar
 from mmad_bank.data import layouts
 from mmad_bank.data.dataset import SampleDataset
 from mmad_bank.data.names import SPLITS
+from mmad_bank.data.pictures import PicturesDataset
 from mmad_bank.data.prepared import MANIFEST, is_prepared, manifest_around, read_prepared
 from mmad_bank.data.preprocessing import check_told_by_cloud
 from mmad_bank.data.recipes import Preprocessing
@@ -118,6 +119,11 @@ def prepare(
     source, out = Path(dataset_path), Path(out_dir)
     if workers < 1:
         raise InputError(f"workers: expected at least 1, found {workers}")
+    if layouts.layout_of(source, layout) == PicturesDataset.layout:
+        raise InputError(
+            f"{source}: expected a data set, found plain pictures; fit and predict take them as they are, and prepare"
+            " them on the way"
+        )
     found = layouts.categories_of(source, layout)
     for name in categories or ():
         if name not in found:

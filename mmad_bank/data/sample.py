@@ -266,7 +266,7 @@ def open_sample(
     """Read one sample from its files.
 
     Args:
-        rgb: 8-bit colour image.
+        rgb: Colour image.
         xyz: TIFF of H×W×3 floats.
         mask: Image that is not zero on defects, if the sample is known to be anomalous.
         units: Unit of the cloud's file, see :data:`mmad_bank.data.UNITS`; default: the unit of the data that the model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 
 from mmad_bank.data.dataset import SampleDataset
 from mmad_bank.data.eyecandies import EyecandiesDataset
+from mmad_bank.data.pictures import PicturesDataset
 from mmad_bank.data.recipes import Preprocessing
 from mmad_bank.data.sample import MODALITIES, Record, Sample
 from mmad_bank.errors import InputError, MmadBankError
@@ -20,9 +22,9 @@ def as_samples(data: Any, name: str = "dataset") -> Samples:
     """Return samples as something that has a length and gives samples by number, and has read none of them.
 
     Args:
-        data: A :class:`SampleDataset`; a list or tuple of samples; any map-style PyTorch data set of samples; a
-            ``Subset``, ``ConcatDataset`` or ``DataLoader`` of those. A loader's samples come one by one, in the order
-            of their data set, whatever its batches and its order.
+        data: A :class:`SampleDataset`; a list or tuple of samples, or of paths of pictures; any map-style PyTorch data
+            set of samples; a ``Subset``, ``ConcatDataset`` or ``DataLoader`` of those. A loader's samples come one by
+            one, in the order of their data set, whatever its batches and its order.
         name: Name of the argument, for the error's line.
 
     Raises:
@@ -42,6 +44,8 @@ def as_samples(data: Any, name: str = "dataset") -> Samples:
     if isinstance(data, ConcatDataset):
         return Joined([as_samples(one, name) for one in data.datasets])
     if isinstance(data, (list, tuple)):
+        if data and all(isinstance(one, (str, os.PathLike)) for one in data):
+            return PicturesDataset(data)
         for number, one in enumerate(data):
             if not isinstance(one, Sample):
                 raise InputError(f"{name}[{number}]: expected a Sample, found {type(one).__name__}")
@@ -49,7 +53,8 @@ def as_samples(data: Any, name: str = "dataset") -> Samples:
     numbered = hasattr(data, "__len__") and hasattr(data, "__getitem__") and not isinstance(data, IterableDataset)
     if numbered and isinstance(data, (Dataset, Sequence)) and not isinstance(data, (str, bytes)):
         return data  # type: ignore[return-value]
-    raise InputError(f"{name}: expected a data set or a list of samples, found {type(data).__name__}")
+    expected = "expected a data set, a list of samples or a list of pictures' files"
+    raise InputError(f"{name}: {expected}, found {type(data).__name__}")
 
 
 def _of_loader(loader: DataLoader[Any], name: str) -> Any:

@@ -4,6 +4,7 @@ Every image is scored, measured and let go. Its scores, the sorted scores of its
 and the few predictions that are to be shown are kept.
 """
 
+from mmad_bank.evaluation.decisions import Decisions
 from mmad_bank.evaluation.results import (
     HIGHEST_DEFECT,
     HIGHEST_GOOD,
@@ -17,12 +18,13 @@ from mmad_bank.evaluation.results import (
     Metrics,
     SampleScore,
     Summary,
+    share,
     word,
 )
 from mmad_bank.evaluation.running import evaluate
-from mmad_bank.methods.prediction import FUSED
+from mmad_bank.methods.verdicts import FUSED
 
 __all__ = [
-    "FUSED", "HIGHEST_DEFECT", "HIGHEST_GOOD", "LOWEST_DEFECT", "LOWEST_GOOD", "RESULT", "ROLES", "Curve", "Evaluation",
-    "Example", "Metrics", "SampleScore", "Summary", "evaluate", "word",
+    "FUSED", "HIGHEST_DEFECT", "HIGHEST_GOOD", "LOWEST_DEFECT", "LOWEST_GOOD", "RESULT", "ROLES", "Curve", "Decisions",
+    "Evaluation", "Example", "Metrics", "SampleScore", "Summary", "evaluate", "share", "word",
 ]  # fmt: skip

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from mmad_bank.errors import InputError
+from mmad_bank.evaluation.decisions import Decisions
 from mmad_bank.methods.base import Prediction
-from mmad_bank.methods.prediction import FUSED
+from mmad_bank.methods.verdicts import FUSED
 
 RESULT = "result"
 """Name of the method's own result for readers: "fused" is too near to the bank of fused features."""
@@ -51,6 +52,8 @@ class SampleScore:
         defect: ``"good"`` or the kind of defect.
         score: The method's score.
         parts: Scores of its banks or branches, by name.
+        p_value: Conformal p-value of the score; None where the method is not calibrated.
+        verdict: ``"good"`` or ``"bad"``, likewise.
     """
 
     id: str
@@ -58,12 +61,15 @@ class SampleScore:
     defect: str
     score: float
     parts: dict[str, float]
+    p_value: float | None = None
+    verdict: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return JSON-able values."""
-        return {
+        own = {
             "id": self.id, "label": self.label, "defect": self.defect, "score": self.score, "parts": dict(self.parts)
         }  # fmt: skip
+        return own if self.verdict is None else {**own, "p_value": self.p_value, "verdict": self.verdict}
 
 
 @dataclass
@@ -85,6 +91,7 @@ class Evaluation:
         pro: PRO curves, by result: false positive rates of pixels and mean overlaps.
         examples: The predictions kept: highest and lowest scores of good and of anomalous images.
         labels: Names of the results for a reader: ``"result"`` for the method's own, ``"fusion bank"``, …
+        decisions: What the verdicts are worth; None where the method is not calibrated.
     """
 
     method: str
@@ -101,6 +108,7 @@ class Evaluation:
     pro: dict[str, Curve] = field(default_factory=dict, repr=False)
     examples: list[Example] = field(default_factory=list, repr=False)
     labels: dict[str, str] = field(default_factory=dict, repr=False)
+    decisions: Decisions | None = None
 
     def label(self, result: str) -> str:
         """Return the name of a result for a reader; in JSON and in code it has its short name."""
@@ -122,6 +130,7 @@ class Evaluation:
             "labels": {name: self.label(name) for name in self.metrics},
             "metrics": {name: values.as_json() for name, values in self.metrics.items()},
             "kinds": kinds,
+            "decisions": self.decisions and self.decisions.as_json(),
             "seconds_per_image": self.seconds,
             "stages": self.sections,
             "notes": self.notes,
@@ -234,6 +243,7 @@ class Summary:
         if len(self.results) > 1:
             rows = [[self.label(result), *map(word, self.mean(result))] for result in self.results]
             tables.append(("the result and its parts" + self._averaged, ["result", *self.metric_names], rows))
+        tables += self._verdicts()
         kinds = self.kinds()
         if kinds:
             for title, column in (("I-AUROC", 0), (self.metric_names[2], 2)):
@@ -241,6 +251,13 @@ class Summary:
                 heads = ["kind of defect", *map(self.label, self.results)]
                 tables.append((f"{title} of each kind against the good images{self._averaged}", heads, rows))
         return tables
+
+    def _verdicts(self) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+        """Yield the table of verdicts, if there are some."""
+        judged = [(e.category, e.decisions) for e in self.evaluations if e.decisions is not None]
+        if judged:
+            heads = ["category", "threshold", "promised", "false alarms", "95 %", "found", "precision", "F1", "best F1"]
+            yield "verdicts at the promised false-alarm rate", heads, [[name, *_judged(one)] for name, one in judged]
 
     @property
     def _averaged(self) -> str:
@@ -252,6 +269,8 @@ class Summary:
         for evaluation in self.evaluations:
             reasons = dict.fromkeys(evaluation.metrics[FUSED].undefined.values())
             lines += [f"{evaluation.category}: {line}" for line in (*reasons, *evaluation.notes)]
+            if evaluation.decisions is not None:
+                lines += _remarks_on(evaluation.category, evaluation.decisions)
             lines += [f"left out: {why}" for why in evaluation.failed.values()]
         return lines
 
@@ -294,6 +313,40 @@ class Summary:
 def word(value: float | None) -> str:
     """Return a metric in words: three digits, a dash where it is undefined."""
     return "–" if value is None else f"{value:.3f}"
+
+
+def share(value: float) -> str:
+    """Return a share in percent, in words.
+
+    Example:
+        >>> share(0.05), share(0.0476), share(0.0005)
+        ('5%', '4.8%', '0.05%')
+    """
+    return f"{100 * value:.2g}%" if value < 0.1 else f"{100 * value:.3g}%"
+
+
+def _remarks_on(category: str, one: Decisions) -> Iterator[str]:
+    """Yield what a reader of the verdicts must know."""
+    yield f"{category}: verdicts are calibrated on {one.held_out} {one.origin}"
+    if one.threshold.extrapolated:
+        yield f"{category}: * the rate is extrapolated by a fitted tail; {one.held_out} images can promise" + (
+            f" {share(1 / (one.held_out + 1))} and more"
+        )
+    if one.held is False:
+        yield f"{category}: the promised false-alarm rate did not hold: the good images are unlike the held-out ones"
+
+
+def _judged(one: Decisions) -> list[str]:
+    """Return the cells of a row of verdicts."""
+    rate, interval = one.false_alarm_rate, one.interval
+    return [
+        f"{one.threshold.score:.4g}",
+        share(one.threshold.rate) + ("*" if one.threshold.extrapolated else ""),
+        "–" if rate is None else f"{one.false_alarms} of {one.false_alarms + one.passed} ({share(rate)})",
+        "–" if interval is None else f"{share(interval[0])} to {share(interval[1])}",
+        "–" if one.recall is None else f"{one.found} of {one.found + one.missed} ({share(one.recall)})",
+        word(one.precision), word(one.f1), word(one.best_f1),
+    ]  # fmt: skip
 
 
 def _size_and_time(evaluation: Evaluation) -> list[str]:

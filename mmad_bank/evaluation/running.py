@@ -11,6 +11,7 @@ from mmad_bank._internal.batches import run_batch
 from mmad_bank._internal.checks import check_index
 from mmad_bank._internal.progress import doing, progress_bar
 from mmad_bank._internal.timing import collect_times, timed
+from mmad_bank.data.dataset import SampleDataset
 from mmad_bank.data.sample import Sample
 from mmad_bank.data.sequences import as_samples
 from mmad_bank.errors import InputError, MissingExtraError, MmadBankError, NoneUsableError
@@ -53,8 +54,8 @@ def evaluate(
         progress: Whether to show a bar on a terminal.
 
     Raises:
-        InputError: There is no sample, or none can be scored; the reason is the first one's. Or the method was not made
-            for the data, or ``limits`` or ``n_thresholds`` is out of range.
+        InputError: There is no sample, or none can be scored; the reason is the first one's. Or nothing says which
+            samples are normal, the method was not made for the data, or ``limits`` or ``n_thresholds`` is out of range.
 
     Example:
         >>> evaluation = evaluate(model, open_dataset("parts", "bagel", "test"))  # doctest: +SKIP
@@ -63,6 +64,8 @@ def evaluate(
     """
     check_index(batch, "batch", 1, 2**31 - 1, "images scored together")
     dataset = as_samples(dataset, "dataset")
+    if isinstance(dataset, SampleDataset) and not dataset.labeled:
+        raise unlabeled(dataset.path)
     if len(dataset) == 0:
         raise InputError("dataset: expected test samples, found none")
     if not force:
@@ -80,6 +83,14 @@ def evaluate(
         raise NoneUsableError("dataset: no sample can be scored", tally.failed)
     with doing("computing the metrics"):
         return tally.finish(method.name, dict(seconds))
+
+
+def unlabeled(path: object) -> InputError:
+    """Return the error that says what plain pictures lack for an evaluation."""
+    return InputError(
+        f"{path}: expected good and defective samples that are known as such, CATEGORY/test/{{good,DEFECT}}/NAME.png,"
+        " found plain pictures, of which nothing is known; mmad-bank predict scores them"
+    )
 
 
 def _batches(dataset: Samples, batch: int, tally: Tally) -> Iterator[list[Sample]]:

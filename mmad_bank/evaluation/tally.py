@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from mmad_bank.data.frame import picture_of
 from mmad_bank.data.names import ANOMALOUS, GOOD
 from mmad_bank.data.sample import Sample
 from mmad_bank.errors import InputError
+from mmad_bank.evaluation.decisions import Decisions
 from mmad_bank.evaluation.results import (
     HIGHEST_DEFECT,
     HIGHEST_GOOD,
@@ -26,7 +28,7 @@ from mmad_bank.evaluation.results import (
     SampleScore,
 )
 from mmad_bank.methods.base import Part, Prediction
-from mmad_bank.methods.prediction import FUSED
+from mmad_bank.methods.verdicts import FUSED
 from mmad_bank.metrics import AUPRO, AUROC
 
 
@@ -48,6 +50,7 @@ class Tally:
         self.warnings: dict[str, None] = {}  # in order, each once
         self.maskless = 0
         self.seconds = 0.0
+        self._judge: Callable[[list[int], list[float]], Decisions] | None = None
         self._pixels: dict[str, dict[str, AUPRO]] = {}  # by result and kind
         self._examples: dict[str, list[tuple[float, int, Prediction]]] = {role: [] for role in ROLES}
         AUPRO(limits, n_thresholds)  # says what is wrong with them before the work
@@ -72,7 +75,13 @@ class Tally:
             return
         name = sample.id or str(number)
         kind = _kind(sample)
-        self.scores.append(SampleScore(name, int(sample.label > 0), kind, float(prediction.score), results))
+        label, score = int(sample.label > 0), float(prediction.score)
+        self.scores.append(SampleScore(name, label, kind, score, results, prediction.p_value, prediction.verdict))
+        if prediction.calibration is not None and prediction.threshold is not None:
+            self._judge = partial(
+                Decisions.of, threshold=prediction.threshold, held_out=len(prediction.calibration),
+                origin=prediction.calibration.origin,
+            )  # fmt: skip
         self.categories[sample.category] = None
         self.warnings |= dict.fromkeys(prediction.notes)
         if sample.mask is None:
@@ -121,6 +130,7 @@ class Tally:
             seconds=total / n_images,
             sections={name: taken / n_images for name, taken in sections.items()},
             labels=self.labels,
+            decisions=self._judge and self._judge([one.label for one in self.scores], [s.score for s in self.scores]),
         )
         for result in results:
             evaluation.roc[result] = self._images(result, kinds).curve()

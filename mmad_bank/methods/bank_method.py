@@ -9,11 +9,11 @@ import json
 import os
 import re
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from mmad_bank._internal.timing import timed
 from mmad_bank._internal.torch_state import plain_torch
 from mmad_bank.adaptation import FeatureAdaptation
 from mmad_bank.bank import MemoryBank, MultiBank, Scores
+from mmad_bank.bank.dumps import FeatureDump
 from mmad_bank.bank.provenance import Origin, Source
 from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.sample import Sample
@@ -37,10 +38,12 @@ from mmad_bank.errors import InputError
 from mmad_bank.extraction import Extractors
 from mmad_bank.features.factory import RANDOM, make_rgb_extractor
 from mmad_bank.methods.base import Method, Part, Prediction, Reason, Samples
+from mmad_bank.methods.calibrating import CALIBRATED, FOLDS, VALIDATION, way_of
+from mmad_bank.methods.held_out import HeldOut, ScoreRows, calibration_of, fusion_of, in_folds, kept_in, score_all
 from mmad_bank.methods.map_scale import distances_to_others, scale_by_stage, spread
 from mmad_bank.methods.options import BankOptions, RGBOptions
 from mmad_bank.methods.padding import score_in_windows, window_cells, window_of
-from mmad_bank.methods.prediction import FUSED, Gaussian, check_place
+from mmad_bank.methods.prediction import Gaussian, check_place
 from mmad_bank.methods.shareable import CategoryData, warn_of_other_features
 from mmad_bank.methods.training_features import (
     IMAGES_AT_ONCE,
@@ -51,6 +54,12 @@ from mmad_bank.methods.training_features import (
     made_of,
     share_features,
 )
+from mmad_bank.methods.verdicts import FUSED
+
+AnyBankMethod = TypeVar("AnyBankMethod", bound="BankMethod")
+Table = np.ndarray | FeatureDump
+"""Features of images that a bank is selected from."""
+BuildBank = Callable[[str, Table, int | None], MemoryBank]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -64,6 +73,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
             some.
     """
 
+    has_cheap_folds: ClassVar[bool] = True
     prediction_arguments: ClassVar[frozenset[str]] = frozenset({"bank_precision", "n_neighbors", "reweight", "sigma"})
 
     def _begin(self) -> None:
@@ -199,14 +209,19 @@ class BankMethod(Method, BankOptions, RGBOptions):
         own = self.training_data(dataset, stages)
         self.learn_parts([own], stages)
         dumps = self._composed("train", self._adapted("train", own.data, stages), stages)
-        self.banks_ = MultiBank(self._build_banks(dumps, stages))
-        held_out = None
+        self.banks_ = MultiBank(self._build_banks(dumps, partial(self._saved_bank, stages=stages)))
+        kept_out = None
         if validation is not None and len(validation):
             extracted, seen = extract_split(self, self.extractors_, "validation", validation, stages)
             self.skipped_ |= seen.skipped
             self._split_frames["validation"] = seen.frames
-            held_out = self._composed("validation", self._adapted("validation", extracted, stages), stages)
-        self._learn_decision(dumps, held_out, stages)
+            kept_out = self._composed("validation", self._adapted("validation", extracted, stages), stages)
+        held_out = self._score_held_out(dumps, kept_out, stages)
+        if held_out is not None:
+            self.calibrated_ = fusion_of(held_out, self._map_of, self.device)
+        self._learn_decision(dumps, kept_out, stages)
+        if held_out is not None:
+            self.calibration_ = calibration_of(held_out, self._fuse_scores, self.device)
         origin = "training images, each compared with the others' patches"
         self.map_scale_ = scale_by_stage(self._maps_of_others(dumps), origin, len(self.train_ids_), stages)
 
@@ -237,6 +252,36 @@ class BankMethod(Method, BankOptions, RGBOptions):
         """Name the extractors, whatever the grid on which they describe patches, see :meth:`Method.features_of`."""
         del part
         return " + ".join(re.sub(r" grid \d+x\d+", "", name) for name in self.extractors_.names.values())
+
+    def _score_held_out(self, dumps: Dumps, validation: Dumps | None, stages: Stages) -> HeldOut | None:
+        """Score images that the banks do not hold, as the argument ``calibration`` says."""
+        frames = self._split_frames
+        n_validation = 0 if validation is None else len(frames["validation"])
+        way = way_of(self.calibration, len(frames["train"]), n_validation, folds=self.has_cheap_folds)
+        if way is None:
+            return None
+
+        def make() -> list[dict[str, Scores]]:
+            if way == "validation":
+                assert validation is not None
+                what = "scoring held-out images"
+                return score_all(self._score_patches, validation, frames["validation"], self.device, stages, what)
+            return in_folds(
+                lambda own: MultiBank(self._build_banks(own, self._select_bank)), self._scoring_by, self._bank_names(),
+                dumps, frames["train"], self.calibration_folds, self.device, stages,
+            )  # fmt: skip
+
+        origin, split = (VALIDATION, "validation") if way == "validation" else (FOLDS, "train")
+        return kept_in(partial(stages.run, "held-out.safetensors"), make, frames[split], origin)
+
+    def _scoring_by(self: AnyBankMethod, banks: MultiBank) -> ScoreRows:
+        """Return the rule by which patches are scored, with other banks than the own ones."""
+        other = type(self)(**self.arguments())
+        vars(other).update(vars(self), banks_=banks)
+        return other._score_patches  # noqa: SLF001 (its own: a copy of this one)
+
+    def _calibrate(self, dataset: Samples, validation: Samples | None, stages: Stages) -> None:
+        """Nothing is left to do: held-out images were scored by their features, which go with the end of the fit."""
 
     def _scale_maps(self, dataset: Samples, validation: Samples | None, stages: Stages) -> None:
         """Nothing is left to do: the scale was measured on the features, which go with the end of the fit."""
@@ -280,24 +325,27 @@ class BankMethod(Method, BankOptions, RGBOptions):
 
         return {name: table(name) for name in dumps}
 
-    def _build_banks(self, dumps: Dumps, stages: Stages) -> dict[str, MemoryBank]:
-        return {name: self._build_bank(name, dumps[name], stages) for name in self._bank_names()}
+    def _build_banks(self, features: Mapping[str, Table], build: BuildBank) -> dict[str, MemoryBank]:
+        """Build the banks of features, each by ``build`` of its name, its features and its size (None: the ratio)."""
+        return {name: build(name, features[name], None) for name in self._bank_names()}
 
-    def _build_bank(self, name: str, table: np.ndarray, stages: Stages, size: int | None = None) -> MemoryBank:
-        """Select a bank from a dump, or take the one that an earlier run has selected."""
+    def _select_bank(self, name: str, table: Table, size: int | None, *, progress: bool = False) -> MemoryBank:
+        """Select a bank."""
+        return MemoryBank.build(
+            table, self.ratio, size=size, projection_dim=self.projection_dim, seed=self.seed, progress=progress,
+            standardize=self._standardize(name), device=self.device, extractor=self._extractor_name(name),
+            bank_precision=self.bank_precision,
+        )  # fmt: skip
+
+    def _saved_bank(self, name: str, table: Table, size: int | None, *, stages: Stages) -> MemoryBank:
+        """Select a bank, or take the one that an earlier run has selected."""
 
         def write(path: Path) -> None:
+            assert isinstance(table, np.ndarray)
             with within(f"{name} bank", *self._place_of(name)):
-                select(path)
-
-        def select(path: Path) -> None:
-            bank = MemoryBank.build(
-                table, self.ratio, size=size, projection_dim=self.projection_dim, seed=self.seed,
-                progress=stages.progress, standardize=self._standardize(name), device=self.device,
-                extractor=self._extractor_name(name),
-            )  # fmt: skip
-            bank.sources = [Source(f"{name} features", table.shape[0] * table.shape[1], table.shape[1])]
-            bank.save(path)
+                bank = self._select_bank(name, table, size, progress=stages.progress)
+                bank.sources = [Source(f"{name} features", table.shape[0] * table.shape[1], table.shape[1])]
+                bank.save(path)
 
         path = stages.run(f"bank-{name}.safetensors", write)
         return MemoryBank.load(path, self.device, bank_precision=self.bank_precision)
@@ -351,9 +399,19 @@ class BankMethod(Method, BankOptions, RGBOptions):
         images = {name: own.image for name, own in scores.items()}
         first = next(iter(scores))
         if all(self._grid(name) == self._grid(first) for name in scores):
-            image, patch = self._decide(images, {name: own.patch for name, own in scores.items()})
+            image, patch = self._decided(images, {name: own.patch for name, own in scores.items()})
             return image, self._map_of(first, patch)
-        return self._decide(images, {name: self._map_of(name, own.patch) for name, own in scores.items()})
+        return self._decided(images, {name: self._map_of(name, own.patch) for name, own in scores.items()})
+
+    def _decided(self, images: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Fuse the banks' scores as the method does, or on the scale of held-out images."""
+        if self._decision != CALIBRATED or len(images) == 1:
+            return self._decide(images, places)
+        assert self.calibrated_ is not None
+        return self.calibrated_.fuse_images(images), self.calibrated_.fuse_pixels(places)
+
+    def _on_one_scale(self, prediction: Prediction) -> Prediction:
+        return prediction  # it is already: see _decided
 
     # Predicting.
 

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, overload
 
@@ -27,6 +28,7 @@ from mmad_bank._internal.resume import Stages
 from mmad_bank._internal.timing import timed
 from mmad_bank._internal.torch_state import plain_torch
 from mmad_bank._internal.training import seeded
+from mmad_bank.calibration import check_promise
 from mmad_bank.data.dataset import SampleDataset
 from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.names import category_of
@@ -38,6 +40,14 @@ from mmad_bank.data.sequences import (
 )
 from mmad_bank.errors import FormatError, InputError, MmadBankError
 from mmad_bank.features.factory import BUNDLED_RGB, PRETRAINED
+from mmad_bank.fusion import CalibratedFusion
+from mmad_bank.methods.calibrating import (
+    CALIBRATED,
+    NOTHING_HELD_OUT,
+    calibrate_by_predicting,
+    fused_on_one_scale,
+    way_of,
+)
 from mmad_bank.methods.fingerprint import fingerprint
 from mmad_bank.methods.inputs import Input, is_dataset, to_sample
 from mmad_bank.methods.map_scale import MapScale, scale_by_stage, spread
@@ -51,7 +61,7 @@ from mmad_bank.methods.model_folder import (
     verify_files,
     write_model,
 )
-from mmad_bank.methods.options import FORMER_NAMES, MethodOptions
+from mmad_bank.methods.options import FORMER_NAMES, VERDICT_ARGUMENTS, MethodOptions
 from mmad_bank.methods.prediction import Part, Prediction, Reason
 from mmad_bank.methods.preparing import (
     held_out,
@@ -72,6 +82,7 @@ from mmad_bank.methods.shareable import (
     check_weight_file,
     read_trained_on,
 )
+from mmad_bank.methods.verdicts import ModelCalibration, check_rate_for
 
 AnyMethod = TypeVar("AnyMethod", bound="Method")
 __all__ = ["MANIFEST", "Method", "Parameter", "Part", "Prediction", "Reason", "Samples", "read_manifest"]
@@ -93,6 +104,10 @@ class Method(MethodOptions, ABC):
         preprocessing_: Preprocessing of every sample.
         map_scale_: The colour scale of the maps, measured on normal images; None where they were too few, and in models
             that older versions saved.
+        calibration_: Scores of normal images that were held out, from which verdicts follow; None where there were
+            none, with ``calibration="none"``, and in models that older versions saved.
+        calibrated_: The scales of the parts' scores of held-out normal images, by which ``decision="calibrated"`` fuses
+            them; None where none were held out, and for a method of one part.
         categories_: The categories of those samples, sorted; empty where they named none.
         frames_: Frames of those samples in their pictures, in order; None where one is not known.
         trained_on_: What the :attr:`shareable` parts were trained on, by their names; parts of files that do not say
@@ -109,6 +124,9 @@ class Method(MethodOptions, ABC):
     prediction_arguments: ClassVar[frozenset[str]] = frozenset()
     """Constructor arguments that :meth:`fit` does not depend on; :meth:`with_arguments` changes them."""
 
+    has_cheap_folds: ClassVar[bool] = False
+    """Whether ``calibration="auto"`` may take folds: a fold needs no training."""
+
     shareable: ClassVar[tuple[SharedPart, ...]] = ()
     """Parts that one training can make for several categories, in the order in which they are learnt."""
 
@@ -118,6 +136,8 @@ class Method(MethodOptions, ABC):
     skipped_: dict[str, str]
     preprocessing_: Preprocessing | None
     map_scale_: MapScale | None
+    calibration_: ModelCalibration | None
+    calibrated_: CalibratedFusion | None
     categories_: list[str]
     frames_: list[Frame | None]
     trained_on_: dict[str, TrainedOn]
@@ -130,6 +150,7 @@ class Method(MethodOptions, ABC):
         check_parameters(self)
         self._check_arguments()
         self.train_ids_, self.skipped_, self.preprocessing_, self.map_scale_ = [], {}, None, None
+        self.calibration_, self.calibrated_ = None, None
         self.categories_, self.frames_, self.trained_on_ = [], [], {}
         self._shared: Shared | None = None
 
@@ -150,12 +171,12 @@ class Method(MethodOptions, ABC):
         """Learn what is normal.
 
         Args:
-            dataset: Normal samples, usually a category's training split: a data set, a list of samples, or PyTorch's
-                ``Subset``, ``ConcatDataset`` or ``DataLoader`` of those. Raw ones are preprocessed on the way, prepared
-                ones (:func:`mmad_bank.data.prepare`) are taken as they are; all must have been prepared in one way.
-                Samples that cannot be read or used are left out and named in ``skipped_``.
-            validation: Normal samples for what is calibrated on data kept out of training, likewise. A method that
-                calibrates nothing (:attr:`uses_validation`) does not look at them.
+            dataset: Normal samples, usually a category's training split: a data set, a list of samples or of pictures'
+                files, or PyTorch's ``Subset``, ``ConcatDataset`` or ``DataLoader`` of those. Raw ones are preprocessed
+                on the way, prepared ones (:func:`mmad_bank.data.prepare`) are taken as they are; all must have been
+                prepared in one way. Samples that cannot be read or used are left out and named in ``skipped_``.
+            validation: Normal samples for what is calibrated on data kept out of training, likewise: verdicts (see the
+                argument ``calibration``), and some methods' decisions.
             workdir: Folder for what the stages of the training leave. With the same arguments and samples, a later call
                 goes on behind the last finished stage, or where the features end that were extracted. Default: a
                 temporary folder.
@@ -175,8 +196,11 @@ class Method(MethodOptions, ABC):
             folder = workdir or stack.enter_context(tempfile.TemporaryDirectory(prefix="mmad-bank-fit-"))
             given = self.fitting(dataset, validation, Path(folder), shared, progress)
             samples, held_out, stages = stack.enter_context(given)
+            self._check_calibration(len(samples), 0 if held_out is None else len(held_out))
             self._fit(samples, held_out, stages)
             self._scale_maps(samples, held_out, stages)
+            self._calibrate(samples, held_out, stages)
+            check_rate_for(self.false_alarm_rate, self.calibration_)
             self.trained_on_ = dict(self._trained_on())
         return self
 
@@ -250,7 +274,12 @@ class Method(MethodOptions, ABC):
 
     @property
     def uses_validation(self) -> bool:
-        """Whether :meth:`fit` calibrates something on validation samples."""
+        """Whether :meth:`fit` looks at validation samples."""
+        return self.needs_validation or self.calibration in ("auto", "validation")
+
+    @property
+    def needs_validation(self) -> bool:
+        """Whether :meth:`fit` learns something else without validation samples than with them, beside verdicts."""
         return False
 
     @property
@@ -321,12 +350,29 @@ class Method(MethodOptions, ABC):
             with timed(sections.PREPROCESSING):
                 given = [self._as_sample(sample) for sample in samples]
                 prepared = [self.prepare(sample, force=True) if force else self.prepare(sample) for sample in given]
-            predictions = self._predict(prepared)
+            predictions = [self._on_one_scale(one) for one in self._predict(prepared)]
         notes = [tuple(self.objections(sample)) if force else () for sample in given]
         return [
-            replace(prediction, given=own, notes=(*prediction.notes, *words))
+            replace(
+                prediction,
+                given=own,
+                notes=(*prediction.notes, *words),
+                calibration=self.calibration_,
+                false_alarm_rate=self.false_alarm_rate,
+            )
             for prediction, own, words in zip(predictions, given, notes, strict=True)
         ]
+
+    @property
+    def _decision(self) -> str:
+        """The value of the argument ``decision``; empty for a method without one."""
+        return ""
+
+    def _on_one_scale(self, prediction: Prediction) -> Prediction:
+        """Fuse the parts of a prediction on the scale of held-out images, if the method's decision is that."""
+        if self._decision != CALIBRATED or self.calibrated_ is None or len(prediction.parts) < 2:
+            return prediction
+        return fused_on_one_scale(prediction, self.calibrated_)
 
     def _as_sample(self, value: Input) -> Sample:
         """Read what was given in place of a sample."""
@@ -391,11 +437,11 @@ class Method(MethodOptions, ABC):
     def with_arguments(self: AnyMethod, **changes: Any) -> AnyMethod:
         """Return a fitted method with other arguments for prediction, which shares what this one has learnt.
 
-        Nothing is learnt anew, and both can be used side by side. The color scale of maps is not kept
-        (``map_scale_`` is None), because other arguments make other maps.
+        Nothing is learnt anew, and both can be used side by side. The color scale of maps and the calibration are not
+        kept (``map_scale_`` and ``calibration_`` are None) with arguments that make other scores.
 
         Args:
-            changes: Some of :attr:`prediction_arguments`, with their new values.
+            changes: Some of :attr:`prediction_arguments`, or ``false_alarm_rate``, with their new values.
 
         Raises:
             InputError: Nothing is fitted; an argument is none of these or out of its range; or what was learnt is not
@@ -404,12 +450,12 @@ class Method(MethodOptions, ABC):
         Example:
             >>> from mmad_bank.methods import CFM
             >>> sorted(CFM.prediction_arguments)
-            ['aggregation', 'normalize_for', 'sigma']
+            ['aggregation', 'decision', 'normalize_for', 'sigma']
             >>> cfm.with_arguments(aggregation="sum").predict(sample).score  # doctest: +SKIP
             0.42
         """
         self._check_fitted()
-        allowed = self.prediction_arguments
+        allowed = self.prediction_arguments | {"false_alarm_rate"}
         for name in changes:
             if name not in allowed:
                 known = f"one of {', '.join(sorted(allowed))}" if allowed else "none"
@@ -417,8 +463,12 @@ class Method(MethodOptions, ABC):
                 raise InputError(f"{name}: expected {known}; for any other argument {kind} is fitted anew")
         other = type(self)(**{**self.arguments(), **changes})
         vars(other).update({name: value for name, value in vars(self).items() if name.endswith("_")})
-        other.map_scale_ = None
+        if set(changes) - VERDICT_ARGUMENTS:
+            other.map_scale_ = other.calibration_ = None
+        if changes.get("decision") == CALIBRATED and self.calibrated_ is None:
+            raise InputError(NOTHING_HELD_OUT)
         other._keep_own(self)
+        check_rate_for(other.false_alarm_rate, other.calibration_)
         return other
 
     def explain(
@@ -455,7 +505,9 @@ class Method(MethodOptions, ABC):
         facts = {
             "method": self.name, "arguments": self.arguments(), "preprocessing": self.preprocessing_.as_json(),
             "train_ids": self.train_ids_, "skipped": self.skipped_,
-            "map_scale": self.map_scale_ and self.map_scale_.as_json(), "categories": self.categories_,
+            "map_scale": self.map_scale_ and self.map_scale_.as_json(),
+            "calibration": self.calibration_ and self.calibration_.as_json(),
+            "calibrated": self.calibrated_ and self.calibrated_.as_json(), "categories": self.categories_,
             "frames": pack_frames(self.frames_),
             "trained_on": {name: one.as_json() for name, one in self.trained_on_.items()},
         }  # fmt: skip
@@ -497,6 +549,10 @@ class Method(MethodOptions, ABC):
         self.categories_ = sorted({str(name) for name in known} - {""})
         scale = content.get("map_scale")
         self.map_scale_ = None if scale is None else MapScale.from_json(scale)
+        known = content.get("calibration")
+        self.calibration_ = None if known is None else ModelCalibration.from_json(known)
+        known = content.get("calibrated")
+        self.calibrated_ = None if known is None else CalibratedFusion.from_json(known)
         self.frames_ = unpack_frames(content["frames"], len(self.train_ids_)) if "frames" in content else []
         known = content.get("trained_on", {})
         self.trained_on_ = {str(name): TrainedOn.from_json(one, MANIFEST) for name, one in known.items()}
@@ -625,6 +681,32 @@ class Method(MethodOptions, ABC):
 
         origin = "validation images" if held_out else "training images, which the method was fitted on"
         self.map_scale_ = scale_by_stage(maps(), origin, len(samples), stages)
+
+    def _calibrate(self, dataset: Samples, validation: Samples | None, stages: Stages) -> None:
+        """Score held-out normal samples for the verdicts."""
+        refit = partial(self._refitted, validation=validation)
+        one_scale = self._decision == CALIBRATED
+        found = calibrate_by_predicting(self, refit, dataset, validation, stages, one_scale=one_scale)
+        self.calibration_, self.calibrated_ = found.calibration, found.fusion
+
+    def _check_calibration(self, n_train: int, n_validation: int) -> None:
+        """Refuse, before the work, a false-alarm rate that so many images cannot give."""
+        way = way_of(self.calibration, n_train, n_validation, folds=self.has_cheap_folds)
+        if way is None and self._decision == CALIBRATED:
+            raise InputError(NOTHING_HELD_OUT)
+        if way is None and self.false_alarm_rate is not None:
+            raise InputError(
+                "false_alarm_rate: expected validation samples, or calibration='folds', which fits the method"
+                f" {self.calibration_folds} times more; found neither"
+            )
+        check_promise(self.false_alarm_rate, n_validation if way == "validation" else n_train)
+
+    def _refitted(self: AnyMethod, dataset: Samples, folder: Path, *, validation: Samples | None) -> AnyMethod:
+        """Fit the same method on other samples."""
+        other = type(self)(**{**self.arguments(), "calibration": "none", "false_alarm_rate": None})
+        with other.fitting(dataset, validation, folder, self._shared, False) as given:
+            other._fit(*given)
+        return other
 
     def _keep_own(self, fitted: AnyMethod) -> None:
         """Keep of what a fitted method has learnt, which this one has been given, what the own arguments ask for.

@@ -12,6 +12,9 @@ from mmad_bank.data.dataset import SampleDataset
 from mmad_bank.data.recipes import Preprocessing
 from mmad_bank.data.sequences import Joined, Samples, named
 
+_APART = {"device", "false_alarm_rate"}
+"""Arguments that no stage depends on."""
+
 
 def fingerprint(
     method: str, arguments: Mapping[str, Any], data: Sequence[Samples | None], preprocessing: Preprocessing
@@ -21,7 +24,7 @@ def fingerprint(
     Returns:
         What JSON gives back as it is.
     """
-    own = {name: value for name, value in arguments.items() if name != "device"}
+    own = {name: value for name, value in arguments.items() if name not in _APART}
     samples = [[] if one is None else _ids(one) for one in data]
     content = {"method": method, "arguments": own, "data": samples, **files_named(own)}
     return json.loads(json.dumps({**content, "preprocessing": preprocessing.as_json()}))

@@ -62,6 +62,7 @@ class LSFA(PointBankMethod, OneGridMethod, AdaptationOptions):
 
     name: ClassVar[str] = "lsfa"
     shareable: ClassVar[tuple[SharedPart, ...]] = (ADAPTATION,)
+    prediction_arguments: ClassVar[frozenset[str]] = PointBankMethod.prediction_arguments | {"decision"}
     bundled: ClassVar[Mapping[str, Any]] = {
         "rgb_layers": BUNDLED_STAGES, "grid": (28, 28), "adaptor": "residual", "adaptation_steps": 60,
         "adaptation_batch": 4, "adaptation_patches": 256, "queue_size": 5000,
@@ -71,6 +72,10 @@ class LSFA(PointBankMethod, OneGridMethod, AdaptationOptions):
     grid: tuple[int, int] = (56, 56)
     reweight: scoring.Reweight = "patchcore"
     adaptation: str = TRAIN
+
+    decision: Literal["add", "calibrated"] = "add"
+    """Decision over both banks: the average of their scores, as in the paper, or their scores on the scale of held-out
+    normal images (see ``calibration`` and :class:`mmad_bank.fusion.CalibratedFusion`)."""
 
     adaptation_lr: Rate = 3e-4
     """Learning rate of the adaptors' training."""
@@ -207,6 +212,10 @@ class LSFA(PointBankMethod, OneGridMethod, AdaptationOptions):
     def _extractor_name(self, bank: str) -> str:
         name = super()._extractor_name(bank)
         return f"{name} fine-tuned ({self.finetune})" if bank in self._tuned(self.extractors_.networks) else name
+
+    @property
+    def _decision(self) -> str:
+        return self.decision
 
     def _decide(self, images: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Average the two banks' scores of images and of places (section 3.4)."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from mmad_bank._internal.progress import progress_bar
 from mmad_bank._internal.resume import Stages
 from mmad_bank.bank import MemoryBank
-from mmad_bank.methods.prediction import FUSED
+from mmad_bank.methods.verdicts import FUSED
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
 """Quantiles that are kept of a distribution; the last is its maximum."""

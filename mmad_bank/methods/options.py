@@ -33,14 +33,20 @@ Side = Annotated[int, Range(1, 2**14)]
 Layers = tuple[Annotated[int, Range(0, MACHINE)], ...]
 """Stages or blocks of a network, counted from 0."""
 
+CalibratedOn = Literal["auto", "validation", "folds", "none"]
+"""What verdicts are calibrated on."""
+
+VERDICT_ARGUMENTS = frozenset({"false_alarm_rate", "bank_precision"})
+"""Arguments of prediction on which no score depends."""
+
 Idle = Iterator[tuple[bool, str, str]]
 """What a group's method ``_idle`` yields: whether arguments have no effect, their names joined by spaces, and the
 arguments that are why. :meth:`MethodOptions.idle_arguments` asks every group of a method."""
 
 __all__ = [
-    "FORMER_NAMES", "AdaptationOptions", "AlignmentOptions", "BankGridOptions", "BankOptions", "BankPrecision",
-    "ComputeDtype", "Count", "GridOptions", "Idle", "Layers", "MethodOptions", "PointOptions", "RGBOptions", "Range",
-    "Rate", "Side", "SomeOf", "accepts_former_names",
+    "FORMER_NAMES", "VERDICT_ARGUMENTS", "AdaptationOptions", "AlignmentOptions", "BankGridOptions", "BankOptions",
+    "BankPrecision", "CalibratedOn", "ComputeDtype", "Count", "GridOptions", "Idle", "Layers", "MethodOptions",
+    "PointOptions", "RGBOptions", "Range", "Rate", "Side", "SomeOf", "accepts_former_names",
 ]  # fmt: skip
 
 
@@ -57,8 +63,27 @@ class MethodOptions:
     seed: Annotated[int, Range(-(2**63), 2**63 - 1)] = 0
     """Seed of everything random: projections, initial weights, the order of a training's images."""
 
+    calibration: CalibratedOn = "auto"
+    """Normal images that verdicts are calibrated on: those of the validation split; the training images, each scored by
+    banks that were built without it (folds); or none. Auto takes the validation split where it can promise a
+    false-alarm rate of 5 % (19 images), else folds of the methods whose parts are all banks, else any validation
+    split."""
+
+    calibration_folds: Annotated[int, Range(2, 1000)] = 5
+    """Parts that the training images are cut into for the calibration by folds: so many times banks are built of the
+    others."""
+
+    false_alarm_rate: Annotated[float, Range(above=0, below=1, such_as="0.01 for 1%")] | None = None
+    """Share of the normal images that a verdict may call bad; none takes 0.01, or the smallest rate that the held-out
+    images can promise."""
+
     device: Annotated[str, DeviceName()] = "cpu"
     """Device that extracts, trains and searches; FPFH is computed on the CPU all the same."""
+
+    def _idle(self) -> Idle:
+        calibration = f"calibration={self.calibration}"
+        yield self.calibration not in ("auto", "folds"), "calibration_folds", calibration
+        yield self.calibration == "none", "false_alarm_rate", calibration
 
     def idle_arguments(self) -> dict[str, str]:
         """Name the arguments that nothing looks at, with the values that others have.

@@ -10,13 +10,12 @@ from typing import Protocol
 from torch import Tensor
 
 from mmad_bank._internal.checks import check_index
+from mmad_bank.calibration import Threshold
 from mmad_bank.data.frame import Frame
 from mmad_bank.data.sample import Sample, check_sample
 from mmad_bank.errors import InputError
+from mmad_bank.methods.verdicts import BAD, FUSED, GOOD, ModelCalibration, Region, Verdict
 from mmad_bank.scoring import anomaly_map
-
-FUSED = "fused"
-"""The name of a method's own result, beside those of its parts."""
 
 
 class Smoothing(Protocol):
@@ -111,6 +110,8 @@ class Prediction:
         parts: Parts that were fused, by bank or branch.
         given: The sample as it was given.
         notes: Remarks that a reader of the score must know: that the data were prepared otherwise, for instance.
+        calibration: What the model knows of held-out normal images; None where it knows none, and there is no verdict.
+        false_alarm_rate: Share of the normal images that may be called bad; None takes the calibration's usual one.
     """
 
     score: float
@@ -119,6 +120,8 @@ class Prediction:
     parts: Mapping[str, Part] = field(default_factory=dict)
     given: Sample | None = None
     notes: tuple[str, ...] = ()
+    calibration: ModelCalibration | None = None
+    false_alarm_rate: float | None = None
 
     @property
     def frame(self) -> Frame:
@@ -168,6 +171,54 @@ class Prediction:
             xyz=frame.nearest_to_picture(sample.xyz),
             mask=None if sample.mask is None else frame.nearest_to_picture(sample.mask),
         )
+
+    @property
+    def threshold(self) -> Threshold | None:
+        """The score above which an image is bad, and the false-alarm rate; None without a calibration."""
+        return None if self.calibration is None else self.calibration.own.threshold(self.false_alarm_rate)
+
+    @property
+    def p_value(self) -> float | None:
+        """Conformal p-value of the score: of normal images, a share of at most α has one of at most α.
+
+        None without a calibration.
+        """
+        return None if self.calibration is None else float(self.calibration.own.p_values(self.score))
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """``"bad"`` if the score is above the threshold, else ``"good"``; None without a calibration.
+
+        Example:
+            >>> model.predict(sample).verdict  # doctest: +SKIP
+            'bad'
+        """
+        threshold = self.threshold
+        return None if threshold is None else BAD if self.score > threshold.score else GOOD
+
+    @property
+    def normalized_score(self) -> float | None:
+        """The score from 0 to 1, the threshold at 0.5; None without a calibration.
+
+        See :meth:`mmad_bank.calibration.Calibration.normalized`.
+        """
+        return (
+            None
+            if self.calibration is None
+            else float(self.calibration.own.normalized(self.score, self.false_alarm_rate))
+        )
+
+    @cached_property
+    def regions(self) -> tuple[Region, ...]:
+        """Regions of the map that no normal image has, the worst first; empty without a calibration.
+
+        At most a share ``false_alarm_rate`` of normal images has any. They tell where to look; the verdict rests on the
+        image score alone.
+        """
+        if self.calibration is None:
+            return ()
+        cloud = self.original.xyz if "xyz" in self.sample.modalities else None
+        return self.calibration.regions(self.map, self.false_alarm_rate, cloud)
 
     @property
     def point_scores(self) -> Tensor:

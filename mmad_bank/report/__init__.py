@@ -25,7 +25,7 @@ from mmad_bank._internal.folders import replacing_folder
 from mmad_bank._internal.palette import section_colour
 from mmad_bank.data.dataset import SampleDataset
 from mmad_bank.errors import InputError
-from mmad_bank.evaluation import Evaluation, Summary, word
+from mmad_bank.evaluation import Evaluation, Summary, share, word
 from mmad_bank.methods.base import Method, Prediction
 from mmad_bank.report.cases import Album, render_cases
 from mmad_bank.report.charts import Curve, colour_of, curves, histograms, key
@@ -200,7 +200,7 @@ class Report:
             if method.preprocessing_ is not None:
                 settings = method.preprocessing_.as_json()
                 yield "preparation", ", ".join(f"{name} {_value(value)}" for name, value in settings.items())
-        yield "threshold", "none was set: images are ranked by their scores, none is judged good or defective"
+        yield "verdicts", _of_verdicts([category.evaluation for category in self._categories])
         if origin.command is not None:
             yield "command", origin.command
         packages = ("torch", "numpy")
@@ -220,6 +220,17 @@ class Report:
             for key, value in self._method.arguments().items()
         )
         return f'<section><h2>Settings of {escape(self._name)}</h2><dl class="arguments">{entries}</dl></section>'
+
+
+def _of_verdicts(evaluations: Sequence[Evaluation]) -> str:
+    """Say what the verdicts of a report rest on."""
+    judged = [one.decisions for one in evaluations if one.decisions is not None]
+    if not judged:
+        return "none: the model is not calibrated on held-out normal images; images are ranked by their scores"
+    rates = " to ".join(dict.fromkeys(share(ends(one.threshold.rate for one in judged)) for ends in (min, max)))
+    few, many = (ends(one.held_out for one in judged) for ends in (min, max))
+    images = f"{few}" if few == many else f"{few} to {many}"
+    return f"bad at a promised false-alarm rate of {rates}, calibrated on {images} {judged[0].origin}"
 
 
 def check_report_folder(folder: str | os.PathLike[str]) -> None:
@@ -332,8 +343,11 @@ def _charts(evaluation: Evaluation) -> str:
         drawn = curves(_labelled(evaluation, evaluation.pro), "false positive rate of pixels", "mean overlap", limit)
         figures.append(("PRO of the pixels", drawn, _legend(evaluation, values, f"AUPRO @{100 * limit:g}%")))
     if any(groups.values()):
-        drawn = histograms({name: values for name, values in groups.items() if values})
-        figures.append(("Image scores", drawn, '<p class="hint">Grey: the good images, behind each kind.</p>'))
+        judged = evaluation.decisions
+        above = None if judged is None else judged.threshold.score
+        drawn = histograms({name: values for name, values in groups.items() if values}, above)
+        words = "Grey: the good images, behind each kind." + (" Dashed: above it an image is bad." if judged else "")
+        figures.append(("Image scores", drawn, f'<p class="hint">{words}</p>'))
     cells = [f"<figure><figcaption>{title}</figcaption>{drawn}{below}</figure>" for title, drawn, below in figures]
     return f'<div class="charts">{"".join(cells)}</div>'
 

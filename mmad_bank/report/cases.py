@@ -121,10 +121,18 @@ def _case(album: Album, example: Example) -> str:
     head = (
         f'<header><span><i class="dot {kind}"></i><b>{escape(sample.defect)}</b></span>'
         f'<span class="id">{escape(sample.id)}</span>'
-        f'<span class="score"><small>{rank}</small>{prediction.score:#.4g}</span></header>'
+        f'<span class="score"><small>{rank}</small>{prediction.score:#.4g}{_verdict(prediction)}</span></header>'
     )
     banks = "".join(_bank(album, prediction, name) for name in album.part_names(prediction))
     return f'<article class="case">{head}{_pictures_of(album, prediction)}<div class="why">{banks}</div></article>'
+
+
+def _verdict(prediction: Prediction) -> str:
+    """Return the verdict of an image and its p-value; nothing without a calibration."""
+    if prediction.verdict is None:
+        return ""
+    found = f"p-value {prediction.p_value:.3g}, {len(prediction.regions)} regions"
+    return f' <b class="verdict {prediction.verdict}" title="{found}">{prediction.verdict}</b>'
 
 
 def _pictures_of(album: Album, prediction: Prediction) -> str:

@@ -95,12 +95,13 @@ def _thinned(x: np.ndarray, y: np.ndarray) -> list[tuple[float, float]]:
     return [(float(a), float(b)) for a, b in zip(x[chosen], y[chosen], strict=True)]
 
 
-def histograms(groups: Mapping[str, Sequence[float]], n_bins: int = 26) -> str:
+def histograms(groups: Mapping[str, Sequence[float]], threshold: float | None = None, n_bins: int = 26) -> str:
     """Draw the scores of each group as a histogram below the other, on one axis; the first group is the good one.
 
-    Its histogram is repeated, grey, behind every other.
+    Its histogram is repeated, grey, behind every other. A dashed line stands at the threshold, if there is one.
     """
     everything = np.concatenate([np.asarray(values, dtype=float) for values in groups.values()])
+    everything = everything if threshold is None else np.append(everything, threshold)
     low, high = _round_range(float(everything.min()), float(everything.max()))
     edges = np.linspace(low, high, n_bins + 1)
     shares = {name: np.histogram(values, edges)[0] / max(len(values), 1) for name, values in groups.items()}
@@ -116,6 +117,11 @@ def histograms(groups: Mapping[str, Sequence[float]], n_bins: int = 26) -> str:
         parts.append(_bars(shares[name], base, (row - _LABEL) / top, BAD if number else FAINT, 0.82, title))
         parts.append(f'<path d="M2 {base:.1f}H{_WIDTH - 2}" style="stroke:{_AXIS}" stroke-width="0.8"/>')
         parts.append(_text(2, base - row + 13, f"{_short(name)}  ({len(groups[name])})", "start"))
+    if threshold is not None:
+        x = 2 + (_WIDTH - 4) * (threshold - low) / (high - low)
+        title = f"<title>above {threshold:.4g} an image is bad</title>"
+        line = f'<path d="M{x:.1f} {_TOP}V{height - _BOTTOM}" stroke-dasharray="4 3" stroke-width="1.2"'
+        parts.append(f'{line} style="stroke:{_AXIS}">{title}</path>')
     for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
         value = f"{low + (high - low) * share:.4g}"
         parts.append(_text(2 + (_WIDTH - 4) * share, height - _BOTTOM + 16, value, anchor))

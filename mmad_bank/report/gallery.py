@@ -21,6 +21,10 @@ PAGE_SIZE = 48
 FOLDER = "images"
 
 
+_VERDICTS = ("found", "false alarm", "missed", "passed")
+"""Words for verdicts: bad ones, right and wrong, then good ones, wrong and right."""
+
+
 @dataclass(frozen=True)
 class _Entry:
     """Place of an image in the file: its first byte, and the small picture's height and width."""
@@ -111,10 +115,13 @@ def _controls(evaluation: Evaluation, name: str) -> str:
     kinds = "".join(
         f'<option value="kind:{escape(kind, quote=True)}">only {escape(kind)}</option>' for kind in evaluation.kinds
     )
+    names = dict.fromkeys(filter(None, map(_judged, evaluation.scores)))
+    verdicts = "".join(f'<option value="verdict:{one}">{one}</option>' for one in _VERDICTS if one in names)
     return (
         '<div class="controls">'
         f'<label for="{name}-show">Show</label><select id="{name}-show" class="show"><option value="all">all</option>'
-        f'<option value="label:good">good</option><option value="label:defect">defective</option>{kinds}</select>'
+        f'<option value="label:good">good</option><option value="label:defect">defective</option>{kinds}'
+        f"{verdicts}</select>"
         f'<label for="{name}-order">Order</label><select id="{name}-order" class="order">'
         '<option value="down">highest score first</option><option value="up">lowest score first</option>'
         '<option value="name">by name</option></select>'
@@ -122,15 +129,25 @@ def _controls(evaluation: Evaluation, name: str) -> str:
     )
 
 
+def _judged(score: SampleScore) -> str:
+    """Say of a verdict whether it is right; empty where there is none."""
+    if score.verdict is None:
+        return ""
+    return _VERDICTS[2 * (score.verdict != "bad") + (score.label == 0)]
+
+
 def _card(score: SampleScore, rank: int, picture: str | None) -> str:
     label = "defect" if score.label else "good"
     data = f'data-label="{label}" data-kind="{escape(score.defect, quote=True)}" data-score="{score.score!r}"'
+    judged = _judged(score)
+    data += f' data-verdict="{judged}"' if judged else ""
+    verdict = f' <span class="verdict {score.verdict}">{judged}</span>' if judged else ""
     image = ""
     if picture is not None:
         words = f"{score.id}: picture{' with the outline of its defect' if score.label else ''}, and its anomaly map"
         image = f'<img src="{picture}" alt="{escape(words, quote=True)}" loading="lazy" decoding="async">'
     return (
         f'<li class="card" {data}>{image}'
-        f'<p><span><i class="dot {label}"></i>{escape(score.defect)}</span><b>{score.score:#.4g}</b></p>'
+        f'<p><span><i class="dot {label}"></i>{escape(score.defect)}{verdict}</span><b>{score.score:#.4g}</b></p>'
         f'<p class="id"><span class="rank">{rank}.</span> {escape(score.id)}</p></li>'
     )

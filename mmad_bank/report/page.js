@@ -13,7 +13,7 @@ for (const gallery of document.querySelectorAll(".gallery")) {
 
   function wanted({ card, name: own }) {
     const [what, value] = show.value === "all" ? ["", ""] : show.value.split(/:(.*)/s);
-    const kept = what === "" || (what === "label" ? card.dataset.label : card.dataset.kind) === value;
+    const kept = what === "" || card.dataset[what] === value;
     return kept && own.toLowerCase().includes(name.value.trim().toLowerCase());
   }
 

@@ -559,7 +559,7 @@ def test_bad_input_is_one_line(parts: Path, model: Path, tmp_path: Path) -> None
         (("predict", model, tmp_path / "no.png", "--out", out), "no.png: file not found"),
         (("predict", model, record.rgb, tmp_path / "no.tiff", "--out", out), "no.tiff: file not found"),
         (("predict", model, record.xyz, record.rgb, "--out", out), "expected the picture first"),
-        (("predict", model, tmp_path / "file", record.xyz, "--out", out), "cannot be read as an 8-bit colour image"),
+        (("predict", model, tmp_path / "file", record.xyz, "--out", out), "cannot be read as a picture"),
         (("predict", model, record.rgb, record.xyz, "--out", tmp_path / "file"), "--out: expected a folder"),
         (("extract", data, "--out", out, "--rgb", "none", "--xyz", "none"), "expected an extractor"),
         (("extract", data, "--out", out, "--xyz", "none", "--rgb-weights", "random"), "was prepared in 64 pixels"),

@@ -36,7 +36,7 @@ COMMANDS = (
         ("build x --out y -q", "-q: no such option; mmad-bank build --help lists them"),
         ("--foo", "--foo: no such option; mmad-bank --help lists them"),
         ("info a b c", "arguments: expected BANK|MODEL|DATASET alone, found 'b c' as well"),
-        ("fit a b c --out o", "arguments: expected METHOD DATASET alone, found 'c' as well"),
+        ("evaluate a b c", "arguments: expected MODEL DATASET alone, found 'c' as well"),
         ("demo a", "arguments: expected none, found 'a'"),
         ("tuen", f"command: expected one of {', '.join(COMMANDS)}, found 'tuen' (did you mean 'tune'?)"),
     ],

@@ -18,8 +18,9 @@ pytest.importorskip("PIL")
 pytest.importorskip("tifffile")
 
 import tifffile
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
+from mmad_bank.data._deep import BITS_VARIABLE
 from mmad_bank.data._images import read_depth, read_mask, read_rgb, read_tag, read_xyz
 from mmad_bank.data._limits import MAX_PIXELS_VARIABLE
 from mmad_bank.errors import InputError
@@ -70,26 +71,142 @@ def with_tag(data: bytearray, code: int, value: int, count: int = 1) -> bytearra
 
 @pytest.mark.parametrize("alpha", [False, True])
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_sixteen_bit_colours_are_refused_with_a_way_out(tmp_path: Path, suffix: str, alpha: bool) -> None:
+def test_sixteen_bit_colours_are_read_where_they_use_their_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, alpha: bool
+) -> None:
     """Not darkened, as 12 bits read as 16 would be, and not cut to the upper byte, where 12 bits have nothing."""
-    values = (COLOURS.astype(np.uint16) << 4)[..., [0, 1, 2, 0] if alpha else [0, 1, 2]]
     path = tmp_path / f"a.{suffix}"
-    path.write_bytes(png16(values) if suffix == "png" else tiff(values, extrasamples=["unassalpha"] if alpha else None))
-    with pytest.raises(InputError, match=r"a\.\w+: expected 8 bits per channel, found 16 .*; convert .* value / 16"):
+
+    def write(values: np.ndarray, opacity: int) -> None:
+        values = np.dstack([values, np.full(values.shape[:2], opacity, np.uint16)]) if alpha else values
+        extra = ["unassalpha"] if alpha else None
+        path.write_bytes(png16(values) if suffix == "png" else tiff(values, extrasamples=extra))
+
+    write(COLOURS.astype(np.uint16) * 257, 65535)
+    assert np.abs(read_rgb(path).astype(int) - COLOURS).max() == 0
+    write(COLOURS.astype(np.uint16) << 4, 65535)
+    words = (
+        r"a\.\w+: expected 16 bits per channel in use, found values up to 40.. of 65535, .*MMAD_BANK_PICTURE_BITS=12"
+    )
+    with pytest.raises(InputError, match=words):
         read_rgb(path)
+    monkeypatch.setenv(BITS_VARIABLE, "12")
+    if suffix == "tif":
+        assert np.abs(read_rgb(path).astype(int) - COLOURS).max() <= 1
+    else:  # Pillow reads upper bytes alone
+        with pytest.raises(InputError, match=r"expected TIFF for colors of 12 bits in 16 .* found PNG"):
+            read_rgb(path)
+    monkeypatch.setenv(BITS_VARIABLE, "16")
+    assert read_rgb(path).max() == 15 + (suffix == "tif")
     with pytest.raises(InputError, match="expected a mask of 8 bits per channel or grey, found 16"):
         read_mask(path)
 
 
-def test_sixteen_bit_greys_are_refused_as_pictures(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    path.write_bytes(png16(COLOURS[..., :2].astype(np.uint16)))
-    with pytest.raises(InputError, match="found 16"):
-        read_rgb(path)
-    for array, words in ((COLOURS[..., 0].astype(np.uint16), "found 16"), (POINTS[..., 0], "found 32 .image mode F")):
-        Image.fromarray(array).save(tmp_path / "a.tif")
+def test_sixteen_bit_colours_of_a_tiff_lie_on_black_as_they_are_seen(tmp_path: Path) -> None:
+    alpha = np.where(TRUTH, 65535, 0).astype(np.uint16)
+    straight = np.dstack([COLOURS.astype(np.uint16) * 257, alpha])
+    (tmp_path / "a.tif").write_bytes(tiff(straight, extrasamples=["unassalpha"]))
+    assert np.array_equal(read_rgb(tmp_path / "a.tif"), np.where(TRUTH[..., None], COLOURS, 0))
+    (tmp_path / "a.tif").write_bytes(tiff(straight, extrasamples=["assocalpha"]))
+    assert np.array_equal(read_rgb(tmp_path / "a.tif"), COLOURS)
+    (tmp_path / "a.tif").write_bytes(with_tag(tiff(straight[..., :3], extratags=[(274, 3, 1, 6, True)]), 274, 6))
+    assert np.array_equal(read_rgb(tmp_path / "a.tif"), np.rot90(COLOURS, -1))
+    (tmp_path / "a.tif").write_bytes(tiff(straight, photometric="separated"))
+    with pytest.raises(InputError, match=r"a\.tif: expected gray or RGB where channels have 16 bits, found SEPARATED"):
+        read_rgb(tmp_path / "a.tif")
+
+
+def test_sixteen_bit_greys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gray = COLOURS[..., :1]
+    for name, data in (
+        ("a.png", png16(gray.astype(np.uint16) * 257)),
+        ("la.png", png16(COLOURS[..., [0, 0]].astype(np.uint16) * 257)),
+    ):
+        (tmp_path / name).write_bytes(data)
+    Image.fromarray(gray[..., 0].astype(np.uint16) * 257).save(tmp_path / "a.tif")
+    for name in ("a.png", "a.tif"):
+        assert np.array_equal(read_rgb(tmp_path / name), np.repeat(gray, 3, axis=2)), name
+    (tmp_path / "a.png").write_bytes(png16(gray.astype(np.uint16) << 4))
+    with pytest.raises(InputError, match="found values up to 4080 of 65535"):
+        read_rgb(tmp_path / "a.png")
+    monkeypatch.setenv(BITS_VARIABLE, "12")
+    assert np.abs(read_rgb(tmp_path / "a.png")[..., 0].astype(int) - gray[..., 0]).max() <= 1
+    with pytest.raises(
+        InputError, match=r"a\.tif: expected values up to 4095 \(MMAD_BANK_PICTURE_BITS=12\), found 65535"
+    ):
+        read_rgb(tmp_path / "a.tif")
+    for text in ("8", "many", "17"):
+        monkeypatch.setenv(BITS_VARIABLE, text)
+        with pytest.raises(InputError, match="MMAD_BANK_PICTURE_BITS: expected a number of bits from 9 to 16"):
+            read_rgb(tmp_path / "a.png")
+
+
+def test_a_pgm_declares_its_range(tmp_path: Path) -> None:
+    gray = COLOURS[..., 0]
+    data = b"P5 32 24 4095\n" + (gray.astype(">u2") << 4).astype(">u2").tobytes()
+    (tmp_path / "a.pgm").write_bytes(data)
+    assert np.abs(read_rgb(tmp_path / "a.pgm")[..., 1].astype(int) - gray).max() <= 1
+
+
+def test_floats_go_from_0_to_1(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    Image.fromarray(COLOURS[..., 0].astype(np.float32) / 255).save(path)
+    assert np.array_equal(read_rgb(path)[..., 2], COLOURS[..., 0])
+    for wrong, words in (
+        (POINTS[..., 0] * 2, "expected floats from 0 to 1, found 0.2"),
+        (POINTS[..., 0] * np.nan, "nan"),
+    ):
+        Image.fromarray(wrong).save(path)
         with pytest.raises(InputError, match=words):
-            read_rgb(tmp_path / "a.tif")
+            read_rgb(path)
+    Image.fromarray(COLOURS[..., 0].astype(np.int32)).save(path)
+    with pytest.raises(InputError, match=r"expected 8 or 16 bits per channel, .* found 32-bit integers"):
+        read_rgb(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.webp", {"lossless": True}), ("a.gif", {}), ("a.jp2", {}), ("a.ppm", {}), ("a.avif", {"quality": 100}),
+        ("a.jfif", {"format": "JPEG", "quality": 100, "subsampling": 0}),
+    ],
+)  # fmt: skip
+def test_other_formats_of_cameras_and_editors(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
+    smooth = np.add.outer(np.arange(24) * 4, np.arange(32) * 3)[..., None] + np.array([0, 20, 40])
+    given = Image.fromarray(smooth.astype(np.uint8))
+    kind = {"webp": "webp", "jp2": "jpg_2000", "avif": "avif"}.get(name[2:])
+    if kind is not None and kind not in features.get_supported():
+        pytest.skip(f"Pillow was built without {kind}")
+    given.save(tmp_path / name, **options)
+    exact = name in ("a.webp", "a.jp2", "a.ppm")
+    most = np.abs(read_rgb(tmp_path / name).astype(int) - smooth).max()
+    assert most == 0 if exact else most <= 8
+    assert read_mask(tmp_path / name).shape == (24, 32)
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.tif", "a.png"])
+def test_of_several_pictures_in_a_file_the_first_is_read_and_named(tmp_path: Path, name: str) -> None:
+    first = Image.fromarray(np.full((24, 32, 3), 90, np.uint8))
+    others = [Image.fromarray(np.full((24, 32, 3), 200, np.uint8))]
+    first.save(tmp_path / name, save_all=True, append_images=others, **({"lossless": True} if name == "a.webp" else {}))
+    with pytest.warns(UserWarning, match=rf"{name}: holds several pictures \(pages or frames\), of which the first"):
+        assert np.abs(read_rgb(tmp_path / name).astype(int) - 90).max() <= 2
+
+
+def test_a_telephones_preview_is_no_second_picture(tmp_path: Path) -> None:
+    image = Image.fromarray(COLOURS)
+    image.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[image.resize((8, 6))])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_rgb(tmp_path / "a.jpg").shape == (24, 32, 3)
+
+
+def test_what_no_reader_knows_is_one_line_with_what_they_know(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    with pytest.raises(
+        InputError, match=r"a\.png: cannot be read as a picture \(PNG, JPEG, BMP, TIFF, WebP, GIF, JPEG"
+    ):
+        read_rgb(tmp_path / "a.png")
 
 
 def test_pictures_of_all_modes_are_read_as_they_are_seen(tmp_path: Path) -> None:
@@ -386,8 +503,8 @@ def test_whatever_a_decoder_raises_is_one_line(
 
 
 def test_a_picture_of_an_unread_format_is_named(tmp_path: Path) -> None:
-    (tmp_path / "000.webp").write_bytes(b"RIFF")
-    with pytest.raises(InputError, match=r"000\.png: file not found, only 000\.webp; expected an 8-bit"):
+    (tmp_path / "000.heic").write_bytes(b"RIFF")
+    with pytest.raises(InputError, match=r"000\.png: file not found, only 000\.heic; expected a picture"):
         read_rgb(tmp_path / "000.png")
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(InputError, match=r"folder\.png: found something that is no file"):

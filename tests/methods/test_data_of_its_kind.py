@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def test_a_mixture_is_refused(folder: Path) -> None:
 def test_what_is_no_data_set_is_named(folder: Path) -> None:
     sample = open_dataset(folder / "kept", "stud_tray")[0]
     for wrong, words in (
-        (sample, "expected a data set or a list of samples, found Sample"),
+        (sample, "list of pictures' files, found Sample"),
         ("parts", "found str"), (7, "found int"), ([sample, "a"], r"dataset\[1\]: expected a Sample, found str"),
         (DataLoader(Endless()), "found one of an IterableDataset"), (Endless(), "found Endless"),
     ):  # fmt: skip
@@ -211,16 +212,19 @@ class Forbidden(Dataset[Sample]):
 
 
 def test_validation_is_read_only_by_methods_that_use_it(folder: Path) -> None:
-    assert not PatchCore().uses_validation
-    assert not CFM().uses_validation
-    assert not M3DM(banks=("rgb",)).uses_validation
-    assert not M3DM(decision="add").uses_validation
-    assert not MDSS(branches=("rgb",)).uses_validation
-    assert M3DM().uses_validation
-    assert MDSS().uses_validation
+    for name in ("auto", "validation"):  # verdicts are calibrated on it
+        assert PatchCore(calibration=name).uses_validation
+        assert not PatchCore(calibration=name).needs_validation
+    for kind in (PatchCore, CFM, partial(M3DM, banks=("rgb",)), partial(M3DM, decision="add")):
+        assert not kind(calibration="none").uses_validation
+        assert not kind(calibration="folds").uses_validation
+    assert not MDSS(branches=("rgb",), calibration="none").uses_validation
+    for kind in (M3DM, MDSS):  # the decision is learnt on it
+        assert kind(calibration="none").needs_validation
+        assert kind(calibration="none").uses_validation
     train = open_dataset(folder / "kept", "stud_tray")
     for unused in (Forbidden(), "nothing of the kind"):
-        assert colours().fit(train, validation=unused).skipped_ == {}  # type: ignore[arg-type]
+        assert colours(calibration="none").fit(train, validation=unused).skipped_ == {}  # type: ignore[arg-type]
 
 
 def m3dm(samples: Samples, validation: Samples | None) -> M3DM:

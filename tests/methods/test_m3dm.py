@@ -286,7 +286,7 @@ def test_wrong_arguments_are_one_line(parts: list[Sample]) -> None:
         M3DM(banks=("rgb", "depth"))
     with pytest.raises(InputError, match="banks: expected some of xyz, rgb, fusion, each once, found "):
         M3DM(banks=())
-    with pytest.raises(InputError, match="decision: expected one of dlf, add, found 'vote'"):
+    with pytest.raises(InputError, match="decision: expected one of dlf, add, calibrated, found 'vote'"):
         M3DM(decision="vote")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"xyz_weights: expected the file of Point-MAE's published checkpoint"):
         M3DM(**{**SMALL, "xyz_weights": "pretrained"}).fit(parts)

@@ -144,7 +144,7 @@ def test_what_is_shown(page: str) -> None:
         "I-AUROC", "P-AUROC", "AUPRO @30%", "ROC of the images", "PRO of the pixels", "Image scores", "depth: near",
         "Highest scores of good images", "Lowest scores of defective images", "above 4 of 4 good images", "left out",
         "7, distance 0.25", "not recorded, distance 0.5", "gone, distance 0.75", "the defect's outline",
-        "All 12 images", "none was set", "xyz branch",
+        "All 12 images", "none: the model is not calibrated", "xyz branch",
     ):  # fmt: skip
         assert words in text, words
     pictures = page.count("data:image/jpeg;base64,")
@@ -176,7 +176,7 @@ def test_write(tmp_path: Path) -> None:
     parse(text)
     facts = json.loads((path.parent / "report.json").read_text())
     assert [one["category"] for one in facts["categories"]] == ["one", "two"]
-    assert facts["about"]["threshold"].startswith("none was set")
+    assert facts["about"]["verdicts"].startswith("none: the model is not calibrated")
 
 
 def test_all_images_are_there(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ class CFM(Method, GridOptions, PointOptions):
 
     name: ClassVar[str] = "cfm"
     preparation: ClassVar[str] = "cfm"
-    prediction_arguments: ClassVar[frozenset[str]] = frozenset({"aggregation", "normalize_for", "sigma"})
+    prediction_arguments: ClassVar[frozenset[str]] = frozenset({"aggregation", "decision", "normalize_for", "sigma"})
     bundled: ClassVar[Mapping[str, Any]] = {"epochs": 50, "pixels_per_image": 1024}
 
     rgb: str = field(default="vit_base_patch8_224.dino", kw_only=False)
@@ -127,6 +127,10 @@ class CFM(Method, GridOptions, PointOptions):
 
     aggregation: Aggregation = "product"
     """Aggregation of both modalities' discrepancies; one alone is rgb (Ψ_2D) or xyz (Ψ_3D)."""
+
+    decision: Literal["aggregate", "calibrated"] = "aggregate"
+    """Decision over both modalities: the aggregation, or the modalities' scores on the scale of held-out normal images
+    (see ``calibration`` and :class:`mmad_bank.fusion.CalibratedFusion`)."""
 
     rgb_to_xyz_weights: str = TRAIN
     """Weights of the mapping M_2D→3D: ``"train"`` on the samples of ``fit``, the file of a published state dict, or
@@ -174,6 +178,11 @@ class CFM(Method, GridOptions, PointOptions):
         yield self.rgb_to_xyz_weights != TRAIN, training, f"rgb_to_xyz_weights={self.rgb_to_xyz_weights}"
         yield self.reading("smoothing") == "boxes", "sigma", "smoothing=boxes"
         yield not self.reading("divide_by_means"), "normalize_for", "divide_by_means=false"
+        yield self.decision == "calibrated", "aggregation normalize_for divide_by_means", "decision=calibrated"
+
+    @property
+    def _decision(self) -> str:
+        return self.decision
 
     def _check_arguments(self) -> None:
         super()._check_arguments()

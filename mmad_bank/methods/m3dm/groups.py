@@ -28,8 +28,9 @@ from mmad_bank.features.point_alignment import Interpolation, measured_points_of
 from mmad_bank.methods.m3dm.options import M3DMOptions
 from mmad_bank.methods.map_scale import distances_to_others, spread
 from mmad_bank.methods.point_bank_method import PointBankMethod
-from mmad_bank.methods.prediction import FUSED, Reason
+from mmad_bank.methods.prediction import Reason
 from mmad_bank.methods.training_features import Dumps
+from mmad_bank.methods.verdicts import FUSED
 from mmad_bank.ops import interpolate_features, knn_group
 
 BANK, PLACES, MEASURED = "xyz", "places", "measured"

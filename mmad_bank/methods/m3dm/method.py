@@ -22,7 +22,9 @@ from mmad_bank.features.factory import BUNDLED_STAGES, RANDOM
 from mmad_bank.features.patch_grid import repeats, to_grid
 from mmad_bank.fusion import DecisionFusion, FeatureFusion, train_fusion
 from mmad_bank.fusion.dlf import DivergedError
+from mmad_bank.methods.bank_method import BuildBank, Table
 from mmad_bank.methods.base import Method
+from mmad_bank.methods.calibrating import CALIBRATED
 from mmad_bank.methods.lsfa import ADAPTATION, NONE, learn_adaptation
 from mmad_bank.methods.m3dm.groups import GroupSampling
 from mmad_bank.methods.m3dm.options import BANKS
@@ -47,6 +49,7 @@ class M3DM(GroupSampling):
     | single banks | ``banks=("rgb",)``, ``("xyz",)``, ``("fusion",)`` |
     | fused by concatenation | ``banks=("fusion",), fusion="concat"`` |
     | two banks, scores added | ``banks=("xyz", "rgb"), decision="add"`` |
+    | three banks on the scale of held-out images | ``decision="calibrated"`` |
     | two banks with DLF | ``banks=("xyz", "rgb")`` |
     | three banks with DLF | the default |
     | point groups as patches | ``banks=("xyz",), sampling="groups"`` |
@@ -122,15 +125,19 @@ class M3DM(GroupSampling):
                 f"banks: with {depend[0]}={_DEPENDENT[depend[0]]!r} the banks depend on each other; fit anew"
             )
         learnt = fitted.dlf_ is not None and not fewer
-        if self.uses_validation and not learnt:
-            raise InputError(f"decision: expected 'add', as none was learnt for the banks {', '.join(self.banks)}")
+        if self.needs_validation and not learnt:
+            raise InputError(
+                f"decision: expected 'add' or 'calibrated', as none was learnt for the banks {', '.join(self.banks)}"
+            )
+        if self.decision == CALIBRATED and len(self.banks) > 1 and fitted.calibrated_ is not None:
+            self.calibrated_ = fitted.calibrated_.of_parts(dict.fromkeys(self._bank_names()))
         super()._keep_own(fitted)
         if fewer:
             wanted = self._networks_needed()
             networks = {name: network for name, network in self.extractors_.networks.items() if name in wanted}
             self.extractors_ = self._make_extractors(networks)
         self.uff_ = fitted.uff_ if "fusion" in self.banks else None
-        self.dlf_ = fitted.dlf_ if self.uses_validation else None
+        self.dlf_ = fitted.dlf_ if self.needs_validation else None
 
     # Section 3.2: features of both modalities on one patch grid.
 
@@ -211,12 +218,12 @@ class M3DM(GroupSampling):
         rule = self.reading("standardization")
         return rule == "own" or (rule == "shared" and (len(self.banks) > 1 or bank == "rgb"))
 
-    def _build_banks(self, dumps: Dumps, stages: Stages) -> dict[str, MemoryBank]:
+    def _build_banks(self, features: Mapping[str, Table], build: BuildBank) -> dict[str, MemoryBank]:
         banks: dict[str, MemoryBank] = {}
         for name in self._bank_names():  # the point bank is the first
             reduced = "xyz" in banks and self.reading("bank_sizes") == "reduced"
             size = max(1, int(self.ratio * len(banks["xyz"]))) if reduced else None
-            banks[name] = self._build_bank(name, dumps[name], stages, size)
+            banks[name] = build(name, features[name], size)
         own = {name: bank.standardization for name, bank in banks.items()}
         if self.reading("mean_feature") and len(banks) == len(BANKS):
             mean = 0.0 if own["xyz"] is None else own["xyz"].mean
@@ -231,12 +238,12 @@ class M3DM(GroupSampling):
     # Section 3.4, second half: decision layer fusion.
 
     @property
-    def uses_validation(self) -> bool:
+    def needs_validation(self) -> bool:
         """Whether DLF is learnt, whose sign is looked for on validation samples."""
         return len(self.banks) > 1 and self.decision == "dlf"
 
     def _learn_decision(self, dumps: Dumps, validation: Dumps | None, stages: Stages) -> None:
-        if len(self.banks) == 1 or self.decision == "add":
+        if len(self.banks) == 1 or self.decision != "dlf":
             return
         factors = {name: one for name, one in zip(BANKS, self.dlf_factors, strict=True) if name in self.banks}
         n_images, lr = len(next(iter(dumps.values()))), self.reading("dlf_lr")
@@ -246,13 +253,13 @@ class M3DM(GroupSampling):
         )  # fmt: skip
 
         def write(path: Path) -> None:
-            held_out, most = None, dlf.max_pixels
+            checked_on, most = None, dlf.max_pixels
             if validation is not None:
-                held_out = self._training_scores(validation, self._split_frames["validation"], stages, most)
+                checked_on = self._training_scores(validation, self._split_frames["validation"], stages, most)
             scores = self._training_scores(dumps, self._split_frames["train"], stages, most)
             with doing("fitting the decision"):
                 try:
-                    dlf.fit(*scores, held_out=held_out)
+                    dlf.fit(*scores, held_out=checked_on)
                 except DivergedError as error:
                     raise InputError(str(error).replace("learning_rate", "dlf_lr", 1)) from error
             dlf.save(path)
@@ -293,6 +300,10 @@ class M3DM(GroupSampling):
         """Return the numbers of the prepared square's pixels that show the picture."""
         numbers = torch.arange(self.image_size**2).view(self.image_size, self.image_size)
         return (numbers if frame is None else numbers[frame.rows, frame.columns]).flatten()
+
+    @property
+    def _decision(self) -> str:
+        return self.decision
 
     def _divisor(self) -> float:
         """Divide where the argument says so; the published code does in one variant only."""

@@ -43,8 +43,9 @@ class M3DMOptions(AdaptationOptions, BankGridOptions):
     fusion: Literal["uff", "concat"] = "uff"
     """Features of the fusion bank: those of the learnt fusion UFF, or both modalities' side by side."""
 
-    decision: Literal["dlf", "add"] = "dlf"
-    """Decision over several banks: the learnt DLF, or the sum of the banks' scores."""
+    decision: Literal["dlf", "add", "calibrated"] = "dlf"
+    """Decision over several banks: the learnt DLF; the sum of the banks' scores; or their scores on the scale of
+    held-out normal images (see ``calibration`` and :class:`mmad_bank.fusion.CalibratedFusion`)."""
 
     uff_weights: str = TRAIN
     """Weights of UFF: ``"train"`` on the samples of ``fit``; a file: the published checkpoint, or one UFF for all

@@ -84,6 +84,7 @@ class MDSS(Method, RGBOptions):
 
     name: ClassVar[str] = "mdss"
     shareable: ClassVar[tuple[SharedPart, ...]] = (SDF,)
+    prediction_arguments: ClassVar[frozenset[str]] = frozenset({"decision"})
     bundled: ClassVar[Mapping[str, Any]] = {
         # PDN sees 33 pixels, so that it can learn the extractor's early stages only.
         "rgb_layers": (1, 2), "channels": 64, "pdn_width": 8, "teacher_steps": 300, "teacher_batch": 4,
@@ -166,6 +167,11 @@ class MDSS(Method, RGBOptions):
     aggregation: Aggregation = "min"
     """Aggregation of a point's distances over the patches that hold it."""
 
+    decision: Literal["align", "calibrated"] = "align"
+    """Decision over both branches: the paper's alignment of the maps, whose scores are multiplied, or the branches'
+    scores on the scale of held-out normal images (see ``calibration`` and
+    :class:`mmad_bank.fusion.CalibratedFusion`)."""
+
     statistics: Statistics = "all"
     """Pixels that the alignment's statistics are of: all, or those that are not zero, as Shape-guided's code does."""
 
@@ -188,12 +194,17 @@ class MDSS(Method, RGBOptions):
         yield "rgb" not in self.branches, f"rgb rgb_weights rgb_layers {distilling} {student}", branches
         points = f"{sdf} sdf_weights sdf_width patch_size coverage aggregation sigma"
         yield "xyz" not in self.branches, points, branches
-        yield len(self.branches) < len(BRANCHES), "statistics", branches
+        yield len(self.branches) < len(BRANCHES), "statistics decision", branches
+        yield self.decision == "calibrated", "statistics", "decision=calibrated"
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
         if self.sdf_queries is not None:
             check_index(self.sdf_queries, "sdf_queries", 1, self.patch_size, "the points of a patch")
+
+    @property
+    def _decision(self) -> str:
+        return self.decision
 
     # Fitting.
 
@@ -203,7 +214,7 @@ class MDSS(Method, RGBOptions):
         return frozenset(self.branches)
 
     @property
-    def uses_validation(self) -> bool:
+    def needs_validation(self) -> bool:
         """Whether two branches are aligned, by their scores of validation samples."""
         return len(self.branches) == len(BRANCHES)
 

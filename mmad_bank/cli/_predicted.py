@@ -1,0 +1,91 @@
+"""What predict says of its samples: verdicts, in words, as CSV and as lines of JSON."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmad_bank._internal.files import replacing
+from mmad_bank.cli._verdicts import percent
+
+if TYPE_CHECKING:
+    from mmad_bank.methods import Prediction
+
+_COLUMNS = (
+    "id", "score", "p_value", "verdict", "normalized_score", "threshold", "false_alarm_rate", "regions", "region_top",
+    "region_left", "region_bottom", "region_right", "region_area", "region_area_mm2", "region_peak", "nearest_sample",
+    "nearest_distance", "folder",
+)  # fmt: skip
+"""Columns of the table. Those of a region are of the worst one; the nearest sample is that of the first bank."""
+
+
+def verdict_of(prediction: Prediction) -> dict[str, Any]:
+    """Return verdict, p-value, threshold and regions, JSON-able; all None or empty without a calibration."""
+    threshold = prediction.threshold
+    return {
+        "verdict": prediction.verdict,
+        "p_value": prediction.p_value,
+        "normalized_score": prediction.normalized_score,
+        "threshold": None if threshold is None else threshold.score,
+        "false_alarm_rate": None if threshold is None else threshold.rate,
+        "extrapolated": None if threshold is None else threshold.extrapolated,
+        "regions": [asdict(region) for region in prediction.regions],
+    }
+
+
+def row_of(result: Mapping[str, Any], width: int = 4) -> str:
+    """Return what the list says of a sample.
+
+    Args:
+        result: What score.json has.
+        width: Characters of the longest verdict.
+    """
+    if result["verdict"] is None:
+        return f"{result['score']:.4f}  {result['folder']}"
+    regions = f"{len(result['regions'])} region{'' if len(result['regions']) == 1 else 's'}"
+    p_value = f"p {result['p_value']:.3g}"
+    return f"{result['verdict']:<{width}}  {result['score']:.4f}  {p_value:<8}  {regions:<9}  {result['folder']}"
+
+
+def verdict_summary(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return a row that counts the verdicts; none where no sample has one."""
+    judged = [one for one in results if one["verdict"] is not None]
+    if not judged:
+        return {"verdicts": "none, the model is not calibrated"}
+    n_bad = sum(one["verdict"] == "bad" for one in judged)
+    rates = sorted({one["false_alarm_rate"] for one in judged})
+    words = percent(rates[0]) + (f" to {percent(rates[-1])}" if len(rates) > 1 else "")
+    extrapolated = " (extrapolated)" if any(one["extrapolated"] for one in judged) else ""
+    return {"verdicts": f"{n_bad:,} bad, {len(judged) - n_bad:,} good, at a false-alarm rate of {words}{extrapolated}"}
+
+
+def write_csv(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """Write a line for each sample; cells are empty where nothing is known."""
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        table = csv.DictWriter(file, _COLUMNS, extrasaction="ignore")
+        table.writeheader()
+        for one in results:
+            table.writerow({**one, **_worst(one), "regions": len(one["regions"])})
+
+
+def write_jsonl(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """Write a JSON object on a line for each sample."""
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(one, allow_nan=False) + "\n" for one in results)
+
+
+def _worst(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the cells of the worst region and of the normal patch that explains the score."""
+    cells: dict[str, Any] = {}
+    if result["regions"]:
+        worst = result["regions"][0]
+        cells |= dict(zip(("region_top", "region_left", "region_bottom", "region_right"), worst["box"], strict=True))
+        cells |= {f"region_{name}": worst[name] for name in ("area", "area_mm2", "peak")}
+    for explained in result["explanation"].values():
+        for nearest in explained["nearest_normal_patches"][:1]:
+            return {**cells, "nearest_sample": nearest["sample"], "nearest_distance": nearest["distance"]}
+    return cells

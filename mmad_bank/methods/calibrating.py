@@ -1,0 +1,210 @@
+"""Which normal images a model is calibrated on, and the calibration of any method by its predictions of them.
+
+Methods with banks have a faster way (:mod:`mmad_bank.methods.held_out`).
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from mmad_bank._internal.progress import within
+from mmad_bank._internal.resume import Stages
+from mmad_bank.data.frame import Frame, picture_of
+from mmad_bank.data.sample import Sample
+from mmad_bank.data.sequences import Samples, as_samples
+from mmad_bank.errors import InputError, MmadBankError
+from mmad_bank.fusion import CalibratedFusion, PartScales
+from mmad_bank.methods.options import CalibratedOn
+from mmad_bank.methods.prediction import Part, Prediction
+from mmad_bank.methods.verdicts import ModelCalibration, Observed
+
+ENOUGH = 19
+"""Number of validation images from which on they are preferred to folds: they can promise 5 %."""
+VALIDATION, FOLDS = "validation images", "training images, scored in folds"
+
+CALIBRATED = "calibrated"
+"""The decision that fuses parts on the scale of held-out normal images."""
+NOTHING_HELD_OUT = (
+    "decision: expected held-out normal images for 'calibrated', found none; give validation samples, or several"
+    " training samples and calibration other than 'none'"
+)
+
+
+def way_of(wanted: CalibratedOn, n_train: int, n_validation: int, *, folds: bool) -> str | None:
+    """Choose what a calibration is made on.
+
+    Args:
+        wanted: Value of the argument ``calibration``.
+        n_train: Number of training images.
+        n_validation: Number of validation images.
+        folds: Whether ``"auto"`` may take folds.
+
+    Returns:
+        ``"validation"``, ``"folds"``, or None for no calibration.
+
+    Raises:
+        InputError: The images that are wanted are not there.
+
+    Example:
+        >>> way_of("auto", 200, 6, folds=True), way_of("auto", 200, 20, folds=True), way_of("auto", 200, 0, folds=False)
+        ('folds', 'validation', None)
+    """
+    if wanted == "none":
+        return None
+    if wanted == "validation" and n_validation == 0:
+        raise InputError("calibration: expected validation images for 'validation', found none")
+    if wanted == "folds" and n_train < 2:
+        raise InputError(f"calibration: expected at least 2 training images for 'folds', found {n_train}")
+    if wanted != "auto":
+        return wanted
+    if n_validation < ENOUGH and folds and n_train >= 2 and n_train > n_validation:
+        return "folds"
+    return "validation" if n_validation else None
+
+
+def blocks_of(n: int, folds: int) -> list[slice]:
+    """Cut n images into runs of about the same length.
+
+    Example:
+        >>> blocks_of(7, 3)
+        [slice(0, 2, None), slice(2, 4, None), slice(4, 7, None)]
+    """
+    ends = [n * number // min(folds, n) for number in range(min(folds, n) + 1)]
+    return [slice(first, last) for first, last in pairwise(ends)]
+
+
+class Predicting(Protocol):
+    """A fitted method, as far as this module knows one."""
+
+    calibration: CalibratedOn
+    calibration_folds: int
+
+    def predict_batch(self, samples: Sequence[Sample]) -> list[Prediction]:
+        """Score samples together."""
+
+
+Refit = Callable[[Samples, Path], Predicting]
+"""Function that fits the same method on other samples, with a folder for its stages."""
+
+
+class Found(NamedTuple):
+    """What held-out images tell: calibration and fusion of the parts; None where there are none."""
+
+    calibration: ModelCalibration | None
+    fusion: CalibratedFusion | None
+
+
+class _Seen(NamedTuple):
+    """What is kept of a prediction: not the sample."""
+
+    score: float
+    prepared_map: Tensor
+    parts: Mapping[str, Part]
+    frame: Frame
+
+
+def calibrate_by_predicting(
+    method: Predicting,
+    refit: Refit,
+    dataset: Samples,
+    validation: Samples | None,
+    stages: Stages,
+    *,
+    one_scale: bool = False,
+) -> Found:
+    """Calibrate a method on its predictions of held-out samples, as a stage of its fit.
+
+    Samples that cannot be used, and defective ones, are left out. Folds fit the method anew for each of them.
+
+    Args:
+        method: The fitted method, which does not fuse its parts on one scale yet.
+        refit: Function that fits it on other samples.
+        dataset: The training samples.
+        validation: The validation samples.
+        stages: Stages of the fit.
+        one_scale: Whether the method will fuse its parts on the scale of held-out images.
+
+    Raises:
+        InputError: The images that an argument of the method wants are not there.
+    """
+    n_validation = 0 if validation is None else len(validation)
+    way = way_of(method.calibration, len(dataset), n_validation, folds=False)
+    if way is None:
+        return Found(None, None)
+
+    def predictions() -> Iterator[Prediction]:
+        if way == "validation":
+            assert validation is not None
+            yield from _usable(method, validation)
+            return
+        blocks = blocks_of(len(dataset), method.calibration_folds)
+        for number, block in enumerate(blocks, 1):
+            own = range(len(dataset))[block]
+            rest = _some(dataset, [i for i in range(len(dataset)) if i not in own])
+            with within("fold", number, len(blocks)), tempfile.TemporaryDirectory(prefix="mmad-bank-fold-") as folder:
+                yield from _usable(refit(rest, Path(folder)), _some(dataset, own))
+
+    def write(path: Path) -> None:
+        seen = [_Seen(one.score, one.prepared_map, one.parts, one.frame) for one in predictions()]
+        found = _found(seen, VALIDATION if way == "validation" else FOLDS, one_scale)
+        path.write_text(json.dumps([one and one.as_json() for one in found]))
+
+    calibration, fusion = json.loads(stages.run("calibration.json", write).read_text())
+    return Found(
+        None if calibration is None else ModelCalibration.from_json(calibration),
+        None if fusion is None else CalibratedFusion.from_json(fusion),
+    )
+
+
+def _found(seen: Sequence[_Seen], origin: str, one_scale: bool) -> Found:
+    """Make calibration and fusion of held-out images."""
+    scales, observed = PartScales(), Observed(origin, len(seen))
+    for one in seen:
+        if len(one.parts) > 1:
+            size = (int(one.prepared_map.shape[0]), int(one.prepared_map.shape[1]))
+            shown = {name: picture_of(part.map(size), one.frame) for name, part in one.parts.items()}
+            scales.take({name: part.score for name, part in one.parts.items()}, shown)
+    fusion = scales.fusion()
+    for one in seen:
+        score, own = one.score, one.prepared_map
+        if one_scale and fusion is not None:
+            score, own = _fused(fusion, one.parts, own)
+        observed.take(score, {name: part.score for name, part in one.parts.items()}, picture_of(own, one.frame))
+    return Found(observed.calibration(), fusion)
+
+
+def fused_on_one_scale(prediction: Prediction, fusion: CalibratedFusion) -> Prediction:
+    """Return a prediction whose score and map are those of its parts, fused on the scale of held-out images."""
+    score, own = _fused(fusion, prediction.parts, prediction.prepared_map)
+    return replace(prediction, score=score, prepared_map=own)
+
+
+def _fused(fusion: CalibratedFusion, parts: Mapping[str, Part], like: Tensor) -> tuple[float, Tensor]:
+    size = (int(like.shape[0]), int(like.shape[1]))
+    score = fusion.fuse_images({name: torch.tensor([part.score]) for name, part in parts.items()})
+    return float(score), fusion.fuse_pixels({name: part.map(size) for name, part in parts.items()})
+
+
+def _some(samples: Samples, numbers: Sequence[int]) -> Samples:
+    """Return some of the samples, which are read when they are asked for."""
+    return as_samples(Subset(cast("Dataset[Sample]", samples), numbers), "dataset")
+
+
+def _usable(method: Predicting, samples: Samples) -> Iterator[Prediction]:
+    """Yield the predictions of the normal samples that can be used."""
+    for number in range(len(samples)):
+        with suppress(MmadBankError):
+            sample = samples[number]
+            if not sample.label:
+                yield from method.predict_batch([sample])

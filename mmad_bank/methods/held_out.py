@@ -1,0 +1,171 @@
+"""Scores of normal images that a model has not learnt from, for its calibration.
+
+They come from the validation split, or from folds: banks are selected anew without a part of the training images, and
+score just that part. Everything else that a method learns (a fusion, an adaptation, a decision) stays as it is. A fold
+is a run of neighboring images, so that pictures of one part, which lie beside each other, stay together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmad_bank._internal.progress import within
+from mmad_bank._internal.tensor_files import write_tensors
+from mmad_bank.bank import MultiBank, Scores
+from mmad_bank.bank.dumps import FeatureDump, open_dump
+from mmad_bank.data.frame import Frame, picture_of
+from mmad_bank.fusion import CalibratedFusion, PartScales
+from mmad_bank.methods.calibrating import blocks_of
+from mmad_bank.methods.training_features import IMAGES_AT_ONCE, Dumps, bar, batches
+from mmad_bank.methods.verdicts import ModelCalibration, Observed
+
+if TYPE_CHECKING:
+    from mmad_bank._internal.resume import Stages
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Banks' scores of held-out normal images.
+
+    Attributes:
+        images: (n,) float32, the image scores by bank.
+        patches: (n, P) float32, the scores of an image's places by bank.
+        frames: Frames of the images; None where one is not known.
+        origin: Words for which images they are.
+    """
+
+    images: dict[str, Tensor]
+    patches: dict[str, Tensor]
+    frames: Sequence[Frame | None]
+    origin: str
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def batches(self, device: str) -> Iterator[tuple[Sequence[Frame | None], dict[str, Scores]]]:
+        """Yield frames and scores a few images at a time, as scoring them gives them, on a device."""
+        for first in range(0, len(self), IMAGES_AT_ONCE):
+            part = slice(first, first + IMAGES_AT_ONCE)
+            scores = {
+                name: Scores(self.patches[name][part].to(device), self.images[name][part].to(device), torch.empty(0))
+                for name in self.images
+            }
+            yield self.frames[part], scores
+
+
+def without(table: np.ndarray, block: slice) -> FeatureDump:
+    """Return the features of all images but those of a block; nothing is copied."""
+    kept = [part for part in (table[: block.start], table[block.stop :]) if len(part)]
+    return FeatureDump([part for one in kept for part in open_dump(one).parts])
+
+
+ScoreRows = Callable[[Mapping[str, Tensor], Sequence[Frame | None]], dict[str, Scores]]
+
+
+def score_all(
+    score: ScoreRows, dumps: Dumps, frames: Sequence[Frame | None], device: str, stages: Stages, what: str
+) -> list[dict[str, Scores]]:
+    """Score the images of dumps, a few at a time; the scores are on the CPU."""
+    n_images, found = len(next(iter(dumps.values()))), []
+    with bar(what, n_images, stages) as report:
+        for first, features in batches(dumps, device):
+            own = list(frames[first : first + len(next(iter(features.values())))])
+            scores = score(features, own)
+            found.append({name: Scores(*(one.cpu() for one in scores[name])) for name in scores})
+            report(min(first + IMAGES_AT_ONCE, n_images))
+    return found
+
+
+def in_folds(
+    banks_of: Callable[[Mapping[str, FeatureDump]], MultiBank], score_by: Callable[[MultiBank], ScoreRows],
+    names: Sequence[str], dumps: Dumps, frames: Sequence[Frame | None], folds: int, device: str, stages: Stages,
+) -> list[dict[str, Scores]]:  # fmt: skip
+    """Score each training image by banks that were selected without its fold.
+
+    Args:
+        banks_of: Function that builds banks of features.
+        score_by: Function that gives the rule by which images are scored with banks.
+        names: Names of the banks.
+        dumps: Features of the training images.
+        frames: Their frames.
+        folds: Number of folds.
+        device: Device that scores.
+        stages: Stages of the training.
+    """
+    found = []
+    blocks = blocks_of(len(frames), folds)
+    for number, block in enumerate(blocks, 1):
+        with within("fold", number, len(blocks)):
+            banks = banks_of({name: without(dumps[name], block) for name in names})
+            own = {name: table[block] for name, table in dumps.items()}
+            found += score_all(score_by(banks), own, frames[block], device, stages, "scoring held-out images")
+    return found
+
+
+def kept_in(
+    path_of: Callable[[Callable[[Path], None]], Path],
+    make: Callable[[], list[dict[str, Scores]]],
+    frames: Sequence[Frame | None],
+    origin: str,
+) -> HeldOut:
+    """Make held-out scores as a stage of a training, or read those that an earlier run has made."""
+
+    def write(path: Path) -> None:
+        found = make()
+        tensors = {}
+        for name in found[0]:
+            tensors[f"{name}.image"] = torch.cat([one[name].image for one in found])
+            tensors[f"{name}.patch"] = torch.cat([one[name].patch for one in found])
+        write_tensors(path, tensors, {})
+
+    from safetensors.torch import load_file
+
+    tensors = load_file(path_of(write))
+    names = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
+    images, patches = ({name: tensors[f"{name}.{what}"] for name in names} for what in ("image", "patch"))
+    return HeldOut(images, patches, frames, origin)
+
+
+def fusion_of(held_out: HeldOut, map_of: Callable[[str, Tensor], Tensor], device: str) -> CalibratedFusion | None:
+    """Return the calibrated fusion of several banks; None of a single one.
+
+    Args:
+        held_out: The banks' scores.
+        map_of: Function that makes of a bank's scores of places (B, P) its maps (B, S, S).
+        device: Device that makes maps.
+    """
+    if len(held_out.images) < 2:
+        return None
+    scales = PartScales()
+    for frames, scores in held_out.batches(device):
+        maps = {name: map_of(name, own.patch) for name, own in scores.items()}
+        for b, frame in enumerate(frames):
+            shown = {name: picture_of(one[b], frame) for name, one in maps.items()}
+            scales.take({name: float(own.image[b]) for name, own in scores.items()}, shown)
+    return scales.fusion()
+
+
+def calibration_of(
+    held_out: HeldOut, fuse: Callable[[Mapping[str, Scores]], tuple[Tensor, Tensor]], device: str
+) -> ModelCalibration | None:
+    """Return the calibration of a method's result and of its parts.
+
+    Args:
+        held_out: The banks' scores.
+        fuse: Function that makes of them image scores (B,) and maps (B, S, S).
+        device: Device that fuses.
+    """
+    seen = Observed(held_out.origin, len(held_out))
+    for frames, scores in held_out.batches(device):
+        images, maps = fuse(scores)
+        for b, frame in enumerate(frames):
+            parts = {name: float(own.image[b]) for name, own in scores.items()}
+            seen.take(float(images[b]), parts, picture_of(maps[b], frame))
+    return seen.calibration()

