@@ -145,6 +145,7 @@ WORDS: dict[str, Word] = {
         str, "Chance that drift is ever found where there is none, such as 0.01 or 1%.", "SHARE"
     ),
     "--bank": Word(Path, "Calibrated bank that has made the scores."),
+    "--model": Word(Path, "Folder of the calibrated model that has made the scores."),
     "--normal": Word(
         Path, "File like SCORES with the scores of normal images, in place of a calibrated bank's."
     ),

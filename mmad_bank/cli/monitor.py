@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmad_bank._internal.decoding import decoding
 from mmad_bank._internal.files import replacing
+from mmad_bank._internal.folders import read_folder
 from mmad_bank._internal.progress import doing
 from mmad_bank.cli._command import add
 from mmad_bank.cli._options import Json, Overwrite
@@ -18,7 +20,7 @@ from mmad_bank.cli._score_tables import NamedScore, read_scores
 from mmad_bank.cli._values import check_plot, parse_share
 from mmad_bank.cli._verdicts import percent
 from mmad_bank.cli._words import option
-from mmad_bank.errors import InputError
+from mmad_bank.errors import FormatError, InputError
 
 if TYPE_CHECKING:
     from mmad_bank.calibration import Calibration
@@ -46,6 +48,7 @@ def monitor(
         ),
     ],
     bank: Annotated[Path | None, option("--bank")] = None,
+    model: Annotated[Path | None, option("--model")] = None,
     normal: Annotated[Path | None, option("--normal")] = None,
     false_warning_rate: Annotated[str, option("--false-warning-rate")] = "1%",
     plot: Annotated[Path | None, option("--plot", "the scores and the evidence")] = None,
@@ -57,9 +60,11 @@ def monitor(
     The exit code is 5 if drift is found. Lines and files that cannot be used are named and left out, and the exit code
     is 3 otherwise.
     """
-    if (bank is None) == (normal is None):
-        raise InputError(f"--bank and --normal: expected one of them, found {'neither' if bank is None else 'both'}")
-    read = (*scores, *(path for path in (bank, normal) if path is not None))
+    given = [path for path in (bank, model, normal) if path is not None]
+    if len(given) != 1:
+        found = "several" if given else "none"
+        raise InputError(f"--bank, --model and --normal: expected one of them, found {found}")
+    read = (*scores, *given)
     if plot is not None:
         check_plot(plot)
         check_output(plot, "--plot", inputs=read, overwrite=overwrite)
@@ -71,7 +76,7 @@ def monitor(
     if plot is not None:
         check_drawing()
     left_out: dict[str, str] = {}
-    reference = _of_bank(bank) if bank is not None else _of_normal(normal, left_out)
+    reference = _reference(bank, model, normal, left_out)
     images = read_scores(scores, left_out)
     values = np.array([one.score for one in images])
     made = DriftMonitor(reference, rate).extend(values)
@@ -86,6 +91,16 @@ def monitor(
     if made.found is not None:
         raise typer.Exit(DRIFT)
     end(left_out, said=True)
+
+
+def _reference(bank: Path | None, model: Path | None, normal: Path | None, left_out: dict[str, str]) -> Calibration:
+    """Return the scores of normal images, of the one place that is given."""
+    if bank is not None:
+        return _of_bank(bank)
+    if model is not None:
+        return _of_model(model)
+    assert normal is not None
+    return _of_normal(normal, left_out)
 
 
 def _of_bank(path: Path) -> Calibration:
@@ -105,13 +120,29 @@ def _of_bank(path: Path) -> Calibration:
     return found.images
 
 
-def _of_normal(path: Path | None, left_out: dict[str, str]) -> Calibration:
+def _of_model(folder: Path) -> Calibration:
+    """Return the image scores that a saved model was calibrated with, by its manifest alone.
+
+    Raises:
+        InputError: There is no model, or it is not calibrated.
+        FormatError: It is damaged.
+    """
+    from mmad_bank.methods.model_folder import read_manifest
+    from mmad_bank.methods.verdicts import ModelCalibration
+
+    content = read_folder(folder, lambda: read_manifest(folder)).get("calibration")
+    if content is None:
+        raise InputError(f"{folder}: expected a calibrated model, found none; fit calibrates where it can")
+    with decoding(folder, "altered, its calibration cannot be read", error=FormatError):
+        return ModelCalibration.from_json(content).own
+
+
+def _of_normal(path: Path, left_out: dict[str, str]) -> Calibration:
     """Return the scores of a file of normal images."""
     import numpy as np
 
     from mmad_bank.calibration import Calibration
 
-    assert path is not None
     return Calibration(np.array([one.score for one in read_scores([path], left_out)]), f"images of {path.name}")
 
 

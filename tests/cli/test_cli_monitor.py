@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import call, facts, good, refused, refused_at_last
+from helpers import call, facts, good, refused, refused_at_last, small_settings
 
 from mmad_bank import MemoryBank
 from mmad_bank.cli._output import LEFT_OUT
 from mmad_bank.cli.monitor import DRIFT
+from mmad_bank.methods import load
+from mmad_bank.methods.model_folder import checksum_of
 from mmad_bank.monitoring import DriftMonitor
+from mmad_bank.synthetic import write_synthetic
 
 
 def normal(n: int, seed: int) -> np.ndarray:
@@ -131,9 +134,9 @@ def test_what_is_no_score_is_left_out(place: Path) -> None:
 
 def test_wrong_arguments_are_refused(place: Path) -> None:
     scores = place / "calm.csv"
-    assert "expected one of them, found neither" in refused("monitor", scores)
+    assert "expected one of them, found none" in refused("monitor", scores)
     both = ("--bank", place / "bank", "--normal", scores)
-    assert "expected one of them, found both" in refused("monitor", scores, *both)
+    assert "expected one of them, found several" in refused("monitor", scores, *both)
     good("build", place / "train.npy", "--out", place / "plain")
     assert "expected a calibrated bank, found none" in refused("monitor", scores, "--bank", place / "plain")
     command = ("monitor", scores, "--bank", place / "bank")
@@ -160,3 +163,24 @@ def test_the_picture_is_written(place: Path, suffix: str) -> None:
     again = call("monitor", place / "creeping.csv", "--bank", place / "bank", "--plot", place / f"a{suffix}")
     assert again.exit_code == 2
     assert "--overwrite" in again.stderr
+
+
+def test_scores_of_a_model(tmp_path: Path) -> None:
+    """Its manifest alone is read; a model that is not calibrated is refused, and so is one that is damaged."""
+    pytest.importorskip("timm")
+    write_synthetic(tmp_path / "data", size=64, n_train=6, n_validation=0, n_test=1, categories=["stud_tray"])
+    fit = ("fit", "patchcore", tmp_path / "data", *small_settings(32, 4, 0.2))
+    good(*fit, "--out", tmp_path / "model", "--set", "calibration=folds", "--set", "calibration_folds=3")
+    good(*fit, "--out", tmp_path / "plain", "--set", "calibration=none")
+    calibration = load(tmp_path / "model").calibration_
+    assert calibration is not None
+    scores = write_csv(tmp_path / "a.csv", calibration.own.scores.numpy())
+    report = facts("monitor", scores, "--model", tmp_path / "model")
+    assert report["reference"] == {"images": 6, "origin": calibration.origin}
+    assert "expected a calibrated model, found none" in refused("monitor", scores, "--model", tmp_path / "plain")
+    assert "model.json" in refused("monitor", scores, "--model", tmp_path / "data")
+    manifest = json.loads((tmp_path / "model" / "model.json").read_text())
+    manifest["calibration"]["images"] = {}
+    manifest["checksum"] = checksum_of(manifest)
+    (tmp_path / "model" / "model.json").write_text(json.dumps(manifest))
+    assert "altered, its calibration cannot be read" in refused("monitor", scores, "--model", tmp_path / "model")
