@@ -59,6 +59,8 @@ def figure(monitor: DriftMonitor, scores: ArrayLike, *, title: str = "") -> Any:
         for axes in (above, below):
             axes.axvspan(since, image, color=BAD, alpha=0.08, linewidth=0, zorder=0)
             axes.axvline(image, color=BAD, linewidth=1.2, zorder=2)
+        low, high = above.get_ylim()
+        above.set_ylim(low, high + 0.2 * (high - low))  # room for the note
         word = "risen" if monitor.found.direction == "up" else "fallen"
         _note(above, image, f"scores have {word} since about image {since:,},\nfound at image {image:,}", len(values))
     if title:
