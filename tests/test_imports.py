@@ -23,6 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "scoring": set(),
     "calibration": set(),
     "metrics": set(),
+    "monitoring": {"calibration"},
     "bank": {"ops", "scoring", "calibration"},
     "features": {"ops"},
     "data": set(),
@@ -38,7 +39,7 @@ ROOMS: dict[str, set[str]] = {
     "demo": {"report", "evaluation", "methods", "synthetic", "features", "data"},
     "cli": {
         "demo", "bench", "report", "tuning", "evaluation", "methods", "extraction", "features", "synthetic", "data",
-        "metrics", "bank", "ops", "scoring", "calibration",
+        "metrics", "monitoring", "bank", "ops", "scoring", "calibration",
     },
 }  # fmt: skip
 """What each part of the package may import, beside :data:`EVERYBODY`'s."""

@@ -295,7 +295,7 @@ def check_held_out(scores: Scores, source_rows: Tensor, sources: Sequence[Source
 def _not_held_out(found: str) -> InputError:
     return InputError(
         f"features: expected images that the bank was not built from, found {found}; hold others out, or give all of"
-        " its own and a number of folds (folds=5, in the shell --folds 5)"
+        " its own with folds= (--folds)"
     )
 
 

@@ -477,8 +477,9 @@ class MemoryBank:
                 )
         words = HELD_OUT if folds is None else f"images of the bank, in {folds} folds"
         calibration = BankCalibration.of(scores, rule, words if origin is None else origin)
-        self.calibration = calibration
-        return calibration
+        with self._lock:
+            self.calibration = calibration if len(self) == len(bank) else calibration.aged()
+            return self.calibration
 
     def calibrate_again(
         self, features: Features, *, progress: Progress = False, left_out: dict[str, str] | None = None

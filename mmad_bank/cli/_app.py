@@ -7,7 +7,21 @@ from typing import Annotated
 import typer
 
 import mmad_bank
-from mmad_bank.cli import bank, bench, calibrate, data, demo, evaluation, extract, fit, info, predict, train, tune
+from mmad_bank.cli import (
+    bank,
+    bench,
+    calibrate,
+    data,
+    demo,
+    evaluation,
+    extract,
+    fit,
+    info,
+    monitor,
+    predict,
+    train,
+    tune,
+)
 from mmad_bank.cli._group import Group
 
 app = typer.Typer(
@@ -15,7 +29,8 @@ app = typer.Typer(
     cls=Group,
     help="Memory-bank anomaly detection: select a bank from patch features, search it exactly, score with it.",
     epilog="Exit codes: 0 done; 2 bad input, in one line; 3 done, but for samples that could not be used, each named in"
-    " a line; 4 an image is bad, with --fail-on-bad; 130 and 143 stopped by Ctrl-C and SIGTERM; 1 anything else.",
+    " a line; 4 an image is bad, with --fail-on-bad; 5 drift is found, by monitor; 130 and 143 stopped by Ctrl-C and"
+    " SIGTERM; 1 anything else.",
     invoke_without_command=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -42,6 +57,7 @@ def _program(
 
 bank.register(app)
 calibrate.register(app)
+monitor.register(app)
 info.register(app)
 data.register(app)
 extract.register(app)

@@ -72,6 +72,16 @@ def check_positive(name: str, value: int | None) -> None:
         raise InputError(f"{name}: expected at least 1, found {value}")
 
 
+def check_plot(path: Path) -> None:
+    """Refuse a picture that cannot be drawn, by its suffix.
+
+    Raises:
+        InputError: The suffix is another.
+    """
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise InputError(f"--plot: expected a .png, .svg or .pdf file, found {path.suffix!r}")
+
+
 def parse_share(text: str, name: str) -> float:
     """Read a share of something, as a number or in percent.
 

@@ -84,7 +84,7 @@ WORDS: dict[str, Word] = {
     "--jsonl": Word(Path, "File to write, with a JSON object on a line for each image: what score.json has."),
     "--maps": Word(Path, "Folder to write, with each image's anomaly map as {}."),
     "--markdown": Word(Path, "Markdown file to write, with the tables."),
-    "--plot": Word(Path, "Picture to write, with the settings: .png, .svg or .pdf."),
+    "--plot": Word(Path, "Picture to write, with {}: .png, .svg or .pdf."),
     "--report": Word(Path, "Folder to write, with an HTML report: REPORT/index.html."),
     "--workdir": Word(Path, "Folder to keep {}."),
     "--json": Word(bool, "Print one JSON object and nothing else."),
@@ -141,6 +141,14 @@ WORDS: dict[str, Word] = {
     "--calibrate": Word(
         Path, "Features of normal images to calibrate the extended bank with, joined by commas.", "FEATURES,...",
         several=True,
+    ),
+    "--false-warning-rate": Word(
+        str, "Chance that drift is ever found where there is none, such as 0.01 or 1%.", "SHARE"
+    ),
+    "--bank": Word(Path, "Calibrated bank that has made the scores."),
+    "--model": Word(Path, "Folder of the calibrated model that has made the scores."),
+    "--normal": Word(
+        Path, "File like SCORES with the scores of normal images, in place of a calibrated bank's."
     ),
     "--folds": Word(
         int, "Number of runs of neighboring images to leave out in turn, where FEATURES are what the bank was built"

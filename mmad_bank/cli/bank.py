@@ -243,6 +243,7 @@ def score(
     times = {"load": loaded - begin, "score": scored - loaded, "save": time.perf_counter() - scored}
     result, rows = summarise(bank, scored_images, top, reweight, verdicts)
     if calibration is not None:
+        result["verdicts"]["outdated"] = calibration.outdated
         rows |= verdict_rows(result["verdicts"], calibration)
     rows["time"] = f"load {seconds(times['load'])}, score {seconds(times['score'])}"
     rows["per image"] = seconds(times["score"] / len(scored_images))

@@ -20,6 +20,7 @@ from mmad_bank.cli._options import Json, Overwrite, Patches, ProjectionDim, Resu
 from mmad_bank.cli._output import are_unfinished, check_outputs, show_progress, unfinished_outputs
 from mmad_bank.cli._tuned import Commands, facts_of, show, word_limits, words_of
 from mmad_bank.cli._values import (
+    check_plot,
     check_positive,
     parse_duration,
     parse_list,
@@ -72,7 +73,7 @@ def tune(
     workdir: Annotated[
         Path | None, option("--workdir", "results in as they come (default: OUT.tune, or in the cache folder)")
     ] = None,
-    plot: Annotated[Path | None, option("--plot")] = None,
+    plot: Annotated[Path | None, option("--plot", "the settings")] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -97,7 +98,10 @@ def tune(
     from mmad_bank._internal.resume import remove_stages
 
     if plot is not None:
-        _check_plot(plot)
+        from mmad_bank.tuning import check_drawing
+
+        check_plot(plot)
+        check_drawing()
     _set_threads(threads)
     reading = Reading(key, axes, by_image)
     dump = reading.open(features)
@@ -183,14 +187,6 @@ def _save_plot(path: Path, swept: Any, best: Any, by: Any, limits: dict[str, Any
     drawn = tuning.figure(swept.settings, by=by, recommended=best, title=title, **limits)
     with replacing(path) as partial:
         drawn.savefig(partial, metadata={"Software": None} if path.suffix == ".png" else None)
-
-
-def _check_plot(path: Path) -> None:
-    from mmad_bank import tuning
-
-    if path.suffix not in (".png", ".svg", ".pdf"):
-        raise InputError(f"--plot: expected a .png, .svg or .pdf file, found {path.suffix!r}")
-    tuning.check_drawing()
 
 
 def _parse_ratios(text: str | None) -> list[float] | None:

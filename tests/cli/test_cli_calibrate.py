@@ -96,7 +96,7 @@ def test_calibrate_refuses(place: Path) -> None:
     assert "expected one of them, found both" in refused(*command, "--in-place", "--out", place / "b2")
     own = refused("calibrate", place / "bank", place / "train.npy", "--in-place")
     assert own.startswith("error: features: expected images that the bank was not built from, found its own (")
-    assert "--folds 5" in own
+    assert own.endswith("or give all of its own with --folds\n")
     other = refused(*command, "--folds", 5, "--in-place")
     assert other.startswith("error: --folds: expected the features that the bank was built from, all 240 rows")
     assert "--folds: expected 2 to 20" in refused(
@@ -140,7 +140,7 @@ def test_score_judges(calibrated: Path) -> None:
     outputs = ("--out", calibrated / "s.npz", "--csv", calibrated / "s.csv")
     report = facts("score", calibrated / "bank", calibrated / "new.npy", "--false-alarm-rate", "5%", *outputs)
     said = report["verdicts"]
-    assert (said["false_alarm_rate"], said["extrapolated"]) == (0.05, False)
+    assert (said["false_alarm_rate"], said["extrapolated"], said["outdated"]) == (0.05, False, False)
     assert said["threshold"] == expected.threshold.score
     assert said["patch_threshold"] == expected.patch_threshold.score
     assert said["bad"] == int(expected.bad.sum()) >= 2
@@ -216,6 +216,7 @@ def test_info_shows_the_calibration(place: Path) -> None:
     assert "outdated: the bank was extended since" in good("info", place / "bank")
     judged = good("score", place / "bank", place / "new.npy", "--false-alarm-rate", "5%")
     assert "calibrated before the bank was extended" in judged
+    assert facts("score", place / "bank", place / "new.npy", "--false-alarm-rate", "5%")["verdicts"]["outdated"]
 
 
 def test_extend_tells_how_the_thresholds_moved(calibrated: Path) -> None:

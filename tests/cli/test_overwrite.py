@@ -32,6 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = np.random.default_rng(0).normal(size=(6, 8, 4)).astype(np.float32)
     np.save(folder / "a.npy", rows[:4])
     np.save(folder / "b.npy", rows[4:])
+    (folder / "scores.csv").write_text("score\n1\n3\n2\n")
     write_synthetic(folder / "raw", size=64, n_train=2, n_validation=0, n_test=2, categories=["stud_tray"])
     for command in (
         ("prepare", folder / "raw", "--out", folder / "data", "--recipe", "keep", "--image-size", SIZE, "--workers", 1),
@@ -67,6 +68,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {
                     "--index", "exact", "--out", "{new}/t.json"), "t.json"),
     "tune --plot": (("tune", "{}/a.npy", "--test", "{}/b.npy", "--ratios", "1", "--bank-precisions", "float32",
                      "--index", "exact", "--plot", "{new}/t.png"), "t.png"),
+    "monitor": (("monitor", "{}/scores.csv", "--normal", "{}/scores.csv", "--plot", "{new}/d.png"), "d.png"),
     "bench": (("bench", "--methods", "PatchCore", *BENCH, "--out", "{new}/b.json"), "b.json"),
 }  # fmt: skip
 

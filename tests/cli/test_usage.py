@@ -11,7 +11,7 @@ from helpers import call, refused
 from mmad_bank.cli._usage import word_usage, word_validation
 
 COMMANDS = (
-    "build", "extend", "score", "calibrate", "info", "synth", "prepare", "extract", "fit", "train-uff",
+    "build", "extend", "score", "calibrate", "monitor", "info", "synth", "prepare", "extract", "fit", "train-uff",
     "train-adaptors", "train-sdf", "evaluate", "predict", "bench", "tune", "demo",
 )  # fmt: skip
 

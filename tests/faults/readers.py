@@ -47,8 +47,10 @@ class Reader:
 def _bank(path: Path, index: str = "exact", **options: object) -> None:
     from mmad_bank import MemoryBank
 
-    rows = torch.rand(4, 10, 8, generator=torch.Generator().manual_seed(0))
-    MemoryBank.build(rows, size=12, index=index, **options).save(path)
+    rows = torch.rand(29, 10, 8, generator=torch.Generator().manual_seed(0))
+    bank = MemoryBank.build(rows[:4], size=12, index=index, **options)
+    bank.calibrate(rows[4:])
+    bank.save(path)
 
 
 def _read_bank(path: Path) -> None:
@@ -60,6 +62,12 @@ def _read_bank(path: Path) -> None:
     str((bank, bank.radius, bank.nbytes, bank.extractor, bank.sources, bank.standardization))
     bank.provenance()
     bank.search(torch.zeros(1, bank.dim), k=1)
+    if bank.calibration is not None and bank.calibration.patches <= 10:
+        str(bank.calibration)
+        rule = bank.calibration.rule
+        patches = torch.zeros(1, bank.calibration.patches, bank.dim)
+        bank.judge(bank.score(patches, reweight=rule.reweight, n_neighbors=rule.n_neighbors, divisor=rule.divisor))
+        bank.calibration.images.threshold(0.001)
 
 
 def _multi_bank(path: Path) -> None:
