@@ -1,12 +1,14 @@
 """The methods' benchmark: speed and memory of inference at the papers' sizes, accuracy on synthetic data sets.
 
-    python benchmarks/methods.py [inference] [accuracy] [readings] [--quick] [--seeds 3] [--json benchmarks/results]
+    python benchmarks/methods.py [inference] [accuracy] [readings] [decisions] [--quick] [--seeds 3] [--json DIR]
+    python benchmarks/methods.py promise [--data DIR] [--splits 200] [--json DIR]
     python benchmarks/methods.py papers --data DIR [--methods M3DM CFM] [--weights point_mae=FILE] [--workdir DIR]
     python benchmarks/methods.py papers --table cfm-1,m3dm-4 [--data DIR] [--recipe published] [--set NAME=VALUE ...]
     python benchmarks/methods.py papers --list
 
-The second runs every method on MVTec 3D-AD or Eyecandies, with the published figures beside the measured ones. The
-third prints tables of the papers by name, on synthetic data where no data set is given; the last says which there are.
+The second tests the false-alarm rates that verdicts promise, on synthetic images and on the normal ones of a data set.
+The third runs every method on MVTec 3D-AD or Eyecandies, with the published figures beside the measured ones; the
+fourth prints tables of the papers by name, on synthetic data where no data set is given; the last says which there are.
 Prints the machine, the versions and the tables; ``--json`` also writes them to a file. README.md beside this file says
 what is measured and how to read it.
 """
@@ -26,7 +28,7 @@ from mmad_bank.bench import IMAGES
 from mmad_bank.errors import InputError
 from mmad_bank.methods.readings import Recipe
 
-PARTS = ("inference", "accuracy", "readings", "papers")
+PARTS = ("inference", "accuracy", "readings", "decisions", "promise", "papers")
 PAPERS = ("data", "only", "few_shot", "bundled", "weights", "device", "table", "recipe", "settings", "thresholds")
 """Arguments that only the part "papers" reads."""
 OF_TABLES = ("recipe", "settings", "thresholds")
@@ -51,7 +53,9 @@ def main() -> None:
     modules = {name: importlib.import_module(f"parts.{name}") for name in parts}
     check_parts(modules.values(), arguments)
     work = {name: partial(module.run, arguments) for name, module in modules.items()}
-    settings = {name: getattr(arguments, name) for name in ("methods", "seeds", "categories", "images", "precision")}
+    settings = {
+        name: getattr(arguments, name) for name in ("methods", "seeds", "categories", "images", "precision", "splits")
+    }
     if "papers" in parts:
         settings |= {name: _without_folders(getattr(arguments, name)) for name in PAPERS}
     run_parts("methods", work, settings, arguments)
@@ -80,6 +84,7 @@ def _arguments() -> argparse.Namespace:
     made.add_argument("--categories", type=int, default=5, help="number of categories of accuracy; default: all 5")
     made.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="categories at a time; default: cores")
     made.add_argument("--workdir", type=Path, help="folder for data sets and fits, kept; default: a temporary one")
+    made.add_argument("--splits", type=int, default=200, help="number of random splits of promise; default: 200")
     papers = made.add_argument_group("arguments of papers")
     papers.add_argument("--data", type=Path, metavar="DIR", help="MVTec 3D-AD, Eyecandies, or a folder like them")
     papers.add_argument("--only", metavar="CATEGORY,...", help="some categories; default: all")
@@ -101,7 +106,7 @@ def _arguments() -> argparse.Namespace:
         "--thresholds", choices=("100", "99", "exact"), help="thresholds of AUPRO; default: the table's own"
     )
     papers.add_argument("--device", default="cpu", help="device of the networks and banks; default: cpu")
-    return parse(made, "images", "seeds", "categories", "workers")
+    return parse(made, "images", "seeds", "categories", "workers", "splits")
 
 
 if __name__ == "__main__":

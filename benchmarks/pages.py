@@ -26,6 +26,7 @@ TITLES = {
     "selection": "Selection", "search": "Search", "bagel": "A bank of a real category's size", "load": "Loading",
     "exactness": "Exactness", "metrics": "Metrics", "scaling": "Scaling", "tradeoff": "Memory against accuracy",
     "inference": "Inference", "accuracy": "Accuracy", "readings": "Readings of the papers",
+    "decisions": "Decisions", "promise": "The promised false-alarm rate",
     "papers": "The papers' tables", "gpu": "On a GPU",
 }  # fmt: skip
 """Headings of the pages, by name, in the order of the index."""

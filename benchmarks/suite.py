@@ -3,9 +3,9 @@
     python benchmarks/suite.py [--quick] [--json benchmarks/results]
 
 Runs ``engine.py`` and ``methods.py`` with all their parts, each program in a process of its own, within an hour on two
-cores: in three rounds, ``methods.py inference`` with banks of 60 images (by itself: 244), ``methods.py accuracy`` on
-one category of one data set (by itself: five of three). ``--json`` keeps their result files in a folder. README.md
-beside this file says what is measured and how to read it.
+cores: in three rounds, ``methods.py inference`` with banks of 60 images (by itself: 244), ``accuracy`` and ``decisions``
+on one category of one data set (by themselves: five of three), ``promise`` in 20 splits (by itself: 200). ``--json``
+keeps their result files in a folder. README.md beside this file says what is measured and how to read it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from typing import Any
 from common import add_common, parse, print_table, time_table, write_result
 
 BENCHMARKS = Path(__file__).resolve().parent
-PROGRAMS: dict[str, list[str]] = {"engine": [], "methods": ["--images", "60", "--seeds", "1", "--categories", "1"]}
+PROGRAMS: dict[str, list[str]] = {
+    "engine": [],
+    "methods": ["--images", "60", "--seeds", "1", "--categories", "1", "--splits", "20"],
+}
 """Arguments that keep a program's time within the suite's, by the program's name."""
 
 

@@ -36,8 +36,8 @@ CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "BTF": ("btf", {}),
     "M3DM": ("m3dm", {}),
     "M3DM, concatenated": ("m3dm", {"banks": ("fusion",), "fusion": "concat"}),
-    "M3DM, two banks added": ("m3dm", {"banks": ("xyz", "rgb"), "decision": "add"}),
     "M3DM, two banks": ("m3dm", {"banks": ("xyz", "rgb")}),
+    "M3DM, two banks added": ("m3dm", {"banks": ("xyz", "rgb"), "decision": "add"}),
     "LSFA": ("lsfa", {}),
     "LSFA, not adapted": ("lsfa", {"adaptation": "none"}),
     "CFM": ("cfm", {}),
@@ -53,9 +53,21 @@ READINGS: dict[str, tuple[str, dict[str, Any]]] = {
     f"M3DM, {recipe}": ("m3dm", {**_POINTS, "recipe": recipe}) for recipe in ("default", "published", "paper")
 }
 """Contestants of the part readings: Point-MAE with random weights on the grids of each recipe."""
-_ALL = {**CONTESTANTS, **READINGS}
-PREDICTION_ONLY = {"aggregation"}
-"""Arguments that a fit does not depend on."""
+DECISIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "M3DM, DLF": ("m3dm", {}),
+    "M3DM, added": ("m3dm", {"decision": "add"}),
+    "M3DM, calibrated": ("m3dm", {"decision": "calibrated"}),
+    "LSFA, averaged": ("lsfa", {}),
+    "LSFA, calibrated": ("lsfa", {"decision": "calibrated"}),
+    "CFM, product": ("cfm", {}),
+    "CFM, calibrated": ("cfm", {"decision": "calibrated"}),
+    "MDSS, aligned": ("mdss", {}),
+    "MDSS, calibrated": ("mdss", {"decision": "calibrated"}),
+}
+"""Contestants of the part decisions; what a method has learnt for its own decision comes first."""
+_ALL = {**CONTESTANTS, **READINGS, **DECISIONS}
+PREDICTION_ONLY = {"aggregation", "decision"}
+"""Arguments that a fit does not depend on, if it has learnt a method's own decision."""
 LIMITS = (0.3, 0.01)
 FULL = {"size": 256, "n_train": 30, "n_validation": 6, "n_test": 36}
 QUICK = {"size": 128, "n_train": 4, "n_validation": 2, "n_test": 6}

