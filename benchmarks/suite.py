@@ -3,7 +3,7 @@
     python benchmarks/suite.py [--quick] [--json benchmarks/results]
 
 Runs ``engine.py`` and ``methods.py`` with all their parts, each program in a process of its own, within an hour on two
-cores: in three rounds, ``methods.py inference`` with banks of 60 images (by itself: 244), ``accuracy`` and ``decisions``
+cores: in three rounds, ``methods.py inference`` with banks of 60 images (by itself: 244), ``accuracy``, ``decisions``
 on one category of one data set (by themselves: five of three), ``promise`` in 20 splits (by itself: 200). ``--json``
 keeps their result files in a folder. README.md beside this file says what is measured and how to read it.
 """
