@@ -121,6 +121,38 @@ def _word_limits(image: Mapping[str, Any], patch: Mapping[str, Any]) -> str:
     return f"{rate}  {image['score']:.4g}, patches {patch['score']:.4g}{extrapolated}"
 
 
+def model_calibration_facts(content: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return what a model's manifest says of its calibration, in short; None where it has none.
+
+    Raises:
+        ValueError: It says something else.
+    """
+    from mmad_bank.methods.verdicts import ModelCalibration
+
+    if content is None:
+        return None
+    own = ModelCalibration.from_json(content).own
+    thresholds = [_limit(own, rate) for rate in _RATES]
+    return {"images": len(own), "origin": own.origin, "smallest_rate": own.smallest_rate, "thresholds": thresholds}
+
+
+def word_model_calibration(facts: Mapping[str, Any] | None) -> str:
+    """Return the same for people, in a line."""
+    if facts is None:
+        return "none, there are no verdicts"
+    return f"{facts['images']:,} {facts['origin']}, which can promise {percent(facts['smallest_rate'])}"
+
+
+def words_of_model_calibration(facts: Mapping[str, Any] | None) -> list[str]:
+    """Return the lines of ``info``: what a model is calibrated on, and above which score an image is bad."""
+    limits = [
+        f"{percent(one['rate']):>6}  {one['score']:.4g}" + ("  (extrapolated)" if one["extrapolated"] else "")
+        for one in facts["thresholds"]
+        if one["score"] is not None
+    ]
+    return [word_model_calibration(facts), *limits]
+
+
 # Verdicts.
 
 

@@ -26,6 +26,7 @@ from mmad_bank.cli._output import check_output_folder, emit, end, seconds, show_
 from mmad_bank.cli._pictures import one_or_several
 from mmad_bank.cli._swapped import check_method_first
 from mmad_bank.cli._values import check_device, parse_categories
+from mmad_bank.cli._verdicts import model_calibration_facts, word_model_calibration
 from mmad_bank.cli._words import option
 from mmad_bank.errors import InputError, NoneUsableError
 from mmad_bank.methods import names
@@ -106,6 +107,7 @@ def fit(
         rows[model["category"]] = f"{model['path']}, {size(model['bytes'])}, fitted on {model['images']} images in " + (
             seconds(model["seconds"]) if model["seconds"] else "an earlier run"
         )
+        rows[model["category"]] += f"\ncalibrated on {word_model_calibration(model['calibration'])}"
     trained = {name: one for model in models for name, one in model["trained_on"].items()} if job.shared_parts else {}
     for part in job.shared_parts:
         if part.name in trained:
@@ -237,6 +239,7 @@ def _describe_model(category: str, path: Path, taken: float) -> dict[str, Any]:
     return {
         "category": category, "path": str(path), "images": len(manifest["train_ids"]), "left_out": manifest["skipped"],
         "bytes": n_bytes, "seconds": taken, "trained_on": manifest.get("trained_on", {}),
+        "calibration": model_calibration_facts(manifest.get("calibration")),
     }  # fmt: skip
 
 

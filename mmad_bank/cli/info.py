@@ -20,7 +20,12 @@ from mmad_bank.cli._known import as_setting, say_parameters, say_system, say_wei
 from mmad_bank.cli._options import Json
 from mmad_bank.cli._output import emit, end, size
 from mmad_bank.cli._part_facts import describe_part
-from mmad_bank.cli._verdicts import calibration_facts, calibration_rows
+from mmad_bank.cli._verdicts import (
+    calibration_facts,
+    calibration_rows,
+    model_calibration_facts,
+    words_of_model_calibration,
+)
 from mmad_bank.cli._words import option
 from mmad_bank.cli.bank import describe_bank, describe_bank_rows
 from mmad_bank.errors import FormatError, InputError, MmadBankError, NoneUsableError
@@ -246,6 +251,7 @@ def _read_model(folder: Path, verify: bool) -> dict[str, Any]:
         "preprocessing": manifest.table("preprocessing").content,
         "categories": _categories(manifest, samples),
         "trained_on": {name: one.as_json() for name, one in _trained_on(manifest).items()},
+        "calibration": model_calibration_facts(manifest.content.get("calibration")),
         "images": len(samples),
         "train_ids": samples,
         "skipped": manifest.texts_by_name("skipped"),
@@ -312,6 +318,9 @@ def _model_rows(facts: Mapping[str, Any]) -> dict[str, str]:
         "settings": "\n".join(settings) if settings else "the method's defaults",
         "extractors": "\n".join(_extractors(arguments)),
         "fitted on": _word_samples(facts),
+        "calibrated on": ""
+        if facts["calibration"] is None
+        else "\n".join(words_of_model_calibration(facts["calibration"])),
         "trained on": "\n".join(f"{name}: {_counted_images(one)}" for name, one in facts["trained_on"].items()),
         "parts": ", ".join(facts["parts"]),
         "banks": "\n".join(f"{name}: {_word_bank(bank)}" for name, bank in facts["banks"].items()),

@@ -132,7 +132,7 @@ def _verdict(prediction: Prediction) -> str:
     if prediction.verdict is None:
         return ""
     found = f"p-value {prediction.p_value:.3g}, {len(prediction.regions)} regions"
-    return f' <b class="verdict {prediction.verdict}" title="{found}">{prediction.verdict}</b>'
+    return f' <b class="verdict {prediction.verdict}" title="{found}">verdict: {prediction.verdict}</b>'
 
 
 def _pictures_of(album: Album, prediction: Prediction) -> str:

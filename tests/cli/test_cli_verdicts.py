@@ -86,6 +86,17 @@ def test_predict_judges(model: Path, data: Path, tmp_path: Path) -> None:
         assert row["region_area_mm2"] == "", "there is no depth"
 
 
+def test_fit_and_info_say_what_a_model_is_calibrated_on(model: Path, data: Path, tmp_path: Path) -> None:
+    words = f"{N_TRAIN} training images, scored in folds, which can promise 4 %"
+    found = facts("info", model)["calibration"]
+    assert (found["images"], found["origin"]) == (N_TRAIN, "training images, scored in folds")
+    assert [one["extrapolated"] for one in found["thresholds"]] == [False, False, True, True]
+    said = call("info", model).stdout
+    assert words in said
+    assert "0.1 %" in said
+    assert f"calibrated on {words}" in call("fit", "patchcore", data, "--out", tmp_path / "m", *SMALL).stdout
+
+
 def test_predict_says_the_verdicts_and_ends_by_them(model: Path, data: Path, tmp_path: Path) -> None:
     scratched, good = (data / "plate" / "test" / kind / "000.png" for kind in ("scratch", "good"))
     shown = call("predict", model, scratched, good, "--out", tmp_path / "both", "--fail-on-bad")

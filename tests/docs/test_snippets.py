@@ -55,7 +55,7 @@ def test_pages_on_the_prepared_data_run(
 
 @pytest.mark.parametrize("page", WITHOUT)
 def test_pages_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str) -> None:
-    if page in ("get-started/first-method.md", "how-to/benchmark.md"):
+    if page in ("get-started/first-method.md", "how-to/benchmark.md", "how-to/verdicts.md"):
         pytest.importorskip("timm")
     monkeypatch.chdir(tmp_path)
     run(DOCS / page)
