@@ -145,6 +145,8 @@ def word_model_calibration(facts: Mapping[str, Any] | None) -> str:
 
 def words_of_model_calibration(facts: Mapping[str, Any] | None) -> list[str]:
     """Return the lines of ``info``: what a model is calibrated on, and above which score an image is bad."""
+    if facts is None:
+        return []
     limits = [
         f"{percent(one['rate']):>6}  {one['score']:.4g}" + ("  (extrapolated)" if one["extrapolated"] else "")
         for one in facts["thresholds"]

@@ -318,9 +318,7 @@ def _model_rows(facts: Mapping[str, Any]) -> dict[str, str]:
         "settings": "\n".join(settings) if settings else "the method's defaults",
         "extractors": "\n".join(_extractors(arguments)),
         "fitted on": _word_samples(facts),
-        "calibrated on": ""
-        if facts["calibration"] is None
-        else "\n".join(words_of_model_calibration(facts["calibration"])),
+        "calibrated on": "\n".join(words_of_model_calibration(facts["calibration"])),
         "trained on": "\n".join(f"{name}: {_counted_images(one)}" for name, one in facts["trained_on"].items()),
         "parts": ", ".join(facts["parts"]),
         "banks": "\n".join(f"{name}: {_word_bank(bank)}" for name, bank in facts["banks"].items()),
