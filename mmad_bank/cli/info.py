@@ -239,6 +239,7 @@ def _read_model(folder: Path, verify: bool) -> dict[str, Any]:
         "settings": _settings(manifest.text("method"), arguments),
         "arguments": arguments,
         "preprocessing": manifest.table("preprocessing").content,
+        "roi": _region(manifest),
         "categories": _categories(manifest, samples),
         "trained_on": {name: one.as_json() for name, one in _trained_on(manifest).items()},
         "images": len(samples),
@@ -268,6 +269,14 @@ def _categories(manifest: Manifest, samples: list[str]) -> list[str]:
     if "categories" in manifest.content:
         return manifest.texts("categories")
     return sorted({category_of(name) for name in samples} - {""})
+
+
+def _region(manifest: Manifest) -> str | None:
+    """Return a model's region of interest in words; None if it has none."""
+    from mmad_bank.data import Region
+
+    found = manifest.optional_table("roi")
+    return None if found is None else Region.from_json(found.content).in_words()
 
 
 def _trained_on(manifest: Manifest) -> dict[str, TrainedOn]:
@@ -307,6 +316,7 @@ def _model_rows(facts: Mapping[str, Any]) -> dict[str, str]:
         "settings": "\n".join(settings) if settings else "the method's defaults",
         "extractors": "\n".join(_extractors(arguments)),
         "fitted on": _word_samples(facts),
+        "region of interest": facts["roi"] or "",
         "trained on": "\n".join(f"{name}: {_counted_images(one)}" for name, one in facts["trained_on"].items()),
         "parts": ", ".join(facts["parts"]),
         "banks": "\n".join(f"{name}: {_word_bank(bank)}" for name, bank in facts["banks"].items()),

@@ -39,8 +39,16 @@ from mmad_bank.features.factory import RANDOM, make_rgb_extractor
 from mmad_bank.methods.base import Method, Part, Prediction, Reason, Samples
 from mmad_bank.methods.map_scale import distances_to_others, scale_by_stage, spread
 from mmad_bank.methods.options import BankOptions, RGBOptions
-from mmad_bank.methods.padding import score_in_windows, window_cells, window_of
+from mmad_bank.methods.padding import score_in_windows, window_cells
 from mmad_bank.methods.prediction import FUSED, Gaussian, check_place
+from mmad_bank.methods.regions import (
+    check_region,
+    outside_unflagged,
+    rows_inside,
+    shown_of,
+    square_inside,
+    table_inside,
+)
 from mmad_bank.methods.shareable import CategoryData, warn_of_other_features
 from mmad_bank.methods.training_features import (
     IMAGES_AT_ONCE,
@@ -81,6 +89,11 @@ class BankMethod(Method, BankOptions, RGBOptions):
         scoring.check_reweight(self.reweight, self.n_neighbors)
         if self.projection_dim is not None:
             check_index(self.seed, "seed", 0, 2**63 - 1, "the projection takes no negative seed")
+
+    @property
+    def takes_roi(self) -> bool:
+        """Whether it can leave out what lies outside a region of interest."""
+        return True
 
     # What a method defines.
 
@@ -246,7 +259,8 @@ class BankMethod(Method, BankOptions, RGBOptions):
         for image in spread(len(self.train_ids_)):
             frame, scores = self._split_frames["train"][image], {}
             for name, bank in self.banks_.items():
-                inside, repeated = window_cells(self._grid(name), window_of(frame, self._grid(name)))
+                shown = shown_of(frame, self._grid(name), self.roi_)
+                inside, repeated = window_cells(self._grid(name), shown)
                 patches = torch.from_numpy(np.array(dumps[name][image]))
                 distances = distances_to_others(bank, patches, image)
                 if distances is None:  # there is one image only
@@ -256,7 +270,8 @@ class BankMethod(Method, BankOptions, RGBOptions):
             maps = {FUSED: self._fuse_scores(scores)[1]}
             if len(scores) > 1:
                 maps |= {name: self._map_of(name, own.patch) for name, own in scores.items()}
-            yield {name: picture_of(one[0], frame) for name, one in maps.items()}
+            square = square_inside(self.roi_, frame)
+            yield {name: picture_of(one[0], frame) if square is None else one[0][square] for name, one in maps.items()}
 
     def _composed(self, split: str, dumps: Dumps, stages: Stages) -> Dumps:
         """Write what is not a modality's own features to files, and map them."""
@@ -291,12 +306,13 @@ class BankMethod(Method, BankOptions, RGBOptions):
                 select(path)
 
         def select(path: Path) -> None:
+            rows = rows_inside(self.roi_, self._split_frames["train"], self._grid(name))
             bank = MemoryBank.build(
-                table, self.ratio, size=size, projection_dim=self.projection_dim, seed=self.seed,
+                table_inside(table, rows), self.ratio, size=size, projection_dim=self.projection_dim, seed=self.seed,
                 progress=stages.progress, standardize=self._standardize(name), device=self.device,
                 extractor=self._extractor_name(name),
             )  # fmt: skip
-            bank.sources = [Source(f"{name} features", table.shape[0] * table.shape[1], table.shape[1])]
+            bank.taken_from([Source(f"{name} features", table.shape[0] * table.shape[1], table.shape[1])], rows)
             bank.save(path)
 
         path = stages.run(f"bank-{name}.safetensors", write)
@@ -335,7 +351,8 @@ class BankMethod(Method, BankOptions, RGBOptions):
         for name in self.banks_:
             rule = partial(self._score_rows, name)
             grid = self._grid(name)
-            scores[name] = score_in_windows(rule, patches[name], [window_of(frame, grid) for frame in frames], grid)
+            shown = [shown_of(frame, grid, self.roi_) for frame in frames]
+            scores[name] = score_in_windows(rule, patches[name], shown, grid)
         return scores
 
     def _map_of(self, bank: str, patch: Tensor) -> Tensor:
@@ -357,6 +374,12 @@ class BankMethod(Method, BankOptions, RGBOptions):
 
     # Predicting.
 
+    def prepare(self, sample: Sample, *, force: bool = False) -> Sample:
+        """Preprocess a sample, see :meth:`Method.prepare`; one must lie in the region of interest in part."""
+        prepared = super().prepare(sample, force=force)
+        check_region(self.roi_, prepared)
+        return prepared
+
     def _features(self, samples: list[Sample]) -> dict[str, Tensor]:
         features = self.extractors_(samples)
         if self.adaptation_ is None:
@@ -376,9 +399,10 @@ class BankMethod(Method, BankOptions, RGBOptions):
         return [
             Prediction(
                 float(image[b]),
-                maps[b],
+                outside_unflagged(maps[b], square_inside(self.roi_, sample.frame)),
                 sample,
                 {name: self._part(name, own, b, sample) for name, own in scores.items()},
+                roi=self.roi_,
             )
             for b, sample in enumerate(samples)
         ]
@@ -386,7 +410,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
     def _part(self, bank: str, scores: Scores, b: int, sample: Sample) -> Part:
         nearest = scores.nearest[b].view(self._grid(bank)).cpu()
         patch = scores.patch[b].view(self._grid(bank)).cpu()
-        return Part(float(scores.image[b]), patch, nearest, sample.frame, Gaussian(self.sigma))
+        return Part(float(scores.image[b]), patch, nearest, sample.frame, Gaussian(self.sigma), self.roi_)
 
     def describe(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Return the patch features of prepared samples, by bank, as the banks hold them and are searched for them.

@@ -7,12 +7,15 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from mmad_bank._internal.checks import check_index
 from mmad_bank.data.frame import Frame
+from mmad_bank.data.regions import Region
 from mmad_bank.data.sample import Sample, check_sample
 from mmad_bank.errors import InputError
+from mmad_bank.methods.regions import outside_unflagged, square_inside
 from mmad_bank.scoring import anomaly_map
 
 FUSED = "fused"
@@ -61,6 +64,8 @@ class Part:
         nearest: (h, w) int64, the bank row that is nearest to each patch; None for a method without banks.
         frame: Place of the grid in the picture; None where that is not known: all of it then.
         smoothing: Way in which the method makes a map of these scores.
+        roi: Region of interest that counts; patches outside repeat the nearest patch inside, and maps flag nothing
+            there. None for all of the picture.
     """
 
     score: float
@@ -68,6 +73,7 @@ class Part:
     nearest: Tensor | None = None
     frame: Frame | None = None
     smoothing: Smoothing = Gaussian()
+    roi: Region | None = None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -84,16 +90,23 @@ class Part:
     def worst(self) -> tuple[int, int]:
         """(row, column) in the grid of the highest score in the picture."""
         rows, columns = self.shown
-        inside = self.scores[rows, columns]
+        counting = self.counting
+        scores = self.scores if counting is None else self.scores.masked_fill(~counting, -torch.inf)
+        inside = scores[rows, columns]
         row, column = divmod(int(inside.argmax()), inside.shape[1])
         return row + rows.start, column + columns.start
+
+    @property
+    def counting(self) -> Tensor | None:
+        """The patches that lie in the region of interest, (h, w) bool; None for all."""
+        return None if self.roi is None or self.frame is None else self.roi.cells(self.frame, self.grid)
 
     def map(self, size: tuple[int, int]) -> Tensor:
         """Return the map (H, W) that the method itself makes of these scores, float32, in the prepared square.
 
         See :attr:`Prediction.frame` for the way to the picture.
         """
-        return self.smoothing(self.scores, size)
+        return outside_unflagged(self.smoothing(self.scores, size), square_inside(self.roi, self.frame))
 
 
 @dataclass(frozen=True, repr=False)
@@ -111,6 +124,7 @@ class Prediction:
         parts: Parts that were fused, by bank or branch.
         given: The sample as it was given.
         notes: Remarks that a reader of the score must know: that the data were prepared otherwise, for instance.
+        roi: Region of interest of the model, outside of which nothing was scored; None for all of the picture.
     """
 
     score: float
@@ -119,6 +133,7 @@ class Prediction:
     parts: Mapping[str, Part] = field(default_factory=dict)
     given: Sample | None = None
     notes: tuple[str, ...] = ()
+    roi: Region | None = None
 
     @property
     def frame(self) -> Frame:
@@ -131,7 +146,8 @@ class Prediction:
 
         The map of a sample that was prepared elsewhere and does not know its frame is in the prepared square's pixels.
         """
-        return self.frame.to_picture(self.prepared_map)
+        values = self.frame.to_picture(self.prepared_map)
+        return values if self.roi is None else outside_unflagged(values, self.roi.inside(*self.size))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -220,6 +236,9 @@ def check_place(place: tuple[int, int], part: Part) -> None:
                 f"place: expected a {name} of the picture, {shown.start} to {shown.stop - 1}, found {value}, which is"
                 " padding"
             )
+    counting = part.counting
+    if counting is not None and not counting[place]:
+        raise InputError(f"place: expected a patch in the region of interest, found {place}")
 
 
 @dataclass(frozen=True)

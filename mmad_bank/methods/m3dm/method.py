@@ -28,6 +28,7 @@ from mmad_bank.methods.m3dm.groups import GroupSampling
 from mmad_bank.methods.m3dm.options import BANKS
 from mmad_bank.methods.options import BankPrecision, accepts_former_names
 from mmad_bank.methods.readings import warn_of_other_reading
+from mmad_bank.methods.regions import square_inside
 from mmad_bank.methods.shareable import TRAIN, CategoryData, SharedPart, load_part
 from mmad_bank.methods.training_features import Dumps, pairs_of
 
@@ -292,6 +293,9 @@ class M3DM(GroupSampling):
     def _shown_pixels(self, frame: Frame | None) -> Tensor:
         """Return the numbers of the prepared square's pixels that show the picture."""
         numbers = torch.arange(self.image_size**2).view(self.image_size, self.image_size)
+        square = square_inside(self.roi_, frame)
+        if square is not None:
+            return numbers[square]
         return (numbers if frame is None else numbers[frame.rows, frame.columns]).flatten()
 
     def _divisor(self) -> float:
