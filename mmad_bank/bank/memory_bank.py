@@ -269,6 +269,28 @@ class MemoryBank:
         bank._index = bank._made_index(None if index == "exact" else left_out(dump, bank.source_rows))
         return bank
 
+    def taken_from(self, sources: Sequence[Source], rows: Tensor | None = None) -> None:
+        """Say which larger table the rows were taken from that the bank was built of.
+
+        Args:
+            sources: Sources of that table.
+            rows: int64 (N,), the number in it of each of the N rows that the bank was built of; None where these were
+                all of it.
+
+        Raises:
+            InputError: A row is not of the sources.
+
+        Example:
+            >>> import torch
+            >>> bank = MemoryBank.build(torch.rand(4, 8), size=2)
+            >>> bank.taken_from([Source("table", 40, 10)], torch.tensor([3, 13, 23, 33]))
+            >>> bank.provenance([0])[0].patch
+            3
+        """
+        numbers = self.source_rows if rows is None else rows.to(self.source_rows.device)[self.source_rows]
+        check_rows(numbers, sources)
+        self._source_rows, self.sources = numbers, list(sources)
+
     def __len__(self) -> int:
         return self._vectors.shape[0]
 

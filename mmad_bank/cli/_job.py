@@ -14,7 +14,7 @@ from mmad_bank.cli._pictures import in_words, say_pictures
 from mmad_bank.errors import MissingSplitError
 
 if TYPE_CHECKING:
-    from mmad_bank.data import SampleDataset
+    from mmad_bank.data import RegionOfInterest, SampleDataset
     from mmad_bank.methods import Method
     from mmad_bank.methods.shareable import Shared
 
@@ -34,6 +34,7 @@ class Job:
         arguments: Arguments of the method's constructor.
         spelled: What the user has typed of these, by their names; for messages.
         splits: Training and validation samples by category, once they are opened.
+        roi: Region of interest of all pictures.
     """
 
     method: type[Method]
@@ -46,6 +47,7 @@ class Job:
     arguments: dict[str, Any] = field(default_factory=dict)
     spelled: dict[str, str] = field(default_factory=dict)
     splits: dict[str, tuple[SampleDataset, SampleDataset | None]] = field(default_factory=dict)
+    roi: RegionOfInterest | None = None
 
     @property
     def source(self) -> str:
@@ -83,12 +85,14 @@ class Job:
         """Open all splits before the work."""
         from mmad_bank.data import categories_of, few_shot, open_dataset
         from mmad_bank.methods.preparing import refuse_missing
+        from mmad_bank.methods.roi import region_of
 
         method = self.make()
         with doing(f"looking through {self.source}"):
             names = self.categories or categories_of(self.dataset, self.layout)
             for name in names:
-                train = open_dataset(self.dataset, name, "train", self.layout, units=self.units)
+                train = open_dataset(self.dataset, name, "train", self.layout, units=self.units, roi=self.roi)
+                region_of(train, method)  # says so if the method takes none
                 refuse_missing(train, method.modalities, method.name, self.source)
                 if self.few_shot is not None:
                     self.splits[name] = few_shot(train, self.few_shot, self.seed), None
@@ -114,7 +118,9 @@ class Job:
         from mmad_bank.data import open_dataset
 
         try:
-            return open_dataset(self.dataset, category, "validation", self.layout, units=self.units)
+            return open_dataset(
+                self.dataset, category, "validation", self.layout, units=self.units, roi=self.roi
+            )  # fmt: skip
         except MissingSplitError as error:
             if self.make().needs_validation:
                 print(f"note: fitted without validation: {error}", file=sys.stderr)
@@ -132,6 +138,7 @@ class Job:
         content = {"method": self.method.name, "arguments": arguments, "samples": samples, "path": self.source}
         content |= files_named(arguments)
         content |= {"units": self.units} if self.units else {}
+        content |= {"roi": self.roi.as_json()} if self.roi is not None else {}
         return json.loads(json.dumps(content))
 
     def remove_stages(self, workdir: Path) -> None:

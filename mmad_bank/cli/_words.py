@@ -47,6 +47,10 @@ WORDS: dict[str, Word] = {
     "--layout": Word(
         FolderLayout, "Layout of the data set's folders; pictures takes all pictures in a folder, however nested."
     ),
+    "--roi": Word(
+        Path, "Region of interest of all pictures: a picture that is not black inside, or a JSON file with the corners"
+        " [[x, y], ...] of a polygon in pixels. The model keeps it; what lies outside is neither learned nor scored.",
+    ),
     "--units": Word(LengthUnit, "Unit of the point clouds' files (default: {})."),
     "--key": Word(
         str, "Arrays to take from files that hold several, joined by commas; several layers are joined on the largest"

@@ -29,7 +29,8 @@ def demo(
 ) -> None:
     """Synthesize a data set, fit M3DM with bundled extractors, evaluate it, and write an HTML report.
 
-    Without Open3D PatchCore is fitted on the pictures alone.
+    Where Open3D cannot be loaded, PatchCore takes the pictures alone.
+
     Stopped and run again with the same --out, it goes on where it was. A finished demo is made anew with --overwrite.
     """
     from mmad_bank.demo import run

@@ -69,6 +69,7 @@ def fit(
     ] = None,
     layout: Layout = "auto",
     units: Units = None,
+    roi: Annotated[Path | None, option("--roi")] = None,
     device: Device = "cpu",
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -84,13 +85,14 @@ def fit(
     finished stages.
     """
     check_method_first(method, dataset[0], names())
+    from mmad_bank.data import read_region
     from mmad_bank.methods import method_class
     from mmad_bank.methods.shareable import TrainedOn
 
     job = _Fit(
         method_class(method.lower()), one_or_several(dataset), parse_categories(categories), layout, units, few_shot,
         seed, out=out, workdir=workdir or named_after(out, ".fit"), keep=workdir is not None, per_category=per_category,
-        progress=show_progress(as_json),
+        progress=show_progress(as_json), roi=None if roi is None else read_region(roi),
     )  # fmt: skip
     job.choose_arguments(settings or [], bundled, str(check_device(device)))
     job.open()

@@ -249,6 +249,7 @@ def _read_model(folder: Path, verify: bool) -> dict[str, Any]:
         "settings": _settings(manifest.text("method"), arguments),
         "arguments": arguments,
         "preprocessing": manifest.table("preprocessing").content,
+        "roi": _region(manifest),
         "categories": _categories(manifest, samples),
         "trained_on": {name: one.as_json() for name, one in _trained_on(manifest).items()},
         "calibration": model_calibration_facts(manifest.content.get("calibration")),
@@ -279,6 +280,14 @@ def _categories(manifest: Manifest, samples: list[str]) -> list[str]:
     if "categories" in manifest.content:
         return manifest.texts("categories")
     return sorted({category_of(name) for name in samples} - {""})
+
+
+def _region(manifest: Manifest) -> str | None:
+    """Return a model's region of interest in words; None if it has none."""
+    from mmad_bank.data import RegionOfInterest
+
+    found = manifest.optional_table("roi")
+    return None if found is None else RegionOfInterest.from_json(found.content).in_words()
 
 
 def _trained_on(manifest: Manifest) -> dict[str, TrainedOn]:
@@ -318,6 +327,7 @@ def _model_rows(facts: Mapping[str, Any]) -> dict[str, str]:
         "settings": "\n".join(settings) if settings else "the method's defaults",
         "extractors": "\n".join(_extractors(arguments)),
         "fitted on": _word_samples(facts),
+        "region of interest": facts["roi"] or "",
         "calibrated on": "\n".join(words_of_model_calibration(facts["calibration"])),
         "trained on": "\n".join(f"{name}: {_counted_images(one)}" for name, one in facts["trained_on"].items()),
         "parts": ", ".join(facts["parts"]),

@@ -22,6 +22,7 @@ _EXPORTS = {
     "RECIPES": "recipes",
     "Real3DDataset": "real3d",
     "Record": "sample",
+    "RegionOfInterest": "roi",
     "Sample": "sample",
     "SampleDataset": "dataset",
     "UNITS": "mmad_bank._internal.units",
@@ -37,6 +38,7 @@ _EXPORTS = {
     "prepare": "preparation",
     "preprocess": "preprocessing",
     "read_mask": "_images",
+    "read_region": "roi",
     "read_rgb": "_images",
     "read_xyz": "_images",
 }
@@ -54,6 +56,7 @@ __all__ = [
     "Preprocessing",
     "Real3DDataset",
     "Record",
+    "RegionOfInterest",
     "Sample",
     "SampleDataset",
     "VisADataset",
@@ -68,6 +71,7 @@ __all__ = [
     "prepare",
     "preprocess",
     "read_mask",
+    "read_region",
     "read_rgb",
     "read_xyz",
 ]
@@ -89,6 +93,7 @@ if TYPE_CHECKING:
     from mmad_bank.data.projection import Points
     from mmad_bank.data.real3d import Real3DDataset, open_points
     from mmad_bank.data.recipes import RECIPES, OtherPreparation, Preprocessing
+    from mmad_bank.data.roi import RegionOfInterest, read_region
     from mmad_bank.data.sample import Record, Sample, check_sample, open_sample
     from mmad_bank.data.visa import VisADataset
 

@@ -18,6 +18,7 @@ import torch
 from mmad_bank.data.names import GOOD, SPLITS, describe, split_named, subfolders
 from mmad_bank.data.prepared import preparation_of
 from mmad_bank.data.recipes import Preprocessing
+from mmad_bank.data.roi import RegionOfInterest
 from mmad_bank.data.sample import MODALITIES, Record, Sample, as_prepared, check_raw, in_metres
 from mmad_bank.errors import InputError, MissingSplitError, did_you_mean
 
@@ -32,6 +33,7 @@ class SampleDataset(torch.utils.data.Dataset[Sample]):
         records: Places of the samples, in order.
         units: Unit of the clouds' files; samples are in metres. None where nobody said.
         truths: Whether masks are read.
+        roi: Region of interest, outside of which a method that is fitted on the data set looks at nothing.
     """
 
     layout: ClassVar[str]
@@ -42,6 +44,7 @@ class SampleDataset(torch.utils.data.Dataset[Sample]):
     """Whether it is known of each sample whether it is normal."""
     units: str | None = None
     truths: bool = True
+    roi: RegionOfInterest | None = None
 
     def __init__(self, path: str | Path, records: Sequence[Record]) -> None:
         self.path = Path(path)

@@ -17,6 +17,7 @@ from mmad_bank.data.names import IMAGES, describe, split_named, subfolders
 from mmad_bank.data.picture_files import LISTS, doubt_of, holds_pictures, is_pattern
 from mmad_bank.data.pictures import PicturesDataset, Places
 from mmad_bank.data.real3d import Real3DDataset
+from mmad_bank.data.roi import RegionOfInterest, as_region
 from mmad_bank.data.visa import VisADataset
 from mmad_bank.errors import InputError
 
@@ -44,6 +45,7 @@ def open_dataset(
     layout: str = "auto",
     *,
     units: str | None = None,
+    roi: str | Path | RegionOfInterest | None = None,
 ) -> SampleDataset:
     """Open a split of a data set; samples are read when they are asked for.
 
@@ -58,6 +60,9 @@ def open_dataset(
         units: Unit of the clouds' files, ``"m"``, ``"cm"``, ``"mm"`` or ``"um"``; samples are in metres then, and a
             model that is fitted on them reads other files in the same unit. Default: metres, which is checked; of
             ``"real3d"`` millimetres.
+        roi: Region of interest of all pictures: a mask's picture, polygons in a JSON file, or a
+            :class:`mmad_bank.data.RegionOfInterest`. A model that is fitted on the samples keeps it: patches outside
+            are neither in its bank nor scored.
 
     Raises:
         InputError: The folder, category or split is not there, or is in none of the layouts, or ``units`` are given for
@@ -72,6 +77,7 @@ def open_dataset(
     """
     dataset = _open(path, category, split, layout)
     dataset.units = check_units(units) or dataset.units
+    dataset.roi = as_region(roi)
     if units is not None and dataset.preparation is not None:
         raise InputError(f"units: {dataset.path} has been prepared, its clouds are in metres; found {units!r}")
     return dataset

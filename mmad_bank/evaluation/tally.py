@@ -8,9 +8,9 @@ from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mmad_bank._internal.sections import READING
-from mmad_bank.data.frame import picture_of
 from mmad_bank.data.names import ANOMALOUS, GOOD
 from mmad_bank.data.sample import Sample
 from mmad_bank.errors import InputError
@@ -28,6 +28,7 @@ from mmad_bank.evaluation.results import (
     SampleScore,
 )
 from mmad_bank.methods.base import Part, Prediction
+from mmad_bank.methods.roi import square_inside
 from mmad_bank.methods.verdicts import FUSED
 from mmad_bank.metrics import AUPRO, AUROC
 
@@ -87,9 +88,10 @@ class Tally:
         if sample.mask is None:
             self.maskless += 1
         else:
-            truth = picture_of(sample.mask, sample.frame)
+            box, inside = _counted(prediction)
+            truth = (sample.mask if inside is None else sample.mask & inside)[box]
             for result, values in maps.items():
-                self._of(result, kind).update(truth, picture_of(values, sample.frame))
+                self._of(result, kind).update(truth, values[box])
         if not self.labels:
             self.labels = {FUSED: RESULT, **{name: _part_label(name, one) for name, one in prediction.parts.items()}}
         self._keep(prediction, number)
@@ -172,6 +174,19 @@ class Tally:
             what = "image has no mask: it counts" if self.maskless == 1 else "images have no mask: they count"
             notes.append(f"{self.maskless} {what} for I-AUROC only")
         return notes
+
+
+def _counted(prediction: Prediction) -> tuple[tuple[slice, slice], Tensor | None]:
+    """Return the rows and columns of the prepared square whose pixels count, and the region of interest in it.
+
+    They are those of the picture, or the smallest that hold the region. AUPRO measures rectangles: what lies in it but
+    outside the region counts as without defects, and gets the lowest scores.
+    """
+    frame, inside = prediction.sample.frame, square_inside(prediction.roi, prediction.sample.frame)
+    if inside is None:
+        return (slice(None), slice(None)) if frame is None else (frame.rows, frame.columns), None
+    rows, columns = (inside.any(dim=dim).nonzero().flatten() for dim in (1, 0))
+    return (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)), inside
 
 
 def _kind(sample: Sample) -> str:

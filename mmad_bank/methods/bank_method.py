@@ -29,7 +29,6 @@ from mmad_bank._internal.timing import timed
 from mmad_bank._internal.torch_state import plain_torch
 from mmad_bank.adaptation import FeatureAdaptation
 from mmad_bank.bank import MemoryBank, MultiBank, Scores
-from mmad_bank.bank.dumps import FeatureDump
 from mmad_bank.bank.provenance import Origin, Source
 from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.sample import Sample
@@ -39,11 +38,27 @@ from mmad_bank.extraction import Extractors
 from mmad_bank.features.factory import RANDOM, make_rgb_extractor
 from mmad_bank.methods.base import Method, Part, Prediction, Reason, Samples
 from mmad_bank.methods.calibrating import CALIBRATED, FOLDS, VALIDATION, way_of
-from mmad_bank.methods.held_out import HeldOut, ScoreRows, calibration_of, fusion_of, in_folds, kept_in, score_all
+from mmad_bank.methods.held_out import (
+    HeldOut,
+    ScoreRows,
+    calibration_of,
+    fusion_of,
+    in_folds,
+    kept_in,
+    score_all,
+    table_without,
+)
 from mmad_bank.methods.map_scale import distances_to_others, scale_by_stage, spread
 from mmad_bank.methods.options import BankOptions, RGBOptions
-from mmad_bank.methods.padding import score_in_windows, window_cells, window_of
+from mmad_bank.methods.padding import score_in_windows, window_cells
 from mmad_bank.methods.prediction import Gaussian, check_place
+from mmad_bank.methods.roi import (
+    check_region,
+    outside_unflagged,
+    rows_inside,
+    shown_of,
+    square_inside,
+)
 from mmad_bank.methods.shareable import CategoryData, warn_of_other_features
 from mmad_bank.methods.training_features import (
     IMAGES_AT_ONCE,
@@ -57,9 +72,7 @@ from mmad_bank.methods.training_features import (
 from mmad_bank.methods.verdicts import FUSED
 
 AnyBankMethod = TypeVar("AnyBankMethod", bound="BankMethod")
-Table = np.ndarray | FeatureDump
-"""Features of images that a bank is selected from."""
-BuildBank = Callable[[str, Table, int | None], MemoryBank]
+BuildBank = Callable[[str, np.ndarray, int | None], MemoryBank]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -91,6 +104,11 @@ class BankMethod(Method, BankOptions, RGBOptions):
         scoring.check_reweight(self.reweight, self.n_neighbors)
         if self.projection_dim is not None:
             check_index(self.seed, "seed", 0, 2**63 - 1, "the projection takes no negative seed")
+
+    @property
+    def takes_roi(self) -> bool:
+        """Whether it can leave out what lies outside a region of interest."""
+        return True
 
     # What a method defines.
 
@@ -218,10 +236,10 @@ class BankMethod(Method, BankOptions, RGBOptions):
             kept_out = self._composed("validation", self._adapted("validation", extracted, stages), stages)
         held_out = self._score_held_out(dumps, kept_out, stages)
         if held_out is not None:
-            self.calibrated_ = fusion_of(held_out, self._map_of, self.device)
+            self.calibrated_ = fusion_of(held_out, self._map_of, self.device, self.roi_)
         self._learn_decision(dumps, kept_out, stages)
         if held_out is not None:
-            self.calibration_ = calibration_of(held_out, self._fuse_scores, self.device)
+            self.calibration_ = calibration_of(held_out, self._fuse_scores, self.device, self.roi_)
         origin = "training images, each compared with the others' patches"
         self.map_scale_ = scale_by_stage(self._maps_of_others(dumps), origin, len(self.train_ids_), stages)
 
@@ -267,8 +285,8 @@ class BankMethod(Method, BankOptions, RGBOptions):
                 what = "scoring held-out images"
                 return score_all(self._score_patches, validation, frames["validation"], self.device, stages, what)
             return in_folds(
-                lambda own: MultiBank(self._build_banks(own, self._select_bank)), self._scoring_by, self._bank_names(),
-                dumps, frames["train"], self.calibration_folds, self.device, stages,
+                lambda block: MultiBank(self._build_banks(dumps, partial(self._select_bank, left_out=block))),
+                self._scoring_by, dumps, frames["train"], self.calibration_folds, self.device, stages,
             )  # fmt: skip
 
         origin, split = (VALIDATION, "validation") if way == "validation" else (FOLDS, "train")
@@ -291,7 +309,8 @@ class BankMethod(Method, BankOptions, RGBOptions):
         for image in spread(len(self.train_ids_)):
             frame, scores = self._split_frames["train"][image], {}
             for name, bank in self.banks_.items():
-                inside, repeated = window_cells(self._grid(name), window_of(frame, self._grid(name)))
+                shown = shown_of(frame, self._grid(name), self.roi_)
+                inside, repeated = window_cells(self._grid(name), shown)
                 patches = torch.from_numpy(np.array(dumps[name][image]))
                 distances = distances_to_others(bank, patches, image)
                 if distances is None:  # there is one image only
@@ -301,7 +320,8 @@ class BankMethod(Method, BankOptions, RGBOptions):
             maps = {FUSED: self._fuse_scores(scores)[1]}
             if len(scores) > 1:
                 maps |= {name: self._map_of(name, own.patch) for name, own in scores.items()}
-            yield {name: picture_of(one[0], frame) for name, one in maps.items()}
+            square = square_inside(self.roi_, frame)
+            yield {name: picture_of(one[0], frame) if square is None else one[0][square] for name, one in maps.items()}
 
     def _composed(self, split: str, dumps: Dumps, stages: Stages) -> Dumps:
         """Write what is not a modality's own features to files, and map them."""
@@ -325,26 +345,29 @@ class BankMethod(Method, BankOptions, RGBOptions):
 
         return {name: table(name) for name in dumps}
 
-    def _build_banks(self, features: Mapping[str, Table], build: BuildBank) -> dict[str, MemoryBank]:
-        """Build the banks of features, each by ``build`` of its name, its features and its size (None: the ratio)."""
-        return {name: build(name, features[name], None) for name in self._bank_names()}
+    def _build_banks(self, dumps: Dumps, build: BuildBank) -> dict[str, MemoryBank]:
+        """Build the banks of dumps, each by ``build`` of its name, its features and its size (None: the ratio)."""
+        return {name: build(name, dumps[name], None) for name in self._bank_names()}
 
-    def _select_bank(self, name: str, table: Table, size: int | None, *, progress: bool = False) -> MemoryBank:
-        """Select a bank."""
+    def _select_bank(
+        self, name: str, table: np.ndarray, size: int | None, *, left_out: slice | None = None, progress: bool = False
+    ) -> MemoryBank:
+        """Select a bank of the patches that lie inside the region of interest, but for those of some images."""
+        rows = rows_inside(self.roi_, self._split_frames["train"], self._grid(name))
         return MemoryBank.build(
-            table, self.ratio, size=size, projection_dim=self.projection_dim, seed=self.seed, progress=progress,
-            standardize=self._standardize(name), device=self.device, extractor=self._extractor_name(name),
-            bank_precision=self.bank_precision,
+            table_without(table, rows, left_out), self.ratio, size=size, projection_dim=self.projection_dim,
+            seed=self.seed, progress=progress, standardize=self._standardize(name), device=self.device,
+            extractor=self._extractor_name(name), bank_precision=self.bank_precision,
         )  # fmt: skip
 
-    def _saved_bank(self, name: str, table: Table, size: int | None, *, stages: Stages) -> MemoryBank:
+    def _saved_bank(self, name: str, table: np.ndarray, size: int | None, *, stages: Stages) -> MemoryBank:
         """Select a bank, or take the one that an earlier run has selected."""
 
         def write(path: Path) -> None:
-            assert isinstance(table, np.ndarray)
             with within(f"{name} bank", *self._place_of(name)):
                 bank = self._select_bank(name, table, size, progress=stages.progress)
-                bank.sources = [Source(f"{name} features", table.shape[0] * table.shape[1], table.shape[1])]
+                rows = rows_inside(self.roi_, self._split_frames["train"], self._grid(name))
+                bank.taken_from([Source(f"{name} features", table.shape[0] * table.shape[1], table.shape[1])], rows)
                 bank.save(path)
 
         path = stages.run(f"bank-{name}.safetensors", write)
@@ -383,7 +406,8 @@ class BankMethod(Method, BankOptions, RGBOptions):
         for name in self.banks_:
             rule = partial(self._score_rows, name)
             grid = self._grid(name)
-            scores[name] = score_in_windows(rule, patches[name], [window_of(frame, grid) for frame in frames], grid)
+            shown = [shown_of(frame, grid, self.roi_) for frame in frames]
+            scores[name] = score_in_windows(rule, patches[name], shown, grid)
         return scores
 
     def _map_of(self, bank: str, patch: Tensor) -> Tensor:
@@ -415,6 +439,12 @@ class BankMethod(Method, BankOptions, RGBOptions):
 
     # Predicting.
 
+    def prepare(self, sample: Sample, *, force: bool = False) -> Sample:
+        """Preprocess a sample, see :meth:`Method.prepare`; one must lie in the region of interest in part."""
+        prepared = super().prepare(sample, force=force)
+        check_region(self.roi_, prepared)
+        return prepared
+
     def _features(self, samples: list[Sample]) -> dict[str, Tensor]:
         features = self.extractors_(samples)
         if self.adaptation_ is None:
@@ -434,9 +464,10 @@ class BankMethod(Method, BankOptions, RGBOptions):
         return [
             Prediction(
                 float(image[b]),
-                maps[b],
+                outside_unflagged(maps[b], square_inside(self.roi_, sample.frame)),
                 sample,
                 {name: self._part(name, own, b, sample) for name, own in scores.items()},
+                roi=self.roi_,
             )
             for b, sample in enumerate(samples)
         ]
@@ -444,7 +475,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
     def _part(self, bank: str, scores: Scores, b: int, sample: Sample) -> Part:
         nearest = scores.nearest[b].view(self._grid(bank)).cpu()
         patch = scores.patch[b].view(self._grid(bank)).cpu()
-        return Part(float(scores.image[b]), patch, nearest, sample.frame, Gaussian(self.sigma))
+        return Part(float(scores.image[b]), patch, nearest, sample.frame, Gaussian(self.sigma), self.roi_)
 
     def describe(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Return the patch features of prepared samples, by bank, as the banks hold them and are searched for them.

@@ -7,6 +7,7 @@ folders and fingerprints lies in the modules beside it.
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import tempfile
 from abc import ABC, abstractmethod
@@ -33,6 +34,7 @@ from mmad_bank.data.dataset import SampleDataset
 from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.names import category_of
 from mmad_bank.data.recipes import Preprocessing
+from mmad_bank.data.roi import RegionOfInterest
 from mmad_bank.data.sample import Sample
 from mmad_bank.data.sequences import (
     Samples,
@@ -72,6 +74,7 @@ from mmad_bank.methods.preparing import (
     refuse_missing,
     refuse_other_preparation,
 )
+from mmad_bank.methods.roi import region_of
 from mmad_bank.methods.shareable import (
     NO_FILES,
     TRAIN,
@@ -112,6 +115,7 @@ class Method(MethodOptions, ABC):
         frames_: Frames of those samples in their pictures, in order; None where one is not known.
         trained_on_: What the :attr:`shareable` parts were trained on, by their names; parts of files that do not say
             are missing.
+        roi_: Region of interest of the data set that it was fitted on, which counts for every sample; None for all.
     """
 
     name: ClassVar[str]
@@ -141,6 +145,7 @@ class Method(MethodOptions, ABC):
     categories_: list[str]
     frames_: list[Frame | None]
     trained_on_: dict[str, TrainedOn]
+    roi_: RegionOfInterest | None
 
     def __post_init__(self) -> None:
         self._begin()
@@ -151,7 +156,7 @@ class Method(MethodOptions, ABC):
         self._check_arguments()
         self.train_ids_, self.skipped_, self.preprocessing_, self.map_scale_ = [], {}, None, None
         self.calibration_, self.calibrated_ = None, None
-        self.categories_, self.frames_, self.trained_on_ = [], [], {}
+        self.categories_, self.frames_, self.trained_on_, self.roi_ = [], [], {}, None
         self._shared: Shared | None = None
 
     def _check_arguments(self) -> None:
@@ -224,6 +229,7 @@ class Method(MethodOptions, ABC):
             raise InputError("dataset: expected normal samples, found none")
         samples = self.suited(samples)
         refuse_missing(samples, self.modalities, self.name, "dataset")
+        self.roi_ = region_of(samples, self)
         self.preprocessing_ = self._choose_preprocessing(samples)
         held_out = self._held_out(validation)
         own = self._fingerprint(samples, held_out)
@@ -280,6 +286,11 @@ class Method(MethodOptions, ABC):
     @property
     def needs_validation(self) -> bool:
         """Whether :meth:`fit` learns something else without validation samples than with them, beside verdicts."""
+        return False
+
+    @property
+    def takes_roi(self) -> bool:
+        """Whether it can leave out what lies outside a region of interest."""
         return False
 
     @property
@@ -510,6 +521,7 @@ class Method(MethodOptions, ABC):
             "calibrated": self.calibrated_ and self.calibrated_.as_json(), "categories": self.categories_,
             "frames": pack_frames(self.frames_),
             "trained_on": {name: one.as_json() for name, one in self.trained_on_.items()},
+            **({} if self.roi_ is None else {"roi": self.roi_.as_json()}),
         }  # fmt: skip
         write_model(folder, facts, self._save)
 
@@ -556,6 +568,7 @@ class Method(MethodOptions, ABC):
         self.frames_ = unpack_frames(content["frames"], len(self.train_ids_)) if "frames" in content else []
         known = content.get("trained_on", {})
         self.trained_on_ = {str(name): TrainedOn.from_json(one, MANIFEST) for name, one in known.items()}
+        self.roi_ = RegionOfInterest.from_json(content["roi"]) if "roi" in content else None
 
     def arguments(self) -> dict[str, Any]:
         """Return the constructor's arguments, as they were given."""
@@ -761,4 +774,6 @@ class Method(MethodOptions, ABC):
     def _fingerprint(self, dataset: Samples, validation: Samples | None) -> dict[str, Any]:
         """Say what the stages' results depend on."""
         assert self.preprocessing_ is not None
-        return fingerprint(self.name, self.arguments(), (dataset, validation), self.preprocessing_)
+        region = region_of(dataset, self)
+        own = {} if region is None else {"roi": json.loads(json.dumps(region.as_json()))}
+        return fingerprint(self.name, self.arguments(), (dataset, validation), self.preprocessing_) | own

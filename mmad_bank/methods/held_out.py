@@ -21,8 +21,10 @@ from mmad_bank._internal.tensor_files import write_tensors
 from mmad_bank.bank import MultiBank, Scores
 from mmad_bank.bank.dumps import FeatureDump, open_dump
 from mmad_bank.data.frame import Frame, picture_of
+from mmad_bank.data.roi import RegionOfInterest
 from mmad_bank.fusion import CalibratedFusion, PartScales
 from mmad_bank.methods.calibrating import blocks_of
+from mmad_bank.methods.roi import square_inside, table_inside
 from mmad_bank.methods.training_features import IMAGES_AT_ONCE, Dumps, bar, batches
 from mmad_bank.methods.verdicts import ModelCalibration, Observed
 
@@ -60,9 +62,23 @@ class HeldOut:
             yield self.frames[part], scores
 
 
-def without(table: np.ndarray, block: slice) -> FeatureDump:
-    """Return the features of all images but those of a block; nothing is copied."""
-    kept = [part for part in (table[: block.start], table[block.stop :]) if len(part)]
+def table_without(table: np.ndarray, rows: Tensor | None, left_out: slice | None) -> np.ndarray | FeatureDump:
+    """Return the features of a table that a bank is selected from.
+
+    Args:
+        table: (images, P, D).
+        rows: Numbers of its patches that count; None for all.
+        left_out: Images that do not count; None for none.
+
+    Returns:
+        Where all patches of images count, nothing is copied.
+    """
+    if left_out is None:
+        return table_inside(table, rows)
+    if rows is not None:
+        image = rows // table.shape[1]
+        return table_inside(table, rows[(image < left_out.start) | (image >= left_out.stop)])
+    kept = [part for part in (table[: left_out.start], table[left_out.stop :]) if len(part)]
     return FeatureDump([part for one in kept for part in open_dump(one).parts])
 
 
@@ -84,15 +100,14 @@ def score_all(
 
 
 def in_folds(
-    banks_of: Callable[[Mapping[str, FeatureDump]], MultiBank], score_by: Callable[[MultiBank], ScoreRows],
-    names: Sequence[str], dumps: Dumps, frames: Sequence[Frame | None], folds: int, device: str, stages: Stages,
+    banks_of: Callable[[slice], MultiBank], score_by: Callable[[MultiBank], ScoreRows], dumps: Dumps,
+    frames: Sequence[Frame | None], folds: int, device: str, stages: Stages,
 ) -> list[dict[str, Scores]]:  # fmt: skip
     """Score each training image by banks that were selected without its fold.
 
     Args:
-        banks_of: Function that builds banks of features.
+        banks_of: Function that builds banks without some images.
         score_by: Function that gives the rule by which images are scored with banks.
-        names: Names of the banks.
         dumps: Features of the training images.
         frames: Their frames.
         folds: Number of folds.
@@ -103,9 +118,8 @@ def in_folds(
     blocks = blocks_of(len(frames), folds)
     for number, block in enumerate(blocks, 1):
         with within("fold", number, len(blocks)):
-            banks = banks_of({name: without(dumps[name], block) for name in names})
             own = {name: table[block] for name, table in dumps.items()}
-            found += score_all(score_by(banks), own, frames[block], device, stages, "scoring held-out images")
+            found += score_all(score_by(banks_of(block)), own, frames[block], device, stages, "scoring held-out images")
     return found
 
 
@@ -133,13 +147,16 @@ def kept_in(
     return HeldOut(images, patches, frames, origin)
 
 
-def fusion_of(held_out: HeldOut, map_of: Callable[[str, Tensor], Tensor], device: str) -> CalibratedFusion | None:
+def fusion_of(
+    held_out: HeldOut, map_of: Callable[[str, Tensor], Tensor], device: str, roi: RegionOfInterest | None
+) -> CalibratedFusion | None:
     """Return the calibrated fusion of several banks; None of a single one.
 
     Args:
         held_out: The banks' scores.
         map_of: Function that makes of a bank's scores of places (B, P) its maps (B, S, S).
         device: Device that makes maps.
+        roi: Region of interest, whose pixels count; None for all.
     """
     if len(held_out.images) < 2:
         return None
@@ -147,13 +164,16 @@ def fusion_of(held_out: HeldOut, map_of: Callable[[str, Tensor], Tensor], device
     for frames, scores in held_out.batches(device):
         maps = {name: map_of(name, own.patch) for name, own in scores.items()}
         for b, frame in enumerate(frames):
-            shown = {name: picture_of(one[b], frame) for name, one in maps.items()}
+            shown = {name: _counting(one[b], frame, roi) for name, one in maps.items()}
             scales.take({name: float(own.image[b]) for name, own in scores.items()}, shown)
     return scales.fusion()
 
 
 def calibration_of(
-    held_out: HeldOut, fuse: Callable[[Mapping[str, Scores]], tuple[Tensor, Tensor]], device: str
+    held_out: HeldOut,
+    fuse: Callable[[Mapping[str, Scores]], tuple[Tensor, Tensor]],
+    device: str,
+    roi: RegionOfInterest | None,
 ) -> ModelCalibration | None:
     """Return the calibration of a method's result and of its parts.
 
@@ -161,11 +181,18 @@ def calibration_of(
         held_out: The banks' scores.
         fuse: Function that makes of them image scores (B,) and maps (B, S, S).
         device: Device that fuses.
+        roi: Region of interest, whose pixels count; None for all.
     """
     seen = Observed(held_out.origin, len(held_out))
     for frames, scores in held_out.batches(device):
         images, maps = fuse(scores)
         for b, frame in enumerate(frames):
             parts = {name: float(own.image[b]) for name, own in scores.items()}
-            seen.take(float(images[b]), parts, picture_of(maps[b], frame))
+            seen.take(float(images[b]), parts, _counting(maps[b], frame, roi))
     return seen.calibration()
+
+
+def _counting(values: Tensor, frame: Frame | None, roi: RegionOfInterest | None) -> Tensor:
+    """Return the pixels of a map that count: those that show the picture, in the region of interest."""
+    square = square_inside(roi, frame)
+    return picture_of(values, frame) if square is None else values[square.to(values.device)]

@@ -7,13 +7,16 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from mmad_bank._internal.checks import check_index
 from mmad_bank.calibration import Threshold
 from mmad_bank.data.frame import Frame
+from mmad_bank.data.roi import RegionOfInterest
 from mmad_bank.data.sample import Sample, check_sample
 from mmad_bank.errors import InputError
+from mmad_bank.methods.roi import outside_unflagged, square_inside
 from mmad_bank.methods.verdicts import BAD, FUSED, GOOD, ModelCalibration, Region, Verdict
 from mmad_bank.scoring import anomaly_map
 
@@ -60,6 +63,8 @@ class Part:
         nearest: (h, w) int64, the bank row that is nearest to each patch; None for a method without banks.
         frame: Place of the grid in the picture; None where that is not known: all of it then.
         smoothing: Way in which the method makes a map of these scores.
+        roi: Region of interest that counts; patches outside repeat the nearest patch inside, and maps flag nothing
+            there. None for all of the picture.
     """
 
     score: float
@@ -67,6 +72,7 @@ class Part:
     nearest: Tensor | None = None
     frame: Frame | None = None
     smoothing: Smoothing = Gaussian()
+    roi: RegionOfInterest | None = None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -83,16 +89,23 @@ class Part:
     def worst(self) -> tuple[int, int]:
         """(row, column) in the grid of the highest score in the picture."""
         rows, columns = self.shown
-        inside = self.scores[rows, columns]
+        counting = self.counting
+        scores = self.scores if counting is None else self.scores.masked_fill(~counting, -torch.inf)
+        inside = scores[rows, columns]
         row, column = divmod(int(inside.argmax()), inside.shape[1])
         return row + rows.start, column + columns.start
+
+    @property
+    def counting(self) -> Tensor | None:
+        """The patches that lie in the region of interest, (h, w) bool; None for all."""
+        return None if self.roi is None or self.frame is None else self.roi.cells(self.frame, self.grid)
 
     def map(self, size: tuple[int, int]) -> Tensor:
         """Return the map (H, W) that the method itself makes of these scores, float32, in the prepared square.
 
         See :attr:`Prediction.frame` for the way to the picture.
         """
-        return self.smoothing(self.scores, size)
+        return outside_unflagged(self.smoothing(self.scores, size), square_inside(self.roi, self.frame))
 
 
 @dataclass(frozen=True, repr=False)
@@ -110,6 +123,7 @@ class Prediction:
         parts: Parts that were fused, by bank or branch.
         given: The sample as it was given.
         notes: Remarks that a reader of the score must know: that the data were prepared otherwise, for instance.
+        roi: Region of interest of the model, outside of which nothing was scored; None for all of the picture.
         calibration: What the model knows of held-out normal images; None where it knows none, and there is no verdict.
         false_alarm_rate: Share of the normal images that may be called bad; None takes the calibration's usual one.
     """
@@ -120,6 +134,7 @@ class Prediction:
     parts: Mapping[str, Part] = field(default_factory=dict)
     given: Sample | None = None
     notes: tuple[str, ...] = ()
+    roi: RegionOfInterest | None = None
     calibration: ModelCalibration | None = None
     false_alarm_rate: float | None = None
 
@@ -134,7 +149,8 @@ class Prediction:
 
         The map of a sample that was prepared elsewhere and does not know its frame is in the prepared square's pixels.
         """
-        return self.frame.to_picture(self.prepared_map)
+        values = self.frame.to_picture(self.prepared_map)
+        return values if self.roi is None else outside_unflagged(values, self.roi.inside(*self.size))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -271,6 +287,9 @@ def check_place(place: tuple[int, int], part: Part) -> None:
                 f"place: expected a {name} of the picture, {shown.start} to {shown.stop - 1}, found {value}, which is"
                 " padding"
             )
+    counting = part.counting
+    if counting is not None and not counting[place]:
+        raise InputError(f"place: expected a patch in the region of interest, found {place}")
 
 
 @dataclass(frozen=True)

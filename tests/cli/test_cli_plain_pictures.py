@@ -132,6 +132,32 @@ def test_models_of_data_sets_score_plain_pictures_and_the_reverse(model: Path, p
     assert len(facts(*chosen)["samples"]) == 4
 
 
+def test_a_region_of_interest_is_kept_and_applied(parts: Path, tmp_path: Path) -> None:
+    roi = tmp_path / "roi.json"
+    roi.write_text("[[40, 0], [63, 0], [63, 47], [40, 47]]")
+    command = ("fit", "patchcore", parts, "--roi", roi, "--out", tmp_path / "model", *SMALL)
+    assert facts(*command)["models"][0]["left_out"] == {}
+    add_picture(tmp_path / "bad.png", seed=9, spot=True)
+    facts("predict", tmp_path / "model", tmp_path / "bad.png", "--out", tmp_path / "out")
+    found = np.load(tmp_path / "out" / "map.npy")
+    assert found.shape == (48, 64)
+    assert np.isfinite(found).all()
+    assert not found[:, :40].any()
+    assert found[:, 40:].min() > 0
+    assert facts("info", tmp_path / "model")["roi"] == "a polygon of 4 corners"
+    # Another region is another job.
+    roi.write_text("[[0, 0], [20, 0], [20, 47]]")
+    assert "exists; name another" in refused_at_last(*command)
+    roi.write_text("[]")
+    line = refused("fit", "patchcore", parts, "--roi", roi, "--out", tmp_path / "other", *SMALL)
+    assert "roi.json: expected corners of a polygon [[x, y], [x, y], [x, y], ...], in pixels, found something" in line
+    roi.write_text("[[100, 0], [120, 0], [120, 47]]")
+    line = refused_at_last("fit", "patchcore", parts, "--roi", roi, "--out", tmp_path / "other", *SMALL)
+    assert "1.png: region of interest: no pixel of a picture of 64×48 lies inside" in line
+    line = refused("fit", "cfm", parts, "--bundled", "--roi", roi, "--out", tmp_path / "other")
+    assert "roi: expected none for cfm, which scores whole pictures" in line
+
+
 def test_extract_and_info_of_plain_pictures(parts: Path, tmp_path: Path) -> None:
     command = ("extract", parts, "--rgb", "efficientnet_lite0", "--rgb-weights", "random", "--xyz", "none",
                "--image-size", 64, "--grid", 4, "--split", "train", "--out", tmp_path / "out")  # fmt: skip

@@ -27,6 +27,7 @@ def test_folder_of_pictures(
         add_picture(tmp_path / "good" / name, seed=number)
     for number, name in enumerate(("1.png", "2.png", "tuesday/3.png")):
         add_picture(tmp_path / "new" / name, seed=number + 4)
+    (tmp_path / "roi.json").write_text("[[12, 4], [58, 4], [58, 44], [12, 44]]")
     monkeypatch.chdir(tmp_path)
     run(DOCS / "how-to/folder-of-pictures.md")
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["1", "2"]

@@ -103,6 +103,11 @@ class GroupSampling(PointBankMethod, M3DMOptions):
     def _by_groups(self) -> bool:
         return self.sampling == "groups"
 
+    @property
+    def takes_roi(self) -> bool:
+        """Whether it can leave out what lies outside a region of interest: groups lie anywhere."""
+        return not self._by_groups
+
     def _check_arguments(self) -> None:
         super()._check_arguments()
         if not self._by_groups:

@@ -22,7 +22,7 @@ from mmad_bank.features.factory import BUNDLED_STAGES, RANDOM
 from mmad_bank.features.patch_grid import repeats, to_grid
 from mmad_bank.fusion import DecisionFusion, FeatureFusion, train_fusion
 from mmad_bank.fusion.dlf import DivergedError
-from mmad_bank.methods.bank_method import BuildBank, Table
+from mmad_bank.methods.bank_method import BuildBank
 from mmad_bank.methods.base import Method
 from mmad_bank.methods.calibrating import CALIBRATED
 from mmad_bank.methods.lsfa import ADAPTATION, NONE, learn_adaptation
@@ -30,6 +30,7 @@ from mmad_bank.methods.m3dm.groups import GroupSampling
 from mmad_bank.methods.m3dm.options import BANKS
 from mmad_bank.methods.options import BankPrecision, accepts_former_names
 from mmad_bank.methods.readings import warn_of_other_reading
+from mmad_bank.methods.roi import square_inside
 from mmad_bank.methods.shareable import TRAIN, CategoryData, SharedPart, load_part
 from mmad_bank.methods.training_features import Dumps, pairs_of
 
@@ -218,12 +219,12 @@ class M3DM(GroupSampling):
         rule = self.reading("standardization")
         return rule == "own" or (rule == "shared" and (len(self.banks) > 1 or bank == "rgb"))
 
-    def _build_banks(self, features: Mapping[str, Table], build: BuildBank) -> dict[str, MemoryBank]:
+    def _build_banks(self, dumps: Dumps, build: BuildBank) -> dict[str, MemoryBank]:
         banks: dict[str, MemoryBank] = {}
         for name in self._bank_names():  # the point bank is the first
             reduced = "xyz" in banks and self.reading("bank_sizes") == "reduced"
             size = max(1, int(self.ratio * len(banks["xyz"]))) if reduced else None
-            banks[name] = build(name, features[name], size)
+            banks[name] = build(name, dumps[name], size)
         own = {name: bank.standardization for name, bank in banks.items()}
         if self.reading("mean_feature") and len(banks) == len(BANKS):
             mean = 0.0 if own["xyz"] is None else own["xyz"].mean
@@ -299,6 +300,9 @@ class M3DM(GroupSampling):
     def _shown_pixels(self, frame: Frame | None) -> Tensor:
         """Return the numbers of the prepared square's pixels that show the picture."""
         numbers = torch.arange(self.image_size**2).view(self.image_size, self.image_size)
+        square = square_inside(self.roi_, frame)
+        if square is not None:
+            return numbers[square]
         return (numbers if frame is None else numbers[frame.rows, frame.columns]).flatten()
 
     @property
