@@ -144,7 +144,7 @@ WORDS: dict[str, Word] = {
         Recipe, "Preprocessing to do, by paper (auto: eyecandies for Eyecandies, keep for pictures without clouds,"
         " else m3dm; keep: backgrounds stay).",
     ),
-    "--rgb": Word(str, "Extractor of color images: efficientnet_lite0, any model's name in timm, or none."),
+    "--rgb": Word(str, "Extractor of color images: efficientnet_lite0, 1 or 2, any model's name in timm, or none."),
     "--rgb-weights": Word(str, "Weights of the extractor of color images: pretrained, random, or a checkpoint file."),
     "--xyz": Word(str, "Extractor of point clouds: fpfh, point_mae, point_bert, or none."),
     "--xyz-weights": Word(

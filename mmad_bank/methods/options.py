@@ -80,8 +80,8 @@ class RGBOptions:
     """Arguments of methods that describe color images."""
 
     rgb: str = field(default="wide_resnet50_2.tv_in1k", kw_only=False)
-    """Network that describes color images: a model's name in timm, or ``"efficientnet_lite0"``, whose weights come
-    with a package."""
+    """Network that describes color images: a model's name in timm, or ``"efficientnet_lite0"`` to
+    ``"efficientnet_lite2"``, whose weights come with a package."""
 
     rgb_weights: str = field(default=PRETRAINED, kw_only=False)
     """Weights of that network: ``"pretrained"``, a checkpoint file, or ``"random"`` for tests and timings."""

