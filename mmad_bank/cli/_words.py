@@ -18,7 +18,7 @@ FolderLayout = Literal["auto", "mvtec3d", "eyecandies", "folder", "mvtec_ad", "v
 LengthUnit = Literal["m", "cm", "mm", "um"]
 Measure = Literal["error", "auroc"]
 Recipe = Literal["auto", "m3dm", "cfm", "mdss", "eyecandies", "keep"]
-Reweighting = Literal["m3dm", "patchcore", "max"]
+Reweighting = Literal["m3dm", "patchcore", "max", "top"]
 SplitName = Literal["train", "validation", "test"]
 
 
@@ -128,7 +128,7 @@ WORDS: dict[str, Word] = {
     "--standardize": Word(bool, "Measure distances in units of the features' standard deviation."),
     "--start": Word(int, "Row that is selected first."),
     "--radius": Word(float, "Distance beyond which a row is added (default: the bank's covering radius)."),
-    "--reweight": Word(Reweighting, "Rule that makes an image's score of its patches' scores."),
+    "--reweight": Word(Reweighting, "Rule that makes an image's score of its patches' (top: mean of the highest 1 %)."),
     "--neighbors": Word(int, "Number of bank vectors that the rule looks at (default: m3dm 3, patchcore 9)."),
     # Methods and networks.
     "--per-category": Word(

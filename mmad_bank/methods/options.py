@@ -222,7 +222,8 @@ class BankOptions:
     themselves, which is exact."""
 
     reweight: scoring.Reweight = "m3dm"
-    """Rule that reweights the image score by how crowded the bank is (see :func:`mmad_bank.scoring.image_score`)."""
+    """Rule of the image score: the worst patch's score, reweighted by how crowded the bank is (m3dm, patchcore) or as
+    it is (max), or the mean of the top 1 % of the patch scores (top); see :func:`mmad_bank.scoring.image_score`."""
 
     n_neighbors: Count | None = None
     """Neighbors that the reweighting looks at; none takes the rule's own number."""
@@ -232,4 +233,4 @@ class BankOptions:
     :class:`mmad_bank.MemoryBank`)."""
 
     def _idle(self) -> Idle:
-        yield self.reweight == "max", "n_neighbors", "reweight=max"
+        yield self.reweight in scoring.UNWEIGHTED, "n_neighbors", f"reweight={self.reweight}"
