@@ -19,6 +19,8 @@ Result = Mapping[str, Any]
 BENCHMARKS = ("methods", "engine", "gpu")
 AMOUNTS = {"accuracy": ("seeds", "categories"), "inference": ("images",)}
 """Settings of a part that say over how much it was measured."""
+OF_DATA = ("bundled",)
+"""Parts whose results on one data set say nothing of those on another: both stay."""
 _FORMER_WORDS = {
     "M3DM, fused bank": "M3DM, fusion bank",
     "seeds' means. 'fused' is the method's own result;": "seeds' means. 'result' is the method's own;",
@@ -100,6 +102,8 @@ def _replaces(other: Result, own: Result, part: str, anywhere: bool) -> bool:
     if part not in other["parts"] or other["benchmark"] != own["benchmark"]:
         return False
     if not anywhere and figures.place(other) != figures.place(own):
+        return False
+    if part in OF_DATA and own["settings"].get("data") != other["settings"].get("data"):
         return False
     methods, others = (values.get("settings", {}).get("methods") for values in (own, other))
     if others is not None and (methods is None or not set(methods) <= set(others)):
