@@ -31,7 +31,7 @@ from mmad_bank.methods.readings import Recipe
 PARTS = ("inference", "accuracy", "readings", "papers", "bundled")
 ASKED = ("papers", "bundled")
 """Parts that run when they are named, or when an argument of theirs is given."""
-OF_BUNDLED = ("networks", "stages", "sizes", "pads", "rules", "turns")
+OF_BUNDLED = ("networks", "stages", "sizes", "grids", "pads", "rules", "turns")
 """Arguments that only the part "bundled" reads."""
 PAPERS = ("data", "only", "few_shot", "bundled", "weights", "device", "table", "recipe", "settings", "thresholds")
 """Arguments that only the part "papers" reads."""
@@ -114,6 +114,7 @@ def _arguments() -> argparse.Namespace:
     bundled.add_argument("--networks", nargs="+", metavar="NAME", help="networks; default: EfficientNet-Lite0, 1, 2")
     bundled.add_argument("--stages", nargs="+", metavar="N,N,N", help="stages of the networks; default: 1,2,4")
     bundled.add_argument("--sizes", nargs="+", metavar="PIXELS", help="sides of the prepared pictures; default: 224")
+    bundled.add_argument("--grids", nargs="+", metavar="N", help="patches per side; default: auto, one per 8 pixels")
     bundled.add_argument("--pads", nargs="+", metavar="PAD", help="paddings to a square: zero, edge, reflect")
     bundled.add_argument("--rules", nargs="+", metavar="RULE", help="rules of the image score: patchcore, max, top")
     bundled.add_argument("--turns", nargs="+", metavar="TURN", help="views added to training: none, flips, quarters")

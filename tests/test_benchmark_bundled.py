@@ -17,8 +17,8 @@ for package in ("timm", "skimage", "sklearn", "PIL", "efficientnet_lite0_pytorch
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 NO_ARGUMENTS = {
-    "networks": None, "stages": None, "sizes": None, "pads": None, "rules": None, "turns": None, "data": None,
-    "only": None, "few_shot": None, "seeds": 1, "quick": True, "workdir": None,
+    "networks": None, "stages": None, "sizes": None, "grids": None, "pads": None, "rules": None, "turns": None,
+    "data": None, "only": None, "few_shot": None, "seeds": 1, "quick": True, "workdir": None,
 }  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def test_the_grid_is_every_combination(parts):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"sizes": ["large"]}, "--sizes, --stages: expected integers"),
+        ({"sizes": ["large"]}, "--sizes, --grids, --stages: expected integers"),
         ({"rules": ["mean"]}, "--rules: expected some of patchcore, max, top, found mean"),
         ({"turns": ["thirds"]}, "--turns: expected some of none, flips, quarters, found thirds"),
         ({"pads": ["mirror"]}, "pad: expected one of zero, edge, reflect"),

@@ -32,7 +32,8 @@ from parts import painted
 
 AXES = {
     "networks": ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"),
-    "stages": ("1,2,4",), "sizes": ("224",), "pads": ("zero",), "rules": ("patchcore",), "turns": ("none",),
+    "stages": ("1,2,4",), "sizes": ("224",), "grids": ("auto",), "pads": ("zero",),
+    "rules": ("patchcore",), "turns": ("none",),
 }  # fmt: skip
 """Axes of the grid, with the values that a run takes when none are named."""
 TURNS = ("none", "flips", "quarters")
@@ -43,7 +44,7 @@ RULES: dict[str, Callable[[Prediction], float]] = {
 }
 """Scores of an image by rule; PatchCore's own is its prediction's, the others are made of its patches' scores."""
 STRIDE = 8
-"""Pixels of a prepared picture per patch along a side."""
+"""Pixels of a prepared picture per patch along a side, if the grid is ``auto``."""
 _QUICK = painted.Counts(3, 2, 1)
 
 
@@ -54,13 +55,14 @@ class Setting:
     network: str
     stages: tuple[int, ...]
     size: int
+    grid: int
     pad: str
     turn: str
 
     def method(self, seed: int) -> PatchCore:
         """Return the method that it stands for, not fitted."""
-        side = self.size // STRIDE
-        return PatchCore(self.network, rgb_layers=self.stages, image_size=self.size, grid=(side, side), seed=seed)
+        grid = (self.grid, self.grid)
+        return PatchCore(self.network, rgb_layers=self.stages, image_size=self.size, grid=grid, seed=seed)
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -92,14 +94,17 @@ def rules_of(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 def settings_of(arguments: argparse.Namespace) -> list[Setting]:
     """Return the points of the grid, those of one size and padding together."""
-    axes = [_values(arguments, axis) for axis in ("sizes", "pads", "turns", "networks", "stages")]
+    axes = [_values(arguments, axis) for axis in ("sizes", "pads", "grids", "turns", "networks", "stages")]
     try:
         return [
-            Setting(network, tuple(map(int, stages.split(","))), int(size), pad, turn)
-            for size, pad, turn, network, stages in itertools.product(*axes)
-        ]
+            Setting(
+                network, tuple(map(int, stages.split(","))), int(size),
+                int(size) // STRIDE if grid == "auto" else int(grid), pad, turn,
+            )
+            for size, pad, grid, turn, network, stages in itertools.product(*axes)
+        ]  # fmt: skip
     except ValueError as error:
-        raise InputError(f"--sizes, --stages: expected integers, found otherwise ({error})") from error
+        raise InputError(f"--sizes, --grids, --stages: expected integers, found otherwise ({error})") from error
 
 
 def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Table]:
@@ -212,7 +217,7 @@ def _turn(values: torch.Tensor, quarters: int, mirrored: bool) -> torch.Tensor:
     return (turned.flip(-1) if mirrored else turned).contiguous()
 
 
-_KEYS = ("network", "stages", "size", "pad", "turn", "rule")
+_KEYS = ("network", "stages", "size", "grid", "pad", "turn", "rule")
 
 
 def _means(where: str, rows: list[dict[str, Any]]) -> Table:
@@ -226,8 +231,8 @@ def _means(where: str, rows: list[dict[str, Any]]) -> Table:
         table.rows.append({**dict(zip(_KEYS, key, strict=True)), **values, "extraction_ms": 1e3 * (extraction or 0)})
     n_data = len({(row["category"], row["seed"]) for row in rows})
     table.notes = [
-        f"PatchCore with a bank of 10 %, a patch per {STRIDE} × {STRIDE} pixels; means over {n_data} data sets"
-        " (categories × seeds). Extraction is of one picture, alone.",
+        f"PatchCore with a bank of 10 %; means over {n_data} data sets (categories × seeds). Extraction is of one"
+        " picture, alone.",
     ]
     return table
 
