@@ -94,9 +94,18 @@ def test_views_are_turned_with_what_they_show(parts):
 def test_results_on_other_data_stay(parts):
     one = {"benchmark": "methods", "date": "2026-01-01", "machine": {}, "parts": {"bundled": []},
            "settings": {"data": None}}  # fmt: skip
-    other = {**one, "date": "2026-01-02", "settings": {"data": "tile"}}
-    assert not parts.newest._replaces(other, one, "bundled", True)
-    assert parts.newest._replaces({**one, "date": "2026-01-03"}, one, "bundled", True)
+    newer = {**one, "date": "2026-01-02"}
+    assert parts.newest._replaces(newer, one, "bundled", True)
+    for changes in ({"data": "tile"}, {"few_shot": 8}, {"sizes": ["224"]}):
+        assert not parts.newest._replaces({**newer, "settings": {"data": None, **changes}}, one, "bundled", True)
+
+
+def test_a_larger_grid_takes_the_place_of_a_smaller_one(parts):
+    one = {"benchmark": "methods", "date": "2026-01-01", "machine": {}, "parts": {"bundled": []},
+           "settings": {"sizes": ["224"]}}  # fmt: skip
+    larger = {**one, "date": "2026-01-02", "settings": {"sizes": ["288", "224"]}}
+    assert parts.newest._replaces(larger, one, "bundled", True)
+    assert not parts.newest._replaces({**one, "date": "2026-01-03"}, larger, "bundled", True)
 
 
 @pytest.mark.slow
