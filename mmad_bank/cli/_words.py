@@ -135,7 +135,7 @@ WORDS: dict[str, Word] = {
         bool, "Train for each category by itself what all categories of a data set share otherwise: M3DM's fusion,"
         " LSFA's adaptors, MDSS's signed distances.",
     ),
-    "--bundled": Word(bool, "Take small extractors that need no download: EfficientNet-Lite0 and FPFH."),
+    "--bundled": Word(bool, "Take small extractors that need no download: EfficientNet-Lite and FPFH."),
     "--compute-dtype": Word(ComputeDtype, "Type in which the networks multiply."),
     "--device": Word(str, "Device to compute on: cpu, cuda or cuda:N."),
     "--methods": Word(str, "Methods to measure, joined by commas (default: all).", _NAMES,

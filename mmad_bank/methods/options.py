@@ -81,7 +81,8 @@ class RGBOptions:
 
     rgb: str = field(default="wide_resnet50_2.tv_in1k", kw_only=False)
     """Network that describes color images: a model's name in timm, or ``"efficientnet_lite0"`` to
-    ``"efficientnet_lite2"``, whose weights come with a package."""
+    ``"efficientnet_lite2"``, whose weights come with a package (with ``".reflect"`` behind it, maps are mirrored at the
+    border)."""
 
     rgb_weights: str = field(default=PRETRAINED, kw_only=False)
     """Weights of that network: ``"pretrained"``, a checkpoint file, or ``"random"`` for tests and timings."""
