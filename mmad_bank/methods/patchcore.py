@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from mmad_bank import scoring
+from mmad_bank.features.factory import BUNDLED_STAGES
 from mmad_bank.methods.one_grid_method import OneGridMethod
 from mmad_bank.methods.options import accepts_former_names
 
@@ -32,7 +33,8 @@ class PatchCore(OneGridMethod):
 
     name: ClassVar[str] = "patchcore"
     bundled: ClassVar[Mapping[str, Any]] = {
-        "rgb": "efficientnet_lite2.reflect", "rgb_layers": (1, 2, 3), "image_size": 320, "grid": (40, 40),
+        "rgb": "efficientnet_lite2.reflect", "rgb_layers": BUNDLED_STAGES, "image_size": 320, "grid": (40, 40),
+        "reweight": "top",
     }  # fmt: skip
     """Chosen on painted pictures, see benchmarks/README.md, ``bundled``."""
 
