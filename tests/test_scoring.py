@@ -51,12 +51,25 @@ def test_a_neighborhood_of_one_leaves_the_score_as_it_is(rule):
     assert scoring.image_score(torch.tensor([3.0]), torch.tensor([[3.0]]), 4, rule).item() == 3.0
 
 
+@pytest.mark.parametrize(("patches", "averaged"), [(1, 1), (99, 1), (100, 1), (101, 2), (784, 8), (1600, 16)])
+def test_the_top_is_one_patch_in_a_hundred_rounded_up(patches, averaged):
+    scores = np.random.default_rng(patches).random((3, patches)).astype(np.float32)
+    expected = np.sort(scores, axis=1)[:, -averaged:].mean(1)
+    np.testing.assert_allclose(scoring.top_mean(torch.from_numpy(scores)).numpy(), expected, rtol=1e-6)
+
+
+def test_the_top_is_taken_as_it_is():
+    given, neighbors = torch.tensor([3.0]), torch.tensor([[3.0, 3.0, 3.0]])
+    assert scoring.image_score(given, neighbors, 4, "top").item() == 3.0
+    assert scoring.image_score(given, neighbors, 4, "top", divisor=1000.0).item() == pytest.approx(0.003)
+
+
 def test_check_reweight():
-    assert [scoring.check_reweight(rule, None) for rule in ("m3dm", "patchcore", "max")] == [3, 9, 1]
+    assert [scoring.check_reweight(rule, None) for rule in ("m3dm", "patchcore", "max", "top")] == [3, 9, 1, 1]
     assert scoring.check_reweight("patchcore", 1) == 1
     with pytest.raises(InputError, match="n_neighbors: expected 2 to"):
         scoring.check_reweight("m3dm", 1)
-    with pytest.raises(InputError, match="reweight: expected one of m3dm, patchcore, max, found 'mean'"):
+    with pytest.raises(InputError, match="reweight: expected one of m3dm, patchcore, max, top, found 'mean'"):
         scoring.check_reweight("mean", None)
 
 

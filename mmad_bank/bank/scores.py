@@ -73,15 +73,16 @@ def score_images(
         std: Number that distances are divided by.
         reweight: Rule of the image score, see :func:`mmad_bank.scoring.image_score`.
         n_neighbors: Number of vectors around m*, m* included, at most as many as there are.
-        divisor: Number that the largest patch score is divided by before the rule.
+        divisor: Number that the largest patch score, or the mean of the largest, is divided by before the rule.
     """
     n_images, n_patches, dim = rows.shape
     distances, nearest = on_distinct(lambda queries: index.search(queries, 1), rows.view(-1, dim))
     distances = distances / std if std != 1.0 else distances
     patch, nearest = distances.view(n_images, n_patches), nearest.view(n_images, n_patches)
+    if reweight in scoring.UNWEIGHTED:
+        score = scoring.top_mean(patch) if reweight == "top" else patch.amax(1)
+        return Scores(patch, score if divisor == 1 else score / divisor, nearest)
     largest, where = patch.max(dim=1)
-    if reweight == "max":
-        return Scores(patch, largest if divisor == 1 else largest / divisor, nearest)
     image = torch.arange(n_images, device=rows.device)
     around = _neighborhood(index, nearest[image, where], n_neighbors)
     # The distances from the few patches f* are taken from differences: nothing cancels.

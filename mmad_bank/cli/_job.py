@@ -33,6 +33,7 @@ class Job:
         seed: Seed of the method and of that draw.
         arguments: Arguments of the method's constructor.
         spelled: What the user has typed of these, by their names; for messages.
+        preset: Arguments that --bundled has put in.
         splits: Training and validation samples by category, once they are opened.
         roi: Region of interest of all pictures.
     """
@@ -46,6 +47,7 @@ class Job:
     seed: int
     arguments: dict[str, Any] = field(default_factory=dict)
     spelled: dict[str, str] = field(default_factory=dict)
+    preset: dict[str, Any] = field(default_factory=dict)
     splits: dict[str, tuple[SampleDataset, SampleDataset | None]] = field(default_factory=dict)
     roi: RegionOfInterest | None = None
 
@@ -59,14 +61,33 @@ class Job:
         from mmad_bank.cli._arguments import parse_settings
         from mmad_bank.cli._group import spelling
 
-        arguments = self.method.bundled_arguments() if bundled else {}
+        self.preset = self.method.bundled_arguments() if bundled else {}
         names = self.method.argument_names()
-        arguments |= {n: v for n, v in (("seed", self.seed), ("device", device)) if n in names}
+        arguments = self.preset | {n: v for n, v in (("seed", self.seed), ("device", device)) if n in names}
         chosen = parse_settings(self.method, settings)
         self.arguments = {**arguments, **chosen.arguments}
         self.spelled = chosen.spelled
+        if "image_size" in self.spelled:
+            self._take_size(self.arguments["image_size"])
         with spelling(self.spelled):
             self.make()
+
+    def _take_size(self, size: int) -> None:
+        """Take images of a size; a preset keeps its number of pixels per patch, unless the user has named a grid."""
+        self.arguments["image_size"] = size
+        if {"image_size", "grid"} <= self.preset.keys() and "grid" not in self.spelled:
+            share = size / self.preset["image_size"]
+            self.arguments["grid"] = tuple(max(1, round(side * share)) for side in self.preset["grid"])
+
+    def _take_prepared_size(self, samples: SampleDataset) -> None:
+        """Take prepared samples in the size that they have, where another one is a preset's and not the user's word."""
+        size = None if samples.preparation is None else samples.preparation.size
+        own = self.preset.get("image_size")
+        if size is None or own is None or size == own or "image_size" in self.spelled:
+            return
+        line = f"{self.dataset} was prepared in {size} pixels, which are taken; --bundled would take {own}"
+        print(f"note: {line} (mmad-bank prepare --image-size {own})", file=sys.stderr)
+        self._take_size(size)
 
     def make(self) -> Method:
         """Return the method, not fitted."""
@@ -94,6 +115,8 @@ class Job:
                 train = open_dataset(self.dataset, name, "train", self.layout, units=self.units, roi=self.roi)
                 region_of(train, method)  # says so if the method takes none
                 refuse_missing(train, method.modalities, method.name, self.source)
+                if name == names[0]:
+                    self._take_prepared_size(train)
                 if self.few_shot is not None:
                     self.splits[name] = few_shot(train, self.few_shot, self.seed), None
                     continue

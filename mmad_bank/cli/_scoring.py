@@ -237,6 +237,8 @@ def _word_score(entry: dict[str, Any], reweight: Reweight) -> str:
     """Return an image's score in words, with the distance of its worst patch unless the two are one."""
     if reweight == "max":
         return f"{entry['score']:.4g}"
+    if reweight == "top":
+        return f"{entry['score']:.4g} (mean of the top 1 %, distance {entry['distance']:.4g})"
     return f"{entry['score']:.4g} (distance {entry['distance']:.4g}, re-weighted by {reweight})"
 
 

@@ -18,7 +18,7 @@ FolderLayout = Literal["auto", "mvtec3d", "eyecandies", "folder", "mvtec_ad", "v
 LengthUnit = Literal["m", "cm", "mm", "um"]
 Measure = Literal["error", "auroc"]
 Recipe = Literal["auto", "m3dm", "cfm", "mdss", "eyecandies", "keep"]
-Reweighting = Literal["m3dm", "patchcore", "max"]
+Reweighting = Literal["m3dm", "patchcore", "max", "top"]
 SplitName = Literal["train", "validation", "test"]
 
 
@@ -135,7 +135,7 @@ WORDS: dict[str, Word] = {
     "--standardize": Word(bool, "Measure distances in units of the features' standard deviation."),
     "--start": Word(int, "Row that is selected first."),
     "--radius": Word(float, "Distance beyond which a row is added (default: the bank's covering radius)."),
-    "--reweight": Word(Reweighting, "Rule that makes an image's score of its patches' scores."),
+    "--reweight": Word(Reweighting, "Rule that makes an image's score of its patches' (top: mean of the highest 1 %)."),
     "--neighbors": Word(int, "Number of bank vectors that the rule looks at (default: m3dm 3, patchcore 9)."),
     # Verdicts.
     "--false-alarm-rate": Word(
@@ -163,7 +163,7 @@ WORDS: dict[str, Word] = {
         bool, "Train for each category by itself what all categories of a data set share otherwise: M3DM's fusion,"
         " LSFA's adaptors, MDSS's signed distances.",
     ),
-    "--bundled": Word(bool, "Take small extractors that need no download: EfficientNet-Lite0 and FPFH."),
+    "--bundled": Word(bool, "Take small extractors that need no download: EfficientNet-Lite and FPFH."),
     "--compute-dtype": Word(ComputeDtype, "Type in which the networks multiply."),
     "--device": Word(str, "Device to compute on: cpu, cuda or cuda:N."),
     "--methods": Word(str, "Methods to measure, joined by commas (default: all).", _NAMES,
@@ -172,7 +172,7 @@ WORDS: dict[str, Word] = {
         Recipe, "Preprocessing to do, by paper (auto: eyecandies for Eyecandies, keep for pictures without clouds,"
         " else m3dm; keep: backgrounds stay).",
     ),
-    "--rgb": Word(str, "Extractor of color images: efficientnet_lite0, any model's name in timm, or none."),
+    "--rgb": Word(str, "Extractor of color images: efficientnet_lite0, 1 or 2, any model's name in timm, or none."),
     "--rgb-weights": Word(str, "Weights of the extractor of color images: pretrained, random, or a checkpoint file."),
     "--xyz": Word(str, "Extractor of point clouds: fpfh, point_mae, point_bert, or none."),
     "--xyz-weights": Word(

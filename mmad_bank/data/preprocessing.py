@@ -7,6 +7,7 @@ to the colour image and in how the background is told.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # Eyecandies, metres in the belt's frame: what is within 2 cm of the belt, behind it or beside it.
 _BELT_HEIGHT, _BELT_DEPTH, _BELT_WIDTH = 0.02, 1.8, 1.0
 _BELT_SCALE = (0.1, -0.1, 0.1)
+_PAD_MODES: dict[str, Literal["constant", "edge", "reflect"]] = {
+    "zero": "constant", "edge": "edge", "reflect": "reflect",
+}  # fmt: skip
 _KEEP = "; of a flat cloud, Preprocessing.recipe('keep') keeps all (mmad-bank prepare --recipe keep)"
 
 
@@ -219,11 +223,11 @@ def round_up(side: int, multiple: int) -> int:
 
 
 def pad_square(image: np.ndarray, side: int, mode: str) -> np.ndarray:
-    """Put an image (H, W) or (H, W, C) in the middle of a square; ``mode`` is ``"zero"`` or ``"edge"``."""
+    """Put an image (H, W) or (H, W, C) in the middle of a square, padded as :attr:`Preprocessing.pad` says."""
     before = [(side - length) // 2 for length in image.shape[:2]]
     widths = [(b, side - length - b) for b, length in zip(before, image.shape[:2], strict=True)]
     widths += [(0, 0)] * (image.ndim - 2)
-    return np.pad(image, widths, mode="edge" if mode == "edge" else "constant")
+    return np.pad(image, widths, _PAD_MODES[mode])
 
 
 def resize_bicubic(image: np.ndarray, size: int) -> np.ndarray:

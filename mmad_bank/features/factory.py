@@ -14,8 +14,9 @@ from mmad_bank._internal.former import formerly
 from mmad_bank._internal.precision import ComputeDtype
 from mmad_bank._internal.progress import doing
 from mmad_bank._internal.state_dicts import load_state
+from mmad_bank._internal.weights import REFLECTING
 from mmad_bank.errors import InputError
-from mmad_bank.features.efficientnet_lite import EfficientNetLite0
+from mmad_bank.features.efficientnet_lite import NAMES, EfficientNetLite, Padding
 from mmad_bank.features.fpfh import FPFH
 from mmad_bank.features.point_alignment import Interpolation, PointFeatureAlignment, measured_points_of
 from mmad_bank.features.point_bert import PointBERT
@@ -127,6 +128,16 @@ class FPFHPatches(nn.Module):
         return self.descriptor(xyz.permute(0, 2, 3, 1)).to(xyz.device)
 
 
+def comes_with_a_package(model: str) -> bool:
+    """Tell whether a name of an RGB extractor is that of one whose weights come from the package index.
+
+    Example:
+        >>> comes_with_a_package("efficientnet_lite2.reflect"), comes_with_a_package("tf_efficientnet_lite2.in1k")
+        (True, False)
+    """
+    return model.removesuffix(REFLECTING) in NAMES
+
+
 @formerly(precision="compute_dtype")
 def make_rgb_extractor(
     model: str,
@@ -136,11 +147,13 @@ def make_rgb_extractor(
     grid: tuple[int, int] = (28, 28),
     image_size: int = 224,
     compute_dtype: ComputeDtype = "float32",
-) -> RGBExtractor | EfficientNetLite0:
+) -> RGBExtractor | EfficientNetLite:
     """Make the extractor of colour images.
 
     Args:
-        model: ``"efficientnet_lite0"`` (weights from the package index), or any model's name in timm.
+        model: ``"efficientnet_lite0"``, ``"efficientnet_lite1"`` or ``"efficientnet_lite2"`` (weights from the package
+            index), or any model's name in timm. With ``".reflect"`` behind it, as in ``"efficientnet_lite2.reflect"``,
+            convolutions of the three mirror their maps at the border instead of seeing zeros beyond it.
         weights: ``"pretrained"``, ``"random"`` (for tests and timings), or a checkpoint file.
         layers: Numbers of stages or blocks; default: the extractor's own.
         grid: (h, w) of the patches.
@@ -155,10 +168,14 @@ def make_rgb_extractor(
         >>> make_rgb_extractor("efficientnet_lite0", "random").dim
         656
     """
-    if model == BUNDLED_RGB:
+    if comes_with_a_package(model):
+        name = model.removesuffix(REFLECTING)
+        padding: Padding = "zero" if name == model else "reflect"
         options: dict[str, Any] = {} if layers is None else {"stages": tuple(layers)}
         with doing(f"loading {model}"), argument_called(stages="layers"):
-            network = EfficientNetLite0(grid=grid, pretrained=weights == PRETRAINED, **options)
+            network = EfficientNetLite(
+                variant=NAMES.index(name), grid=grid, pretrained=weights == PRETRAINED, padding=padding, **options
+            )
         if weights not in (PRETRAINED, RANDOM):
             load_state(network, weights)
         return network

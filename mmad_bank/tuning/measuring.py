@@ -20,7 +20,7 @@ from mmad_bank.bank import file_format
 from mmad_bank.bank.memory_bank import MemoryBank
 from mmad_bank.bank.reporting import Report
 from mmad_bank.errors import InputError, NoneUsableError
-from mmad_bank.scoring import Reweight
+from mmad_bank.scoring import UNWEIGHTED, Reweight
 from mmad_bank.tuning.drawing import share
 from mmad_bank.tuning.picks import Picks
 from mmad_bank.tuning.plan import Asked, order_of_ratios
@@ -193,7 +193,7 @@ class Measuring:
             bank = banks[setting]
             mapped = bank.vectors.nbytes > file_format.LARGEST_READ  # where its vectors stay when it is loaded
             resident = bank.nbytes - (bank.vectors.nbytes if mapped else 0)
-            reads_all = not setting.is_exact and self.reweight != "max"
+            reads_all = not setting.is_exact and self.reweight not in UNWEIGHTED
             self._keep(setting, Scored(
                 patch, image, seconds, build_seconds[setting], len(bank), resident,
                 resident + (bank.vectors.nbytes if reads_all and mapped else 0), bank.vectors.nbytes,

@@ -61,7 +61,7 @@ def fake_bank(vectors_on: str) -> MemoryBank:
 
 
 @pytest.mark.parametrize("vectors_on", ["device", "host"])
-@pytest.mark.parametrize("reweight", ["m3dm", "patchcore", "max"])
+@pytest.mark.parametrize("reweight", ["m3dm", "patchcore", "max", "top"])
 def test_from_patches_to_the_map(traced: FakeTensorMode, reweight: Any, vectors_on: str) -> None:
     bank = fake_bank(vectors_on)
     patches = torch.empty(2, 28 * 28, 12, device="cuda")

@@ -228,6 +228,19 @@ class TestScore:
         wanted = numpy_scores(patches, bank.vectors, rule, n or {"m3dm": 3, "patchcore": 9, "max": 1}[rule])
         np.testing.assert_allclose(scores.image.numpy(), wanted, rtol=1e-5)
 
+    @pytest.mark.parametrize("n_patches", [25, 250])
+    def test_the_top_is_the_mean_of_the_worst_patches(self, n_patches):
+        bank = MemoryBank(features(60))
+        patches = features(4 * n_patches, seed=3).reshape(4, n_patches, 12)
+        plain, top = bank.score(patches, reweight="max"), bank.score(patches, reweight="top")
+        assert torch.equal(top.patch, plain.patch)
+        assert torch.equal(top.nearest, plain.nearest)
+        averaged = -(-n_patches // 100)
+        expected = np.sort(plain.patch.numpy(), axis=1)[:, -averaged:].mean(1)
+        np.testing.assert_allclose(top.image.numpy(), expected, rtol=1e-6)
+        halves = bank.score(patches, reweight="top", divisor=2.0)
+        np.testing.assert_allclose(halves.image.numpy(), expected / 2, rtol=1e-6)
+
     def test_m_star_stays_in_its_neighborhood_among_its_copies(self):
         # m* is found as row 0; row 5 is one of its copies. Around it there is nothing else within three.
         vectors = torch.cat([torch.zeros(6, 2), torch.tensor([[3.0, 0.0]])])

@@ -76,7 +76,9 @@ def test_summary_names_sizes_and_times(tmp_path: Path, dump: Path) -> None:
     assert "\x1b" not in text
 
 
-@pytest.mark.parametrize("options", [[], ["--reweight", "patchcore", "--neighbors", "4"], ["--reweight", "max"]])
+@pytest.mark.parametrize(
+    "options", [[], ["--reweight", "patchcore", "--neighbors", "4"], ["--reweight", "max"], ["--reweight", "top"]]
+)
 def test_score_writes_what_the_library_would(tmp_path: Path, dump: Path, bank: Path, options: list[str]) -> None:
     queries = np.random.default_rng(1).normal(size=(5, 50, 16)).astype(np.float32)
     np.save(tmp_path / "q.npy", queries)

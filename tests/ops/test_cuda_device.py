@@ -122,7 +122,7 @@ def score_and_map(bank: MemoryBank, patches: Tensor, reweight: Any) -> tuple[Ten
 
 
 @pytest.mark.parametrize("vectors_on", ["device", "host"])
-@pytest.mark.parametrize("reweight", ["m3dm", "patchcore", "max"])
+@pytest.mark.parametrize("reweight", ["m3dm", "patchcore", "max", "top"])
 def test_the_way_to_the_score(reweight: Any, vectors_on: Any) -> None:
     """Equal to the CPU's to 1e-4; no synchronisation but for the check of the patches; capturable in a graph."""
     rows, patches = manifold(3000, 96), manifold(2 * 784, 96, seed=5).view(2, 784, 96)

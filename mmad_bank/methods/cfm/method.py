@@ -23,10 +23,10 @@ from mmad_bank.data.sequences import categories_of_samples, named
 from mmad_bank.errors import InputError
 from mmad_bank.extraction import Extractors
 from mmad_bank.features.factory import (
-    BUNDLED_RGB,
     BUNDLED_STAGES,
     RANDOM,
     PointPatches,
+    comes_with_a_package,
     make_rgb_extractor,
     make_xyz_extractor,
 )
@@ -200,7 +200,7 @@ class CFM(Method, GridOptions, PointOptions):
     # Sections 3.1 and 3.4: features, of transformers that end early.
 
     def _networks(self, weights: str | None) -> dict[str, nn.Module]:
-        layers = self.rgb_layers or (RGB_STAGES if self.rgb == BUNDLED_RGB else RGB_LAYERS)[self.variant]
+        layers = self.rgb_layers or (RGB_STAGES if comes_with_a_package(self.rgb) else RGB_LAYERS)[self.variant]
         with argument_called(layers="rgb_layers"):
             rgb = make_rgb_extractor(
                 self.rgb, weights or self.rgb_weights, layers=layers, grid=self.grid, image_size=self.image_size,
