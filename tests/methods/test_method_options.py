@@ -212,7 +212,7 @@ def test_an_unknown_argument_is_refused_with_the_one_that_is_near(method: type[M
     ("method", "idle"),
     [
         (PatchCore(reweight="max"), {"n_neighbors": "reweight=max"}),
-        (PatchCore(), {}),
+        (PatchCore(), {"tile_overlap": "tiles=none"}),
         (CFM(), {"normalize_for": "divide_by_means=false"}),
         (CFM(recipe="published"), {"sigma": "smoothing=boxes"}),
         (MDSS(), {}),
