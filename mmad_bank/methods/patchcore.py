@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from torch import nn
 
 from mmad_bank import scoring
-from mmad_bank.features.factory import BUNDLED_STAGES
+from mmad_bank._internal.argument_names import argument_called
+from mmad_bank.features.factory import BUNDLED_STAGES, make_rgb_extractor
+from mmad_bank.features.tiles import TiledExtractor, check_tiles, whole_grid
 from mmad_bank.methods.one_grid_method import OneGridMethod
-from mmad_bank.methods.options import accepts_former_names
+from mmad_bank.methods.options import Idle, Range, Side, accepts_former_names
 
 
 @accepts_former_names
@@ -40,11 +42,42 @@ class PatchCore(OneGridMethod):
 
     reweight: scoring.Reweight = "patchcore"
 
+    tiles: Side | None = None
+    """Side of tiles in pixels of the prepared image, which the network sees one by one, as large as it was trained on;
+    for images of high resolution, with an ``image_size`` to match. The grid is that of a tile then. None shows the
+    network the whole image."""
+
+    tile_overlap: Annotated[int, Range(0, 2**14)] = 32
+    """Pixels that neighboring tiles share, over which their features are blended."""
+
+    def _idle(self) -> Idle:
+        yield self.tiles is None, "tile_overlap", "tiles=none"
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        if self.tiles is not None:
+            check_tiles(self.grid, self.tiles, self.tile_overlap, self.image_size)
+
+    def _grid(self, bank: str) -> tuple[int, int]:
+        own = super()._grid(bank)
+        return own if self.tiles is None else whole_grid(own, self.tiles, self.image_size)
+
+    def _extraction_facts(self) -> dict[str, Any]:
+        tiles = {} if self.tiles is None else {"tiles": [self.tiles, self.tile_overlap]}
+        return {**super()._extraction_facts(), **tiles}
+
     def _networks_needed(self) -> set[str]:
         return {"rgb"}
 
     def _networks(self, weights: str | None) -> dict[str, nn.Module]:
-        return {"rgb": self._rgb_network(weights)}
+        if self.tiles is None:
+            return {"rgb": self._rgb_network(weights)}
+        with argument_called(layers="rgb_layers"):
+            network = make_rgb_extractor(
+                self.rgb, weights or self.rgb_weights, layers=self.rgb_layers, grid=self.grid, image_size=self.tiles,
+                compute_dtype=self.compute_dtype,
+            )  # fmt: skip
+        return {"rgb": TiledExtractor(network, self.image_size, self.tiles, self.tile_overlap)}
 
     def _bank_names(self) -> tuple[str, ...]:
         return ("rgb",)

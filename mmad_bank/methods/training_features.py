@@ -28,6 +28,8 @@ from mmad_bank.methods.base import Method, Samples
 from mmad_bank.methods.shareable import CategoryData
 
 IMAGES_AT_ONCE = 4
+_LARGE = 1024
+"""Side of images, in pixels, from which on they are described one at a time; their features do not depend on it."""
 _OF_EXTRACTORS = (
     "rgb", "rgb_weights", "rgb_layers", "xyz", "xyz_weights", "num_groups", "compute_dtype", "image_size", "seed"
 )  # fmt: skip
@@ -122,7 +124,7 @@ def extract_split(
         with within("training images" if split == "train" else f"{split} images"):
             seen.ids, seen.skipped = extract_to(
                 stages.folder, dataset, extractors, method.prepare_for_training, names=names, kept=seen.take,
-                batch=IMAGES_AT_ONCE, normal=True, progress=stages.progress,
+                batch=1 if method.image_size >= _LARGE else IMAGES_AT_ONCE, normal=True, progress=stages.progress,
                 name="dataset" if split == "train" else split, journal=journal,
             )  # fmt: skip
         seen.write(path)

@@ -211,9 +211,9 @@ def test_an_unknown_argument_is_refused_with_the_one_that_is_near(method: type[M
 @pytest.mark.parametrize(
     ("method", "idle"),
     [
-        (PatchCore(reweight="max"), {"n_neighbors": "reweight=max"}),
-        (PatchCore(reweight="top"), {"n_neighbors": "reweight=top"}),
-        (PatchCore(), {}),
+        (PatchCore(reweight="max"), {"n_neighbors": "reweight=max", "tile_overlap": "tiles=none"}),
+        (PatchCore(reweight="top"), {"n_neighbors": "reweight=top", "tile_overlap": "tiles=none"}),
+        (PatchCore(), {"tile_overlap": "tiles=none"}),
         (CFM(), {"normalize_for": "divide_by_means=false"}),
         (CFM(recipe="published"), {"sigma": "smoothing=boxes"}),
         (MDSS(), {}),
