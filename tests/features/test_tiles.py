@@ -139,10 +139,10 @@ def test_patchcore_on_tiles(parts: Path, tmp_path: Path) -> None:
 
 
 def test_tiles_and_a_region_of_interest(parts: Path) -> None:
-    from mmad_bank.data import Region, open_dataset
+    from mmad_bank.data import RegionOfInterest, open_dataset
     from mmad_bank.methods import PatchCore
 
-    away = Region(polygons=(((100, 0), (159, 0), (159, 119), (100, 119)),))
+    away = RegionOfInterest(polygons=(((100, 0), (159, 0), (159, 119), (100, 119)),))
     model = PatchCore("efficientnet_lite0", **ARGUMENTS, **TILES)  # type: ignore[arg-type]
     model.fit(open_dataset(parts / "good", roi=away))
     found = model.predict(parts / "bad.png")
