@@ -251,10 +251,22 @@ def _measured(values: Result) -> list[str]:
         tables.append(drift_table(values))
     facts = [block for table in tables for block in (f"**{table.title}**", *body(table))]
     return [
-        f"Measured on {values['date'][:10]} with mmad-bank {values['versions']['mmad-bank']}{how}. Measure again:",
+        f"Measured on {values['date'][:10]} with mmad-bank {values['versions']['mmad-bank']}{how}.{_busy(values)}"
+        " Measure again:",
         f"```sh\n{command(values)}\n```",
         *fold("Machine and versions", facts),
     ]
+
+
+def _busy(values: Result) -> str:
+    """Say so where the machine had other work when a run began: one process more than it has cores."""
+    load, cores = values["machine"]["load_average"], values["machine"]["cores"]
+    if load < cores + 1:
+        return ""
+    return (
+        f" The machine had other work (load average {load:.1f} on {cores} cores at the start): times are longer than on"
+        " an idle one, and ratios within a run say more."
+    )
 
 
 def command(values: Result) -> str:
