@@ -4,9 +4,11 @@
     python benchmarks/methods.py papers --data DIR [--methods M3DM CFM] [--weights point_mae=FILE] [--workdir DIR]
     python benchmarks/methods.py papers --table cfm-1,m3dm-4 [--data DIR] [--recipe published] [--set NAME=VALUE ...]
     python benchmarks/methods.py papers --list
+    python benchmarks/methods.py real --data DIR [--only CATEGORY,...] [--json benchmarks/results]
 
 The second runs every method on MVTec 3D-AD or Eyecandies, with the published figures beside the measured ones. The
-third prints tables of the papers by name, on synthetic data where no data set is given; the last says which there are.
+third prints tables of the papers by name, on synthetic data where no data set is given; the fourth says which there
+are. The last fits PatchCore on pictures in MVTec AD's layout, beside anomalib's.
 Prints the machine, the versions and the tables; ``--json`` also writes them to a file. README.md beside this file says
 what is measured and how to read it.
 """
@@ -26,9 +28,13 @@ from mmad_bank.bench import IMAGES
 from mmad_bank.errors import InputError
 from mmad_bank.methods.readings import Recipe
 
-PARTS = ("inference", "accuracy", "readings", "papers")
+PARTS = ("inference", "accuracy", "readings", "papers", "real")
+WITHOUT_DATA = ("inference", "accuracy", "readings")
+"""Those that need no data set from elsewhere."""
+REAL = ("data", "only")
+"""Arguments that the part "real" reads."""
 PAPERS = ("data", "only", "few_shot", "bundled", "weights", "device", "table", "recipe", "settings", "thresholds")
-"""Arguments that only the part "papers" reads."""
+"""Arguments that the part "papers" reads; nobody but it and "real" does."""
 OF_TABLES = ("recipe", "settings", "thresholds")
 """Those of them that are for tables by name."""
 
@@ -43,7 +49,9 @@ def main() -> None:
             refuse(error)
     runs_papers = arguments.data is not None or arguments.table is not None
     only = ["papers"] if arguments.table is not None else None
-    parts = arguments.parts or only or [name for name in PARTS if name != "papers" or runs_papers]
+    parts = arguments.parts or only or [*WITHOUT_DATA, *(["papers"] if runs_papers else [])]
+    if "real" in parts and arguments.data is None:
+        refuse("--data: expected the folder of a data set for the part real, found none")
     if "papers" in parts and not runs_papers:
         refuse("--data: expected the folder of a data set for the part papers, or --table, found none")
     if arguments.table is None and any(getattr(arguments, name) is not None for name in OF_TABLES):
@@ -52,6 +60,8 @@ def main() -> None:
     check_parts(modules.values(), arguments)
     work = {name: partial(module.run, arguments) for name, module in modules.items()}
     settings = {name: getattr(arguments, name) for name in ("methods", "seeds", "categories", "images", "precision")}
+    if "real" in parts:
+        settings |= {name: _without_folders(getattr(arguments, name)) for name in REAL}
     if "papers" in parts:
         settings |= {name: _without_folders(getattr(arguments, name)) for name in PAPERS}
     run_parts("methods", work, settings, arguments)
@@ -80,9 +90,10 @@ def _arguments() -> argparse.Namespace:
     made.add_argument("--categories", type=int, default=5, help="number of categories of accuracy; default: all 5")
     made.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="categories at a time; default: cores")
     made.add_argument("--workdir", type=Path, help="folder for data sets and fits, kept; default: a temporary one")
-    papers = made.add_argument_group("arguments of papers")
-    papers.add_argument("--data", type=Path, metavar="DIR", help="MVTec 3D-AD, Eyecandies, or a folder like them")
-    papers.add_argument("--only", metavar="CATEGORY,...", help="some categories; default: all")
+    papers = made.add_argument_group("arguments of papers; of real those two that say so")
+    told = "MVTec 3D-AD, Eyecandies, or a folder like them; for real MVTec AD or a folder like it"
+    papers.add_argument("--data", type=Path, metavar="DIR", help=told)
+    papers.add_argument("--only", metavar="CATEGORY,...", help="some categories, of real too; default: all")
     papers.add_argument("--few-shot", type=int, metavar="N", help="fit on so many drawn images, without validation")
     papers.add_argument("--bundled", action="store_true", help="take small extractors that need no weight files")
     papers.add_argument("--embedded", action="store_true", dest="bundled", help=argparse.SUPPRESS)  # its former name

@@ -26,7 +26,7 @@ TITLES = {
     "selection": "Selection", "search": "Search", "bagel": "A bank of a real category's size", "load": "Loading",
     "exactness": "Exactness", "metrics": "Metrics", "scaling": "Scaling", "tradeoff": "Memory against accuracy",
     "inference": "Inference", "accuracy": "Accuracy", "readings": "Readings of the papers",
-    "papers": "The papers' tables", "gpu": "On a GPU",
+    "papers": "The papers' tables", "real": "Real pictures", "gpu": "On a GPU",
 }  # fmt: skip
 """Headings of the pages, by name, in the order of the index."""
 EMPTY_PAGE = "This page shows the tables of every run that is kept. None of this part is, so it shows no figures."

@@ -354,7 +354,8 @@ def test_the_page_names_the_command_that_made_a_result(module, monkeypatch, path
     assert arguments.threads == values["machine"]["threads"]
     for name, value in values["settings"].items():
         if name not in ("parts", "full"):
-            assert getattr(arguments, name) == value
+            found = getattr(arguments, name)
+            assert (found.name if isinstance(found, Path) else found) == value
 
 
 def test_report_reads_results_without_ceilings(module):
