@@ -27,7 +27,8 @@ TITLES = {
     "exactness": "Exactness", "metrics": "Metrics", "scaling": "Scaling", "tradeoff": "Memory against accuracy",
     "inference": "Inference", "accuracy": "Accuracy", "readings": "Readings of the papers",
     "decisions": "Decisions", "promise": "The promised false-alarm rate",
-    "papers": "The papers' tables", "bundled": "Bundled networks", "gpu": "On a GPU",
+    "papers": "The papers' tables", "bundled": "Bundled networks",
+    "real": "Real pictures", "gpu": "On a GPU",
 }  # fmt: skip
 """Headings of the pages, by name, in the order of the index."""
 EMPTY_PAGE = "This page shows the tables of every run that is kept. None of this part is, so it shows no figures."
@@ -252,10 +253,22 @@ def _measured(values: Result) -> list[str]:
         tables.append(drift_table(values))
     facts = [block for table in tables for block in (f"**{table.title}**", *body(table))]
     return [
-        f"Measured on {values['date'][:10]} with mmad-bank {values['versions']['mmad-bank']}{how}. Measure again:",
+        f"Measured on {values['date'][:10]} with mmad-bank {values['versions']['mmad-bank']}{how}.{_busy(values)}"
+        " Measure again:",
         f"```sh\n{command(values)}\n```",
         *fold("Machine and versions", facts),
     ]
+
+
+def _busy(values: Result) -> str:
+    """Say so where the machine had other work when a run began: one process more than it has cores."""
+    load, cores = values["machine"]["load_average"], values["machine"]["cores"]
+    if load < cores + 1:
+        return ""
+    return (
+        f" The machine had other work (load average {load:.1f} on {cores} cores at the start): times are longer than on"
+        " an idle one, and ratios within a run say more."
+    )
 
 
 def command(values: Result) -> str:

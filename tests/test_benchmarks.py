@@ -267,6 +267,13 @@ def test_a_replaced_result_is_folded_away(documents):
     assert "### Day 1" not in page
 
 
+def test_a_page_says_that_the_machine_had_other_work(module):
+    busy = module("pages")._busy
+    assert busy({"machine": {**MACHINE, "load_average": 2.9}}) == ""
+    words = " (load average 5.4 on 2 cores at the start): times are longer"
+    assert words in busy({"machine": {**MACHINE, "load_average": 5.4}})
+
+
 def test_runs_of_other_methods_stand_in_one_table(documents):
     columns = [{"key": key, "heading": key, "format": "", "detail": False} for key in ("method", "image_auroc")]
     runs = [made_up_accuracy(name) for name in ("M3DM", "CFM")]
@@ -348,7 +355,7 @@ def test_the_page_names_the_command_that_made_a_result(module, monkeypatch, path
     for name, value in values["settings"].items():
         if name not in ("parts", "full"):
             asked = getattr(arguments, name)
-            assert (str(asked) if isinstance(asked, Path) else asked) == value
+            assert value in (str(asked), asked.name) if isinstance(asked, Path) else value == asked
 
 
 def test_report_reads_results_without_ceilings(module):
