@@ -75,8 +75,9 @@ from mmad_bank.methods.shareable import (
 
 AnyMethod = TypeVar("AnyMethod", bound="Method")
 __all__ = ["MANIFEST", "Method", "Parameter", "Part", "Prediction", "Reason", "Samples", "read_manifest"]
-BUNDLED: Mapping[str, Any] = {"rgb": BUNDLED_RGB, "rgb_weights": PRETRAINED, "xyz": "fpfh"}
-"""Arguments for extractors whose weights come with a package, or that have none: nothing is downloaded."""
+BUNDLED: Mapping[str, Any] = {"rgb": BUNDLED_RGB, "rgb_weights": PRETRAINED, "xyz": "fpfh", "reweight": "top"}
+"""Arguments for extractors whose weights come with a package, or that have none: nothing is downloaded; and the rule of
+the image score that suits them."""
 _AT_ONCE = 8  # samples of a list that are scored together
 
 
