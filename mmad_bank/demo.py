@@ -84,7 +84,7 @@ class DemoResult:
 
 
 def run(
-    folder: str | Path, *, n_train: int = 18, n_test: int = 18, size: int = 256, seed: int = 0, workers: int = 1,
+    folder: str | Path, *, n_train: int = 200, n_test: int = 36, size: int = 256, seed: int = 0, workers: int = 1,
     overwrite: bool = False, progress: bool = False, command: str | None = None,
 ) -> DemoResult:  # fmt: skip
     """Synthesize a category, prepare it, fit M3DM with bundled extractors, evaluate it, and write a report.

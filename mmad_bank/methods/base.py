@@ -89,8 +89,9 @@ from mmad_bank.methods.verdicts import ModelCalibration, check_rate_for
 
 AnyMethod = TypeVar("AnyMethod", bound="Method")
 __all__ = ["MANIFEST", "Method", "Parameter", "Part", "Prediction", "Reason", "Samples", "read_manifest"]
-BUNDLED: Mapping[str, Any] = {"rgb": BUNDLED_RGB, "rgb_weights": PRETRAINED, "xyz": "fpfh"}
-"""Arguments for extractors whose weights come with a package, or that have none: nothing is downloaded."""
+BUNDLED: Mapping[str, Any] = {"rgb": BUNDLED_RGB, "rgb_weights": PRETRAINED, "xyz": "fpfh", "reweight": "top"}
+"""Arguments for extractors whose weights come with a package, or that have none: nothing is downloaded; and the rule of
+the image score that suits them."""
 _AT_ONCE = 8  # samples of a list that are scored together
 
 

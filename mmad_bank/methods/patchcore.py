@@ -34,10 +34,7 @@ class PatchCore(OneGridMethod):
     """
 
     name: ClassVar[str] = "patchcore"
-    bundled: ClassVar[Mapping[str, Any]] = {
-        "rgb": "efficientnet_lite2.reflect", "rgb_layers": BUNDLED_STAGES, "image_size": 320, "grid": (40, 40),
-        "reweight": "top",
-    }  # fmt: skip
+    bundled: ClassVar[Mapping[str, Any]] = {"rgb_layers": BUNDLED_STAGES, "image_size": 320, "grid": (40, 40)}
     """Chosen on painted pictures, see benchmarks/README.md, ``bundled``."""
 
     reweight: scoring.Reweight = "patchcore"

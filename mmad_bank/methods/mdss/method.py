@@ -30,7 +30,7 @@ from mmad_bank.data.sample import Sample
 from mmad_bank.data.sequences import as_samples
 from mmad_bank.errors import NoneUsableError
 from mmad_bank.extraction import usable
-from mmad_bank.features.factory import BUNDLED_RGB, RANDOM, make_rgb_extractor
+from mmad_bank.features.factory import BUNDLED_SMALL, RANDOM, make_rgb_extractor
 from mmad_bank.features.point_alignment import measured_points
 from mmad_bank.methods.base import Method, Part, Prediction, Samples
 from mmad_bank.methods.mdss.pdn import CHANNELS, PDN, foreground_mask, mask_on_grid, squared_difference
@@ -87,14 +87,15 @@ class MDSS(Method, RGBOptions):
     prediction_arguments: ClassVar[frozenset[str]] = frozenset({"decision"})
     bundled: ClassVar[Mapping[str, Any]] = {
         # PDN sees 33 pixels, so that it can learn the extractor's early stages only.
-        "rgb_layers": (1, 2), "channels": 64, "pdn_width": 8, "teacher_steps": 300, "teacher_batch": 4,
-        "teacher_lr": 2e-3, "student_steps": 400, "coverage": (5.0, 5.0), "sdf_steps": 1200, "sdf_batch": 12,
+        "rgb": BUNDLED_SMALL, "rgb_layers": (1, 2), "channels": 64, "pdn_width": 8, "teacher_steps": 300,
+        "teacher_batch": 4, "teacher_lr": 2e-3, "student_steps": 400, "coverage": (5.0, 5.0), "sdf_steps": 1200,
+        "sdf_batch": 12,
         # After so short a training a single patch's distance is noisy: their mean tells more than the smallest.
         "sdf_queries": 60, "sdf_lr": 1e-3, "sdf_width": 96, "aggregation": "mean",
     }  # fmt: skip
     preparation: ClassVar[str] = "mdss"
 
-    rgb: str = field(default=BUNDLED_RGB, kw_only=False)
+    rgb: str = field(default=BUNDLED_SMALL, kw_only=False)
     image_size: int = 256
 
     branches: Annotated[tuple[str, ...], SomeOf(BRANCHES)] = BRANCHES
