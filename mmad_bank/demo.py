@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 CATEGORY = "bagel_ring"
 ROWS = (HIGHEST_DEFECT, LOWEST_DEFECT, HIGHEST_GOOD)
 """The examples in the picture."""
-_N_VALIDATION, _N_REASONS = 4, 5
+_N_VALIDATION, _N_REASONS = 39, 5  # so many normal images can promise a false-alarm rate of 2.5 %
 _SETTINGS = "demo.json"
 _STEPS = {
     "synthesize": f"synthesize {CATEGORY}, a data set of colored parts with depth",
@@ -112,7 +112,7 @@ def run(
     """
     with_depth = _require_packages()
     from mmad_bank.data import Preprocessing, open_dataset, prepare
-    from mmad_bank.methods import load
+    from mmad_bank.methods import PatchCore, load
     from mmad_bank.report import Origin, Report
 
     folder = Path(folder)
@@ -124,7 +124,8 @@ def run(
     with _timed(seconds, "synthesize", progress):
         anew = _synthesize(folder, settings, workers, progress)
     with _timed(seconds, "prepare", progress, with_depth):
-        recipe = None if with_depth else Preprocessing.recipe("keep")
+        side = PatchCore.bundled_arguments()["image_size"]
+        recipe = None if with_depth else Preprocessing.recipe("keep", size=side)
         prepare(folder / "data", folder / "prepared", recipe, workers=workers, overwrite=anew, progress=progress)
     train = open_dataset(folder / "prepared", CATEGORY, "train")
     with _timed(seconds, "fit", progress, with_depth):
@@ -266,6 +267,7 @@ def draw(path: Path, evaluation: Evaluation, method: Method, train: SampleDatase
         titles = heads if row == 0 else ("",) * 5
         places = [outer[row, column] for column in range(5)]
         words = f"{role}\n{_kind(prediction)}score {prediction.score:.2f}\n{_rank(evaluation, prediction.score)}"
+        words += f"\nverdict: {prediction.verdict}" if prediction.verdict else ""
         over = _draw_row(figure, places, titles, words, prediction, limits)
         _draw_reasons(figure, places[4], titles[4], prediction, method, train)
     _colour_bar(figure, over, limits)
