@@ -6,7 +6,9 @@ import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,9 +19,14 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
 @pytest.fixture
-def part(monkeypatch: pytest.MonkeyPatch):
+def part(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+    """Import a part as the program does, and forget it and its neighbors after the test."""
+    before = set(sys.modules)
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return lambda name: importlib.import_module(f"parts.{name}")
+    yield lambda name: importlib.import_module(f"parts.{name}")
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
+            del sys.modules[name]
 
 
 def test_promise_runs(tmp_path: Path) -> None:

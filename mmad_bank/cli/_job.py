@@ -67,16 +67,19 @@ class Job:
         chosen = parse_settings(self.method, settings)
         self.arguments = {**arguments, **chosen.arguments}
         self.spelled = chosen.spelled
-        if "image_size" in self.spelled:
+        if {"image_size", "tiles"} & self.spelled.keys() and "image_size" in self.arguments:
             self._take_size(self.arguments["image_size"])
         with spelling(self.spelled):
             self.make()
 
     def _take_size(self, size: int) -> None:
-        """Take images of a size; a preset keeps its number of pixels per patch, unless the user has named a grid."""
+        """Take images of a size; a preset keeps its number of pixels per patch, unless the user has named a grid.
+
+        With tiles the grid is that of a tile.
+        """
         self.arguments["image_size"] = size
         if {"image_size", "grid"} <= self.preset.keys() and "grid" not in self.spelled:
-            share = size / self.preset["image_size"]
+            share = (self.arguments.get("tiles") or size) / self.preset["image_size"]
             self.arguments["grid"] = tuple(max(1, round(side * share)) for side in self.preset["grid"])
 
     def _take_prepared_size(self, samples: SampleDataset) -> None:

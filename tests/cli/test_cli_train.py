@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -102,9 +103,9 @@ def test_fit_trains_one_fusion_for_all_categories(parts: Path, tmp_path: Path, d
     assert model.trained_on_ == {"uff": TrainedOn(7, tuple(NAMES), FEATURES)}
     assert model.arguments()["uff_weights"] == "train"
     assert facts("info", out / "stud_tray")["trained_on"] == done["models"][1]["trained_on"]
-    line = "trained on   uff: 7 images of chip_cookie, stud_tray\n"
-    assert line.replace("   ", "  ") in good("info", out / "stud_tray")
-    assert line in good("info", out), "a folder of several models says it once"
+    line = r"trained on +uff: 7 images of chip_cookie, stud_tray\n"
+    assert re.search(line, good("info", out / "stud_tray"))
+    assert len(re.findall(line, good("info", out))) == 1, "a folder of several models says it once"
 
 
 def test_fit_per_category_trains_one_for_each(parts: Path, tmp_path: Path) -> None:
