@@ -254,10 +254,10 @@ def draw(path: Path, evaluation: Evaluation, method: Method, train: SampleDatase
     examples = {example.role: example.prediction for example in evaluation.examples}
     predictions = {role: examples[role] for role in ROWS if role in examples}
     limits = pictures.map_limits(method, list(predictions.values()))
-    width, height = (4.1 + _REASONS_WIDTH) * _PANEL + 1.6, len(predictions) * _PANEL + 0.95
+    width, height = (4.1 + _REASONS_WIDTH) * _PANEL + 1.72, len(predictions) * _PANEL + 0.95
     figure = Figure(figsize=(width, height), dpi=110, facecolor="white")
     FigureCanvasAgg(figure)
-    margins = {"left": 1.5 / width, "right": 1 - 0.06 / width, "top": 1 - 0.32 / height, "bottom": 0.63 / height}
+    margins = {"left": 1.62 / width, "right": 1 - 0.06 / width, "top": 1 - 0.32 / height, "bottom": 0.63 / height}
     ratios = (1, 1, 1, 1, _REASONS_WIDTH)
     outer = figure.add_gridspec(len(predictions), 5, wspace=0.04, hspace=0.1, width_ratios=ratios, **margins)
     over = None

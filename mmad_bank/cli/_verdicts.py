@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
@@ -37,10 +38,11 @@ def parse_rate(text: str | None) -> float | None:
     """
     if text is None:
         return None
-    rate = parse_share(text, "--false-alarm-rate")
-    if rate == 1:
-        raise InputError(f"--false-alarm-rate: expected a share above 0 and below 1, such as 0.01, found {text!r}")
-    return rate
+    with suppress(InputError):
+        rate = parse_share(text, "--false-alarm-rate")
+        if rate < 1:
+            return rate
+    raise InputError(f"--false-alarm-rate: expected a share above 0 and below 1, such as 0.01 or 1%, found {text!r}")
 
 
 def at_rate(method: AnyMethod, rate: float | None) -> AnyMethod:
