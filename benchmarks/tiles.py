@@ -101,10 +101,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
     tiles = SETTINGS[arguments.one]
     cells = TILE // CELL if tiles else arguments.image_size // CELL
-    method = PatchCore(
-        **PatchCore.bundled_arguments(), image_size=arguments.image_size, grid=(cells, cells), ratio=arguments.ratio,
-        **tiles,
-    )  # fmt: skip
+    own = {"image_size": arguments.image_size, "grid": (cells, cells), "ratio": arguments.ratio, "calibration": "none"}
+    method = PatchCore(**{**PatchCore.bundled_arguments(), **own, **tiles})
     begin = time.perf_counter()
     method.fit(open_dataset(arguments.folder / "train", layout="pictures"))
     fitted = time.perf_counter()

@@ -227,7 +227,7 @@ def test_a_stopped_prediction_goes_on(place: Path, tmp_path: Path) -> None:
     script = (
         "import os, signal, sys, mmad_bank.cli as c\n"
         "from mmad_bank.cli import predict\n"
-        "predict._draw_overlay = lambda *x: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "predict.draw_overlay = lambda *x: os.kill(os.getpid(), signal.SIGKILL)\n"
         "sys.argv = ['mmad-bank', *sys.argv[1:]]\nc.main()\n"
     )
     killed = subprocess.run([sys.executable, "-c", script, *command], capture_output=True, check=False)
