@@ -33,11 +33,11 @@ from mmad_bank.bank.provenance import Origin, Source
 from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.sample import Sample
 from mmad_bank.data.sequences import as_samples
-from mmad_bank.errors import InputError
+from mmad_bank.errors import InputError, NoneUsableError
 from mmad_bank.extraction import Extractors
 from mmad_bank.features.factory import RANDOM, make_rgb_extractor
 from mmad_bank.methods.base import Method, Part, Prediction, Reason, Samples
-from mmad_bank.methods.calibrating import CALIBRATED, FOLDS, VALIDATION, way_of
+from mmad_bank.methods.calibrating import CALIBRATED, FOLDS, VALIDATION
 from mmad_bank.methods.held_out import (
     HeldOut,
     ScoreRows,
@@ -215,7 +215,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
         before = self.preprocessing_
         self.preprocessing_ = self._choose_preprocessing(samples)
         try:
-            own = self._fingerprint(samples, self._held_out(validation))
+            own = self._fingerprint(samples, self._held_out(validation, len(samples)))
         finally:
             self.preprocessing_ = before
         extractors = self._training_extractors(self._make_extractors(self._networks(RANDOM)))
@@ -228,12 +228,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
         self.learn_parts([own], stages)
         dumps = self._composed("train", self._adapted("train", own.data, stages), stages)
         self.banks_ = MultiBank(self._build_banks(dumps, partial(self._saved_bank, stages=stages)))
-        kept_out = None
-        if validation is not None and len(validation):
-            extracted, seen = extract_split(self, self.extractors_, "validation", validation, stages)
-            self.skipped_ |= seen.skipped
-            self._split_frames["validation"] = seen.frames
-            kept_out = self._composed("validation", self._adapted("validation", extracted, stages), stages)
+        kept_out = self._kept_out(validation, stages)
         held_out = self._score_held_out(dumps, kept_out, stages)
         if held_out is not None:
             self.calibrated_ = fusion_of(held_out, self._map_of, self.device, self.roi_)
@@ -242,6 +237,21 @@ class BankMethod(Method, BankOptions, RGBOptions):
             self.calibration_ = calibration_of(held_out, self._fuse_scores, self.device, self.roi_)
         origin = "training images, each compared with the others' patches"
         self.map_scale_ = scale_by_stage(self._maps_of_others(dumps), origin, len(self.train_ids_), stages)
+
+    def _kept_out(self, validation: Samples | None, stages: Stages) -> Dumps | None:
+        """Describe the validation samples, if there are some."""
+        if validation is None or len(validation) == 0:
+            return None
+        try:
+            extracted, seen = extract_split(self, self.extractors_, "validation", validation, stages)
+        except NoneUsableError as error:
+            if self.needs_validation or self.calibration == "validation":
+                raise
+            self.skipped_ |= error.left_out  # verdicts do without it
+            return None
+        self.skipped_ |= seen.skipped
+        self._split_frames["validation"] = seen.frames
+        return self._composed("validation", self._adapted("validation", extracted, stages), stages)
 
     def training_data(self, dataset: Samples, stages: Stages) -> CategoryData:
         """Extract the features, see :meth:`Method.training_data`."""
@@ -275,7 +285,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
         """Score images that the banks do not hold, as the argument ``calibration`` says."""
         frames = self._split_frames
         n_validation = 0 if validation is None else len(frames["validation"])
-        way = way_of(self.calibration, len(frames["train"]), n_validation, folds=self.has_cheap_folds)
+        way = self._way(len(frames["train"]), n_validation)
         if way is None:
             return None
 

@@ -45,6 +45,7 @@ from mmad_bank.features.factory import BUNDLED_RGB, PRETRAINED
 from mmad_bank.fusion import CalibratedFusion
 from mmad_bank.methods.calibrating import (
     CALIBRATED,
+    LEAST,
     NOTHING_HELD_OUT,
     calibrate_by_predicting,
     fused_on_one_scale,
@@ -232,7 +233,7 @@ class Method(MethodOptions, ABC):
         refuse_missing(samples, self.modalities, self.name, "dataset")
         self.roi_ = region_of(samples, self)
         self.preprocessing_ = self._choose_preprocessing(samples)
-        held_out = self._held_out(validation)
+        held_out = self._held_out(validation, len(samples))
         own = self._fingerprint(samples, held_out)
         own |= {} if shared is None else {"shared": shared.identity}
         # Seeded, so that random extractors are the same when a fit is resumed.
@@ -699,13 +700,16 @@ class Method(MethodOptions, ABC):
     def _calibrate(self, dataset: Samples, validation: Samples | None, stages: Stages) -> None:
         """Score held-out normal samples for the verdicts."""
         refit = partial(self._refitted, validation=validation)
-        one_scale = self._decision == CALIBRATED
-        found = calibrate_by_predicting(self, refit, dataset, validation, stages, one_scale=one_scale)
+        found = calibrate_by_predicting(
+            self, refit, dataset, validation, stages,
+            way=self._way(len(dataset), 0 if validation is None else len(validation)),
+            one_scale=self._decision == CALIBRATED,
+        )  # fmt: skip
         self.calibration_, self.calibrated_ = found.calibration, found.fusion
 
     def _check_calibration(self, n_train: int, n_validation: int) -> None:
         """Refuse, before the work, a false-alarm rate that so many images cannot give."""
-        way = way_of(self.calibration, n_train, n_validation, folds=self.has_cheap_folds)
+        way = self._way(n_train, n_validation)
         if way is None and self._decision == CALIBRATED:
             raise InputError(NOTHING_HELD_OUT)
         if way is None and self.false_alarm_rate is not None:
@@ -714,6 +718,11 @@ class Method(MethodOptions, ABC):
                 f" {self.calibration_folds} times more; found neither"
             )
         check_promise(self.false_alarm_rate, n_validation if way == "validation" else n_train)
+
+    def _way(self, n_train: int, n_validation: int) -> str | None:
+        """Choose what verdicts are calibrated on; a scale of several parts needs fewer images than they do."""
+        least = 1 if self._decision == CALIBRATED else LEAST
+        return way_of(self.calibration, n_train, n_validation, folds=self.has_cheap_folds, least=least)
 
     def _refitted(self: AnyMethod, dataset: Samples, folder: Path, *, validation: Samples | None) -> AnyMethod:
         """Fit the same method on other samples."""
@@ -750,9 +759,12 @@ class Method(MethodOptions, ABC):
         """Return how the samples were prepared, or, where they are raw, how they will be."""
         return preprocessing_of(samples, self.preparation, self.image_size)
 
-    def _held_out(self, validation: Samples | None) -> Samples | None:
-        """Return the validation samples, if there are some and they are of use."""
+    def _held_out(self, validation: Samples | None, n_train: int) -> Samples | None:
+        """Return the validation samples, if there are some and they are of use beside so many training samples."""
         if validation is None or not self.uses_validation:
+            return None
+        n_validation = len(as_samples(validation, "validation"))
+        if not self.needs_validation and self._way(n_train, n_validation) != "validation":
             return None
         assert self.preprocessing_ is not None
         return held_out(validation, self.preprocessing_)

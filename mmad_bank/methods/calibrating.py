@@ -29,8 +29,9 @@ from mmad_bank.methods.options import CalibratedOn
 from mmad_bank.methods.prediction import Part, Prediction
 from mmad_bank.methods.verdicts import ModelCalibration, Observed
 
-ENOUGH = 19
-"""Number of validation images from which on they are preferred to folds: they can promise 5 %."""
+ENOUGH, LEAST = 19, 9
+"""Numbers of validation images: from the first on they are preferred to folds, as they can promise 5 %; below the
+second they are left alone, as a verdict at more than 10 % is worth little."""
 VALIDATION, FOLDS = "validation images", "training images, scored in folds"
 
 CALIBRATED = "calibrated"
@@ -41,7 +42,7 @@ NOTHING_HELD_OUT = (
 )
 
 
-def way_of(wanted: CalibratedOn, n_train: int, n_validation: int, *, folds: bool) -> str | None:
+def way_of(wanted: CalibratedOn, n_train: int, n_validation: int, *, folds: bool, least: int = LEAST) -> str | None:
     """Choose what a calibration is made on.
 
     Args:
@@ -49,6 +50,7 @@ def way_of(wanted: CalibratedOn, n_train: int, n_validation: int, *, folds: bool
         n_train: Number of training images.
         n_validation: Number of validation images.
         folds: Whether ``"auto"`` may take folds.
+        least: Smallest number of validation images that ``"auto"`` takes.
 
     Returns:
         ``"validation"``, ``"folds"``, or None for no calibration.
@@ -70,7 +72,7 @@ def way_of(wanted: CalibratedOn, n_train: int, n_validation: int, *, folds: bool
         return wanted
     if n_validation < ENOUGH and folds and n_train >= 2 and n_train > n_validation:
         return "folds"
-    return "validation" if n_validation else None
+    return "validation" if n_validation >= least else None
 
 
 def blocks_of(n: int, folds: int) -> list[slice]:
@@ -121,6 +123,7 @@ def calibrate_by_predicting(
     validation: Samples | None,
     stages: Stages,
     *,
+    way: str | None,
     one_scale: bool = False,
 ) -> Found:
     """Calibrate a method on its predictions of held-out samples, as a stage of its fit.
@@ -133,13 +136,9 @@ def calibrate_by_predicting(
         dataset: The training samples.
         validation: The validation samples.
         stages: Stages of the fit.
+        way: What it is calibrated on, see :func:`way_of`.
         one_scale: Whether the method will fuse its parts on the scale of held-out images.
-
-    Raises:
-        InputError: The images that an argument of the method wants are not there.
     """
-    n_validation = 0 if validation is None else len(validation)
-    way = way_of(method.calibration, len(dataset), n_validation, folds=False)
     if way is None:
         return Found(None, None)
 

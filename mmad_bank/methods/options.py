@@ -66,8 +66,8 @@ class MethodOptions:
     calibration: CalibratedOn = "auto"
     """Normal images that verdicts are calibrated on: those of the validation split; the training images, each scored by
     banks that were built without it (folds); or none. Auto takes the validation split where it can promise a
-    false-alarm rate of 5 % (19 images), else folds of the methods whose parts are all banks, else any validation
-    split."""
+    false-alarm rate of 5 % (19 images), else folds of the methods whose parts are all banks, else a validation split
+    that can promise 10 % (9 images)."""
 
     calibration_folds: Annotated[int, Range(2, 1000)] = 10
     """Parts that the training images are cut into for the calibration by folds: so many times banks are built of the

