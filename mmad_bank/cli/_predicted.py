@@ -25,7 +25,7 @@ _NO_FRAME = (
     " prepare the data again for maps in the pictures'"
 )
 _COLUMNS = (
-    "id", "score", "p_value", "verdict", "normalized_score", "threshold", "false_alarm_rate", "regions", "region_top",
+    "id", "score", "p_value", "verdict", "normalized_score", "threshold", "false_alarm_rate", "extrapolated", "regions", "region_top",
     "region_left", "region_bottom", "region_right", "region_area", "region_area_mm2", "region_peak", "nearest_sample",
     "nearest_distance", "folder",
 )  # fmt: skip

@@ -142,7 +142,7 @@ def word_model_calibration(facts: Mapping[str, Any] | None) -> str:
     """Return the same for people, in a line."""
     if facts is None:
         return "none, there are no verdicts"
-    return f"{facts['images']:,} {facts['origin']}, which can promise {percent(facts['smallest_rate'])}"
+    return f"{facts['images']:,} {facts['origin']}; smallest false-alarm rate {percent(facts['smallest_rate'])}"
 
 
 def words_of_model_calibration(facts: Mapping[str, Any] | None) -> list[str]:

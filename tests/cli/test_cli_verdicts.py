@@ -87,7 +87,7 @@ def test_predict_judges(model: Path, data: Path, tmp_path: Path) -> None:
 
 
 def test_fit_and_info_say_what_a_model_is_calibrated_on(model: Path, data: Path, tmp_path: Path) -> None:
-    words = f"{N_TRAIN} training images, scored in folds, which can promise 4 %"
+    words = f"{N_TRAIN} training images, scored in folds; smallest false-alarm rate 4 %"
     found = facts("info", model)["calibration"]
     assert (found["images"], found["origin"]) == (N_TRAIN, "training images, scored in folds")
     assert [one["extrapolated"] for one in found["thresholds"]] == [False, False, True, True]
