@@ -25,8 +25,8 @@ _NO_FRAME = (
     " prepare the data again for maps in the pictures'"
 )
 _COLUMNS = (
-    "id", "score", "p_value", "verdict", "normalized_score", "threshold", "false_alarm_rate", "extrapolated", "regions", "region_top",
-    "region_left", "region_bottom", "region_right", "region_area", "region_area_mm2", "region_peak", "nearest_sample",
+    "id", "score", "p_value", "verdict", "normalized_score", "threshold", "false_alarm_rate", "extrapolated", "regions",
+    "region_top", "region_left", "region_bottom", "region_right", "region_area", "region_area_mm2", "region_peak", "nearest_sample",
     "nearest_distance", "folder",
 )  # fmt: skip
 """Columns of the table. Those of a region are of the worst one; the nearest sample is that of the first bank."""
