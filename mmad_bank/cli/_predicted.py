@@ -26,8 +26,8 @@ _NO_FRAME = (
 )
 _COLUMNS = (
     "id", "score", "p_value", "verdict", "normalized_score", "threshold", "false_alarm_rate", "extrapolated", "regions",
-    "region_top", "region_left", "region_bottom", "region_right", "region_area", "region_area_mm2", "region_peak", "nearest_sample",
-    "nearest_distance", "folder",
+    "region_top", "region_left", "region_bottom", "region_right", "region_area", "region_area_mm2", "region_peak",
+    "nearest_sample", "nearest_distance", "folder",
 )  # fmt: skip
 """Columns of the table. Those of a region are of the worst one; the nearest sample is that of the first bank."""
 
