@@ -25,6 +25,8 @@ USUAL_RATE = 0.01
 """False-alarm rate that is aimed at where none is asked for."""
 LEAST_FOR_TAIL = 20
 """Number of held-out scores from which on a tail is fitted."""
+FARTHEST = 0.1
+"""Smallest rate that is extrapolated, in parts of the smallest one that is promised."""
 _TAIL_SHARE, _TAIL_LEAST = 0.1, 10  # of the scores, and scores, that the tail is fitted to
 _JUST = 1 + 1e-12  # for rates such as 0.29 with 99 images, whose product is 28.999... in floating point
 _LEAST_WIDTH = 1e-30  # of a scale, where all held-out scores are the same
@@ -39,12 +41,21 @@ def check_promise(rate: float | None, n_images: int) -> None:
         n_images: Number of held-out images.
 
     Raises:
-        InputError: It is below 1/(n + 1), and there are fewer than :data:`LEAST_FOR_TAIL` images.
+        InputError: It is below 1/(n + 1) with fewer than :data:`LEAST_FOR_TAIL` images, or below a tenth of that: so
+            far from what was seen, a tail says little.
     """
-    if rate is not None and rate * (n_images + 1) * _JUST < 1 and n_images < LEAST_FOR_TAIL:
+    if rate is None or rate * (n_images + 1) * _JUST >= 1:
+        return
+    least = 1 / (n_images + 1)
+    if n_images < LEAST_FOR_TAIL:
         raise InputError(
-            f"false_alarm_rate: expected at least 1/(n + 1) = {1 / (n_images + 1):.4g} with {n_images} held-out images,"
+            f"false_alarm_rate: expected at least 1/(n + 1) = {least:.4g} with {n_images} held-out images,"
             f" or {LEAST_FOR_TAIL} of them to extrapolate from, found {rate:g}"
+        )
+    if rate * _JUST < least * FARTHEST:
+        raise InputError(
+            f"false_alarm_rate: expected at least {least * FARTHEST:.4g}, a tenth of the 1/(n + 1) that {n_images}"
+            f" held-out images can promise, found {rate:g}"
         )
 
 
@@ -168,7 +179,7 @@ class Calibration:
             rate: Share of the normal images that may be called bad; None takes :meth:`rate`'s.
 
         Raises:
-            InputError: It is out of range, or too small for the number of images.
+            InputError: It is out of range, or too small for the number of images, see :func:`check_promise`.
         """
         wanted = self.rate(rate)
         k = math.floor(wanted * (len(self) + 1) * _JUST)

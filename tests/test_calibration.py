@@ -78,8 +78,12 @@ def test_below_what_can_be_promised_a_tail_extrapolates() -> None:
     assert not last.extrapolated
     assert first.extrapolated
     assert first.score >= last.score
-    falling = [calibration.threshold(rate).score for rate in (1e-2, 1e-3, 1e-4, 1e-5)]
-    assert falling == sorted(falling)
+    rising = [calibration.threshold(rate).score for rate in (1e-2, 5e-3, 3e-3, 2e-3)]
+    assert rising == sorted(rising)
+    with pytest.raises(InputError, match=r"expected at least 0.001961, a tenth of the 1/\(n \+ 1\) that 50 .* 0.001$"):
+        calibration.threshold(0.001)
+    with pytest.raises(InputError, match="a tenth of the 1"):
+        calibration.threshold(1e-320)
 
 
 @pytest.mark.parametrize(("shape", "scale"), [(0.0, 1.0), (0.25, 2.0), (0.5, 0.1)])
@@ -107,7 +111,7 @@ def test_a_tail_without_an_end_is_taken_where_few_scores_suggest_one() -> None:
 
 def test_equal_scores_have_a_threshold() -> None:
     calibration = Calibration(torch.full((30,), 2.0))
-    assert calibration.threshold(1e-3) == (2.0, 1e-3, True)
+    assert calibration.threshold(1e-2) == (2.0, 1e-2, True)
     assert calibration.normalized(torch.tensor([2.0, 3.0])).tolist() == pytest.approx([0.0, 1.0])
 
 

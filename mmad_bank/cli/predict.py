@@ -128,7 +128,7 @@ def predict(
     tables = [str(path.resolve()) for path in (csv, jsonl) if path]
     job |= {"tables": tables} if tables else {}
     written = [str(Path(name if len(samples) > 1 else ".", file)) for name in samples for file in (*WRITTEN, POINTS)]
-    mine, read = overwrite or is_unfinished(out, job), (model, *inputs)
+    mine, read = overwrite or is_unfinished(out, job), (model, *inputs, *_files_found(inputs, groups))
     check_output_folder(out, "--out", outputs=written, inputs=read, overwrite=mine)
     check_outputs({"--csv": csv, "--jsonl": jsonl}, inputs=read, overwrite=mine)
     if maps is not None:
@@ -228,6 +228,14 @@ def _groups(
         opened = [(str(place), open_dataset(place, name, split, layout, units=units)) for name in wanted]
         groups.append(_Group(names[0] if len(by_model) > 1 else "", folder, _samples_of(opened), opened))
     return groups
+
+
+def _files_found(inputs: Sequence[Path], groups: Sequence[_Group]) -> list[Path]:
+    """Return the pictures that lists and patterns name, none of which may be written over; folders guard their own."""
+    if all(path.is_dir() for path in inputs):
+        return []
+    records = [record for group in groups for _, dataset in group.datasets for record in dataset.records]
+    return [path for record in records for path in (record.rgb, record.xyz) if path is not None]
 
 
 def _group_of_pictures(model: Path, inputs: Sequence[Path], categories: list[str] | None, layout: str) -> _Group:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from mmad_bank.errors import InputError
 
+_SMALLEST = 1e-30  # of a unit, so that float32 can hold what is divided by it
 POWER = 4
 """Exponent of the power mean of image scores."""
 
@@ -59,7 +60,7 @@ class CalibratedFusion:
             )
         for name, units in (("images", self.images), ("pixels", self.pixels)):
             for part, unit in units.items():
-                if not 0 < unit < math.inf:
+                if not _SMALLEST < unit < math.inf:
                     raise InputError(f"{name}[{part!r}]: expected a finite number above 0, found {unit!r}")
 
     def fuse_images(self, scores: Mapping[str, Tensor]) -> Tensor:
@@ -141,4 +142,4 @@ def _deviation(parts: list[tuple[int, float, float]]) -> float:
 
 
 def _unit(value: float) -> float:
-    return value if value > 0 else 1.0
+    return value if value > _SMALLEST else 1.0

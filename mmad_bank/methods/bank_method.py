@@ -444,6 +444,10 @@ class BankMethod(Method, BankOptions, RGBOptions):
         assert self.calibrated_ is not None
         return self.calibrated_.fuse_images(images), self.calibrated_.fuse_pixels(places)
 
+    def _parts_of_decision(self) -> tuple[str, ...]:
+        names = self._bank_names()
+        return names if len(names) > 1 else ()
+
     def _on_one_scale(self, prediction: Prediction) -> Prediction:
         return prediction  # it is already: see _decided
 

@@ -478,6 +478,8 @@ class Method(MethodOptions, ABC):
         vars(other).update({name: value for name, value in vars(self).items() if name.endswith("_")})
         if set(changes) - VERDICT_ARGUMENTS:
             other.map_scale_ = other.calibration_ = None
+            if "false_alarm_rate" not in changes:
+                other.false_alarm_rate = None  # there are no verdicts any more
         if changes.get("decision") == CALIBRATED and self.calibrated_ is None:
             raise InputError(NOTHING_HELD_OUT)
         other._keep_own(self)
@@ -552,6 +554,8 @@ class Method(MethodOptions, ABC):
                 method._trust_index = trust_index
                 method._restore(content)
                 method._load(folder, content["learnt"])
+                method._check_decision()
+                check_rate_for(method.false_alarm_rate, method.calibration_)
         return method
 
     def _restore(self, content: Mapping[str, Any]) -> None:
@@ -718,6 +722,22 @@ class Method(MethodOptions, ABC):
                 f" {self.calibration_folds} times more; found neither"
             )
         check_promise(self.false_alarm_rate, n_validation if way == "validation" else n_train)
+
+    def _check_decision(self) -> None:
+        """Refuse a model whose decision is that on one scale, and which does not know the scales of its parts.
+
+        Raises:
+            FormatError: It is one.
+        """
+        if self._decision != CALIBRATED or self.calibration == "none":
+            return
+        known = set() if self.calibrated_ is None else set(self.calibrated_.images)
+        if known != set(self._parts_of_decision()):
+            raise FormatError(f"{MANIFEST}: expected scales of {', '.join(self._parts_of_decision())}, found others")
+
+    def _parts_of_decision(self) -> tuple[str, ...]:
+        """Name the parts that a decision is over; none where there is only one."""
+        return ()
 
     def _way(self, n_train: int, n_validation: int) -> str | None:
         """Choose what verdicts are calibrated on; a scale of several parts needs fewer images than they do."""

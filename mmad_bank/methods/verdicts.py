@@ -142,9 +142,12 @@ class ModelCalibration:
         """
         images = {str(name): Calibration.from_json(one) for name, one in content["images"].items()}
         pixels = tuple(float(content["pixels"][f"{rate:g}"]) for rate in PIXEL_RATES)
-        if FUSED not in images or not all(map(math.isfinite, pixels)):
-            raise ValueError("images and pixels of a calibration")
-        return cls(images, Calibration.from_json(content["peaks"]), pixels)
+        peaks = Calibration.from_json(content["peaks"])
+        if FUSED not in images or {len(one) for one in images.values()} != {len(peaks)}:
+            raise ValueError("images and peaks of a calibration")
+        if not all(map(math.isfinite, pixels)) or list(pixels) != sorted(pixels):
+            raise ValueError("pixels of a calibration")
+        return cls(images, peaks, pixels)
 
 
 class Observed:

@@ -13,7 +13,7 @@ import pytest
 for package in ("scipy", "timm", "PIL"):
     pytest.importorskip(package)
 
-from helpers import call, facts, refused, small_settings
+from helpers import call, facts, refused, refused_at_last, small_settings
 from PIL import Image
 
 from mmad_bank import methods
@@ -93,7 +93,7 @@ def test_fit_and_info_say_what_a_model_is_calibrated_on(model: Path, data: Path,
     assert [one["extrapolated"] for one in found["thresholds"]] == [False, False, True, True]
     said = call("info", model).stdout
     assert words in said
-    assert "0.1 %" in said
+    assert "   1 %" in said
     assert f"calibrated on {words}" in call("fit", "patchcore", data, "--out", tmp_path / "m", *SMALL).stdout
 
 
@@ -110,13 +110,26 @@ def test_predict_says_the_verdicts_and_ends_by_them(model: Path, data: Path, tmp
 def test_a_false_alarm_rate_can_be_asked_for(model: Path, data: Path, tmp_path: Path) -> None:
     half = predicted(model, data, tmp_path / "half", "--false-alarm-rate", "50%")
     assert {one["false_alarm_rate"] for one in half.values()} == {0.5}
-    few = predicted(model, data, tmp_path / "few", "--false-alarm-rate", 0.001)
+    few = predicted(model, data, tmp_path / "few", "--false-alarm-rate", 0.01)
     assert all(one["extrapolated"] for one in few.values())
     assert min(one["threshold"] for one in few.values()) >= max(one["threshold"] for one in half.values())
-    shown = call("predict", model, data, "--out", tmp_path / "words", "--false-alarm-rate", 0.001)
-    assert "at a false-alarm rate of 0.1 % (extrapolated)" in shown.stdout
+    shown = call("predict", model, data, "--out", tmp_path / "words", "--false-alarm-rate", 0.01)
+    assert "at a false-alarm rate of 1 % (extrapolated)" in shown.stdout
     said = refused("predict", model, data, "--out", tmp_path / "no", "--false-alarm-rate", 2)
     assert said.startswith("error: --false-alarm-rate: expected")
+
+
+@pytest.mark.parametrize("what", ["list.txt", "*.png"])
+def test_a_picture_that_a_list_or_a_pattern_names_is_not_written_over(
+    model: Path, data: Path, tmp_path: Path, what: str
+) -> None:
+    for number in range(3):
+        picture(300 + number).save(tmp_path / f"{number}.png")
+    (tmp_path / "list.txt").write_text("0.png\n1.png\n")
+    before = (tmp_path / "0.png").read_bytes()
+    command = ("predict", model, tmp_path / what, "--out", tmp_path / "out", "--csv", tmp_path / "0.png")
+    assert "0.png' is also an input" in refused_at_last(*command, "--overwrite")
+    assert (tmp_path / "0.png").read_bytes() == before
 
 
 def test_a_model_without_a_calibration(data: Path, tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from small_parts import CFM_ARGUMENTS, RGB, SIZE, a_part
 
 from mmad_bank.calibration import Calibration
 from mmad_bank.data import Sample
-from mmad_bank.errors import InputError
+from mmad_bank.errors import FormatError, InputError
 from mmad_bank.methods import CFM, LSFA, M3DM, MDSS, Method, PatchCore, load
+from mmad_bank.methods.model_folder import checksum_of
 from mmad_bank.methods.verdicts import PIXEL_RATES, ModelCalibration, pixel_areas
 
 POINTS: dict[str, Any] = {**RGB, "xyz": "fpfh"}
@@ -248,6 +249,34 @@ def test_every_method_of_several_parts_can_change_its_decision(make: Any, parts:
     bare = type(own)(**{**own.arguments(), "decision": first, "calibration": "none"}).fit(parts[:3])
     with pytest.raises(InputError, match="decision: expected held-out normal images for 'calibrated', found none"):
         bare.with_arguments(decision="calibrated")
+
+
+@pytest.mark.parametrize("make", [m3dm, cfm])
+@pytest.mark.parametrize("change", ["gone", "renamed", "another number", "a rate that cannot be"])
+def test_an_altered_calibration_is_refused_when_the_model_is_loaded(
+    make: Any, change: str, parts: list[Sample], tmp_path: Path
+) -> None:
+    make(calibration="validation").fit(parts[:3], validation=parts[3:6]).save(tmp_path / "model")
+    path = tmp_path / "model" / "model.json"
+    content = json.loads(path.read_text())
+    if change == "gone":
+        content["calibrated"] = None
+    elif change == "renamed":
+        content["calibrated"] = {"images": {"zzz": 1.0, "rgb": 1.0}, "pixels": {"zzz": 1.0, "rgb": 1.0}}
+    elif change == "another number":
+        content["calibration"]["peaks"]["scores"] = [1.0]
+    else:
+        content["arguments"]["false_alarm_rate"] = 1e-6
+    content["checksum"] = checksum_of(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(FormatError):
+        load(tmp_path / "model")
+
+
+def test_other_scores_have_no_rate_any_more(parts: list[Sample]) -> None:
+    model = PatchCore(**RGB, false_alarm_rate=0.1).fit(parts)
+    assert model.with_arguments(sigma=2.0).predict(parts[0]).verdict is None
+    assert model.with_arguments(false_alarm_rate=0.2).predict(parts[0]).verdict is not None
 
 
 def test_folds_of_a_trained_method_fit_it_anew(parts: list[Sample]) -> None:

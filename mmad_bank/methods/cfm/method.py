@@ -185,6 +185,9 @@ class CFM(Method, GridOptions, PointOptions):
     def _decision(self) -> str:
         return self.decision
 
+    def _parts_of_decision(self) -> tuple[str, ...]:
+        return MODALITIES
+
     def _check_arguments(self) -> None:
         super()._check_arguments()
         given = {self.rgb_to_xyz_weights, self.xyz_to_rgb_weights}

@@ -207,6 +207,9 @@ class MDSS(Method, RGBOptions):
     def _decision(self) -> str:
         return self.decision
 
+    def _parts_of_decision(self) -> tuple[str, ...]:
+        return self.branches if len(self.branches) > 1 else ()
+
     # Fitting.
 
     @property
