@@ -67,7 +67,7 @@ def _read_bank(path: Path) -> None:
         rule = bank.calibration.rule
         patches = torch.zeros(1, bank.calibration.patches, bank.dim)
         bank.judge(bank.score(patches, reweight=rule.reweight, n_neighbors=rule.n_neighbors, divisor=rule.divisor))
-        bank.calibration.images.threshold(0.001)
+        bank.calibration.images.threshold(bank.calibration.images.smallest_rate / 5)  # extrapolated
 
 
 def _multi_bank(path: Path) -> None:
