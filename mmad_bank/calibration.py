@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +32,19 @@ _TAIL_SHARE, _TAIL_LEAST = 0.1, 10  # of the scores, and scores, that the tail i
 _JUST = 1 + 1e-12  # for rates such as 0.29 with 99 images, whose product is 28.999... in floating point
 _LEAST_WIDTH = 1e-30  # of a scale, where all held-out scores are the same
 _LARGEST_SHAPE = 0.9  # of a tail that still has a mean
+
+
+def blocks_of(n: int, folds: int) -> list[slice]:
+    """Cut n images into folds: runs of neighboring ones of about the same length.
+
+    Pictures of one part that lie beside each other stay together, apart from the two at a fold's ends.
+
+    Example:
+        >>> blocks_of(7, 3)
+        [slice(0, 2, None), slice(2, 4, None), slice(4, 7, None)]
+    """
+    ends = [n * number // min(folds, n) for number in range(min(folds, n) + 1)]
+    return [slice(first, last) for first, last in pairwise(ends)]
 
 
 def check_promise(rate: float | None, n_images: int) -> None:

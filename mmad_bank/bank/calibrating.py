@@ -18,7 +18,7 @@ from mmad_bank.bank.dumps import FeatureDump, Part
 from mmad_bank.bank.provenance import Source
 from mmad_bank.bank.reporting import Report
 from mmad_bank.bank.scores import Rule, Scores
-from mmad_bank.calibration import Calibration, Threshold
+from mmad_bank.calibration import Calibration, Threshold, blocks_of
 from mmad_bank.errors import InputError
 
 SHARES = (0.1, 0.05, 0.01, 0.005, 0.001, 0.0001)
@@ -184,8 +184,7 @@ def score_by_folds(
         build: Function from the features of the other folds to what scores with a bank of them.
         dump: The features.
         per_image: Number of patches per image.
-        folds: Number of folds, which are runs of neighboring images: pictures of one part that lie beside each other
-            stay together, apart from the two at a fold's ends.
+        folds: Number of folds, see :func:`mmad_bank.calibration.blocks_of`.
         report: Function that the work reports to.
 
     Raises:
@@ -195,8 +194,8 @@ def score_by_folds(
     check_index(folds, "folds", 2, n_images, "the number of images")
     whole = in_images(dump, per_image)
     found = []
-    for fold in range(folds):
-        first, last = n_images * fold // folds * per_image, n_images * (fold + 1) // folds * per_image
+    for block in blocks_of(n_images, folds):
+        first, last = block.start * per_image, block.stop * per_image
         rest = FeatureDump([*_parts_between(whole, 0, first), *_parts_between(whole, last, len(whole))])
         score = build(rest)
         _, own = score_dump(score, FeatureDump(_parts_between(whole, first, last)), per_image)

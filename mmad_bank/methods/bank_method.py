@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -46,6 +46,7 @@ from mmad_bank.methods.held_out import (
     in_folds,
     kept_in,
     score_all,
+    scored,
     table_without,
 )
 from mmad_bank.methods.map_scale import distances_to_others, scale_by_stage, spread
@@ -61,17 +62,13 @@ from mmad_bank.methods.roi import (
 )
 from mmad_bank.methods.shareable import CategoryData, warn_of_other_features
 from mmad_bank.methods.training_features import (
-    IMAGES_AT_ONCE,
     Dumps,
-    bar,
-    batches,
     extract_split,
     made_of,
     share_features,
 )
 from mmad_bank.methods.verdicts import FUSED
 
-AnyBankMethod = TypeVar("AnyBankMethod", bound="BankMethod")
 BuildBank = Callable[[str, np.ndarray, int | None], MemoryBank]
 
 
@@ -292,20 +289,19 @@ class BankMethod(Method, BankOptions, RGBOptions):
         def make() -> list[dict[str, Scores]]:
             if way == "validation":
                 assert validation is not None
-                what = "scoring held-out images"
-                return score_all(self._score_patches, validation, frames["validation"], self.device, stages, what)
+                return score_all(self._score_patches, validation, frames["validation"], self.device, stages)
             return in_folds(
-                lambda block: MultiBank(self._build_banks(dumps, partial(self._select_bank, left_out=block))),
-                self._scoring_by, dumps, frames["train"], self.calibration_folds, self.device, stages,
+                lambda block: self._scoring_by(self._build_banks(dumps, partial(self._select_bank, left_out=block))),
+                dumps, frames["train"], self.calibration_folds, self.device, stages,
             )  # fmt: skip
 
         origin, split = (VALIDATION, "validation") if way == "validation" else (FOLDS, "train")
-        return kept_in(partial(stages.run, "held-out.safetensors"), make, frames[split], origin)
+        return kept_in(stages, make, frames[split], origin)
 
-    def _scoring_by(self: AnyBankMethod, banks: MultiBank) -> ScoreRows:
+    def _scoring_by(self, banks: Mapping[str, MemoryBank]) -> ScoreRows:
         """Return the rule by which patches are scored, with other banks than the own ones."""
         other = type(self)(**self.arguments())
-        vars(other).update(vars(self), banks_=banks)
+        vars(other).update(vars(self), banks_=MultiBank(banks))
         return other._score_patches  # noqa: SLF001 (its own: a copy of this one)
 
     def _calibrate(self, dataset: Samples, validation: Samples | None, stages: Stages) -> None:
@@ -395,14 +391,10 @@ class BankMethod(Method, BankOptions, RGBOptions):
 
     def _train_scores(
         self, dumps: Dumps, frames: Sequence[Frame | None], stages: Stages
-    ) -> Iterator[tuple[list[Frame | None], dict[str, Scores]]]:
+    ) -> Iterator[tuple[Sequence[Frame | None], dict[str, Scores]]]:
         """Yield the frames of images of dumps, and the banks' scores of those, a few images at a time."""
-        n_images = len(next(iter(dumps.values())))
-        with bar("scoring normal images for the decision", n_images, stages) as report:
-            for first, features in batches(dumps, self.device):
-                own = list(frames[first : first + len(next(iter(features.values())))])
-                yield own, self._score_patches(features, own)
-                report(min(first + IMAGES_AT_ONCE, n_images))
+        what = "scoring normal images for the decision"
+        yield from scored(self._score_patches, dumps, frames, self.device, stages, what)
 
     def _score_rows(self, bank: str, rows: Tensor) -> Scores:
         """Score images' patches (B, P, D) by a bank, with the method's rule for the image score."""

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, Protocol, cast
 
@@ -20,6 +19,7 @@ from torch.utils.data import Dataset, Subset
 
 from mmad_bank._internal.progress import within
 from mmad_bank._internal.resume import Stages
+from mmad_bank.calibration import blocks_of
 from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.sample import Sample
 from mmad_bank.data.sequences import Samples, as_samples
@@ -75,21 +75,9 @@ def way_of(wanted: CalibratedOn, n_train: int, n_validation: int, *, folds: bool
     return "validation" if n_validation >= least else None
 
 
-def blocks_of(n: int, folds: int) -> list[slice]:
-    """Cut n images into runs of about the same length.
-
-    Example:
-        >>> blocks_of(7, 3)
-        [slice(0, 2, None), slice(2, 4, None), slice(4, 7, None)]
-    """
-    ends = [n * number // min(folds, n) for number in range(min(folds, n) + 1)]
-    return [slice(first, last) for first, last in pairwise(ends)]
-
-
 class Predicting(Protocol):
     """A fitted method, as far as this module knows one."""
 
-    calibration: CalibratedOn
     calibration_folds: int
 
     def predict_batch(self, samples: Sequence[Sample]) -> list[Prediction]:

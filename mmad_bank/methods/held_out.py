@@ -10,26 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mmad_bank._internal.progress import within
+from mmad_bank._internal.resume import Stages
 from mmad_bank._internal.tensor_files import write_tensors
-from mmad_bank.bank import MultiBank, Scores
+from mmad_bank.bank import Scores
 from mmad_bank.bank.dumps import FeatureDump, open_dump
+from mmad_bank.calibration import blocks_of
 from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.roi import RegionOfInterest
 from mmad_bank.fusion import CalibratedFusion, PartScales
-from mmad_bank.methods.calibrating import blocks_of
 from mmad_bank.methods.roi import square_inside, table_inside
 from mmad_bank.methods.training_features import IMAGES_AT_ONCE, Dumps, bar, batches
 from mmad_bank.methods.verdicts import ModelCalibration, Observed
-
-if TYPE_CHECKING:
-    from mmad_bank._internal.resume import Stages
 
 
 @dataclass(frozen=True)
@@ -85,29 +82,45 @@ def table_without(table: np.ndarray, rows: Tensor | None, left_out: slice | None
 ScoreRows = Callable[[Mapping[str, Tensor], Sequence[Frame | None]], dict[str, Scores]]
 
 
-def score_all(
+def scored(
     score: ScoreRows, dumps: Dumps, frames: Sequence[Frame | None], device: str, stages: Stages, what: str
-) -> list[dict[str, Scores]]:
-    """Score the images of dumps, a few at a time; the scores are on the CPU."""
-    n_images, found = len(next(iter(dumps.values()))), []
+) -> Iterator[tuple[Sequence[Frame | None], dict[str, Scores]]]:
+    """Yield the frames of the images of dumps, and their scores, a few images at a time.
+
+    Args:
+        score: Rule by which patches are scored.
+        dumps: Features of the images.
+        frames: Their frames.
+        device: Device that scores.
+        stages: Stages of the training.
+        what: Words for the bar.
+    """
+    n_images = len(next(iter(dumps.values())))
     with bar(what, n_images, stages) as report:
         for first, features in batches(dumps, device):
-            own = list(frames[first : first + len(next(iter(features.values())))])
-            scores = score(features, own)
-            found.append({name: Scores(*(one.cpu() for one in scores[name])) for name in scores})
-            report(min(first + IMAGES_AT_ONCE, n_images))
-    return found
+            own = frames[first : first + IMAGES_AT_ONCE]
+            yield own, score(features, own)
+            report(first + len(own))
+
+
+def score_all(
+    score: ScoreRows, dumps: Dumps, frames: Sequence[Frame | None], device: str, stages: Stages
+) -> list[dict[str, Scores]]:
+    """Score held-out images, see :func:`scored`; what is kept of the scores is on the CPU."""
+    return [
+        {name: Scores(own.patch.cpu(), own.image.cpu(), torch.empty(0)) for name, own in scores.items()}
+        for _, scores in scored(score, dumps, frames, device, stages, "scoring held-out images")
+    ]
 
 
 def in_folds(
-    banks_of: Callable[[slice], MultiBank], score_by: Callable[[MultiBank], ScoreRows], dumps: Dumps,
-    frames: Sequence[Frame | None], folds: int, device: str, stages: Stages,
+    score_without: Callable[[slice], ScoreRows], dumps: Dumps, frames: Sequence[Frame | None], folds: int, device: str,
+    stages: Stages,
 ) -> list[dict[str, Scores]]:  # fmt: skip
     """Score each training image by banks that were selected without its fold.
 
     Args:
-        banks_of: Function that builds banks without some images.
-        score_by: Function that gives the rule by which images are scored with banks.
+        score_without: Function that gives the rule by which patches are scored with banks without some images.
         dumps: Features of the training images.
         frames: Their frames.
         folds: Number of folds.
@@ -119,15 +132,12 @@ def in_folds(
     for number, block in enumerate(blocks, 1):
         with within("fold", number, len(blocks)):
             own = {name: table[block] for name, table in dumps.items()}
-            found += score_all(score_by(banks_of(block)), own, frames[block], device, stages, "scoring held-out images")
+            found += score_all(score_without(block), own, frames[block], device, stages)
     return found
 
 
 def kept_in(
-    path_of: Callable[[Callable[[Path], None]], Path],
-    make: Callable[[], list[dict[str, Scores]]],
-    frames: Sequence[Frame | None],
-    origin: str,
+    stages: Stages, make: Callable[[], list[dict[str, Scores]]], frames: Sequence[Frame | None], origin: str
 ) -> HeldOut:
     """Make held-out scores as a stage of a training, or read those that an earlier run has made."""
 
@@ -141,7 +151,7 @@ def kept_in(
 
     from safetensors.torch import load_file
 
-    tensors = load_file(path_of(write))
+    tensors = load_file(stages.run("held-out.safetensors", write))
     names = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
     images, patches = ({name: tensors[f"{name}.{what}"] for name in names} for what in ("image", "patch"))
     return HeldOut(images, patches, frames, origin)
