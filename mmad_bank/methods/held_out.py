@@ -143,10 +143,10 @@ def kept_in(
 
     def write(path: Path) -> None:
         found = make()
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for name in found[0]:
-            tensors[f"{name}.image"] = torch.cat([one[name].image for one in found])
-            tensors[f"{name}.patch"] = torch.cat([one[name].patch for one in found])
+            whole = Scores.of([one[name] for one in found])
+            tensors |= {f"{name}.image": whole.image, f"{name}.patch": whole.patch}
         write_tensors(path, tensors, {})
 
     from safetensors.torch import load_file
