@@ -88,7 +88,7 @@ def _named(row: Any, place: str) -> NamedScore:
         raise InputError(f"{place}: expected an object with 'score', found {str(row)[:60]}")
     try:
         score = math.nan if isinstance(row[_SCORE], bool) else float(row[_SCORE])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # JSON has integers that no float holds
         score = math.nan
     if not math.isfinite(score):
         raise InputError(f"{place}: expected a finite number for 'score', found {str(row[_SCORE])[:60]!r}")

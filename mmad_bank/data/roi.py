@@ -170,7 +170,7 @@ def read_region(path: str | Path) -> RegionOfInterest:
         if isinstance(content, list) and content and _is_corner(content[0]):
             content = [content]
         return RegionOfInterest(polygons=_polygons(content), size=size)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f"{path}: {expected}, found something else ({error})") from None
 
 

@@ -104,6 +104,14 @@ def test_lines_of_json(place: Path) -> None:
     assert found[0]["images"] == 30
 
 
+def test_an_integer_that_no_float_holds_is_left_out(place: Path) -> None:
+    (place / "huge.jsonl").write_text('{"score": 1.2}\n{"score": 1' + "0" * 400 + "}\n")
+    result = call("monitor", place / "huge.jsonl", "--bank", place / "bank", "--json")
+    assert result.exit_code == LEFT_OUT
+    assert json.loads(result.stdout)["images"] == 1
+    assert "huge.jsonl: line 2: expected a finite number for 'score', found '1000" in result.stderr
+
+
 def test_what_is_no_score_is_left_out(place: Path) -> None:
     (place / "a.csv").write_text("name,score\na,1.5\nb,nan\nc,\nd,x\ne,2\n")
     lines = ('{"score": 1.2}', '{"score": true}', '{"points": 3}', "[1]", '{"score": 1', '{"score": "1.1"}', "")

@@ -77,6 +77,7 @@ def _sized(folder: Path) -> Path:
         ([[0, 0], [1, 1], [1e9, 0]], "corners that are no pixels"),
         ([[0, 0], [1, 1], [float("nan"), 0]], "corners that are no pixels"),
         ({"polygons": SQUARE, "size": [0, 4]}, "size"),
+        ([[10**400, 0], [1, 1], [2, 0]], "found something else"),
         ([["a", "b"], ["c", "d"], ["e", "f"]], "fewer than three corners"),
     ],
 )
