@@ -70,7 +70,9 @@ def find_pictures(places: str | Path | Sequence[str | Path]) -> PictureFiles:
     several = [Path(places)] if isinstance(places, (str, os.PathLike)) else [Path(place) for place in places]
     if not several:
         raise InputError("pictures: expected files, folders, lists or patterns, found none")
-    found = {os.path.abspath(file): file for place in several for file in _files_of(place)}
+    found: dict[str, Path] = {}
+    for file in (file for place in several for file in _files_of(place)):
+        found.setdefault(os.path.realpath(file), file)  # a picture that links lead to twice is one picture
     files = tuple(found.values())
     if not files:
         raise InputError(f"{several[0]}: expected pictures ({', '.join(IMAGES)}), found {_describe(several[0])}")

@@ -110,6 +110,15 @@ def test_links_in_a_circle_are_followed_once(parts: Path) -> None:
     assert len(open_dataset(parts)) == 4
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links need a right there")
+def test_a_picture_that_several_links_lead_to_is_taken_once(parts: Path) -> None:
+    (parts / "c").symlink_to(parts / "b", target_is_directory=True)
+    (parts / "again.png").symlink_to(parts / "2.png")
+    for places in (parts, str(parts / "**" / "*.*"), [parts, parts / "b", parts / "c"]):
+        files = find_pictures(places).files
+        assert len(files) == len({os.path.realpath(file) for file in files}) == len(IDS)
+
+
 def test_what_predict_has_drawn_is_no_picture_to_read(parts: Path) -> None:
     add_picture(parts / "out" / "10.png" / "image.png")
     (parts / "out" / "10.png" / "score.json").write_text("{}")
