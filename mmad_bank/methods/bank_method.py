@@ -37,7 +37,7 @@ from mmad_bank.errors import InputError, NoneUsableError
 from mmad_bank.extraction import Extractors
 from mmad_bank.features.factory import RANDOM, make_rgb_extractor
 from mmad_bank.methods.base import Method, Part, Prediction, Reason, Samples
-from mmad_bank.methods.calibrating import CALIBRATED, FOLDS, VALIDATION
+from mmad_bank.methods.calibrating import FOLDS, VALIDATION
 from mmad_bank.methods.held_out import (
     HeldOut,
     ScoreRows,
@@ -431,7 +431,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
 
     def _decided(self, images: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Fuse the banks' scores as the method does, or on the scale of held-out images."""
-        if self._decision != CALIBRATED or len(images) == 1:
+        if not self._on_one_scale:
             return self._decide(images, places)
         assert self.calibrated_ is not None
         return self.calibrated_.fuse_images(images), self.calibrated_.fuse_pixels(places)
@@ -440,7 +440,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
         names = self._bank_names()
         return names if len(names) > 1 else ()
 
-    def _on_one_scale(self, prediction: Prediction) -> Prediction:
+    def _rescaled(self, prediction: Prediction) -> Prediction:
         return prediction  # it is already: see _decided
 
     # Predicting.

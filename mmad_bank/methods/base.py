@@ -363,7 +363,7 @@ class Method(MethodOptions, ABC):
             with timed(sections.PREPROCESSING):
                 given = [self._as_sample(sample) for sample in samples]
                 prepared = [self.prepare(sample, force=True) if force else self.prepare(sample) for sample in given]
-            predictions = [self._on_one_scale(one) for one in self._predict(prepared)]
+            predictions = [self._rescaled(one) for one in self._predict(prepared)]
         notes = [tuple(self.objections(sample)) if force else () for sample in given]
         return [
             replace(
@@ -377,13 +377,17 @@ class Method(MethodOptions, ABC):
         ]
 
     @property
-    def _decision(self) -> str:
-        """The value of the argument ``decision``; empty for a method without one."""
-        return ""
+    def _on_one_scale(self) -> bool:
+        """Whether the decision is over several parts, on the scale of held-out images."""
+        return getattr(self, "decision", "") == CALIBRATED and bool(self._parts_of_decision())
 
-    def _on_one_scale(self, prediction: Prediction) -> Prediction:
+    def _parts_of_decision(self) -> tuple[str, ...]:
+        """Name the parts that a decision is over; none where there is only one."""
+        return ()
+
+    def _rescaled(self, prediction: Prediction) -> Prediction:
         """Fuse the parts of a prediction on the scale of held-out images, if the method's decision is that."""
-        if self._decision != CALIBRATED or self.calibrated_ is None or len(prediction.parts) < 2:
+        if not self._on_one_scale or self.calibrated_ is None:
             return prediction
         return fused_on_one_scale(prediction, self.calibrated_)
 
@@ -707,14 +711,14 @@ class Method(MethodOptions, ABC):
         found = calibrate_by_predicting(
             self, refit, dataset, validation, stages,
             way=self._way(len(dataset), 0 if validation is None else len(validation)),
-            one_scale=self._decision == CALIBRATED,
+            one_scale=self._on_one_scale,
         )  # fmt: skip
         self.calibration_, self.calibrated_ = found.calibration, found.fusion
 
     def _check_calibration(self, n_train: int, n_validation: int) -> None:
         """Refuse, before the work, a false-alarm rate that so many images cannot give."""
         way = self._way(n_train, n_validation)
-        if way is None and self._decision == CALIBRATED:
+        if way is None and self._on_one_scale:
             raise InputError(NOTHING_HELD_OUT)
         if way is None and self.false_alarm_rate is not None:
             raise InputError(
@@ -729,19 +733,15 @@ class Method(MethodOptions, ABC):
         Raises:
             FormatError: It is one.
         """
-        if self._decision != CALIBRATED or self.calibration == "none":
+        if not self._on_one_scale:
             return
         known = set() if self.calibrated_ is None else set(self.calibrated_.images)
         if known != set(self._parts_of_decision()):
             raise FormatError(f"{MANIFEST}: expected scales of {', '.join(self._parts_of_decision())}, found others")
 
-    def _parts_of_decision(self) -> tuple[str, ...]:
-        """Name the parts that a decision is over; none where there is only one."""
-        return ()
-
     def _way(self, n_train: int, n_validation: int) -> str | None:
         """Choose what verdicts are calibrated on; a scale of several parts needs fewer images than they do."""
-        least = 1 if self._decision == CALIBRATED else LEAST
+        least = 1 if self._on_one_scale else LEAST
         return way_of(self.calibration, n_train, n_validation, folds=self.has_cheap_folds, least=least)
 
     def _refitted(self: AnyMethod, dataset: Samples, folder: Path, *, validation: Samples | None) -> AnyMethod:

@@ -213,10 +213,6 @@ class LSFA(PointBankMethod, OneGridMethod, AdaptationOptions):
         name = super()._extractor_name(bank)
         return f"{name} fine-tuned ({self.finetune})" if bank in self._tuned(self.extractors_.networks) else name
 
-    @property
-    def _decision(self) -> str:
-        return self.decision
-
     def _decide(self, images: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Average the two banks' scores of images and of places (section 3.4)."""
         image, place = (torch.stack([scores[name] for name in BANKS]).mean(0) for scores in (images, places))

@@ -181,10 +181,6 @@ class CFM(Method, GridOptions, PointOptions):
         yield not self.reading("divide_by_means"), "normalize_for", "divide_by_means=false"
         yield self.decision == "calibrated", "aggregation normalize_for divide_by_means", "decision=calibrated"
 
-    @property
-    def _decision(self) -> str:
-        return self.decision
-
     def _parts_of_decision(self) -> tuple[str, ...]:
         return MODALITIES
 

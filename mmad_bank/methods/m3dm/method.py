@@ -24,7 +24,6 @@ from mmad_bank.fusion import DecisionFusion, FeatureFusion, train_fusion
 from mmad_bank.fusion.dlf import DivergedError
 from mmad_bank.methods.bank_method import BuildBank
 from mmad_bank.methods.base import Method
-from mmad_bank.methods.calibrating import CALIBRATED
 from mmad_bank.methods.lsfa import ADAPTATION, NONE, learn_adaptation
 from mmad_bank.methods.m3dm.groups import GroupSampling
 from mmad_bank.methods.m3dm.options import BANKS
@@ -130,7 +129,7 @@ class M3DM(GroupSampling):
             raise InputError(
                 f"decision: expected 'add' or 'calibrated', as none was learnt for the banks {', '.join(self.banks)}"
             )
-        if self.decision == CALIBRATED and len(self.banks) > 1 and fitted.calibrated_ is not None:
+        if self._on_one_scale and fitted.calibrated_ is not None:
             self.calibrated_ = fitted.calibrated_.of_parts(dict.fromkeys(self._bank_names()))
         super()._keep_own(fitted)
         if fewer:
@@ -304,10 +303,6 @@ class M3DM(GroupSampling):
         if square is not None:
             return numbers[square]
         return (numbers if frame is None else numbers[frame.rows, frame.columns]).flatten()
-
-    @property
-    def _decision(self) -> str:
-        return self.decision
 
     def _divisor(self) -> float:
         """Divide where the argument says so; the published code does in one variant only."""

@@ -203,10 +203,6 @@ class MDSS(Method, RGBOptions):
         if self.sdf_queries is not None:
             check_index(self.sdf_queries, "sdf_queries", 1, self.patch_size, "the points of a patch")
 
-    @property
-    def _decision(self) -> str:
-        return self.decision
-
     def _parts_of_decision(self) -> tuple[str, ...]:
         return self.branches if len(self.branches) > 1 else ()
 
