@@ -77,9 +77,11 @@ def test_they_score_as_fitted_with_the_arguments(parts: list[Sample]) -> None:
 
 
 def test_what_a_fit_depends_on_is_refused(m3dm: M3DM, parts: list[Sample]) -> None:
-    with pytest.raises(InputError, match=r"^ratio: expected one of bank_precision, banks, .* fitted anew$"):
+    known = "bank_precision, banks, decision, false_alarm_rate"
+    with pytest.raises(InputError, match=rf"^ratio: expected one of {known}; .* fitted anew$"):
         m3dm.with_arguments(ratio=0.5)
-    with pytest.raises(InputError, match=r"^decision: expected 'add' or 'calibrated', as none was .* banks rgb, xyz$"):
+    why = "as none was learnt for the banks rgb, xyz"
+    with pytest.raises(InputError, match=rf"^decision: expected 'add' or 'calibrated', {why}$"):
         m3dm.with_arguments(banks=("rgb", "xyz"))
     two = m3dm.with_arguments(banks=("rgb", "xyz"), decision="add")
     with pytest.raises(InputError, match=r"^banks: expected some of the fitted rgb, xyz, found 'fusion'$"):
