@@ -35,6 +35,8 @@ from mmad_bank.methods.readings import Recipe
 PARTS = ("inference", "accuracy", "readings", "decisions", "promise", "papers", "bundled", "real")
 ASKED = ("papers", "bundled", "real")
 """Parts that run when they are named, or when an argument of theirs is given."""
+COMMON = ("methods", "seeds", "first_seed", "categories", "images", "precision", "splits")
+"""Arguments that a result file always names."""
 OF_BUNDLED = ("networks", "stages", "sizes", "grids", "pads", "rules", "turns")
 """Arguments that only the part "bundled" reads."""
 REAL = ("data", "only")
@@ -66,9 +68,7 @@ def main() -> None:
     modules = {name: importlib.import_module(f"parts.{name}") for name in parts}
     check_parts(modules.values(), arguments)
     work = {name: partial(module.run, arguments) for name, module in modules.items()}
-    settings = {
-        name: getattr(arguments, name) for name in ("methods", "seeds", "categories", "images", "precision", "splits")
-    }
+    settings = {name: getattr(arguments, name) for name in COMMON}
     if "bundled" in parts:
         settings |= {name: getattr(arguments, name) for name in OF_BUNDLED}
         settings |= {name: _without_folders(getattr(arguments, name)) for name in ("data", "only", "few_shot")}
@@ -101,6 +101,7 @@ def _arguments() -> argparse.Namespace:
         "--precision", choices=precisions, default="auto", help="dtype of its networks; auto: the faster one"
     )
     made.add_argument("--seeds", type=int, default=3, help="number of synthetic data sets of accuracy; default: 3")
+    made.add_argument("--first-seed", type=int, default=0, help="seed of the first of them; default: 0")
     made.add_argument("--categories", type=int, default=5, help="number of categories of accuracy; default: all 5")
     made.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="categories at a time; default: cores")
     made.add_argument("--workdir", type=Path, help="folder for data sets and fits, kept; default: a temporary one")

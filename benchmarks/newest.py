@@ -1,7 +1,8 @@
 """Which of many result files count: reading them, and telling the newest from those that they replace.
 
 A result is replaced by another of the same benchmark and part on the same machine if that one has all of its methods
-and is newer, over as many data sets and images, or is over more of them.
+and is newer, over as many data sets and images, or is over more of them. Results of other synthetic data sets, which
+settings were chosen on, stay.
 """
 
 from __future__ import annotations
@@ -101,9 +102,7 @@ def _chosen(results: Iterable[dict[str, Any]], *, replaced: bool, anywhere: bool
 
 def _replaces(other: Result, own: Result, part: str, anywhere: bool) -> bool:
     """Tell whether another result has a part of this one, all of its methods, and as many data sets or more."""
-    if part not in other["parts"] or other["benchmark"] != own["benchmark"]:
-        return False
-    if not anywhere and figures.place(other) != figures.place(own):
+    if part not in other["parts"] or not _of_the_same(other, own, anywhere):
         return False
     if part == "bundled" and not _covers(other["settings"], own["settings"]):
         return False
@@ -114,6 +113,13 @@ def _replaces(other: Result, own: Result, part: str, anywhere: bool) -> bool:
     if any(a < b for a, b in zip(others_much, much, strict=True)):
         return False
     return others_much != much or other["date"] > own["date"]
+
+
+def _of_the_same(other: Result, own: Result, anywhere: bool) -> bool:
+    """Tell whether results are of one benchmark, of synthetic data sets that begin alike, and of one machine."""
+    if other["benchmark"] != own["benchmark"] or amount(other, "first_seed") != amount(own, "first_seed"):
+        return False
+    return anywhere or figures.place(other) == figures.place(own)
 
 
 def _covers(other: Mapping[str, Any], own: Mapping[str, Any]) -> bool:

@@ -64,6 +64,17 @@ def test_decisions_stand_beside_the_best_part(part) -> None:
     assert (found["best_part"], found["best_image_auroc"]) == ("rgb", pytest.approx(0.6))
 
 
+def test_exponents_are_tried_on_the_ratios_that_were_fused(part) -> None:
+    # Two parts and two good images (the first two), with the largest ratios 3, 5, 4, 5 and the averages 2, 3, 4, 5.
+    ratios = [[3.0, 1.0, 4.0, 5.0], [1.0, 5.0, 4.0, 5.0]]
+    row = {"method": "M3DM, calibrated", "ratios": ratios, "labels": [0, 0, 1, 1]}
+    decisions = part("decisions")
+    (found,) = decisions._exponents("of two", [row, row, {"method": "M3DM, DLF"}]).rows
+    assert found["method"] == "M3DM, calibrated"
+    assert found["1"] == 1, "both bad images have larger averages than the good ones"
+    assert found["64"] == 0.75, "one good image has a larger maximum than one of the bad ones"
+
+
 def test_decisions_that_prediction_alone_tells_apart_share_a_fit(part) -> None:
     accuracy = part("accuracy")
     firsts = {}

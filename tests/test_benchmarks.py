@@ -594,6 +594,13 @@ def test_report_keeps_results_of_more_data_sets(module):
     assert kept(3, 3) == [1]
 
 
+def test_report_keeps_what_was_chosen_on_other_data_sets(module):
+    common = {"benchmark": "methods", "machine": {"cpu": "A", "threads": 2, "isa": "avx2"}}
+    settings = [{"seeds": 3}, {"seeds": 2, "first_seed": 10}, {"seeds": 3, "first_seed": 0}]
+    results = [common | {"date": str(i), "parts": {"decisions": i}, "settings": one} for i, one in enumerate(settings)]
+    assert [values["parts"]["decisions"] for values in module("newest").newest(results)] == [1, 2]
+
+
 def test_the_index_shows_a_method_over_the_most_data_sets(module):
     common = module("common")
     columns = [common.Column("method", "method"), common.Column("image_auroc", "I-AUROC")]

@@ -25,7 +25,7 @@ from common import Column, Table, chosen, working_folder
 from mmad_bank._internal.resume import Stages
 from mmad_bank._internal.tensor_files import write_tensors
 from mmad_bank.data import Preprocessing, open_dataset, prepare
-from mmad_bank.evaluation import FUSED, evaluate
+from mmad_bank.evaluation import FUSED, Evaluation, evaluate
 from mmad_bank.methods import Method, method_class
 from mmad_bank.methods.mdss import MDSS
 from mmad_bank.synthetic import write_synthetic
@@ -135,7 +135,7 @@ def measured(
         Rows by contestant, category, seed and result, and words for what they are of.
     """
     categories = CATEGORIES[: 1 if arguments.quick else arguments.categories]
-    seeds = range(1 if arguments.quick else arguments.seeds)
+    seeds = range(arguments.first_seed, arguments.first_seed + (1 if arguments.quick else arguments.seeds))
     rendered = tuple((QUICK if arguments.quick else samples).items())
     with working_folder(arguments.workdir, part) as root, ProcessPoolExecutor(arguments.workers) as pool:
         jobs = [
@@ -145,7 +145,8 @@ def measured(
         done = list(zip(jobs, pool.map(_measure, jobs), strict=True))
     done.sort(key=lambda one: (one[0].seed, categories.index(one[0].category), names.index(one[0].names[0])))
     rows = [row for _, own in done for row in own]
-    return rows, f"{len(categories)} synthetic categories × {len(seeds)} seeds"
+    first = f" from {arguments.first_seed}" if arguments.first_seed else ""
+    return rows, f"{len(categories)} synthetic categories × {len(seeds)} seeds{first}"
 
 
 def _by_method(names: list[str]) -> list[tuple[str, ...]]:
@@ -253,7 +254,15 @@ def _measure_one(name: str, arguments: dict[str, Any], job: _Job, fitted: dict[s
             "aupro_1": metrics.aupro[0.01], "kinds": kinds, "seconds_per_image": evaluation.seconds,
             "fit_seconds": seconds,
         })  # fmt: skip
-    return rows
+    return rows if changes.get("decision") != "calibrated" else _with_ratios(rows, model, evaluation)
+
+
+def _with_ratios(rows: list[dict[str, Any]], model: Method, evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Add to the row of a calibrated decision what was put together, so that other exponents can be tried."""
+    assert model.calibrated_ is not None
+    parts = {name: torch.tensor([one.parts[name] for one in evaluation.scores]) for name in model.calibrated_.images}
+    ratios, labels = model.calibrated_.ratios(parts), [one.label for one in evaluation.scores]
+    return [row | ({"ratios": ratios.tolist(), "labels": labels} if row["result"] == FUSED else {}) for row in rows]
 
 
 def _alike(fitted: Mapping[str, Method], method: str, changes: Mapping[str, Any]) -> Method | None:

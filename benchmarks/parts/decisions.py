@@ -11,9 +11,12 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from common import Column, Table, chosen
 
 from mmad_bank.evaluation import FUSED
+from mmad_bank.fusion.calibrated import POWER, power_mean
+from mmad_bank.metrics import auroc
 from parts.accuracy import DECISIONS, by_category, means, measured
 
 _COLUMNS = [
@@ -25,6 +28,7 @@ _COLUMNS = [
     Column("aupro", "AUPRO@30", ".3f"),
     Column("best_aupro", "best part's", ".3f"),
 ]
+EXPONENTS = (1, 2, 4, 8, 16, 32, 64)
 _METRICS = ("image_auroc", "pixel_auroc", "aupro")
 
 
@@ -45,7 +49,24 @@ def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Tabl
     title = f"{title}, bundled extractors"
     summary = Table(f"Decisions, {title}", _COLUMNS, [_summary(name, rows) for name in names], headline=True)
     summary.notes.append("The best part is the one with the highest mean; nobody knows it before. Means over all.")
-    return [summary, means(title, rows), by_category(title, rows)]
+    return [summary, means(title, rows), by_category(title, rows), _exponents(title, rows)]
+
+
+def _exponents(title: str, rows: list[dict[str, Any]]) -> Table:
+    """Make the table of what calibrated decisions give with other exponents of the power mean."""
+    columns = [Column("method", "decision"), *(Column(str(power), f"exponent {power}", ".3f") for power in EXPONENTS)]
+    table = Table(f"I-AUROC by the exponent of the power mean, {title}", columns)
+    for name in dict.fromkeys(row["method"] for row in rows if "ratios" in row):
+        own = [row for row in rows if row["method"] == name and "ratios" in row]
+        found = {str(power): statistics.fmean(_with_exponent(row, power) for row in own) for power in EXPONENTS}
+        table.rows.append({"method": name, **found})
+    table.notes.append(f"Means over all. A calibrated decision has the exponent {POWER}.")
+    return table
+
+
+def _with_exponent(row: Mapping[str, Any], power: int) -> float:
+    """Return the I-AUROC of a category's images, whose ratios are put together with an exponent."""
+    return auroc(torch.tensor(row["labels"]), power_mean(torch.tensor(row["ratios"]), power))
 
 
 def _summary(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:

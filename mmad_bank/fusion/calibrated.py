@@ -9,7 +9,10 @@ bank that is loud on normal images cannot drown the others, as it can in a decis
 Most defects show in one modality, and the other says nothing then but noise. The ratios are therefore put together by a
 power mean, which lies between their average and the largest of them:
 
-    score = (mean over parts of (s / mean s of held-out images)⁴)^(1/4)
+    score = (mean over parts of (s / mean s of held-out images)¹⁶)^(1/16)
+
+Its exponent makes it a smooth maximum: two parts that are both a little high count for more than one of them alone.
+``benchmarks/methods.py decisions`` prints what other exponents give.
 
 Maps are divided by the standard deviation of their pixels on held-out images, and averaged. (A mean does not do: a
 point bank's map is next to zero on most of a smooth surface, and would be blown up.)
@@ -28,8 +31,24 @@ from torch import Tensor
 from mmad_bank.errors import InputError
 
 _SMALLEST = 1e-30  # of a unit, so that float32 can hold what is divided by it
-POWER = 4
+POWER = 16
 """Exponent of the power mean of image scores."""
+
+
+def power_mean(ratios: Tensor, power: float) -> Tensor:
+    """Return the power mean over the first axis; what is negative counts as 0.
+
+    Args:
+        ratios: (parts, ...) float, finite.
+        power: Exponent, at least 1.
+
+    Example:
+        >>> power_mean(torch.tensor([[1.0, 3e30], [1.0, 4e30]]), 2)
+        tensor([1.0000e+00, 3.5355e+30])
+    """
+    ratios = ratios.clamp(min=0)
+    largest = ratios.amax(0)  # divided by, so that no power overflows
+    return largest * (ratios / largest.clamp(min=_SMALLEST)).pow(power).mean(0).pow(1 / power)
 
 
 @dataclass(frozen=True)
@@ -46,7 +65,7 @@ class CalibratedFusion:
     Example:
         >>> fusion = CalibratedFusion({"xyz": 0.5, "rgb": 20.0}, {"xyz": 0.1, "rgb": 4.0})
         >>> fusion.fuse_images({"xyz": torch.tensor([0.5, 1.0]), "rgb": torch.tensor([20.0, 20.0])})
-        tensor([1.0000, 1.7075])
+        tensor([1.0000, 1.9152])
     """
 
     images: Mapping[str, float]
@@ -65,7 +84,11 @@ class CalibratedFusion:
 
     def fuse_images(self, scores: Mapping[str, Tensor]) -> Tensor:
         """Fuse image scores (n,), by part, to (n,) float32; about 1 for a normal image."""
-        return self._ratios(scores, self.images, "images").clamp(min=0).pow(POWER).mean(0).pow(1 / POWER)
+        return power_mean(self.ratios(scores), POWER)
+
+    def ratios(self, scores: Mapping[str, Tensor]) -> Tensor:
+        """Return by how much image scores (n,), by part, are larger than the held-out mean: (parts, n) float32."""
+        return self._ratios(scores, self.images, "images")
 
     def fuse_pixels(self, scores: Mapping[str, Tensor]) -> Tensor:
         """Fuse maps of any one shape, by part, to that shape in float32. Linear, pixel by pixel."""

@@ -10,6 +10,7 @@ import torch
 
 from mmad_bank.errors import InputError
 from mmad_bank.fusion import CalibratedFusion, PartScales
+from mmad_bank.fusion.calibrated import POWER, power_mean
 
 FUSION = CalibratedFusion({"xyz": 2.0, "rgb": 30.0}, {"xyz": 0.5, "rgb": 10.0})
 
@@ -29,6 +30,15 @@ def test_images_lie_between_the_average_and_the_largest_ratio() -> None:
     assert bool((fused >= ratios.mean(0) - 1e-5).all())
     assert bool((fused <= ratios.amax(0) + 1e-5).all())
     assert float(FUSION.fuse_images({"xyz": torch.tensor([2.0]), "rgb": torch.tensor([30.0])})) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e35])
+def test_a_power_mean_is_that_of_float64_whatever_the_unit(scale: float) -> None:
+    ratios = torch.rand(3, 40, generator=torch.Generator().manual_seed(1)) * scale
+    expected = (ratios.double() / scale).pow(POWER).mean(0).pow(1 / POWER) * scale
+    torch.testing.assert_close(power_mean(ratios, POWER), expected.float(), rtol=1e-5, atol=0)
+    nothing = torch.tensor([[0.0, -1.0], [0.0, -3.0]])
+    assert power_mean(nothing, POWER).tolist() == [0, 0]
 
 
 def test_pixels_are_fused_linearly() -> None:
