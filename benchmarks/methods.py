@@ -6,13 +6,14 @@
     python benchmarks/methods.py papers --table cfm-1,m3dm-4 [--data DIR] [--recipe published] [--set NAME=VALUE ...]
     python benchmarks/methods.py papers --list
     python benchmarks/methods.py bundled [--data DIR] [--networks NAME ...] [--stages 1,2,4 ...] [--sizes 224 ...]
+    python benchmarks/methods.py regions [--data DIR] [--only CATEGORY,...] [--seeds 3] [--json DIR]
     python benchmarks/methods.py real --data DIR [--only CATEGORY,...] [--json benchmarks/results]
 
 The second tests the false-alarm rates that verdicts promise, on synthetic images and on the normal ones of a data set.
 The third runs every method on MVTec 3D-AD or Eyecandies, with the published figures beside the measured ones; the
 fourth prints tables of the papers by name, on synthetic data where no data set is given; the fifth says which there
-are. The last two run PatchCore on pictures in MVTec AD's layout: with a grid of bundled networks and settings, and with
-the bundled one beside anomalib's.
+are. The last three run PatchCore on pictures in MVTec AD's layout: with a grid of bundled networks and settings; with
+the bundled one, whose regions are compared with the defects' masks; and with the bundled one beside anomalib's.
 Prints the machine, the versions and the tables; ``--json`` also writes them to a file. README.md beside this file says
 what is measured and how to read it.
 """
@@ -32,17 +33,17 @@ from mmad_bank.bench import IMAGES
 from mmad_bank.errors import InputError
 from mmad_bank.methods.readings import Recipe
 
-PARTS = ("inference", "accuracy", "readings", "decisions", "promise", "papers", "bundled", "real")
-ASKED = ("papers", "bundled", "real")
+PARTS = ("inference", "accuracy", "readings", "decisions", "promise", "papers", "bundled", "regions", "real")
+ASKED = ("papers", "bundled", "regions", "real")
 """Parts that run when they are named, or when an argument of theirs is given."""
 COMMON = ("methods", "seeds", "first_seed", "categories", "images", "precision", "splits")
 """Arguments that a result file always names."""
 OF_BUNDLED = ("networks", "stages", "sizes", "grids", "pads", "rules", "turns")
 """Arguments that only the part "bundled" reads."""
 REAL = ("data", "only")
-"""Arguments that the part "real" reads."""
+"""Arguments that the parts "real" and "regions" read."""
 PAPERS = ("data", "only", "few_shot", "bundled", "weights", "device", "table", "recipe", "settings", "thresholds")
-"""Arguments that the part "papers" reads; nobody but it and "real" does."""
+"""Arguments that the part "papers" reads; nobody but it and those above does."""
 OF_TABLES = ("recipe", "settings", "thresholds")
 """Those of them that are for tables by name."""
 
@@ -74,7 +75,7 @@ def main() -> None:
         settings |= {name: _without_folders(getattr(arguments, name)) for name in ("data", "only", "few_shot")}
     if "promise" in parts:
         settings["data"] = _without_folders(arguments.data)
-    if "real" in parts:
+    if "real" in parts or "regions" in parts:
         settings |= {name: _without_folders(getattr(arguments, name)) for name in REAL}
     if "papers" in parts:
         settings |= {name: _without_folders(getattr(arguments, name)) for name in PAPERS}
@@ -106,10 +107,10 @@ def _arguments() -> argparse.Namespace:
     made.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="categories at a time; default: cores")
     made.add_argument("--workdir", type=Path, help="folder for data sets and fits, kept; default: a temporary one")
     made.add_argument("--splits", type=int, default=200, help="number of random splits of promise; default: 200")
-    papers = made.add_argument_group("arguments of papers; of bundled, promise and real those that say so")
-    told = "MVTec 3D-AD, Eyecandies, or a folder like them; for promise, bundled and real MVTec AD or a folder like it"
+    papers = made.add_argument_group("arguments of papers; of bundled, promise, regions and real those that say so")
+    told = "MVTec 3D-AD, Eyecandies, or a folder like them; for the other parts MVTec AD or a folder like it"
     papers.add_argument("--data", type=Path, metavar="DIR", help=told)
-    papers.add_argument("--only", metavar="CATEGORY,...", help="some categories, of real too; default: all")
+    papers.add_argument("--only", metavar="CATEGORY,...", help="some categories, of those parts too; default: all")
     papers.add_argument("--few-shot", type=int, metavar="N", help="fit on so many drawn images, without validation")
     papers.add_argument("--bundled", action="store_true", help="take small extractors that need no weight files")
     papers.add_argument("--embedded", action="store_true", dest="bundled", help=argparse.SUPPRESS)  # its former name

@@ -28,6 +28,7 @@ TITLES = {
     "inference": "Inference", "accuracy": "Accuracy", "readings": "Readings of the papers",
     "decisions": "Decisions", "promise": "The promised false-alarm rate",
     "papers": "The papers' tables", "bundled": "Bundled networks",
+    "regions": "Regions and defects",
     "real": "Real pictures", "gpu": "On a GPU",
 }  # fmt: skip
 """Headings of the pages, by name, in the order of the index."""

@@ -114,8 +114,8 @@ def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Tabl
     with working_folder(arguments.workdir, "bundled") as folder:
         seeds = range(1 if arguments.quick or arguments.data is not None else arguments.seeds)
         for seed in seeds:
-            data = arguments.data or _painted(folder, seed, quick=arguments.quick)
-            for category in _categories(data, arguments.only):
+            data = arguments.data or painted_pictures(folder, seed, quick=arguments.quick)
+            for category in categories_in(data, arguments.only):
                 rows += _measure(data, category, seed, arguments)
     if not rows:
         raise InputError(f"--only: expected categories of the data, found {arguments.only}")
@@ -124,7 +124,7 @@ def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Tabl
     return [_means(where, rows), _by_category(where, rows)]
 
 
-def _painted(folder: Path, seed: int, *, quick: bool) -> Path:
+def painted_pictures(folder: Path, seed: int, *, quick: bool) -> Path:
     """Write the pictures that settings are chosen on, unless an earlier run has."""
     data = folder / f"painted-{seed}{'-quick' if quick else ''}"
     if not data.exists():
@@ -135,7 +135,7 @@ def _painted(folder: Path, seed: int, *, quick: bool) -> Path:
     return data
 
 
-def _categories(data: Path, only: str | None) -> list[str]:
+def categories_in(data: Path, only: str | None) -> list[str]:
     found = sorted({record.category for record in open_dataset(data, None, "train").records})
     return found if only is None else [category for category in found if category in only.split(",")]
 

@@ -236,6 +236,16 @@ class Prediction:
         cloud = self.original.xyz if "xyz" in self.sample.modalities else None
         return self.calibration.regions(self.map, self.false_alarm_rate, cloud)
 
+    @cached_property
+    def region_map(self) -> Tensor:
+        """(H, W) int32: the number of the region that each pixel of the picture belongs to, 0 for none.
+
+        1 is the first of :attr:`regions`. All 0 without a calibration.
+        """
+        if self.calibration is None:
+            return torch.zeros(self.size, dtype=torch.int32)
+        return self.calibration.region_map(self.map, self.false_alarm_rate)
+
     @property
     def point_scores(self) -> Tensor:
         """(N,) float32 on the CPU: the score of every scattered point of a sample that is a projection of them.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,9 +22,24 @@ GOOD: Verdict = "good"
 BAD: Verdict = "bad"
 PIXEL_RATES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 5e-3, 2e-3, 1e-3, 5e-4, 2e-4, 1e-4)
 """Shares of the held-out images' pixels whose scores are kept."""
-EXTENT = 0.01
-"""Share of normal pixels that lie above the score which bounds a region."""
 _AT_MOST = 2_000_000  # pixels that quantiles are taken of
+
+
+class Extent(NamedTuple):
+    """How far a region reaches from its peak.
+
+    Attributes:
+        share: A region's pixels are above the score that this share of normal pixels exceeds; None for those above the
+            threshold of peaks alone.
+        height: They are also above this part of the way from the usual normal pixel, the median, to the peak.
+    """
+
+    share: float | None
+    height: float
+
+
+EXTENT = Extent(0.001, 0.5)
+"""Extent of the regions of predictions, chosen by ``benchmarks/methods.py regions``."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +92,7 @@ class ModelCalibration:
         """Words for which images were held out."""
         return self.own.origin
 
-    def pixel_threshold(self, share: float = EXTENT) -> float:
+    def pixel_threshold(self, share: float) -> float:
         """Return the score that a share of normal pixels exceeds; between the shares that are kept, by their logarithm.
 
         Args:
@@ -86,30 +101,60 @@ class ModelCalibration:
         rates = np.log(PIXEL_RATES)[::-1]
         return float(np.interp(math.log(share), rates, self.pixels[::-1]))
 
-    def regions(self, values: Tensor, rate: float | None = None, xyz: Tensor | None = None) -> tuple[Region, ...]:
+    def regions(
+        self, values: Tensor, rate: float | None = None, xyz: Tensor | None = None, *, extent: Extent = EXTENT
+    ) -> tuple[Region, ...]:
         """Return the regions of a map, the one with the highest peak first.
 
-        A region is what is connected above the score that one in a hundred normal pixels exceeds, if its peak is above
-        the threshold of peaks: at most a share ``rate`` of normal images has any region. Two thresholds, as Canny's
-        edges have (1986): the first one alone would find something in every image, the second cuts a defect to its
-        worst pixels.
+        A region has a peak above the threshold of peaks: at most a share ``rate`` of normal images has any. It reaches
+        as far as scores are above half the height of the peak over the usual normal pixel, and above what one in a
+        thousand normal pixels exceeds. Maps are blurred: at a fixed level a defect would be the larger the higher its
+        peak is, as half the height of a blurred edge lies at the edge. Two thresholds, as Canny's edges have (1986): a
+        low one alone would find something in every image, the high one cuts a defect to its worst pixels.
 
         Args:
             values: (H, W) map in the picture's pixels.
             rate: False-alarm rate, see :meth:`mmad_bank.calibration.Calibration.threshold`.
             xyz: (3, H, W) organized cloud in metres, zero where nothing was measured.
+            extent: How far a region reaches from its peak.
         """
+        found = self._pieces(values, rate, extent)
+        areas = None if xyz is None or not found else pixel_areas(xyz)
+        return tuple(self._region(rows, columns, values, xyz, areas) for rows, columns in found)
+
+    def region_map(self, values: Tensor, rate: float | None = None, *, extent: Extent = EXTENT) -> Tensor:
+        """Say which pixels belong to which region, (H, W) int32: 1 for the first of :meth:`regions`, 0 for none."""
+        numbers = torch.zeros(values.shape, dtype=torch.int32)
+        for number, (rows, columns) in enumerate(self._pieces(values, rate, extent), 1):
+            numbers[rows, columns] = number
+        return numbers
+
+    def _pieces(self, values: Tensor, rate: float | None, extent: Extent) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return rows and columns of the pixels of each region, the one with the highest peak first."""
         peak = self.peaks.threshold(rate).score
-        above = min(self.pixel_threshold(), peak)
+        above = peak if extent.share is None else min(self.pixel_threshold(extent.share), peak)
         if not bool((values > peak).any()):
-            return ()
-        areas = None if xyz is None else pixel_areas(xyz)
-        regions = [
-            self._region(rows, columns, values, xyz, areas)
-            for rows, columns in _connected((values > above).numpy())
-            if float(values[rows, columns].max()) > peak
+            return []
+        found = [
+            (float(values[rows, columns].max()), rows, columns)
+            for rows, columns in self._bounded(values.numpy(), above, extent.height)
         ]
-        return tuple(sorted(regions, key=lambda region: -region.peak))
+        found = sorted((one for one in found if one[0] > peak), key=lambda one: -one[0])
+        return [(rows, columns) for _, rows, columns in found]
+
+    def _bounded(self, values: np.ndarray, above: float, height: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield rows and columns of what is connected above a score, cut at a part of the height of its peak."""
+        usual = self.pixels[0]
+        for rows, columns in _connected(values > above):
+            level = usual + height * (float(values[rows, columns].max()) - usual)
+            if level <= above:
+                yield rows, columns
+                continue
+            top, left = int(rows.min()), int(columns.min())
+            inside = np.zeros((int(rows.max()) + 1 - top, int(columns.max()) + 1 - left), bool)
+            inside[rows - top, columns - left] = values[rows, columns] > level
+            for own_rows, own_columns in _connected(inside):
+                yield own_rows + top, own_columns + left
 
     def _region(
         self, rows: np.ndarray, columns: np.ndarray, values: Tensor, xyz: Tensor | None, areas: Tensor | None
@@ -218,7 +263,7 @@ def _steps(xyz: Tensor, measured: Tensor, dim: int) -> Tensor:
 
 
 def _connected(above: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield rows and columns of the pixels of each connected part of a mask (eight neighbors)."""
+    """Yield rows and columns of the pixels of each connected piece of a mask (eight neighbors)."""
     ndimage = import_extra("scipy", "scipy.ndimage", "regions of anomaly maps")
     numbers, _ = ndimage.label(above, structure=np.ones((3, 3)))
     for number, place in enumerate(ndimage.find_objects(numbers), 1):

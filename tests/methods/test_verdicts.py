@@ -22,7 +22,8 @@ from mmad_bank.data import Sample
 from mmad_bank.errors import FormatError, InputError
 from mmad_bank.methods import CFM, LSFA, M3DM, MDSS, Method, PatchCore, load
 from mmad_bank.methods.model_folder import checksum_of
-from mmad_bank.methods.verdicts import PIXEL_RATES, ModelCalibration, pixel_areas
+from mmad_bank.methods.verdicts import PIXEL_RATES, Extent, ModelCalibration, pixel_areas
+from mmad_bank.scoring import anomaly_map
 
 POINTS: dict[str, Any] = {**RGB, "xyz": "fpfh"}
 THREE_BANKS: dict[str, Any] = {**POINTS, "uff_weights": "random"}
@@ -63,7 +64,9 @@ def test_a_defect_is_bad_and_a_normal_part_is_good(model: PatchCore) -> None:
     assert left < 40
     assert right > 20
     assert worst.peak == float(bad.map.max())
-    assert worst.area == int((bad.map[top:bottom, left:right] > model.calibration_.pixel_threshold()).sum())
+    usual = model.calibration_.pixels[0]
+    level = max(model.calibration_.pixel_threshold(0.001), usual + 0.5 * (worst.peak - usual))
+    assert worst.area == int((bad.map[top:bottom, left:right] > level).sum())
 
 
 def test_folds_score_as_models_without_them_do(model: PatchCore, parts: list[Sample]) -> None:
@@ -290,22 +293,47 @@ def test_folds_of_a_trained_method_fit_it_anew(parts: list[Sample]) -> None:
 
 def flat_calibration(peak: float = 2.0, low: float = 1.0) -> ModelCalibration:
     peaks = Calibration(torch.full((19,), peak), "validation images")
-    return ModelCalibration({"fused": peaks}, peaks, (low,) * len(PIXEL_RATES))
+    return ModelCalibration({"fused": peaks}, peaks, (0.0, *[low] * (len(PIXEL_RATES) - 1)))
 
 
 def test_regions_are_connected_pixels_whose_peak_no_normal_image_has() -> None:
     values = torch.zeros(20, 30)
     values[2:6, 3:8] = 1.5
-    values[3, 4] = 3.0
-    values[6, 8] = 1.2  # touches the first at a corner
+    values[3, 4] = 2.9
+    values[6, 8] = 1.46  # touches the first at a corner
     values[10:12, 10:12] = 1.9  # peaks too low
     values[15, 20:25] = 2.5
     first, second = flat_calibration().regions(values)
-    assert (first.box, first.area, first.peak, first.place) == ((2, 3, 7, 9), 21, 3.0, (3, 4))
+    assert (first.box, first.area, first.peak, first.place) == ((2, 3, 7, 9), 21, pytest.approx(2.9), (3, 4))
     assert (second.box, second.area) == ((15, 20, 16, 25), 5)
     assert first.p_value == pytest.approx(0.05)
     assert first.area_mm2 is None
     assert flat_calibration(peak=5.0).regions(values) == ()
+
+
+def test_a_region_ends_at_half_the_height_of_its_peak() -> None:
+    """A blurred step has its half height at the step, whatever the height; a fixed level lies farther out."""
+    inside = torch.zeros(60, 60)
+    inside[20:40, 25:35] = 1.0
+    blurred = anomaly_map(inside.reshape(1, -1), (60, 60), (60, 60), 4.0)[0]
+    for height in (5.0, 20.0, 100.0):
+        (region,) = flat_calibration(low=0.1).regions(height * blurred / blurred.max())
+        top, left, bottom, right = region.box
+        assert max(abs(top - 20), abs(bottom - 40)) <= 2, height
+        assert max(abs(left - 25), abs(right - 35)) <= 2, height
+        (wide,) = flat_calibration(low=0.1).regions(height * blurred, extent=Extent(0.01, 0.0))
+        assert wide.area > 1.5 * region.area
+        (worst,) = flat_calibration().regions(height * blurred / blurred.max(), extent=Extent(None, 0.0))
+        assert worst.area == int((height * blurred / blurred.max() > 2.0).sum())
+
+
+def test_a_cut_leaves_every_peak_that_no_normal_image_has() -> None:
+    values = torch.full((20, 40), 0.0)
+    values[5:10, 2:30] = 2.5  # joins both
+    values[5:10, 2:8], values[5:10, 20:26] = 9.0, 7.0
+    assert [region.box for region in flat_calibration().regions(values)] == [(5, 2, 10, 8), (5, 20, 10, 26)]
+    assert len(flat_calibration().regions(values, extent=Extent(0.001, 0.0))) == 1
+    assert len(flat_calibration(peak=8.0).regions(values)) == 1
 
 
 def test_regions_are_measured_in_millimetres_where_there_is_depth() -> None:
