@@ -33,6 +33,7 @@ from mmad_bank.evaluation import (
     word,
 )
 from mmad_bank.report import pictures
+from mmad_bank.report.marks import Marks, drawn
 
 if TYPE_CHECKING:
     from mmad_bank.data import Sample, SampleDataset
@@ -263,7 +264,7 @@ def draw(path: Path, evaluation: Evaluation, method: Method, train: SampleDatase
     over = None
     for row, (role, prediction) in enumerate(predictions.items()):
         bank = evaluation.label(list(prediction.parts)[-1])
-        heads = ("colour", "depth", "ground truth", "anomaly map", f"nearest in the {bank}")
+        heads = ("colour", "depth", "ground truth", "anomaly map, regions", f"nearest in the {bank}")
         titles = heads if row == 0 else ("",) * 5
         places = [outer[row, column] for column in range(5)]
         words = f"{role}\n{_kind(prediction)}score {prediction.score:.2f}\n{_rank(evaluation, prediction.score)}"
@@ -292,12 +293,11 @@ def _draw_row(
     limits: tuple[float, float],
 ) -> Any:  # fmt: skip
     """Draw an image four times; return the axes of its map."""
-    sample = prediction.sample
+    sample, inside = prediction.sample, pictures.shown(prediction.sample)
     colour = pictures.rgb_picture(sample)
-    row = (
-        colour, pictures.depth_picture(sample), pictures.outlined(colour, sample.mask),
-        pictures.overlay(colour, prediction.prepared_map.numpy(), limits),
-    )  # fmt: skip
+    over = pictures.overlay(colour, prediction.prepared_map.numpy(), limits)
+    over[inside] = drawn(over[inside], Marks.of(prediction).resized(over[inside].shape[:2]))
+    row = (colour, pictures.depth_picture(sample), pictures.outlined(colour, sample.mask), over)
     axes = [
         _show(figure, place, picture, title) for place, picture, title in zip(places[:4], row, titles[:4], strict=True)
     ]

@@ -146,12 +146,22 @@ def _explain(method: Method, prediction: Prediction, part: str, n: int) -> dict[
     return {"worst_patch": place, "grid": list(grid), "box": box, "nearest_normal_patches": nearest}
 
 
-def draw_overlay(folder: Path, limits: tuple[float, float]) -> None:
-    """Draw a sample's overlay from its map and image."""
+def draw_overlay(result: Mapping[str, Any], method: Method, limits: tuple[float, float]) -> None:
+    """Draw a sample's overlay from its map and image: heat, the outlines of its regions, the region of interest."""
     import numpy as np
+    import torch
 
     from mmad_bank.data import read_rgb
     from mmad_bank.data.writing import write_png
-    from mmad_bank.report.pictures import overlay
+    from mmad_bank.report.marks import Marks, annotated
 
-    write_png(folder / "overlay.png", overlay(read_rgb(folder / "image.png"), np.load(folder / "map.npy"), limits))
+    folder = Path(result["folder"])
+    values, inside = np.load(folder / "map.npy"), None
+    numbers = torch.zeros(values.shape, dtype=torch.int32)
+    if result["regions"] and method.calibration_ is not None:
+        numbers = method.calibration_.region_map(torch.from_numpy(values), method.false_alarm_rate)
+    if method.roi_ is not None:
+        inside = method.roi_.inside(*values.shape)
+    words = [f"{number}: {region['peak']:.3g}" for number, region in enumerate(result["regions"], 1)]
+    marks = Marks(numbers, words, inside)
+    write_png(folder / "overlay.png", annotated(read_rgb(folder / "image.png"), values, limits, marks))

@@ -24,8 +24,10 @@ from mmad_bank.evaluation import (
 from mmad_bank.methods.base import Method, Part, Prediction, Reason
 from mmad_bank.report import pictures
 from mmad_bank.report.charts import colour_of, key
+from mmad_bank.report.marks import LABELLED, Marks, annotated
 
 _N_REASONS = 4
+_PER_TEXT = 20  # letters of 12 pixels on the page, where a picture's longer side takes about 250
 _CROP = 0.22  # side of a patch's crop, in sides of the image
 _TITLES = {
     HIGHEST_GOOD: "Highest score of a good image",
@@ -136,32 +138,48 @@ def _verdict(prediction: Prediction) -> str:
 
 
 def _pictures_of(album: Album, prediction: Prediction) -> str:
-    """Return the four pictures of an image, the worst patches framed in the first and the last."""
-    sample = prediction.sample
-    colour = pictures.rgb_picture(sample)
-    map_picture = pictures.overlay(colour, prediction.prepared_map.numpy(), album.limits)
+    """Return the four pictures of an image: the worst patches framed in the first, the regions outlined in the last."""
+    sample, inside = prediction.sample, pictures.shown(prediction.sample)
+    colour = pictures.rgb_picture(sample)[inside]
+    marks = Marks.of(prediction, [str(number) for number, _ in enumerate(prediction.regions, 1)])
+    values = prediction.prepared_map[inside].numpy()
+    map_picture = annotated(colour, values, album.limits, marks.resized(values.shape), per_text=_PER_TEXT)
     if sample.mask is None:
         truth, words = colour, "ground truth: not known"
     else:
         defective = bool(sample.mask.any())
-        truth = pictures.outlined(colour, sample.mask)
+        truth = pictures.outlined(colour, sample.mask[inside])
         words = "ground truth: the defect's outline" if defective else "ground truth: no defect"
     frames = _frames(album, prediction)
     shown = pictures.has_depth(sample)
-    depth = [(pictures.depth_picture(sample), "depth: near is light; grey: not measured", "")] if shown else []
+    depth_words = "depth: near is light; grey: not measured"
+    depth = [(pictures.depth_picture(sample)[inside], depth_words, "")] if shown else []
     cells = (
         (colour, "colour; framed: each part's worst patch" if frames else "colour", frames),
         *depth,
         (truth, words, ""),
-        (map_picture, "anomaly map", ""),
+        (map_picture, map_words(prediction), ""),
     )
-    inside = pictures.shown(sample)
     figures = "".join(
-        f"<figure>{_picture(np.ascontiguousarray(picture[inside]), f'{words}, {sample.id}', extra)}"
+        f"<figure>{_picture(np.ascontiguousarray(picture), f'{words}, {sample.id}', extra)}"
         f"<figcaption>{words}</figcaption></figure>"
         for picture, words, extra in cells
     )
     return f'<div class="pictures">{figures}</div>'
+
+
+def map_words(prediction: Prediction) -> str:
+    """Say what is drawn on an anomaly map: regions by their peaks, and the region of interest."""
+    words, shown = "anomaly map", prediction.regions[:LABELLED]
+    if prediction.calibration is not None:
+        limit = prediction.calibration.peaks.threshold(prediction.false_alarm_rate).score
+        peaks = ", ".join(f"{number} up to {one.peak:.4g}" for number, one in enumerate(shown, 1))
+        more = len(prediction.regions) - LABELLED
+        peaks += f" and {more} more" if more > 0 else ""
+        words += (
+            f"; outlined: regions, {peaks} (above {limit:.4g})" if peaks else f"; no region: no peak above {limit:.4g}"
+        )
+    return words + ("; gray: outside of the region of interest" if prediction.roi is not None else "")
 
 
 def _frames(album: Album, prediction: Prediction) -> str:

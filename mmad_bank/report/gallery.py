@@ -9,10 +9,12 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from mmad_bank.evaluation import Evaluation, SampleScore
 from mmad_bank.methods.base import Prediction
 from mmad_bank.report import pictures
+from mmad_bank.report.marks import Marks, drawn
 
 SIDE = 144
 """Pixels of a small picture's longer side."""
@@ -48,26 +50,32 @@ class Thumbnails:
         return len(self._entries)
 
     def add(self, prediction: Prediction) -> None:
-        """Keep an image's picture, the same with its defect's outline, and its map, all made small."""
+        """Keep an image's picture, the same with its defect's outline, its map, and its regions, all made small."""
         sample = prediction.sample
         inside = pictures.shown(sample)
         colour = pictures.shrunk(pictures.rgb_picture(sample)[inside], SIDE)
         height, width = colour.shape[:2]
         mask = None if sample.mask is None else pictures.shrunk_mask(sample.mask[inside], (height, width))
         scores = pictures.shrunk_map(prediction.prepared_map[inside], (height, width))
+        marks = Marks.of(prediction).resized((height, width))
+        roi = torch.ones(height, width, dtype=torch.bool) if marks.inside is None else marks.inside
         start = self._file.seek(0, 2)
-        for values in (colour, pictures.outlined(colour, mask), scores):
+        for values in (colour, pictures.outlined(colour, mask), scores, (marks.numbers > 0).numpy(), roi.numpy()):
             self._file.write(np.ascontiguousarray(values).tobytes())
         self._entries.append(_Entry(start, height, width))
 
     def draw(self, number: int, limits: tuple[float, float]) -> bytes:
-        """Return a JPEG: the picture with its defect's outline, and beside it the map."""
+        """Return a JPEG: the picture with its defect's outline, and beside it the map with the outlines of regions."""
         entry = self._entries[number]
         shape, n_pixels = (entry.height, entry.width), entry.height * entry.width
         self._file.seek(entry.start)
         colour, outlined = (np.frombuffer(self._file.read(3 * n_pixels), np.uint8).reshape(*shape, 3) for _ in range(2))
         scores = np.frombuffer(self._file.read(4 * n_pixels), np.float32).reshape(shape)
-        both = np.concatenate([outlined, pictures.overlay(colour, scores, limits)], axis=1)
+        found, inside = (
+            torch.from_numpy(np.frombuffer(self._file.read(n_pixels), np.bool_).reshape(shape).copy()) for _ in range(2)
+        )
+        over = drawn(pictures.overlay(colour, scores, limits), Marks(found, inside=inside))
+        both = np.concatenate([outlined, over], axis=1)
         return pictures.encoded(both, "JPEG", quality=85)
 
 

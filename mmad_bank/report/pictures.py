@@ -21,6 +21,7 @@ UNMEASURED = (229, 231, 235)
 OUTLINE = (34, 211, 238)
 """Colour of a defect's outline."""
 MAP_COLOURS, DEPTH_COLOURS = "inferno", "viridis"
+_MOST_OPAQUE = 0.55  # a defect can still be seen below the highest score
 
 
 def colour_map(name: str) -> Any:
@@ -78,7 +79,7 @@ def map_limits(method: Method | None, predictions: Sequence[Prediction]) -> tupl
 
 
 def overlay(picture: np.ndarray, scores: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
-    """Lay an anomaly map over the grey image: the more anomalous, the more opaque.
+    """Lay an anomaly map over the picture: nothing up to the first colour, and half transparent at the last.
 
     Args:
         picture: The colour image (H, W, 3).
@@ -87,9 +88,8 @@ def overlay(picture: np.ndarray, scores: np.ndarray, limits: tuple[float, float]
     """
     low, high = limits
     level = np.clip((scores - low) / max(high - low, 1e-12), 0, 1)
-    grey = picture.astype(np.float64) @ (0.299, 0.587, 0.114)
-    opacity = (0.3 + 0.65 * level**0.8)[..., None]
-    mixed = (1 - opacity) * grey[..., None] + opacity * _coloured(level, MAP_COLOURS)
+    opacity = (_MOST_OPAQUE * level**0.7)[..., None]
+    mixed = (1 - opacity) * picture + opacity * _coloured(0.25 + 0.75 * level, MAP_COLOURS)
     return mixed.round().clip(0, 255).astype(np.uint8)
 
 

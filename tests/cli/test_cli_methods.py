@@ -151,7 +151,8 @@ def test_predict_files_and_folder(parts: Path, model: Path, tmp_path: Path) -> N
     assert np.load(tmp_path / "one/map.npy").shape == (96, 96), "the picture's size, not the prepared one"
     assert one["size"] == [96, 96]
     with Image.open(tmp_path / "one/image.png") as image, Image.open(tmp_path / "one/overlay.png") as overlay:
-        assert image.size == overlay.size == (96, 96)
+        assert image.size == (96, 96)
+        assert overlay.size == (768, 768), "enlarged by a whole number, for outlines and labels"
     alone = facts("predict", model, records[0].rgb, "--out", tmp_path / "alone")["samples"][0]
     assert (alone["id"], alone["score"]) == (one["id"], one["score"])
     lone = shutil.copy(records[0].rgb, tmp_path / "lone.png")  # the model does not look at the cloud

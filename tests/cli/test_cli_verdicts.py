@@ -15,6 +15,7 @@ for package in ("scipy", "timm", "PIL"):
 
 from helpers import call, facts, refused, refused_at_last, small_settings
 from PIL import Image
+from scipy import ndimage
 
 from mmad_bank import methods
 
@@ -84,6 +85,33 @@ def test_predict_judges(model: Path, data: Path, tmp_path: Path) -> None:
                 "box"
             ]
         assert row["region_area_mm2"] == "", "there is no depth"
+
+
+def test_the_overlay_shows_regions_and_the_region_of_interest(model: Path, data: Path, tmp_path: Path) -> None:
+    bad = data / "plate/test/scratch/000.png"
+    (one,) = predicted(model, bad, tmp_path / "bad").values()
+    with Image.open(tmp_path / "bad/overlay.png") as file:
+        drawn = np.asarray(file)
+    factor = 800 // 64
+    assert drawn.shape == (64 * factor, 64 * factor, 3)
+    numbers = methods.load(model).predict(bad).region_map.numpy()
+    assert numbers.max() == len(one["regions"])
+    row, column = one["regions"][0]["place"]
+    assert numbers[row, column] == 1
+    found = numbers.repeat(factor, 0).repeat(factor, 1) > 0
+    line = ndimage.binary_dilation(found, np.ones((3, 3))) & ~found
+    line[[0, -1]] |= found[[0, -1]]
+    line[:, [0, -1]] |= found[:, [0, -1]]
+    assert (drawn[line] == 255).all(axis=1).mean() > 0.8, "a white line around the regions, but where labels stand"
+    assert (drawn[found] == 255).all(axis=1).mean() < 0.2
+
+    (tmp_path / "roi.json").write_text("[[0, 0], [63, 0], [63, 50], [0, 50]]")
+    facts("fit", "patchcore", data, "--out", tmp_path / "roi.model", *SMALL, "--roi", tmp_path / "roi.json")
+    predicted(tmp_path / "roi.model", bad, tmp_path / "roi")
+    with Image.open(tmp_path / "roi/overlay.png") as file:
+        washed = np.asarray(file)[::factor, ::factor].astype(int)
+    given = np.asarray(picture(200, True)).astype(int)
+    assert np.abs(washed[55:] - (given[55:] * 0.45 + 128 * 0.55)).max() <= 1, "gray outside"
 
 
 def test_fit_and_info_say_what_a_model_is_calibrated_on(model: Path, data: Path, tmp_path: Path) -> None:

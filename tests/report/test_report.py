@@ -20,13 +20,16 @@ for package in ("scipy", "matplotlib", "PIL"):
 
 from scored_samples import SIZE, Darkness, make
 
-from mmad_bank.data import Sample
+from mmad_bank.calibration import Calibration
+from mmad_bank.data import RegionOfInterest, Sample
 from mmad_bank.data.frame import Frame
 from mmad_bank.errors import InputError
 from mmad_bank.evaluation import evaluate
 from mmad_bank.methods import Part, Prediction, Reason
 from mmad_bank.methods.map_scale import MapScale
+from mmad_bank.methods.verdicts import PIXEL_RATES, ModelCalibration
 from mmad_bank.report import Origin, Report, charts
+from mmad_bank.report.gallery import Thumbnails
 
 EVIL = '<script>alert("x")</script>&"\'</title></style>'
 VOID = {"meta", "img", "br", "input"}
@@ -179,6 +182,35 @@ def test_write(tmp_path: Path) -> None:
     assert facts["about"]["verdicts"].startswith("none: the model is not calibrated")
 
 
+def test_regions_are_drawn_and_named() -> None:
+    """The example's map has the regions' outlines, and its words their peaks; so have the small pictures' maps."""
+    peaks = Calibration(torch.full((19,), 1.5), "validation images")
+    low = ModelCalibration({"fused": peaks}, peaks, (0.5, *[0.9] * (len(PIXEL_RATES) - 1)))
+
+    class Seeing(Darkness):
+        def _predict(self, samples: list[Sample]) -> list[Prediction]:
+            return [replace(one, roi=self.roi_) for one in super()._predict(samples)]
+
+    def squared(i: int) -> Sample:
+        rgb = torch.zeros(3, SIZE, SIZE)
+        rgb[:2, 10:14, 20:26] = 0.4 + 0.1 * i  # up to 1 each: the map is their sum
+        return replace(make(i, "x"), rgb=rgb, id=f"part/test/x/{i}")
+
+    method, samples = Seeing(), [make(0), squared(5), squared(6)]
+    method.calibration_ = low
+    text = " ".join(parse(render(samples, method)).text)
+    assert "anomaly map; outlined: regions, 1 up to 1.8 (above 1.5)" in text
+    assert "anomaly map; no region: no peak above 1.5" in text
+    assert "gray: outside" not in text
+    method.roi_ = RegionOfInterest(mask=np.eye(SIZE, dtype=bool))
+    assert "gray: outside of the region of interest" in " ".join(parse(render(samples, method)).text)
+    plain, marked = Thumbnails(), Thumbnails()
+    prediction = method.predict(squared(6))
+    plain.add(replace(prediction, calibration=None, roi=None))
+    marked.add(prediction)
+    assert plain.draw(0, (0.0, 2.0)) != marked.draw(0, (0.0, 2.0))
+
+
 def test_all_images_are_there(tmp_path: Path) -> None:
     from PIL import Image
 
@@ -303,7 +335,7 @@ def test_padding_is_not_shown(tmp_path: Path) -> None:
     shapes = {
         Image.open(BytesIO(b64decode(data))).size for data in re.findall(r'src="data:image/jpeg;base64,([^"]*)"', text)
     }
-    assert shapes == {(SIZE, SIZE // 2)}
+    assert shapes == {(SIZE, SIZE // 2), (800, 400)}, "the map is enlarged, for the outlines of regions"
     assert f'viewBox="0 {SIZE // 4} {SIZE} {SIZE // 2}"' in text
     with Image.open(path.parent / "images" / "1-000000.jpg") as picture:
         assert picture.size == (2 * SIZE, SIZE // 2)
