@@ -346,11 +346,12 @@ def _show(figure: Any, place: Any, picture: np.ndarray, title: str = "") -> Any:
 def _colour_bar(figure: Any, over: Any, limits: tuple[float, float]) -> None:
     """Put one scale below the last map: all maps share it."""
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
+    from matplotlib.colors import ListedColormap, Normalize
 
     place, height = over.get_position(), figure.get_figheight()
     axes = figure.add_axes((place.x0, place.y0 - 0.13 / height, place.width, 0.07 / height))
-    scale = ScalarMappable(Normalize(*limits), pictures.colour_map(pictures.MAP_COLOURS))
+    colours = ListedColormap(pictures.map_colours(np.linspace(0, 1, 256)) / 255)
+    scale = ScalarMappable(Normalize(*limits), colours)
     bar = figure.colorbar(scale, cax=axes, orientation="horizontal")
     bar.outline.set_visible(False)
     axes.set_xlabel("one scale for all maps", fontsize=7.5, color=SOFT, labelpad=2)

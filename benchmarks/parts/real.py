@@ -252,12 +252,12 @@ def _empty_tables(data: str, rounds: int) -> tuple[Table, Table, Table]:
     whole = Table(f"PatchCore on {data}, bundled features", [*who, *accuracy, bank, *times], headline=True)
     whole.notes = _whole_notes(rounds)
     worth = [Column("rule", "threshold"), Column("chosen_on", "chosen on"), Column("alarms", "false alarms"),
-             Column("interval", "95 %"), Column("found", "defects found"), Column("precision", "precision", ".3f"),
-             Column("f1", "F1", ".3f")]  # fmt: skip
+             Column("interval", "95 % interval of false alarms"), Column("found", "defects found"),
+             Column("precision", "precision", ".3f"), Column("f1", "F1", ".3f")]  # fmt: skip
     verdicts = Table(f"Verdicts on {data}", [*who, *worth], headline=True)
     verdicts.notes = [
-        "'Promised' is a share of the good pictures that may be called bad. 95 % is the confidence interval of the"
-        " false-alarm rate (Clopper and Pearson).",
+        "'Promised' is a share of the good pictures that may be called bad. The interval is that of Clopper and"
+        " Pearson for the false-alarm rate.",
         "'best F1' needs defects with labels, and these are the ones that it is then judged on: what it gives elsewhere"
         " is not known. Of anomalib it is the threshold of F1AdaptiveThreshold on the test set, the default of its data"
         " module for MVTec AD, and a picture is bad above it, as in its post-processor. Of mmad-bank it is for"

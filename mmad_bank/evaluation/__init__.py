@@ -4,6 +4,7 @@ Every image is scored, measured and let go. Its scores, the sorted scores of its
 and the few predictions that are to be shown are kept.
 """
 
+from mmad_bank.evaluation._words import share, word
 from mmad_bank.evaluation.decisions import Decisions
 from mmad_bank.evaluation.results import (
     HIGHEST_DEFECT,
@@ -18,8 +19,6 @@ from mmad_bank.evaluation.results import (
     Metrics,
     SampleScore,
     Summary,
-    share,
-    word,
 )
 from mmad_bank.evaluation.running import evaluate
 from mmad_bank.methods.verdicts import FUSED

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from mmad_bank.errors import InputError
+from mmad_bank.evaluation._words import cells_of, remarks_on, some_of, word
 from mmad_bank.evaluation.decisions import Decisions
 from mmad_bank.methods.base import Prediction
-from mmad_bank.methods.verdicts import FUSED
+from mmad_bank.methods.verdicts import BAD, FUSED
 
 RESULT = "result"
 """Name of the method's own result for readers: "fused" is too near to the bank of fused features."""
@@ -118,7 +119,8 @@ class Evaluation:
         """Return JSON-able values with full precision, without curves and examples; no NaN among them."""
         kinds = {
             kind: {
-                "images": sum(score.defect == kind for score in self.scores),
+                "images": self.n_of(kind),
+                "found": None if self.decisions is None else self.n_found(kind),
                 "metrics": {name: values.as_json() for name, values in results.items()},
             }
             for kind, results in self.kinds.items()
@@ -146,6 +148,14 @@ class Evaluation:
     def n_good(self) -> int:
         """Number of good images that were scored."""
         return sum(score.label == 0 for score in self.scores)
+
+    def n_of(self, kind: str) -> int:
+        """Return the number of images with a kind of defect that were scored."""
+        return sum(score.defect == kind for score in self.scores)
+
+    def n_found(self, kind: str) -> int:
+        """Return the number of images with a kind of defect whose verdict is bad."""
+        return sum(score.defect == kind and score.verdict == BAD for score in self.scores)
 
 
 @dataclass(frozen=True)
@@ -242,8 +252,10 @@ class Summary:
         tables = [("results by category", ["category", *heads], rows)]
         if len(self.results) > 1:
             rows = [[self.label(result), *map(word, self.mean(result))] for result in self.results]
-            tables.append(("the result and its parts" + self._averaged, ["result", *self.metric_names], rows))
-        tables += self._verdicts()
+            tables.append(
+                (f"the result and that of {self._branches} alone{self._averaged}", ["result", *self.metric_names], rows)
+            )
+        tables += [*self._verdicts(), *self._found_by_kind()]
         kinds = self.kinds()
         if kinds:
             for title, column in (("I-AUROC", 0), (self.metric_names[2], 2)):
@@ -256,8 +268,24 @@ class Summary:
         """Yield the table of verdicts, if there are some."""
         judged = [(e.category, e.decisions) for e in self.evaluations if e.decisions is not None]
         if judged:
-            heads = ["category", "threshold", "promised", "false alarms", "95 %", "found", "precision", "F1", "best F1"]
-            yield "verdicts at the promised false-alarm rate", heads, [[name, *_judged(one)] for name, one in judged]
+            heads = ["category", "threshold", "promised", "false alarms", "95 % interval of false alarms", "found"]
+            heads += ["precision", "F1", "best F1"]
+            yield "verdicts at the promised false-alarm rate", heads, [[name, *cells_of(one)] for name, one in judged]
+
+    def _found_by_kind(self) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+        """Yield the table of how many defects of each kind are found, those of all categories together."""
+        judged, counts = [e for e in self.evaluations if e.decisions is not None], {}
+        for kind in sorted({kind for e in judged for kind in e.kinds}):
+            counts[kind] = sum(e.n_found(kind) for e in judged), sum(e.n_of(kind) for e in judged)
+        if counts:
+            title = "defects found of each kind at the promised false-alarm rate"
+            yield title, ["kind of defect", "found"], [[kind, some_of(*n)] for kind, n in counts.items()]
+
+    @property
+    def _branches(self) -> str:
+        """Words for the parts of the methods: banks, or branches of a method without banks."""
+        names = dict.fromkeys(self.label(result).rpartition(" ")[2] for result in self.results if result != FUSED)
+        return f"each {' or '.join(names)}"
 
     @property
     def _averaged(self) -> str:
@@ -270,7 +298,7 @@ class Summary:
             reasons = dict.fromkeys(evaluation.metrics[FUSED].undefined.values())
             lines += [f"{evaluation.category}: {line}" for line in (*reasons, *evaluation.notes)]
             if evaluation.decisions is not None:
-                lines += _remarks_on(evaluation.category, evaluation.decisions)
+                lines += remarks_on(evaluation.category, evaluation.decisions)
             lines += [f"left out: {why}" for why in evaluation.failed.values()]
         return lines
 
@@ -308,45 +336,6 @@ class Summary:
             console.print(table)
         for line in self.remarks():
             console.print(Text(line), soft_wrap=True)
-
-
-def word(value: float | None) -> str:
-    """Return a metric in words: three digits, a dash where it is undefined."""
-    return "–" if value is None else f"{value:.3f}"
-
-
-def share(value: float) -> str:
-    """Return a share in percent, in words.
-
-    Example:
-        >>> share(0.05), share(0.0476), share(0.0005)
-        ('5%', '4.8%', '0.05%')
-    """
-    return f"{100 * value:.2g}%" if value < 0.1 else f"{100 * value:.3g}%"
-
-
-def _remarks_on(category: str, one: Decisions) -> Iterator[str]:
-    """Yield what a reader of the verdicts must know."""
-    yield f"{category}: verdicts are calibrated on {one.held_out} {one.origin}"
-    if one.threshold.extrapolated:
-        yield f"{category}: * the rate is extrapolated by a fitted tail; {one.held_out} images can promise" + (
-            f" {share(1 / (one.held_out + 1))} and more"
-        )
-    if one.held is False:
-        yield f"{category}: the promised false-alarm rate did not hold: the good images are unlike the held-out ones"
-
-
-def _judged(one: Decisions) -> list[str]:
-    """Return the cells of a row of verdicts."""
-    rate, interval = one.false_alarm_rate, one.interval
-    return [
-        f"{one.threshold.score:.4g}",
-        share(one.threshold.rate) + ("*" if one.threshold.extrapolated else ""),
-        "–" if rate is None else f"{one.false_alarms} of {one.false_alarms + one.passed} ({share(rate)})",
-        "–" if interval is None else f"{share(interval[0])} to {share(interval[1])}",
-        "–" if one.recall is None else f"{one.found} of {one.found + one.missed} ({share(one.recall)})",
-        word(one.precision), word(one.f1), word(one.best_f1),
-    ]  # fmt: skip
 
 
 def _size_and_time(evaluation: Evaluation) -> list[str]:

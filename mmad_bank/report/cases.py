@@ -94,7 +94,7 @@ def render_cases(album: Album) -> str:
 
 def render_scale(album: Album) -> str:
     """Return the legend of the colours that all maps share."""
-    colours = (pictures.colour_map(pictures.MAP_COLOURS)(np.linspace(0, 1, 9))[:, :3] * 255).round().astype(int)
+    colours = pictures.map_colours(np.linspace(0, 1, 9)).round().astype(int)
     stops = ", ".join(f"rgb({r} {g} {b})" for r, g, b in colours)
     low, high = (f"{limit:.4g}" for limit in album.limits)
     bar = f'<i style="background:linear-gradient(90deg, {stops})"></i>'
@@ -108,6 +108,7 @@ def render_scale(album: Album) -> str:
             f"The model's scale, one for all its maps. Of {scale.images} {scale.origin}, nine pixels in ten stay below"
             f" {low}, the first colour, and one in a thousand is above {extreme:.4g}."
         )
+    words += " Colours are laid over the picture, none below the first, half transparent from the last on."
     return (
         f'<h3>Colours of the anomaly maps</h3><div class="scale" role="img" aria-label="from {low}, dark, to {high},'
         f' bright">{low}{bar}{high}</div><p class="hint">{escape(words)}</p>'
@@ -155,7 +156,7 @@ def _pictures_of(album: Album, prediction: Prediction) -> str:
     depth_words = "depth: near is light; grey: not measured"
     depth = [(pictures.depth_picture(sample)[inside], depth_words, "")] if shown else []
     cells = (
-        (colour, "colour; framed: each part's worst patch" if frames else "colour", frames),
+        (colour, f"colour; framed: {_whose(album, prediction)} worst patch" if frames else "colour", frames),
         *depth,
         (truth, words, ""),
         (map_picture, map_words(prediction), ""),
@@ -173,13 +174,21 @@ def map_words(prediction: Prediction) -> str:
     words, shown = "anomaly map", prediction.regions[:LABELLED]
     if prediction.calibration is not None:
         limit = prediction.calibration.peaks.threshold(prediction.false_alarm_rate).score
-        peaks = ", ".join(f"{number} up to {one.peak:.4g}" for number, one in enumerate(shown, 1))
+        peaks = ", ".join(f"{number} ({one.peak:.4g})" for number, one in enumerate(shown, 1))
         more = len(prediction.regions) - LABELLED
         peaks += f" and {more} more" if more > 0 else ""
         words += (
-            f"; outlined: regions, {peaks} (above {limit:.4g})" if peaks else f"; no region: no peak above {limit:.4g}"
+            f"; outlined: regions with peaks above {limit:.4g}: {peaks}" if peaks else f"; no peak above {limit:.4g}"
         )
     return words + ("; gray: outside of the region of interest" if prediction.roi is not None else "")
+
+
+def _whose(album: Album, prediction: Prediction) -> str:
+    """Say whose worst patches are framed: each bank's, or each branch's of a method without banks."""
+    if len(prediction.parts) == 1:
+        return "the"
+    names = dict.fromkeys(album.evaluation.label(name).rpartition(" ")[2] for name in prediction.parts)
+    return f"each {' or '.join(names)}'s"
 
 
 def _frames(album: Album, prediction: Prediction) -> str:

@@ -42,6 +42,11 @@ def _coloured(values: np.ndarray, name: str) -> np.ndarray:
     return np.asarray(colour_map(name)(values)[..., :3] * 255)
 
 
+def map_colours(levels: np.ndarray) -> np.ndarray:
+    """Return the colours (..., 3) of a map's levels in [0, 1], from 0 to 255; none looks like a shadow."""
+    return _coloured(0.25 + 0.75 * levels, MAP_COLOURS)
+
+
 def rgb_picture(sample: Sample) -> np.ndarray:
     """Return the colour image."""
     return (sample.rgb.permute(1, 2, 0).numpy() * 255).round().clip(0, 255).astype(np.uint8)
@@ -89,7 +94,7 @@ def overlay(picture: np.ndarray, scores: np.ndarray, limits: tuple[float, float]
     low, high = limits
     level = np.clip((scores - low) / max(high - low, 1e-12), 0, 1)
     opacity = (_MOST_OPAQUE * level**0.7)[..., None]
-    mixed = (1 - opacity) * picture + opacity * _coloured(0.25 + 0.75 * level, MAP_COLOURS)
+    mixed = (1 - opacity) * picture + opacity * map_colours(level)
     return mixed.round().clip(0, 255).astype(np.uint8)
 
 

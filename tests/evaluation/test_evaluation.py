@@ -14,9 +14,11 @@ pytest.importorskip("scipy")
 
 from scored_samples import SIZE, Darkness, make
 
+from mmad_bank.calibration import Calibration
 from mmad_bank.data import Sample
 from mmad_bank.errors import InputError
-from mmad_bank.evaluation import FUSED, ROLES, Summary, evaluate
+from mmad_bank.evaluation import FUSED, ROLES, Summary, evaluate, share
+from mmad_bank.methods.verdicts import PIXEL_RATES, ModelCalibration
 from mmad_bank.metrics import aupro, auroc
 
 
@@ -117,6 +119,26 @@ def test_examples_are_bounded_and_extreme(samples: list[Sample]) -> None:
     few = evaluate(Darkness(), [samples[0], samples[6]], examples=2)
     assert len(few.examples) == 2, "an image is shown once, even if it is highest and lowest"
     assert evaluate(Darkness(), samples).examples == []
+
+
+def test_defects_found_are_counted_by_kind() -> None:
+    """Verdicts by a threshold that finds one of two kinds; those of several categories are added up."""
+    method = Darkness()
+    peaks = Calibration(torch.full((19,), 1.45), "validation images")
+    method.calibration_ = ModelCalibration({"fused": peaks}, peaks, (1.0,) * len(PIXEL_RATES))
+    samples = [make(i, kind) for kind in ("good", "colour", "x") for i in range(5)]
+    one = evaluate(method, samples)
+    found = {kind: sum(s.verdict == "bad" for s in one.scores if s.defect == kind) for kind in ("colour", "x")}
+    assert found["x"] > found["colour"], "it is brighter in both channels"
+    assert {kind: own["found"] for kind, own in one.as_json()["kinds"].items()} == found
+    (title, heads, rows), *_ = [table for table in Summary([one, one]).tables() if "found" in table[0]]
+    assert title == "defects found of each kind at the promised false-alarm rate"
+    assert heads == ["kind of defect", "found"]
+    assert rows == [[kind, f"{2 * n} of 10 ({share(n / 5)})"] for kind, n in found.items()]
+    bare = evaluate(Darkness(), samples)
+    assert {kind: own["found"] for kind, own in bare.as_json()["kinds"].items()} == {"colour": None, "x": None}
+    assert not any("found" in title for title, *_ in Summary([bare]).tables())
+    assert any(title == "the result and that of each branch alone" for title, *_ in Summary([bare]).tables())
 
 
 def test_summary_of_categories(samples: list[Sample]) -> None:

@@ -148,8 +148,10 @@ def test_what_is_shown(page: str) -> None:
         "Highest scores of good images", "Lowest scores of defective images", "above 4 of 4 good images", "left out",
         "7, distance 0.25", "not recorded, distance 0.5", "gone, distance 0.75", "the defect's outline",
         "All 12 images", "none: the model is not calibrated", "xyz branch",
+        "framed: each branch's worst patch", "The result and that of each branch alone",
     ):  # fmt: skip
         assert words in text, words
+    assert not re.search(r"each part|its parts", text), "a part is what is inspected"
     pictures = page.count("data:image/jpeg;base64,")
     assert pictures == 8 * (4 + 2 * 2), "four an image; for each of two parts the worst patch and the one that is there"
 
@@ -199,8 +201,8 @@ def test_regions_are_drawn_and_named() -> None:
     method, samples = Seeing(), [make(0), squared(5), squared(6)]
     method.calibration_ = low
     text = " ".join(parse(render(samples, method)).text)
-    assert "anomaly map; outlined: regions, 1 up to 1.8 (above 1.5)" in text
-    assert "anomaly map; no region: no peak above 1.5" in text
+    assert "anomaly map; outlined: regions with peaks above 1.5: 1 (1.8)" in text
+    assert "anomaly map; no peak above 1.5" in text
     assert "gray: outside" not in text
     method.roi_ = RegionOfInterest(mask=np.eye(SIZE, dtype=bool))
     assert "gray: outside of the region of interest" in " ".join(parse(render(samples, method)).text)
