@@ -25,6 +25,8 @@ SHARES = (0.1, 0.05, 0.01, 0.005, 0.001, 0.0001)
 """Shares of the normal patches whose limits are kept."""
 HELD_OUT = "held-out images"
 _IMAGES, _PEAKS = "calibration_images", "calibration_peaks"
+OR_FOLDS = ", or give all of its own with folds= (--folds)"
+"""What else can be done with a bank's own images, where folds can be asked for."""
 _STAGE = "Scoring normal images"
 
 
@@ -249,8 +251,8 @@ def check_all_of_bank(vectors: Tensor, source_rows: Tensor, sources: Sequence[So
     )
 
 
-def check_files_held_out(sources: Sequence[Source], dump: FeatureDump) -> None:
-    """Refuse files that a bank was built from.
+def check_files_held_out(sources: Sequence[Source], dump: FeatureDump, or_else: str = "") -> None:
+    """Refuse files that a bank was built from; ``or_else`` tells what else can be done with them.
 
     Raises:
         InputError: A file is one of the bank's sources.
@@ -258,10 +260,10 @@ def check_files_held_out(sources: Sequence[Source], dump: FeatureDump) -> None:
     own = {os.path.realpath(source.file) for source in sources if os.path.exists(source.file)}
     for part in dump.parts:
         if os.path.realpath(part.source.file) in own:
-            raise _not_held_out(f"its own ({part.label})")
+            raise _not_held_out(f"its own ({part.label})", or_else)
 
 
-def check_held_out(scores: Scores, source_rows: Tensor, sources: Sequence[Source]) -> None:
+def check_held_out(scores: Scores, source_rows: Tensor, sources: Sequence[Source], or_else: str = "") -> None:
     """Refuse images that a bank was built from, whatever their files are called.
 
     Such an image has distance 0 wherever the bank took a vector from it. Equal patches alone say nothing: all images of
@@ -272,6 +274,7 @@ def check_held_out(scores: Scores, source_rows: Tensor, sources: Sequence[Source
         scores: Scores of the images, on the CPU.
         source_rows: Row of each of the bank's vectors in its sources.
         sources: The bank's sources.
+        or_else: Words for what else can be done with them.
 
     Raises:
         InputError: They are the bank's own.
@@ -288,13 +291,12 @@ def check_held_out(scores: Scores, source_rows: Tensor, sources: Sequence[Source
     )
     own = pairs[:, (counts >= 2) & (2 * counts >= taken[pairs[1]])]
     if len(own[1].unique()) >= 2:
-        raise _not_held_out(f"{len(own[0].unique())} of its own among {len(scores.image)}")
+        raise _not_held_out(f"{len(own[0].unique())} of its own among {len(scores.image)}", or_else)
 
 
-def _not_held_out(found: str) -> InputError:
+def _not_held_out(found: str, or_else: str) -> InputError:
     return InputError(
-        f"features: expected images that the bank was not built from, found {found}; hold others out, or give all of"
-        " its own with folds= (--folds)"
+        f"features: expected images that the bank was not built from, found {found}; hold others out{or_else}"
     )
 
 

@@ -38,7 +38,8 @@ def patches_of_an_image(dump: FeatureDump, patches: int | None) -> int:
         if found != expected:
             raise InputError(f"{source.file}: expected images of {expected} patches, found {found}")
         if source.rows % expected:
-            raise InputError(f"{source.file}: expected a multiple of {expected} rows (--patches), found {source.rows}")
+            expected_rows = f"expected a multiple of {expected} rows, which are the patches of an image"
+            raise InputError(f"{source.file}: {expected_rows}, found {source.rows}")
     return expected
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mmad_bank import ops, scoring
+from mmad_bank._internal.argument_names import argument_called
 from mmad_bank._internal.checks import ArrayLike, as_features, as_float_tensor, check_choice, check_finite, check_index
 from mmad_bank._internal.decoding import decoding
 from mmad_bank._internal.former import formerly
@@ -21,6 +22,7 @@ from mmad_bank._internal.locks import ForkedOpen
 from mmad_bank.bank import file_format
 from mmad_bank.bank.calibrating import (
     HELD_OUT,
+    OR_FOLDS,
     BankCalibration,
     Verdicts,
     check_all_of_bank,
@@ -485,13 +487,27 @@ class MemoryBank:
         """
         rule = check_rule(reweight, n_neighbors)
         dump = self._open(features, key=key, layout=layout, by_image=by_image, left_out=left_out)
+        return self._calibrated(dump, rule, patches, folds, origin, progress, left_out, OR_FOLDS)
+
+    def _calibrated(
+        self,
+        dump: FeatureDump,
+        rule: Rule,
+        patches: int | None,
+        folds: int | None,
+        origin: str | None,
+        progress: Progress,
+        left_out: dict[str, str] | None,
+        or_else: str,
+    ) -> BankCalibration:
+        """Do the work of :meth:`calibrate`; ``or_else`` tells what to do with the bank's own images."""
         per_image = patches_of_an_image(dump, patches)
         bank = self.__copy__()  # as it is now, whatever extends it meanwhile
         with reporting(progress) as report:
             if folds is None:
-                check_files_held_out(bank.sources, dump)
+                check_files_held_out(bank.sources, dump, or_else)
                 scores = score_held_out(bank._scorer(rule), dump, per_image, left_out, report)
-                check_held_out(scores, bank.source_rows, bank.sources)
+                check_held_out(scores, bank.source_rows, bank.sources, or_else)
             else:
                 check_all_of_bank(bank.vectors, bank.source_rows, bank.sources, dump)
                 scores = score_by_folds(
@@ -522,13 +538,10 @@ class MemoryBank:
             >>> bank.calibrate_again(torch.rand(270, 4)).rule
             Rule(reweight='max', n_neighbors=1, divisor=1.0)
         """
-        if self.calibration is None:
-            return self.calibrate(features, progress=progress, left_out=left_out)
-        rule = self.calibration.rule
-        return self.calibrate(
-            features, reweight=rule.reweight, n_neighbors=rule.n_neighbors, patches=self.calibration.patches,
-            progress=progress, left_out=left_out,
-        )  # fmt: skip
+        dump = self._open(features, key=None, layout="auto", by_image=False, left_out=left_out)
+        known = self.calibration
+        rule, patches = (check_rule("m3dm", None), None) if known is None else (known.rule, known.patches)
+        return self._calibrated(dump, rule, patches, None, None, progress, left_out, "")
 
     def _scorer(self, rule: Rule) -> ScoreImages:
         return partial(self.score, reweight=rule.reweight, n_neighbors=rule.n_neighbors, divisor=rule.divisor)
@@ -632,7 +645,8 @@ class MemoryBank:
         opened = partial(self._open, key=key, layout=layout, by_image=by_image)
         dump, held_out = opened(features), None if calibration is None else opened(calibration)
         if held_out is not None:
-            check_files_held_out([*self.sources, *dump.sources], held_out)
+            with argument_called(features="calibration"):
+                check_files_held_out([*self.sources, *dump.sources], held_out)
         wanted = None if radius is None else check_radius(radius) * self._std
         if wanted is None and self._raw_radius is None and size is None:
             raise InputError("radius: expected a radius or a size, the bank does not know its own radius")
@@ -658,7 +672,8 @@ class MemoryBank:
             if self._raw_radius is not None:
                 self._raw_radius = max(self._raw_radius, coreset.covering_radius)
         if held_out is not None:
-            self.calibrate_again(held_out, progress=progress)
+            with argument_called(features="calibration"):
+                self.calibrate_again(held_out, progress=progress)
         return len(rows)
 
     def _open(

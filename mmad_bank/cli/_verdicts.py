@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -176,6 +177,16 @@ def check_calibrated(bank: MemoryBank, path: object, rule: Rule, rate: float | N
         )
     found.images.threshold(rate)
     return found
+
+
+def warn_if_outdated(path: object, calibration: BankCalibration | None) -> None:
+    """Say on standard error that a bank was extended since it was calibrated."""
+    if calibration is not None and calibration.outdated:
+        print(
+            f"warning: {path}: extended since it was calibrated, so that too few images are called bad, defects too;"
+            " mmad-bank calibrate makes the calibration anew",
+            file=sys.stderr,
+        )
 
 
 def verdict_facts(verdicts: Verdicts, names: Sequence[str], scores: Sequence[float]) -> dict[str, Any]:

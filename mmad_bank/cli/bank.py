@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmad_bank._internal.argument_names import argument_called
 from mmad_bank._internal.progress import doing
 from mmad_bank.cli._command import add
 from mmad_bank.cli._dumps import AxesOfMaps, ByImage, Features, Key, Reading
@@ -40,7 +41,7 @@ from mmad_bank.cli._output import (
 )
 from mmad_bank.cli._swapped import check_bank_first
 from mmad_bank.cli._values import check_device, check_positive, parse_paths, parse_projection, parse_share
-from mmad_bank.cli._verdicts import check_calibrated, end_on_bad, parse_rate, verdict_rows
+from mmad_bank.cli._verdicts import check_calibrated, end_on_bad, parse_rate, verdict_rows, warn_if_outdated
 from mmad_bank.cli._words import BankPrecision, option
 from mmad_bank.errors import InputError
 
@@ -152,7 +153,8 @@ def extend(
     before, new = bank.calibration, judge_new(bank, dump, progress=show_progress(as_json))
     added = bank.extend(dump, radius=radius, size=at_most, progress=show_progress(as_json))
     if others is not None:
-        bank.calibrate_again(others, progress=show_progress(as_json), left_out=left_out)
+        with argument_called(features="--calibrate"):
+            bank.calibrate_again(others, progress=show_progress(as_json), left_out=left_out)
     extended = time.perf_counter()
     with doing(f"saving {target}"):
         bank.save(target)
@@ -226,6 +228,7 @@ def score(
         bank = MemoryBank.load(bank_file, device=target, bank_precision=bank_precision, trust_index=trust_index)
     is_judged = fail_on_bad or rate is not None
     calibration = check_calibrated(bank, bank_file, rule, rate) if is_judged else None
+    warn_if_outdated(bank_file, calibration)
     left_out: dict[str, str] = {}
     dump = Reading(key, axes, by_image).open(features, bank.dim, left_out)
     dump.check_extractor(bank.extractor, str(bank_file))

@@ -24,6 +24,7 @@ from mmad_bank.cli._verdicts import (
     calibration_facts,
     calibration_rows,
     model_calibration_facts,
+    warn_if_outdated,
     words_of_model_calibration,
 )
 from mmad_bank.cli._words import option
@@ -120,6 +121,7 @@ def _say_bank(path: Path, verify: bool, as_json: bool) -> None:
     bank = MemoryBank.load(path, verify=verify)
     result = {"bank": str(path), "verified": verify, **bank.metadata(), **describe_bank(bank, path)}
     calibration = bank.calibration
+    warn_if_outdated(path, calibration)
     result["calibration"] = None if calibration is None else calibration_facts(calibration)
     calibrated = {"calibration": "none, mmad-bank calibrate makes one"}
     rows = {

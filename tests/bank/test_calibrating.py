@@ -326,7 +326,7 @@ def test_extend_calibrates_anew(bank: MemoryBank, tmp_path: Path) -> None:
     first = bank.calibrate(images(99, 1), reweight="patchcore", n_neighbors=4)
     more, other = 2 * images(10, 6), images(50, 7)
     np.save(tmp_path / "more.npy", more.numpy())
-    with pytest.raises(InputError, match=r"^features: expected images that the bank was not built from.*more\.npy"):
+    with pytest.raises(InputError, match=r"^calibration: expected images that the bank was not built from.*more\.npy"):
         bank.extend(tmp_path / "more.npy", calibration=tmp_path / "more.npy")
     with pytest.raises(InputError, match="length 6 as in the bank, found 5"):
         bank.extend(more, calibration=torch.rand(3, 9, 5))

@@ -219,6 +219,36 @@ def test_info_shows_the_calibration(place: Path) -> None:
     assert facts("score", place / "bank", place / "new.npy", "--false-alarm-rate", "5%")["verdicts"]["outdated"]
 
 
+def test_a_bank_that_was_extended_is_warned_of(calibrated: Path) -> None:
+    """One line on standard error of whatever takes its calibration; none of what does not, or of an up-to-date one."""
+    bank, new = calibrated / "bank", calibrated / "new.npy"
+    words = f"warning: {bank}: extended since it was calibrated, so that too few images are called bad"
+    assert "warning" not in call("score", bank, new, "--fail-on-bad").stderr + call("info", bank).stderr
+    good("extend", bank, new, "--in-place")
+    for command in (("score", bank, new, "--false-alarm-rate", "5%"), ("score", bank, new, "--fail-on-bad"),
+                    ("info", bank), ("info", bank, "--json")):  # fmt: skip
+        assert call(*command).stderr.count(words) == 1, command
+    assert "warning" not in call("score", bank, new).stderr, "scores are as right as ever"
+    good("calibrate", bank, calibrated / "held.npy", "--in-place")
+    assert "warning" not in call("info", bank).stderr
+
+
+def test_extend_names_its_own_options_alone(calibrated: Path) -> None:
+    np.save(calibrated / "more.npy", 1.5 * normal(20, 8))
+    np.save(calibrated / "rows.npy", normal(5, 9).reshape(-1, normal(1, 0).shape[-1])[:-5])
+    extend = ("extend", calibrated / "bank", calibrated / "more.npy", "--out", calibrated / "b2")
+    for file, words in (
+        ("more.npy", "--calibrate: expected images that the bank was not built from, found its own ("),
+        ("rows.npy", "expected a multiple of 12 rows, which are the patches of an image, found 55"),
+    ):
+        said = refused(*extend, "--calibrate", calibrated / file)
+        assert words in said
+        assert "--folds" not in said
+        assert "--patches" not in said
+    own = refused("calibrate", calibrated / "bank", calibrated / "train.npy", "--in-place")
+    assert "hold others out, or give all of its own with --folds" in own
+
+
 def test_extend_tells_how_the_thresholds_moved(calibrated: Path) -> None:
     np.save(calibrated / "more.npy", 1.5 * normal(20, 8))
     np.save(calibrated / "other.npy", normal(49, 9))
