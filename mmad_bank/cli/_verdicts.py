@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 AnyMethod = TypeVar("AnyMethod", bound="Method")
 NOT_CALIBRATED = "expected a model with a calibration, found one without"
 
+FIT_ANEW = "fit the model anew"
+
 SOME_BAD = 4
 """Exit code of a command that was asked to fail on a bad image, and found one."""
 _RATES = (0.1, 0.05, 0.01, 0.001)
@@ -179,14 +181,11 @@ def check_calibrated(bank: MemoryBank, path: object, rule: Rule, rate: float | N
     return found
 
 
-def warn_if_outdated(path: object, calibration: BankCalibration | None) -> None:
-    """Say on standard error that a bank was extended since it was calibrated."""
-    if calibration is not None and calibration.outdated:
-        print(
-            f"warning: {path}: extended since it was calibrated, so that too few images are called bad, defects too;"
-            " mmad-bank calibrate makes the calibration anew",
-            file=sys.stderr,
-        )
+def warn_if_outdated(path: object, is_outdated: bool, anew: str = "mmad-bank calibrate makes it anew") -> None:
+    """Say on standard error that a bank or a model's bank was extended since it was calibrated."""
+    if is_outdated:
+        why = "a bank was extended since, so that too few images are called bad, defects too"
+        print(f"warning: {path}: the calibration is outdated, {why}; {anew}", file=sys.stderr)
 
 
 def verdict_facts(verdicts: Verdicts, names: Sequence[str], scores: Sequence[float]) -> dict[str, Any]:

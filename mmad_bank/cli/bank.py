@@ -228,7 +228,7 @@ def score(
         bank = MemoryBank.load(bank_file, device=target, bank_precision=bank_precision, trust_index=trust_index)
     is_judged = fail_on_bad or rate is not None
     calibration = check_calibrated(bank, bank_file, rule, rate) if is_judged else None
-    warn_if_outdated(bank_file, calibration)
+    warn_if_outdated(bank_file, calibration is not None and calibration.outdated)
     left_out: dict[str, str] = {}
     dump = Reading(key, axes, by_image).open(features, bank.dim, left_out)
     dump.check_extractor(bank.extractor, str(bank_file))

@@ -39,7 +39,7 @@ from mmad_bank.cli._output import (
 )
 from mmad_bank.cli._swapped import check_model_first
 from mmad_bank.cli._values import check_device, parse_categories
-from mmad_bank.cli._verdicts import at_rate, parse_rate
+from mmad_bank.cli._verdicts import FIT_ANEW, at_rate, parse_rate, warn_if_outdated
 from mmad_bank.cli._words import option
 from mmad_bank.errors import InputError, did_you_mean
 
@@ -101,6 +101,7 @@ def evaluate(
         with within(name, number, len(chosen)):
             with doing(f"loading {folder}"):
                 method = at_rate(methods.load(folder, target, trust_index=trust_index), rate)
+            warn_if_outdated(folder, method.calibration_outdated, FIT_ANEW)
             evaluation = run(
                 method, splits[name], batch=batch, examples=_EXAMPLES if page else 0, watch=page and page.watch,
                 force=force, progress=show_progress(as_json),

@@ -21,6 +21,7 @@ from mmad_bank.cli._options import Json
 from mmad_bank.cli._output import emit, end, size
 from mmad_bank.cli._part_facts import describe_part
 from mmad_bank.cli._verdicts import (
+    FIT_ANEW,
     calibration_facts,
     calibration_rows,
     model_calibration_facts,
@@ -121,7 +122,7 @@ def _say_bank(path: Path, verify: bool, as_json: bool) -> None:
     bank = MemoryBank.load(path, verify=verify)
     result = {"bank": str(path), "verified": verify, **bank.metadata(), **describe_bank(bank, path)}
     calibration = bank.calibration
-    warn_if_outdated(path, calibration)
+    warn_if_outdated(path, calibration is not None and calibration.outdated)
     result["calibration"] = None if calibration is None else calibration_facts(calibration)
     calibrated = {"calibration": "none, mmad-bank calibrate makes one"}
     rows = {
@@ -244,6 +245,9 @@ def _read_model(folder: Path, verify: bool) -> dict[str, Any]:
     arguments = manifest.table("arguments").content
     samples, scale = manifest.texts("train_ids"), manifest.optional_table("map_scale")
     scales = scale.table("quantiles").content if scale else {}
+    calibration = model_calibration_facts(manifest.content.get("calibration"))
+    outdated = any(len(bank["sources"]) > 1 for bank in banks.values())  # as Method.calibration_outdated
+    warn_if_outdated(folder, calibration is not None and outdated, FIT_ANEW)
     return {
         "model": str(folder),
         "verified": verify,
@@ -254,7 +258,7 @@ def _read_model(folder: Path, verify: bool) -> dict[str, Any]:
         "roi": _region(manifest),
         "categories": _categories(manifest, samples),
         "trained_on": {name: one.as_json() for name, one in _trained_on(manifest).items()},
-        "calibration": model_calibration_facts(manifest.content.get("calibration")),
+        "calibration": None if calibration is None else {**calibration, "outdated": outdated},
         "images": len(samples),
         "train_ids": samples,
         "skipped": manifest.texts_by_name("skipped"),

@@ -52,7 +52,7 @@ from mmad_bank.cli._predicted import (
 from mmad_bank.cli._sample_files import Samples, read_files
 from mmad_bank.cli._swapped import check_model_first
 from mmad_bank.cli._values import check_device, parse_categories
-from mmad_bank.cli._verdicts import NOT_CALIBRATED, at_rate, end_on_bad, parse_rate
+from mmad_bank.cli._verdicts import FIT_ANEW, NOT_CALIBRATED, at_rate, end_on_bad, parse_rate, warn_if_outdated
 from mmad_bank.cli._words import SplitName, option
 from mmad_bank.cli.evaluation import Force, ModelFolder, check_models, choose_models, models_in
 from mmad_bank.errors import InputError, MissingExtraError, MmadBankError, NoneUsableError
@@ -310,6 +310,7 @@ class _Predicting:
         if self.fail_on_bad and method.calibration_ is None:
             raise InputError(f"--fail-on-bad: {NOT_CALIBRATED}: {group.model}")
         method = at_rate(method, self.rate)
+        warn_if_outdated(group.model, method.calibration_outdated, FIT_ANEW)
         if self.force or not group.datasets:
             return method
         group.datasets = [(name, cast("SampleDataset", method.suited(one, name))) for name, one in group.datasets]

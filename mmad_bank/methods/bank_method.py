@@ -560,6 +560,12 @@ class BankMethod(Method, BankOptions, RGBOptions):
         return {"rgb", "xyz"}
 
     @property
+    def calibration_outdated(self) -> bool:
+        """Whether a bank was extended since the model was calibrated: too few images are called bad then."""
+        # A fit takes each bank from one table; what extends it adds another source.
+        return self.calibration_ is not None and any(len(bank.sources) > 1 for bank in self.banks_.values())
+
+    @property
     def nbytes(self) -> int:
         """Bytes that inference holds: the weights of all networks, and the banks."""
         weights = [tensor for network in self._all_networks() for tensor in network.state_dict().values()]

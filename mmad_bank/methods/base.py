@@ -281,6 +281,11 @@ class Method(MethodOptions, ABC):
                 yield part.name, found
 
     @property
+    def calibration_outdated(self) -> bool:
+        """Whether a bank was extended since the model was calibrated: too few images are called bad then."""
+        return False
+
+    @property
     def uses_validation(self) -> bool:
         """Whether :meth:`fit` looks at validation samples."""
         return self.needs_validation or self.calibration in ("auto", "validation")

@@ -222,7 +222,7 @@ def test_info_shows_the_calibration(place: Path) -> None:
 def test_a_bank_that_was_extended_is_warned_of(calibrated: Path) -> None:
     """One line on standard error of whatever takes its calibration; none of what does not, or of an up-to-date one."""
     bank, new = calibrated / "bank", calibrated / "new.npy"
-    words = f"warning: {bank}: extended since it was calibrated, so that too few images are called bad"
+    words = f"warning: {bank}: the calibration is outdated, a bank was extended since"
     assert "warning" not in call("score", bank, new, "--fail-on-bad").stderr + call("info", bank).stderr
     good("extend", bank, new, "--in-place")
     for command in (("score", bank, new, "--false-alarm-rate", "5%"), ("score", bank, new, "--fail-on-bad"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from PIL import Image
 from scipy import ndimage
 
 from mmad_bank import methods
+from mmad_bank.bank import MemoryBank
 
 SMALL = small_settings(64, 8, 0.5, "auto")
 N_TRAIN = 24
@@ -171,6 +173,24 @@ def test_a_model_without_a_calibration(data: Path, tmp_path: Path) -> None:
         said = refused("predict", model, data, "--out", tmp_path / str(number), *options)
         assert said.startswith(f"error: {options[0]}: {wanted}")
         assert not (tmp_path / str(number)).exists()
+
+
+def test_a_model_whose_bank_was_extended_is_warned_of(model: Path, data: Path, tmp_path: Path) -> None:
+    extended = tmp_path / "model"
+    shutil.copytree(model, extended)
+    bank = extended / "banks/rgb.safetensors"
+    np.save(tmp_path / "more.npy", np.random.default_rng(0).normal(9, 9, (2, 64, MemoryBank.load(bank).dim)))
+    assert call("extend", bank, tmp_path / "more.npy", "--in-place", "--radius", 0).exit_code == 0
+    words = "the calibration is outdated, a bank was extended since"
+    picture = data / "plate/test/good/000.png"
+    for place, n in ((model, 0), (extended, 1)):
+        for command in (("predict", place, picture, "--out", tmp_path / f"out{n}", "--json"), ("info", place),
+                        ("evaluate", place, data)):  # fmt: skip
+            done = call(*command)
+            assert done.exit_code == 0
+            assert done.stderr.count(f"warning: {place}: {words}") == n, command
+    assert facts("info", extended)["calibration"]["outdated"]
+    assert not facts("info", model)["calibration"]["outdated"]
 
 
 def test_evaluate_says_how_the_promise_held(model: Path, data: Path, tmp_path: Path) -> None:
