@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,42 @@ def model(data: Path) -> Path:
 def predicted(model: Path, data: Path, out: Path, *options: Any) -> dict[str, dict[str, Any]]:
     done = facts("predict", model, data, "--out", out, *options)
     return {one["id"]: one for one in done["samples"]}
+
+
+def documented() -> tuple[list[str], list[str]]:
+    """Return the columns of CSV and the keys of JSON that the page on verdicts has a row for, in its order."""
+    page = (Path(__file__).parents[2] / "docs/how-to/verdicts.md").read_text(encoding="utf-8")
+    table = page.partition("| CSV | JSON | meaning |")[2].partition("\n\n")[0]
+    rows = [line.split("|")[1:] for line in table.splitlines()[2:]]
+    assert all(len(row) == 6 and row[2].strip() for row in rows), "each has a meaning"
+    columns, keys = ([one for row in rows for one in re.findall(r"`([^`]+)`", row[at])] for at in (0, 1))
+    return columns, list(dict.fromkeys(keys))
+
+
+def test_columns_and_keys_are_those_of_the_page(model: Path, data: Path, tmp_path: Path) -> None:
+    columns, keys = documented()
+    bad = data / "plate/test/scratch/000.png"
+    (one,) = predicted(
+        model, bad, tmp_path / "out", "--csv", tmp_path / "t.csv", "--jsonl", tmp_path / "t.jsonl"
+    ).values()
+    with (tmp_path / "t.csv").open(newline="") as file:
+        assert next(csv.reader(file)) == columns
+    (line,) = (tmp_path / "t.jsonl").read_text().splitlines()
+    of_regions = {f"regions[].{name}" for name in json.loads(line)["regions"][0]}
+    assert {*json.loads(line), *of_regions} == set(keys)
+    assert one["regions"], "an image with regions has them all"
+
+
+def test_cells_are_empty_where_the_page_says_so(data: Path, tmp_path: Path) -> None:
+    facts("fit", "patchcore", data, "--out", tmp_path / "bare", *SMALL, "--set", "calibration=none")
+    predicted(tmp_path / "bare", data, tmp_path / "out", "--csv", tmp_path / "t.csv", "--explain", 0)
+    with (tmp_path / "t.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    page = (Path(__file__).parents[2] / "docs/how-to/verdicts.md").read_text(encoding="utf-8")
+    for name in documented()[0]:
+        (line,) = [one for one in page.splitlines() if one.startswith("| ") and f"`{name}`" in one.split("|")[1]]
+        never = line.split("|")[5].strip().startswith("never")
+        assert {row[name] == "" for row in rows} == {not never}, name
 
 
 def test_predict_judges(model: Path, data: Path, tmp_path: Path) -> None:
