@@ -60,7 +60,7 @@ class Marks:
 
 
 def annotated(
-    picture: np.ndarray, scores: np.ndarray, limits: tuple[float, float], marks: Marks, *, per_text: int = 40
+    picture: np.ndarray, scores: np.ndarray, limits: tuple[float, float], marks: Marks, *, per_text: int = 50
 ) -> np.ndarray:
     """Return a picture with its anomaly map and marks on it; a small one is enlarged by a whole number.
 
@@ -83,7 +83,7 @@ def enlarged(values: np.ndarray, factor: int) -> np.ndarray:
     return values if factor == 1 else values.repeat(factor, 0).repeat(factor, 1)
 
 
-def drawn(picture: np.ndarray, marks: Marks, *, per_text: int = 40) -> np.ndarray:
+def drawn(picture: np.ndarray, marks: Marks, *, per_text: int = 50) -> np.ndarray:
     """Return a picture (H, W, 3) with marks of the same size drawn on it.
 
     Example:
@@ -112,7 +112,8 @@ def _wash(picture: np.ndarray, inside: np.ndarray, width: int) -> None:
     outside = ~inside
     picture[outside] = (picture[outside] * (1 - _WASHED) + _WASH * _WASHED).astype(np.uint8)
     if outside.any():
-        picture[_grown(inside, width) & outside] = _LIGHT
+        line = _grown(inside, width) & outside
+        picture[line] = picture[line] // 2 + 128  # fainter than a region's
 
 
 def _grown(mask: np.ndarray, by: int) -> np.ndarray:

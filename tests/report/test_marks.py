@@ -88,7 +88,7 @@ def test_what_lies_outside_the_region_of_interest_is_washed_out(shade: int) -> N
     found = drawn(picture, Marks(torch.zeros(60, 80, dtype=torch.int32), inside=inside))
     assert (found[inside.numpy()] == shade).all()
     assert 40 < abs(int(found[50, 70, 0]) - shade) < 128
-    assert (found[20, 9] == 255).all(), "the line at its border"
+    assert int(found[20, 9, 0]) > int(found[50, 70, 0]) + 20, "the line at its border"
     whole = torch.ones_like(inside)
     assert np.array_equal(drawn(picture, Marks(torch.zeros(60, 80), inside=whole)), picture)
 
