@@ -14,7 +14,7 @@ from mmad_bank.cli._values import parse_share
 from mmad_bank.errors import InputError
 
 if TYPE_CHECKING:
-    from mmad_bank.bank import BankCalibration, MemoryBank, Verdicts
+    from mmad_bank.bank import BankCalibration, FeatureDump, MemoryBank, Verdicts
     from mmad_bank.bank.scores import Rule
     from mmad_bank.calibration import Calibration
     from mmad_bank.methods import Method
@@ -164,7 +164,7 @@ def words_of_model_calibration(facts: Mapping[str, Any] | None) -> list[str]:
 
 
 def check_calibrated(bank: MemoryBank, path: object, rule: Rule, rate: float | None) -> BankCalibration:
-    """Return a bank's calibration, or say before the work why images cannot be judged.
+    """Return a bank's calibration, and warn of an outdated one; or say before the work why images cannot be judged.
 
     Raises:
         InputError: There is none, it is of another rule, or has too few images for the false-alarm rate.
@@ -178,7 +178,22 @@ def check_calibrated(bank: MemoryBank, path: object, rule: Rule, rate: float | N
             f" calibrated, found {rule.reweight} and {rule.n_neighbors}"
         )
     found.images.threshold(rate)
+    warn_if_outdated(path, found.outdated)
     return found
+
+
+def check_size_of_images(dump: FeatureDump, patches: int | None, path: object, calibration: BankCalibration) -> None:
+    """Refuse images of another size than those that a bank is calibrated with, before they are scored.
+
+    Raises:
+        InputError: They have another number of patches.
+    """
+    from mmad_bank.bank.dump_scores import patches_of_an_image
+
+    found = patches_of_an_image(dump, patches)
+    if found != calibration.patches:
+        expected = f"expected images of {calibration.patches} patches, as {path} is calibrated"
+        raise InputError(f"{dump.sources[0].file}: {expected}, found {found}")
 
 
 def warn_if_outdated(path: object, is_outdated: bool, anew: str = "mmad-bank calibrate makes it anew") -> None:

@@ -41,7 +41,13 @@ from mmad_bank.cli._output import (
 )
 from mmad_bank.cli._swapped import check_bank_first
 from mmad_bank.cli._values import check_device, check_positive, parse_paths, parse_projection, parse_share
-from mmad_bank.cli._verdicts import check_calibrated, end_on_bad, parse_rate, verdict_rows, warn_if_outdated
+from mmad_bank.cli._verdicts import (
+    check_calibrated,
+    check_size_of_images,
+    end_on_bad,
+    parse_rate,
+    verdict_rows,
+)
 from mmad_bank.cli._words import BankPrecision, option
 from mmad_bank.errors import InputError
 
@@ -228,10 +234,11 @@ def score(
         bank = MemoryBank.load(bank_file, device=target, bank_precision=bank_precision, trust_index=trust_index)
     is_judged = fail_on_bad or rate is not None
     calibration = check_calibrated(bank, bank_file, rule, rate) if is_judged else None
-    warn_if_outdated(bank_file, calibration is not None and calibration.outdated)
     left_out: dict[str, str] = {}
     dump = Reading(key, axes, by_image).open(features, bank.dim, left_out)
     dump.check_extractor(bank.extractor, str(bank_file))
+    if calibration is not None:
+        check_size_of_images(dump, patches, bank_file, calibration)
     if maps is not None:
         names = _names_of_maps(dump, patches, maps)
         check_apart({"--out": out, "--csv": csv}, maps, "--maps", names)

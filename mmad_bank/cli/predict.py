@@ -108,9 +108,9 @@ def predict(
     """Score samples that no truth is known of: verdict, score, anomaly map, and the normal patches that explain them.
 
     A model that is calibrated judges every sample good or bad, at a promised false-alarm rate; its regions are the
-    parts of the map that no normal image has. Maps, regions and the places of patches are in the pixels of the picture,
-    image.png: padding and resizing are undone. overlay.png shows the map on it, and the regions as outlines with their
-    numbers and peaks; a small picture is enlarged by a whole number there.
+    places of the map that no normal image has. Maps, regions and the places of patches are in the pixels of the
+    picture, image.png: padding and resizing are undone. overlay.png shows the map on it, and the regions as outlines
+    with their numbers and peaks; a small picture is enlarged by a whole number there.
 
     Samples that cannot be used are named and left out, as are categories whose model cannot score them, where there
     are several. The same command may be given again after a crash; whatever else would be replaced needs --overwrite.

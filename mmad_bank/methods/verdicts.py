@@ -44,7 +44,7 @@ EXTENT = Extent(0.001, 0.5)
 
 @dataclass(frozen=True)
 class Region:
-    """A connected part of a map that no normal image has.
+    """Connected pixels of a map around a peak that no normal image has.
 
     Attributes:
         box: Pixels of the picture: (top, left, bottom, right), the last two not included.

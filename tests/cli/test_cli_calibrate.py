@@ -233,6 +233,14 @@ def test_a_bank_that_was_extended_is_warned_of(calibrated: Path) -> None:
     assert "warning" not in call("info", bank).stderr
 
 
+def test_images_of_another_size_are_refused_before_they_are_scored(calibrated: Path) -> None:
+    np.save(calibrated / "small.npy", normal(5, 3)[:, :9])
+    said = refused("score", calibrated / "bank", calibrated / "small.npy", "--false-alarm-rate", "5%")
+    expected = f"expected images of 12 patches, as {calibrated / 'bank'} is calibrated, found 9"
+    assert f"{calibrated / 'small.npy'}: {expected}" in said
+    assert good("score", calibrated / "bank", calibrated / "small.npy"), "without verdicts they can be scored"
+
+
 def test_extend_names_its_own_options_alone(calibrated: Path) -> None:
     np.save(calibrated / "more.npy", 1.5 * normal(20, 8))
     np.save(calibrated / "rows.npy", normal(5, 9).reshape(-1, normal(1, 0).shape[-1])[:-5])
