@@ -22,6 +22,8 @@ OUTLINE = (34, 211, 238)
 """Colour of a defect's outline."""
 MAP_COLOURS, DEPTH_COLOURS = "inferno", "viridis"
 _ROWS_AT_ONCE = 256
+_GREY = np.array([0.299, 0.587, 0.114], np.float32)
+_PALE = 0.6  # share of grey in the picture below a map, whose colours are to be told from its own
 _MOST_OPAQUE = 0.55  # a defect can still be seen below the highest score
 
 
@@ -85,7 +87,7 @@ def map_limits(method: Method | None, predictions: Sequence[Prediction]) -> tupl
 
 
 def overlay(picture: np.ndarray, scores: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
-    """Lay an anomaly map over the picture: nothing up to the first colour, and half transparent at the last.
+    """Lay an anomaly map over the paler picture: nothing up to the first colour, and half transparent at the last.
 
     Args:
         picture: The colour image (H, W, 3).
@@ -100,7 +102,8 @@ def overlay(picture: np.ndarray, scores: np.ndarray, limits: tuple[float, float]
     for first in range(0, len(picture), _ROWS_AT_ONCE):  # a picture of 12 megapixels takes 0.3 GB as float64
         rows = slice(first, first + _ROWS_AT_ONCE)
         place = np.clip((scores[rows] - low) / max(high - low, 1e-12) * 255, 0, 255).round().astype(np.uint8)
-        own = picture[rows]
+        own = picture[rows].astype(np.float32)
+        own += _PALE * ((own @ _GREY)[..., None] - own)
         result[rows] = (own + opacity[place] * (colours[place] - own)).round().clip(0, 255).astype(np.uint8)
     return result
 

@@ -95,7 +95,7 @@ def test_what_lies_outside_the_region_of_interest_is_washed_out(shade: int) -> N
 
 def test_small_pictures_are_enlarged_by_a_whole_number() -> None:
     rng = np.random.default_rng(0)
-    picture = rng.integers(0, 255, (30, 45, 3)).astype(np.uint8)
+    picture = rng.integers(0, 255, (30, 45, 1)).astype(np.uint8).repeat(3, axis=2)
     marks = Marks(a_region((30, 45), (10, 10, 15, 20)), ["1: 3"])
     found = annotated(picture, np.zeros((30, 45)), (0.0, 1.0), marks)
     factor = SIDE // 45
@@ -114,6 +114,8 @@ def test_heat_leaves_normal_pixels_alone_and_hides_no_defect() -> None:
     assert np.array_equal(found[:, :2], picture[:, :2])
     assert np.array_equal(found[:, 2], found[:, 3])
     assert (np.abs(found[2, 3] - found[1, 3]) > 80).all()
+    red = pictures.overlay(np.full((1, 1, 3), (250, 20, 20), np.uint8), np.zeros((1, 1)), (1.0, 2.0))[0, 0].astype(int)
+    assert 30 < red[0] - red[1] < 120, "paler, so that colors of the picture are not taken for heat"
 
 
 def test_small_regions_stay_when_a_picture_is_made_small() -> None:
