@@ -84,8 +84,8 @@ def predict(
         option(
             "--out",
             "Folder",
-            ", with score.json, map.npy, image.png and overlay.png; OUT/ID for several samples, where an ID of a data"
-            " set begins with the category",
+            ", with score.json, map.npy, image.png and overlay.png; OUT/ID for several samples, and for those of a"
+            " folder, list or pattern, where an ID of a data set begins with the category",
         ),
     ],
     maps: Annotated[Path | None, option("--maps", "MAPS/ID.tiff, as MVTec's evaluation reads it")] = None,
@@ -114,6 +114,8 @@ def predict(
     Samples that cannot be used are named and left out, as are categories whose model cannot score them, where there
     are several. The same command may be given again after a crash; whatever else would be replaced needs --overwrite.
     """
+    from mmad_bank.data.picture_files import is_list, is_pattern
+
     check_model_first("predict", model, inputs, "MODEL RGB XYZ" if len(inputs) > 1 else "MODEL DATASET")
     target = str(check_device(device))
     limits = None if scale is None else _parse_scale(scale)
@@ -127,7 +129,8 @@ def predict(
     job |= {"maps": str(maps.resolve())} if maps else {}  # the note lets nothing be replaced in another folder
     tables = [str(path.resolve()) for path in (csv, jsonl) if path]
     job |= {"tables": tables} if tables else {}
-    written = [str(Path(name if len(samples) > 1 else ".", file)) for name in samples for file in (*WRITTEN, POINTS)]
+    several = len(samples) > 1 or any(path.is_dir() or is_list(path) or is_pattern(path) for path in inputs)
+    written = [str(Path(name if several else ".", file)) for name in samples for file in (*WRITTEN, POINTS)]
     mine, read = overwrite or is_unfinished(out, job), (model, *inputs, *_files_found(inputs, groups))
     check_output_folder(out, "--out", outputs=written, inputs=read, overwrite=mine)
     check_outputs({"--csv": csv, "--jsonl": jsonl}, inputs=read, overwrite=mine)
@@ -136,7 +139,7 @@ def predict(
     run = _Predicting(
         out,
         maps,
-        len(samples) > 1,
+        several,
         limits,
         explain,
         rate,
