@@ -7,17 +7,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 from mmad_bank.calibration import Threshold
 from mmad_bank.data.views import ViewPattern, group_views, names_below
 from mmad_bank.errors import InputError
 from mmad_bank.methods.parts import PartViews
 from mmad_bank.methods.prediction import Prediction
-from mmad_bank.methods.verdicts import Verdict
+from mmad_bank.methods.verdicts import ModelCalibration, Verdict
 
 ON_PICTURES = (
     "expected a model that is calibrated on parts, found one calibrated on single pictures; fit it anew with views"
 )
+
+
+class Judging(Protocol):
+    """A method, as far as this module knows one."""
+
+    views: str | None
+    calibration_: ModelCalibration | None
 
 
 @dataclass(frozen=True, repr=False)
@@ -94,6 +102,26 @@ class PartVerdict:
         of = f"{len(self.views)} view{'' if len(self.views) == 1 else 's'}"
         verdict = "" if self.verdict is None else f"{self.verdict}, "
         return f"<PartVerdict of {self.part}: {verdict}score {self.score:.4g} of {of}, worst {self.view}>"
+
+
+def pattern_of(method: Judging, views: str | None = None) -> ViewPattern | None:
+    """Return the pattern by which a method's pictures are sorted by part.
+
+    Args:
+        method: A method.
+        views: Another pattern than its own, of pictures that are named otherwise than those that it was fitted on.
+
+    Returns:
+        None where each picture is judged by itself.
+
+    Raises:
+        InputError: The pattern is none, or the method is calibrated on single pictures.
+    """
+    if views is None and method.views is None:
+        return None
+    if method.calibration_ is not None and method.calibration_.views is None:
+        raise InputError(f"views: {ON_PICTURES}")
+    return ViewPattern(str(method.views) if views is None else views)
 
 
 def judge_parts(predictions: Sequence[Prediction], views: str | None = None) -> list[PartVerdict]:
