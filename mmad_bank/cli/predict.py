@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -38,18 +38,10 @@ from mmad_bank.cli._output import (
     show_progress,
     unfinished,
 )
+from mmad_bank.cli._parts import judge, name_of, parts_shown, say_notes, summary, word_row
 from mmad_bank.cli._pictures import are_pictures, in_words, say_pictures
-from mmad_bank.cli._predicted import (
-    POINTS,
-    WRITTEN,
-    draw_overlay,
-    row_of,
-    verdict_summary,
-    write_csv,
-    write_jsonl,
-    write_prediction,
-)
-from mmad_bank.cli._sample_files import Samples, read_files
+from mmad_bank.cli._predicted import POINTS, WRITTEN, draw_overlay, write_csv, write_jsonl, write_prediction
+from mmad_bank.cli._sample_files import Samples, main_files, read_files
 from mmad_bank.cli._swapped import check_model_first
 from mmad_bank.cli._values import check_device, parse_categories
 from mmad_bank.cli._verdicts import NOT_CALIBRATED, at_rate, end_on_bad, parse_rate
@@ -58,7 +50,7 @@ from mmad_bank.cli.evaluation import Force, ModelFolder, check_models, choose_mo
 from mmad_bank.errors import InputError, MissingExtraError, MmadBankError, NoneUsableError
 
 if TYPE_CHECKING:
-    from mmad_bank.data import SampleDataset
+    from mmad_bank.data import PartView, SampleDataset, ViewPattern
     from mmad_bank.methods import Method
 
 
@@ -93,6 +85,7 @@ def predict(
     jsonl: Annotated[Path | None, option("--jsonl")] = None,
     false_alarm_rate: FalseAlarmRate = None,
     fail_on_bad: FailOnBad = False,
+    views: Annotated[str | None, option("--views", " (default: the model's)")] = None,
     categories: Annotated[str | None, option("--categories", "those of MODEL")] = None,
     split: Annotated[SplitName, option("--split")] = "test",
     scale: Annotated[str | None, option("--scale")] = None,
@@ -108,8 +101,9 @@ def predict(
     """Score samples that no truth is known of: verdict, score, anomaly map, and the normal patches that explain them.
 
     A model that is calibrated judges every sample good or bad, at a promised false-alarm rate; its regions are the
-    parts of the map that no normal image has. Maps, overlays, regions and the places of patches are in the pixels of
-    the picture, image.png: padding and resizing are undone.
+    parts of the map that no normal image has. One that was fitted with --views judges parts, each by all its pictures.
+    Maps, overlays, regions and the places of patches are in the pixels of the picture, image.png: padding and resizing
+    are undone.
 
     Samples that cannot be used are named and left out, as are categories whose model cannot score them, where there
     are several. The same command may be given again after a crash; whatever else would be replaced needs --overwrite.
@@ -126,6 +120,7 @@ def predict(
     samples = [name for group in groups for name, _ in group.samples]
     job = {"predict": [str(path.resolve()) for path in (model, *inputs)], "category": categories, "split": split}
     job |= {"units": units} if units else {}
+    job |= {"views": views} if views else {}
     job |= {"maps": str(maps.resolve())} if maps else {}  # the note lets nothing be replaced in another folder
     tables = [str(path.resolve()) for path in (csv, jsonl) if path]
     job |= {"tables": tables} if tables else {}
@@ -143,6 +138,7 @@ def predict(
         limits,
         explain,
         rate,
+        views,
         fail_on_bad,
         target,
         trust_index,
@@ -159,25 +155,26 @@ def predict(
         if not run.results:
             raise NoneUsableError("", run.failed)
         if csv is not None:
-            write_csv(csv, run.results)
+            write_csv(csv, run.judged)
         if jsonl is not None:
-            write_jsonl(jsonl, run.results)
+            write_jsonl(jsonl, run.judged)
     taken = time.perf_counter() - begin
     for line in dict.fromkeys(note for one in run.results for note in one["notes"]):
         print(f"note: {line}", file=sys.stderr)
+    say_notes(run.judged)
+    parts = [one for one in run.judged if "part" in one]
     result = {
-        "model": str(model), "samples": run.results, "left_out": run.failed,
+        "model": str(model), "samples": run.results, **({"parts": parts} if parts else {}), "left_out": run.failed,
         "colour_scale": None if alone is None else run.scales[groups[0].name],
         "colour_scales": run.scales if alone is None else {}, "seconds": taken,
     }  # fmt: skip
-    width = max(len(one["verdict"] or "") for one in run.results)
-    rows = {one["id"]: row_of(one, width) for one in run.results}
+    width = max(len(one["verdict"] or "") for one in run.judged)
+    rows = {name_of(one): word_row(one, width) for one in run.judged}
     emit(
-        result, {**rows, **verdict_summary(run.results), "time": seconds(taken)}, title=f"scored into {out}",
-        as_json=as_json,
+        result, {**rows, **summary(run.judged), "time": seconds(taken)}, title=f"scored into {out}", as_json=as_json
     )  # fmt: skip
     say_left_out(run.failed)
-    end_on_bad(fail_on_bad and any(one["verdict"] == "bad" for one in run.results))
+    end_on_bad(fail_on_bad and any(one["verdict"] == "bad" for one in run.judged))
     end(run.failed, said=True)
 
 
@@ -201,12 +198,22 @@ class _Group:
         model: Folder of the model.
         samples: Ids, and functions that read them.
         datasets: Data sets that they are of, by name; nothing for single files.
+        alone: Files of the samples that were given file by file.
     """
 
     name: str
     model: Path
     samples: Samples
     datasets: list[tuple[str, SampleDataset]]
+    alone: list[Path] = field(default_factory=list)
+
+    def show(self, pattern: ViewPattern) -> tuple[dict[str, PartView], dict[str, str]]:
+        """Put the samples in the order of the parts that they show; return which these are, and why some are none."""
+        files = self.alone or [record.main_file for _, dataset in self.datasets for record in dataset.records]
+        shown, left_out = parts_shown(pattern, [name for name, _ in self.samples], files, alone=bool(self.alone))
+        reads = dict(self.samples)
+        self.samples = [(name, reads[name]) for name in shown]
+        return shown, left_out
 
 
 def _groups(
@@ -216,7 +223,8 @@ def _groups(
     if are_pictures(inputs, layout):
         return [_group_of_pictures(model, inputs, categories, layout)]
     if len(inputs) != 1 or not inputs[0].is_dir():
-        return [_Group("", _model_of_files(model, categories), list(read_files(inputs, units)), [])]
+        found = _model_of_files(model, categories)
+        return [_Group("", found, list(read_files(inputs, units)), [], main_files(inputs))]
     from mmad_bank.data import categories_of, open_dataset
 
     place, there = inputs[0], categories_of(inputs[0], layout)
@@ -286,7 +294,10 @@ def _colour_scale(model: Path, method: Method, results: list[dict[str, Any]]) ->
 
 @dataclass
 class _Predicting:
-    """Work of ``predict`` on every sample, and what it has done."""
+    """Work of ``predict`` on every sample, and what it has done.
+
+    ``judged`` are its results, but of each part that several samples show one.
+    """
 
     out: Path
     maps: Path | None
@@ -294,23 +305,27 @@ class _Predicting:
     scale: tuple[float, float] | None
     explain: int
     rate: float | None
+    views: str | None
     fail_on_bad: bool
     device: str
     trust_index: bool
     force: bool
     progress: bool
     results: list[dict[str, Any]] = field(default_factory=list)
+    judged: list[dict[str, Any]] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     scales: dict[str, list[float]] = field(default_factory=dict)
 
     def load(self, group: _Group) -> Method:
         """Load a group's model, and refuse samples that it was not made for."""
         from mmad_bank import methods
+        from mmad_bank.methods.part_verdicts import pattern_of
 
         with doing(f"loading {group.model}"):
             method = methods.load(group.model, self.device, trust_index=self.trust_index)
         if self.fail_on_bad and method.calibration_ is None:
             raise InputError(f"--fail-on-bad: {NOT_CALIBRATED}: {group.model}")
+        pattern_of(method, self.views)
         method = at_rate(method, self.rate)
         if self.force or not group.datasets:
             return method
@@ -333,7 +348,14 @@ class _Predicting:
 
     def predict(self, group: _Group, method: Method) -> None:
         """Score a group's samples, and draw their overlays in the model's colors."""
-        results = self._score(method, group.samples)
+        from mmad_bank.methods.part_verdicts import pattern_of
+
+        shown: dict[str, PartView] = {}
+        pattern = pattern_of(method, self.views)
+        if pattern is not None:
+            shown, left_out = group.show(pattern)
+            self.failed |= left_out
+        results = self._score(method, group.samples, shown)
         if not results:
             return
         limits = self.scale or _colour_scale(group.model, method, results)
@@ -341,9 +363,11 @@ class _Predicting:
             for one in results:
                 draw_overlay(Path(one["folder"]), limits)
         self.results += results
+        known = None if method.calibration_ is None else method.calibration_.views
+        self.judged += results if pattern is None else judge(results, known)
         self.scales[group.name] = list(limits)
 
-    def _score(self, method: Method, samples: Samples) -> list[dict[str, Any]]:
+    def _score(self, method: Method, samples: Samples, shown: Mapping[str, PartView]) -> list[dict[str, Any]]:
         """Score and write samples one by one; return what is said of them, and note why others are left out."""
         from mmad_bank.data.writing import write_map
 
@@ -359,7 +383,7 @@ class _Predicting:
                 except MmadBankError as error:
                     self.failed[name] = " ".join(str(error).split())
                 else:
-                    results.append(write_prediction(folder, name, method, prediction, self.explain))
+                    results.append(write_prediction(folder, name, method, prediction, self.explain, shown.get(name)))
                     if self.maps is not None:
                         write_map(self.maps / f"{name}.tiff", prediction.map.numpy())
                 report(number)
