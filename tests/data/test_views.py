@@ -26,6 +26,7 @@ from mmad_bank.errors import InputError
         ("{part}/{view}", "line/p1/left.png", "line/p1", "left"),
         ("{part}/*/{view}", "p1/rgb/left.png", "p1", "left"),
         ("{view}/{part}", "camera 1/0007.png", "0007", "camera 1"),
+        ("{part}/*_C{view}_*", "OK/S0001/jack_0001_OK_C1_20230925.jpg", "OK/S0001", "1"),
         ("{part}_C{view}_*", "jack_0001_NG_C3_20230925.jpg", "jack_0001_NG", "3"),
         ("{part}.{view}", "a+b.c(1).png", "a+b", "c(1)"),  # nothing but the fields and stars has a meaning
         ("{part}_{view}", "Stück_№1_oben.png", "Stück_№1", "oben"),
