@@ -99,7 +99,7 @@ class HeldOutParts(NamedTuple):
     pattern: str
     views: Sequence[PartView]
 
-    def sorted(self) -> tuple[PartViews, list[list[int]]]:
+    def whole(self) -> tuple[PartViews, list[list[int]]]:
         """Return what is known of the views, and the pictures' numbers by part, of the parts that count.
 
         These are the parts with as many views as most have, or more: of fewer views the largest score is smaller, and a
@@ -107,7 +107,7 @@ class HeldOutParts(NamedTuple):
 
         Example:
             >>> views = [PartView(part, view) for part, view in zip("112233", "abab")] + [PartView("3", "a")]
-            >>> HeldOutParts("{part}_{view}", views).sorted()
+            >>> HeldOutParts("{part}_{view}", views).whole()
             (PartViews(pattern='{part}_{view}', usual=2, names=('a', 'b'), incomplete=1), [[0, 1], [2, 3]])
         """
         members: dict[str, list[int]] = {}
@@ -147,6 +147,8 @@ class FitParts:
         Raises:
             InputError: None can be sorted, or two samples of different parts have one id.
         """
+        if len(samples) == 0:
+            return samples
         names = [own for own, _ in named(samples)]
         found = group_views(self.pattern, names, _files_of(samples))
         if not found.parts:
@@ -163,8 +165,8 @@ class FitParts:
         return HeldOutParts(self.pattern.text, [self._known[name] for name in ids])
 
     def count(self, ids: Sequence[str]) -> int:
-        """Return the number of parts that samples show."""
-        return len({self._known[name].part for name in ids})
+        """Return the number of parts that samples show and that count in a calibration, see :class:`HeldOutParts`."""
+        return len(self.of(ids).whole()[1]) if ids else 0
 
 
 def _files_of(samples: Samples) -> list[Any]:

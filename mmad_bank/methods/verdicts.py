@@ -186,7 +186,7 @@ class Observed:
         """
         if not self._peaks:
             return None
-        known, members = (None, None) if self.shown is None else self.shown.sorted()
+        known, members = (None, None) if self.shown is None else self.shown.whole()
         unit = IMAGES if members is None else PARTS
 
         def of(values: list[float]) -> Calibration:

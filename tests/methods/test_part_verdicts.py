@@ -204,13 +204,16 @@ def test_validation_parts_count_by_their_largest_score() -> None:
     assert model.calibration_.own.scores.tolist() == pytest.approx(sorted(largest), rel=1e-5)
 
 
-def test_parts_and_not_pictures_decide_what_is_calibrated_on(model: PatchCore) -> None:
+def test_parts_and_not_pictures_decide_what_is_calibrated_on(model: PatchCore, tmp_path: Path) -> None:
     """20 validation pictures could promise 5 %, their 10 parts cannot."""
     held_out = pictures(range(20, 30), split="validation")
     other = PatchCore(**RGB, views=PATTERN, calibration_folds=2).fit(pictures(range(12)), validation=held_out)
     assert (other.calibration_.origin, len(other.calibration_)) == ("training parts, scored in folds", 12)
     with pytest.raises(InputError, match=r"false_alarm_rate: expected at least .* = 0.1429 with 6 held-out parts"):
         PatchCore(**RGB, views=PATTERN, false_alarm_rate=0.1).fit(pictures(range(6)))
+    with pytest.raises(InputError, match=r"= 0\.1429 with 6 held-out parts"):  # one lacks a view
+        PatchCore(**RGB, views=PATTERN, false_alarm_rate=0.125).fit(pictures(range(7))[:-1], workdir=tmp_path)
+    assert not list(tmp_path.rglob("*.npy"))  # it was said before the work
     with pytest.raises(InputError, match="with 7 held-out parts, or 20 of them"):
         model.with_arguments(false_alarm_rate=0.1)
 
@@ -242,7 +245,7 @@ def test_what_is_known_of_views(
     views: list[str], usual: int, names: tuple[str, ...], whole: list[int], incomplete: int
 ) -> None:
     shown = [PartView(str(part), view) for part, own in enumerate(views) for view in own]
-    known, members = HeldOutParts(PATTERN, shown).sorted()
+    known, members = HeldOutParts(PATTERN, shown).whole()
     assert known == PartViews(PATTERN, usual, names, incomplete)
     assert [len(one) for one in members] == whole
     assert PartViews.from_json(json.loads(json.dumps(known.as_json()))) == known
@@ -278,6 +281,7 @@ def test_samples_of_two_parts_with_one_id_are_refused() -> None:
 
 def test_a_single_part_gives_no_verdict_and_a_subset_is_sorted_as_well() -> None:
     assert PatchCore(**RGB, views=PATTERN).fit(pictures([0])).calibration_ is None
+    assert PatchCore(**RGB, views=PATTERN).fit(pictures([0]), validation=[]).calibration_ is None
     some = Subset(pictures(range(4)), [0, 1, 2, 4, 5, 6])
     with pytest.raises(InputError, match="dataset: expected names of the form"):
         PatchCore(**RGB, views=PATTERN).fit(some)  # samples of a program's own data set have no names before reading
