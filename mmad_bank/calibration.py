@@ -9,7 +9,7 @@ Learning in a Random World; Bates et al. 2023: Testing for Outliers with Conform
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -47,12 +47,29 @@ def blocks_of(n: int, folds: int) -> list[slice]:
     return [slice(first, last) for first, last in pairwise(ends)]
 
 
-def check_promise(rate: float | None, n_images: int) -> None:
+def blocks_of_groups(groups: Sequence[Hashable], folds: int) -> list[slice]:
+    """Cut images into folds as :func:`blocks_of` does, but so that the images of a group stay together.
+
+    Args:
+        groups: Group of each image; those of one lie beside each other.
+        folds: Number of folds; there are no more than groups.
+
+    Example:
+        >>> blocks_of_groups(["a", "a", "b", "c", "c", "c"], 2)
+        [slice(0, 2, None), slice(2, 6, None)]
+    """
+    starts = [i for i, group in enumerate(groups) if i == 0 or group != groups[i - 1]]
+    ends = [*starts, len(groups)]
+    return [slice(ends[block.start], ends[block.stop]) for block in blocks_of(len(starts), folds)]
+
+
+def check_promise(rate: float | None, n_images: int, unit: str = "images") -> None:
     """Refuse a false-alarm rate that a number of held-out images can neither promise nor extrapolate.
 
     Args:
         rate: The rate; None asks for nothing.
         n_images: Number of held-out images.
+        unit: Word for what was held out, where it is not images.
 
     Raises:
         InputError: It is below 1/(n + 1) with fewer than :data:`LEAST_FOR_TAIL` images, or below a tenth of that: so
@@ -63,13 +80,13 @@ def check_promise(rate: float | None, n_images: int) -> None:
     least = 1 / (n_images + 1)
     if n_images < LEAST_FOR_TAIL:
         raise InputError(
-            f"false_alarm_rate: expected at least 1/(n + 1) = {least:.4g} with {n_images} held-out images,"
+            f"false_alarm_rate: expected at least 1/(n + 1) = {least:.4g} with {n_images} held-out {unit},"
             f" or {LEAST_FOR_TAIL} of them to extrapolate from, found {rate:g}"
         )
     if rate * _JUST < least * FARTHEST:
         raise InputError(
             f"false_alarm_rate: expected at least {least * FARTHEST:.4g}, a tenth of the 1/(n + 1) that {n_images}"
-            f" held-out images can promise, found {rate:g}"
+            f" held-out {unit} can promise, found {rate:g}"
         )
 
 
@@ -116,6 +133,7 @@ class Calibration:
     Args:
         scores: (n,) scores of normal images that took no part in the training, in any order.
         origin: Words for which images they are.
+        unit: Word for what has a score each, where it is not an image: parts of several pictures.
 
     Attributes:
         scores: float64 (n,), ascending.
@@ -135,8 +153,9 @@ class Calibration:
 
     scores: Tensor
     origin: str = "held-out images"
+    unit: str = "images"
 
-    def __init__(self, scores: ArrayLike, origin: str = "held-out images") -> None:
+    def __init__(self, scores: ArrayLike, origin: str = "held-out images", unit: str = "images") -> None:
         values = torch.as_tensor(np.asarray(scores.cpu() if isinstance(scores, Tensor) else scores), device="cpu")
         if values.ndim != 1 or len(values) == 0 or not (values.is_floating_point() or values.dtype == torch.int64):
             raise InputError(f"scores: expected numbers (n,), found {values.dtype} {tuple(values.shape)}")
@@ -144,6 +163,7 @@ class Calibration:
             raise InputError("scores: expected finite ones, found NaN or infinity")
         object.__setattr__(self, "scores", values.double().sort().values)
         object.__setattr__(self, "origin", origin)
+        object.__setattr__(self, "unit", unit)
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -199,7 +219,7 @@ class Calibration:
         k = math.floor(wanted * (len(self) + 1) * _JUST)
         if k >= 1:
             return Threshold(float(self.scores[-min(k, len(self))]), wanted, False)
-        check_promise(wanted, len(self))
+        check_promise(wanted, len(self), self.unit)
         assert self.tail is not None
         return Threshold(max(float(self.scores[-1]), self.tail.score_at(wanted)), wanted, True)
 
@@ -245,7 +265,8 @@ class Calibration:
 
     def as_json(self) -> dict[str, Any]:
         """Return JSON-able values, from which :meth:`from_json` makes the same again."""
-        return {"origin": self.origin, "scores": self.scores.tolist()}
+        unit = {} if self.unit == "images" else {"unit": self.unit}
+        return {"origin": self.origin, **unit, "scores": self.scores.tolist()}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Calibration:
@@ -254,4 +275,5 @@ class Calibration:
         Raises:
             InputError: A score is not finite, or there is none.
         """
-        return cls(torch.tensor([float(one) for one in content["scores"]], dtype=torch.float64), str(content["origin"]))
+        scores = torch.tensor([float(one) for one in content["scores"]], dtype=torch.float64)
+        return cls(scores, str(content["origin"]), str(content.get("unit", "images")))

@@ -14,6 +14,7 @@ from mmad_bank._internal.json_text import json_text
 from mmad_bank.cli._verdicts import percent
 
 if TYPE_CHECKING:
+    from mmad_bank.data import PartView
     from mmad_bank.methods import Method, Prediction
 
 WRITTEN = ("score.json", "map.npy", "image.png", "overlay.png")
@@ -30,6 +31,9 @@ _COLUMNS = (
     "nearest_sample", "nearest_distance", "folder",
 )  # fmt: skip
 """Columns of the table. Those of a region are of the worst one; the nearest sample is that of the first bank."""
+_OF_PARTS = ("part", "view", "views")
+"""Columns before those where several pictures show one part: the worst view, and the number of views. The others are of
+the worst view."""
 
 
 def verdict_of(prediction: Prediction) -> dict[str, Any]:
@@ -73,16 +77,18 @@ def verdict_summary(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def write_csv(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """Write a line for each sample; cells are empty where nothing is known."""
+    """Write a line for each sample, or part of several; cells are empty where nothing is known."""
+    columns = [*_OF_PARTS, *_COLUMNS] if any("part" in one for one in results) else list(_COLUMNS)
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        table = csv.DictWriter(file, _COLUMNS, extrasaction="ignore")
+        table = csv.DictWriter(file, columns, extrasaction="ignore")
         table.writeheader()
         for one in results:
-            table.writerow({**one, **_worst(one), "regions": len(one["regions"])})
+            of_part = {"views": len(one["views"])} if "part" in one else {}
+            table.writerow({**one, **of_part, **_worst(one), "regions": len(one["regions"])})
 
 
 def write_jsonl(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """Write a JSON object on a line for each sample."""
+    """Write a JSON object on a line for each sample, or part of several."""
     with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(one, allow_nan=False) + "\n" for one in results)
 
@@ -100,9 +106,19 @@ def _worst(result: Mapping[str, Any]) -> dict[str, Any]:
     return cells
 
 
-def write_prediction(folder: Path, name: str, method: Method, prediction: Prediction, n: int) -> dict[str, Any]:
-    """Write a sample's map.npy, its picture, and score.json."""
+def write_prediction(
+    folder: Path, name: str, method: Method, prediction: Prediction, n: int, shown: PartView | None = None
+) -> dict[str, Any]:
+    """Write a sample's map.npy, its picture, and score.json.
 
+    Args:
+        folder: Folder to write into.
+        name: Id of the sample.
+        method: The method that made the prediction.
+        prediction: The prediction.
+        n: Number of normal patches to name.
+        shown: The part that the sample shows, and the view; None where it is judged by itself.
+    """
     from mmad_bank.data.writing import write_png
     from mmad_bank.report.pictures import rgb_picture
 
@@ -117,6 +133,7 @@ def write_prediction(folder: Path, name: str, method: Method, prediction: Predic
     write_png(folder / "image.png", rgb_picture(prediction.original))
     result = {
         "id": name,
+        **({} if shown is None else shown._asdict()),
         "folder": str(folder),
         "score": prediction.score,
         **verdict_of(prediction),

@@ -26,11 +26,12 @@ def remarks_on(category: str, one: Decisions) -> Iterator[str]:
     """Yield what a reader of the verdicts must know."""
     yield f"{category}: verdicts are calibrated on {one.held_out} {one.origin}"
     if one.threshold.extrapolated:
-        yield f"{category}: * the rate is extrapolated by a fitted tail; {one.held_out} images can promise" + (
+        yield f"{category}: * the rate is extrapolated by a fitted tail; {one.held_out} {one.unit} can promise" + (
             f" {share(1 / (one.held_out + 1))} and more"
         )
     if one.held is False:
-        yield f"{category}: the promised false-alarm rate did not hold: the good images are unlike the held-out ones"
+        good = f"the good {one.unit} are unlike the held-out ones"
+        yield f"{category}: the promised false-alarm rate did not hold: {good}"
 
 
 def cells_of(one: Decisions) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 from mmad_bank.errors import InputError
 from mmad_bank.evaluation._words import cells_of, remarks_on, some_of, word
 from mmad_bank.evaluation.decisions import Decisions
+from mmad_bank.evaluation.parts import PartScores
 from mmad_bank.methods.base import Prediction
 from mmad_bank.methods.verdicts import BAD, FUSED
 
@@ -93,6 +94,7 @@ class Evaluation:
         examples: The predictions kept: highest and lowest scores of good and of anomalous images.
         labels: Names of the results for a reader: ``"result"`` for the method's own, ``"fusion bank"``, …
         decisions: What the verdicts are worth; None where the method is not calibrated.
+        parts: The parts that several images show each, by which the verdicts are counted; None where each image counts.
     """
 
     method: str
@@ -110,6 +112,7 @@ class Evaluation:
     examples: list[Example] = field(default_factory=list, repr=False)
     labels: dict[str, str] = field(default_factory=dict, repr=False)
     decisions: Decisions | None = None
+    parts: PartScores | None = None
 
     def label(self, result: str) -> str:
         """Return the name of a result for a reader; in JSON and in code it has its short name."""
@@ -133,6 +136,7 @@ class Evaluation:
             "metrics": {name: values.as_json() for name, values in self.metrics.items()},
             "kinds": kinds,
             "decisions": self.decisions and self.decisions.as_json(),
+            **({} if self.parts is None else {"parts": self.parts.as_json()}),
             "seconds_per_image": self.seconds,
             "stages": self.sections,
             "notes": self.notes,
@@ -255,7 +259,7 @@ class Summary:
             tables.append(
                 (f"the result and that of {self._branches} alone{self._averaged}", ["result", *self.metric_names], rows)
             )
-        tables += [*self._verdicts(), *self._found_by_kind()]
+        tables += [*self._parts(), *self._verdicts(), *self._found_by_kind()]
         kinds = self.kinds()
         if kinds:
             for title, column in (("I-AUROC", 0), (self.metric_names[2], 2)):
@@ -264,13 +268,24 @@ class Summary:
                 tables.append((f"{title} of each kind against the good images{self._averaged}", heads, rows))
         return tables
 
+    def _parts(self) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+        """Yield the table of parts that several images show, if there are some."""
+        rows = [
+            [e.category, word(e.parts.auroc), str(len(e.parts.scores)), str(e.parts.n_anomalous)]
+            for e in self.evaluations
+            if e.parts is not None
+        ]
+        if rows:
+            yield "parts, each by the highest score of its images", ["category", "AUROC", "parts", "anomalous"], rows
+
     def _verdicts(self) -> Iterator[tuple[str, list[str], list[list[str]]]]:
         """Yield the table of verdicts, if there are some."""
         judged = [(e.category, e.decisions) for e in self.evaluations if e.decisions is not None]
         if judged:
             heads = ["category", "threshold", "promised", "false alarms", "95 % interval of false alarms", "found"]
             heads += ["precision", "F1", "best F1"]
-            yield "verdicts at the promised false-alarm rate", heads, [[name, *cells_of(one)] for name, one in judged]
+            what = "verdicts on parts" if any(one.unit == "parts" for _, one in judged) else "verdicts"
+            yield f"{what} at the promised false-alarm rate", heads, [[name, *cells_of(one)] for name, one in judged]
 
     def _found_by_kind(self) -> Iterator[tuple[str, list[str], list[list[str]]]]:
         """Yield the table of how many defects of each kind are found, those of all categories together."""

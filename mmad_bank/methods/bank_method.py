@@ -37,7 +37,7 @@ from mmad_bank.errors import InputError, NoneUsableError
 from mmad_bank.extraction import Extractors
 from mmad_bank.features.factory import RANDOM, make_rgb_extractor
 from mmad_bank.methods.base import Method, Part, Prediction, Reason, Samples
-from mmad_bank.methods.calibrating import FOLDS, VALIDATION
+from mmad_bank.methods.calibrating import origin_of
 from mmad_bank.methods.held_out import (
     HeldOut,
     ScoreRows,
@@ -95,6 +95,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
         self._described: tuple[Sample, dict[str, Tensor]] | None = None
         # Of the samples that a fit sees, by split.
         self._split_frames: dict[str, list[Frame | None]] = {}
+        self._split_ids: dict[str, list[str]] = {}
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
@@ -208,11 +209,11 @@ class BankMethod(Method, BankOptions, RGBOptions):
             True
             >>> lsfa.fit(train, workdir="work/lsfa")  # doctest: +SKIP
         """
-        samples = as_samples(dataset, "dataset")
+        samples = self._by_part(as_samples(dataset, "dataset"), "dataset")
         before = self.preprocessing_
         self.preprocessing_ = self._choose_preprocessing(samples)
         try:
-            own = self._fingerprint(samples, self._held_out(validation, len(samples)))
+            own = self._fingerprint(samples, self._held_out(validation, self._count(samples)))
         finally:
             self.preprocessing_ = before
         extractors = self._training_extractors(self._make_extractors(self._networks(RANDOM)))
@@ -231,7 +232,8 @@ class BankMethod(Method, BankOptions, RGBOptions):
             self.calibrated_ = fusion_of(held_out, self._map_of, self.device, self.roi_)
         self._learn_decision(dumps, kept_out, stages)
         if held_out is not None:
-            self.calibration_ = calibration_of(held_out, self._fuse_scores, self.device, self.roi_)
+            shown = None if self._of_parts is None else self._of_parts.of(held_out.ids)
+            self.calibration_ = calibration_of(held_out, self._fuse_scores, self.device, self.roi_, shown)
         origin = "training images, each compared with the others' patches"
         self.map_scale_ = scale_by_stage(self._maps_of_others(dumps), origin, len(self.train_ids_), stages)
 
@@ -247,7 +249,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
             self.skipped_ |= error.left_out  # verdicts do without it
             return None
         self.skipped_ |= seen.skipped
-        self._split_frames["validation"] = seen.frames
+        self._split_frames["validation"], self._split_ids["validation"] = seen.frames, seen.ids
         return self._composed("validation", self._adapted("validation", extracted, stages), stages)
 
     def training_data(self, dataset: Samples, stages: Stages) -> CategoryData:
@@ -255,7 +257,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
         self.extractors_ = self._make_extractors(self._networks(None))
         dumps, seen = extract_split(self, self._training_extractors(self.extractors_), "train", dataset, stages)
         seen.note(self)
-        self._split_frames = {"train": seen.frames}
+        self._split_frames, self._split_ids = {"train": seen.frames}, {"train": seen.ids}
         return CategoryData("", dumps, stages, len(seen.ids))
 
     def learn_parts(self, members: Sequence[CategoryData], stages: Stages) -> None:
@@ -280,9 +282,8 @@ class BankMethod(Method, BankOptions, RGBOptions):
 
     def _score_held_out(self, dumps: Dumps, validation: Dumps | None, stages: Stages) -> HeldOut | None:
         """Score images that the banks do not hold, as the argument ``calibration`` says."""
-        frames = self._split_frames
-        n_validation = 0 if validation is None else len(frames["validation"])
-        way = self._way(len(frames["train"]), n_validation)
+        frames, ids = self._split_frames, self._split_ids
+        way = self._way(self._count(ids["train"]), 0 if validation is None else self._count(ids["validation"]))
         if way is None:
             return None
 
@@ -292,11 +293,11 @@ class BankMethod(Method, BankOptions, RGBOptions):
                 return score_all(self._score_patches, validation, frames["validation"], self.device, stages)
             return in_folds(
                 lambda block: self._scoring_by(self._build_banks(dumps, partial(self._select_bank, left_out=block))),
-                dumps, frames["train"], self.calibration_folds, self.device, stages,
+                dumps, frames["train"], self._blocks(ids["train"]), self.device, stages,
             )  # fmt: skip
 
-        origin, split = (VALIDATION, "validation") if way == "validation" else (FOLDS, "train")
-        return kept_in(stages, make, frames[split], origin)
+        split = "validation" if way == "validation" else "train"
+        return kept_in(stages, make, frames[split], ids[split], origin_of(way, self._of_parts))
 
     def _scoring_by(self, banks: Mapping[str, MemoryBank]) -> ScoreRows:
         """Return the rule by which patches are scored, with other banks than the own ones."""

@@ -11,29 +11,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
 
 from mmad_bank._internal.progress import within
 from mmad_bank._internal.resume import Stages
-from mmad_bank.calibration import blocks_of
 from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.sample import Sample
-from mmad_bank.data.sequences import Samples, as_samples
+from mmad_bank.data.sequences import Samples
 from mmad_bank.errors import InputError, MmadBankError
 from mmad_bank.fusion import CalibratedFusion, PartScales
 from mmad_bank.methods.options import CalibratedOn
+from mmad_bank.methods.parts import IMAGES, PARTS, FitParts, some_of
 from mmad_bank.methods.prediction import Part, Prediction
 from mmad_bank.methods.verdicts import ModelCalibration, Observed
 
 ENOUGH, LEAST = 19, 9
 """Numbers of validation images: from the first on they are preferred to folds, as they can promise 5 %; below the
 second they are left alone, as a verdict at more than 10 % is worth little."""
-VALIDATION, FOLDS = "validation images", "training images, scored in folds"
-
 CALIBRATED = "calibrated"
 """The decision that fuses parts on the scale of held-out normal images."""
 NOTHING_HELD_OUT = (
@@ -42,7 +39,9 @@ NOTHING_HELD_OUT = (
 )
 
 
-def way_of(wanted: CalibratedOn, n_train: int, n_validation: int, *, folds: bool, least: int = LEAST) -> str | None:
+def way_of(
+    wanted: CalibratedOn, n_train: int, n_validation: int, *, folds: bool, least: int = LEAST, unit: str = IMAGES
+) -> str | None:
     """Choose what a calibration is made on.
 
     Args:
@@ -51,6 +50,7 @@ def way_of(wanted: CalibratedOn, n_train: int, n_validation: int, *, folds: bool
         n_validation: Number of validation images.
         folds: Whether ``"auto"`` may take folds.
         least: Smallest number of validation images that ``"auto"`` takes.
+        unit: Word for what is counted, where it is not images.
 
     Returns:
         ``"validation"``, ``"folds"``, or None for no calibration.
@@ -65,9 +65,9 @@ def way_of(wanted: CalibratedOn, n_train: int, n_validation: int, *, folds: bool
     if wanted == "none":
         return None
     if wanted == "validation" and n_validation == 0:
-        raise InputError("calibration: expected validation images for 'validation', found none")
+        raise InputError(f"calibration: expected validation {unit} for 'validation', found none")
     if wanted == "folds" and n_train < 2:
-        raise InputError(f"calibration: expected at least 2 training images for 'folds', found {n_train}")
+        raise InputError(f"calibration: expected at least 2 training {unit} for 'folds', found {n_train}")
     if wanted != "auto":
         return wanted
     if n_validation < ENOUGH and folds and n_train >= 2 and n_train > n_validation:
@@ -75,10 +75,19 @@ def way_of(wanted: CalibratedOn, n_train: int, n_validation: int, *, folds: bool
     return "validation" if n_validation >= least else None
 
 
+def origin_of(way: str, parts: FitParts | None) -> str:
+    """Return words for what a calibration is made on.
+
+    Example:
+        >>> origin_of("folds", None)
+        'training images, scored in folds'
+    """
+    unit = IMAGES if parts is None else PARTS
+    return f"validation {unit}" if way == "validation" else f"training {unit}, scored in folds"
+
+
 class Predicting(Protocol):
     """A fitted method, as far as this module knows one."""
-
-    calibration_folds: int
 
     def predict_batch(self, samples: Sequence[Sample]) -> list[Prediction]:
         """Score samples together."""
@@ -102,6 +111,7 @@ class _Seen(NamedTuple):
     prepared_map: Tensor
     parts: Mapping[str, Part]
     frame: Frame
+    id: str
 
 
 def calibrate_by_predicting(
@@ -112,6 +122,8 @@ def calibrate_by_predicting(
     stages: Stages,
     *,
     way: str | None,
+    blocks: Sequence[slice],
+    parts: FitParts | None = None,
     one_scale: bool = False,
 ) -> Found:
     """Calibrate a method on its predictions of held-out samples, as a stage of its fit.
@@ -125,6 +137,8 @@ def calibrate_by_predicting(
         validation: The validation samples.
         stages: Stages of the fit.
         way: What it is calibrated on, see :func:`way_of`.
+        blocks: Training samples of each fold.
+        parts: Which parts the samples show; None where each counts by itself.
         one_scale: Whether the method will fuse its parts on the scale of held-out images.
     """
     if way is None:
@@ -135,16 +149,15 @@ def calibrate_by_predicting(
             assert validation is not None
             yield from _usable(method, validation)
             return
-        blocks = blocks_of(len(dataset), method.calibration_folds)
         for number, block in enumerate(blocks, 1):
             own = range(len(dataset))[block]
-            rest = _some(dataset, [i for i in range(len(dataset)) if i not in own])
+            rest = some_of(dataset, [i for i in range(len(dataset)) if i not in own])
             with within("fold", number, len(blocks)), tempfile.TemporaryDirectory(prefix="mmad-bank-fold-") as folder:
-                yield from _usable(refit(rest, Path(folder)), _some(dataset, own))
+                yield from _usable(refit(rest, Path(folder)), some_of(dataset, own))
 
     def write(path: Path) -> None:
-        seen = [_Seen(one.score, one.prepared_map, one.parts, one.frame) for one in predictions()]
-        found = _found(seen, VALIDATION if way == "validation" else FOLDS, one_scale)
+        seen = [_Seen(one.score, one.prepared_map, one.parts, one.frame, one.sample.id) for one in predictions()]
+        found = _found(seen, origin_of(way, parts), one_scale, parts)
         path.write_text(json.dumps([one and one.as_json() for one in found]))
 
     calibration, fusion = json.loads(stages.run("calibration.json", write).read_text())
@@ -154,9 +167,10 @@ def calibrate_by_predicting(
     )
 
 
-def _found(seen: Sequence[_Seen], origin: str, one_scale: bool) -> Found:
+def _found(seen: Sequence[_Seen], origin: str, one_scale: bool, parts: FitParts | None) -> Found:
     """Make calibration and fusion of held-out images."""
-    scales, observed = PartScales(), Observed(origin, len(seen))
+    of_parts = None if parts is None else parts.of([one.id for one in seen])
+    scales, observed = PartScales(), Observed(origin, len(seen), of_parts)
     for one in seen:
         if len(one.parts) > 1:
             size = (int(one.prepared_map.shape[0]), int(one.prepared_map.shape[1]))
@@ -181,11 +195,6 @@ def _fused(fusion: CalibratedFusion, parts: Mapping[str, Part], like: Tensor) ->
     size = (int(like.shape[0]), int(like.shape[1]))
     score = fusion.fuse_images({name: torch.tensor([part.score]) for name, part in parts.items()})
     return float(score), fusion.fuse_pixels({name: part.map(size) for name, part in parts.items()})
-
-
-def _some(samples: Samples, numbers: Sequence[int]) -> Samples:
-    """Return some of the samples, which are read when they are asked for."""
-    return as_samples(Subset(cast("Dataset[Sample]", samples), numbers), "dataset")
 
 
 def _usable(method: Predicting, samples: Samples) -> Iterator[Prediction]:

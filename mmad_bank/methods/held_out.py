@@ -2,7 +2,8 @@
 
 They come from the validation split, or from folds: banks are selected anew without a part of the training images, and
 score just that part. Everything else that a method learns (a fusion, an adaptation, a decision) stays as it is. A fold
-is a run of neighboring images, so that pictures of one part, which lie beside each other, stay together.
+is a run of neighboring images, so that pictures of one part, which lie beside each other, stay together; where the
+pictures' names say which part they show, no part is cut.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from mmad_bank._internal.resume import Stages
 from mmad_bank._internal.tensor_files import write_tensors
 from mmad_bank.bank import Scores
 from mmad_bank.bank.dumps import FeatureDump, open_dump
-from mmad_bank.calibration import blocks_of
 from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.roi import RegionOfInterest
 from mmad_bank.fusion import CalibratedFusion, PartScales
+from mmad_bank.methods.parts import HeldOutParts
 from mmad_bank.methods.roi import square_inside, table_inside
 from mmad_bank.methods.training_features import IMAGES_AT_ONCE, Dumps, bar, batches
 from mmad_bank.methods.verdicts import ModelCalibration, Observed
@@ -37,12 +38,14 @@ class HeldOut:
         images: (n,) float32, the image scores by bank.
         patches: (n, P) float32, the scores of an image's places by bank.
         frames: Frames of the images; None where one is not known.
+        ids: Their ids.
         origin: Words for which images they are.
     """
 
     images: dict[str, Tensor]
     patches: dict[str, Tensor]
     frames: Sequence[Frame | None]
+    ids: Sequence[str]
     origin: str
 
     def __len__(self) -> int:
@@ -114,8 +117,8 @@ def score_all(
 
 
 def in_folds(
-    score_without: Callable[[slice], ScoreRows], dumps: Dumps, frames: Sequence[Frame | None], folds: int, device: str,
-    stages: Stages,
+    score_without: Callable[[slice], ScoreRows], dumps: Dumps, frames: Sequence[Frame | None], blocks: Sequence[slice],
+    device: str, stages: Stages,
 ) -> list[dict[str, Scores]]:  # fmt: skip
     """Score each training image by banks that were selected without its fold.
 
@@ -123,12 +126,11 @@ def in_folds(
         score_without: Function that gives the rule by which patches are scored with banks without some images.
         dumps: Features of the training images.
         frames: Their frames.
-        folds: Number of folds.
+        blocks: Images of each fold, as :func:`mmad_bank.calibration.blocks_of` cuts them.
         device: Device that scores.
         stages: Stages of the training.
     """
     found = []
-    blocks = blocks_of(len(frames), folds)
     for number, block in enumerate(blocks, 1):
         with within("fold", number, len(blocks)):
             own = {name: table[block] for name, table in dumps.items()}
@@ -137,8 +139,9 @@ def in_folds(
 
 
 def kept_in(
-    stages: Stages, make: Callable[[], list[dict[str, Scores]]], frames: Sequence[Frame | None], origin: str
-) -> HeldOut:
+    stages: Stages, make: Callable[[], list[dict[str, Scores]]], frames: Sequence[Frame | None], ids: Sequence[str],
+    origin: str,
+) -> HeldOut:  # fmt: skip
     """Make held-out scores as a stage of a training, or read those that an earlier run has made."""
 
     def write(path: Path) -> None:
@@ -154,7 +157,7 @@ def kept_in(
     tensors = load_file(stages.run("held-out.safetensors", write))
     names = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
     images, patches = ({name: tensors[f"{name}.{what}"] for name in names} for what in ("image", "patch"))
-    return HeldOut(images, patches, frames, origin)
+    return HeldOut(images, patches, frames, ids, origin)
 
 
 def fusion_of(
@@ -184,6 +187,7 @@ def calibration_of(
     fuse: Callable[[Mapping[str, Scores]], tuple[Tensor, Tensor]],
     device: str,
     roi: RegionOfInterest | None,
+    shown: HeldOutParts | None = None,
 ) -> ModelCalibration | None:
     """Return the calibration of a method's result and of its parts.
 
@@ -192,8 +196,9 @@ def calibration_of(
         fuse: Function that makes of them image scores (B,) and maps (B, S, S).
         device: Device that fuses.
         roi: Region of interest, whose pixels count; None for all.
+        shown: Which parts the images show; None where each counts by itself.
     """
-    seen = Observed(held_out.origin, len(held_out))
+    seen = Observed(held_out.origin, len(held_out), shown)
     for frames, scores in held_out.batches(device):
         images, maps = fuse(scores)
         for b, frame in enumerate(frames):

@@ -45,8 +45,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(data: Path) -> Path:
-    out = data.parent / "plate.model"
+def model(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("judging") / "plate.model"
     facts("fit", "patchcore", data, "--out", out, *SMALL)
     return out
 
