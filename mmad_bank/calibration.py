@@ -9,7 +9,7 @@ Learning in a Random World; Bates et al. 2023: Testing for Outliers with Conform
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -34,17 +34,57 @@ _LEAST_WIDTH = 1e-30  # of a scale, where all held-out scores are the same
 _LARGEST_SHAPE = 0.9  # of a tail that still has a mean
 
 
-def blocks_of(n: int, folds: int) -> list[slice]:
-    """Cut n images into folds: runs of neighboring ones of about the same length.
+class Fold(NamedTuple):
+    """Images that are held out together.
 
-    Pictures of one part that lie beside each other stay together, apart from the two at a fold's ends.
+    Attributes:
+        own: Runs of their numbers, ascending.
+        others: Runs of the numbers of all other images, ascending.
+    """
+
+    own: list[slice]
+    others: list[slice]
+
+
+def folds_of(marks: Sequence[Hashable], folds: int) -> list[Fold]:
+    """Cut images into folds: runs of neighboring ones of about the same length.
+
+    Pictures of one part that lie beside each other stay together, apart from the two at a fold's ends. Equal images
+    are always in one fold, that of the first of them: a copy in another one would give a held-out score of about 0.
+
+    Args:
+        marks: What tells each image from others; equal images have equal marks.
+        folds: Largest number of folds; there are no more than different images.
 
     Example:
-        >>> blocks_of(7, 3)
-        [slice(0, 2, None), slice(2, 4, None), slice(4, 7, None)]
+        >>> [fold.own for fold in folds_of(range(7), 3)]
+        [[slice(0, 2, None)], [slice(2, 4, None)], [slice(4, 7, None)]]
+        >>> [fold.own for fold in folds_of("abcdaef", 3)]
+        [[slice(0, 2, None), slice(4, 5, None)], [slice(2, 4, None)], [slice(5, 7, None)]]
     """
+    ranks = {mark: rank for rank, mark in enumerate(dict.fromkeys(marks))}
+    n = len(ranks)
     ends = [n * number // min(folds, n) for number in range(min(folds, n) + 1)]
-    return [slice(first, last) for first, last in pairwise(ends)]
+    return [
+        Fold(
+            *(
+                runs_of([i for i, mark in enumerate(marks) if (first <= ranks[mark] < last) is held])
+                for held in (True, False)
+            )
+        )
+        for first, last in pairwise(ends)
+    ]
+
+
+def runs_of(numbers: Sequence[int]) -> list[slice]:
+    """Return the runs of ascending numbers.
+
+    Example:
+        >>> runs_of([0, 1, 2, 5])
+        [slice(0, 3, None), slice(5, 6, None)]
+    """
+    starts = [at for at, number in enumerate(numbers) if at == 0 or number != numbers[at - 1] + 1]
+    return [slice(numbers[a], numbers[b - 1] + 1) for a, b in pairwise([*starts, len(numbers)])]
 
 
 def check_promise(rate: float | None, n_images: int) -> None:

@@ -457,7 +457,8 @@ class MemoryBank:
         Args:
             features: Normal images, as for :meth:`build`, which the bank was not built from; with ``folds`` all that
                 it was built from, in their order.
-            folds: Number of runs of neighboring images that are left out in turn, at least 2; default: none.
+            folds: Number of runs of neighboring images that are left out in turn, at least 2; equal images go together.
+                Default: none.
             reweight: Rule of the image scores that are to be judged, see :meth:`score`.
             n_neighbors: As for :meth:`score`.
             patches: Number of patches per image in (N, D) features; default: a file or array is one image.

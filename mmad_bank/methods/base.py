@@ -49,8 +49,10 @@ from mmad_bank.methods.calibrating import (
     NOTHING_HELD_OUT,
     calibrate_by_predicting,
     fused_on_one_scale,
+    some_of,
     way_of,
 )
+from mmad_bank.methods.copies import marks_of, not_among
 from mmad_bank.methods.fingerprint import fingerprint
 from mmad_bank.methods.inputs import Input, is_dataset, to_sample
 from mmad_bank.methods.map_scale import MapScale, scale_by_stage, spread
@@ -707,11 +709,15 @@ class Method(MethodOptions, ABC):
 
     def _calibrate(self, dataset: Samples, validation: Samples | None, stages: Stages) -> None:
         """Score held-out normal samples for the verdicts."""
-        refit = partial(self._refitted, validation=validation)
+        refit, held_out = partial(self._refitted, validation=validation), validation
+        if held_out is not None and self._way(len(dataset), len(held_out)) == "validation":
+            kept = not_among(marks_of(held_out), marks_of(dataset), self.modalities)
+            held_out = some_of(held_out, kept)
+        way = self._way(len(dataset), 0 if held_out is None else len(held_out))
+        if way is None and self._on_one_scale:
+            raise InputError(NOTHING_HELD_OUT)
         found = calibrate_by_predicting(
-            self, refit, dataset, validation, stages,
-            way=self._way(len(dataset), 0 if validation is None else len(validation)),
-            one_scale=self._on_one_scale,
+            self, refit, dataset, held_out, stages, way=way, one_scale=self._on_one_scale
         )  # fmt: skip
         self.calibration_, self.calibrated_ = found.calibration, found.fusion
 

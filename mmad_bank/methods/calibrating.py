@@ -19,12 +19,12 @@ from torch.utils.data import Dataset, Subset
 
 from mmad_bank._internal.progress import within
 from mmad_bank._internal.resume import Stages
-from mmad_bank.calibration import blocks_of
 from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.sample import Sample
 from mmad_bank.data.sequences import Samples, as_samples
 from mmad_bank.errors import InputError, MmadBankError
 from mmad_bank.fusion import CalibratedFusion, PartScales
+from mmad_bank.methods.copies import all_equal, folds_of_marks, marks_of
 from mmad_bank.methods.options import CalibratedOn
 from mmad_bank.methods.prediction import Part, Prediction
 from mmad_bank.methods.verdicts import ModelCalibration, Observed
@@ -80,6 +80,10 @@ class Predicting(Protocol):
 
     calibration_folds: int
 
+    @property
+    def modalities(self) -> frozenset[str]:
+        """Modalities of a sample that it looks at."""
+
     def predict_batch(self, samples: Sequence[Sample]) -> list[Prediction]:
         """Score samples together."""
 
@@ -122,7 +126,7 @@ def calibrate_by_predicting(
         method: The fitted method, which does not fuse its parts on one scale yet.
         refit: Function that fits it on other samples.
         dataset: The training samples.
-        validation: The validation samples.
+        validation: The validation samples, none of which is a training sample.
         stages: Stages of the fit.
         way: What it is calibrated on, see :func:`way_of`.
         one_scale: Whether the method will fuse its parts on the scale of held-out images.
@@ -135,12 +139,13 @@ def calibrate_by_predicting(
             assert validation is not None
             yield from _usable(method, validation)
             return
-        blocks = blocks_of(len(dataset), method.calibration_folds)
-        for number, block in enumerate(blocks, 1):
-            own = range(len(dataset))[block]
-            rest = _some(dataset, [i for i in range(len(dataset)) if i not in own])
-            with within("fold", number, len(blocks)), tempfile.TemporaryDirectory(prefix="mmad-bank-fold-") as folder:
-                yield from _usable(refit(rest, Path(folder)), _some(dataset, own))
+        folds = folds_of_marks(marks_of(dataset), method.modalities, method.calibration_folds)
+        if len(folds) < 2:
+            raise all_equal(len(dataset))
+        for number, fold in enumerate(folds, 1):
+            own, rest = (some_of(dataset, runs) for runs in fold)
+            with within("fold", number, len(folds)), tempfile.TemporaryDirectory(prefix="mmad-bank-fold-") as folder:
+                yield from _usable(refit(rest, Path(folder)), own)
 
     def write(path: Path) -> None:
         seen = [_Seen(one.score, one.prepared_map, one.parts, one.frame) for one in predictions()]
@@ -183,8 +188,9 @@ def _fused(fusion: CalibratedFusion, parts: Mapping[str, Part], like: Tensor) ->
     return float(score), fusion.fuse_pixels({name: part.map(size) for name, part in parts.items()})
 
 
-def _some(samples: Samples, numbers: Sequence[int]) -> Samples:
-    """Return some of the samples, which are read when they are asked for."""
+def some_of(samples: Samples, runs: Sequence[slice]) -> Samples:
+    """Return some runs of the samples, which are read when they are asked for."""
+    numbers = [number for run in runs for number in range(run.start, run.stop)]
     return as_samples(Subset(cast("Dataset[Sample]", samples), numbers), "dataset")
 
 

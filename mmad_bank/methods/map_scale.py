@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from mmad_bank._internal.progress import progress_bar
@@ -137,7 +138,7 @@ def spread(n: int) -> list[int]:
     return sorted(set(np.linspace(0, n - 1, min(n, IMAGES)).round().astype(int).tolist()))
 
 
-def distances_to_others(bank: MemoryBank, patches: Tensor, image: int) -> Tensor | None:
+def distances_to_others(bank: MemoryBank, patches: Tensor, images: Sequence[int]) -> Tensor | None:
     """Return the distances of a training image's patches to the nearest bank rows from other images.
 
     Distances to the bank as it is would be those of patches that are partly in it, and far too small.
@@ -145,12 +146,12 @@ def distances_to_others(bank: MemoryBank, patches: Tensor, image: int) -> Tensor
     Args:
         bank: Bank with one source of images with a fixed number of patches; rows beyond it count as another image's.
         patches: (P, D), all patches of the image.
-        image: Its number in the source.
+        images: Its number in the source, and those of its copies.
 
     Returns:
         (P,) float32; None if the bank has no row of another image.
     """
-    own = (bank.source_rows.to(bank.device) // len(patches)) == image
+    own = torch.isin(bank.source_rows // len(patches), torch.tensor(images)).to(bank.device)
     n_own = int(own.sum())
     if n_own == len(bank):
         return None

@@ -127,6 +127,25 @@ def test_a_fold_is_scored_by_a_bank_of_the_others(tmp_path: Path, settings: dict
     assert seen == [("Scoring normal images", done, 11) for done in (3, 7, 11)]
 
 
+def test_equal_images_are_in_one_fold(tmp_path: Path) -> None:
+    """A, B, C, D, E, A, D, F in 3 folds: A, B, A and C, D, D and E, F; also where files end within a fold."""
+    train = images(8, 5)
+    train[5], train[6] = train[0], train[3]
+    for name, part in (("a", train[:4]), ("b", train[4:6]), ("c", train[6:])):
+        np.save(tmp_path / f"{name}.npy", part.numpy())
+    bank = MemoryBank.build(tmp_path, ratio=0.3)
+    found = bank.calibrate(tmp_path, folds=3)
+    scores = []
+    for own in ([0, 1, 5], [2, 3, 6], [4, 7]):
+        rest = train[[i for i in range(8) if i not in own]]
+        scores.append(MemoryBank.build(rest, size=len(bank) * len(rest) // 8).score(train[own]).image)
+    assert torch.equal(found.images.scores, torch.cat(scores).double().sort().values)
+    equal = images(1, 3).expand(4, -1, -1).contiguous()
+    with pytest.raises(InputError) as error:
+        MemoryBank.build(equal).calibrate(equal, folds=2)
+    assert str(error.value) == "folds: expected at least 2 different images, found 4 equal ones"
+
+
 def test_folds_take_the_banks_features_only(bank: MemoryBank) -> None:
     for features, words in ((images(20, 1), "others"), (images(19, 0), "171 rows"), (images(20, 0).flip(0), "others")):
         with pytest.raises(InputError, match=rf"^folds: expected the features .*all 180 rows.* found {words}$"):
