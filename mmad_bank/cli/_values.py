@@ -50,6 +50,27 @@ def parse_paths(paths: Sequence[Path], name: str) -> list[Path]:
     return found
 
 
+def check_once(paths: Sequence[Path], name: str) -> None:
+    """Refuse a file or folder that is given twice, under whatever names, or that lies in a folder that is given too.
+
+    What is in it would count double.
+
+    Raises:
+        InputError: There is one; ``name`` is the argument's.
+    """
+    seen: dict[Path, Path] = {}
+    for path in paths:
+        real = Path(os.path.realpath(path))
+        if real in seen:
+            found = f"{path} twice" if str(path) == str(seen[real]) else f"{seen[real]} as {path} again"
+            raise InputError(f"{name}: expected each file once, found {found}")
+        seen[real] = path
+    for real, path in seen.items():
+        folder = next((seen[above] for above in real.parents if above in seen), None)
+        if folder is not None:
+            raise InputError(f"{name}: expected each file once, found {path} beside {folder}, in which it lies")
+
+
 def parse_numbers(text: str, name: str, example: str) -> list[int]:
     """Read numbers above 0 that are joined by commas, in ascending order.
 

@@ -39,7 +39,7 @@ from mmad_bank.cli._output import (
     unfinished_outputs,
 )
 from mmad_bank.cli._swapped import check_bank_first
-from mmad_bank.cli._values import check_device, check_positive, parse_paths, parse_projection, parse_share
+from mmad_bank.cli._values import check_device, check_once, check_positive, parse_paths, parse_projection, parse_share
 from mmad_bank.cli._verdicts import check_calibrated, end_on_bad, parse_rate, verdict_rows
 from mmad_bank.cli._words import BankPrecision, option
 from mmad_bank.errors import InputError
@@ -79,6 +79,7 @@ def build(
     if ratio is not None and bank_size is not None:
         raise InputError("--ratio and --bank-size: expected one of them, found both")
     share = 0.1 if ratio is None else parse_share(ratio, "--ratio")
+    check_once(features, "FEATURES")
     check_output(out, "--out", inputs=tuple(features), overwrite=overwrite)
     dimensions = parse_projection(projection_dim)
     from mmad_bank.bank import MemoryBank
@@ -136,6 +137,8 @@ def extend(
     """
     check_bank_first("extend", bank_file, features)
     held_out = parse_paths(calibrate or [], "--calibrate")
+    check_once(features, "FEATURES")
+    check_once(held_out, "--calibrate")
     target = check_target(bank_file, (*features, *held_out), out, in_place, overwrite)
     from mmad_bank.bank import MemoryBank
     from mmad_bank.cli._extension import extension_facts, extension_rows, judge_new

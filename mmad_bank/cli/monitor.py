@@ -17,7 +17,7 @@ from mmad_bank.cli._command import add
 from mmad_bank.cli._options import Json, Overwrite
 from mmad_bank.cli._output import check_output, emit, end, say_left_out
 from mmad_bank.cli._score_tables import NamedScore, read_scores
-from mmad_bank.cli._values import check_plot, parse_share
+from mmad_bank.cli._values import check_once, check_plot, parse_share
 from mmad_bank.cli._verdicts import percent
 from mmad_bank.cli._words import option
 from mmad_bank.errors import FormatError, InputError
@@ -65,6 +65,7 @@ def monitor(
         found = "several" if given else "none"
         raise InputError(f"--bank, --model and --normal: expected one of them, found {found}")
     read = (*scores, *given)
+    check_once(scores, "SCORES")
     if plot is not None:
         check_plot(plot)
         check_output(plot, "--plot", inputs=read, overwrite=overwrite)

@@ -20,6 +20,7 @@ from mmad_bank.cli._options import Json, Overwrite, Patches, ProjectionDim, Resu
 from mmad_bank.cli._output import are_unfinished, check_outputs, show_progress, unfinished_outputs
 from mmad_bank.cli._tuned import Commands, facts_of, show, word_limits, words_of
 from mmad_bank.cli._values import (
+    check_once,
     check_plot,
     check_positive,
     parse_duration,
@@ -85,6 +86,8 @@ def tune(
     """
     limits = _check_limits(None if memory is None else parse_size(memory), fps)
     tests, defective = parse_paths(test, "--test"), parse_paths(anomalous or (), "--anomalous")
+    for name, paths in {"FEATURES": features, "--test": tests, "--anomalous": defective}.items():
+        check_once(paths, name)
     read = (*features, *tests, *defective, *(() if labels is None else (labels,)))
     outputs = (out, plot)
     job = {"tune": [str(path.resolve()) for path in (*read, *outputs) if path is not None], "plots": plot is not None}

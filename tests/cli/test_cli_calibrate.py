@@ -110,6 +110,32 @@ def test_calibrate_refuses(place: Path) -> None:
     assert (place / "bank").read_bytes() == before
 
 
+def test_files_that_would_count_double_are_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    (place / "more").mkdir()
+    np.save(place / "more" / "a.npy", normal(5, 7))
+    (place / "link.npy").symlink_to("held.npy")
+    once = "error: FEATURES: expected each file once, found "
+    for command in (
+        ("calibrate", "bank", "--in-place"), ("build", "--out", "b2"), ("extend", "bank", "--in-place"),
+        ("tune", "--test", "new.npy"),
+    ):  # fmt: skip
+        first, *options = command
+        bank = [options.pop(0)] if options[0] == "bank" else []
+        for features, words in (
+            (["held.npy", "held.npy"], "held.npy twice"),
+            (["held.npy", "./more/../held.npy"], "held.npy as more/../held.npy again"),
+            (["link.npy", "held.npy"], "link.npy as held.npy again"),
+            (["more/a.npy", "more"], "more/a.npy beside more, in which it lies"),
+        ):
+            assert refused(first, *bank, *features, *options) == f"{once}{words}\n"
+    held = ("--calibrate", "held.npy", "--calibrate", "link.npy")
+    line = refused("extend", "bank", "new.npy", "--in-place", *held)
+    assert line == "error: --calibrate: expected each file once, found held.npy as link.npy again\n"
+    np.save(place / "copy.npy", normal(99, 1))
+    assert facts("calibrate", "bank", "held.npy", "copy.npy", "--in-place")["images"] == 198, "a file of its own"
+
+
 def test_a_bad_file_is_left_out(place: Path) -> None:
     broken = normal(3, 4)
     broken[1, 2, 3] = np.nan

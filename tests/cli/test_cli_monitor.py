@@ -153,6 +153,12 @@ def test_wrong_arguments_are_refused(place: Path) -> None:
     assert "--plot: expected a .png, .svg or .pdf file" in refused(*command, "--plot", place / "a.txt")
 
 
+def test_scores_that_would_count_double_are_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    twice = refused("monitor", "calm.csv", "calm.csv", "--bank", "bank")
+    assert twice == "error: SCORES: expected each file once, found calm.csv twice\n"
+
+
 def test_an_extended_bank_is_named(place: Path) -> None:
     good("extend", place / "bank", place / "creeping.npy", "--out", place / "extended")
     result = call("monitor", place / "calm.csv", "--bank", place / "extended")
