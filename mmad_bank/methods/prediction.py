@@ -234,7 +234,8 @@ class Prediction:
         if self.calibration is None:
             return ()
         cloud = self.original.xyz if "xyz" in self.sample.modalities else None
-        return self.calibration.regions(self.map, self.false_alarm_rate, cloud)
+        counting = None if self.roi is None else self.roi.inside(*self.size)
+        return self.calibration.regions(self.map, self.false_alarm_rate, cloud, counting)
 
     @property
     def point_scores(self) -> Tensor:

@@ -86,7 +86,9 @@ class ModelCalibration:
         rates = np.log(PIXEL_RATES)[::-1]
         return float(np.interp(math.log(share), rates, self.pixels[::-1]))
 
-    def regions(self, values: Tensor, rate: float | None = None, xyz: Tensor | None = None) -> tuple[Region, ...]:
+    def regions(
+        self, values: Tensor, rate: float | None = None, xyz: Tensor | None = None, counting: Tensor | None = None
+    ) -> tuple[Region, ...]:
         """Return the regions of a map, the one with the highest peak first.
 
         A region is what is connected above the score that one in a hundred normal pixels exceeds, if its peak is above
@@ -98,9 +100,12 @@ class ModelCalibration:
             values: (H, W) map in the picture's pixels.
             rate: False-alarm rate, see :meth:`mmad_bank.calibration.Calibration.threshold`.
             xyz: (3, H, W) organized cloud in metres, zero where nothing was measured.
+            counting: (H, W) bool, the pixels that may be in a region: those of a region of interest; None for all.
         """
         peak = self.peaks.threshold(rate).score
         above = min(self.pixel_threshold(), peak)
+        if counting is not None:
+            values = torch.where(counting, values, -math.inf)
         if not bool((values > peak).any()):
             return ()
         areas = None if xyz is None else pixel_areas(xyz)

@@ -308,6 +308,20 @@ def test_regions_are_connected_pixels_whose_peak_no_normal_image_has() -> None:
     assert flat_calibration(peak=5.0).regions(values) == ()
 
 
+def test_regions_have_pixels_that_count_only() -> None:
+    """Scores may be negative: what is not looked at is no region then, nor part of one."""
+    values = torch.full((20, 30), -0.5)  # above the threshold, as an unscored pixel's 0 would be
+    values[:, 15:] = 0
+    values[4, 5] = 3.0
+    inside = torch.zeros(20, 30, dtype=torch.bool)
+    inside[2:10, 3:9] = True
+    (region,) = flat_calibration(peak=-0.2, low=-1.0).regions(values, counting=inside)
+    assert (region.box, region.area, region.peak) == ((2, 3, 10, 9), 48, 3.0)
+    assert flat_calibration(peak=-0.2, low=-1.0).regions(values, counting=~inside)[0].peak == 0
+    values[4, 5] = -0.5
+    assert flat_calibration(peak=-0.2, low=-1.0).regions(values, counting=inside) == ()
+
+
 def test_regions_are_measured_in_millimetres_where_there_is_depth() -> None:
     """Pixels of a plane that rises by its own width stand for an area √2 times as large."""
     row, column = torch.meshgrid(torch.arange(20.0), torch.arange(30.0), indexing="ij")
