@@ -9,6 +9,7 @@ Learning in a Random World; Bates et al. 2023: Testing for Outliers with Conform
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +32,7 @@ FARTHEST = 0.1
 _TAIL_SHARE, _TAIL_LEAST = 0.1, 10  # of the scores, and scores, that the tail is fitted to
 _JUST = 1 + 1e-12  # for rates such as 0.29 with 99 images, whose product is 28.999... in floating point
 _LEAST_WIDTH = 1e-30  # of a scale, where all held-out scores are the same
+_LARGEST_RATIO = 1e300  # in which no 1 + x is infinite
 _LARGEST_SHAPE = 0.9  # of a tail that still has a mean
 
 
@@ -146,7 +148,7 @@ class Tail(NamedTuple):
         """Return the score that a share of the normal images exceeds, at most :attr:`share`."""
         times = self.share / rate
         factor = math.log(times) if self.shape == 0 else math.expm1(self.shape * math.log(times)) / self.shape
-        return self.start + self.scale * factor
+        return min(self.start + self.scale * factor, sys.float_info.max)
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,7 +257,8 @@ class Calibration:
             return None
         k = max(_TAIL_LEAST, math.ceil(_TAIL_SHARE * n))
         start = float(self.scores[-k - 1])
-        excess = (self.scores[-k:] - start).numpy()
+        unit = 2.0 ** min(math.frexp(float(self.scores.abs().max()))[1], 1023)  # exact; nothing overflows in it
+        excess = (self.scores[-k:] / unit - start / unit).numpy()
         above = 1 - (np.arange(1, k + 1) - 0.35) / k
         first, second = float(excess.mean()), float((above * excess).mean())
         if first <= 0:
@@ -263,7 +266,7 @@ class Calibration:
         # second is at most first/2 for any ascending values; equal only where the excesses do not vary.
         shape = 2 - first / max(first - 2 * second, 1e-12 * first)
         shape = min(max(shape, 0.0), _LARGEST_SHAPE)
-        return Tail(start, first * (1 - shape), shape, k / (n + 1))
+        return Tail(start, min(first * (1 - shape) * unit, sys.float_info.max), shape, k / (n + 1))
 
     def normalized(self, scores: ArrayLike | float, rate: float | None = None) -> Tensor:
         """Bring scores to a scale from 0 to 1 on which the threshold stands at 0.5.
@@ -278,9 +281,9 @@ class Calibration:
         Returns:
             float64 on the CPU, in the same shape.
         """
-        lowest = float(self.scores[0])
-        width = max(self.threshold(rate).score - lowest, _LEAST_WIDTH)
-        x = ((torch.as_tensor(scores).detach().cpu().double() - lowest) / width).clamp(min=0)
+        lowest = float(self.scores[0]) / 2  # halves, whose differences do not overflow
+        width = max(self.threshold(rate).score / 2 - lowest, _LEAST_WIDTH)
+        x = ((torch.as_tensor(scores).detach().cpu().double() / 2 - lowest) / width).clamp(0, _LARGEST_RATIO)
         return x / (1 + x)
 
     def as_json(self) -> dict[str, Any]:

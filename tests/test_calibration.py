@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -113,6 +114,36 @@ def test_equal_scores_have_a_threshold() -> None:
     calibration = Calibration(torch.full((30,), 2.0))
     assert calibration.threshold(1e-2) == (2.0, 1e-2, True)
     assert calibration.normalized(torch.tensor([2.0, 3.0])).tolist() == pytest.approx([0.0, 1.0])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("power", [-25, 0, 300, 307])
+def test_scores_of_any_size_give_finite_numbers(power: int) -> None:
+    """What is computed does not depend on the unit of the scores."""
+    generator = torch.Generator().manual_seed(3)
+    scores = torch.randn(40, generator=generator, dtype=torch.float64) * 4
+    plain, huge = Calibration(scores), Calibration(scores * 10.0**power)
+    for rate in (0.1, 1 / 41, 0.1 / 41):
+        expected = plain.threshold(rate)
+        found = huge.threshold(rate)
+        assert math.isfinite(found.score)
+        assert found.score == pytest.approx(min(expected.score * 10.0**power, sys.float_info.max), rel=1e-9)
+        new = torch.tensor([-17.0, -2.0, 0.0, 3.0, 17.0], dtype=torch.float64)
+        normalized = huge.normalized(new * 10.0**power, rate)
+        if math.isfinite(expected.score * 10.0**power):
+            assert torch.allclose(normalized, plain.normalized(new, rate), rtol=1e-9)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_largest_numbers_have_finite_results() -> None:
+    largest = sys.float_info.max
+    calibration = Calibration(torch.tensor([-largest] * 20 + [largest], dtype=torch.float64))
+    assert calibration.normalized(torch.tensor([-largest, 0, largest], dtype=torch.float64)).tolist() == pytest.approx(
+        [0, 1 / 3, 0.5]
+    )
+    assert calibration.threshold(0.1 / 22).score == largest
+    equal = Calibration(torch.zeros(30))
+    assert equal.normalized(torch.tensor([0.0, 1e308, torch.inf], dtype=torch.float64)).tolist() == [0, 1, 1]
 
 
 def test_normalized_scores_have_the_threshold_in_the_middle() -> None:
