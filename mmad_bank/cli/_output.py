@@ -137,9 +137,16 @@ def check_output(path: Path, name: str, *, inputs: tuple[Path, ...] = (), overwr
         raise InputError(f"{name}: expected a file, found {str(path)!r}, a device or a pipe")
     if not os.access(folder, os.W_OK):
         raise InputError(f"{name}: no permission to write in {str(folder)!r}")
+    _check_link(path, name, "file")
     check_no_input(path, name, inputs)
     if path.exists():
         check_replaced(path, name, overwrite)
+
+
+def _check_link(path: Path, name: str, kind: str) -> None:
+    """Refuse a link at which nothing can be made: one in a circle, or where a folder is to be, one to nothing."""
+    if path.is_symlink() and not path.exists() and (kind == "folder" or os.path.islink(os.path.realpath(path))):
+        raise InputError(f"{name}: expected a {kind}, found {str(path)!r}, a link that leads nowhere")
 
 
 def check_no_input(path: Path, name: str, inputs: Iterable[Path]) -> None:
@@ -204,6 +211,7 @@ def check_output_folder(
         InputError: The path or a folder above it is a file, or cannot be written, or an output exists or is
             one of the inputs.
     """
+    _check_link(path, name, "folder")
     nearest = path
     while not nearest.exists() and nearest != nearest.parent:
         nearest = nearest.parent

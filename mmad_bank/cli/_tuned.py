@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mmad_bank._internal.files import real_path
 from mmad_bank.cli._dumps import Reading
 from mmad_bank.cli._output import size
 
@@ -39,7 +40,7 @@ class Commands:
     ) -> None:  # fmt: skip
         self.features, self.test = ([_argument(path) for path in paths] for paths in (features, test))
         self.reading, self.patches, self.reweight = reading, patches, reweight
-        self.bank = str(_unused(Path(f"{Path(features[0]).resolve().stem}.bank")))
+        self.bank = str(_unused(Path(f"{real_path(features[0]).stem}.bank")))
         self.more: dict[str, str] = {}
         if projection_dim is not None:
             self.more = {"projection_dim": projection_dim} | ({"seed": str(seed)} if seed else {})

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmad_bank._internal.files import real_path
 from mmad_bank._internal.progress import doing
 from mmad_bank.cli._command import add
 from mmad_bank.cli._dumps import AxesOfMaps, ByImage, Features, Key, Reading
@@ -211,8 +212,8 @@ def score(
     """
     check_bank_first("score", bank_file, features)
     outputs = (out, csv, maps)
-    job: dict[str, Any] = {"score": [str(path.resolve()) for path in (bank_file, *features)]}
-    job |= {"outputs": [path and str(path.resolve()) for path in outputs]}
+    job: dict[str, Any] = {"score": [str(real_path(path)) for path in (bank_file, *features)]}
+    job |= {"outputs": [path and str(real_path(path)) for path in outputs]}
     mine = overwrite or are_unfinished(outputs, job)
     check_outputs({"--out": out, "--csv": csv}, inputs=(bank_file, *features), overwrite=mine)
     check_positive("--top", top)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from mmad_bank._internal.file_names import MODEL
-from mmad_bank._internal.files import check_not_current, write_text
+from mmad_bank._internal.files import check_not_current, real_path, write_text
 from mmad_bank._internal.progress import doing, within
 from mmad_bank.cli._command import add
 from mmad_bank.cli._options import (
@@ -86,8 +86,8 @@ def evaluate(
 
     target, rate = str(check_device(device)), parse_rate(false_alarm_rate)
     outputs = (out, markdown, report)  # the folders of files are there: the note goes beside one of them
-    job: dict[str, Any] = {"evaluate": [str(path.resolve()) for path in (model, dataset)], "categories": categories}
-    job |= {"units": units, "outputs": [path and str(path.resolve()) for path in outputs]}
+    job: dict[str, Any] = {"evaluate": [str(real_path(path)) for path in (model, dataset)], "categories": categories}
+    job |= {"units": units, "outputs": [path and str(real_path(path)) for path in outputs]}
     mine = overwrite or are_unfinished(outputs, job)
     check_outputs({"--out": out, "--markdown": markdown}, inputs=(model, dataset), overwrite=mine)
     if report is not None:

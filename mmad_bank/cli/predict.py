@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from mmad_bank._internal.file_names import MODEL
+from mmad_bank._internal.files import real_path
 from mmad_bank._internal.progress import doing, progress_bar, within
 from mmad_bank.cli._command import add
 from mmad_bank.cli._options import (
@@ -122,10 +123,10 @@ def predict(
         raise InputError(f"--explain: expected at least 0, found {explain}")
     groups = _groups(model, inputs, parse_categories(categories), split, layout, units)
     samples = [name for group in groups for name, _ in group.samples]
-    job = {"predict": [str(path.resolve()) for path in (model, *inputs)], "category": categories, "split": split}
+    job = {"predict": [str(real_path(path)) for path in (model, *inputs)], "category": categories, "split": split}
     job |= {"units": units} if units else {}
-    job |= {"maps": str(maps.resolve())} if maps else {}  # the note lets nothing be replaced in another folder
-    tables = [str(path.resolve()) for path in (csv, jsonl) if path]
+    job |= {"maps": str(real_path(maps))} if maps else {}  # the note lets nothing be replaced in another folder
+    tables = [str(real_path(path)) for path in (csv, jsonl) if path]
     job |= {"tables": tables} if tables else {}
     written = [str(Path(name if len(samples) > 1 else ".", file)) for name in samples for file in (*WRITTEN, POINTS)]
     mine, read = overwrite or is_unfinished(out, job), (model, *inputs, *_files_found(inputs, groups))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmad_bank._internal.files import cache_dir, replacing, write_text
+from mmad_bank._internal.files import cache_dir, real_path, replacing, write_text
 from mmad_bank.cli._command import add
 from mmad_bank.cli._dumps import AxesOfMaps, ByImage, Features, Key, Reading
 from mmad_bank.cli._going_on import going_on
@@ -90,7 +90,7 @@ def tune(
         check_once(paths, name)
     read = (*features, *tests, *defective, *(() if labels is None else (labels,)))
     outputs = (out, plot)
-    job = {"tune": [str(path.resolve()) for path in (*read, *outputs) if path is not None], "plots": plot is not None}
+    job = {"tune": [str(real_path(path)) for path in (*read, *outputs) if path is not None], "plots": plot is not None}
     check_outputs({"--out": out, "--plot": plot}, inputs=read, overwrite=overwrite or are_unfinished(outputs, job))
     if defective and labels is not None:
         raise InputError("--anomalous and --labels: expected one of them, found both")
@@ -150,7 +150,7 @@ def _default_workdir(out: Path | None, inputs: Sequence[Path]) -> Path:
     """Return the folder for what is measured: beside ``--out``, or in the cache by the names of the inputs."""
     if out is not None:
         return out.with_name(f"{out.name}.tune")
-    names = json.dumps([str(path.resolve()) for path in inputs])
+    names = json.dumps([str(real_path(path)) for path in inputs])
     return cache_dir() / "tune" / hashlib.blake2b(names.encode(errors="replace"), digest_size=8).hexdigest()
 
 

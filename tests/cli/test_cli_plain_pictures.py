@@ -12,7 +12,7 @@ for package in ("timm", "tifffile"):
     pytest.importorskip(package)
 
 from data_trees import add_mvtec_ad, add_picture
-from helpers import call, facts, refused, refused_at_last, small_settings
+from helpers import call, facts, good, refused, refused_at_last, small_settings
 from PIL import Image
 
 SMALL = (*small_settings(64, 8, 0.2), "--set", "rgb-layers=1")
@@ -95,6 +95,43 @@ def test_a_bad_picture_among_many_is_named_and_left_out(parts: Path, model: Path
     line = refused_at_last("fit", "patchcore", tmp_path / "some", "--out", tmp_path / "none", *SMALL)
     assert "1.png: cannot be read as" in line
     assert not (tmp_path / "none").exists()
+
+
+def test_links_in_a_circle_are_bad_input(
+    parts: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an input, in a list, in a folder and as an output: a line each, and before the work."""
+    monkeypatch.chdir(tmp_path)
+    for suffix in ("", ".png", ".txt", ".npy"):
+        Path(f"loop{suffix}").symlink_to(f"again{suffix}")
+        Path(f"again{suffix}").symlink_to(f"loop{suffix}")
+    Path("nothing").symlink_to("lost")
+    np.save("f.npy", np.random.default_rng(0).random((4, 12, 6)))
+    for command, start in (
+        (("predict", model, "loop", "--out", "o"), "loop: file not found"),
+        (("predict", model, "loop.png", "--out", "o"), "loop.png: file not found"),
+        (("predict", model, "loop.txt", "--out", "o"), "loop.txt: expected a picture, a folder, a list"),
+        (("predict", "loop", parts / "1.png", "--out", "o"), "loop: expected a folder with model.json"),
+        (("fit", "patchcore", "loop", "--out", "o"), "loop: expected a folder with a data set, found nothing"),
+        (("fit", "patchcore", "loop.txt", "--out", "o"), "loop.txt: expected a folder with a data set, found nothing"),
+        (("evaluate", model, "loop"), "loop: expected a folder with a data set, found nothing"),
+        (("score", "loop", "f.npy"), "loop: cannot be read"),
+        (("build", "loop.npy", "--out", "o"), "loop.npy: no such file or folder"),
+        (("build", "f.npy", "--out", "loop"), "--out: expected a file, found 'loop', a link that leads nowhere"),
+        (("predict", model, parts / "1.png", "--out", "loop"), "--out: expected a folder, found 'loop', a link that"),
+        (("predict", model, parts / "1.png", "--out", "nothing"), "--out: expected a folder, found 'nothing', a link"),
+        (("predict", model, parts / "1.png", "--out", "o", "--csv", "loop"), "--csv: expected a file, found 'loop', a"),
+    ):
+        assert refused(*command).startswith(f"error: {start}"), command
+    line = refused_at_last("fit", "patchcore", parts, "--out", "loop", *SMALL)
+    assert line == "error: --out: expected a folder, found 'loop', a link that leads nowhere\n"
+    assert not Path("loop.fit").exists()
+    Path("list.txt").write_text(f"{parts / '1.png'}\nloop.png\n")
+    result = call("predict", model, "list.txt", "--out", "o")
+    assert (result.exit_code, result.stderr.count("left out: loop.png: file not found")) == (3, 1)
+    Path("later").symlink_to("bank")
+    good("build", "f.npy", "--out", "later")
+    assert Path("bank").is_file(), "a link to a file that is yet to be made is followed"
 
 
 def test_a_fit_goes_on_unless_a_picture_has_changed(parts: Path, tmp_path: Path) -> None:
