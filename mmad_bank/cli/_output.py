@@ -225,6 +225,26 @@ def check_output_folder(
             check_replaced(path / output, name, overwrite)
 
 
+def check_own_folder(path: Path, name: str, inputs: Iterable[Path], *, below: bool = False) -> None:
+    """Refuse a folder to be filled that is one of the inputs: what is written would lie among what is read.
+
+    Args:
+        path: The folder, which need not be there.
+        name: The option that it was given by.
+        inputs: Files and folders that the command reads.
+        below: Whether it may not lie in one of these folders either, as what is written would be read the next time.
+
+    Raises:
+        InputError: It is one, or lies in one.
+    """
+    real = Path(os.path.realpath(path))
+    for other in inputs:
+        place = Path(os.path.realpath(other))
+        if place == real or (below and place in real.parents):
+            found = "is also an input" if place == real else f"lies in the input {str(other)!r}"
+            raise InputError(f"{name}: {str(path)!r} {found}; expected a folder of its own")
+
+
 def check_apart(files: Mapping[str, Path | None], folder: Path, name: str, outputs: Iterable[str]) -> None:
     """Refuse output files in whose place a folder, or one of the files written into it, would be put.
 

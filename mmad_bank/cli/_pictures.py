@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from mmad_bank.data import SampleDataset
 
 _SHOWN = 3
-_PICTURES = "pictures"  # the layout
+PICTURES = "pictures"
+"""The layout."""
 
 
 def one_or_several(places: Sequence[Path]) -> Path | list[Path]:
@@ -42,15 +43,15 @@ def are_pictures(places: Sequence[Path], layout: str) -> bool:
     from mmad_bank.data.picture_files import is_list, is_pattern
 
     if len(places) == 1 and places[0].is_dir():
-        return layout_of(places[0], layout) == _PICTURES
-    return layout == _PICTURES or any(one.is_dir() or is_list(one) or is_pattern(one) for one in places)
+        return layout_of(places[0], layout) == PICTURES
+    return layout == PICTURES or any(one.is_dir() or is_list(one) or is_pattern(one) for one in places)
 
 
 def say_pictures(places: Path | Sequence[Path], datasets: Sequence[SampleDataset], layout: str) -> None:
     """Say on standard error that places were taken for plain pictures, and which files in them nobody reads."""
     from mmad_bank.data.picture_files import unread_kinds
 
-    found = [one for one in datasets if one.layout == _PICTURES]
+    found = [one for one in datasets if one.layout == PICTURES]
     if not found:
         return
     folders = [place for place in ([places] if isinstance(places, Path) else places) if place.is_dir()]

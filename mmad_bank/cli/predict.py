@@ -31,6 +31,7 @@ from mmad_bank.cli._options import (
 from mmad_bank.cli._output import (
     check_output_folder,
     check_outputs,
+    check_own_folder,
     emit,
     end,
     is_unfinished,
@@ -39,7 +40,7 @@ from mmad_bank.cli._output import (
     show_progress,
     unfinished,
 )
-from mmad_bank.cli._pictures import are_pictures, in_words, say_pictures
+from mmad_bank.cli._pictures import PICTURES, are_pictures, in_words, say_pictures
 from mmad_bank.cli._predicted import (
     POINTS,
     WRITTEN,
@@ -130,6 +131,7 @@ def predict(
     job |= {"tables": tables} if tables else {}
     written = [str(Path(name if len(samples) > 1 else ".", file)) for name in samples for file in (*WRITTEN, POINTS)]
     mine, read = overwrite or is_unfinished(out, job), (model, *inputs, *_files_found(inputs, groups))
+    _check_own_folders(out, maps, (model, *inputs), groups)
     check_output_folder(out, "--out", outputs=written, inputs=read, overwrite=mine)
     check_outputs({"--csv": csv, "--jsonl": jsonl}, inputs=read, overwrite=mine)
     if maps is not None:
@@ -177,6 +179,22 @@ def predict(
     say_left_out(run.failed)
     end_on_bad(fail_on_bad and any(one["verdict"] == "bad" for one in run.results))
     end(run.failed, said=True)
+
+
+def _check_own_folders(out: Path, maps: Path | None, inputs: Sequence[Path], groups: Sequence[_Group]) -> None:
+    """Refuse folders for results that are inputs, or in which results would be taken for inputs the next time.
+
+    Raises:
+        InputError: One is.
+    """
+    folders = [path for path in inputs if path.is_dir()]
+    files = [*(path for path in inputs if not path.is_dir()), *_files_found(inputs, groups)]
+    alone = sum(len(group.samples) for group in groups) == 1  # its results lie in OUT itself
+    check_own_folder(out, "--out", [*folders, *(file.parent for file in files if alone)])
+    if maps is not None:
+        check_own_folder(maps, "--maps", folders)
+        if any(dataset.layout == PICTURES for group in groups for _, dataset in group.datasets):
+            check_own_folder(maps, "--maps", [path for path in inputs[1:] if path.is_dir()], below=True)
 
 
 def _parse_scale(text: str) -> tuple[float, float]:

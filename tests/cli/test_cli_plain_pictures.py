@@ -97,6 +97,31 @@ def test_a_bad_picture_among_many_is_named_and_left_out(parts: Path, model: Path
     assert not (tmp_path / "none").exists()
 
 
+def test_results_do_not_go_among_the_inputs(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in range(2):
+        add_picture(Path("new") / f"{number}.png", seed=number)
+    Path("link").symlink_to("new")
+    add_picture(Path("one") / "1.png", seed=3)
+    before = sorted(path for path in tmp_path.rglob("*"))
+    own = "expected a folder of its own"
+    for inputs, outputs, words in (
+        (("new",), ("--out", "new"), f"--out: 'new' is also an input; {own}"),
+        (("new",), ("--out", "link"), f"--out: 'link' is also an input; {own}"),
+        (("link",), ("--out", "new/../new"), f"--out: 'new/../new' is also an input; {own}"),
+        (("one",), ("--out", "one", "--overwrite"), f"--out: 'one' is also an input; {own}"),
+        (("one/1.png",), ("--out", "one"), f"--out: 'one' is also an input; {own}"),
+        (("one/*.png",), ("--out", "one"), f"--out: 'one' is also an input; {own}"),
+        (("new", "one"), ("--out", "one"), f"--out: 'one' is also an input; {own}"),
+        (("new",), ("--out", model), f"--out: {str(model)!r} is also an input; {own}"),
+        (("new",), ("--out", "out", "--maps", "new"), f"--maps: 'new' is also an input; {own}"),
+        (("new",), ("--out", "out", "--maps", "new/maps"), f"--maps: 'new/maps' lies in the input 'new'; {own}"),
+    ):
+        assert refused_at_last("predict", model, *inputs, *outputs) == f"error: {words}\n"
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+    assert len(facts("predict", model, "new/0.png", "new/1.png", "--out", "new")["samples"]) == 2, "a folder each"
+
+
 def test_links_in_a_circle_are_bad_input(
     parts: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
