@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mmad_bank._internal.checks import ArrayLike, check_rate
+from mmad_bank._internal.json_values import numbers_in, text_in
 from mmad_bank.errors import InputError
 
 USUAL_RATE = 0.01
@@ -295,6 +296,11 @@ class Calibration:
         """Return what :meth:`as_json` made.
 
         Raises:
-            InputError: A score is not finite, or there is none.
+            InputError: It is something else; the message names the field.
+
+        Example:
+            >>> Calibration.from_json({"origin": "held-out images", "scores": [1.0, "2.0"]})
+            Traceback (most recent call last):
+            mmad_bank.errors.InputError: scores[1]: expected a finite number, found '2.0'
         """
-        return cls(torch.tensor([float(one) for one in content["scores"]], dtype=torch.float64), str(content["origin"]))
+        return cls(torch.tensor(numbers_in(content, "scores"), dtype=torch.float64), text_in(content, "origin"))

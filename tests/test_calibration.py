@@ -170,6 +170,31 @@ def test_scores_that_are_none_are_refused(scores: torch.Tensor) -> None:
         Calibration(scores)
 
 
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"scores": [1.0, "2"]}, "scores[1]: expected a finite number, found '2'"),
+        ({"scores": [True]}, "scores[0]: expected a finite number, found True"),
+        ({"scores": [1, None]}, "scores[1]: expected a finite number, found None"),
+        ({"scores": [math.nan]}, "scores[0]: expected a finite number, found nan"),
+        ({"scores": [1.0, -math.inf]}, "scores[1]: expected a finite number, found -inf"),
+        ({"scores": [10**400]}, "scores[0]: expected a finite number, found a huge number"),
+        ({"scores": "123"}, "scores: expected a list of numbers, found '123'"),
+        ({"scores": {"0": 1.0}}, "scores: expected a list of numbers, found an object of 1"),
+        ({"scores": []}, "scores: expected numbers (n,), found torch.float64 (0,)"),
+        ({"origin": 3}, "origin: expected a text, found 3"),
+        ({"origin": None}, "origin: expected a text, found None"),
+    ],
+)
+def test_json_of_another_kind_is_refused(change: dict[str, object], line: str) -> None:
+    with pytest.raises(InputError) as error:
+        Calibration.from_json({"origin": "held-out images", "scores": [1.0, 2.0], **change})
+    assert str(error.value) == line
+    for content in ([], "x", None, 3):
+        with pytest.raises(InputError, match=r"^scores: expected an object that has it, found "):
+            Calibration.from_json(content)  # type: ignore[arg-type]
+
+
 def test_json_gives_the_same_back() -> None:
     before = Calibration(torch.rand(50, generator=torch.Generator().manual_seed(0)), "validation images")
     after = Calibration.from_json(json.loads(json.dumps(before.as_json())))

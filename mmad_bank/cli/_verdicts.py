@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from mmad_bank._internal.argument_names import argument_called
+from mmad_bank._internal.json_values import inside
 from mmad_bank.cli._values import parse_share
 from mmad_bank.errors import InputError
 
@@ -127,13 +128,14 @@ def model_calibration_facts(content: Mapping[str, Any] | None) -> dict[str, Any]
     """Return what a model's manifest says of its calibration, in short; None where it has none.
 
     Raises:
-        ValueError: It says something else.
+        InputError: It says something else; the message names the field.
     """
     from mmad_bank.methods.verdicts import ModelCalibration
 
     if content is None:
         return None
-    own = ModelCalibration.from_json(content).own
+    with inside("calibration"):
+        own = ModelCalibration.from_json(content).own
     thresholds = [_limit(own, rate) for rate in _RATES]
     return {"images": len(own), "origin": own.origin, "smallest_rate": own.smallest_rate, "thresholds": thresholds}
 

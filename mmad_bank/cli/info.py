@@ -231,7 +231,7 @@ def describe_model(folder: Path, verify: bool = False) -> tuple[dict[str, Any], 
 
 
 def _read_model(folder: Path, verify: bool) -> dict[str, Any]:
-    from mmad_bank.methods.model_folder import read_manifest, verify_files
+    from mmad_bank.methods.model_folder import blaming_manifest, read_manifest, verify_files
     from mmad_bank.methods.verdicts import FUSED
 
     manifest = Manifest(str(folder / MODEL), read_manifest(folder))
@@ -242,6 +242,8 @@ def _read_model(folder: Path, verify: bool) -> dict[str, Any]:
     arguments = manifest.table("arguments").content
     samples, scale = manifest.texts("train_ids"), manifest.optional_table("map_scale")
     scales = scale.table("quantiles").content if scale else {}
+    with blaming_manifest(folder):
+        calibration = model_calibration_facts(manifest.content.get("calibration"))
     return {
         "model": str(folder),
         "verified": verify,
@@ -252,7 +254,7 @@ def _read_model(folder: Path, verify: bool) -> dict[str, Any]:
         "roi": _region(manifest),
         "categories": _categories(manifest, samples),
         "trained_on": {name: one.as_json() for name, one in _trained_on(manifest).items()},
-        "calibration": model_calibration_facts(manifest.content.get("calibration")),
+        "calibration": calibration,
         "images": len(samples),
         "train_ids": samples,
         "skipped": manifest.texts_by_name("skipped"),

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmad_bank._internal.decoding import decoding
 from mmad_bank._internal.files import replacing
 from mmad_bank._internal.folders import read_folder
+from mmad_bank._internal.json_values import inside
 from mmad_bank._internal.progress import doing
 from mmad_bank.cli._command import add
 from mmad_bank.cli._options import Json, Overwrite
@@ -20,7 +20,7 @@ from mmad_bank.cli._score_tables import NamedScore, read_scores
 from mmad_bank.cli._values import check_once, check_plot, parse_share
 from mmad_bank.cli._verdicts import percent
 from mmad_bank.cli._words import option
-from mmad_bank.errors import FormatError, InputError
+from mmad_bank.errors import InputError
 
 if TYPE_CHECKING:
     from mmad_bank.calibration import Calibration
@@ -128,13 +128,13 @@ def _of_model(folder: Path) -> Calibration:
         InputError: There is no model, or it is not calibrated.
         FormatError: It is damaged.
     """
-    from mmad_bank.methods.model_folder import read_manifest
+    from mmad_bank.methods.model_folder import blaming_manifest, read_manifest
     from mmad_bank.methods.verdicts import ModelCalibration
 
     content = read_folder(folder, lambda: read_manifest(folder)).get("calibration")
     if content is None:
         raise InputError(f"{folder}: expected a calibrated model, found none; fit calibrates where it can")
-    with decoding(folder, "altered, its calibration cannot be read", error=FormatError):
+    with blaming_manifest(folder), inside("calibration"):
         return ModelCalibration.from_json(content).own
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from mmad_bank._internal import sections
 from mmad_bank._internal.decoding import decoding
 from mmad_bank._internal.folders import read_folder
+from mmad_bank._internal.json_values import inside
 from mmad_bank._internal.parameters import Parameter, check_parameters, parameters_of
 from mmad_bank._internal.resume import Stages
 from mmad_bank._internal.timing import timed
@@ -572,11 +573,14 @@ class Method(MethodOptions, ABC):
         known = content.get("categories", [category_of(name) for name in self.train_ids_])
         self.categories_ = sorted({str(name) for name in known} - {""})
         scale = content.get("map_scale")
-        self.map_scale_ = None if scale is None else MapScale.from_json(scale)
+        with inside("map_scale"):
+            self.map_scale_ = None if scale is None else MapScale.from_json(scale)
         known = content.get("calibration")
-        self.calibration_ = None if known is None else ModelCalibration.from_json(known)
+        with inside("calibration"):
+            self.calibration_ = None if known is None else ModelCalibration.from_json(known)
         known = content.get("calibrated")
-        self.calibrated_ = None if known is None else CalibratedFusion.from_json(known)
+        with inside("calibrated"):
+            self.calibrated_ = None if known is None else CalibratedFusion.from_json(known)
         self.frames_ = unpack_frames(content["frames"], len(self.train_ids_)) if "frames" in content else []
         known = content.get("trained_on", {})
         self.trained_on_ = {str(name): TrainedOn.from_json(one, MANIFEST) for name, one in known.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmad_bank._internal.json_values import inside, number_in, table_in, text_in
 from mmad_bank._internal.progress import progress_bar
 from mmad_bank._internal.resume import Stages
 from mmad_bank.bank import MemoryBank
+from mmad_bank.errors import InputError
 from mmad_bank.methods.verdicts import FUSED
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
@@ -70,15 +71,15 @@ class MapScale:
         """Return what :meth:`as_json` made.
 
         Raises:
-            ValueError: A number is not finite, or a quantile is missing.
+            InputError: It is something else; the message names the field.
         """
-        quantiles = {
-            str(name): {q: float(own[f"{q:g}"]) for q in QUANTILES} for name, own in content["quantiles"].items()
-        }
-        scores = [score for own in quantiles.values() for score in own.values()]
-        if not all(map(math.isfinite, scores)) or FUSED not in quantiles:
-            raise ValueError("map_scale: expected finite quantiles of the result")
-        return cls(int(content["images"]), str(content["origin"]), quantiles)
+        quantiles = {}
+        for name, own in table_in(content, "quantiles").items():
+            with inside(f"quantiles.{name}"):
+                quantiles[name] = {q: number_in(own, f"{q:g}") for q in QUANTILES}
+        if FUSED not in quantiles:
+            raise InputError(f"quantiles: expected those of {FUSED}, found {', '.join(quantiles) or 'none'}")
+        return cls(int(number_in(content, "images")), text_in(content, "origin"), quantiles)
 
 
 def measure_scale(maps: Iterable[Mapping[str, Tensor]], origin: str, total: int, *, progress: bool) -> MapScale | None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmad_bank._internal.extras import import_extra
+from mmad_bank._internal.json_values import inside, number_in, table_in
 from mmad_bank.calibration import Calibration
 from mmad_bank.errors import InputError
 
@@ -143,15 +144,23 @@ class ModelCalibration:
         """Return what :meth:`as_json` made.
 
         Raises:
-            ValueError: It is something else.
+            InputError: It is something else; the message names the field.
         """
-        images = {str(name): Calibration.from_json(one) for name, one in content["images"].items()}
-        pixels = tuple(float(content["pixels"][f"{rate:g}"]) for rate in PIXEL_RATES)
-        peaks = Calibration.from_json(content["peaks"])
+        images = {}
+        for name, one in table_in(content, "images").items():
+            with inside(f"images.{name}"):
+                images[name] = Calibration.from_json(one)
+        own = table_in(content, "peaks")
+        with inside("peaks"):
+            peaks = Calibration.from_json(own)
+        found = table_in(content, "pixels")
+        with inside("pixels"):
+            pixels = tuple(number_in(found, f"{rate:g}") for rate in PIXEL_RATES)
         if FUSED not in images or {len(one) for one in images.values()} != {len(peaks)}:
-            raise ValueError("images and peaks of a calibration")
-        if not all(map(math.isfinite, pixels)) or list(pixels) != sorted(pixels):
-            raise ValueError("pixels of a calibration")
+            numbers = ", ".join(f"{len(one)} of {name}" for name, one in images.items()) or "none"
+            raise InputError(f"images: expected {len(peaks)} scores of {FUSED} and of each part, found {numbers}")
+        if list(pixels) != sorted(pixels):
+            raise InputError("pixels: expected scores that rise as the shares fall, found others")
         return cls(images, peaks, pixels)
 
 

@@ -216,4 +216,7 @@ def test_scores_of_a_model(tmp_path: Path) -> None:
     manifest["calibration"]["images"] = {}
     manifest["checksum"] = checksum_of(manifest)
     (tmp_path / "model" / "model.json").write_text(json.dumps(manifest))
-    assert "altered, its calibration cannot be read" in refused("monitor", scores, "--model", tmp_path / "model")
+    assert refused("monitor", scores, "--model", tmp_path / "model") == (
+        f"error: {tmp_path / 'model' / 'model.json'}: altered or of another version (calibration.images: expected 6"
+        " scores of fused and of each part, found none)\n"
+    )
