@@ -20,6 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 from mmad_bank._internal.progress import doing, talk
+from mmad_bank._internal.terminal import say
 from mmad_bank.cli import _signals
 from mmad_bank.cli._former import present_options
 from mmad_bank.cli._output import say_left_out
@@ -243,5 +244,5 @@ class Group(TyperGroup):
         sys.stdout.flush()
         if len(set(stop.left_out.values())) > 1:  # of one, the error says it
             say_left_out(stop.left_out)
-        print(f"error: {stop}", file=sys.stderr)
+        say(f"error: {stop}")
         sys.exit(stop.code)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,12 +15,12 @@ import typer
 
 from mmad_bank._internal import file_names
 from mmad_bank._internal.files import write_text
+from mmad_bank._internal.terminal import printable, say
 from mmad_bank.errors import InputError
 
 LEFT_OUT = 3
 """Exit code of a command that is done, but for samples that could not be used."""
 _UNFINISHED = ".unfinished.json"
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _READ_SUFFIXES = (
     ".npy", ".npz", ".safetensors", ".pt", ".pth", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".yaml", ".txt",
     ".jpe", ".jfif", ".webp", ".gif", ".jp2", ".pgm", ".ppm", ".pnm", ".pbm", ".avif",
@@ -69,7 +68,8 @@ def emit(result: Mapping[str, Any], rows: Mapping[str, str], *, title: str, as_j
 
     Args:
         result: JSON-able values with full precision: sizes in bytes, times in seconds.
-        rows: The same for people: name → value with its unit.
+        rows: The same for people: name → value with its unit, or several lines. Names of strangers in these are
+            :func:`printable` already; they have no line breaks then.
         title: Title above the table.
         as_json: Whether to print JSON.
     """
@@ -81,17 +81,12 @@ def emit(result: Mapping[str, Any], rows: Mapping[str, str], *, title: str, as_j
 
     # Lines are left to the terminal to wrap: in a pipe they stay whole.
     console = Console(highlight=False, soft_wrap=True)
-    console.print(Text(title, style="bold"))
-    width = max(map(len, rows))
+    console.print(Text(printable(title), style="bold"))
+    width = max(len(printable(name)) for name in rows)
     for name, value in rows.items():
-        for i, line in enumerate(value.splitlines()):
-            head = Text(f"  {'' if i else name:<{width}}  ", style="dim")
-            console.print(head.append(_printable(line), style="not dim"))
-
-
-def _printable(line: str) -> str:
-    """Escape what would steer the terminal: names in files from strangers may hold it."""
-    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", line)
+        for i, line in enumerate(value.split("\n")):
+            head = Text(f"  {'' if i else printable(name):<{width}}  ", style="dim")
+            console.print(head.append(printable(line), style="not dim"))
 
 
 def end(left_out: Mapping[str, str], *, said: bool = False) -> None:
@@ -113,7 +108,7 @@ def end(left_out: Mapping[str, str], *, said: bool = False) -> None:
 def say_left_out(left_out: Mapping[str, str]) -> None:
     """Name what was left out, a line each; a file that several samples are of is named once."""
     for line in dict.fromkeys(" ".join(line.split()) for line in left_out.values()):
-        print(f"left out: {line}", file=sys.stderr)
+        say(f"left out: {line}")
 
 
 def check_output(path: Path, name: str, *, inputs: tuple[Path, ...] = (), overwrite: bool = False) -> None:
@@ -353,4 +348,4 @@ def say_unread(dataset: Path | Sequence[Path], categories: Sequence[str] | None,
     from mmad_bank.data.layouts import unread_folders
 
     for folder in unread_folders(dataset, categories, layout):
-        print(f"note: {folder} is not read; a split is named train, validation (val, valid) or test", file=sys.stderr)
+        say(f"note: {folder} is not read; a split is named train, validation (val, valid) or test")

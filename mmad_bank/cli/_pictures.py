@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from mmad_bank._internal.terminal import say
 
 if TYPE_CHECKING:
     from mmad_bank.data import SampleDataset
@@ -58,11 +59,11 @@ def say_pictures(places: Path | Sequence[Path], datasets: Sequence[SampleDataset
     if layout == "auto" and folders:
         n = sum(len(one) for one in found)
         take = "takes the one picture" if n == 1 else f"takes all {n:,} pictures"
-        print(f"note: {in_words(places)}: in no data set's layout; {take} in it (layout pictures)", file=sys.stderr)
+        say(f"note: {in_words(places)}: in no data set's layout; {take} in it (layout pictures)")
     kinds: dict[str, int] = {}
     for folder in folders:
         for kind, n in unread_kinds(folder).items():
             kinds[kind] = kinds.get(kind, 0) + n
     if kinds:
         words = ", ".join(f"{n:,} {kind}" for kind, n in kinds.items())
-        print(f"note: {in_words(places)}: files of these kinds are not read: {words}; convert them", file=sys.stderr)
+        say(f"note: {in_words(places)}: files of these kinds are not read: {words}; convert them")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmad_bank._internal.files import replacing, write_text
 from mmad_bank._internal.json_text import json_text
+from mmad_bank._internal.terminal import printable
 from mmad_bank.cli._verdicts import percent
 
 if TYPE_CHECKING:
@@ -54,10 +55,10 @@ def row_of(result: Mapping[str, Any], width: int = 4) -> str:
         width: Characters of the longest verdict.
     """
     if result["verdict"] is None:
-        return f"{result['score']:.4f}  {result['folder']}"
+        return f"{result['score']:.4f}  {printable(result['folder'])}"
     regions = f"{len(result['regions'])} region{'' if len(result['regions']) == 1 else 's'}"
-    p_value = f"p {result['p_value']:.3g}"
-    return f"{result['verdict']:<{width}}  {result['score']:.4f}  {p_value:<8}  {regions:<9}  {result['folder']}"
+    p_value, folder = f"p {result['p_value']:.3g}", printable(result["folder"])
+    return f"{result['verdict']:<{width}}  {result['score']:.4f}  {p_value:<8}  {regions:<9}  {folder}"
 
 
 def verdict_summary(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmad_bank._internal.files import replacing
 from mmad_bank._internal.progress import progress_bar
+from mmad_bank._internal.terminal import printable
 from mmad_bank.bank import FeatureDump, MemoryBank, Scores, Verdicts
 from mmad_bank.bank.dump_scores import cut_in_images, in_images, patches_of_an_image, score_dump
 from mmad_bank.bank.dumps import Part
@@ -218,10 +219,10 @@ def summarise(
     result |= {"reweight": reweight, "image_scores": spread, "highest": highest}
     if verdicts is not None:
         result["verdicts"] = verdict_facts(verdicts, [one.name for one in scored.images], image.tolist())
-    width = max(len(entry["name"]) for entry in highest)
+    width = max(len(printable(entry["name"])) for entry in highest)
     lines = [
-        f"{entry['name']:<{width}}  {_word_score(entry, reweight)}{_word_verdict(entry)},"
-        f" patch {_place(entry['patch'], entry['place'])}, nearest to {_word_origin(entry)}"
+        f"{printable(entry['name']):<{width}}  {_word_score(entry, reweight)}{_word_verdict(entry)},"
+        f" patch {_place(entry['patch'], entry['place'])}, nearest to {printable(_word_origin(entry))}"
         for entry in highest
     ]
     rows = {

@@ -10,6 +10,7 @@ import typer
 
 from mmad_bank._internal.argument_names import argument_called
 from mmad_bank._internal.json_values import inside
+from mmad_bank._internal.terminal import printable
 from mmad_bank.cli._values import parse_share
 from mmad_bank.errors import InputError
 
@@ -94,8 +95,8 @@ def calibration_rows(calibration: BankCalibration, rate: float | None = None) ->
     by = f"by {facts['reweight']}" + ("" if facts["reweight"] == "max" else f" of {facts['n_neighbors']} neighbors")
     low, high = facts["image_scores"]["min"], facts["image_scores"]["max"]
     rows = {
-        "calibrated with": f"{facts['images']:,} {facts['origin']} of {facts['patches']:,} patches, {by}: {low:.4g} to"
-        f" {high:.4g}" + ("\noutdated: the bank was extended since" if facts["outdated"] else ""),
+        "calibrated with": f"{facts['images']:,} {printable(facts['origin'])} of {facts['patches']:,} patches, {by}:"
+        f" {low:.4g} to {high:.4g}" + ("\noutdated: the bank was extended since" if facts["outdated"] else ""),
         "smallest rate": f"{percent(facts['smallest_rate'])} can be promised with so many images",
     }
     pairs = zip(facts["thresholds"], facts["patch_thresholds"], strict=True)
@@ -144,7 +145,9 @@ def word_model_calibration(facts: Mapping[str, Any] | None) -> str:
     """Return the same for people, in a line."""
     if facts is None:
         return "none, there are no verdicts"
-    return f"{facts['images']:,} {facts['origin']}; smallest false-alarm rate {percent(facts['smallest_rate'])}"
+    return (
+        f"{facts['images']:,} {printable(facts['origin'])}; smallest false-alarm rate {percent(facts['smallest_rate'])}"
+    )
 
 
 def words_of_model_calibration(facts: Mapping[str, Any] | None) -> list[str]:
@@ -202,7 +205,7 @@ def verdict_rows(facts: Mapping[str, Any], calibration: BankCalibration) -> dict
     return {
         "verdicts": f"{facts['bad']:,} bad, {facts['good']:,} good, at a false-alarm rate of"
         f" {percent(facts['false_alarm_rate'])}",
-        "bad above": f"{facts['threshold']:.4g} ({len(calibration.images):,} {calibration.origin}"
+        "bad above": f"{facts['threshold']:.4g} ({len(calibration.images):,} {printable(calibration.origin)}"
         f"{''.join(f', {note}' for note in notes)})",
     }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ import typer
 from mmad_bank._internal.file_names import MODEL
 from mmad_bank._internal.files import check_not_current, real_path, write_text
 from mmad_bank._internal.progress import doing, within
+from mmad_bank._internal.terminal import printable, say
 from mmad_bank.cli._command import add
 from mmad_bank.cli._options import (
     Batch,
@@ -126,7 +126,7 @@ def evaluate(
         summary.print()
         for path in (result.get("report"), out, markdown):
             if path is not None:
-                print(path)
+                print(printable(path))
     end(left_out, said=not as_json)
 
 
@@ -181,10 +181,10 @@ def _say_unscored(model: Path, dataset: Path, known: Iterable[str], there: Seque
     """Name the categories that lack a model, and those that lack data; one category's own folder lacks no other."""
     for name in there:
         if name not in known:
-            print(f"note: {model} has no model of {name}, which is not scored", file=sys.stderr)
+            say(f"note: {model} has no model of {name}, which is not scored")
     for name in known if (dataset / there[0]).is_dir() else ():
         if name not in there:
-            print(f"note: {dataset} has no data of {name}, which is not scored", file=sys.stderr)
+            say(f"note: {dataset} has no data of {name}, which is not scored")
 
 
 def models_in(folder: Path) -> dict[str, Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +12,7 @@ from mmad_bank._internal.files import replacing
 from mmad_bank._internal.folders import read_folder
 from mmad_bank._internal.json_values import inside
 from mmad_bank._internal.progress import doing
+from mmad_bank._internal.terminal import printable, say
 from mmad_bank.cli._command import add
 from mmad_bank.cli._options import Json, Overwrite
 from mmad_bank.cli._output import check_output, emit, end, say_left_out
@@ -117,7 +117,7 @@ def _of_bank(path: Path) -> Calibration:
     if found is None:
         raise InputError(f"{path}: expected a calibrated bank, found none; mmad-bank calibrate makes one of it")
     if found.outdated:
-        print(f"note: {path} was extended after it was calibrated; its scores have fallen since", file=sys.stderr)
+        say(f"note: {path} was extended after it was calibrated; its scores have fallen since")
     return found.images
 
 
@@ -185,7 +185,7 @@ def _state(made: DriftMonitor, images: Sequence[NamedScore]) -> str:
     image, since, direction = made.found
     return (
         f"drift: scores have {'risen' if direction == 'up' else 'fallen'} since about image {since + 1:,}"
-        f" ({images[since].name}), found at image {image + 1:,} ({images[image].name})"
+        f" ({printable(images[since].name)}), found at image {image + 1:,} ({printable(images[image].name)})"
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -17,6 +16,7 @@ import typer
 from mmad_bank._internal.file_names import MODEL
 from mmad_bank._internal.files import real_path
 from mmad_bank._internal.progress import doing, progress_bar, within
+from mmad_bank._internal.terminal import say
 from mmad_bank.cli._command import add
 from mmad_bank.cli._options import (
     Device,
@@ -164,7 +164,7 @@ def predict(
             write_jsonl(jsonl, run.results)
     taken = time.perf_counter() - begin
     for line in dict.fromkeys(note for one in run.results for note in one["notes"]):
-        print(f"note: {line}", file=sys.stderr)
+        say(f"note: {line}")
     result = {
         "model": str(model), "samples": run.results, "left_out": run.failed,
         "colour_scale": None if alone is None else run.scales[groups[0].name],
@@ -295,8 +295,7 @@ def _colour_scale(model: Path, method: Method, results: list[dict[str, Any]]) ->
     """Return the scores of the first and last color: the model's, or else the samples' own, which is said."""
     if method.map_scale_ is not None:
         return method.map_scale_.limits()
-    print(f"{model}: has no color scale of normal images; colors go from these samples' lowest to highest score",
-          file=sys.stderr)  # fmt: skip
+    say(f"{model}: has no color scale of normal images; colors go from these samples' lowest to highest score")
     return min(one["map_range"][0] for one in results), max(one["map_range"][1] for one in results)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmad_bank._internal.files import cache_dir, real_path, replacing, write_text
+from mmad_bank._internal.terminal import say
 from mmad_bank.cli._command import add
 from mmad_bank.cli._dumps import AxesOfMaps, ByImage, Features, Key, Reading
 from mmad_bank.cli._going_on import going_on
@@ -139,10 +140,7 @@ def tune(
     if limits and choice is None:
         sys.stdout.flush()
         nearest = result["nearest"]
-        print(
-            f"no setting keeps to {word_limits(limits)}; nearest: {nearest['words']}: {nearest['command']}",
-            file=sys.stderr,
-        )
+        say(f"no setting keeps to {word_limits(limits)}; nearest: {nearest['words']}: {nearest['command']}")
         raise typer.Exit(1)
 
 
@@ -170,11 +168,11 @@ class _Telling:
         for note in () if self._quiet else (self._labels.describe(), *sofar.notes):
             if note not in self._told:
                 self._told.add(note)
-                print(note, file=sys.stderr)
+                say(note)
         for one in sofar.settings if self._progress else ():
             if one.setting not in self._told:
                 self._told.add(one.setting)
-                print(f"measured: {words_of(one)}", file=sys.stderr)
+                say(f"measured: {words_of(one)}")
 
 
 def _check_limits(memory: int | None, fps: float | None) -> dict[str, Any]:

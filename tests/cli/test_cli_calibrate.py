@@ -136,6 +136,25 @@ def test_files_that_would_count_double_are_refused(place: Path, monkeypatch: pyt
     assert facts("calibrate", "bank", "held.npy", "copy.npy", "--in-place")["images"] == 198, "a file of its own"
 
 
+def test_odd_names_of_images_are_shown_escaped(place: Path) -> None:
+    """By score, info, extend and monitor; the table keeps them."""
+    names = ["a\n  verdicts  9 bad", "b\x1b[2J", "c"]
+    np.savez(place / "odd.npz", features=normal(3, 8), names=names)
+    good("calibrate", place / "bank", place / "held.npy", "--in-place")
+    text = good("score", place / "bank", place / "odd.npz", "--csv", place / "odd.csv", "--false-alarm-rate", "5%")
+    assert r"a\n  verdicts  9 bad  " in text
+    assert r"b\x1b[2J " in text
+    good("extend", place / "bank", place / "odd.npz", "--out", place / "more", "--radius", 0)
+    assert r"names a\n  verdicts  9 bad, b\x1b[2J, c" in good("info", place / "more")
+    with (place / "odd.csv").open(newline="") as file:
+        assert [row["name"] for row in csv.DictReader(file)] == names
+    (place / "drift.jsonl").write_text("".join(json.dumps({"id": f"{i}\x1b\n", "score": i}) + "\n" for i in range(60)))
+    result = call("monitor", place / "drift.jsonl", "--normal", place / "odd.csv")
+    assert result.exit_code == 5
+    assert r"\x1b\n), found at image" in result.stdout
+    assert "\x1b" not in result.output + text
+
+
 def test_a_bad_file_is_left_out(place: Path) -> None:
     broken = normal(3, 4)
     broken[1, 2, 3] = np.nan

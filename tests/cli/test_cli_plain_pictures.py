@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -14,6 +15,8 @@ for package in ("timm", "tifffile"):
 from data_trees import add_mvtec_ad, add_picture
 from helpers import call, facts, good, refused, refused_at_last, small_settings
 from PIL import Image
+
+from mmad_bank.data.names import in_order
 
 SMALL = (*small_settings(64, 8, 0.2), "--set", "rgb-layers=1")
 
@@ -120,6 +123,41 @@ def test_results_do_not_go_among_the_inputs(model: Path, tmp_path: Path, monkeyp
         assert refused_at_last("predict", model, *inputs, *outputs) == f"error: {words}\n"
     assert sorted(path for path in tmp_path.rglob("*")) == before
     assert len(facts("predict", model, "new/0.png", "new/1.png", "--out", "new")["samples"]) == 2, "a folder each"
+
+
+ODD = (
+    "esc\x1b[2Jape.png",
+    "two\nlines.png",
+    "verdicts\x0b  0 bad.png",
+    "rtl\u202egnp.png",
+    'quo"te, comma.png',
+    "c1\x9b1m.png",
+)
+
+
+def test_names_that_steer_a_terminal_are_shown_escaped(model: Path, tmp_path: Path) -> None:
+    """Lists and lines on standard error have them escaped; files of results as they are."""
+    for number, name in enumerate(ODD):
+        add_picture(tmp_path / "new" / name, seed=number)
+    bad = "bad\x1b]0;title\x07.png"
+    (tmp_path / "new" / bad).write_text("no picture")
+    tables = ("--csv", tmp_path / "a.csv", "--jsonl", tmp_path / "a.jsonl")
+    result = call("predict", model, tmp_path / "new", "--out", tmp_path / "out", *tables)
+    assert result.exit_code == 3
+    shown = [line.split("  ")[1] for line in result.stdout.splitlines()[1:]]
+    expected = sorted(ODD, key=lambda name: in_order(name))
+    escapes = {"\x1b": r"\x1b", "\n": r"\n", "\x0b": r"\x0b", "\u202e": r"\u202e", "\x9b": r"\x9b"}
+    assert [name.strip() for name in shown[: len(ODD)]] == [
+        "".join(escapes.get(letter, letter) for letter in name).split("  ")[0] for name in expected
+    ]
+    assert all(letter.isprintable() or letter == "\n" for letter in result.stdout + result.stderr)
+    assert r"left out: " in result.stderr
+    assert r"bad\x1b]0;title\x07.png" in result.stderr
+    with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:
+        assert [row["id"] for row in csv.DictReader(file)] == expected
+    assert [json.loads(line)["id"] for line in (tmp_path / "a.jsonl").read_text().splitlines()] == expected
+    scores = facts("monitor", tmp_path / "a.csv", "--normal", tmp_path / "a.csv")
+    assert scores["images"] == len(ODD)
 
 
 def test_links_in_a_circle_are_bad_input(
