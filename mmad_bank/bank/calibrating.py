@@ -103,9 +103,10 @@ class BankCalibration:
 
     def judge(self, scores: Scores, false_alarm_rate: float | None = None) -> Verdicts:
         """Return p-values and verdicts of scores, see :meth:`MemoryBank.judge`."""
-        if scores.rule not in (None, self.rule):
+        if scores.rule is not None and scores.rule != self.rule:
             raise InputError(
-                f"scores: expected image scores by {self.rule}, as the calibration has, found {scores.rule}"
+                f"scores: expected image scores by {self.rule}, as the calibration has, found {scores.rule}; call score"
+                f" with {self.rule.in_full()}, or calibrate anew with {scores.rule.in_full()}"
             )
         if scores.patch.ndim != 2 or scores.patch.shape[1] != self.patches:
             raise InputError(

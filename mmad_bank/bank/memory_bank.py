@@ -439,6 +439,7 @@ class MemoryBank:
         folds: int | None = None,
         reweight: scoring.Reweight = "m3dm",
         n_neighbors: int | None = None,
+        divisor: float = 1.0,
         patches: int | None = None,
         origin: str | None = None,
         progress: Progress = False,
@@ -461,6 +462,7 @@ class MemoryBank:
                 Default: none.
             reweight: Rule of the image scores that are to be judged, see :meth:`score`.
             n_neighbors: As for :meth:`score`.
+            divisor: As for :meth:`score`.
             patches: Number of patches per image in (N, D) features; default: a file or array is one image.
             origin: Words for which images they are; default: ``"held-out images"``, or that they are of folds.
             progress: As for :meth:`build`.
@@ -484,7 +486,7 @@ class MemoryBank:
             >>> bank.calibrate(features, folds=5).images
             <Calibration of 20 images of the bank, in 5 folds: 0.1399 to 0.1883>
         """
-        rule = check_rule(reweight, n_neighbors)
+        rule = check_rule(reweight, n_neighbors, divisor)
         dump = self._open(features, key=key, layout=layout, by_image=by_image, left_out=left_out)
         per_image = patches_of_an_image(dump, patches)
         bank = self.__copy__()  # as it is now, whatever extends it meanwhile
@@ -527,8 +529,8 @@ class MemoryBank:
             return self.calibrate(features, progress=progress, left_out=left_out)
         rule = self.calibration.rule
         return self.calibrate(
-            features, reweight=rule.reweight, n_neighbors=rule.n_neighbors, patches=self.calibration.patches,
-            progress=progress, left_out=left_out,
+            features, reweight=rule.reweight, n_neighbors=rule.n_neighbors, divisor=rule.divisor,
+            patches=self.calibration.patches, progress=progress, left_out=left_out,
         )  # fmt: skip
 
     def _scorer(self, rule: Rule) -> ScoreImages:

@@ -58,7 +58,9 @@ def judge_new(bank: MemoryBank, dump: FeatureDump, *, progress: bool) -> NewImag
         say(f"note: the new images are not judged, {error}")
         return None
     rule = calibration.rule
-    scored = score_images(bank, dump, calibration.patches, rule.reweight, rule.n_neighbors, progress=progress)
+    scored = score_images(
+        bank, dump, calibration.patches, rule.reweight, rule.n_neighbors, divisor=rule.divisor, progress=progress
+    )
     verdicts = calibration.judge(scored.scores, calibration.images.smallest_rate)
     return NewImages([image.name for image in scored.images], verdicts.p_values.tolist())
 

@@ -81,6 +81,7 @@ def score_images(
     reweight: Reweight,
     neighbors: int | None,
     *,
+    divisor: float = 1.0,
     progress: bool = False,
 ) -> ScoredImages:
     """Score all images of a dump; in memory are a few images' features and the scores.
@@ -93,7 +94,7 @@ def score_images(
     dump.check_dim(bank.dim, "the bank")
     per_image = patches_of_an_image(dump, patches)
     left_out: dict[str, str] = {}
-    score = partial(bank.score, reweight=reweight, n_neighbors=neighbors)
+    score = partial(bank.score, reweight=reweight, n_neighbors=neighbors, divisor=divisor)
     bar = progress_bar("scoring images", len(dump) // per_image) if progress else nullcontext(lambda done: None)
     with bar as report:
         parts, scores = score_dump(score, in_images(dump, per_image), per_image, left_out=left_out, report=report)

@@ -93,6 +93,7 @@ def calibration_rows(calibration: BankCalibration, rate: float | None = None) ->
     """Return the same for people."""
     facts = calibration_facts(calibration, rate)
     by = f"by {facts['reweight']}" + ("" if facts["reweight"] == "max" else f" of {facts['n_neighbors']} neighbors")
+    by += "" if facts["divisor"] == 1 else f" divided by {facts['divisor']:g}"
     low, high = facts["image_scores"]["min"], facts["image_scores"]["max"]
     rows = {
         "calibrated with": f"{facts['images']:,} {printable(facts['origin'])} of {facts['patches']:,} patches, {by}:"
@@ -174,6 +175,12 @@ def check_calibrated(bank: MemoryBank, path: object, rule: Rule, rate: float | N
     found = bank.calibration
     if found is None:
         raise InputError(f"{path}: expected a calibrated bank, found none; mmad-bank calibrate makes one of it")
+    if found.rule.divisor != rule.divisor:
+        divisor = f"{found.rule.divisor:g}"
+        raise InputError(
+            f"{path}: is calibrated with image scores that were divided by {divisor}, which only bank.score(...,"
+            f" divisor={divisor}) in Python makes; mmad-bank calibrate makes the calibration anew for this command"
+        )
     if found.rule != rule:
         raise InputError(
             f"--reweight and --neighbors: expected {found.rule.reweight} and {found.rule.n_neighbors}, as {path} is"

@@ -215,6 +215,24 @@ def test_what_does_not_fit_is_refused(bank: MemoryBank) -> None:
         bank.calibrate(torch.rand(9, 9, 5))
 
 
+def test_divided_scores_are_judged_by_such_a_calibration(bank: MemoryBank) -> None:
+    held_out = images(30, 1)
+    found = bank.calibrate(held_out, divisor=3)
+    assert torch.equal(found.images.scores, bank.score(held_out, divisor=3).image.double().sort().values)
+    assert bank.judge(bank.score(images(2, 3), divisor=3)).threshold == found.images.threshold()
+    with pytest.raises(InputError) as error:
+        bank.judge(bank.score(images(2, 3)))
+    assert str(error.value) == (
+        "scores: expected image scores by reweight='m3dm', n_neighbors=3, divisor=3, as the calibration has, found"
+        " reweight='m3dm', n_neighbors=3; call score with reweight='m3dm', n_neighbors=3, divisor=3, or calibrate anew"
+        " with reweight='m3dm', n_neighbors=3, divisor=1"
+    )
+    assert bank.calibrate_again(images(40, 2)).rule.divisor == 3
+    for wrong in (0, -1, float("inf"), True):
+        with pytest.raises(InputError, match=r"^divisor: expected a finite number above 0"):
+            bank.calibrate(held_out, divisor=wrong)
+
+
 def test_a_bad_file_is_left_out_where_that_is_asked_for(tmp_path: Path, bank: MemoryBank) -> None:
     held_out = images(12, 1).numpy()
     np.save(tmp_path / "a.npy", held_out[:5])

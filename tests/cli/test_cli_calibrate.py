@@ -249,6 +249,37 @@ def test_score_refuses_to_judge(calibrated: Path) -> None:
     assert "expected images of 12 patches" in refused("score", calibrated / "bank", calibrated / "rows.npy", *rate)
 
 
+def test_a_bank_calibrated_with_divided_scores(place: Path) -> None:
+    """No option divides: score says what to do, extend goes on with the same rule."""
+    bank = MemoryBank.load(place / "bank")
+    bank.calibrate(normal(99, 1), divisor=2.5)
+    bank.save(place / "divided")
+    line = refused("score", place / "divided", place / "new.npy", "--false-alarm-rate", "5%")
+    assert line == (
+        f"error: {place / 'divided'}: is calibrated with image scores that were divided by 2.5, which only"
+        " bank.score(..., divisor=2.5) in Python makes; mmad-bank calibrate makes the calibration anew for this"
+        " command\n"
+    )
+    assert "by m3dm of 3 neighbors divided by 2.5: " in good("info", place / "divided")
+    command = (
+        "extend",
+        place / "divided",
+        place / "new.npy",
+        "--out",
+        place / "more",
+        "--calibrate",
+        place / "held.npy",
+    )
+    seen = {one["name"]: one["p_value"] for one in facts(*command)["new_images"]["images"]}
+    verdicts = bank.judge(bank.score(np.load(place / "new.npy"), divisor=2.5))
+    assert list(seen.values()) == pytest.approx(verdicts.p_values.tolist())
+    more = MemoryBank.load(place / "more").calibration
+    assert more is not None
+    assert (more.rule.divisor, more.outdated) == (2.5, False)
+    good("calibrate", place / "divided", place / "held.npy", "--in-place")
+    good("score", place / "divided", place / "new.npy", "--false-alarm-rate", "5%")
+
+
 def test_info_shows_the_calibration(place: Path) -> None:
     assert facts("info", place / "bank")["calibration"] is None
     assert "none, mmad-bank calibrate makes one" in good("info", place / "bank")
