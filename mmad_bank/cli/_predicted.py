@@ -61,16 +61,19 @@ def row_of(result: Mapping[str, Any], width: int = 4) -> str:
     return f"{result['verdict']:<{width}}  {result['score']:.4f}  {p_value:<8}  {regions:<9}  {folder}"
 
 
-def verdict_summary(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return a row that counts the verdicts; none where no sample has one."""
+def verdict_summary(results: Sequence[Mapping[str, Any]], n_samples: int) -> dict[str, str]:
+    """Return a row that counts the verdicts, and one that counts the samples without a result if there are some."""
+    n_out = n_samples - len(results)
+    left_out = {"left out": f"{n_out:,} of {n_samples:,} samples, each named in a line"} if n_out else {}
     judged = [one for one in results if one["verdict"] is not None]
     if not judged:
-        return {"verdicts": "none, the model is not calibrated"}
+        return {"verdicts": "none, the model is not calibrated", **left_out}
     n_bad = sum(one["verdict"] == "bad" for one in judged)
     rates = sorted({one["false_alarm_rate"] for one in judged})
     words = percent(rates[0]) + (f" to {percent(rates[-1])}" if len(rates) > 1 else "")
     extrapolated = " (extrapolated)" if any(one["extrapolated"] for one in judged) else ""
-    return {"verdicts": f"{n_bad:,} bad, {len(judged) - n_bad:,} good, at a false-alarm rate of {words}{extrapolated}"}
+    verdicts = f"{n_bad:,} bad, {len(judged) - n_bad:,} good, at a false-alarm rate of {words}{extrapolated}"
+    return {"verdicts": verdicts, **left_out}
 
 
 def write_csv(path: Path, results: Sequence[Mapping[str, Any]]) -> None:

@@ -109,6 +109,7 @@ def fit(
         rows[model["category"]] = (
             f"{printable(model['path'])}, {size(model['bytes'])}, fitted on {model['images']} images in "
             + (seconds(model["seconds"]) if model["seconds"] else "an earlier run")
+            + (f", {len(model['left_out']):,} left out" if model["left_out"] else "")
         )
         rows[model["category"]] += f"\ncalibrated on {word_model_calibration(model['calibration'])}"
     trained = {name: one for model in models for name, one in model["trained_on"].items()} if job.shared_parts else {}

@@ -157,7 +157,8 @@ def predict(
         else:
             run.predict(groups[0], alone)
         if not run.results:
-            raise NoneUsableError("", run.failed)
+            expected = f"SAMPLES: expected one of {len(samples):,} at least that can be used, found none"
+            raise NoneUsableError(expected if len(samples) > 1 else "", run.failed)
         if csv is not None:
             write_csv(csv, run.results)
         if jsonl is not None:
@@ -172,10 +173,8 @@ def predict(
     }  # fmt: skip
     width = max(len(one["verdict"] or "") for one in run.results)
     rows = {one["id"]: row_of(one, width) for one in run.results}
-    emit(
-        result, {**rows, **verdict_summary(run.results), "time": seconds(taken)}, title=f"scored into {out}",
-        as_json=as_json,
-    )  # fmt: skip
+    rows |= {**verdict_summary(run.results, len(samples)), "time": seconds(taken)}
+    emit(result, rows, title=f"scored into {out}", as_json=as_json)
     say_left_out(run.failed)
     end_on_bad(fail_on_bad and any(one["verdict"] == "bad" for one in run.results))
     end(run.failed, said=True)

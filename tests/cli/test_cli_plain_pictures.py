@@ -100,6 +100,35 @@ def test_a_bad_picture_among_many_is_named_and_left_out(parts: Path, model: Path
     assert not (tmp_path / "none").exists()
 
 
+def test_most_pictures_of_a_folder_are_damaged(parts: Path, model: Path, tmp_path: Path) -> None:
+    """The one that can be read is scored, the others are named and counted; without it, nothing is left behind."""
+    add_picture(tmp_path / "some" / "00.png", seed=9)
+    whole = (parts / "1.png").read_bytes()
+    for number in range(1, 51):
+        (tmp_path / "some" / f"{number:02d}.png").write_bytes(whole[: 30 + number])
+    tables = ("--csv", tmp_path / "a.csv", "--jsonl", tmp_path / "a.jsonl")
+    result = call("predict", model, tmp_path / "some", "--out", tmp_path / "out", *tables)
+    assert result.exit_code == 3
+    assert result.stdout.splitlines()[1].startswith("  00.png    ")
+    assert "  left out  50 of 51 samples, each named in a line\n" in result.stdout
+    named = [line.split(":")[1] for line in result.stderr.splitlines() if line.startswith("left out: ")]
+    assert named == [f" {tmp_path / 'some' / f'{number:02d}.png'}" for number in range(1, 51)]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["00.png"]
+    assert [len((tmp_path / name).read_text().splitlines()) for name in ("a.csv", "a.jsonl")] == [2, 1]
+    fitted = call("fit", "patchcore", tmp_path / "some", "--out", tmp_path / "model", *SMALL)
+    assert fitted.exit_code == 3
+    assert ", 50 left out\n" in fitted.stdout
+    (tmp_path / "some" / "00.png").write_bytes(whole[:30])
+    again = call("predict", model, tmp_path / "some", "--out", tmp_path / "none", "--csv", tmp_path / "b.csv")
+    assert (again.exit_code, again.stdout) == (2, "")
+    *lines, last = again.stderr.splitlines()
+    assert sum(line.startswith("left out: ") for line in lines) == 51
+    assert last.startswith("error: SAMPLES: expected one of 51 at least that can be used, found none; ")
+    assert "00.png: cannot be read as a picture" in last
+    assert not (tmp_path / "none").exists()
+    assert not (tmp_path / "b.csv").exists()
+
+
 def test_results_do_not_go_among_the_inputs(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for number in range(2):
