@@ -86,7 +86,8 @@ def _translate(error: BaseException, options: Mapping[str, str]) -> _Stop:
         return _interrupted(error)
     for class_, kind in _KINDS.items():
         if isinstance(error, class_):
-            return _Stop(in_shell(_one_line(error), options), BAD_INPUT, kind, getattr(error, "left_out", None))
+            # Names in it are escaped where it is printed: a line break in one is part of it.
+            return _Stop(in_shell(str(error).strip(), options), BAD_INPUT, kind, getattr(error, "left_out", None))
     if isinstance(error, OSError):
         return _Stop(_describe_os_error(error), BAD_INPUT, "file")
     if isinstance(error, MemoryError):

@@ -107,7 +107,7 @@ def end(left_out: Mapping[str, str], *, said: bool = False) -> None:
 
 def say_left_out(left_out: Mapping[str, str]) -> None:
     """Name what was left out, a line each; a file that several samples are of is named once."""
-    for line in dict.fromkeys(" ".join(line.split()) for line in left_out.values()):
+    for line in dict.fromkeys(left_out.values()):
         say(f"left out: {line}")
 
 

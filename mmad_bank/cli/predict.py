@@ -371,7 +371,7 @@ class _Predicting:
                 except MissingExtraError:
                     raise
                 except MmadBankError as error:
-                    self.failed[name] = " ".join(str(error).split())
+                    self.failed[name] = str(error)
                 else:
                     results.append(write_prediction(folder, name, method, prediction, self.explain))
                     if self.maps is not None:

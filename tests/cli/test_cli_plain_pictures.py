@@ -168,7 +168,7 @@ def test_names_that_steer_a_terminal_are_shown_escaped(model: Path, tmp_path: Pa
     """Lists and lines on standard error have them escaped; files of results as they are."""
     for number, name in enumerate(ODD):
         add_picture(tmp_path / "new" / name, seed=number)
-    bad = "bad\x1b]0;title\x07.png"
+    bad = "bad\x1b]0;title\x07\n  1.png"
     (tmp_path / "new" / bad).write_text("no picture")
     tables = ("--csv", tmp_path / "a.csv", "--jsonl", tmp_path / "a.jsonl")
     result = call("predict", model, tmp_path / "new", "--out", tmp_path / "out", *tables)
@@ -181,7 +181,9 @@ def test_names_that_steer_a_terminal_are_shown_escaped(model: Path, tmp_path: Pa
     ]
     assert all(letter.isprintable() or letter == "\n" for letter in result.stdout + result.stderr)
     assert r"left out: " in result.stderr
-    assert r"bad\x1b]0;title\x07.png" in result.stderr
+    assert r"bad\x1b]0;title\x07\n  1.png: cannot be read" in result.stderr
+    alone = refused_at_last("predict", model, tmp_path / "new" / bad, "--out", tmp_path / "none")
+    assert r"bad\x1b]0;title\x07\n  1.png: cannot be read" in alone
     with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:
         assert [row["id"] for row in csv.DictReader(file)] == expected
     assert [json.loads(line)["id"] for line in (tmp_path / "a.jsonl").read_text().splitlines()] == expected
