@@ -90,12 +90,23 @@ def runs_of(numbers: Sequence[int]) -> list[slice]:
     return [slice(numbers[a], numbers[b - 1] + 1) for a, b in pairwise([*starts, len(numbers)])]
 
 
-def check_promise(rate: float | None, n_images: int) -> None:
+def numbers_of(runs: Sequence[slice]) -> list[int]:
+    """Return the numbers in runs.
+
+    Example:
+        >>> numbers_of([slice(0, 3), slice(5, 6)])
+        [0, 1, 2, 5]
+    """
+    return [number for run in runs for number in range(run.start, run.stop)]
+
+
+def check_promise(rate: float | None, n_images: int, unit: str = "images") -> None:
     """Refuse a false-alarm rate that a number of held-out images can neither promise nor extrapolate.
 
     Args:
         rate: The rate; None asks for nothing.
         n_images: Number of held-out images.
+        unit: Word for what was held out, where it is not images.
 
     Raises:
         InputError: It is below 1/(n + 1) with fewer than :data:`LEAST_FOR_TAIL` images, or below a tenth of that: so
@@ -106,13 +117,13 @@ def check_promise(rate: float | None, n_images: int) -> None:
     least = 1 / (n_images + 1)
     if n_images < LEAST_FOR_TAIL:
         raise InputError(
-            f"false_alarm_rate: expected at least 1/(n + 1) = {least:.4g} with {n_images} held-out images,"
+            f"false_alarm_rate: expected at least 1/(n + 1) = {least:.4g} with {n_images} held-out {unit},"
             f" or {LEAST_FOR_TAIL} of them to extrapolate from, found {rate:g}"
         )
     if rate * _JUST < least * FARTHEST:
         raise InputError(
             f"false_alarm_rate: expected at least {least * FARTHEST:.4g}, a tenth of the 1/(n + 1) that {n_images}"
-            f" held-out images can promise, found {rate:g}"
+            f" held-out {unit} can promise, found {rate:g}"
         )
 
 
@@ -159,6 +170,7 @@ class Calibration:
     Args:
         scores: (n,) scores of normal images that took no part in the training, in any order.
         origin: Words for which images they are.
+        unit: Word for what has a score each, where it is not an image: parts of several pictures.
 
     Attributes:
         scores: float64 (n,), ascending.
@@ -178,8 +190,9 @@ class Calibration:
 
     scores: Tensor
     origin: str = "held-out images"
+    unit: str = "images"
 
-    def __init__(self, scores: ArrayLike, origin: str = "held-out images") -> None:
+    def __init__(self, scores: ArrayLike, origin: str = "held-out images", unit: str = "images") -> None:
         values = torch.as_tensor(np.asarray(scores.cpu() if isinstance(scores, Tensor) else scores), device="cpu")
         if values.ndim != 1 or len(values) == 0 or not (values.is_floating_point() or values.dtype == torch.int64):
             raise InputError(f"scores: expected numbers (n,), found {values.dtype} {tuple(values.shape)}")
@@ -187,6 +200,7 @@ class Calibration:
             raise InputError("scores: expected finite ones, found NaN or infinity")
         object.__setattr__(self, "scores", values.double().sort().values)
         object.__setattr__(self, "origin", origin)
+        object.__setattr__(self, "unit", unit)
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -242,7 +256,7 @@ class Calibration:
         k = math.floor(wanted * (len(self) + 1) * _JUST)
         if k >= 1:
             return Threshold(float(self.scores[-min(k, len(self))]), wanted, False)
-        check_promise(wanted, len(self))
+        check_promise(wanted, len(self), self.unit)
         assert self.tail is not None
         return Threshold(max(float(self.scores[-1]), self.tail.score_at(wanted)), wanted, True)
 
@@ -289,7 +303,8 @@ class Calibration:
 
     def as_json(self) -> dict[str, Any]:
         """Return JSON-able values, from which :meth:`from_json` makes the same again."""
-        return {"origin": self.origin, "scores": self.scores.tolist()}
+        unit = {} if self.unit == "images" else {"unit": self.unit}
+        return {"origin": self.origin, **unit, "scores": self.scores.tolist()}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Calibration:
@@ -303,4 +318,6 @@ class Calibration:
             Traceback (most recent call last):
             mmad_bank.errors.InputError: scores[1]: expected a finite number, found '2.0'
         """
-        return cls(torch.tensor(numbers_in(content, "scores"), dtype=torch.float64), text_in(content, "origin"))
+        scores = torch.tensor(numbers_in(content, "scores"), dtype=torch.float64)
+        unit = text_in(content, "unit") if "unit" in content else "images"
+        return cls(scores, text_in(content, "origin"), unit)

@@ -78,7 +78,21 @@ def test_exponents_are_tried_on_the_ratios_that_were_fused(part) -> None:
 def test_decisions_that_prediction_alone_tells_apart_share_a_fit(part) -> None:
     accuracy = part("accuracy")
     firsts = {}
-    for name, (method, changes) in accuracy.DECISIONS.items():
-        firsts.setdefault(method, name)
-        assert set(changes) <= accuracy.PREDICTION_ONLY
-    assert all(accuracy.DECISIONS[name][1] == {} for name in firsts.values()), "the method's own decision is fitted"
+    for method, changes in accuracy.DECISIONS.values():
+        own = {key: value for key, value in changes.items() if key not in accuracy.PREDICTION_ONLY}
+        assert own == firsts.setdefault(method, changes), "the method's own decision is fitted, the others share that"
+
+
+def test_every_fit_of_decisions_has_learnt_a_scale(part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few validation images are left alone by fits of methods without cheap folds, unless they are asked for."""
+    monkeypatch.setattr("torch.set_num_threads", lambda n: None)  # a worker's, which this process is not
+    accuracy = part("accuracy")
+    samples = tuple(accuracy.QUICK.items())
+    for method in dict.fromkeys(method for method, _ in accuracy.DECISIONS.values()):
+        names = [name for name, (own, _) in accuracy.DECISIONS.items() if own == method]
+        category = accuracy.CATEGORIES[0]
+        job = accuracy._Job(tmp_path, True, 0, category, (category,), tuple(names), samples, ())
+        (tmp_path / "results").mkdir(exist_ok=True)
+        fused = {row["method"]: row for row in accuracy._measure(job) if row["result"] == "fused"}
+        assert list(fused) == names
+        assert len(fused[names[-1]]["ratios"][0]) == len(fused[names[-1]]["labels"]) > 0

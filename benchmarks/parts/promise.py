@@ -83,10 +83,13 @@ def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Tabl
             found = list(processes.map(_judged, jobs))
             rows += [row for way in found[0] for row in _rows(source, way, [one[way] for one in found], calibration)]
     words = f"{splits} random splits: {bank} images build a bank, {calibration} calibrate it, the others are judged"
-    table = Table(f"false alarms at promised rates, {words}", _COLUMNS, [one for one in rows if not one["beyond"]])
-    table.notes.append("With folds all images but the judged ones build the bank: no image is lost for it, but the")
-    table.notes.append(f"{FOLDS} banks of the folds are smaller, so distances to them are larger, and alarms fewer.")
-    beyond = Table(f"false alarms at extrapolated rates, {words}", _BEYOND, [one for one in rows if one["beyond"]])
+    table = Table(f"False alarms at promised rates, {words}", _COLUMNS, [one for one in rows if not one["beyond"]])
+    table.notes.append("± is 1.96 times the standard error of the mean over the splits.")
+    table.notes.append(
+        "With folds all images but the judged ones build the bank: no image is lost for it, but the"
+        f" {FOLDS} banks of the folds are smaller, so distances to them are larger, and alarms fewer."
+    )
+    beyond = Table(f"False alarms at extrapolated rates, {words}", _BEYOND, [one for one in rows if one["beyond"]])
     beyond.notes.append("A tail is fitted to the largest scores; nothing is promised at these rates.")
     return [table, beyond]
 

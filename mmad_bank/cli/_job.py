@@ -36,6 +36,7 @@ class Job:
         preset: Arguments that --bundled has put in.
         splits: Training and validation samples by category, once they are opened.
         roi: Region of interest of all pictures.
+        views: Pattern of the pictures' names, where several show one part.
     """
 
     method: type[Method]
@@ -50,6 +51,7 @@ class Job:
     preset: dict[str, Any] = field(default_factory=dict)
     splits: dict[str, tuple[SampleDataset, SampleDataset | None]] = field(default_factory=dict)
     roi: RegionOfInterest | None = None
+    views: str | None = None
 
     @property
     def source(self) -> str:
@@ -67,6 +69,8 @@ class Job:
         chosen = parse_settings(self.method, settings)
         self.arguments = {**arguments, **chosen.arguments}
         self.spelled = chosen.spelled
+        if self.views is not None:
+            self.arguments["views"], self.spelled["views"] = self.views, "--views"
         if {"image_size", "tiles"} & self.spelled.keys() and "image_size" in self.arguments:
             self._take_size(self.arguments["image_size"])
         with spelling(self.spelled):

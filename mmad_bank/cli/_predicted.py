@@ -13,8 +13,10 @@ from mmad_bank._internal.files import replacing, write_text
 from mmad_bank._internal.json_text import json_text
 from mmad_bank._internal.terminal import printable
 from mmad_bank.cli._verdicts import percent
+from mmad_bank.errors import NoneUsableError
 
 if TYPE_CHECKING:
+    from mmad_bank.data import PartView
     from mmad_bank.methods import Method, Prediction
 
 WRITTEN = ("score.json", "map.npy", "image.png", "overlay.png")
@@ -31,6 +33,9 @@ _COLUMNS = (
     "nearest_sample", "nearest_distance", "folder",
 )  # fmt: skip
 """Columns of the table. Those of a region are of the worst one; the nearest sample is that of the first bank."""
+_OF_PARTS = ("part", "view", "views")
+"""Columns before those where several pictures show one part: the worst view, and the number of views. The others are of
+the worst view."""
 
 
 def verdict_of(prediction: Prediction) -> dict[str, Any]:
@@ -61,9 +66,8 @@ def row_of(result: Mapping[str, Any], width: int = 4) -> str:
     return f"{result['verdict']:<{width}}  {result['score']:.4f}  {p_value:<8}  {regions:<9}  {folder}"
 
 
-def verdict_summary(results: Sequence[Mapping[str, Any]], n_samples: int) -> dict[str, str]:
+def verdict_summary(results: Sequence[Mapping[str, Any]], n_out: int, n_samples: int) -> dict[str, str]:
     """Return a row that counts the verdicts, and one that counts the samples without a result if there are some."""
-    n_out = n_samples - len(results)
     left_out = {"left out": f"{n_out:,} of {n_samples:,} samples, each named in a line"} if n_out else {}
     judged = [one for one in results if one["verdict"] is not None]
     if not judged:
@@ -76,17 +80,25 @@ def verdict_summary(results: Sequence[Mapping[str, Any]], n_samples: int) -> dic
     return {"verdicts": verdicts, **left_out}
 
 
+def none_usable(n_samples: int, failed: Mapping[str, str]) -> NoneUsableError:
+    """Return the error of samples none of which can be used; of a single one the reason stands alone."""
+    expected = f"SAMPLES: expected one of {n_samples:,} at least that can be used, found none"
+    return NoneUsableError(expected if n_samples > 1 else "", failed)
+
+
 def write_csv(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """Write a line for each sample; cells are empty where nothing is known."""
+    """Write a line for each sample, or part of several; cells are empty where nothing is known."""
+    columns = [*_OF_PARTS, *_COLUMNS] if any("part" in one for one in results) else list(_COLUMNS)
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        table = csv.DictWriter(file, _COLUMNS, extrasaction="ignore")
+        table = csv.DictWriter(file, columns, extrasaction="ignore")
         table.writeheader()
         for one in results:
-            table.writerow({**one, **_worst(one), "regions": len(one["regions"])})
+            of_part = {"views": len(one["views"])} if "part" in one else {}
+            table.writerow({**one, **of_part, **_worst(one), "regions": len(one["regions"])})
 
 
 def write_jsonl(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """Write a JSON object on a line for each sample."""
+    """Write a JSON object on a line for each sample, or part of several."""
     with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(one, allow_nan=False) + "\n" for one in results)
 
@@ -104,9 +116,19 @@ def _worst(result: Mapping[str, Any]) -> dict[str, Any]:
     return cells
 
 
-def write_prediction(folder: Path, name: str, method: Method, prediction: Prediction, n: int) -> dict[str, Any]:
-    """Write a sample's map.npy, its picture, and score.json."""
+def write_prediction(
+    folder: Path, name: str, method: Method, prediction: Prediction, n: int, shown: PartView | None = None
+) -> dict[str, Any]:
+    """Write a sample's map.npy, its picture, and score.json.
 
+    Args:
+        folder: Folder to write into.
+        name: Id of the sample.
+        method: The method that made the prediction.
+        prediction: The prediction.
+        n: Number of normal patches to name.
+        shown: The part that the sample shows, and the view; None where it is judged by itself.
+    """
     from mmad_bank.data.writing import write_png
     from mmad_bank.report.pictures import rgb_picture
 
@@ -121,6 +143,7 @@ def write_prediction(folder: Path, name: str, method: Method, prediction: Predic
     write_png(folder / "image.png", rgb_picture(prediction.original))
     result = {
         "id": name,
+        **({} if shown is None else shown._asdict()),
         "folder": str(folder),
         "score": prediction.score,
         **verdict_of(prediction),

@@ -18,6 +18,11 @@ Samples = list[tuple[str, Read]]
 """Ids, and functions that read the samples."""
 
 
+def main_files(paths: Sequence[Path]) -> list[Path]:
+    """Return the picture of each sample, or its scattered points, in the order of :func:`read_files`."""
+    return [rgb for rgb, _ in _pairs(paths)]
+
+
 def read_files(paths: Sequence[Path], units: str | None) -> Iterator[tuple[str, Read]]:
     """Yield ids of samples given by their files, and functions that read them."""
     from mmad_bank.data import open_points, open_sample

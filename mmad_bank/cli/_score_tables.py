@@ -5,14 +5,19 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmad_bank._internal.manifest import parse_json
 from mmad_bank.errors import InputError, MmadBankError, NoneUsableError
 
-_SCORE = "score"
+if TYPE_CHECKING:
+    from mmad_bank.calibration import Calibration
+
+_SCORE, _P_VALUE = "score", "p_value"
 _NAMES = ("name", "id")
+_ROUNDED = 1e-6  # relative error of a score, and of a p-value, that went through a file
 
 
 class NamedScore(NamedTuple):
@@ -20,15 +25,20 @@ class NamedScore(NamedTuple):
 
     name: str
     score: float
+    p_value: float | None = None
 
 
-def read_scores(paths: Sequence[Path], left_out: dict[str, str]) -> list[NamedScore]:
+def read_scores(
+    paths: Sequence[Path], left_out: dict[str, str], calibration: Calibration | None = None
+) -> list[NamedScore]:
     """Read the scores of files in their order.
 
     Args:
         paths: CSV files with a column ``score``, or files with a JSON object per line that has one. Images are named
-            by ``name`` or ``id``, else by file and line; other columns are not looked at.
+            by ``name`` or ``id``, else by file and line; a ``p_value`` is read where there is one, other columns are
+            not looked at.
         left_out: Dictionary that takes up why lines and files cannot be used, by file or line.
+        calibration: Calibration by which the scores were judged. A file with p-values of another one cannot be used.
 
     Raises:
         NoneUsableError: There is no score in any of them.
@@ -36,7 +46,10 @@ def read_scores(paths: Sequence[Path], left_out: dict[str, str]) -> list[NamedSc
     found: list[NamedScore] = []
     for path in paths:
         try:
-            found += _read(path, left_out)
+            own = _read(path, left_out)
+            if calibration is not None:
+                _check_judged_by(calibration, own, path)
+            found += own
         except MmadBankError as error:
             left_out[str(path)] = str(error)
     if not found:
@@ -60,6 +73,23 @@ def _read(path: Path, left_out: dict[str, str]) -> list[NamedScore]:
     if not found:
         raise InputError(f"{path}: expected lines with a score, found none")
     return found
+
+
+def _check_judged_by(calibration: Calibration, images: Sequence[NamedScore], path: Path) -> None:
+    """Refuse a file whose p-values another calibration has given: its scores are on another scale."""
+    import torch
+
+    judged = [one for one in images if one.p_value is not None]
+    scores = torch.tensor([one.score for one in judged], dtype=torch.float64)
+    # A score that equals a held-out one may lie beside it after its digits were written and read.
+    least, most = (calibration.p_values(scores + sign * _ROUNDED * scores.abs()).tolist() for sign in (1, -1))
+    for one, low, high in zip(judged, least, most, strict=True):
+        assert one.p_value is not None
+        if not low * (1 - _ROUNDED) <= one.p_value <= high * (1 + _ROUNDED):
+            raise InputError(
+                f"{path}: expected scores that were judged by this calibration, found p-value {one.p_value:.3g} of"
+                f" {one.name}, which would have {low:.3g}; they are of another model, bank or calibration"
+            )
 
 
 def _json_rows(file: Any, path: Path) -> Iterator[tuple[int, Any]]:
@@ -92,4 +122,12 @@ def _named(row: Any, place: str) -> NamedScore:
         score = math.nan
     if not math.isfinite(score):
         raise InputError(f"{place}: expected a finite number for 'score', found {str(row[_SCORE])[:60]!r}")
-    return NamedScore(next((str(row[name]) for name in _NAMES if row.get(name)), place), score)
+    return NamedScore(next((str(row[name]) for name in _NAMES if row.get(name)), place), score, _p_value(row))
+
+
+def _p_value(row: Mapping[str, Any]) -> float | None:
+    """Return a line's p-value; None where it has none that can be read."""
+    with suppress(TypeError, ValueError, OverflowError):
+        value = float(row.get(_P_VALUE) or math.nan)
+        return value if 0 < value <= 1 else None
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -81,6 +82,17 @@ def parse_numbers(text: str, name: str, example: str) -> list[int]:
     if not words or not all(word.isdecimal() and int(word) for word in words):
         raise InputError(f"{name}: expected numbers above 0 such as {example}, found {text!r}")
     return sorted(set(map(int, words)))
+
+
+def parse_scale(text: str) -> tuple[float, float]:
+    """Read LOW,HIGH."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise InputError(f"--scale: expected two numbers joined by a comma, the lower first, found {text!r}")
+    return low, high
 
 
 def check_positive(name: str, value: int | None) -> None:

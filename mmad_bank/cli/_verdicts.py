@@ -137,18 +137,28 @@ def model_calibration_facts(content: Mapping[str, Any] | None) -> dict[str, Any]
     if content is None:
         return None
     with inside("calibration"):
-        own = ModelCalibration.from_json(content).own
+        known = ModelCalibration.from_json(content)
+    own = known.own
     thresholds = [_limit(own, rate) for rate in _RATES]
-    return {"images": len(own), "origin": own.origin, "smallest_rate": own.smallest_rate, "thresholds": thresholds}
+    facts = {"images": len(own), "origin": own.origin, "smallest_rate": own.smallest_rate, "thresholds": thresholds}
+    return facts if known.views is None else {**facts, "views": known.views.as_json()}
 
 
 def word_model_calibration(facts: Mapping[str, Any] | None) -> str:
     """Return the same for people, in a line."""
     if facts is None:
         return "none, there are no verdicts"
-    return (
-        f"{facts['images']:,} {printable(facts['origin'])}; smallest false-alarm rate {percent(facts['smallest_rate'])}"
+    images = (
+        f"{facts['images']:,} {printable(facts['origin'])}{_word_views(facts['views']) if 'views' in facts else ''}"
     )
+    return f"{images}; smallest false-alarm rate {percent(facts['smallest_rate'])}"
+
+
+def _word_views(known: Mapping[str, Any]) -> str:
+    """Return what is known of the views of parts, as the rest of a sentence."""
+    words = f" ({known['usual']} view{'' if known['usual'] == 1 else 's'} each"
+    words += f": {printable(', '.join(known['names']))}" if known["names"] else ""
+    return f"{words}; {known['incomplete']:,} with fewer do not count)" if known["incomplete"] else f"{words})"
 
 
 def words_of_model_calibration(facts: Mapping[str, Any] | None) -> list[str]:

@@ -51,6 +51,10 @@ WORDS: dict[str, Word] = {
         Path, "Region of interest of all pictures: a picture that is not black inside, or a JSON file with the corners"
         " [[x, y], ...] of a polygon in pixels. The model keeps it; what lies outside is neither learned nor scored.",
     ),
+    "--views": Word(
+        str, "Pattern of the pictures' names where several show one part, such as {{part}}_{{view}}, {{part}}/{{view}}"
+        " or {{part}}_C{{view}}_*: a verdict is of a part then{}.", "PATTERN",
+    ),
     "--units": Word(LengthUnit, "Unit of the point clouds' files (default: {})."),
     "--key": Word(
         str, "Arrays to take from files that hold several, joined by commas; several layers are joined on the largest"
@@ -82,10 +86,12 @@ WORDS: dict[str, Word] = {
     "--overwrite": Word(bool, "Replace output that exists; without this option it is refused."),
     "--in-place": Word(bool, "Replace BANK itself."),
     "--csv": Word(
-        Path, "CSV file to write, with a line for each image: its score, its worst patch, and the normal patch nearest"
-        " to that.",
+        Path, "CSV file to write, with a line for each image (of parts of several, for each part): its score, its worst"
+        " patch, and the normal patch nearest to that.",
     ),
-    "--jsonl": Word(Path, "File to write, with a JSON object on a line for each image: what score.json has."),
+    "--jsonl": Word(
+        Path, "File to write, with a JSON object on a line for each image, or part of several: what score.json has."
+    ),
     "--maps": Word(Path, "Folder to write, with each image's anomaly map as {}."),
     "--markdown": Word(Path, "Markdown file to write, with the tables."),
     "--plot": Word(Path, "Picture to write, with {}: .png, .svg or .pdf."),
@@ -141,7 +147,7 @@ WORDS: dict[str, Word] = {
     "--false-alarm-rate": Word(
         str, "Share of the normal images that may be called bad, such as 0.01 or 1%{}.", "SHARE"
     ),
-    "--fail-on-bad": Word(bool, "End with exit code 4 if an image is bad."),
+    "--fail-on-bad": Word(bool, "End with exit code 4 if an image, or a part of several, is bad."),
     "--calibrate": Word(
         Path, "Features of normal images to calibrate the extended bank with, joined by commas.", "FEATURES,...",
         several=True,

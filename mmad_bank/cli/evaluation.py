@@ -64,6 +64,9 @@ def evaluate(
     out: ResultsFile = None,
     markdown: Annotated[Path | None, option("--markdown")] = None,
     false_alarm_rate: FalseAlarmRate = None,
+    views: Annotated[
+        str | None, option("--views", ", which is anomalous if one of its images is (default: the model's)")
+    ] = None,
     batch: Batch = 1,
     layout: Layout = "auto",
     units: ModelUnits = None,
@@ -87,6 +90,7 @@ def evaluate(
     target, rate = str(check_device(device)), parse_rate(false_alarm_rate)
     outputs = (out, markdown, report)  # the folders of files are there: the note goes beside one of them
     job: dict[str, Any] = {"evaluate": [str(real_path(path)) for path in (model, dataset)], "categories": categories}
+    job |= {"views": views} if views else {}
     job |= {"units": units, "outputs": [path and str(real_path(path)) for path in outputs]}
     mine = overwrite or are_unfinished(outputs, job)
     check_outputs({"--out": out, "--markdown": markdown}, inputs=(model, dataset), overwrite=mine)
@@ -103,7 +107,7 @@ def evaluate(
                 method = at_rate(methods.load(folder, target, trust_index=trust_index), rate)
             evaluation = run(
                 method, splits[name], batch=batch, examples=_EXAMPLES if page else 0, watch=page and page.watch,
-                force=force, progress=show_progress(as_json),
+                force=force, progress=show_progress(as_json), views=views,
             )  # fmt: skip
             evaluations.append(evaluation)
             if page is not None:

@@ -70,6 +70,7 @@ def fit(
     layout: Layout = "auto",
     units: Units = None,
     roi: Annotated[Path | None, option("--roi")] = None,
+    views: Annotated[str | None, option("--views", ", and its pictures are in one fold")] = None,
     device: Device = "cpu",
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -93,8 +94,11 @@ def fit(
         method_class(method.lower()), one_or_several(dataset), parse_categories(categories), layout, units, few_shot,
         seed, out=out, workdir=workdir or named_after(out, ".fit"), keep=workdir is not None, per_category=per_category,
         progress=show_progress(as_json), roi=None if roi is None else read_region(roi),
+        views=views,
     )  # fmt: skip
     job.choose_arguments(settings or [], bundled, str(check_device(device)))
+    if few_shot is not None and job.arguments.get("views") is not None:
+        raise InputError("--few-shot: expected none with --views, as it draws pictures one by one and not parts")
     job.open()
     job.check_outputs(overwrite)
     job.say_idle()

@@ -78,7 +78,7 @@ def monitor(
         check_drawing()
     left_out: dict[str, str] = {}
     reference = _reference(bank, model, normal, left_out)
-    images = read_scores(scores, left_out)
+    images = read_scores(scores, left_out, None if normal is not None else reference)
     values = np.array([one.score for one in images])
     made = DriftMonitor(reference, rate).extend(values)
     if plot is not None:

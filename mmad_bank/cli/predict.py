@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,27 +39,27 @@ from mmad_bank.cli._output import (
     show_progress,
     unfinished,
 )
+from mmad_bank.cli._parts import judge, name_of, parts_shown, say_notes, summary, word_row
 from mmad_bank.cli._pictures import PICTURES, are_pictures, in_words, say_pictures
 from mmad_bank.cli._predicted import (
     POINTS,
     WRITTEN,
     draw_overlay,
-    row_of,
-    verdict_summary,
+    none_usable,
     write_csv,
     write_jsonl,
     write_prediction,
 )
-from mmad_bank.cli._sample_files import Samples, read_files
+from mmad_bank.cli._sample_files import Samples, main_files, read_files
 from mmad_bank.cli._swapped import check_model_first
-from mmad_bank.cli._values import check_device, parse_categories
+from mmad_bank.cli._values import check_device, parse_categories, parse_scale
 from mmad_bank.cli._verdicts import NOT_CALIBRATED, at_rate, end_on_bad, parse_rate
 from mmad_bank.cli._words import SplitName, option
 from mmad_bank.cli.evaluation import Force, ModelFolder, check_models, choose_models, models_in
-from mmad_bank.errors import InputError, MissingExtraError, MmadBankError, NoneUsableError
+from mmad_bank.errors import InputError, MissingExtraError, MmadBankError
 
 if TYPE_CHECKING:
-    from mmad_bank.data import SampleDataset
+    from mmad_bank.data import PartView, SampleDataset, ViewPattern
     from mmad_bank.methods import Method
 
 
@@ -86,8 +85,8 @@ def predict(
         option(
             "--out",
             "Folder",
-            ", with score.json, map.npy, image.png and overlay.png; OUT/ID for several samples, where an ID of a data"
-            " set begins with the category",
+            ", with score.json, map.npy, image.png and overlay.png; OUT/ID for several samples, and for those of a"
+            " folder, list or pattern, where an ID of a data set begins with the category",
         ),
     ],
     maps: Annotated[Path | None, option("--maps", "MAPS/ID.tiff, as MVTec's evaluation reads it")] = None,
@@ -95,6 +94,7 @@ def predict(
     jsonl: Annotated[Path | None, option("--jsonl")] = None,
     false_alarm_rate: FalseAlarmRate = None,
     fail_on_bad: FailOnBad = False,
+    views: Annotated[str | None, option("--views", " (default: the model's)")] = None,
     categories: Annotated[str | None, option("--categories", "those of MODEL")] = None,
     split: Annotated[SplitName, option("--split")] = "test",
     scale: Annotated[str | None, option("--scale")] = None,
@@ -110,15 +110,18 @@ def predict(
     """Score samples that no truth is known of: verdict, score, anomaly map, and the normal patches that explain them.
 
     A model that is calibrated judges every sample good or bad, at a promised false-alarm rate; its regions are the
-    parts of the map that no normal image has. Maps, overlays, regions and the places of patches are in the pixels of
-    the picture, image.png: padding and resizing are undone.
+    parts of the map that no normal image has. One that was fitted with --views judges parts, each by all its pictures.
+    Maps, overlays, regions and the places of patches are in the pixels of the picture, image.png: padding and resizing
+    are undone.
 
     Samples that cannot be used are named and left out, as are categories whose model cannot score them, where there
     are several. The same command may be given again after a crash; whatever else would be replaced needs --overwrite.
     """
+    from mmad_bank.data.picture_files import is_list, is_pattern
+
     check_model_first("predict", model, inputs, "MODEL RGB XYZ" if len(inputs) > 1 else "MODEL DATASET")
     target = str(check_device(device))
-    limits = None if scale is None else _parse_scale(scale)
+    limits = None if scale is None else parse_scale(scale)
     rate = parse_rate(false_alarm_rate)
     if explain < 0:
         raise InputError(f"--explain: expected at least 0, found {explain}")
@@ -126,10 +129,12 @@ def predict(
     samples = [name for group in groups for name, _ in group.samples]
     job = {"predict": [str(real_path(path)) for path in (model, *inputs)], "category": categories, "split": split}
     job |= {"units": units} if units else {}
+    job |= {"views": views} if views else {}
     job |= {"maps": str(real_path(maps))} if maps else {}  # the note lets nothing be replaced in another folder
     tables = [str(real_path(path)) for path in (csv, jsonl) if path]
     job |= {"tables": tables} if tables else {}
-    written = [str(Path(name if len(samples) > 1 else ".", file)) for name in samples for file in (*WRITTEN, POINTS)]
+    several = len(samples) > 1 or any(path.is_dir() or is_list(path) or is_pattern(path) for path in inputs)
+    written = [str(Path(name if several else ".", file)) for name in samples for file in (*WRITTEN, POINTS)]
     mine, read = overwrite or is_unfinished(out, job), (model, *inputs, *_files_found(inputs, groups))
     _check_own_folders(out, maps, (model, *inputs), groups)
     check_output_folder(out, "--out", outputs=written, inputs=read, overwrite=mine)
@@ -137,18 +142,9 @@ def predict(
     if maps is not None:
         check_output_folder(maps, "--maps", outputs=[f"{name}.tiff" for name in samples], inputs=read, overwrite=mine)
     run = _Predicting(
-        out,
-        maps,
-        len(samples) > 1,
-        limits,
-        explain,
-        rate,
-        fail_on_bad,
-        target,
-        trust_index,
-        force,
+        out, maps, several, limits, explain, rate, views, fail_on_bad, target, trust_index, force,
         show_progress(as_json),
-    )
+    )  # fmt: skip
     alone = run.load(groups[0]) if len(groups) == 1 else None  # refused before anything is written
     begin = time.perf_counter()
     with unfinished(out, job):
@@ -157,26 +153,27 @@ def predict(
         else:
             run.predict(groups[0], alone)
         if not run.results:
-            expected = f"SAMPLES: expected one of {len(samples):,} at least that can be used, found none"
-            raise NoneUsableError(expected if len(samples) > 1 else "", run.failed)
+            raise none_usable(len(samples), run.failed)
         if csv is not None:
-            write_csv(csv, run.results)
+            write_csv(csv, run.judged)
         if jsonl is not None:
-            write_jsonl(jsonl, run.results)
+            write_jsonl(jsonl, run.judged)
     taken = time.perf_counter() - begin
     for line in dict.fromkeys(note for one in run.results for note in one["notes"]):
         say(f"note: {line}")
+    say_notes(run.judged)
+    parts = [one for one in run.judged if "part" in one]
     result = {
-        "model": str(model), "samples": run.results, "left_out": run.failed,
+        "model": str(model), "samples": run.results, **({"parts": parts} if parts else {}), "left_out": run.failed,
         "colour_scale": None if alone is None else run.scales[groups[0].name],
         "colour_scales": run.scales if alone is None else {}, "seconds": taken,
     }  # fmt: skip
-    width = max(len(one["verdict"] or "") for one in run.results)
-    rows = {one["id"]: row_of(one, width) for one in run.results}
-    rows |= {**verdict_summary(run.results, len(samples)), "time": seconds(taken)}
-    emit(result, rows, title=f"scored into {out}", as_json=as_json)
+    width = max(len(one["verdict"] or "") for one in run.judged)
+    rows = {name_of(one): word_row(one, width) for one in run.judged}
+    counts = summary(run.judged, len(samples) - len(run.results), len(samples))
+    emit(result, {**rows, **counts, "time": seconds(taken)}, title=f"scored into {out}", as_json=as_json)
     say_left_out(run.failed)
-    end_on_bad(fail_on_bad and any(one["verdict"] == "bad" for one in run.results))
+    end_on_bad(fail_on_bad and any(one["verdict"] == "bad" for one in run.judged))
     end(run.failed, said=True)
 
 
@@ -196,17 +193,6 @@ def _check_own_folders(out: Path, maps: Path | None, inputs: Sequence[Path], gro
             check_own_folder(maps, "--maps", [path for path in inputs[1:] if path.is_dir()], below=True)
 
 
-def _parse_scale(text: str) -> tuple[float, float]:
-    """Read LOW,HIGH."""
-    try:
-        low, high = map(float, text.split(","))
-    except ValueError:
-        low = high = math.nan
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise InputError(f"--scale: expected two numbers joined by a comma, the lower first, found {text!r}")
-    return low, high
-
-
 @dataclass
 class _Group:
     """Samples that one model scores.
@@ -216,12 +202,22 @@ class _Group:
         model: Folder of the model.
         samples: Ids, and functions that read them.
         datasets: Data sets that they are of, by name; nothing for single files.
+        alone: Files of the samples that were given file by file.
     """
 
     name: str
     model: Path
     samples: Samples
     datasets: list[tuple[str, SampleDataset]]
+    alone: list[Path] = field(default_factory=list)
+
+    def show(self, pattern: ViewPattern) -> tuple[dict[str, PartView], dict[str, str]]:
+        """Put the samples in the order of the parts that they show; return which these are, and why some are none."""
+        files = self.alone or [record.main_file for _, dataset in self.datasets for record in dataset.records]
+        shown, left_out = parts_shown(pattern, [name for name, _ in self.samples], files, alone=bool(self.alone))
+        reads = dict(self.samples)
+        self.samples = [(name, reads[name]) for name in shown]
+        return shown, left_out
 
 
 def _groups(
@@ -231,7 +227,8 @@ def _groups(
     if are_pictures(inputs, layout):
         return [_group_of_pictures(model, inputs, categories, layout)]
     if len(inputs) != 1 or not inputs[0].is_dir():
-        return [_Group("", _model_of_files(model, categories), list(read_files(inputs, units)), [])]
+        found = _model_of_files(model, categories)
+        return [_Group("", found, list(read_files(inputs, units)), [], main_files(inputs))]
     from mmad_bank.data import categories_of, open_dataset
 
     place, there = inputs[0], categories_of(inputs[0], layout)
@@ -300,7 +297,10 @@ def _colour_scale(model: Path, method: Method, results: list[dict[str, Any]]) ->
 
 @dataclass
 class _Predicting:
-    """Work of ``predict`` on every sample, and what it has done."""
+    """Work of ``predict`` on every sample, and what it has done.
+
+    ``judged`` are its results, but of each part that several samples show one.
+    """
 
     out: Path
     maps: Path | None
@@ -308,23 +308,27 @@ class _Predicting:
     scale: tuple[float, float] | None
     explain: int
     rate: float | None
+    views: str | None
     fail_on_bad: bool
     device: str
     trust_index: bool
     force: bool
     progress: bool
     results: list[dict[str, Any]] = field(default_factory=list)
+    judged: list[dict[str, Any]] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     scales: dict[str, list[float]] = field(default_factory=dict)
 
     def load(self, group: _Group) -> Method:
         """Load a group's model, and refuse samples that it was not made for."""
         from mmad_bank import methods
+        from mmad_bank.methods.part_verdicts import pattern_of
 
         with doing(f"loading {group.model}"):
             method = methods.load(group.model, self.device, trust_index=self.trust_index)
         if self.fail_on_bad and method.calibration_ is None:
             raise InputError(f"--fail-on-bad: {NOT_CALIBRATED}: {group.model}")
+        pattern_of(method, self.views)
         method = at_rate(method, self.rate)
         if self.force or not group.datasets:
             return method
@@ -347,7 +351,14 @@ class _Predicting:
 
     def predict(self, group: _Group, method: Method) -> None:
         """Score a group's samples, and draw their overlays in the model's colors."""
-        results = self._score(method, group.samples)
+        from mmad_bank.methods.part_verdicts import pattern_of
+
+        shown: dict[str, PartView] = {}
+        pattern = pattern_of(method, self.views)
+        if pattern is not None:
+            shown, left_out = group.show(pattern)
+            self.failed |= left_out
+        results = self._score(method, group.samples, shown)
         if not results:
             return
         limits = self.scale or _colour_scale(group.model, method, results)
@@ -355,9 +366,11 @@ class _Predicting:
             for one in results:
                 draw_overlay(Path(one["folder"]), limits)
         self.results += results
+        known = None if method.calibration_ is None else method.calibration_.views
+        self.judged += results if pattern is None else judge(results, known)
         self.scales[group.name] = list(limits)
 
-    def _score(self, method: Method, samples: Samples) -> list[dict[str, Any]]:
+    def _score(self, method: Method, samples: Samples, shown: Mapping[str, PartView]) -> list[dict[str, Any]]:
         """Score and write samples one by one; return what is said of them, and note why others are left out."""
         from mmad_bank.data.writing import write_map
 
@@ -373,7 +386,7 @@ class _Predicting:
                 except MmadBankError as error:
                     self.failed[name] = str(error)
                 else:
-                    results.append(write_prediction(folder, name, method, prediction, self.explain))
+                    results.append(write_prediction(folder, name, method, prediction, self.explain, shown.get(name)))
                     if self.maps is not None:
                         write_map(self.maps / f"{name}.tiff", prediction.map.numpy())
                 report(number)

@@ -16,6 +16,7 @@ _EXPORTS = {
     "MVTec3DDataset": "mvtec3d",
     "MVTecADDataset": "mvtec_ad",
     "OtherPreparation": "recipes",
+    "PartView": "views",
     "PicturesDataset": "pictures",
     "Points": "projection",
     "Preprocessing": "recipes",
@@ -26,6 +27,7 @@ _EXPORTS = {
     "Sample": "sample",
     "SampleDataset": "dataset",
     "UNITS": "mmad_bank._internal.units",
+    "ViewPattern": "views",
     "VisADataset": "visa",
     "categories_of": "layouts",
     "check_sample": "sample",
@@ -51,6 +53,7 @@ __all__ = [
     "MVTec3DDataset",
     "MVTecADDataset",
     "OtherPreparation",
+    "PartView",
     "PicturesDataset",
     "Points",
     "Preprocessing",
@@ -59,6 +62,7 @@ __all__ = [
     "RegionOfInterest",
     "Sample",
     "SampleDataset",
+    "ViewPattern",
     "VisADataset",
     "categories_of",
     "check_sample",
@@ -95,6 +99,7 @@ if TYPE_CHECKING:
     from mmad_bank.data.recipes import RECIPES, OtherPreparation, Preprocessing
     from mmad_bank.data.roi import RegionOfInterest, read_region
     from mmad_bank.data.sample import Record, Sample, check_sample, open_sample
+    from mmad_bank.data.views import PartView, ViewPattern
     from mmad_bank.data.visa import VisADataset
 
 __getattr__, __dir__ = lazily(

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from mmad_bank._internal.extras import import_extra
 from mmad_bank.data.names import GOOD, IMAGES, defect_named, describe, in_order, is_visible, split_named
@@ -56,9 +57,10 @@ def find_pictures(places: str | Path | Sequence[str | Path]) -> PictureFiles:
 
     Returns:
         The pictures. Ids are paths relative to the one folder, or else to the folder that all pictures share. In a list
-        every line has its id whatever the others are: the path relative to the list's folder, and of a picture that
-        lies elsewhere its last folder and its name behind eight digits which stand for the place of that folder, as the
-        line spells it. What a list or a caller names need not be there: who reads it says so.
+        of which some pictures lie below its folder, every line has its id whatever the others are: the path relative to
+        that folder, and of a picture that lies elsewhere its last folder and its name behind eight digits which stand
+        for the place of that folder, as the line spells it. What a list or a caller names need not be there: who reads
+        it says so.
 
     Raises:
         InputError: A place is not there, a pattern matches nothing, a list cannot be read, or there is no picture.
@@ -79,7 +81,11 @@ def find_pictures(places: str | Path | Sequence[str | Path]) -> PictureFiles:
     only = several[0] if len(several) == 1 else None
     if only is not None and is_list(only):
         lines = _read_list(only)
-        return PictureFiles(only.parent, only.stem, files, [_id_in_list(lines[file], only.parent) for file in files])
+        ids = [_id_in_list(lines[file], only.parent) for file in files]
+        if any(one.below for one in ids):
+            return PictureFiles(only.parent, only.stem, files, [one.name for one in ids])
+        root = _common_folder(files)
+        return PictureFiles(root, only.stem, files, [_relative(file, root) for file in files])
     is_folder = only is not None and only.is_dir() and all(_is_below(file, only) for file in files)
     root = only if is_folder and only is not None else _common_folder(files)
     name = Path(os.path.abspath(root)).name or "pictures"
@@ -186,17 +192,24 @@ def _read_list(path: Path) -> dict[Path, str]:
     return named
 
 
-def _id_in_list(line: str, folder: Path) -> str:
+class _Id(NamedTuple):
+    """Id of a picture that a list names, and whether it lies below the list's folder."""
+
+    name: str
+    below: bool
+
+
+def _id_in_list(line: str, folder: Path) -> _Id:
     """Return the id of a picture that a list in a folder names by a line, see :func:`find_pictures`."""
     file = folder / line
     if _is_below(file, folder):
-        return _relative(file, folder)
+        return _Id(_relative(file, folder), True)
     real = Path(os.path.realpath(file.parent), file.name)  # a link may lead to the list's folder
     if _is_below(real, Path(os.path.realpath(folder))):
-        return _relative(real, Path(os.path.realpath(folder)))
+        return _Id(_relative(real, Path(os.path.realpath(folder))), True)
     place = Path(os.path.normpath(line)).parent
     digits = hashlib.blake2b(os.fsencode(place.parent), digest_size=4).hexdigest()
-    return "/".join(part for part in (digits, Path(os.path.abspath(file)).parent.name, file.name) if part)
+    return _Id("/".join(part for part in (digits, Path(os.path.abspath(file)).parent.name, file.name) if part), False)
 
 
 def _walk(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:

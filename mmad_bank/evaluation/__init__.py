@@ -5,6 +5,7 @@ and the few predictions that are to be shown are kept.
 """
 
 from mmad_bank.evaluation.decisions import Decisions
+from mmad_bank.evaluation.parts import PartScore, PartScores
 from mmad_bank.evaluation.results import (
     HIGHEST_DEFECT,
     HIGHEST_GOOD,
@@ -26,5 +27,6 @@ from mmad_bank.methods.verdicts import FUSED
 
 __all__ = [
     "FUSED", "HIGHEST_DEFECT", "HIGHEST_GOOD", "LOWEST_DEFECT", "LOWEST_GOOD", "RESULT", "ROLES", "Curve", "Decisions",
-    "Evaluation", "Example", "Metrics", "SampleScore", "Summary", "evaluate", "share", "word",
+    "Evaluation", "Example", "Metrics", "PartScore", "PartScores", "SampleScore", "Summary", "evaluate", "share",
+    "word",
 ]  # fmt: skip

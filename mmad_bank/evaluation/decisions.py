@@ -14,7 +14,7 @@ from mmad_bank.calibration import Threshold
 
 @dataclass(frozen=True)
 class Decisions:
-    """Verdicts on images whose truth is known.
+    """Verdicts on images whose truth is known, or on parts that several images show.
 
     Attributes:
         threshold: Score above which an image is bad, with the false-alarm rate that it stands for.
@@ -27,6 +27,7 @@ class Decisions:
         best_f1: F1 at the threshold that is best for these images; None without anomalous ones. A factory cannot know
             this threshold; the other figures are to be compared with it.
         best_threshold: That threshold.
+        unit: Word for what is judged and was held out, where it is not images.
     """
 
     threshold: Threshold
@@ -38,11 +39,13 @@ class Decisions:
     passed: int
     best_f1: float | None
     best_threshold: float | None
+    unit: str = "images"
 
     @classmethod
     def of(
-        cls, labels: Sequence[int], scores: Sequence[float], threshold: Threshold, held_out: int, origin: str
-    ) -> Decisions:
+        cls, labels: Sequence[int], scores: Sequence[float], threshold: Threshold, held_out: int, origin: str,
+        unit: str = "images",
+    ) -> Decisions:  # fmt: skip
         """Judge images by a threshold.
 
         Args:
@@ -51,6 +54,7 @@ class Decisions:
             threshold: The threshold.
             held_out: Number of images that it comes from.
             origin: Words for which images these are.
+            unit: Word for what is judged, where it is not images.
 
         Example:
             >>> judged = Decisions.of([0, 0, 1, 1], [1.0, 3.0, 2.5, 5.0], Threshold(2.0, 0.1, False), 9, "images")
@@ -65,7 +69,7 @@ class Decisions:
         return cls(
             threshold, held_out, origin, found=int((anomalous & bad).sum()), missed=int((anomalous & ~bad).sum()),
             false_alarms=int((~anomalous & bad).sum()), passed=int((~anomalous & ~bad).sum()), best_f1=best_f1,
-            best_threshold=best_threshold,
+            best_threshold=best_threshold, unit=unit,
         )  # fmt: skip
 
     @property
@@ -117,6 +121,7 @@ class Decisions:
             "false_alarm_rate": self.false_alarm_rate, "interval_95": None if interval is None else list(interval),
             "promise_held": self.held, "precision": self.precision, "recall": self.recall, "f1": self.f1,
             "best_f1": self.best_f1, "best_threshold": self.best_threshold,
+            **({} if self.unit == "images" else {"unit": self.unit}),
         }  # fmt: skip
 
 

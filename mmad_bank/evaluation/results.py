@@ -11,6 +11,7 @@ import numpy as np
 from mmad_bank._internal.terminal import printable
 from mmad_bank.errors import InputError
 from mmad_bank.evaluation.decisions import Decisions
+from mmad_bank.evaluation.parts import PartScores
 from mmad_bank.methods.base import Prediction
 from mmad_bank.methods.verdicts import FUSED
 
@@ -93,6 +94,7 @@ class Evaluation:
         examples: The predictions kept: highest and lowest scores of good and of anomalous images.
         labels: Names of the results for a reader: ``"result"`` for the method's own, ``"fusion bank"``, …
         decisions: What the verdicts are worth; None where the method is not calibrated.
+        parts: The parts that several images show each, by which the verdicts are counted; None where each image counts.
     """
 
     method: str
@@ -110,6 +112,7 @@ class Evaluation:
     examples: list[Example] = field(default_factory=list, repr=False)
     labels: dict[str, str] = field(default_factory=dict, repr=False)
     decisions: Decisions | None = None
+    parts: PartScores | None = None
 
     def label(self, result: str) -> str:
         """Return the name of a result for a reader; in JSON and in code it has its short name."""
@@ -132,6 +135,7 @@ class Evaluation:
             "metrics": {name: values.as_json() for name, values in self.metrics.items()},
             "kinds": kinds,
             "decisions": self.decisions and self.decisions.as_json(),
+            **({} if self.parts is None else {"parts": self.parts.as_json()}),
             "seconds_per_image": self.seconds,
             "stages": self.sections,
             "notes": self.notes,
@@ -244,7 +248,7 @@ class Summary:
         if len(self.results) > 1:
             rows = [[self.label(result), *map(word, self.mean(result))] for result in self.results]
             tables.append(("the result and its parts" + self._averaged, ["result", *self.metric_names], rows))
-        tables += self._verdicts()
+        tables += [*self._parts(), *self._verdicts()]
         kinds = self.kinds()
         if kinds:
             for title, column in (("I-AUROC", 0), (self.metric_names[2], 2)):
@@ -253,12 +257,23 @@ class Summary:
                 tables.append((f"{title} of each kind against the good images{self._averaged}", heads, rows))
         return tables
 
+    def _parts(self) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+        """Yield the table of parts that several images show, if there are some."""
+        rows = [
+            [e.category, word(e.parts.auroc), str(len(e.parts.scores)), str(e.parts.n_anomalous)]
+            for e in self.evaluations
+            if e.parts is not None
+        ]
+        if rows:
+            yield "parts, each by the highest score of its images", ["category", "AUROC", "parts", "anomalous"], rows
+
     def _verdicts(self) -> Iterator[tuple[str, list[str], list[list[str]]]]:
         """Yield the table of verdicts, if there are some."""
         judged = [(e.category, e.decisions) for e in self.evaluations if e.decisions is not None]
         if judged:
             heads = ["category", "threshold", "promised", "false alarms", "95 %", "found", "precision", "F1", "best F1"]
-            yield "verdicts at the promised false-alarm rate", heads, [[name, *_judged(one)] for name, one in judged]
+            what = "verdicts on parts" if any(one.unit == "parts" for _, one in judged) else "verdicts"
+            yield f"{what} at the promised false-alarm rate", heads, [[name, *_judged(one)] for name, one in judged]
 
     @property
     def _averaged(self) -> str:
@@ -330,11 +345,12 @@ def _remarks_on(category: str, one: Decisions) -> Iterator[str]:
     """Yield what a reader of the verdicts must know."""
     yield f"{category}: verdicts are calibrated on {one.held_out} {one.origin}"
     if one.threshold.extrapolated:
-        yield f"{category}: * the rate is extrapolated by a fitted tail; {one.held_out} images can promise" + (
+        yield f"{category}: * the rate is extrapolated by a fitted tail; {one.held_out} {one.unit} can promise" + (
             f" {share(1 / (one.held_out + 1))} and more"
         )
     if one.held is False:
-        yield f"{category}: the promised false-alarm rate did not hold: the good images are unlike the held-out ones"
+        good = f"the good {one.unit} are unlike the held-out ones"
+        yield f"{category}: the promised false-alarm rate did not hold: {good}"
 
 
 def _judged(one: Decisions) -> list[str]:

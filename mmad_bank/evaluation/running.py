@@ -18,6 +18,7 @@ from mmad_bank.errors import InputError, MissingExtraError, MmadBankError, NoneU
 from mmad_bank.evaluation.results import Evaluation
 from mmad_bank.evaluation.tally import Tally
 from mmad_bank.methods.base import Method, Prediction, Samples
+from mmad_bank.methods.part_verdicts import pattern_of
 from mmad_bank.metrics import LIMITS
 
 
@@ -32,6 +33,7 @@ def evaluate(
     watch: Callable[[Prediction], None] | None = None,
     force: bool = False,
     progress: bool = False,
+    views: str | None = None,
 ) -> Evaluation:
     """Score a test split and measure the result: the method's own, each of its parts', and by kind of defect.
 
@@ -52,6 +54,8 @@ def evaluate(
         force: Whether to evaluate on data that the method was not made for too (prepared otherwise, of other
             categories); the evaluation's notes say so.
         progress: Whether to show a bar on a terminal.
+        views: Pattern of the images' ids, where several show one part (:class:`mmad_bank.data.ViewPattern`); default:
+            the method's. Verdicts are counted by part then, and a part is anomalous if one of its images is.
 
     Raises:
         InputError: There is no sample, or none can be scored; the reason is the first one's. Or nothing says which
@@ -63,6 +67,7 @@ def evaluate(
         0.953
     """
     check_index(batch, "batch", 1, 2**31 - 1, "images scored together")
+    pattern = pattern_of(method, views)
     dataset = as_samples(dataset, "dataset")
     if isinstance(dataset, SampleDataset) and not dataset.labeled:
         raise unlabeled(dataset.path)
@@ -71,7 +76,7 @@ def evaluate(
     if not force:
         dataset = method.suited(dataset)
         method.check(dataset, "dataset")
-    tally = Tally(tuple(limits), examples, watch, n_thresholds)
+    tally = Tally(tuple(limits), examples, watch, n_thresholds, None if pattern is None else pattern.text)
     bar = progress_bar("scoring test images", len(dataset)) if progress else nullcontext(lambda done: None)
     with bar as report, collect_times() as seconds:
         for samples in _batches(dataset, batch, tally):

@@ -15,6 +15,7 @@ from mmad_bank.data.names import ANOMALOUS, GOOD
 from mmad_bank.data.sample import Sample
 from mmad_bank.errors import InputError
 from mmad_bank.evaluation.decisions import Decisions
+from mmad_bank.evaluation.parts import PartScores
 from mmad_bank.evaluation.results import (
     HIGHEST_DEFECT,
     HIGHEST_GOOD,
@@ -42,8 +43,10 @@ class Tally:
         n_examples: int,
         watch: Callable[[Prediction], None] | None,
         n_thresholds: int | None = 100,
+        views: str | None = None,
     ) -> None:
         self.limits, self.n_examples, self.watch, self.n_thresholds = limits, n_examples, watch, n_thresholds
+        self.views = views
         self.labels: dict[str, str] = {}
         self.scores: list[SampleScore] = []
         self.failed: dict[str, str] = {}
@@ -81,7 +84,7 @@ class Tally:
         if prediction.calibration is not None and prediction.threshold is not None:
             self._judge = partial(
                 Decisions.of, threshold=prediction.threshold, held_out=len(prediction.calibration),
-                origin=prediction.calibration.origin,
+                origin=prediction.calibration.origin, unit=prediction.calibration.own.unit,
             )  # fmt: skip
         self.categories[sample.category] = None
         self.warnings |= dict.fromkeys(prediction.notes)
@@ -120,6 +123,8 @@ class Tally:
         kinds = sorted({score.defect for score in self.scores if score.label})
         n_images = len(self.scores)
         total = self.seconds + sections.get(READING, 0.0)
+        parts = None if self.views is None else PartScores.of(self.scores, self.views)
+        judged = self.scores if parts is None else parts.scores
         evaluation = Evaluation(
             method=method,
             category=", ".join(self.categories),
@@ -128,11 +133,12 @@ class Tally:
             kinds={kind: {result: self._measure(result, [kind]) for result in results} for kind in kinds},
             scores=self.scores,
             failed=self.failed,
-            notes=self._notes(),
+            notes=[*self._notes(), *([] if parts is None else parts.notes)],
             seconds=total / n_images,
             sections={name: taken / n_images for name, taken in sections.items()},
             labels=self.labels,
-            decisions=self._judge and self._judge([one.label for one in self.scores], [s.score for s in self.scores]),
+            decisions=self._judge and self._judge([one.label for one in judged], [one.score for one in judged]),
+            parts=parts,
         )
         for result in results:
             evaluation.roc[result] = self._images(result, kinds).curve()

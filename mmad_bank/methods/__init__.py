@@ -16,11 +16,13 @@ _METHODS = {"patchcore": "PatchCore", "btf": "BTF", "m3dm": "M3DM", "cfm": "CFM"
 _EXPORTS = {
     **{cls: name for name, cls in _METHODS.items()},
     "Gaussian": "prediction", "Method": "base", "Parameter": "base", "Part": "base", "Prediction": "base",
-    "Reason": "base", "fit_categories": "shared", "train_shared": "shared",
+    "PartVerdict": "part_verdicts", "Reason": "base", "fit_categories": "shared", "judge_parts": "part_verdicts",
+    "train_shared": "shared",
 }  # fmt: skip
 __all__ = [
-    "BTF", "CFM", "LSFA", "M3DM", "MDSS", "Gaussian", "Method", "Parameter", "Part", "PatchCore", "Prediction",
-    "Reason", "fit_categories", "load", "method_class", "names", "parameters", "train_shared",
+    "BTF", "CFM", "LSFA", "M3DM", "MDSS", "Gaussian", "Method", "Parameter", "Part", "PartVerdict", "PatchCore",
+    "Prediction", "Reason", "fit_categories", "judge_parts", "load", "method_class", "names", "parameters",
+    "train_shared",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from mmad_bank.methods.lsfa import LSFA
     from mmad_bank.methods.m3dm import M3DM
     from mmad_bank.methods.mdss import MDSS
+    from mmad_bank.methods.part_verdicts import PartVerdict, judge_parts
     from mmad_bank.methods.patchcore import PatchCore
     from mmad_bank.methods.prediction import Gaussian
     from mmad_bank.methods.shared import fit_categories, train_shared

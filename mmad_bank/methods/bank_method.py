@@ -30,6 +30,7 @@ from mmad_bank._internal.torch_state import plain_torch
 from mmad_bank.adaptation import FeatureAdaptation
 from mmad_bank.bank import MemoryBank, MultiBank, Scores
 from mmad_bank.bank.provenance import Origin, Source
+from mmad_bank.calibration import numbers_of
 from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.sample import Sample
 from mmad_bank.data.sequences import as_samples
@@ -37,7 +38,7 @@ from mmad_bank.errors import InputError, NoneUsableError
 from mmad_bank.extraction import Extractors
 from mmad_bank.features.factory import RANDOM, make_rgb_extractor
 from mmad_bank.methods.base import Method, Part, Prediction, Reason, Samples
-from mmad_bank.methods.calibrating import FOLDS, NOTHING_HELD_OUT, VALIDATION
+from mmad_bank.methods.calibrating import NOTHING_HELD_OUT, origin_of
 from mmad_bank.methods.copies import Mark, all_equal, copies_of, folds_of_marks, not_among
 from mmad_bank.methods.held_out import (
     HeldOut,
@@ -64,6 +65,7 @@ from mmad_bank.methods.roi import (
 from mmad_bank.methods.shareable import CategoryData, warn_of_other_features
 from mmad_bank.methods.training_features import (
     Dumps,
+    Seen,
     extract_split,
     made_of,
     share_features,
@@ -96,6 +98,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
         self._described: tuple[Sample, dict[str, Tensor]] | None = None
         # Of the samples that a fit sees, by split.
         self._split_frames: dict[str, list[Frame | None]] = {}
+        self._split_ids: dict[str, list[str]] = {}
         self._split_marks: dict[str, list[Mark]] = {}
 
     def _check_arguments(self) -> None:
@@ -210,11 +213,11 @@ class BankMethod(Method, BankOptions, RGBOptions):
             True
             >>> lsfa.fit(train, workdir="work/lsfa")  # doctest: +SKIP
         """
-        samples = as_samples(dataset, "dataset")
+        samples = self._by_part(as_samples(dataset, "dataset"), "dataset")
         before = self.preprocessing_
         self.preprocessing_ = self._choose_preprocessing(samples)
         try:
-            own = self._fingerprint(samples, self._held_out(validation, len(samples)))
+            own = self._fingerprint(samples, self._held_out(validation, self._count(samples)))
         finally:
             self.preprocessing_ = before
         extractors = self._training_extractors(self._make_extractors(self._networks(RANDOM)))
@@ -233,7 +236,8 @@ class BankMethod(Method, BankOptions, RGBOptions):
             self.calibrated_ = fusion_of(held_out, self._map_of, self.device, self.roi_)
         self._learn_decision(dumps, kept_out, stages)
         if held_out is not None:
-            self.calibration_ = calibration_of(held_out, self._fuse_scores, self.device, self.roi_)
+            shown = None if self._of_parts is None else self._of_parts.of(held_out.ids)
+            self.calibration_ = calibration_of(held_out, self._fuse_scores, self.device, self.roi_, shown)
         origin = "training images, each compared with the others' patches"
         self.map_scale_ = scale_by_stage(self._maps_of_others(dumps), origin, len(self.train_ids_), stages)
 
@@ -249,7 +253,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
             self.skipped_ |= error.left_out  # verdicts do without it
             return None
         self.skipped_ |= seen.skipped
-        self._split_frames["validation"], self._split_marks["validation"] = seen.frames, seen.marks
+        self._note_split("validation", seen)
         return self._composed("validation", self._adapted("validation", extracted, stages), stages)
 
     def training_data(self, dataset: Samples, stages: Stages) -> CategoryData:
@@ -257,8 +261,13 @@ class BankMethod(Method, BankOptions, RGBOptions):
         self.extractors_ = self._make_extractors(self._networks(None))
         dumps, seen = extract_split(self, self._training_extractors(self.extractors_), "train", dataset, stages)
         seen.note(self)
-        self._split_frames, self._split_marks = {"train": seen.frames}, {"train": seen.marks}
+        self._split_frames = {}
+        self._note_split("train", seen)
         return CategoryData("", dumps, stages, len(seen.ids))
+
+    def _note_split(self, split: str, seen: Seen) -> None:
+        """Note what is known of a split's samples."""
+        self._split_frames[split], self._split_ids[split], self._split_marks[split] = seen.frames, seen.ids, seen.marks
 
     def learn_parts(self, members: Sequence[CategoryData], stages: Stages) -> None:
         """Learn to adapt features, and then to fuse the adapted ones, see :meth:`Method.learn_parts`."""
@@ -282,16 +291,18 @@ class BankMethod(Method, BankOptions, RGBOptions):
 
     def _score_held_out(self, dumps: Dumps, validation: Dumps | None, stages: Stages) -> HeldOut | None:
         """Score images that the banks do not hold, as the argument ``calibration`` says."""
-        frames, marks, kept = self._split_frames, self._split_marks, list[slice]()
-        n_train, n_validation = len(frames["train"]), 0 if validation is None else len(frames["validation"])
+        frames, ids, marks, kept = self._split_frames, self._split_ids, self._split_marks, list[slice]()
+        n_train, n_validation = self._count(ids["train"]), 0 if validation is None else self._count(ids["validation"])
         way = self._way(n_train, n_validation)
         if way == "validation":
             kept = not_among(marks["validation"], marks["train"], self.modalities)
-            way = self._way(n_train, sum(run.stop - run.start for run in kept))
+            way = self._way(n_train, self._count([ids["validation"][number] for number in numbers_of(kept)]))
         if way == "validation":
             assert validation is not None
             score = partial(score_all, self._score_patches, validation, frames["validation"], kept, self.device, stages)
-            return kept_in(stages, score, [frame for run in kept for frame in frames["validation"][run]], VALIDATION)
+            shown = [frame for run in kept for frame in frames["validation"][run]]
+            names = [name for run in kept for name in ids["validation"][run]]
+            return kept_in(stages, score, shown, names, origin_of(way, self._of_parts))
         if way == "folds":
             return self._score_in_folds(dumps, stages)
         if self._on_one_scale:
@@ -300,8 +311,8 @@ class BankMethod(Method, BankOptions, RGBOptions):
 
     def _score_in_folds(self, dumps: Dumps, stages: Stages) -> HeldOut | None:
         """Score the training images, each by banks of others; None if all are equal."""
-        frames = self._split_frames["train"]
-        folds = folds_of_marks(self._split_marks["train"], self.modalities, self.calibration_folds)
+        frames, ids = self._split_frames["train"], self._split_ids["train"]
+        folds = folds_of_marks(self._split_marks["train"], self.modalities, self.calibration_folds, self._groups(ids))
         if len(folds) < 2 and (self.calibration == "folds" or self._on_one_scale):
             raise all_equal(len(frames))
         if len(folds) < 2:
@@ -310,7 +321,8 @@ class BankMethod(Method, BankOptions, RGBOptions):
         def score_with(images: list[slice]) -> ScoreRows:
             return self._scoring_by(self._build_banks(dumps, partial(self._select_bank, images=images)))
 
-        return kept_in(stages, partial(in_folds, score_with, dumps, frames, folds, self.device, stages), frames, FOLDS)
+        make = partial(in_folds, score_with, dumps, frames, folds, self.device, stages)
+        return kept_in(stages, make, frames, ids, origin_of("folds", self._of_parts))
 
     def _scoring_by(self, banks: Mapping[str, MemoryBank]) -> ScoreRows:
         """Return the rule by which patches are scored, with other banks than the own ones."""

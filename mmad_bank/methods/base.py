@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, overload
+from typing import Any, ClassVar, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ from mmad_bank._internal.resume import Stages
 from mmad_bank._internal.timing import timed
 from mmad_bank._internal.torch_state import plain_torch
 from mmad_bank._internal.training import seeded
-from mmad_bank.calibration import check_promise
+from mmad_bank.calibration import check_promise, numbers_of
 from mmad_bank.data.dataset import SampleDataset
 from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.names import category_of
@@ -40,7 +40,9 @@ from mmad_bank.data.sample import Sample
 from mmad_bank.data.sequences import (
     Samples,
     as_samples,
+    named,
 )
+from mmad_bank.data.views import ViewPattern
 from mmad_bank.errors import FormatError, InputError, MmadBankError
 from mmad_bank.features.factory import BUNDLED_RGB, PRETRAINED
 from mmad_bank.fusion import CalibratedFusion
@@ -50,7 +52,6 @@ from mmad_bank.methods.calibrating import (
     NOTHING_HELD_OUT,
     calibrate_by_predicting,
     fused_on_one_scale,
-    some_of,
     way_of,
 )
 from mmad_bank.methods.copies import marks_of, not_among
@@ -68,6 +69,7 @@ from mmad_bank.methods.model_folder import (
     write_model,
 )
 from mmad_bank.methods.options import FORMER_NAMES, VERDICT_ARGUMENTS, MethodOptions
+from mmad_bank.methods.parts import IMAGES, PARTS, FitParts, some_of
 from mmad_bank.methods.prediction import Part, Prediction, Reason
 from mmad_bank.methods.preparing import (
     held_out,
@@ -163,6 +165,7 @@ class Method(MethodOptions, ABC):
         self.calibration_, self.calibrated_ = None, None
         self.categories_, self.frames_, self.trained_on_, self.roi_ = [], [], {}, None
         self._shared: Shared | None = None
+        self._of_parts = None if self.views is None else FitParts(ViewPattern(self.views))
 
     def _check_arguments(self) -> None:
         """Refuse arguments that do not go together; each by itself has been checked against its declaration."""
@@ -206,12 +209,13 @@ class Method(MethodOptions, ABC):
             folder = workdir or stack.enter_context(tempfile.TemporaryDirectory(prefix="mmad-bank-fit-"))
             given = self.fitting(dataset, validation, Path(folder), shared, progress)
             samples, held_out, stages = stack.enter_context(given)
-            self._check_calibration(len(samples), 0 if held_out is None else len(held_out))
+            self._check_calibration(self._count(samples), 0 if held_out is None else self._count(held_out))
             self._fit(samples, held_out, stages)
             self._scale_maps(samples, held_out, stages)
             self._calibrate(samples, held_out, stages)
             check_rate_for(self.false_alarm_rate, self.calibration_)
             self.trained_on_ = dict(self._trained_on())
+            self.skipped_ |= {} if self._of_parts is None else self._of_parts.left_out
         return self
 
     @contextmanager
@@ -235,13 +239,35 @@ class Method(MethodOptions, ABC):
         samples = self.suited(samples)
         refuse_missing(samples, self.modalities, self.name, "dataset")
         self.roi_ = region_of(samples, self)
+        samples = self._by_part(samples, "dataset")
         self.preprocessing_ = self._choose_preprocessing(samples)
-        held_out = self._held_out(validation, len(samples))
+        held_out = self._held_out(validation, self._count(samples))
         own = self._fingerprint(samples, held_out)
         own |= {} if shared is None else {"shared": shared.identity}
         # Seeded, so that random extractors are the same when a fit is resumed.
         with plain_torch(), seeded(self.seed):
             yield samples, held_out, Stages(folder, own, progress=progress)
+
+    def _by_part(self, samples: Samples, name: str) -> Samples:
+        """Return samples part after part, without those that show no part, if several show one.
+
+        Raises:
+            InputError: None shows a part.
+        """
+        return samples if self._of_parts is None else self._of_parts.sorted(samples, name)
+
+    @property
+    def _unit(self) -> str:
+        """Word for what is judged."""
+        return IMAGES if self._of_parts is None else PARTS
+
+    def _count(self, samples: Samples | Sequence[str]) -> int:
+        """Return how many are judged of samples, or of those with some ids: images, or parts if several show one."""
+        return len(samples) if self._of_parts is None else self._of_parts.count(_ids(samples))
+
+    def _groups(self, samples: Samples | Sequence[str]) -> list[str] | None:
+        """Return the parts that samples, or those with some ids, show: no fold cuts one; None where there are none."""
+        return None if self._of_parts is None else [one.part for one in self._of_parts.of(_ids(samples)).views]
 
     def parts_to_train(self) -> tuple[SharedPart, ...]:
         """Return those of the :attr:`shareable` parts that :meth:`fit` trains with these arguments.
@@ -714,19 +740,20 @@ class Method(MethodOptions, ABC):
     def _calibrate(self, dataset: Samples, validation: Samples | None, stages: Stages) -> None:
         """Score held-out normal samples for the verdicts."""
         refit, held_out = partial(self._refitted, validation=validation), validation
-        if held_out is not None and self._way(len(dataset), len(held_out)) == "validation":
+        if held_out is not None and self._way(self._count(dataset), self._count(held_out)) == "validation":
             kept = not_among(marks_of(held_out), marks_of(dataset), self.modalities)
-            held_out = some_of(held_out, kept)
-        way = self._way(len(dataset), 0 if held_out is None else len(held_out))
+            held_out = some_of(held_out, numbers_of(kept))
+        way = self._way(self._count(dataset), 0 if held_out is None else self._count(held_out))
         if way is None and self._on_one_scale:
             raise InputError(NOTHING_HELD_OUT)
         found = calibrate_by_predicting(
-            self, refit, dataset, held_out, stages, way=way, one_scale=self._on_one_scale
+            self, refit, dataset, held_out, stages, way=way, groups=self._groups(dataset), parts=self._of_parts,
+            one_scale=self._on_one_scale,
         )  # fmt: skip
         self.calibration_, self.calibrated_ = found.calibration, found.fusion
 
     def _check_calibration(self, n_train: int, n_validation: int) -> None:
-        """Refuse, before the work, a false-alarm rate that so many images cannot give."""
+        """Refuse, before the work, a false-alarm rate that so many images, or parts, cannot give."""
         way = self._way(n_train, n_validation)
         if way is None and self._on_one_scale:
             raise InputError(NOTHING_HELD_OUT)
@@ -735,7 +762,7 @@ class Method(MethodOptions, ABC):
                 "false_alarm_rate: expected validation samples, or calibration='folds', which fits the method"
                 f" {self.calibration_folds} times more; found neither"
             )
-        check_promise(self.false_alarm_rate, n_validation if way == "validation" else n_train)
+        check_promise(self.false_alarm_rate, n_validation if way == "validation" else n_train, self._unit)
 
     def _check_decision(self) -> None:
         """Refuse a model whose decision is that on one scale, and which does not know the scales of its parts.
@@ -752,11 +779,12 @@ class Method(MethodOptions, ABC):
     def _way(self, n_train: int, n_validation: int) -> str | None:
         """Choose what verdicts are calibrated on; a scale of several parts needs fewer images than they do."""
         least = 1 if self._on_one_scale else LEAST
-        return way_of(self.calibration, n_train, n_validation, folds=self.has_cheap_folds, least=least)
+        folds, unit = self.has_cheap_folds, self._unit
+        return way_of(self.calibration, n_train, n_validation, folds=folds, least=least, unit=unit)
 
     def _refitted(self: AnyMethod, dataset: Samples, folder: Path, *, validation: Samples | None) -> AnyMethod:
         """Fit the same method on other samples."""
-        other = type(self)(**{**self.arguments(), "calibration": "none", "false_alarm_rate": None})
+        other = type(self)(**{**self.arguments(), "calibration": "none", "false_alarm_rate": None, "views": None})
         with other.fitting(dataset, validation, folder, self._shared, False) as given:
             other._fit(*given)
         return other
@@ -793,7 +821,8 @@ class Method(MethodOptions, ABC):
         """Return the validation samples, if there are some and they are of use beside so many training samples."""
         if validation is None or not self.uses_validation:
             return None
-        n_validation = len(as_samples(validation, "validation"))
+        validation = self._by_part(as_samples(validation, "validation"), "validation")
+        n_validation = self._count(validation)
         if not self.needs_validation and self._way(n_train, n_validation) != "validation":
             return None
         assert self.preprocessing_ is not None
@@ -810,7 +839,7 @@ class Method(MethodOptions, ABC):
             InputError: Some samples were prepared otherwise than others.
         """
         own = type(self)(**self.arguments())
-        samples = own.suited(as_samples(dataset, "dataset"))
+        samples = own._by_part(own.suited(as_samples(dataset, "dataset")), "dataset")
         own.preprocessing_ = own._choose_preprocessing(samples)
         return own._fingerprint(samples, None)
 
@@ -820,3 +849,10 @@ class Method(MethodOptions, ABC):
         region = region_of(dataset, self)
         own = {} if region is None else {"roi": json.loads(json.dumps(region.as_json()))}
         return fingerprint(self.name, self.arguments(), (dataset, validation), self.preprocessing_) | own
+
+
+def _ids(samples: Samples | Sequence[str]) -> list[str]:
+    """Return the ids of samples, or these if that is what was given."""
+    if isinstance(samples, (list, tuple)) and all(isinstance(one, str) for one in samples):
+        return list(samples)
+    return [name for name, _ in named(cast("Samples", samples))]

@@ -11,29 +11,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
 
 from mmad_bank._internal.progress import within
 from mmad_bank._internal.resume import Stages
+from mmad_bank.calibration import numbers_of
 from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.sample import Sample
-from mmad_bank.data.sequences import Samples, as_samples
+from mmad_bank.data.sequences import Samples
 from mmad_bank.errors import InputError, MmadBankError
 from mmad_bank.fusion import CalibratedFusion, PartScales
 from mmad_bank.methods.copies import all_equal, folds_of_marks, marks_of
 from mmad_bank.methods.options import CalibratedOn
+from mmad_bank.methods.parts import IMAGES, PARTS, FitParts, some_of
 from mmad_bank.methods.prediction import Part, Prediction
 from mmad_bank.methods.verdicts import ModelCalibration, Observed
 
 ENOUGH, LEAST = 19, 9
 """Numbers of validation images: from the first on they are preferred to folds, as they can promise 5 %; below the
 second they are left alone, as a verdict at more than 10 % is worth little."""
-VALIDATION, FOLDS = "validation images", "training images, scored in folds"
-
 CALIBRATED = "calibrated"
 """The decision that fuses parts on the scale of held-out normal images."""
 NOTHING_HELD_OUT = (
@@ -42,7 +41,9 @@ NOTHING_HELD_OUT = (
 )
 
 
-def way_of(wanted: CalibratedOn, n_train: int, n_validation: int, *, folds: bool, least: int = LEAST) -> str | None:
+def way_of(
+    wanted: CalibratedOn, n_train: int, n_validation: int, *, folds: bool, least: int = LEAST, unit: str = IMAGES
+) -> str | None:
     """Choose what a calibration is made on.
 
     Args:
@@ -51,6 +52,7 @@ def way_of(wanted: CalibratedOn, n_train: int, n_validation: int, *, folds: bool
         n_validation: Number of validation images.
         folds: Whether ``"auto"`` may take folds.
         least: Smallest number of validation images that ``"auto"`` takes.
+        unit: Word for what is counted, where it is not images.
 
     Returns:
         ``"validation"``, ``"folds"``, or None for no calibration.
@@ -65,14 +67,25 @@ def way_of(wanted: CalibratedOn, n_train: int, n_validation: int, *, folds: bool
     if wanted == "none":
         return None
     if wanted == "validation" and n_validation == 0:
-        raise InputError("calibration: expected validation images for 'validation', found none")
+        raise InputError(f"calibration: expected validation {unit} for 'validation', found none")
     if wanted == "folds" and n_train < 2:
-        raise InputError(f"calibration: expected at least 2 training images for 'folds', found {n_train}")
+        raise InputError(f"calibration: expected at least 2 training {unit} for 'folds', found {n_train}")
     if wanted != "auto":
         return wanted
     if n_validation < ENOUGH and folds and n_train >= 2 and n_train > n_validation:
         return "folds"
     return "validation" if n_validation >= least else None
+
+
+def origin_of(way: str, parts: FitParts | None) -> str:
+    """Return words for what a calibration is made on.
+
+    Example:
+        >>> origin_of("folds", None)
+        'training images, scored in folds'
+    """
+    unit = IMAGES if parts is None else PARTS
+    return f"validation {unit}" if way == "validation" else f"training {unit}, scored in folds"
 
 
 class Predicting(Protocol):
@@ -106,6 +119,7 @@ class _Seen(NamedTuple):
     prepared_map: Tensor
     parts: Mapping[str, Part]
     frame: Frame
+    id: str
 
 
 def calibrate_by_predicting(
@@ -116,6 +130,8 @@ def calibrate_by_predicting(
     stages: Stages,
     *,
     way: str | None,
+    groups: Sequence[str] | None = None,
+    parts: FitParts | None = None,
     one_scale: bool = False,
 ) -> Found:
     """Calibrate a method on its predictions of held-out samples, as a stage of its fit.
@@ -129,6 +145,8 @@ def calibrate_by_predicting(
         validation: The validation samples, none of which is a training sample.
         stages: Stages of the fit.
         way: What it is calibrated on, see :func:`way_of`.
+        groups: Part of each training sample, which no fold cuts; None where each counts by itself.
+        parts: Which parts the samples show; None where each counts by itself.
         one_scale: Whether the method will fuse its parts on the scale of held-out images.
     """
     if way is None:
@@ -139,17 +157,17 @@ def calibrate_by_predicting(
             assert validation is not None
             yield from _usable(method, validation)
             return
-        folds = folds_of_marks(marks_of(dataset), method.modalities, method.calibration_folds)
+        folds = folds_of_marks(marks_of(dataset), method.modalities, method.calibration_folds, groups)
         if len(folds) < 2:
             raise all_equal(len(dataset))
         for number, fold in enumerate(folds, 1):
-            own, rest = (some_of(dataset, runs) for runs in fold)
+            own, rest = (some_of(dataset, numbers_of(runs)) for runs in fold)
             with within("fold", number, len(folds)), tempfile.TemporaryDirectory(prefix="mmad-bank-fold-") as folder:
                 yield from _usable(refit(rest, Path(folder)), own)
 
     def write(path: Path) -> None:
-        seen = [_Seen(one.score, one.prepared_map, one.parts, one.frame) for one in predictions()]
-        found = _found(seen, VALIDATION if way == "validation" else FOLDS, one_scale)
+        seen = [_Seen(one.score, one.prepared_map, one.parts, one.frame, one.sample.id) for one in predictions()]
+        found = _found(seen, origin_of(way, parts), one_scale, parts)
         path.write_text(json.dumps([one and one.as_json() for one in found]))
 
     calibration, fusion = json.loads(stages.run("calibration.json", write).read_text())
@@ -159,9 +177,10 @@ def calibrate_by_predicting(
     )
 
 
-def _found(seen: Sequence[_Seen], origin: str, one_scale: bool) -> Found:
+def _found(seen: Sequence[_Seen], origin: str, one_scale: bool, parts: FitParts | None) -> Found:
     """Make calibration and fusion of held-out images."""
-    scales, observed = PartScales(), Observed(origin, len(seen))
+    of_parts = None if parts is None else parts.of([one.id for one in seen])
+    scales, observed = PartScales(), Observed(origin, len(seen), of_parts)
     for one in seen:
         if len(one.parts) > 1:
             size = (int(one.prepared_map.shape[0]), int(one.prepared_map.shape[1]))
@@ -186,12 +205,6 @@ def _fused(fusion: CalibratedFusion, parts: Mapping[str, Part], like: Tensor) ->
     size = (int(like.shape[0]), int(like.shape[1]))
     score = fusion.fuse_images({name: torch.tensor([part.score]) for name, part in parts.items()})
     return float(score), fusion.fuse_pixels({name: part.map(size) for name, part in parts.items()})
-
-
-def some_of(samples: Samples, runs: Sequence[slice]) -> Samples:
-    """Return some runs of the samples, which are read when they are asked for."""
-    numbers = [number for run in runs for number in range(run.start, run.stop)]
-    return as_samples(Subset(cast("Dataset[Sample]", samples), numbers), "dataset")
 
 
 def _usable(method: Predicting, samples: Samples) -> Iterator[Prediction]:

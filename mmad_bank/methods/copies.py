@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from mmad_bank.calibration import Fold, folds_of, runs_of
@@ -49,15 +49,20 @@ def marks_of(samples: Samples) -> list[Mark]:
     return marks
 
 
-def folds_of_marks(marks: Sequence[Mark], modalities: Iterable[str], folds: int) -> list[Fold]:
+def folds_of_marks(
+    marks: Sequence[Mark], modalities: Iterable[str], folds: int, groups: Sequence[str] | None = None
+) -> list[Fold]:
     """Cut training images into folds, see :func:`mmad_bank.calibration.folds_of`; one fold if all are equal.
 
     Args:
         marks: Their marks.
         modalities: What the method looks at.
         folds: Largest number of folds.
+        groups: Part that each shows; those of one are in one fold, and so are parts that share an equal image. None
+            where each counts by itself.
     """
-    return folds_of([key or number for number, key in enumerate(_keys(marks, modalities))], folds)
+    keys = _keys(marks, modalities)
+    return folds_of(_joined(keys, list(range(len(keys))) if groups is None else groups), folds)
 
 
 def not_among(marks: Sequence[Mark], train: Sequence[Mark], modalities: Iterable[str]) -> list[slice]:
@@ -92,6 +97,23 @@ def copies_of(image: int, marks: Sequence[Mark], modalities: Iterable[str]) -> l
 def all_equal(n: int) -> InputError:
     """Return the error of training images that no folds can be made of."""
     return InputError(f"calibration: expected at least 2 different training images for folds, found {n} equal ones")
+
+
+def _joined(keys: Sequence[tuple[str, ...]], groups: Sequence[Hashable]) -> list[int]:
+    """Return for each image the first one that it belongs together with: by its content, its part, or over others."""
+    first: dict[Hashable, int] = {}
+    above = list(range(len(keys)))
+
+    def root(number: int) -> int:
+        while above[number] != number:
+            number = above[number]
+        return number
+
+    for number, (key, group) in enumerate(zip(keys, groups, strict=True)):
+        for name in (("image", key or number), ("part", group)):
+            low, high = sorted((root(first.setdefault(name, number)), root(number)))
+            above[high] = low
+    return [root(number) for number in range(len(keys))]
 
 
 def _keys(marks: Sequence[Mark], modalities: Iterable[str]) -> list[tuple[str, ...]]:

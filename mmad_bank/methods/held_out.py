@@ -2,8 +2,9 @@
 
 They come from the validation split, or from folds: banks are selected anew without a part of the training images, and
 score just that part. Everything else that a method learns (a fusion, an adaptation, a decision) stays as it is. A fold
-is a run of neighboring images, so that pictures of one part, which lie beside each other, stay together; equal images
-are in one fold (:mod:`mmad_bank.methods.copies`).
+is a run of neighboring images, so that pictures of one part, which lie beside each other, stay together; where the
+pictures' names say which part they show, no part is cut. Equal images are in one fold
+(:mod:`mmad_bank.methods.copies`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from mmad_bank.calibration import Fold
 from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.roi import RegionOfInterest
 from mmad_bank.fusion import CalibratedFusion, PartScales
+from mmad_bank.methods.parts import HeldOutParts
 from mmad_bank.methods.roi import square_inside, table_inside
 from mmad_bank.methods.training_features import IMAGES_AT_ONCE, Dumps, bar, batches
 from mmad_bank.methods.verdicts import ModelCalibration, Observed
@@ -38,12 +40,14 @@ class HeldOut:
         images: (n,) float32, the image scores by bank.
         patches: (n, P) float32, the scores of an image's places by bank.
         frames: Frames of the images; None where one is not known.
+        ids: Their ids.
         origin: Words for which images they are.
     """
 
     images: dict[str, Tensor]
     patches: dict[str, Tensor]
     frames: Sequence[Frame | None]
+    ids: Sequence[str]
     origin: str
 
     def __len__(self) -> int:
@@ -149,8 +153,9 @@ def in_folds(
 
 
 def kept_in(
-    stages: Stages, make: Callable[[], list[tuple[int, dict[str, Scores]]]], frames: Sequence[Frame | None], origin: str
-) -> HeldOut:
+    stages: Stages, make: Callable[[], list[tuple[int, dict[str, Scores]]]], frames: Sequence[Frame | None],
+    ids: Sequence[str], origin: str,
+) -> HeldOut:  # fmt: skip
     """Make held-out scores as a stage of a training, or read those that an earlier run has made."""
 
     def write(path: Path) -> None:
@@ -166,7 +171,7 @@ def kept_in(
     tensors = load_file(stages.run("held-out.safetensors", write))
     names = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
     images, patches = ({name: tensors[f"{name}.{what}"] for name in names} for what in ("image", "patch"))
-    return HeldOut(images, patches, frames, origin)
+    return HeldOut(images, patches, frames, ids, origin)
 
 
 def fusion_of(
@@ -196,6 +201,7 @@ def calibration_of(
     fuse: Callable[[Mapping[str, Scores]], tuple[Tensor, Tensor]],
     device: str,
     roi: RegionOfInterest | None,
+    shown: HeldOutParts | None = None,
 ) -> ModelCalibration | None:
     """Return the calibration of a method's result and of its parts.
 
@@ -204,8 +210,9 @@ def calibration_of(
         fuse: Function that makes of them image scores (B,) and maps (B, S, S).
         device: Device that fuses.
         roi: Region of interest, whose pixels count; None for all.
+        shown: Which parts the images show; None where each counts by itself.
     """
-    seen = Observed(held_out.origin, len(held_out))
+    seen = Observed(held_out.origin, len(held_out), shown)
     for frames, scores in held_out.batches(device):
         images, maps = fuse(scores)
         for b, frame in enumerate(frames):

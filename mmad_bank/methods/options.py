@@ -70,12 +70,17 @@ class MethodOptions:
     that can promise 10 % (9 images)."""
 
     calibration_folds: Annotated[int, Range(2, 1000)] = 10
-    """Parts that the training images are cut into for the calibration by folds: so many times banks are built of the
+    """Number of folds that the training images are cut into for the calibration: so many times banks are built of the
     others."""
 
+    views: str | None = None
+    """Pattern of the pictures' names, with {part} and {view}, where several pictures show one part, such as
+    {part}_{view}: verdicts are of parts then, see :class:`mmad_bank.data.ViewPattern`. None judges each picture by
+    itself."""
+
     false_alarm_rate: Annotated[float, Range(above=0, below=1, such_as="0.01 for 1%")] | None = None
-    """Share of the normal images that a verdict may call bad; none takes 0.01, or the smallest rate that the held-out
-    images can promise."""
+    """Share of the normal images (with ``views``, of the normal parts) that a verdict may call bad; none takes 0.01, or
+    the smallest rate that the held-out ones can promise."""
 
     device: Annotated[str, DeviceName()] = "cpu"
     """Device that extracts, trains and searches; FPFH is computed on the CPU all the same."""

@@ -197,7 +197,8 @@ class Prediction:
     def p_value(self) -> float | None:
         """Conformal p-value of the score: of normal images, a share of at most α has one of at most α.
 
-        None without a calibration.
+        Where the model is calibrated on parts, at most a share α of the normal parts has *any* such picture. None
+        without a calibration.
         """
         return None if self.calibration is None else float(self.calibration.own.p_values(self.score))
 

@@ -13,7 +13,7 @@ from mmad_bank.data.dataset import SampleDataset
 from mmad_bank.data.frame import Frame
 from mmad_bank.data.roi import RegionOfInterest
 from mmad_bank.data.sample import Sample
-from mmad_bank.data.sequences import Joined, Samples
+from mmad_bank.data.sequences import Chosen, Joined, Samples
 from mmad_bank.errors import InputError
 from mmad_bank.methods.padding import Window, window_of
 
@@ -47,6 +47,8 @@ def _region_of(samples: Samples) -> RegionOfInterest | None:
         if len(texts) > 1:
             raise InputError("roi: expected one region of interest for all data sets, found several")
         return found[0] if found else None
+    if isinstance(samples, Chosen):
+        return _region_of(samples.whole)
     return samples.roi if isinstance(samples, SampleDataset) else None
 
 

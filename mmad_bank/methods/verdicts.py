@@ -15,6 +15,7 @@ from mmad_bank._internal.extras import import_extra
 from mmad_bank._internal.json_values import inside, number_in, table_in
 from mmad_bank.calibration import Calibration
 from mmad_bank.errors import InputError
+from mmad_bank.methods.parts import IMAGES, PARTS, HeldOutParts, PartViews
 
 FUSED = "fused"
 """The name of a method's own result, beside those of its parts."""
@@ -59,11 +60,14 @@ class ModelCalibration:
         images: Calibration of the image scores by result: ``"fused"`` is the method's own, parts follow.
         peaks: Calibration of the largest score of a map.
         pixels: Scores that shares of the held-out images' pixels exceed, by :data:`PIXEL_RATES`.
+        views: What is known of the views of parts, where several pictures show one part: scores and peaks are the
+            largest of a part's then. None where each picture counts by itself.
     """
 
     images: Mapping[str, Calibration]
     peaks: Calibration
     pixels: tuple[float, ...]
+    views: PartViews | None = None
 
     def __len__(self) -> int:
         return len(self.peaks)
@@ -137,7 +141,8 @@ class ModelCalibration:
         """Return JSON-able values, from which :meth:`from_json` makes the same again."""
         images = {name: one.as_json() for name, one in self.images.items()}
         pixels = {f"{rate:g}": score for rate, score in zip(PIXEL_RATES, self.pixels, strict=True)}
-        return {"images": images, "peaks": self.peaks.as_json(), "pixels": pixels}
+        views = {} if self.views is None else {"views": self.views.as_json()}
+        return {"images": images, "peaks": self.peaks.as_json(), "pixels": pixels, **views}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ModelCalibration:
@@ -161,7 +166,7 @@ class ModelCalibration:
             raise InputError(f"images: expected {len(peaks)} scores of {FUSED} and of each part, found {numbers}")
         if list(pixels) != sorted(pixels):
             raise InputError("pixels: expected scores that rise as the shares fall, found others")
-        return cls(images, peaks, pixels)
+        return cls(images, peaks, pixels, PartViews.from_json(content["views"]) if "views" in content else None)
 
 
 class Observed:
@@ -170,10 +175,11 @@ class Observed:
     Args:
         origin: Words for which images they are.
         images: About the number of images.
+        shown: Which parts they show, in the order in which they are taken; None where each counts by itself.
     """
 
-    def __init__(self, origin: str, images: int) -> None:
-        self.origin = origin
+    def __init__(self, origin: str, images: int, shown: HeldOutParts | None = None) -> None:
+        self.origin, self.shown = origin, shown
         self._scores: dict[str, list[float]] = {}
         self._peaks: list[float] = []
         self._pixels: list[Tensor] = []
@@ -188,12 +194,22 @@ class Observed:
         self._pixels.append(values[:: max(1, -(-len(values) // self._an_image))])
 
     def calibration(self) -> ModelCalibration | None:
-        """Return the calibration; None if no image was seen."""
+        """Return the calibration; None if no image was seen.
+
+        A part's scores are the largest of its images': it is bad if any of them is.
+        """
         if not self._peaks:
             return None
-        images = {name: Calibration(torch.tensor(own), self.origin) for name, own in self._scores.items()}
+        known, members = (None, None) if self.shown is None else self.shown.whole()
+        unit = IMAGES if members is None else PARTS
+
+        def of(values: list[float]) -> Calibration:
+            own = values if members is None else [max(values[i] for i in numbers) for numbers in members]
+            return Calibration(torch.tensor(own), self.origin, unit)
+
         quantiles = np.quantile(torch.cat(self._pixels).double().numpy(), 1 - np.array(PIXEL_RATES))
-        return ModelCalibration(images, Calibration(torch.tensor(self._peaks), self.origin), tuple(quantiles.tolist()))
+        images = {name: of(own) for name, own in self._scores.items()}
+        return ModelCalibration(images, of(self._peaks), tuple(quantiles.tolist()), known)
 
 
 def pixel_areas(xyz: Tensor) -> Tensor:

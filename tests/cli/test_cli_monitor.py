@@ -26,7 +26,7 @@ def normal(n: int, seed: int) -> np.ndarray:
 def write_csv(path: Path, scores: np.ndarray) -> Path:
     with path.open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerows([["id", "score", "p_value"], *([f"part {i}", score, 0.5] for i, score in enumerate(scores))])
+        table.writerows([["id", "score", "p_value"], *([f"part {i}", score, ""] for i, score in enumerate(scores))])
     return path
 
 
@@ -157,6 +157,25 @@ def test_what_is_no_score_is_left_out(place: Path) -> None:
     assert said[11] == "missing.csv: cannot be read (No such file or directory)"
     none = refused_at_last("monitor", files[2], "--bank", place / "bank")
     assert "expected a column 'score'" in none
+
+
+def test_scores_that_another_calibration_judged_are_left_out(place: Path) -> None:
+    good("build", place / "calm.npy", "--out", place / "other")
+    good("calibrate", place / "other", place / "train.npy", "--in-place")
+    good("score", place / "other", place / "held.npy", "--csv", place / "foreign.csv", "--false-alarm-rate", "5%")
+    for name in ("held", "calm"):
+        judged = ("--csv", place / f"{name}.csv", "--false-alarm-rate", "5%", "--overwrite")
+        good("score", place / "bank", place / f"{name}.npy", *judged)
+    files = [place / name for name in ("held.csv", "calm.csv")]
+    assert facts("monitor", *files, "--bank", place / "bank")["images"] == 399, "scores that tie with held-out ones too"
+    result = call("monitor", *files, place / "foreign.csv", "--bank", place / "bank", "--json")
+    assert result.exit_code == LEFT_OUT
+    assert json.loads(result.stdout)["images"] == 399
+    assert "foreign.csv: expected scores that were judged by this calibration, found p-value " in result.stderr
+    assert "they are of another model, bank or calibration" in result.stderr
+    assert "judged by this calibration" in refused_at_last("monitor", place / "calm.csv", "--bank", place / "other")
+    free = call("monitor", place / "foreign.csv", "--normal", place / "calm.csv", "--json")
+    assert (json.loads(free.stdout)["images"], json.loads(free.stdout)["left_out"]) == (99, {})
 
 
 def test_wrong_arguments_are_refused(place: Path) -> None:

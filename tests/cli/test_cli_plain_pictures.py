@@ -58,6 +58,19 @@ def test_a_folder_is_scored_and_explained_by_paths(model: Path, tmp_path: Path) 
     assert len(facts("predict", model, tmp_path / "new", "--out", tmp_path / "again")["samples"]) == 2
 
 
+def test_the_place_of_results_does_not_depend_on_how_many_a_folder_has(model: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "new" / "fine.png"
+    add_picture(picture, seed=10)
+    listing, pattern = tmp_path / "list.txt", tmp_path / "n*" / "*.png"
+    listing.write_text("new/fine.png\n")
+    places = [(tmp_path / "new", "fine.png"), (pattern, "fine.png"), (listing, "new/fine.png")]
+    for number, (place, name) in enumerate(places):
+        (scored,) = facts("predict", model, place, "--out", tmp_path / f"out{number}")["samples"]
+        assert (scored["id"], Path(scored["folder"])) == (name, tmp_path / f"out{number}" / name)
+    (scored,) = facts("predict", model, picture, "--out", tmp_path / "alone")["samples"]
+    assert Path(scored["folder"]) == tmp_path / "alone", "one file's results need no folder of their own"
+
+
 def test_lists_patterns_and_files(parts: Path, tmp_path: Path) -> None:
     listing = parts / "list.txt"
     listing.write_text("# good ones\nmonday/1.png\n2.jpg\nlost.png\n")

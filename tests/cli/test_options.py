@@ -68,7 +68,7 @@ def test_a_name_has_one_meaning_and_one_type(command: str, name: str) -> None:
     word = WORDS[name]
     assert without_none(kind) == word.kind
     assert word.several or "list" not in str(kind)
-    pattern = ".*".join(map(re.escape, word.help.split("{}")))
+    pattern = ".*".join(re.escape(text.format()) for text in word.help.split("{}"))
     assert re.fullmatch(pattern, info.help), "the command fills in the word's sentence, and says nothing else"
     assert info.metavar == word.metavar
     assert parameter == NAMES_OF_PYTHON.get(name, name.removeprefix("--").replace("-", "_"))
@@ -88,7 +88,11 @@ FRAGMENT = r"(Of|In|For|Whose|With|By|To|From|At|On|As|Likewise|Which|That|Witho
 
 
 def is_sentence(text: str) -> bool:
-    """Whether a text begins with a capital, its subject first, and ends with a full stop, no space doubled."""
+    """Whether a text begins with a capital, its subject first, and ends with a full stop, no space doubled.
+
+    Braces are left from a place that nobody has filled in, but for those of a pattern's fields.
+    """
+    text = re.sub(r"\{(part|view)\}", r"\1", text)
     return bool(re.fullmatch(rf"(?!{FRAGMENT})[A-Z][^{{}}]*[^.\s]\.", text)) and "  " not in text
 
 

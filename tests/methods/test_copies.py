@@ -46,6 +46,15 @@ def test_a_mark_tells_what_a_method_looks_at(parts: list[Sample]) -> None:
     assert not_among([{}, marks[1]], [{}, marks[0]], {"rgb"}) == [slice(0, 2)]
 
 
+def test_parts_that_share_an_image_are_in_one_fold(parts: list[Sample]) -> None:
+    """Six pictures of three parts, the first of which has a copy among the third's."""
+    marks = [mark_of(one) for one in parts]
+    marks[4] = marks[1]
+    own = [fold.own for fold in folds_of_marks(marks, {"rgb"}, 9, list("aabbcc"))]
+    assert own == [[slice(0, 2), slice(4, 6)], [slice(2, 4)]]
+    assert [fold.own for fold in folds_of_marks(marks[:4], {"rgb"}, 9, list("aabb"))] == [[slice(0, 2)], [slice(2, 4)]]
+
+
 def test_copies_are_scored_by_banks_without_them(parts: list[Sample]) -> None:
     """A, B, C, D, E, F, A, D in 3 folds: A, B, A and C, D, D and E, F."""
     copies = [copy_of(parts[0], 0), copy_of(parts[3], 1)]

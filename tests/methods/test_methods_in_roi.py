@@ -152,6 +152,7 @@ def test_it_goes_with_subsets_and_one_for_all(parts: Path) -> None:
     other = open_dataset(parts / "good", roi=RegionOfInterest(mask=RIGHT))
     assert small().fit(Subset(dataset, [0, 1])).roi_ is dataset.roi
     assert small().fit(ConcatDataset([Subset(dataset, [0, 1]), Subset(dataset, [2])])).roi_ is dataset.roi
+    assert small().fit(Subset(ConcatDataset([dataset]), [0, 1])).roi_ is dataset.roi
     with pytest.raises(InputError, match="roi: expected one region of interest for all data sets, found several"):
         small().fit(ConcatDataset([dataset, other]))
     assert small().fingerprint_on(dataset) != small().fingerprint_on(other)

@@ -219,7 +219,7 @@ def test_parts_are_fused_on_the_scale_of_held_out_images(
         assert model.calibrated_.pixels[name] == pytest.approx(float(maps.double().std(correction=0)), rel=1e-4)
     prediction = model.predict(a_part(60))
     ratios = [prediction.parts[name].score / model.calibrated_.images[name] for name in names]
-    assert prediction.score == pytest.approx((sum(one**4 for one in ratios) / len(names)) ** 0.25, rel=1e-5)
+    assert prediction.score == pytest.approx((sum(one**16 for one in ratios) / len(names)) ** (1 / 16), rel=1e-5)
     maps = [prediction.prepared_maps()[name] / model.calibrated_.pixels[name] for name in names]
     torch.testing.assert_close(prediction.prepared_map, sum(maps) / len(names), rtol=1e-4, atol=1e-5)
     assert model.calibration_.own.scores.tolist() == pytest.approx(sorted(one.score for one in seen), rel=1e-4)
