@@ -9,6 +9,7 @@ Learning in a Random World; Bates et al. 2023: Testing for Outliers with Conform
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mmad_bank._internal.checks import ArrayLike, check_rate
+from mmad_bank._internal.json_values import numbers_in, text_in
 from mmad_bank.errors import InputError
 
 USUAL_RATE = 0.01
@@ -31,36 +33,71 @@ FARTHEST = 0.1
 _TAIL_SHARE, _TAIL_LEAST = 0.1, 10  # of the scores, and scores, that the tail is fitted to
 _JUST = 1 + 1e-12  # for rates such as 0.29 with 99 images, whose product is 28.999... in floating point
 _LEAST_WIDTH = 1e-30  # of a scale, where all held-out scores are the same
+_LARGEST_RATIO = 1e300  # in which no 1 + x is infinite
 _LARGEST_SHAPE = 0.9  # of a tail that still has a mean
 
 
-def blocks_of(n: int, folds: int) -> list[slice]:
-    """Cut n images into folds: runs of neighboring ones of about the same length.
+class Fold(NamedTuple):
+    """Images that are held out together.
 
-    Pictures of one part that lie beside each other stay together, apart from the two at a fold's ends.
-
-    Example:
-        >>> blocks_of(7, 3)
-        [slice(0, 2, None), slice(2, 4, None), slice(4, 7, None)]
+    Attributes:
+        own: Runs of their numbers, ascending.
+        others: Runs of the numbers of all other images, ascending.
     """
-    ends = [n * number // min(folds, n) for number in range(min(folds, n) + 1)]
-    return [slice(first, last) for first, last in pairwise(ends)]
+
+    own: list[slice]
+    others: list[slice]
 
 
-def blocks_of_groups(groups: Sequence[Hashable], folds: int) -> list[slice]:
-    """Cut images into folds as :func:`blocks_of` does, but so that the images of a group stay together.
+def folds_of(marks: Sequence[Hashable], folds: int) -> list[Fold]:
+    """Cut images into folds: runs of neighboring ones of about the same length.
+
+    Pictures of one part that lie beside each other stay together, apart from the two at a fold's ends. Equal images
+    are always in one fold, that of the first of them: a copy in another one would give a held-out score of about 0.
 
     Args:
-        groups: Group of each image; those of one lie beside each other.
-        folds: Number of folds; there are no more than groups.
+        marks: What tells each image from others; equal images have equal marks.
+        folds: Largest number of folds; there are no more than different images.
 
     Example:
-        >>> blocks_of_groups(["a", "a", "b", "c", "c", "c"], 2)
-        [slice(0, 2, None), slice(2, 6, None)]
+        >>> [fold.own for fold in folds_of(range(7), 3)]
+        [[slice(0, 2, None)], [slice(2, 4, None)], [slice(4, 7, None)]]
+        >>> [fold.own for fold in folds_of("abcdaef", 3)]
+        [[slice(0, 2, None), slice(4, 5, None)], [slice(2, 4, None)], [slice(5, 7, None)]]
     """
-    starts = [i for i, group in enumerate(groups) if i == 0 or group != groups[i - 1]]
-    ends = [*starts, len(groups)]
-    return [slice(ends[block.start], ends[block.stop]) for block in blocks_of(len(starts), folds)]
+    ranks = {mark: rank for rank, mark in enumerate(dict.fromkeys(marks))}
+    n = len(ranks)
+    ends = [n * number // min(folds, n) for number in range(min(folds, n) + 1)]
+    return [
+        Fold(
+            *(
+                runs_of([i for i, mark in enumerate(marks) if (first <= ranks[mark] < last) is held])
+                for held in (True, False)
+            )
+        )
+        for first, last in pairwise(ends)
+    ]
+
+
+def runs_of(numbers: Sequence[int]) -> list[slice]:
+    """Return the runs of ascending numbers.
+
+    Example:
+        >>> runs_of([0, 1, 2, 5])
+        [slice(0, 3, None), slice(5, 6, None)]
+    """
+    starts = [at for at, number in enumerate(numbers) if at == 0 or number != numbers[at - 1] + 1]
+    return [slice(numbers[a], numbers[b - 1] + 1) for a, b in pairwise([*starts, len(numbers)])]
+
+
+def numbers_of(runs: Sequence[slice]) -> list[int]:
+    """Return the numbers in runs.
+
+    Example:
+        >>> numbers_of([slice(0, 3), slice(5, 6)])
+        [0, 1, 2, 5]
+    """
+    return [number for run in runs for number in range(run.start, run.stop)]
 
 
 def check_promise(rate: float | None, n_images: int, unit: str = "images") -> None:
@@ -123,7 +160,7 @@ class Tail(NamedTuple):
         """Return the score that a share of the normal images exceeds, at most :attr:`share`."""
         times = self.share / rate
         factor = math.log(times) if self.shape == 0 else math.expm1(self.shape * math.log(times)) / self.shape
-        return self.start + self.scale * factor
+        return min(self.start + self.scale * factor, sys.float_info.max)
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,7 +272,8 @@ class Calibration:
             return None
         k = max(_TAIL_LEAST, math.ceil(_TAIL_SHARE * n))
         start = float(self.scores[-k - 1])
-        excess = (self.scores[-k:] - start).numpy()
+        unit = 2.0 ** min(math.frexp(float(self.scores.abs().max()))[1], 1023)  # exact; nothing overflows in it
+        excess = (self.scores[-k:] / unit - start / unit).numpy()
         above = 1 - (np.arange(1, k + 1) - 0.35) / k
         first, second = float(excess.mean()), float((above * excess).mean())
         if first <= 0:
@@ -243,7 +281,7 @@ class Calibration:
         # second is at most first/2 for any ascending values; equal only where the excesses do not vary.
         shape = 2 - first / max(first - 2 * second, 1e-12 * first)
         shape = min(max(shape, 0.0), _LARGEST_SHAPE)
-        return Tail(start, first * (1 - shape), shape, k / (n + 1))
+        return Tail(start, min(first * (1 - shape) * unit, sys.float_info.max), shape, k / (n + 1))
 
     def normalized(self, scores: ArrayLike | float, rate: float | None = None) -> Tensor:
         """Bring scores to a scale from 0 to 1 on which the threshold stands at 0.5.
@@ -258,9 +296,9 @@ class Calibration:
         Returns:
             float64 on the CPU, in the same shape.
         """
-        lowest = float(self.scores[0])
-        width = max(self.threshold(rate).score - lowest, _LEAST_WIDTH)
-        x = ((torch.as_tensor(scores).detach().cpu().double() - lowest) / width).clamp(min=0)
+        lowest = float(self.scores[0]) / 2  # halves, whose differences do not overflow
+        width = max(self.threshold(rate).score / 2 - lowest, _LEAST_WIDTH)
+        x = ((torch.as_tensor(scores).detach().cpu().double() / 2 - lowest) / width).clamp(0, _LARGEST_RATIO)
         return x / (1 + x)
 
     def as_json(self) -> dict[str, Any]:
@@ -273,7 +311,13 @@ class Calibration:
         """Return what :meth:`as_json` made.
 
         Raises:
-            InputError: A score is not finite, or there is none.
+            InputError: It is something else; the message names the field.
+
+        Example:
+            >>> Calibration.from_json({"origin": "held-out images", "scores": [1.0, "2.0"]})
+            Traceback (most recent call last):
+            mmad_bank.errors.InputError: scores[1]: expected a finite number, found '2.0'
         """
-        scores = torch.tensor([float(one) for one in content["scores"]], dtype=torch.float64)
-        return cls(scores, str(content["origin"]), str(content.get("unit", "images")))
+        scores = torch.tensor(numbers_in(content, "scores"), dtype=torch.float64)
+        unit = text_in(content, "unit") if "unit" in content else "images"
+        return cls(scores, text_in(content, "origin"), unit)

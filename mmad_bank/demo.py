@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ import numpy as np
 from mmad_bank._internal.file_names import SYNTHETIC
 from mmad_bank._internal.files import replacing, write_text
 from mmad_bank._internal.palette import BAD, INK, SOFT
+from mmad_bank._internal.terminal import say
 from mmad_bank.errors import InputError, MissingExtraError
 from mmad_bank.evaluation import (
     FUSED,
@@ -150,7 +150,7 @@ def _timed(seconds: dict[str, float], name: str, progress: bool, with_depth: boo
     if progress:
         number = list(_STEPS).index(name) + 1
         words = _STEPS[name] if with_depth else {**_STEPS, **_ON_PICTURES}[name]
-        print(f"step {number} of {len(_STEPS)}: {words}", file=sys.stderr, flush=True)
+        say(f"step {number} of {len(_STEPS)}: {words}")
     start = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - start
@@ -169,7 +169,7 @@ def _require_packages() -> bool:
     try:
         FPFH()
     except MissingExtraError as error:
-        print(f"note: without depth, PatchCore on the pictures alone: {error}", file=sys.stderr)
+        say(f"note: without depth, PatchCore on the pictures alone: {error}")
         return False
     return True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -115,6 +116,36 @@ def test_equal_scores_have_a_threshold() -> None:
     assert calibration.normalized(torch.tensor([2.0, 3.0])).tolist() == pytest.approx([0.0, 1.0])
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("power", [-25, 0, 300, 307])
+def test_scores_of_any_size_give_finite_numbers(power: int) -> None:
+    """What is computed does not depend on the unit of the scores."""
+    generator = torch.Generator().manual_seed(3)
+    scores = torch.randn(40, generator=generator, dtype=torch.float64) * 4
+    plain, huge = Calibration(scores), Calibration(scores * 10.0**power)
+    for rate in (0.1, 1 / 41, 0.1 / 41):
+        expected = plain.threshold(rate)
+        found = huge.threshold(rate)
+        assert math.isfinite(found.score)
+        assert found.score == pytest.approx(min(expected.score * 10.0**power, sys.float_info.max), rel=1e-9)
+        new = torch.tensor([-17.0, -2.0, 0.0, 3.0, 17.0], dtype=torch.float64)
+        normalized = huge.normalized(new * 10.0**power, rate)
+        if math.isfinite(expected.score * 10.0**power):
+            assert torch.allclose(normalized, plain.normalized(new, rate), rtol=1e-9)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_largest_numbers_have_finite_results() -> None:
+    largest = sys.float_info.max
+    calibration = Calibration(torch.tensor([-largest] * 20 + [largest], dtype=torch.float64))
+    assert calibration.normalized(torch.tensor([-largest, 0, largest], dtype=torch.float64)).tolist() == pytest.approx(
+        [0, 1 / 3, 0.5]
+    )
+    assert calibration.threshold(0.1 / 22).score == largest
+    equal = Calibration(torch.zeros(30))
+    assert equal.normalized(torch.tensor([0.0, 1e308, torch.inf], dtype=torch.float64)).tolist() == [0, 1, 1]
+
+
 def test_normalized_scores_have_the_threshold_in_the_middle() -> None:
     calibration = Calibration(torch.arange(1.0, 101.0))
     threshold = calibration.threshold(0.05).score
@@ -137,6 +168,31 @@ def test_rates_that_are_none_are_refused(rate: object) -> None:
 def test_scores_that_are_none_are_refused(scores: torch.Tensor) -> None:
     with pytest.raises(InputError, match="scores: expected"):
         Calibration(scores)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"scores": [1.0, "2"]}, "scores[1]: expected a finite number, found '2'"),
+        ({"scores": [True]}, "scores[0]: expected a finite number, found True"),
+        ({"scores": [1, None]}, "scores[1]: expected a finite number, found None"),
+        ({"scores": [math.nan]}, "scores[0]: expected a finite number, found nan"),
+        ({"scores": [1.0, -math.inf]}, "scores[1]: expected a finite number, found -inf"),
+        ({"scores": [10**400]}, "scores[0]: expected a finite number, found a huge number"),
+        ({"scores": "123"}, "scores: expected a list of numbers, found '123'"),
+        ({"scores": {"0": 1.0}}, "scores: expected a list of numbers, found an object of 1"),
+        ({"scores": []}, "scores: expected numbers (n,), found torch.float64 (0,)"),
+        ({"origin": 3}, "origin: expected a text, found 3"),
+        ({"origin": None}, "origin: expected a text, found None"),
+    ],
+)
+def test_json_of_another_kind_is_refused(change: dict[str, object], line: str) -> None:
+    with pytest.raises(InputError) as error:
+        Calibration.from_json({"origin": "held-out images", "scores": [1.0, 2.0], **change})
+    assert str(error.value) == line
+    for content in ([], "x", None, 3):
+        with pytest.raises(InputError, match=r"^scores: expected an object that has it, found "):
+            Calibration.from_json(content)  # type: ignore[arg-type]
 
 
 def test_json_gives_the_same_back() -> None:

@@ -89,6 +89,15 @@ def check_not_current(path: AnyPath) -> None:
         raise InputError(f"{path}: cannot be replaced as a whole, as it is {which}; expected a new folder below it")
 
 
+def real_path(path: AnyPath) -> Path:
+    """Return a path with all links followed, as far as they lead anywhere.
+
+    A link that leads to itself stays as it is: ``Path.resolve`` raises an error for it, and whoever opens the file has
+    a better one.
+    """
+    return Path(os.path.realpath(path))
+
+
 def named_after(path: AnyPath, ending: str) -> Path:
     """Return the path of a folder beside another that is called like it, with an ending: ``model.fit`` of ``model``.
 

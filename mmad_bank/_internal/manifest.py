@@ -36,7 +36,7 @@ class Manifest:
 
     def __init__(self, place: str, content: Any) -> None:
         if not isinstance(content, dict):
-            raise FormatError(f"{place}: altered, expected a JSON object, found {_shown(content)}")
+            raise FormatError(f"{place}: altered, expected a JSON object, found {shown(content)}")
         self.place = place
         self.content: dict[str, Any] = content
 
@@ -117,7 +117,7 @@ class Manifest:
         return value
 
     def _wrong(self, name: str, expected: str, value: Any) -> FormatError:
-        return FormatError(f"{self.place}: altered, expected {expected} for '{name}', found {_shown(value)}")
+        return FormatError(f"{self.place}: altered, expected {expected} for '{name}', found {shown(value)}")
 
 
 def parse_json(
@@ -162,7 +162,7 @@ def check_format(content: Any, place: str, kind: str, newest: int) -> Manifest:
     manifest = Manifest(place, content)
     found = manifest.content.get("format")
     if found != kind:
-        raise FormatError(f"{place}: foreign, expected the format '{kind}', found {_shown(found)}")
+        raise FormatError(f"{place}: foreign, expected the format '{kind}', found {shown(found)}")
     version = manifest.integer("version", 1)
     if version > newest:
         raise FormatError(
@@ -182,7 +182,7 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"expected finite numbers, found {name}")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """Return words for a value of a damaged file, which may be very long or deep."""
     if isinstance(value, (dict, list)):
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
+
+from mmad_bank._internal.terminal import printable, say
 
 _PATIENCE = 1.0  # seconds of silence before a terminal is told what is waited for; shorter bars go when they are done
 
@@ -40,7 +41,7 @@ def within(name: str, number: int = 1, total: int = 1) -> Iterator[None]:
 
 def labelled(description: str) -> str:
     """Return a description with the names in front that it belongs to."""
-    return ": ".join((*_labels.get(), description))
+    return printable(": ".join((*_labels.get(), description)))
 
 
 @contextmanager
@@ -95,7 +96,7 @@ def announce(line: str, *, always: bool = False) -> None:
     if _talking or always:
         for wait in _waits:
             wait.hide()
-        print(line, file=sys.stderr, flush=True)
+        say(line)
         for wait in _waits:
             wait.begin()
 

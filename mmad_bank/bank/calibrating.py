@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,12 +14,12 @@ from torch import Tensor
 from mmad_bank import scoring
 from mmad_bank._internal.checks import check_index
 from mmad_bank._internal.manifest import Manifest
-from mmad_bank.bank.dump_scores import ScoreImages, in_images, score_dump
+from mmad_bank.bank.dump_scores import ScoreImages, blocks_of_images, in_images, score_dump
 from mmad_bank.bank.dumps import FeatureDump, Part
 from mmad_bank.bank.provenance import Source
 from mmad_bank.bank.reporting import Report
 from mmad_bank.bank.scores import Rule, Scores
-from mmad_bank.calibration import Calibration, Threshold, blocks_of
+from mmad_bank.calibration import Calibration, Threshold, folds_of
 from mmad_bank.errors import InputError
 
 SHARES = (0.1, 0.05, 0.01, 0.005, 0.001, 0.0001)
@@ -104,9 +105,10 @@ class BankCalibration:
 
     def judge(self, scores: Scores, false_alarm_rate: float | None = None) -> Verdicts:
         """Return p-values and verdicts of scores, see :meth:`MemoryBank.judge`."""
-        if scores.rule not in (None, self.rule):
+        if scores.rule is not None and scores.rule != self.rule:
             raise InputError(
-                f"scores: expected image scores by {self.rule}, as the calibration has, found {scores.rule}"
+                f"scores: expected image scores by {self.rule}, as the calibration has, found {scores.rule}; call score"
+                f" with {self.rule.in_full()}, or calibrate anew with {scores.rule.in_full()}"
             )
         if scores.patch.ndim != 2 or scores.patch.shape[1] != self.patches:
             raise InputError(
@@ -186,24 +188,44 @@ def score_by_folds(
         build: Function from the features of the other folds to what scores with a bank of them.
         dump: The features.
         per_image: Number of patches per image.
-        folds: Number of folds, see :func:`mmad_bank.calibration.blocks_of`.
+        folds: Number of folds, see :func:`mmad_bank.calibration.folds_of`; equal images are in one.
         report: Function that the work reports to.
 
     Raises:
-        InputError: There are fewer images than folds.
+        InputError: There are fewer images than folds, or all are equal.
     """
     n_images = len(dump) // per_image
     check_index(folds, "folds", 2, n_images, "the number of images")
-    whole = in_images(dump, per_image)
-    found = []
-    for block in blocks_of(n_images, folds):
-        first, last = block.start * per_image, block.stop * per_image
-        rest = FeatureDump([*_parts_between(whole, 0, first), *_parts_between(whole, last, len(whole))])
-        score = build(rest)
-        _, own = score_dump(score, FeatureDump(_parts_between(whole, first, last)), per_image)
-        found.append(own)
-        report(_STAGE, last // per_image, n_images)
-    return Scores.of(found)
+    whole, done = in_images(dump, per_image), 0
+    cut = folds_of(_marks(whole, per_image), folds)
+    if len(cut) < 2:
+        raise InputError(f"folds: expected at least 2 different images, found {n_images:,} equal ones")
+    found: list[tuple[int, Scores]] = []
+    for fold in cut:
+        score = build(_images_in(whole, fold.others, per_image))
+        for run in fold.own:
+            _, own = score_dump(score, _images_in(whole, [run], per_image), per_image)
+            found.append((run.start, own))
+            done += run.stop - run.start
+        report(_STAGE, done, n_images)
+    return Scores.of([own for _, own in sorted(found, key=lambda one: one[0])])
+
+
+def _marks(dump: FeatureDump, per_image: int) -> list[bytes]:
+    """Return a hash of each image's features."""
+    return [
+        hashlib.blake2b(image.contiguous().numpy().tobytes(), digest_size=16).digest()
+        for part in dump.parts
+        for rows in blocks_of_images(part, per_image)
+        for image in rows.view(-1, per_image, dump.dim)
+    ]
+
+
+def _images_in(dump: FeatureDump, runs: Sequence[slice], per_image: int) -> FeatureDump:
+    """Return some runs of a dump's images."""
+    return FeatureDump(
+        [part for run in runs for part in _parts_between(dump, run.start * per_image, run.stop * per_image)]
+    )
 
 
 def _parts_between(dump: FeatureDump, first: int, last: int) -> list[Part]:

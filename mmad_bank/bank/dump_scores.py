@@ -88,7 +88,7 @@ def score_dump(
     for part in dump.parts:
         try:
             own = []
-            for rows in _blocks(part, per_image):
+            for rows in blocks_of_images(part, per_image):
                 own.append(score(rows.view(-1, per_image, dump.dim)).cpu())
                 report(done + sum(len(one.image) for one in own))
         except _Unusable as error:
@@ -104,12 +104,16 @@ def score_dump(
     return parts, Scores.of(found)
 
 
-class _Unusable(Exception):
+class _Unusable(InputError):
     """A file's rows cannot be read or used."""
 
 
-def _blocks(part: Part, per_image: int) -> Iterator[Tensor]:
-    """Yield the rows of a few images at a time."""
+def blocks_of_images(part: Part, per_image: int) -> Iterator[Tensor]:
+    """Yield the rows of a few images at a time.
+
+    Raises:
+        InputError: They cannot be read, or one is not finite.
+    """
     step = max(1, ROWS_AT_ONCE // per_image) * per_image
     for first in range(0, part.source.rows, step):
         try:

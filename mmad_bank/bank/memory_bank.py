@@ -441,6 +441,7 @@ class MemoryBank:
         folds: int | None = None,
         reweight: scoring.Reweight = "m3dm",
         n_neighbors: int | None = None,
+        divisor: float = 1.0,
         patches: int | None = None,
         origin: str | None = None,
         progress: Progress = False,
@@ -459,9 +460,11 @@ class MemoryBank:
         Args:
             features: Normal images, as for :meth:`build`, which the bank was not built from; with ``folds`` all that
                 it was built from, in their order.
-            folds: Number of runs of neighboring images that are left out in turn, at least 2; default: none.
+            folds: Number of runs of neighboring images that are left out in turn, at least 2; equal images go together.
+                Default: none.
             reweight: Rule of the image scores that are to be judged, see :meth:`score`.
             n_neighbors: As for :meth:`score`.
+            divisor: As for :meth:`score`.
             patches: Number of patches per image in (N, D) features; default: a file or array is one image.
             origin: Words for which images they are; default: ``"held-out images"``, or that they are of folds.
             progress: As for :meth:`build`.
@@ -485,7 +488,7 @@ class MemoryBank:
             >>> bank.calibrate(features, folds=5).images
             <Calibration of 20 images of the bank, in 5 folds: 0.1399 to 0.1883>
         """
-        rule = check_rule(reweight, n_neighbors)
+        rule = check_rule(reweight, n_neighbors, divisor)
         dump = self._open(features, key=key, layout=layout, by_image=by_image, left_out=left_out)
         return self._calibrated(dump, rule, patches, folds, origin, progress, left_out, OR_FOLDS)
 

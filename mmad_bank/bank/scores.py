@@ -23,6 +23,15 @@ class Rule(NamedTuple):
     divisor: float = 1.0
     """Number that the largest patch score was divided by before the rule."""
 
+    def in_full(self) -> str:
+        """Return it as arguments of :meth:`MemoryBank.score`.
+
+        Example:
+            >>> Rule("max", 1).in_full()
+            "reweight='max', n_neighbors=1, divisor=1"
+        """
+        return f"reweight={self.reweight!r}, n_neighbors={self.n_neighbors}, divisor={self.divisor:g}"
+
     def __str__(self) -> str:
         divided = "" if self.divisor == 1 else f", divisor={self.divisor:g}"
         return f"reweight={self.reweight!r}, n_neighbors={self.n_neighbors}{divided}"

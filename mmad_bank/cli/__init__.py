@@ -21,6 +21,7 @@ def _program() -> None:
     import sys
     import warnings
 
+    from mmad_bank._internal.terminal import printable
     from mmad_bank.cli._app import app
 
     # A file's name may hold what the terminal's encoding does not: it is escaped, and no command ends for it.
@@ -30,7 +31,7 @@ def _program() -> None:
 
     # What libraries say to programmers is no message to a user, whose line is the error or the summary.
     warnings.filterwarnings("ignore", module=r"torch\.")
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {printable(message)}\n"
     app()
 
 

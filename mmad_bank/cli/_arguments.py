@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import types
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from mmad_bank._internal.limits import bare
+from mmad_bank._internal.terminal import say
 from mmad_bank._internal.type_words import in_words
 from mmad_bank.errors import InputError, did_you_mean
 from mmad_bank.methods.base import Method
@@ -57,7 +57,7 @@ def parse_settings(method: type[Method], settings: Sequence[str]) -> Settings:
         name = word.replace("-", "_")
         name = _OTHER_SPELLINGS.get(name, name)
         if name in former:
-            print(f"warning: --set {word} is --set {former[name]} now", file=sys.stderr)
+            say(f"warning: --set {word} is --set {former[name]} now")
             name = former[name]
         if name not in hints:
             raise InputError(_word_unknown(method, word, hints))

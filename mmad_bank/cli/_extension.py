@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mmad_bank._internal.terminal import printable, say
 from mmad_bank.bank.dump_scores import patches_of_an_image
 from mmad_bank.cli._scoring import score_images
 from mmad_bank.cli._verdicts import calibration_facts, percent
@@ -55,10 +55,12 @@ def judge_new(bank: MemoryBank, dump: FeatureDump, *, progress: bool) -> NewImag
     try:
         patches_of_an_image(dump, calibration.patches)
     except InputError as error:
-        print(f"note: the new images are not judged, {error}", file=sys.stderr)
+        say(f"note: the new images are not judged, {error}")
         return None
     rule = calibration.rule
-    scored = score_images(bank, dump, calibration.patches, rule.reweight, rule.n_neighbors, progress=progress)
+    scored = score_images(
+        bank, dump, calibration.patches, rule.reweight, rule.n_neighbors, divisor=rule.divisor, progress=progress
+    )
     verdicts = calibration.judge(scored.scores, calibration.images.smallest_rate)
     return NewImages([image.name for image in scored.images], verdicts.p_values.tolist())
 
@@ -87,7 +89,7 @@ def extension_rows(new: NewImages | None, facts: Mapping[str, Any]) -> dict[str,
             "outdated, of before the extension: verdicts are rather too mild; --calibrate makes it anew"
         )
         return rows
-    rows["calibrated with"] = f"{after['images']:,} {after['origin']} of {after['patches']:,} patches"
+    rows["calibrated with"] = f"{after['images']:,} {printable(after['origin'])} of {after['patches']:,} patches"
     pairs = zip(before["thresholds"] if before else [None] * len(after["thresholds"]), after["thresholds"], strict=True)
     rows["bad above"] = "\n".join(_moved(one, other) for one, other in pairs)
     return rows

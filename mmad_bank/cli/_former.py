@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
+
+from mmad_bank._internal.terminal import say
 
 _CATEGORY = {"--category": "--categories"}
 _DUMPS = {"--layout": "--axes"}
@@ -55,7 +56,7 @@ def present_options(command: str, words: Sequence[str], *, quiet: bool = False) 
         else:
             warnings[name] = f"{name} is what {command} does without it now"
     for line in () if quiet else warnings.values():
-        print(f"warning: {line}", file=sys.stderr)
+        say(f"warning: {line}")
     return present + list(words[end:])
 
 

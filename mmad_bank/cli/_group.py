@@ -20,6 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 from mmad_bank._internal.progress import doing, talk
+from mmad_bank._internal.terminal import say
 from mmad_bank.cli import _signals
 from mmad_bank.cli._former import present_options
 from mmad_bank.cli._output import say_left_out
@@ -85,7 +86,8 @@ def _translate(error: BaseException, options: Mapping[str, str]) -> _Stop:
         return _interrupted(error)
     for class_, kind in _KINDS.items():
         if isinstance(error, class_):
-            return _Stop(in_shell(_one_line(error), options), BAD_INPUT, kind, getattr(error, "left_out", None))
+            # Names in it are escaped where it is printed: a line break in one is part of it.
+            return _Stop(in_shell(str(error).strip(), options), BAD_INPUT, kind, getattr(error, "left_out", None))
     if isinstance(error, OSError):
         return _Stop(_describe_os_error(error), BAD_INPUT, "file")
     if isinstance(error, MemoryError):
@@ -243,5 +245,5 @@ class Group(TyperGroup):
         sys.stdout.flush()
         if len(set(stop.left_out.values())) > 1:  # of one, the error says it
             say_left_out(stop.left_out)
-        print(f"error: {stop}", file=sys.stderr)
+        say(f"error: {stop}")
         sys.exit(stop.code)

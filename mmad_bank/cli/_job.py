@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmad_bank._internal.progress import doing
+from mmad_bank._internal.terminal import say
 from mmad_bank.cli._output import say_unread
 from mmad_bank.cli._pictures import in_words, say_pictures
 from mmad_bank.errors import MissingSplitError
@@ -93,7 +93,7 @@ class Job:
         if size is None or own is None or size == own or "image_size" in self.spelled:
             return
         line = f"{self.dataset} was prepared in {size} pixels, which are taken; --bundled would take {own}"
-        print(f"note: {line} (mmad-bank prepare --image-size {own})", file=sys.stderr)
+        say(f"note: {line} (mmad-bank prepare --image-size {own})")
         self._take_size(size)
 
     def make(self) -> Method:
@@ -107,7 +107,7 @@ class Job:
         for name, why in self.make().idle_arguments().items():
             if name in self.spelled:
                 line = f"{self.spelled[name]} has no effect with {as_typed(why, self.spelled)}"
-                print(f"warning: {line}", file=sys.stderr)
+                say(f"warning: {line}")
 
     def open(self) -> None:
         """Open all splits before the work."""
@@ -153,7 +153,7 @@ class Job:
             )  # fmt: skip
         except MissingSplitError as error:
             if self.make().needs_validation:
-                print(f"note: fitted without validation: {error}", file=sys.stderr)
+                say(f"note: fitted without validation: {error}")
             return None
 
     def fingerprint(self) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from mmad_bank._internal.terminal import say
 from mmad_bank.data.names import GOOD, defect_named
 from mmad_bank.errors import InputError
 
@@ -102,7 +102,7 @@ def say_defective(sources: Sequence[Source], before: Sequence[Source] = ()) -> N
     )
     note = note_defective(names, names_before)
     if note is not None:
-        print(note, file=sys.stderr)
+        say(note)
 
 
 def labels_of_file(path: Path, n_images: int) -> Labels:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,12 +15,12 @@ import typer
 
 from mmad_bank._internal import file_names
 from mmad_bank._internal.files import write_text
+from mmad_bank._internal.terminal import printable, say
 from mmad_bank.errors import InputError
 
 LEFT_OUT = 3
 """Exit code of a command that is done, but for samples that could not be used."""
 _UNFINISHED = ".unfinished.json"
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _READ_SUFFIXES = (
     ".npy", ".npz", ".safetensors", ".pt", ".pth", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".yaml", ".txt",
     ".jpe", ".jfif", ".webp", ".gif", ".jp2", ".pgm", ".ppm", ".pnm", ".pbm", ".avif",
@@ -69,7 +68,8 @@ def emit(result: Mapping[str, Any], rows: Mapping[str, str], *, title: str, as_j
 
     Args:
         result: JSON-able values with full precision: sizes in bytes, times in seconds.
-        rows: The same for people: name → value with its unit.
+        rows: The same for people: name → value with its unit, or several lines. Names of strangers in these are
+            :func:`printable` already; they have no line breaks then.
         title: Title above the table.
         as_json: Whether to print JSON.
     """
@@ -81,17 +81,12 @@ def emit(result: Mapping[str, Any], rows: Mapping[str, str], *, title: str, as_j
 
     # Lines are left to the terminal to wrap: in a pipe they stay whole.
     console = Console(highlight=False, soft_wrap=True)
-    console.print(Text(title, style="bold"))
-    width = max(map(len, rows))
+    console.print(Text(printable(title), style="bold"))
+    width = max(len(printable(name)) for name in rows)
     for name, value in rows.items():
-        for i, line in enumerate(value.splitlines()):
-            head = Text(f"  {'' if i else name:<{width}}  ", style="dim")
-            console.print(head.append(_printable(line), style="not dim"))
-
-
-def _printable(line: str) -> str:
-    """Escape what would steer the terminal: names in files from strangers may hold it."""
-    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", line)
+        for i, line in enumerate(value.split("\n")):
+            head = Text(f"  {'' if i else printable(name):<{width}}  ", style="dim")
+            console.print(head.append(printable(line), style="not dim"))
 
 
 def end(left_out: Mapping[str, str], *, said: bool = False) -> None:
@@ -112,8 +107,8 @@ def end(left_out: Mapping[str, str], *, said: bool = False) -> None:
 
 def say_left_out(left_out: Mapping[str, str]) -> None:
     """Name what was left out, a line each; a file that several samples are of is named once."""
-    for line in dict.fromkeys(" ".join(line.split()) for line in left_out.values()):
-        print(f"left out: {line}", file=sys.stderr)
+    for line in dict.fromkeys(left_out.values()):
+        say(f"left out: {line}")
 
 
 def check_output(path: Path, name: str, *, inputs: tuple[Path, ...] = (), overwrite: bool = False) -> None:
@@ -137,9 +132,16 @@ def check_output(path: Path, name: str, *, inputs: tuple[Path, ...] = (), overwr
         raise InputError(f"{name}: expected a file, found {str(path)!r}, a device or a pipe")
     if not os.access(folder, os.W_OK):
         raise InputError(f"{name}: no permission to write in {str(folder)!r}")
+    _check_link(path, name, "file")
     check_no_input(path, name, inputs)
     if path.exists():
         check_replaced(path, name, overwrite)
+
+
+def _check_link(path: Path, name: str, kind: str) -> None:
+    """Refuse a link at which nothing can be made: one in a circle, or where a folder is to be, one to nothing."""
+    if path.is_symlink() and not path.exists() and (kind == "folder" or os.path.islink(os.path.realpath(path))):
+        raise InputError(f"{name}: expected a {kind}, found {str(path)!r}, a link that leads nowhere")
 
 
 def check_no_input(path: Path, name: str, inputs: Iterable[Path]) -> None:
@@ -204,6 +206,7 @@ def check_output_folder(
         InputError: The path or a folder above it is a file, or cannot be written, or an output exists or is
             one of the inputs.
     """
+    _check_link(path, name, "folder")
     nearest = path
     while not nearest.exists() and nearest != nearest.parent:
         nearest = nearest.parent
@@ -215,6 +218,26 @@ def check_output_folder(
         check_no_input(path / output, name, inputs)
         if (path / output).exists():
             check_replaced(path / output, name, overwrite)
+
+
+def check_own_folder(path: Path, name: str, inputs: Iterable[Path], *, below: bool = False) -> None:
+    """Refuse a folder to be filled that is one of the inputs: what is written would lie among what is read.
+
+    Args:
+        path: The folder, which need not be there.
+        name: The option that it was given by.
+        inputs: Files and folders that the command reads.
+        below: Whether it may not lie in one of these folders either, as what is written would be read the next time.
+
+    Raises:
+        InputError: It is one, or lies in one.
+    """
+    real = Path(os.path.realpath(path))
+    for other in inputs:
+        place = Path(os.path.realpath(other))
+        if place == real or (below and place in real.parents):
+            found = "is also an input" if place == real else f"lies in the input {str(other)!r}"
+            raise InputError(f"{name}: {str(path)!r} {found}; expected a folder of its own")
 
 
 def check_apart(files: Mapping[str, Path | None], folder: Path, name: str, outputs: Iterable[str]) -> None:
@@ -325,4 +348,4 @@ def say_unread(dataset: Path | Sequence[Path], categories: Sequence[str] | None,
     from mmad_bank.data.layouts import unread_folders
 
     for folder in unread_folders(dataset, categories, layout):
-        print(f"note: {folder} is not read; a split is named train, validation (val, valid) or test", file=sys.stderr)
+        say(f"note: {folder} is not read; a split is named train, validation (val, valid) or test")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmad_bank._internal.terminal import printable, say
 from mmad_bank.cli._predicted import row_of, verdict_summary
 
 if TYPE_CHECKING:
@@ -68,13 +68,13 @@ def name_of(result: Mapping[str, Any]) -> str:
 def word_row(result: Mapping[str, Any], width: int) -> str:
     """Return what the list says of a part, or of a picture that is judged by itself, see :func:`row_of`."""
     row = row_of(result, width)
-    return row if "part" not in result else f"{row}  (view {result['view']} of {len(result['views'])})"
+    return row if "part" not in result else f"{row}  (view {printable(result['view'])} of {len(result['views'])})"
 
 
-def summary(judged: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return rows that count parts and verdicts."""
+def summary(judged: Sequence[Mapping[str, Any]], n_out: int, n_samples: int) -> dict[str, str]:
+    """Return rows that count parts, verdicts, and samples that were left out."""
     parts = [one for one in judged if "part" in one]
-    rows = verdict_summary(judged)
+    rows = verdict_summary(judged, n_out, n_samples)
     if parts:
         n = sum(len(one["views"]) for one in parts)
         rows = {"parts": f"{len(parts):,}, shown by {n:,} picture{'' if n == 1 else 's'}", **rows}
@@ -91,4 +91,4 @@ def say_notes(judged: Sequence[Mapping[str, Any]]) -> None:
         more = f" and {len(parts) - _SHOWN:,} more" if len(parts) > _SHOWN else ""
         kind = "part" if len(parts) == 1 else "parts"
         words = f"note: {kind} {', '.join(parts[:_SHOWN])}{more}: {line}"
-        print(" ".join(words.split()), file=sys.stderr)
+        say(words)

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from mmad_bank._internal.files import replacing, write_text
 from mmad_bank._internal.json_text import json_text
+from mmad_bank._internal.terminal import printable
 from mmad_bank.cli._verdicts import percent
+from mmad_bank.errors import NoneUsableError
 
 if TYPE_CHECKING:
     from mmad_bank.data import PartView
@@ -58,22 +60,30 @@ def row_of(result: Mapping[str, Any], width: int = 4) -> str:
         width: Characters of the longest verdict.
     """
     if result["verdict"] is None:
-        return f"{result['score']:.4f}  {result['folder']}"
+        return f"{result['score']:.4f}  {printable(result['folder'])}"
     regions = f"{len(result['regions'])} region{'' if len(result['regions']) == 1 else 's'}"
-    p_value = f"p {result['p_value']:.3g}"
-    return f"{result['verdict']:<{width}}  {result['score']:.4f}  {p_value:<8}  {regions:<9}  {result['folder']}"
+    p_value, folder = f"p {result['p_value']:.3g}", printable(result["folder"])
+    return f"{result['verdict']:<{width}}  {result['score']:.4f}  {p_value:<8}  {regions:<9}  {folder}"
 
 
-def verdict_summary(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return a row that counts the verdicts; none where no sample has one."""
+def verdict_summary(results: Sequence[Mapping[str, Any]], n_out: int, n_samples: int) -> dict[str, str]:
+    """Return a row that counts the verdicts, and one that counts the samples without a result if there are some."""
+    left_out = {"left out": f"{n_out:,} of {n_samples:,} samples, each named in a line"} if n_out else {}
     judged = [one for one in results if one["verdict"] is not None]
     if not judged:
-        return {"verdicts": "none, the model is not calibrated"}
+        return {"verdicts": "none, the model is not calibrated", **left_out}
     n_bad = sum(one["verdict"] == "bad" for one in judged)
     rates = sorted({one["false_alarm_rate"] for one in judged})
     words = percent(rates[0]) + (f" to {percent(rates[-1])}" if len(rates) > 1 else "")
     extrapolated = " (extrapolated)" if any(one["extrapolated"] for one in judged) else ""
-    return {"verdicts": f"{n_bad:,} bad, {len(judged) - n_bad:,} good, at a false-alarm rate of {words}{extrapolated}"}
+    verdicts = f"{n_bad:,} bad, {len(judged) - n_bad:,} good, at a false-alarm rate of {words}{extrapolated}"
+    return {"verdicts": verdicts, **left_out}
+
+
+def none_usable(n_samples: int, failed: Mapping[str, str]) -> NoneUsableError:
+    """Return the error of samples none of which can be used; of a single one the reason stands alone."""
+    expected = f"SAMPLES: expected one of {n_samples:,} at least that can be used, found none"
+    return NoneUsableError(expected if n_samples > 1 else "", failed)
 
 
 def write_csv(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
@@ -175,10 +185,10 @@ def draw_overlay(result: Mapping[str, Any], method: Method, limits: tuple[float,
     folder = Path(result["folder"])
     values, inside = np.load(folder / "map.npy"), None
     numbers = torch.zeros(values.shape, dtype=torch.int32)
-    if result["regions"] and method.calibration_ is not None:
-        numbers = method.calibration_.region_map(torch.from_numpy(values), method.false_alarm_rate)
     if method.roi_ is not None:
         inside = method.roi_.inside(*values.shape)
+    if result["regions"] and method.calibration_ is not None:
+        numbers = method.calibration_.region_map(torch.from_numpy(values), method.false_alarm_rate, inside)
     words = [f"{number}: {region['peak']:.3g}" for number, region in enumerate(result["regions"], 1)]
     marks = Marks(numbers, words, inside)
     write_png(folder / "overlay.png", annotated(read_rgb(folder / "image.png"), values, limits, marks))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmad_bank._internal.files import replacing
 from mmad_bank._internal.progress import progress_bar
+from mmad_bank._internal.terminal import printable
 from mmad_bank.bank import FeatureDump, MemoryBank, Scores, Verdicts
 from mmad_bank.bank.dump_scores import cut_in_images, in_images, patches_of_an_image, score_dump
 from mmad_bank.bank.dumps import Part
@@ -80,6 +81,7 @@ def score_images(
     reweight: Reweight,
     neighbors: int | None,
     *,
+    divisor: float = 1.0,
     progress: bool = False,
 ) -> ScoredImages:
     """Score all images of a dump; in memory are a few images' features and the scores.
@@ -92,7 +94,7 @@ def score_images(
     dump.check_dim(bank.dim, "the bank")
     per_image = patches_of_an_image(dump, patches)
     left_out: dict[str, str] = {}
-    score = partial(bank.score, reweight=reweight, n_neighbors=neighbors)
+    score = partial(bank.score, reweight=reweight, n_neighbors=neighbors, divisor=divisor)
     bar = progress_bar("scoring images", len(dump) // per_image) if progress else nullcontext(lambda done: None)
     with bar as report:
         parts, scores = score_dump(score, in_images(dump, per_image), per_image, left_out=left_out, report=report)
@@ -218,10 +220,10 @@ def summarise(
     result |= {"reweight": reweight, "image_scores": spread, "highest": highest}
     if verdicts is not None:
         result["verdicts"] = verdict_facts(verdicts, [one.name for one in scored.images], image.tolist())
-    width = max(len(entry["name"]) for entry in highest)
+    width = max(len(printable(entry["name"])) for entry in highest)
     lines = [
-        f"{entry['name']:<{width}}  {_word_score(entry, reweight)}{_word_verdict(entry)},"
-        f" patch {_place(entry['patch'], entry['place'])}, nearest to {_word_origin(entry)}"
+        f"{printable(entry['name']):<{width}}  {_word_score(entry, reweight)}{_word_verdict(entry)},"
+        f" patch {_place(entry['patch'], entry['place'])}, nearest to {printable(_word_origin(entry))}"
         for entry in highest
     ]
     rows = {

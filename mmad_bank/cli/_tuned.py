@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mmad_bank._internal.files import real_path
+from mmad_bank._internal.terminal import printable
 from mmad_bank.cli._dumps import Reading
 from mmad_bank.cli._output import size
 
@@ -39,7 +41,7 @@ class Commands:
     ) -> None:  # fmt: skip
         self.features, self.test = ([_argument(path) for path in paths] for paths in (features, test))
         self.reading, self.patches, self.reweight = reading, patches, reweight
-        self.bank = str(_unused(Path(f"{Path(features[0]).resolve().stem}.bank")))
+        self.bank = str(_unused(Path(f"{real_path(features[0]).stem}.bank")))
         self.more: dict[str, str] = {}
         if projection_dim is not None:
             self.more = {"projection_dim": projection_dim} | ({"seed": str(seed)} if seed else {})
@@ -157,7 +159,7 @@ def show(swept: Sweep, result: dict[str, Any]) -> None:
     plain = Console(highlight=False, soft_wrap=True)
     about = () if swept.aurocs is None else (_NOTE_OF_AUROC,)
     for line in (*_NOTES, *about, *(f"left out: {name}: {reason}" for name, reason in swept.left_out.items())):
-        plain.print(Text(line, style="dim"))
+        plain.print(Text(printable(line), style="dim"))
     if swept.waiting:
         plain.print(Text(f"not measured, the time was up: {'; '.join(swept.waiting)}", style="dim"))
         plain.print(Text("the same command goes on with them; --budget gives it longer", style="dim"))
@@ -166,8 +168,8 @@ def show(swept: Sweep, result: dict[str, Any]) -> None:
         plain.print(Text("recommended: ", style="bold").append(best["words"], style="not bold"))
         if best["note"]:
             plain.print(Text(f"  {best['note']}"))
-        plain.print(Text(f"  {best['command']}"))
-        plain.print(Text(f"  {best['score_command']}"))
+        plain.print(Text(printable(f"  {best['command']}")))
+        plain.print(Text(printable(f"  {best['score_command']}")))
     elif not result["budget"]:
         plain.print(Text("no recommendation without a budget: --memory 200MB, --fps 30, or both"))
 

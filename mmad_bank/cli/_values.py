@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -50,6 +51,27 @@ def parse_paths(paths: Sequence[Path], name: str) -> list[Path]:
     return found
 
 
+def check_once(paths: Sequence[Path], name: str) -> None:
+    """Refuse a file or folder that is given twice, under whatever names, or that lies in a folder that is given too.
+
+    What is in it would count double.
+
+    Raises:
+        InputError: There is one; ``name`` is the argument's.
+    """
+    seen: dict[Path, Path] = {}
+    for path in paths:
+        real = Path(os.path.realpath(path))
+        if real in seen:
+            found = f"{path} twice" if str(path) == str(seen[real]) else f"{seen[real]} as {path} again"
+            raise InputError(f"{name}: expected each file once, found {found}")
+        seen[real] = path
+    for real, path in seen.items():
+        folder = next((seen[above] for above in real.parents if above in seen), None)
+        if folder is not None:
+            raise InputError(f"{name}: expected each file once, found {path} beside {folder}, in which it lies")
+
+
 def parse_numbers(text: str, name: str, example: str) -> list[int]:
     """Read numbers above 0 that are joined by commas, in ascending order.
 
@@ -60,6 +82,17 @@ def parse_numbers(text: str, name: str, example: str) -> list[int]:
     if not words or not all(word.isdecimal() and int(word) for word in words):
         raise InputError(f"{name}: expected numbers above 0 such as {example}, found {text!r}")
     return sorted(set(map(int, words)))
+
+
+def parse_scale(text: str) -> tuple[float, float]:
+    """Read LOW,HIGH."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise InputError(f"--scale: expected two numbers joined by a comma, the lower first, found {text!r}")
+    return low, high
 
 
 def check_positive(name: str, value: int | None) -> None:

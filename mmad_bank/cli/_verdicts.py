@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from mmad_bank._internal.argument_names import argument_called
+from mmad_bank._internal.json_values import inside
+from mmad_bank._internal.terminal import printable
 from mmad_bank.cli._values import parse_share
 from mmad_bank.errors import InputError
 
@@ -94,10 +96,11 @@ def calibration_rows(calibration: BankCalibration, rate: float | None = None) ->
     """Return the same for people."""
     facts = calibration_facts(calibration, rate)
     by = f"by {facts['reweight']}" + ("" if facts["reweight"] == "max" else f" of {facts['n_neighbors']} neighbors")
+    by += "" if facts["divisor"] == 1 else f" divided by {facts['divisor']:g}"
     low, high = facts["image_scores"]["min"], facts["image_scores"]["max"]
     rows = {
-        "calibrated with": f"{facts['images']:,} {facts['origin']} of {facts['patches']:,} patches, {by}: {low:.4g} to"
-        f" {high:.4g}" + ("\noutdated: the bank was extended since" if facts["outdated"] else ""),
+        "calibrated with": f"{facts['images']:,} {printable(facts['origin'])} of {facts['patches']:,} patches, {by}:"
+        f" {low:.4g} to {high:.4g}" + ("\noutdated: the bank was extended since" if facts["outdated"] else ""),
         "smallest rate": f"{percent(facts['smallest_rate'])} can be promised with so many images",
     }
     pairs = zip(facts["thresholds"], facts["patch_thresholds"], strict=True)
@@ -130,13 +133,14 @@ def model_calibration_facts(content: Mapping[str, Any] | None) -> dict[str, Any]
     """Return what a model's manifest says of its calibration, in short; None where it has none.
 
     Raises:
-        ValueError: It says something else.
+        InputError: It says something else; the message names the field.
     """
     from mmad_bank.methods.verdicts import ModelCalibration
 
     if content is None:
         return None
-    known = ModelCalibration.from_json(content)
+    with inside("calibration"):
+        known = ModelCalibration.from_json(content)
     own = known.own
     thresholds = [_limit(own, rate) for rate in _RATES]
     facts = {"images": len(own), "origin": own.origin, "smallest_rate": own.smallest_rate, "thresholds": thresholds}
@@ -147,14 +151,16 @@ def word_model_calibration(facts: Mapping[str, Any] | None) -> str:
     """Return the same for people, in a line."""
     if facts is None:
         return "none, there are no verdicts"
-    views = _word_views(facts["views"]) if "views" in facts else ""
-    return f"{facts['images']:,} {facts['origin']}{views}; smallest false-alarm rate {percent(facts['smallest_rate'])}"
+    images = (
+        f"{facts['images']:,} {printable(facts['origin'])}{_word_views(facts['views']) if 'views' in facts else ''}"
+    )
+    return f"{images}; smallest false-alarm rate {percent(facts['smallest_rate'])}"
 
 
 def _word_views(known: Mapping[str, Any]) -> str:
     """Return what is known of the views of parts, as the rest of a sentence."""
     words = f" ({known['usual']} view{'' if known['usual'] == 1 else 's'} each"
-    words += f": {', '.join(known['names'])}" if known["names"] else ""
+    words += f": {printable(', '.join(known['names']))}" if known["names"] else ""
     return f"{words}; {known['incomplete']:,} with fewer do not count)" if known["incomplete"] else f"{words})"
 
 
@@ -182,6 +188,12 @@ def check_calibrated(bank: MemoryBank, path: object, rule: Rule, rate: float | N
     found = bank.calibration
     if found is None:
         raise InputError(f"{path}: expected a calibrated bank, found none; mmad-bank calibrate makes one of it")
+    if found.rule.divisor != rule.divisor:
+        divisor = f"{found.rule.divisor:g}"
+        raise InputError(
+            f"{path}: is calibrated with image scores that were divided by {divisor}, which only bank.score(...,"
+            f" divisor={divisor}) in Python makes; mmad-bank calibrate makes the calibration anew for this command"
+        )
     if found.rule != rule:
         raise InputError(
             f"--reweight and --neighbors: expected {found.rule.reweight} and {found.rule.n_neighbors}, as {path} is"
@@ -235,7 +247,7 @@ def verdict_rows(facts: Mapping[str, Any], calibration: BankCalibration) -> dict
     return {
         "verdicts": f"{facts['bad']:,} bad, {facts['good']:,} good, at a false-alarm rate of"
         f" {percent(facts['false_alarm_rate'])}",
-        "bad above": f"{facts['threshold']:.4g} ({len(calibration.images):,} {calibration.origin}"
+        "bad above": f"{facts['threshold']:.4g} ({len(calibration.images):,} {printable(calibration.origin)}"
         f"{''.join(f', {note}' for note in notes)})",
     }
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmad_bank._internal.argument_names import argument_called
+from mmad_bank._internal.files import real_path
 from mmad_bank._internal.progress import doing
 from mmad_bank.cli._command import add
 from mmad_bank.cli._dumps import AxesOfMaps, ByImage, Features, Key, Reading
@@ -40,7 +41,7 @@ from mmad_bank.cli._output import (
     unfinished_outputs,
 )
 from mmad_bank.cli._swapped import check_bank_first
-from mmad_bank.cli._values import check_device, check_positive, parse_paths, parse_projection, parse_share
+from mmad_bank.cli._values import check_device, check_once, check_positive, parse_paths, parse_projection, parse_share
 from mmad_bank.cli._verdicts import (
     check_calibrated,
     check_size_of_images,
@@ -86,6 +87,7 @@ def build(
     if ratio is not None and bank_size is not None:
         raise InputError("--ratio and --bank-size: expected one of them, found both")
     share = 0.1 if ratio is None else parse_share(ratio, "--ratio")
+    check_once(features, "FEATURES")
     check_output(out, "--out", inputs=tuple(features), overwrite=overwrite)
     dimensions = parse_projection(projection_dim)
     from mmad_bank.bank import MemoryBank
@@ -143,6 +145,8 @@ def extend(
     """
     check_bank_first("extend", bank_file, features)
     held_out = parse_paths(calibrate or [], "--calibrate")
+    check_once(features, "FEATURES")
+    check_once(held_out, "--calibrate")
     target = check_target(bank_file, (*features, *held_out), out, in_place, overwrite)
     from mmad_bank.bank import MemoryBank
     from mmad_bank.cli._extension import extension_facts, extension_rows, judge_new
@@ -216,8 +220,8 @@ def score(
     """
     check_bank_first("score", bank_file, features)
     outputs = (out, csv, maps)
-    job: dict[str, Any] = {"score": [str(path.resolve()) for path in (bank_file, *features)]}
-    job |= {"outputs": [path and str(path.resolve()) for path in outputs]}
+    job: dict[str, Any] = {"score": [str(real_path(path)) for path in (bank_file, *features)]}
+    job |= {"outputs": [path and str(real_path(path)) for path in outputs]}
     mine = overwrite or are_unfinished(outputs, job)
     check_outputs({"--out": out, "--csv": csv}, inputs=(bank_file, *features), overwrite=mine)
     check_positive("--top", top)

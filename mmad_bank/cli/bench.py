@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmad_bank._internal.files import write_text
+from mmad_bank._internal.terminal import say
 from mmad_bank.cli._command import add
 from mmad_bank.cli._going_on import going_on
 from mmad_bank.cli._options import Device, Json, Overwrite, ResultsFile
@@ -85,8 +86,8 @@ def bench(
             small=quick, device=str(target), compute_dtype=compute_dtype, progress=show_progress(as_json),
         )  # fmt: skip
         made, left_out = _make_all(chosen, make)
-        say = (lambda line: print(line, file=sys.stderr)) if show_progress(as_json) else (lambda line: None)
-        results = core.measure(made, rounds=rounds, batches=sizes, report=say)
+        report = say if show_progress(as_json) else (lambda line: None)
+        results = core.measure(made, rounds=rounds, batches=sizes, report=report)
         for result in () if times_only else results:
             try:
                 core.measure_memory(result, made[result.name], Path(temporary) / "saved")

@@ -15,7 +15,7 @@ from mmad_bank.cli._labels import say_defective
 from mmad_bank.cli._options import Device, FalseAlarmRate, Json, Overwrite, Patches, Reweight, TrustIndex
 from mmad_bank.cli._output import emit, end, seconds, show_progress
 from mmad_bank.cli._swapped import check_bank_first
-from mmad_bank.cli._values import check_device
+from mmad_bank.cli._values import check_device, check_once
 from mmad_bank.cli._verdicts import calibration_facts, calibration_rows, parse_rate
 from mmad_bank.cli._words import option
 from mmad_bank.cli.bank import BankFile, check_target
@@ -51,6 +51,7 @@ def calibrate(
     All images that the bank was built from can be taken with --folds. Each is then scored by a bank of the others.
     """
     check_bank_first("calibrate", bank_file, features)
+    check_once(features, "FEATURES")
     target = check_target(bank_file, features, out, in_place, overwrite)
     rate = parse_rate(false_alarm_rate)
     from mmad_bank import scoring

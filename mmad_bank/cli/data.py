@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from mmad_bank._internal.file_names import SYNTHETIC
+from mmad_bank._internal.terminal import say
 from mmad_bank.cli._command import add
 from mmad_bank.cli._going_on import going_on
 from mmad_bank.cli._options import Categories, Json, Layout, Overwrite, RawFolder, Units, Workers
@@ -95,7 +95,7 @@ def prepare(
     taken = time.perf_counter() - begin
     say_unread(dataset, chosen, layout)
     for name in result.set_aside:
-        print(f"set aside: {name} is gone or cannot be used now; moved to {out / SET_ASIDE}", file=sys.stderr)
+        say(f"set aside: {name} is gone or cannot be used now; moved to {out / SET_ASIDE}")
     if not result.written + result.cached:
         what = f"{dataset}: expected samples, found none of {len(result.failed)} that can be used"
         raise NoneUsableError(what, result.failed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,8 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from mmad_bank._internal.file_names import MODEL
-from mmad_bank._internal.files import check_not_current, write_text
+from mmad_bank._internal.files import check_not_current, real_path, write_text
 from mmad_bank._internal.progress import doing, within
+from mmad_bank._internal.terminal import printable, say
 from mmad_bank.cli._command import add
 from mmad_bank.cli._options import (
     Batch,
@@ -89,9 +89,9 @@ def evaluate(
 
     target, rate = str(check_device(device)), parse_rate(false_alarm_rate)
     outputs = (out, markdown, report)  # the folders of files are there: the note goes beside one of them
-    job: dict[str, Any] = {"evaluate": [str(path.resolve()) for path in (model, dataset)], "categories": categories}
+    job: dict[str, Any] = {"evaluate": [str(real_path(path)) for path in (model, dataset)], "categories": categories}
     job |= {"views": views} if views else {}
-    job |= {"units": units, "outputs": [path and str(path.resolve()) for path in outputs]}
+    job |= {"units": units, "outputs": [path and str(real_path(path)) for path in outputs]}
     mine = overwrite or are_unfinished(outputs, job)
     check_outputs({"--out": out, "--markdown": markdown}, inputs=(model, dataset), overwrite=mine)
     if report is not None:
@@ -131,7 +131,7 @@ def evaluate(
         summary.print()
         for path in (result.get("report"), out, markdown):
             if path is not None:
-                print(path)
+                print(printable(path))
     end(left_out, said=not as_json)
 
 
@@ -186,10 +186,10 @@ def _say_unscored(model: Path, dataset: Path, known: Iterable[str], there: Seque
     """Name the categories that lack a model, and those that lack data; one category's own folder lacks no other."""
     for name in there:
         if name not in known:
-            print(f"note: {model} has no model of {name}, which is not scored", file=sys.stderr)
+            say(f"note: {model} has no model of {name}, which is not scored")
     for name in known if (dataset / there[0]).is_dir() else ():
         if name not in there:
-            print(f"note: {dataset} has no data of {name}, which is not scored", file=sys.stderr)
+            say(f"note: {dataset} has no data of {name}, which is not scored")
 
 
 def models_in(folder: Path) -> dict[str, Path]:

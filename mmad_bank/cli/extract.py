@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmad_bank._internal.file_names import EXTRACTION
+from mmad_bank._internal.files import real_path
 from mmad_bank._internal.folders import working_alone
 from mmad_bank.cli._command import add
 from mmad_bank.cli._options import Batch, Categories, DatasetFolder, Device, Json, Layout, Overwrite, Units
@@ -50,7 +51,7 @@ def extract(
     """Write the patch features of a split to dumps (images, patches, D), which build and score take."""
     target, names = check_device(device), parse_categories(categories)
     wanted = {"rgb": (rgb, rgb_weights), "xyz": (xyz, xyz_weights)}
-    job = {"extract": str(dataset.resolve()), "categories": names, "split": split, "units": units, **wanted}
+    job = {"extract": str(real_path(dataset)), "categories": names, "split": split, "units": units, **wanted}
     files = (EXTRACTION, *(f"{name}.npy" for name, (model, _) in wanted.items() if model != "none"))
     check_output_folder(out, "--out", outputs=files, overwrite=overwrite or is_unfinished(out, job))
     samples = _open_split(dataset, names, split, layout, units)

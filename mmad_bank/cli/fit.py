@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from mmad_bank._internal.files import check_not_current, named_after
 from mmad_bank._internal.folders import working_alone
 from mmad_bank._internal.progress import doing, within
 from mmad_bank._internal.resume import wording
+from mmad_bank._internal.terminal import printable, say
 from mmad_bank.cli._command import add
 from mmad_bank.cli._going_on import going_on
 from mmad_bank.cli._job import Job
@@ -110,8 +110,10 @@ def fit(
             job.remove_stages(job.workdir)
     rows = {}
     for model in models:
-        rows[model["category"]] = f"{model['path']}, {size(model['bytes'])}, fitted on {model['images']} images in " + (
-            seconds(model["seconds"]) if model["seconds"] else "an earlier run"
+        rows[model["category"]] = (
+            f"{printable(model['path'])}, {size(model['bytes'])}, fitted on {model['images']} images in "
+            + (seconds(model["seconds"]) if model["seconds"] else "an earlier run")
+            + (f", {len(model['left_out']):,} left out" if model["left_out"] else "")
         )
         rows[model["category"]] += f"\ncalibrated on {word_model_calibration(model['calibration'])}"
     trained = {name: one for model in models for name, one in model["trained_on"].items()} if job.shared_parts else {}
@@ -139,7 +141,7 @@ class _Fit(Job):
         super().say_idle()
         if self.per_category and not (len(self.splits) > 1 and self.make().parts_to_train()):
             why = "this method, which shares nothing between categories" if len(self.splits) > 1 else "one category"
-            print(f"warning: --per-category has no effect with {why}", file=sys.stderr)
+            say(f"warning: --per-category has no effect with {why}")
 
     @property
     def shared_parts(self) -> tuple[SharedPart, ...]:

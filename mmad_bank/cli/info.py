@@ -14,6 +14,7 @@ from mmad_bank._internal.decoding import decoding
 from mmad_bank._internal.file_names import BANKS, MODEL
 from mmad_bank._internal.folders import read_folder, recover_folder
 from mmad_bank._internal.manifest import Manifest
+from mmad_bank._internal.terminal import printable
 from mmad_bank.cli._command import add
 from mmad_bank.cli._data_facts import describe_data, is_dataset
 from mmad_bank.cli._known import as_setting, say_parameters, say_system, say_weights
@@ -179,7 +180,7 @@ def _describe_sources(bank: MemoryBank) -> str:
         if source.names is not None:
             more = ", …" if source.images > _LISTED else ""
             words.append(f"names {', '.join(source.names[:_LISTED])}{more}")
-        lines.append(f"{source.file} ({', '.join(words)})")
+        lines.append(printable(f"{source.file} ({', '.join(words)})"))
     if len(bank.sources) > _LISTED:
         lines.append(f"and {len(bank.sources) - _LISTED} more")
     return "\n".join(lines)
@@ -234,7 +235,7 @@ def describe_model(folder: Path, verify: bool = False) -> tuple[dict[str, Any], 
 
 
 def _read_model(folder: Path, verify: bool) -> dict[str, Any]:
-    from mmad_bank.methods.model_folder import read_manifest, verify_files
+    from mmad_bank.methods.model_folder import blaming_manifest, read_manifest, verify_files
     from mmad_bank.methods.verdicts import FUSED
 
     manifest = Manifest(str(folder / MODEL), read_manifest(folder))
@@ -245,7 +246,8 @@ def _read_model(folder: Path, verify: bool) -> dict[str, Any]:
     arguments = manifest.table("arguments").content
     samples, scale = manifest.texts("train_ids"), manifest.optional_table("map_scale")
     scales = scale.table("quantiles").content if scale else {}
-    calibration = model_calibration_facts(manifest.content.get("calibration"))
+    with blaming_manifest(folder):
+        calibration = model_calibration_facts(manifest.content.get("calibration"))
     outdated = any(len(bank["sources"]) > 1 for bank in banks.values())  # as Method.calibration_outdated
     warn_if_outdated(folder, calibration is not None and outdated, FIT_ANEW)
     return {
@@ -330,18 +332,20 @@ def _model_rows(facts: Mapping[str, Any]) -> dict[str, str]:
     settings = [f"{name}={as_setting(value)}" for name, value in facts["settings"].items()]
     rows = {
         "method": f"{facts['method']}{unknown}",
-        "settings": "\n".join(settings) if settings else "the method's defaults",
-        "extractors": "\n".join(_extractors(arguments)),
+        "settings": "\n".join(map(printable, settings)) if settings else "the method's defaults",
+        "extractors": "\n".join(map(printable, _extractors(arguments))),
         "fitted on": _word_samples(facts),
         "region of interest": facts["roi"] or "",
         "calibrated on": "\n".join(words_of_model_calibration(facts["calibration"])),
-        "trained on": "\n".join(f"{name}: {_counted_images(one)}" for name, one in facts["trained_on"].items()),
+        "trained on": "\n".join(
+            printable(f"{name}: {_counted_images(one)}") for name, one in facts["trained_on"].items()
+        ),
         "parts": ", ".join(facts["parts"]),
-        "banks": "\n".join(f"{name}: {_word_bank(bank)}" for name, bank in facts["banks"].items()),
+        "banks": "\n".join(printable(f"{name}: {_word_bank(bank)}") for name, bank in facts["banks"].items()),
         "pictures": f"{facts['preprocessing'].get('size', '?')} pixels per side, background"
         f" {facts['preprocessing'].get('background', '?')}",
         "files": "\n".join(
-            [*(f"{name}, {size(n)}" for name, n in facts["files"].items()), f"{size(facts['bytes'])} in all"]
+            [*(f"{printable(name)}, {size(n)}" for name, n in facts["files"].items()), f"{size(facts['bytes'])} in all"]
         ),
         "checksums": f"list of contents, files{' and banks' if facts['banks'] else ''} agree"
         if verified
@@ -365,7 +369,7 @@ def _shared_rows(read: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         for part, one in facts["trained_on"].items():
             models.setdefault((part, _counted_images(one)), []).append(name)
     lines = [
-        f"{part if len(names) == len(read) else f'{part} of ' + ', '.join(names)}: {images}"
+        printable(f"{part if len(names) == len(read) else f'{part} of ' + ', '.join(names)}: {images}")
         for (part, images), names in models.items()
     ]
     return {"trained on": "\n".join(lines)} if lines else {}

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmad_bank._internal.decoding import decoding
 from mmad_bank._internal.files import replacing
 from mmad_bank._internal.folders import read_folder
+from mmad_bank._internal.json_values import inside
 from mmad_bank._internal.progress import doing
+from mmad_bank._internal.terminal import printable, say
 from mmad_bank.cli._command import add
 from mmad_bank.cli._options import Json, Overwrite
 from mmad_bank.cli._output import check_output, emit, end, say_left_out
 from mmad_bank.cli._score_tables import NamedScore, read_scores
-from mmad_bank.cli._values import check_plot, parse_share
+from mmad_bank.cli._values import check_once, check_plot, parse_share
 from mmad_bank.cli._verdicts import percent
 from mmad_bank.cli._words import option
-from mmad_bank.errors import FormatError, InputError
+from mmad_bank.errors import InputError
 
 if TYPE_CHECKING:
     from mmad_bank.calibration import Calibration
@@ -65,6 +65,7 @@ def monitor(
         found = "several" if given else "none"
         raise InputError(f"--bank, --model and --normal: expected one of them, found {found}")
     read = (*scores, *given)
+    check_once(scores, "SCORES")
     if plot is not None:
         check_plot(plot)
         check_output(plot, "--plot", inputs=read, overwrite=overwrite)
@@ -116,7 +117,7 @@ def _of_bank(path: Path) -> Calibration:
     if found is None:
         raise InputError(f"{path}: expected a calibrated bank, found none; mmad-bank calibrate makes one of it")
     if found.outdated:
-        print(f"note: {path} was extended after it was calibrated; its scores have fallen since", file=sys.stderr)
+        say(f"note: {path} was extended after it was calibrated; its scores have fallen since")
     return found.images
 
 
@@ -127,13 +128,13 @@ def _of_model(folder: Path) -> Calibration:
         InputError: There is no model, or it is not calibrated.
         FormatError: It is damaged.
     """
-    from mmad_bank.methods.model_folder import read_manifest
+    from mmad_bank.methods.model_folder import blaming_manifest, read_manifest
     from mmad_bank.methods.verdicts import ModelCalibration
 
     content = read_folder(folder, lambda: read_manifest(folder)).get("calibration")
     if content is None:
         raise InputError(f"{folder}: expected a calibrated model, found none; fit calibrates where it can")
-    with decoding(folder, "altered, its calibration cannot be read", error=FormatError):
+    with blaming_manifest(folder), inside("calibration"):
         return ModelCalibration.from_json(content).own
 
 
@@ -184,7 +185,7 @@ def _state(made: DriftMonitor, images: Sequence[NamedScore]) -> str:
     image, since, direction = made.found
     return (
         f"drift: scores have {'risen' if direction == 'up' else 'fallen'} since about image {since + 1:,}"
-        f" ({images[since].name}), found at image {image + 1:,} ({images[image].name})"
+        f" ({printable(images[since].name)}), found at image {image + 1:,} ({printable(images[image].name)})"
     )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -15,7 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from mmad_bank._internal.file_names import MODEL
+from mmad_bank._internal.files import real_path
 from mmad_bank._internal.progress import doing, progress_bar, within
+from mmad_bank._internal.terminal import say
 from mmad_bank.cli._command import add
 from mmad_bank.cli._options import (
     Device,
@@ -30,6 +30,7 @@ from mmad_bank.cli._options import (
 from mmad_bank.cli._output import (
     check_output_folder,
     check_outputs,
+    check_own_folder,
     emit,
     end,
     is_unfinished,
@@ -39,15 +40,23 @@ from mmad_bank.cli._output import (
     unfinished,
 )
 from mmad_bank.cli._parts import judge, name_of, parts_shown, say_notes, summary, word_row
-from mmad_bank.cli._pictures import are_pictures, in_words, say_pictures
-from mmad_bank.cli._predicted import POINTS, WRITTEN, draw_overlay, write_csv, write_jsonl, write_prediction
+from mmad_bank.cli._pictures import PICTURES, are_pictures, in_words, say_pictures
+from mmad_bank.cli._predicted import (
+    POINTS,
+    WRITTEN,
+    draw_overlay,
+    none_usable,
+    write_csv,
+    write_jsonl,
+    write_prediction,
+)
 from mmad_bank.cli._sample_files import Samples, main_files, read_files
 from mmad_bank.cli._swapped import check_model_first
-from mmad_bank.cli._values import check_device, parse_categories
+from mmad_bank.cli._values import check_device, parse_categories, parse_scale
 from mmad_bank.cli._verdicts import FIT_ANEW, NOT_CALIBRATED, at_rate, end_on_bad, parse_rate, warn_if_outdated
 from mmad_bank.cli._words import SplitName, option
 from mmad_bank.cli.evaluation import Force, ModelFolder, check_models, choose_models, models_in
-from mmad_bank.errors import InputError, MissingExtraError, MmadBankError, NoneUsableError
+from mmad_bank.errors import InputError, MissingExtraError, MmadBankError
 
 if TYPE_CHECKING:
     from mmad_bank.data import PartView, SampleDataset, ViewPattern
@@ -113,39 +122,30 @@ def predict(
 
     check_model_first("predict", model, inputs, "MODEL RGB XYZ" if len(inputs) > 1 else "MODEL DATASET")
     target = str(check_device(device))
-    limits = None if scale is None else _parse_scale(scale)
+    limits = None if scale is None else parse_scale(scale)
     rate = parse_rate(false_alarm_rate)
     if explain < 0:
         raise InputError(f"--explain: expected at least 0, found {explain}")
     groups = _groups(model, inputs, parse_categories(categories), split, layout, units)
     samples = [name for group in groups for name, _ in group.samples]
-    job = {"predict": [str(path.resolve()) for path in (model, *inputs)], "category": categories, "split": split}
+    job = {"predict": [str(real_path(path)) for path in (model, *inputs)], "category": categories, "split": split}
     job |= {"units": units} if units else {}
     job |= {"views": views} if views else {}
-    job |= {"maps": str(maps.resolve())} if maps else {}  # the note lets nothing be replaced in another folder
-    tables = [str(path.resolve()) for path in (csv, jsonl) if path]
+    job |= {"maps": str(real_path(maps))} if maps else {}  # the note lets nothing be replaced in another folder
+    tables = [str(real_path(path)) for path in (csv, jsonl) if path]
     job |= {"tables": tables} if tables else {}
     several = len(samples) > 1 or any(path.is_dir() or is_list(path) or is_pattern(path) for path in inputs)
     written = [str(Path(name if several else ".", file)) for name in samples for file in (*WRITTEN, POINTS)]
     mine, read = overwrite or is_unfinished(out, job), (model, *inputs, *_files_found(inputs, groups))
+    _check_own_folders(out, maps, (model, *inputs), groups, samples if several else [])
     check_output_folder(out, "--out", outputs=written, inputs=read, overwrite=mine)
     check_outputs({"--csv": csv, "--jsonl": jsonl}, inputs=read, overwrite=mine)
     if maps is not None:
         check_output_folder(maps, "--maps", outputs=[f"{name}.tiff" for name in samples], inputs=read, overwrite=mine)
     run = _Predicting(
-        out,
-        maps,
-        several,
-        limits,
-        explain,
-        rate,
-        views,
-        fail_on_bad,
-        target,
-        trust_index,
-        force,
+        out, maps, several, limits, explain, rate, views, fail_on_bad, target, trust_index, force,
         show_progress(as_json),
-    )
+    )  # fmt: skip
     alone = run.load(groups[0]) if len(groups) == 1 else None  # refused before anything is written
     begin = time.perf_counter()
     with unfinished(out, job):
@@ -154,14 +154,14 @@ def predict(
         else:
             run.predict(groups[0], alone)
         if not run.results:
-            raise NoneUsableError("", run.failed)
+            raise none_usable(len(samples), run.failed)
         if csv is not None:
             write_csv(csv, run.judged)
         if jsonl is not None:
             write_jsonl(jsonl, run.judged)
     taken = time.perf_counter() - begin
     for line in dict.fromkeys(note for one in run.results for note in one["notes"]):
-        print(f"note: {line}", file=sys.stderr)
+        say(f"note: {line}")
     say_notes(run.judged)
     parts = [one for one in run.judged if "part" in one]
     result = {
@@ -171,23 +171,31 @@ def predict(
     }  # fmt: skip
     width = max(len(one["verdict"] or "") for one in run.judged)
     rows = {name_of(one): word_row(one, width) for one in run.judged}
-    emit(
-        result, {**rows, **summary(run.judged), "time": seconds(taken)}, title=f"scored into {out}", as_json=as_json
-    )  # fmt: skip
+    counts = summary(run.judged, len(samples) - len(run.results), len(samples))
+    emit(result, {**rows, **counts, "time": seconds(taken)}, title=f"scored into {out}", as_json=as_json)
     say_left_out(run.failed)
     end_on_bad(fail_on_bad and any(one["verdict"] == "bad" for one in run.judged))
     end(run.failed, said=True)
 
 
-def _parse_scale(text: str) -> tuple[float, float]:
-    """Read LOW,HIGH."""
-    try:
-        low, high = map(float, text.split(","))
-    except ValueError:
-        low = high = math.nan
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise InputError(f"--scale: expected two numbers joined by a comma, the lower first, found {text!r}")
-    return low, high
+def _check_own_folders(
+    out: Path, maps: Path | None, inputs: Sequence[Path], groups: Sequence[_Group], names: Sequence[str]
+) -> None:
+    """Refuse folders for results that are inputs, or in which results would be taken for inputs the next time.
+
+    ``names`` are those of the folders in OUT; none where the results of one sample lie in OUT itself.
+
+    Raises:
+        InputError: One is.
+    """
+    folders = [path for path in inputs if path.is_dir()]
+    files = [*(path for path in inputs if not path.is_dir()), *_files_found(inputs, groups)]
+    beside = not names or any((out / name).is_file() for name in names)
+    check_own_folder(out, "--out", [*folders, *(file.parent for file in files if beside)])
+    if maps is not None:
+        check_own_folder(maps, "--maps", folders)
+        if any(dataset.layout == PICTURES for group in groups for _, dataset in group.datasets):
+            check_own_folder(maps, "--maps", [path for path in inputs[1:] if path.is_dir()], below=True)
 
 
 @dataclass
@@ -288,8 +296,7 @@ def _colour_scale(model: Path, method: Method, results: list[dict[str, Any]]) ->
     """Return the scores of the first and last color: the model's, or else the samples' own, which is said."""
     if method.map_scale_ is not None:
         return method.map_scale_.limits()
-    print(f"{model}: has no color scale of normal images; colors go from these samples' lowest to highest score",
-          file=sys.stderr)  # fmt: skip
+    say(f"{model}: has no color scale of normal images; colors go from these samples' lowest to highest score")
     return min(one["map_range"][0] for one in results), max(one["map_range"][1] for one in results)
 
 
@@ -383,7 +390,7 @@ class _Predicting:
                 except MissingExtraError:
                     raise
                 except MmadBankError as error:
-                    self.failed[name] = " ".join(str(error).split())
+                    self.failed[name] = str(error)
                 else:
                     results.append(write_prediction(folder, name, method, prediction, self.explain, shown.get(name)))
                     if self.maps is not None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmad_bank._internal.files import cache_dir, replacing, write_text
+from mmad_bank._internal.files import cache_dir, real_path, replacing, write_text
+from mmad_bank._internal.terminal import say
 from mmad_bank.cli._command import add
 from mmad_bank.cli._dumps import AxesOfMaps, ByImage, Features, Key, Reading
 from mmad_bank.cli._going_on import going_on
@@ -20,6 +21,7 @@ from mmad_bank.cli._options import Json, Overwrite, Patches, ProjectionDim, Resu
 from mmad_bank.cli._output import are_unfinished, check_outputs, show_progress, unfinished_outputs
 from mmad_bank.cli._tuned import Commands, facts_of, show, word_limits, words_of
 from mmad_bank.cli._values import (
+    check_once,
     check_plot,
     check_positive,
     parse_duration,
@@ -85,9 +87,11 @@ def tune(
     """
     limits = _check_limits(None if memory is None else parse_size(memory), fps)
     tests, defective = parse_paths(test, "--test"), parse_paths(anomalous or (), "--anomalous")
+    for name, paths in {"FEATURES": features, "--test": tests, "--anomalous": defective}.items():
+        check_once(paths, name)
     read = (*features, *tests, *defective, *(() if labels is None else (labels,)))
     outputs = (out, plot)
-    job = {"tune": [str(path.resolve()) for path in (*read, *outputs) if path is not None], "plots": plot is not None}
+    job = {"tune": [str(real_path(path)) for path in (*read, *outputs) if path is not None], "plots": plot is not None}
     check_outputs({"--out": out, "--plot": plot}, inputs=read, overwrite=overwrite or are_unfinished(outputs, job))
     if defective and labels is not None:
         raise InputError("--anomalous and --labels: expected one of them, found both")
@@ -136,10 +140,7 @@ def tune(
     if limits and choice is None:
         sys.stdout.flush()
         nearest = result["nearest"]
-        print(
-            f"no setting keeps to {word_limits(limits)}; nearest: {nearest['words']}: {nearest['command']}",
-            file=sys.stderr,
-        )
+        say(f"no setting keeps to {word_limits(limits)}; nearest: {nearest['words']}: {nearest['command']}")
         raise typer.Exit(1)
 
 
@@ -147,7 +148,7 @@ def _default_workdir(out: Path | None, inputs: Sequence[Path]) -> Path:
     """Return the folder for what is measured: beside ``--out``, or in the cache by the names of the inputs."""
     if out is not None:
         return out.with_name(f"{out.name}.tune")
-    names = json.dumps([str(path.resolve()) for path in inputs])
+    names = json.dumps([str(real_path(path)) for path in inputs])
     return cache_dir() / "tune" / hashlib.blake2b(names.encode(errors="replace"), digest_size=8).hexdigest()
 
 
@@ -167,11 +168,11 @@ class _Telling:
         for note in () if self._quiet else (self._labels.describe(), *sofar.notes):
             if note not in self._told:
                 self._told.add(note)
-                print(note, file=sys.stderr)
+                say(note)
         for one in sofar.settings if self._progress else ():
             if one.setting not in self._told:
                 self._told.add(one.setting)
-                print(f"measured: {words_of(one)}", file=sys.stderr)
+                say(f"measured: {words_of(one)}")
 
 
 def _check_limits(memory: int | None, fps: float | None) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from mmad_bank._internal.extras import import_extra
 from mmad_bank.data.names import GOOD, IMAGES, defect_named, describe, in_order, is_visible, split_named
@@ -36,16 +38,13 @@ class PictureFiles:
         root: Folder that their ids are relative to.
         name: Name for all of them together.
         files: Their files, each once, in order.
+        ids: Their ids, with slashes, see :func:`find_pictures`.
     """
 
     root: Path
     name: str
     files: tuple[Path, ...]
-
-    @property
-    def ids(self) -> list[str]:
-        """Paths of the files, relative to the root, with slashes."""
-        return [_relative(path, self.root) for path in self.files]
+    ids: list[str]
 
 
 def find_pictures(places: str | Path | Sequence[str | Path]) -> PictureFiles:
@@ -57,8 +56,11 @@ def find_pictures(places: str | Path | Sequence[str | Path]) -> PictureFiles:
             pattern as of the shell, such as ``line1/**/*.png``.
 
     Returns:
-        The pictures. Ids are relative to the one folder, to the one list's folder if all pictures lie in it, or else to
-        the folder that all of them share. What a list or a caller names need not be there: who reads it says so.
+        The pictures. Ids are paths relative to the one folder, or else to the folder that all pictures share. In a list
+        of which some pictures lie below its folder, every line has its id whatever the others are: the path relative to
+        that folder, and of a picture that lies elsewhere its last folder and its name behind eight digits which stand
+        for the place of that folder, as the line spells it. What a list or a caller names need not be there: who reads
+        it says so.
 
     Raises:
         InputError: A place is not there, a pattern matches nothing, a list cannot be read, or there is no picture.
@@ -76,12 +78,18 @@ def find_pictures(places: str | Path | Sequence[str | Path]) -> PictureFiles:
     files = tuple(found.values())
     if not files:
         raise InputError(f"{several[0]}: expected pictures ({', '.join(IMAGES)}), found {_describe(several[0])}")
-    root, only = _common_folder(files), several[0] if len(several) == 1 else None
-    own = None if only is None or is_pattern(only) else only.parent if is_list(only) else only
-    if own is not None and own.is_dir() and all(_is_below(file, own) for file in files):
-        root = own
-    name = only.stem if only is not None and is_list(only) else Path(os.path.abspath(root)).name
-    return PictureFiles(root, name or "pictures", files)
+    only = several[0] if len(several) == 1 else None
+    if only is not None and is_list(only):
+        lines = _read_list(only)
+        ids = [_id_in_list(lines[file], only.parent) for file in files]
+        if any(one.below for one in ids):
+            return PictureFiles(only.parent, only.stem, files, [one.name for one in ids])
+        root = _common_folder(files)
+        return PictureFiles(root, only.stem, files, [_relative(file, root) for file in files])
+    is_folder = only is not None and only.is_dir() and all(_is_below(file, only) for file in files)
+    root = only if is_folder and only is not None else _common_folder(files)
+    name = Path(os.path.abspath(root)).name or "pictures"
+    return PictureFiles(root, name, files, [_relative(file, root) for file in files])
 
 
 def is_list(place: Path) -> bool:
@@ -162,11 +170,11 @@ def _files_of(place: Path) -> list[Path]:
         return files or [file for path in matches if path.is_dir() for file in _files_of(path)]
     if not place.is_file():
         raise InputError(f"{place}: expected a picture, a folder, a list (.txt) or a pattern, found nothing")
-    return _read_list(place) if is_list(place) else [place]
+    return list(_read_list(place)) if is_list(place) else [place]
 
 
-def _read_list(path: Path) -> list[Path]:
-    """Read a list's paths.
+def _read_list(path: Path) -> dict[Path, str]:
+    """Read a list's paths, and the line of each.
 
     Raises:
         InputError: It is no text, or names nothing.
@@ -178,10 +186,30 @@ def _read_list(path: Path) -> list[Path]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as a list of pictures, one path per line ({error})") from None
     lines = [line.strip() for line in text.splitlines()]
-    named = [path.parent / line for line in lines if line and not line.startswith("#")]
+    named = {path.parent / line: line for line in lines if line and not line.startswith("#")}
     if not named:
         raise InputError(f"{path}: expected a list of pictures, one path per line, found none")
     return named
+
+
+class _Id(NamedTuple):
+    """Id of a picture that a list names, and whether it lies below the list's folder."""
+
+    name: str
+    below: bool
+
+
+def _id_in_list(line: str, folder: Path) -> _Id:
+    """Return the id of a picture that a list in a folder names by a line, see :func:`find_pictures`."""
+    file = folder / line
+    if _is_below(file, folder):
+        return _Id(_relative(file, folder), True)
+    real = Path(os.path.realpath(file.parent), file.name)  # a link may lead to the list's folder
+    if _is_below(real, Path(os.path.realpath(folder))):
+        return _Id(_relative(real, Path(os.path.realpath(folder))), True)
+    place = Path(os.path.normpath(line)).parent
+    digits = hashlib.blake2b(os.fsencode(place.parent), digest_size=4).hexdigest()
+    return _Id("/".join(part for part in (digits, Path(os.path.abspath(file)).parent.name, file.name) if part), False)
 
 
 def _walk(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:

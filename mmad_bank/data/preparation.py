@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mmad_bank._internal.files import check_not_current, named_after, write_text
+from mmad_bank._internal.files import check_not_current, named_after, real_path, write_text
 from mmad_bank._internal.json_text import json_text
 from mmad_bank._internal.kept import tell
 from mmad_bank._internal.parallel import run_parallel
@@ -138,9 +138,9 @@ def prepare(
     for one in datasets:
         check_told_by_cloud(settings, one.modalities, str(source))
     _check_place(source, out)
-    job = _Job(source.resolve(), datasets, settings, chosen, workers, progress)
+    job = _Job(real_path(source), datasets, settings, chosen, workers, progress)
     # Beside the folder itself, not beside a link to it: only there can its files be moved into their place.
-    work = named_after(out.resolve(), _WORK)
+    work = named_after(real_path(out), _WORK)
     if not overwrite or not read_prepared(out):
         _check_same(out, job)
         result = _fill(out, job)
@@ -149,7 +149,7 @@ def prepare(
         return result
     _check_overwritten(out, job)
     _clear_work(work, job)
-    result = _fill(work, job, replaces=out.resolve().name)
+    result = _fill(work, job, replaces=real_path(out).name)
     if not result.written + result.cached:
         shutil.rmtree(work)
         raise NoneUsableError(f"{source}: no sample can be used, {out} stays as it is", result.failed)
@@ -278,7 +278,7 @@ def _check_raw(source: Path, datasets: Sequence[SampleDataset]) -> None:
 
 def _check_place(source: Path, out: Path) -> None:
     """Refuse a folder in which something of the user's could be overwritten."""
-    inner, outer = out.resolve(), source.resolve()
+    inner, outer = real_path(out), real_path(source)
     if inner == outer or outer in inner.parents or inner in outer.parents:
         raise InputError(f"{out}: expected a folder outside the data set {source}, which stays as it is")
     if out.exists() and not out.is_dir():

@@ -7,6 +7,7 @@ from typing import Any
 
 from mmad_bank._internal.decoding import describe
 from mmad_bank._internal.file_names import PREPARED as MANIFEST
+from mmad_bank._internal.files import real_path
 from mmad_bank.data._images import read_tag
 from mmad_bank.data.frame import Frame
 from mmad_bank.data.recipes import Preprocessing
@@ -70,7 +71,7 @@ def key_of(file: Path) -> str:
 
 def manifest_around(path: Path) -> dict[str, Any]:
     """Read the manifest of a data set, given its folder or one category's; empty if there is none."""
-    return read_prepared(path) or read_prepared(path.resolve().parent)
+    return read_prepared(path) or read_prepared(real_path(path).parent)
 
 
 def read_prepared(out: Path) -> dict[str, Any]:

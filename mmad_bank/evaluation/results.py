@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mmad_bank._internal.terminal import printable
 from mmad_bank.errors import InputError
 from mmad_bank.evaluation._words import cells_of, remarks_on, some_of, word
 from mmad_bank.evaluation.decisions import Decisions
@@ -342,15 +343,15 @@ class Summary:
         if not console.is_terminal:
             console.width = 200  # a pipe must not cut names and figures short
         for title, heads, rows in self.tables():
-            console.print(Text(title, style="bold"), soft_wrap=True)
+            console.print(Text(printable(title), style="bold"), soft_wrap=True)
             table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
             for number, head in enumerate(heads):
-                table.add_column(Text(head), justify="right" if number else "left", no_wrap=True)
+                table.add_column(Text(printable(head)), justify="right" if number else "left", no_wrap=True)
             for row in rows:
-                table.add_row(*map(Text, row), style="bold" if row[0] == "mean" else None)
+                table.add_row(*(Text(printable(cell)) for cell in row), style="bold" if row[0] == "mean" else None)
             console.print(table)
         for line in self.remarks():
-            console.print(Text(line), soft_wrap=True)
+            console.print(Text(printable(line)), soft_wrap=True)
 
 
 def _size_and_time(evaluation: Evaluation) -> list[str]:

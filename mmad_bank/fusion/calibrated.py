@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmad_bank._internal.json_values import inside, number_in, table_in
 from mmad_bank.errors import InputError
 
 _SMALLEST = 1e-30  # of a unit, so that float32 can hold what is divided by it
@@ -120,10 +121,14 @@ class CalibratedFusion:
         """Return what :meth:`as_json` made.
 
         Raises:
-            InputError: A number is not above 0, or the parts are not the same.
+            InputError: A number is none, or not above 0, or the parts are not the same; the message names the field.
         """
-        images, pixels = ({str(n): float(x) for n, x in content[name].items()} for name in ("images", "pixels"))
-        return cls(images, pixels)
+        found = []
+        for name in ("images", "pixels"):
+            units = table_in(content, name)
+            with inside(name):
+                found.append({part: number_in(units, part) for part in units})
+        return cls(*found)
 
 
 class PartScales:

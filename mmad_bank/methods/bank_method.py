@@ -30,6 +30,7 @@ from mmad_bank._internal.torch_state import plain_torch
 from mmad_bank.adaptation import FeatureAdaptation
 from mmad_bank.bank import MemoryBank, MultiBank, Scores
 from mmad_bank.bank.provenance import Origin, Source
+from mmad_bank.calibration import numbers_of
 from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.sample import Sample
 from mmad_bank.data.sequences import as_samples
@@ -37,7 +38,8 @@ from mmad_bank.errors import InputError, NoneUsableError
 from mmad_bank.extraction import Extractors
 from mmad_bank.features.factory import RANDOM, make_rgb_extractor
 from mmad_bank.methods.base import Method, Part, Prediction, Reason, Samples
-from mmad_bank.methods.calibrating import origin_of
+from mmad_bank.methods.calibrating import NOTHING_HELD_OUT, origin_of
+from mmad_bank.methods.copies import Mark, all_equal, copies_of, folds_of_marks, not_among
 from mmad_bank.methods.held_out import (
     HeldOut,
     ScoreRows,
@@ -47,7 +49,7 @@ from mmad_bank.methods.held_out import (
     kept_in,
     score_all,
     scored,
-    table_without,
+    table_of,
 )
 from mmad_bank.methods.map_scale import distances_to_others, scale_by_stage, spread
 from mmad_bank.methods.options import BankOptions, RGBOptions
@@ -63,6 +65,7 @@ from mmad_bank.methods.roi import (
 from mmad_bank.methods.shareable import CategoryData, warn_of_other_features
 from mmad_bank.methods.training_features import (
     Dumps,
+    Seen,
     extract_split,
     made_of,
     share_features,
@@ -96,6 +99,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
         # Of the samples that a fit sees, by split.
         self._split_frames: dict[str, list[Frame | None]] = {}
         self._split_ids: dict[str, list[str]] = {}
+        self._split_marks: dict[str, list[Mark]] = {}
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
@@ -249,7 +253,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
             self.skipped_ |= error.left_out  # verdicts do without it
             return None
         self.skipped_ |= seen.skipped
-        self._split_frames["validation"], self._split_ids["validation"] = seen.frames, seen.ids
+        self._note_split("validation", seen)
         return self._composed("validation", self._adapted("validation", extracted, stages), stages)
 
     def training_data(self, dataset: Samples, stages: Stages) -> CategoryData:
@@ -257,8 +261,13 @@ class BankMethod(Method, BankOptions, RGBOptions):
         self.extractors_ = self._make_extractors(self._networks(None))
         dumps, seen = extract_split(self, self._training_extractors(self.extractors_), "train", dataset, stages)
         seen.note(self)
-        self._split_frames, self._split_ids = {"train": seen.frames}, {"train": seen.ids}
+        self._split_frames = {}
+        self._note_split("train", seen)
         return CategoryData("", dumps, stages, len(seen.ids))
+
+    def _note_split(self, split: str, seen: Seen) -> None:
+        """Note what is known of a split's samples."""
+        self._split_frames[split], self._split_ids[split], self._split_marks[split] = seen.frames, seen.ids, seen.marks
 
     def learn_parts(self, members: Sequence[CategoryData], stages: Stages) -> None:
         """Learn to adapt features, and then to fuse the adapted ones, see :meth:`Method.learn_parts`."""
@@ -282,22 +291,38 @@ class BankMethod(Method, BankOptions, RGBOptions):
 
     def _score_held_out(self, dumps: Dumps, validation: Dumps | None, stages: Stages) -> HeldOut | None:
         """Score images that the banks do not hold, as the argument ``calibration`` says."""
-        frames, ids = self._split_frames, self._split_ids
-        way = self._way(self._count(ids["train"]), 0 if validation is None else self._count(ids["validation"]))
-        if way is None:
+        frames, ids, marks, kept = self._split_frames, self._split_ids, self._split_marks, list[slice]()
+        n_train, n_validation = self._count(ids["train"]), 0 if validation is None else self._count(ids["validation"])
+        way = self._way(n_train, n_validation)
+        if way == "validation":
+            kept = not_among(marks["validation"], marks["train"], self.modalities)
+            way = self._way(n_train, self._count([ids["validation"][number] for number in numbers_of(kept)]))
+        if way == "validation":
+            assert validation is not None
+            score = partial(score_all, self._score_patches, validation, frames["validation"], kept, self.device, stages)
+            shown = [frame for run in kept for frame in frames["validation"][run]]
+            names = [name for run in kept for name in ids["validation"][run]]
+            return kept_in(stages, score, shown, names, origin_of(way, self._of_parts))
+        if way == "folds":
+            return self._score_in_folds(dumps, stages)
+        if self._on_one_scale:
+            raise InputError(NOTHING_HELD_OUT)
+        return None
+
+    def _score_in_folds(self, dumps: Dumps, stages: Stages) -> HeldOut | None:
+        """Score the training images, each by banks of others; None if all are equal."""
+        frames, ids = self._split_frames["train"], self._split_ids["train"]
+        folds = folds_of_marks(self._split_marks["train"], self.modalities, self.calibration_folds, self._groups(ids))
+        if len(folds) < 2 and (self.calibration == "folds" or self._on_one_scale):
+            raise all_equal(len(frames))
+        if len(folds) < 2:
             return None
 
-        def make() -> list[dict[str, Scores]]:
-            if way == "validation":
-                assert validation is not None
-                return score_all(self._score_patches, validation, frames["validation"], self.device, stages)
-            return in_folds(
-                lambda block: self._scoring_by(self._build_banks(dumps, partial(self._select_bank, left_out=block))),
-                dumps, frames["train"], self._blocks(ids["train"]), self.device, stages,
-            )  # fmt: skip
+        def score_with(images: list[slice]) -> ScoreRows:
+            return self._scoring_by(self._build_banks(dumps, partial(self._select_bank, images=images)))
 
-        split = "validation" if way == "validation" else "train"
-        return kept_in(stages, make, frames[split], ids[split], origin_of(way, self._of_parts))
+        make = partial(in_folds, score_with, dumps, frames, folds, self.device, stages)
+        return kept_in(stages, make, frames, ids, origin_of("folds", self._of_parts))
 
     def _scoring_by(self, banks: Mapping[str, MemoryBank]) -> ScoreRows:
         """Return the rule by which patches are scored, with other banks than the own ones."""
@@ -319,7 +344,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
                 shown = shown_of(frame, self._grid(name), self.roi_)
                 inside, repeated = window_cells(self._grid(name), shown)
                 patches = torch.from_numpy(np.array(dumps[name][image]))
-                distances = distances_to_others(bank, patches, image)
+                distances = distances_to_others(bank, patches, self._equal_to(image))
                 if distances is None:  # there is one image only
                     return
                 distances = distances[inside][repeated]
@@ -329,6 +354,10 @@ class BankMethod(Method, BankOptions, RGBOptions):
                 maps |= {name: self._map_of(name, own.patch) for name, own in scores.items()}
             square = square_inside(self.roi_, frame)
             yield {name: picture_of(one[0], frame) if square is None else one[0][square] for name, one in maps.items()}
+
+    def _equal_to(self, image: int) -> list[int]:
+        """Return the number of a training image, and those of its copies."""
+        return copies_of(image, self._split_marks["train"], self.modalities)
 
     def _composed(self, split: str, dumps: Dumps, stages: Stages) -> Dumps:
         """Write what is not a modality's own features to files, and map them."""
@@ -357,12 +386,13 @@ class BankMethod(Method, BankOptions, RGBOptions):
         return {name: build(name, dumps[name], None) for name in self._bank_names()}
 
     def _select_bank(
-        self, name: str, table: np.ndarray, size: int | None, *, left_out: slice | None = None, progress: bool = False
-    ) -> MemoryBank:
-        """Select a bank of the patches that lie inside the region of interest, but for those of some images."""
+        self, name: str, table: np.ndarray, size: int | None, *, images: list[slice] | None = None,
+        progress: bool = False,
+    ) -> MemoryBank:  # fmt: skip
+        """Select a bank of the patches that lie inside the region of interest: of all images, or of some runs."""
         rows = rows_inside(self.roi_, self._split_frames["train"], self._grid(name))
         return MemoryBank.build(
-            table_without(table, rows, left_out), self.ratio, size=size, projection_dim=self.projection_dim,
+            table_of(table, rows, images), self.ratio, size=size, projection_dim=self.projection_dim,
             seed=self.seed, progress=progress, standardize=self._standardize(name), device=self.device,
             extractor=self._extractor_name(name), bank_precision=self.bank_precision,
         )  # fmt: skip

@@ -24,12 +24,13 @@ from torch import Tensor
 from mmad_bank._internal import sections
 from mmad_bank._internal.decoding import decoding
 from mmad_bank._internal.folders import read_folder
+from mmad_bank._internal.json_values import inside
 from mmad_bank._internal.parameters import Parameter, check_parameters, parameters_of
 from mmad_bank._internal.resume import Stages
 from mmad_bank._internal.timing import timed
 from mmad_bank._internal.torch_state import plain_torch
 from mmad_bank._internal.training import seeded
-from mmad_bank.calibration import blocks_of, blocks_of_groups, check_promise
+from mmad_bank.calibration import check_promise, numbers_of
 from mmad_bank.data.dataset import SampleDataset
 from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.names import category_of
@@ -53,6 +54,7 @@ from mmad_bank.methods.calibrating import (
     fused_on_one_scale,
     way_of,
 )
+from mmad_bank.methods.copies import marks_of, not_among
 from mmad_bank.methods.fingerprint import fingerprint
 from mmad_bank.methods.inputs import Input, is_dataset, to_sample
 from mmad_bank.methods.map_scale import MapScale, scale_by_stage, spread
@@ -67,7 +69,7 @@ from mmad_bank.methods.model_folder import (
     write_model,
 )
 from mmad_bank.methods.options import FORMER_NAMES, VERDICT_ARGUMENTS, MethodOptions
-from mmad_bank.methods.parts import IMAGES, PARTS, FitParts
+from mmad_bank.methods.parts import IMAGES, PARTS, FitParts, some_of
 from mmad_bank.methods.prediction import Part, Prediction, Reason
 from mmad_bank.methods.preparing import (
     held_out,
@@ -263,11 +265,9 @@ class Method(MethodOptions, ABC):
         """Return how many are judged of samples, or of those with some ids: images, or parts if several show one."""
         return len(samples) if self._of_parts is None else self._of_parts.count(_ids(samples))
 
-    def _blocks(self, samples: Samples | Sequence[str]) -> list[slice]:
-        """Cut samples, or those with some ids, into folds; no part is cut."""
-        if self._of_parts is None:
-            return blocks_of(len(samples), self.calibration_folds)
-        return blocks_of_groups([one.part for one in self._of_parts.of(_ids(samples)).views], self.calibration_folds)
+    def _groups(self, samples: Samples | Sequence[str]) -> list[str] | None:
+        """Return the parts that samples, or those with some ids, show: no fold cuts one; None where there are none."""
+        return None if self._of_parts is None else [one.part for one in self._of_parts.of(_ids(samples)).views]
 
     def parts_to_train(self) -> tuple[SharedPart, ...]:
         """Return those of the :attr:`shareable` parts that :meth:`fit` trains with these arguments.
@@ -604,11 +604,14 @@ class Method(MethodOptions, ABC):
         known = content.get("categories", [category_of(name) for name in self.train_ids_])
         self.categories_ = sorted({str(name) for name in known} - {""})
         scale = content.get("map_scale")
-        self.map_scale_ = None if scale is None else MapScale.from_json(scale)
+        with inside("map_scale"):
+            self.map_scale_ = None if scale is None else MapScale.from_json(scale)
         known = content.get("calibration")
-        self.calibration_ = None if known is None else ModelCalibration.from_json(known)
+        with inside("calibration"):
+            self.calibration_ = None if known is None else ModelCalibration.from_json(known)
         known = content.get("calibrated")
-        self.calibrated_ = None if known is None else CalibratedFusion.from_json(known)
+        with inside("calibrated"):
+            self.calibrated_ = None if known is None else CalibratedFusion.from_json(known)
         self.frames_ = unpack_frames(content["frames"], len(self.train_ids_)) if "frames" in content else []
         known = content.get("trained_on", {})
         self.trained_on_ = {str(name): TrainedOn.from_json(one, MANIFEST) for name, one in known.items()}
@@ -741,11 +744,16 @@ class Method(MethodOptions, ABC):
 
     def _calibrate(self, dataset: Samples, validation: Samples | None, stages: Stages) -> None:
         """Score held-out normal samples for the verdicts."""
-        refit = partial(self._refitted, validation=validation)
+        refit, held_out = partial(self._refitted, validation=validation), validation
+        if held_out is not None and self._way(self._count(dataset), self._count(held_out)) == "validation":
+            kept = not_among(marks_of(held_out), marks_of(dataset), self.modalities)
+            held_out = some_of(held_out, numbers_of(kept))
+        way = self._way(self._count(dataset), 0 if held_out is None else self._count(held_out))
+        if way is None and self._on_one_scale:
+            raise InputError(NOTHING_HELD_OUT)
         found = calibrate_by_predicting(
-            self, refit, dataset, validation, stages,
-            way=self._way(self._count(dataset), 0 if validation is None else self._count(validation)),
-            blocks=self._blocks(dataset), parts=self._of_parts, one_scale=self._on_one_scale,
+            self, refit, dataset, held_out, stages, way=way, groups=self._groups(dataset), parts=self._of_parts,
+            one_scale=self._on_one_scale,
         )  # fmt: skip
         self.calibration_, self.calibrated_ = found.calibration, found.fusion
 

@@ -18,11 +18,13 @@ from torch import Tensor
 
 from mmad_bank._internal.progress import within
 from mmad_bank._internal.resume import Stages
+from mmad_bank.calibration import numbers_of
 from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.sample import Sample
 from mmad_bank.data.sequences import Samples
 from mmad_bank.errors import InputError, MmadBankError
 from mmad_bank.fusion import CalibratedFusion, PartScales
+from mmad_bank.methods.copies import all_equal, folds_of_marks, marks_of
 from mmad_bank.methods.options import CalibratedOn
 from mmad_bank.methods.parts import IMAGES, PARTS, FitParts, some_of
 from mmad_bank.methods.prediction import Part, Prediction
@@ -89,6 +91,12 @@ def origin_of(way: str, parts: FitParts | None) -> str:
 class Predicting(Protocol):
     """A fitted method, as far as this module knows one."""
 
+    calibration_folds: int
+
+    @property
+    def modalities(self) -> frozenset[str]:
+        """Modalities of a sample that it looks at."""
+
     def predict_batch(self, samples: Sequence[Sample]) -> list[Prediction]:
         """Score samples together."""
 
@@ -122,7 +130,7 @@ def calibrate_by_predicting(
     stages: Stages,
     *,
     way: str | None,
-    blocks: Sequence[slice],
+    groups: Sequence[str] | None = None,
     parts: FitParts | None = None,
     one_scale: bool = False,
 ) -> Found:
@@ -134,10 +142,10 @@ def calibrate_by_predicting(
         method: The fitted method, which does not fuse its parts on one scale yet.
         refit: Function that fits it on other samples.
         dataset: The training samples.
-        validation: The validation samples.
+        validation: The validation samples, none of which is a training sample.
         stages: Stages of the fit.
         way: What it is calibrated on, see :func:`way_of`.
-        blocks: Training samples of each fold.
+        groups: Part of each training sample, which no fold cuts; None where each counts by itself.
         parts: Which parts the samples show; None where each counts by itself.
         one_scale: Whether the method will fuse its parts on the scale of held-out images.
     """
@@ -149,11 +157,13 @@ def calibrate_by_predicting(
             assert validation is not None
             yield from _usable(method, validation)
             return
-        for number, block in enumerate(blocks, 1):
-            own = range(len(dataset))[block]
-            rest = some_of(dataset, [i for i in range(len(dataset)) if i not in own])
-            with within("fold", number, len(blocks)), tempfile.TemporaryDirectory(prefix="mmad-bank-fold-") as folder:
-                yield from _usable(refit(rest, Path(folder)), some_of(dataset, own))
+        folds = folds_of_marks(marks_of(dataset), method.modalities, method.calibration_folds, groups)
+        if len(folds) < 2:
+            raise all_equal(len(dataset))
+        for number, fold in enumerate(folds, 1):
+            own, rest = (some_of(dataset, numbers_of(runs)) for runs in fold)
+            with within("fold", number, len(folds)), tempfile.TemporaryDirectory(prefix="mmad-bank-fold-") as folder:
+                yield from _usable(refit(rest, Path(folder)), own)
 
     def write(path: Path) -> None:
         seen = [_Seen(one.score, one.prepared_map, one.parts, one.frame, one.sample.id) for one in predictions()]

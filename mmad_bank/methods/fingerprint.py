@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmad_bank._internal.files import changed
+from mmad_bank._internal.files import changed, real_path
 from mmad_bank.data.dataset import SampleDataset
 from mmad_bank.data.recipes import Preprocessing
 from mmad_bank.data.sequences import Joined, Samples, named
@@ -46,5 +46,5 @@ def _ids(samples: Samples) -> list[str]:
     if isinstance(samples, Joined):
         return [one for part in samples.parts for one in _ids(part)]
     if isinstance(samples, SampleDataset):
-        return [f"{samples.path.resolve()}:{record.id}:{record.changed}" for record in samples.records]
+        return [f"{real_path(samples.path)}:{record.id}:{record.changed}" for record in samples.records]
     return [name for name, _ in named(samples)]

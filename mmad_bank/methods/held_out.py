@@ -3,7 +3,8 @@
 They come from the validation split, or from folds: banks are selected anew without a part of the training images, and
 score just that part. Everything else that a method learns (a fusion, an adaptation, a decision) stays as it is. A fold
 is a run of neighboring images, so that pictures of one part, which lie beside each other, stay together; where the
-pictures' names say which part they show, no part is cut.
+pictures' names say which part they show, no part is cut. Equal images are in one fold
+(:mod:`mmad_bank.methods.copies`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from mmad_bank._internal.resume import Stages
 from mmad_bank._internal.tensor_files import write_tensors
 from mmad_bank.bank import Scores
 from mmad_bank.bank.dumps import FeatureDump, open_dump
+from mmad_bank.calibration import Fold
 from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.roi import RegionOfInterest
 from mmad_bank.fusion import CalibratedFusion, PartScales
@@ -62,24 +64,26 @@ class HeldOut:
             yield self.frames[part], scores
 
 
-def table_without(table: np.ndarray, rows: Tensor | None, left_out: slice | None) -> np.ndarray | FeatureDump:
+def table_of(table: np.ndarray, rows: Tensor | None, images: Sequence[slice] | None) -> np.ndarray | FeatureDump:
     """Return the features of a table that a bank is selected from.
 
     Args:
         table: (images, P, D).
         rows: Numbers of its patches that count; None for all.
-        left_out: Images that do not count; None for none.
+        images: Runs of the images that count; None for all.
 
     Returns:
         Where all patches of images count, nothing is copied.
     """
-    if left_out is None:
+    if images is None:
         return table_inside(table, rows)
     if rows is not None:
         image = rows // table.shape[1]
-        return table_inside(table, rows[(image < left_out.start) | (image >= left_out.stop)])
-    kept = [part for part in (table[: left_out.start], table[left_out.stop :]) if len(part)]
-    return FeatureDump([part for one in kept for part in open_dump(one).parts])
+        counts = torch.zeros(len(table), dtype=torch.bool)
+        for run in images:
+            counts[run] = True
+        return table_inside(table, rows[counts[image]])
+    return FeatureDump([part for run in images for part in open_dump(table[run]).parts])
 
 
 ScoreRows = Callable[[Mapping[str, Tensor], Sequence[Frame | None]], dict[str, Scores]]
@@ -107,45 +111,55 @@ def scored(
 
 
 def score_all(
-    score: ScoreRows, dumps: Dumps, frames: Sequence[Frame | None], device: str, stages: Stages
-) -> list[dict[str, Scores]]:
-    """Score held-out images, see :func:`scored`; what is kept of the scores is on the CPU."""
-    return [
-        {name: Scores(own.patch.cpu(), own.image.cpu(), torch.empty(0)) for name, own in scores.items()}
-        for _, scores in scored(score, dumps, frames, device, stages, "scoring held-out images")
-    ]
+    score: ScoreRows, dumps: Dumps, frames: Sequence[Frame | None], runs: Sequence[slice], device: str, stages: Stages
+) -> list[tuple[int, dict[str, Scores]]]:
+    """Score held-out images, see :func:`scored`: some runs of those in dumps.
 
-
-def in_folds(
-    score_without: Callable[[slice], ScoreRows], dumps: Dumps, frames: Sequence[Frame | None], blocks: Sequence[slice],
-    device: str, stages: Stages,
-) -> list[dict[str, Scores]]:  # fmt: skip
-    """Score each training image by banks that were selected without its fold.
-
-    Args:
-        score_without: Function that gives the rule by which patches are scored with banks without some images.
-        dumps: Features of the training images.
-        frames: Their frames.
-        blocks: Images of each fold, as :func:`mmad_bank.calibration.blocks_of` cuts them.
-        device: Device that scores.
-        stages: Stages of the training.
+    Returns:
+        Numbers of images, and the scores from each on to the next one's, on the CPU.
     """
     found = []
-    for number, block in enumerate(blocks, 1):
-        with within("fold", number, len(blocks)):
-            own = {name: table[block] for name, table in dumps.items()}
-            found += score_all(score_without(block), own, frames[block], device, stages)
+    for run in runs:
+        own, first = {name: table[run] for name, table in dumps.items()}, run.start
+        for part, scores in scored(score, own, frames[run], device, stages, "scoring held-out images"):
+            kept = {name: Scores(one.patch.cpu(), one.image.cpu(), torch.empty(0)) for name, one in scores.items()}
+            found.append((first, kept))
+            first += len(part)
     return found
 
 
+def in_folds(
+    score_with: Callable[[list[slice]], ScoreRows], dumps: Dumps, frames: Sequence[Frame | None], folds: Sequence[Fold],
+    device: str, stages: Stages,
+) -> list[tuple[int, dict[str, Scores]]]:  # fmt: skip
+    """Score each training image by banks that were selected without its fold.
+
+    Args:
+        score_with: Function that gives the rule by which patches are scored with banks of some runs of images.
+        dumps: Features of the training images.
+        frames: Their frames.
+        folds: The folds.
+        device: Device that scores.
+        stages: Stages of the training.
+
+    Returns:
+        As :func:`score_all`, in the order of the images.
+    """
+    found = []
+    for number, fold in enumerate(folds, 1):
+        with within("fold", number, len(folds)):
+            found += score_all(score_with(fold.others), dumps, frames, fold.own, device, stages)
+    return sorted(found, key=lambda one: one[0])
+
+
 def kept_in(
-    stages: Stages, make: Callable[[], list[dict[str, Scores]]], frames: Sequence[Frame | None], ids: Sequence[str],
-    origin: str,
+    stages: Stages, make: Callable[[], list[tuple[int, dict[str, Scores]]]], frames: Sequence[Frame | None],
+    ids: Sequence[str], origin: str,
 ) -> HeldOut:  # fmt: skip
     """Make held-out scores as a stage of a training, or read those that an earlier run has made."""
 
     def write(path: Path) -> None:
-        found = make()
+        found = [scores for _, scores in make()]
         tensors: dict[str, Tensor] = {}
         for name in found[0]:
             whole = Scores.of([one[name] for one in found])

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from mmad_bank._internal.json_values import inside, number_in, table_in, text_in
 from mmad_bank._internal.progress import progress_bar
 from mmad_bank._internal.resume import Stages
 from mmad_bank.bank import MemoryBank
+from mmad_bank.errors import InputError
 from mmad_bank.methods.verdicts import FUSED
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
@@ -69,15 +71,15 @@ class MapScale:
         """Return what :meth:`as_json` made.
 
         Raises:
-            ValueError: A number is not finite, or a quantile is missing.
+            InputError: It is something else; the message names the field.
         """
-        quantiles = {
-            str(name): {q: float(own[f"{q:g}"]) for q in QUANTILES} for name, own in content["quantiles"].items()
-        }
-        scores = [score for own in quantiles.values() for score in own.values()]
-        if not all(map(math.isfinite, scores)) or FUSED not in quantiles:
-            raise ValueError("map_scale: expected finite quantiles of the result")
-        return cls(int(content["images"]), str(content["origin"]), quantiles)
+        quantiles = {}
+        for name, own in table_in(content, "quantiles").items():
+            with inside(f"quantiles.{name}"):
+                quantiles[name] = {q: number_in(own, f"{q:g}") for q in QUANTILES}
+        if FUSED not in quantiles:
+            raise InputError(f"quantiles: expected those of {FUSED}, found {', '.join(quantiles) or 'none'}")
+        return cls(int(number_in(content, "images")), text_in(content, "origin"), quantiles)
 
 
 def measure_scale(maps: Iterable[Mapping[str, Tensor]], origin: str, total: int, *, progress: bool) -> MapScale | None:
@@ -137,7 +139,7 @@ def spread(n: int) -> list[int]:
     return sorted(set(np.linspace(0, n - 1, min(n, IMAGES)).round().astype(int).tolist()))
 
 
-def distances_to_others(bank: MemoryBank, patches: Tensor, image: int) -> Tensor | None:
+def distances_to_others(bank: MemoryBank, patches: Tensor, images: Sequence[int]) -> Tensor | None:
     """Return the distances of a training image's patches to the nearest bank rows from other images.
 
     Distances to the bank as it is would be those of patches that are partly in it, and far too small.
@@ -145,12 +147,12 @@ def distances_to_others(bank: MemoryBank, patches: Tensor, image: int) -> Tensor
     Args:
         bank: Bank with one source of images with a fixed number of patches; rows beyond it count as another image's.
         patches: (P, D), all patches of the image.
-        image: Its number in the source.
+        images: Its number in the source, and those of its copies.
 
     Returns:
         (P,) float32; None if the bank has no row of another image.
     """
-    own = (bank.source_rows.to(bank.device) // len(patches)) == image
+    own = torch.isin(bank.source_rows // len(patches), torch.tensor(images)).to(bank.device)
     n_own = int(own.sum())
     if n_own == len(bank):
         return None

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 
 from torch.utils.data import Dataset, Subset
 
+from mmad_bank._internal.json_values import number_in, text_in
 from mmad_bank.data.sample import Sample
 from mmad_bank.data.sequences import Samples, as_samples, named
 from mmad_bank.data.views import PartView, ViewPattern, group_views
@@ -79,13 +80,14 @@ class PartViews:
         """Return what :meth:`as_json` made.
 
         Raises:
+            InputError: A number is none, or a text is none; the message names the field.
             ValueError: It is something else.
         """
-        usual, incomplete = int(content["usual"]), int(content["incomplete"])
+        usual, incomplete = int(number_in(content, "usual")), int(number_in(content, "incomplete"))
         names = tuple(str(name) for name in content["names"])
         if usual < 1 or incomplete < 0 or len(names) not in (0, usual):
             raise ValueError("views of a calibration")
-        return cls(ViewPattern(str(content["pattern"])).text, usual, names, incomplete)
+        return cls(ViewPattern(text_in(content, "pattern")).text, usual, names, incomplete)
 
 
 class HeldOutParts(NamedTuple):

@@ -235,7 +235,7 @@ class Prediction:
         if self.calibration is None:
             return ()
         cloud = self.original.xyz if "xyz" in self.sample.modalities else None
-        return self.calibration.regions(self.map, self.false_alarm_rate, cloud)
+        return self.calibration.regions(self.map, self.false_alarm_rate, cloud, self._counting)
 
     @cached_property
     def region_map(self) -> Tensor:
@@ -245,7 +245,12 @@ class Prediction:
         """
         if self.calibration is None:
             return torch.zeros(self.size, dtype=torch.int32)
-        return self.calibration.region_map(self.map, self.false_alarm_rate)
+        return self.calibration.region_map(self.map, self.false_alarm_rate, self._counting)
+
+    @property
+    def _counting(self) -> Tensor | None:
+        """The pixels (H, W) of the picture that may be in a region; None for all."""
+        return None if self.roi is None else self.roi.inside(*self.size)
 
     @property
     def point_scores(self) -> Tensor:

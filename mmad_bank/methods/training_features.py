@@ -25,6 +25,7 @@ from mmad_bank.data.sample import Sample
 from mmad_bank.extraction import Extractors, Journal, extract_to
 from mmad_bank.features.factory import RANDOM
 from mmad_bank.methods.base import Method, Samples
+from mmad_bank.methods.copies import Mark, mark_of
 from mmad_bank.methods.shareable import CategoryData
 
 IMAGES_AT_ONCE = 4
@@ -53,16 +54,19 @@ class Seen:
         skipped: Reasons why others were left out, by id.
         frames: Frames of the samples that were used, in order; None where one is not known.
         categories: Categories of those samples, sorted.
+        marks: What tells them from others, see :mod:`mmad_bank.methods.copies`; empty where an older version wrote.
     """
 
     ids: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     frames: list[Frame | None] = field(default_factory=list)
     categories: set[str] = field(default_factory=set)
+    marks: list[Mark] = field(default_factory=list)
 
     def take(self, sample: Sample) -> None:
         """Note a prepared sample that is used."""
         self.frames.append(sample.frame)
+        self.marks.append(mark_of(sample))
         self.categories |= {sample.category or category_of(sample.id)} - {""}
 
     def write(self, path: Path) -> None:
@@ -72,7 +76,7 @@ class Seen:
     def of_first(self, n: int) -> dict[str, Any]:
         """Return what is known of the first n samples beside their ids, JSON-able."""
         frames = [None if frame is None else frame.as_text() for frame in self.frames[:n]]
-        return {"frames": frames, "categories": sorted(self.categories)}
+        return {"frames": frames, "categories": sorted(self.categories), "marks": self.marks[:n]}
 
     def restore(self, content: dict[str, Any]) -> None:
         """Take back what :meth:`of_first` gave of the samples with the ids in it.
@@ -83,7 +87,7 @@ class Seen:
         frames = [None if text is None else Frame.from_text(text) for text in content["frames"]]
         if len(frames) != len(content["ids"]):
             raise ValueError(f"frames of {len(frames)} samples")
-        self.frames, self.categories = frames, set(content["categories"])
+        self.frames, self.categories, self.marks = frames, set(content["categories"]), _marks_in(content)
 
     @classmethod
     def read(cls, path: Path) -> Seen:
@@ -92,12 +96,17 @@ class Seen:
         texts = content.get("frames", [None] * len(content["ids"]))
         frames = [None if text is None else Frame.from_text(text) for text in texts]
         categories = content.get("categories", [category_of(name) for name in content["ids"]])
-        return cls(content["ids"], content["skipped"], frames, {*categories} - {""})
+        return cls(content["ids"], content["skipped"], frames, {*categories} - {""}, _marks_in(content))
 
     def note(self, method: Method) -> None:
         """Let a method know what it is fitted on."""
         method.train_ids_, method.frames_ = self.ids, self.frames
         method.skipped_, method.categories_ = dict(self.skipped), sorted(self.categories)
+
+
+def _marks_in(content: Mapping[str, Any]) -> list[Mark]:
+    """Return the marks that were written, or empty ones where an older version wrote none."""
+    return content.get("marks", [{}] * len(content["ids"]))
 
 
 def extract_split(

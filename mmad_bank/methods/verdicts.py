@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmad_bank._internal.extras import import_extra
+from mmad_bank._internal.json_values import inside, number_in, table_in
 from mmad_bank.calibration import Calibration
 from mmad_bank.errors import InputError
 from mmad_bank.methods.parts import IMAGES, PARTS, HeldOutParts, PartViews
@@ -106,8 +107,9 @@ class ModelCalibration:
         return float(np.interp(math.log(share), rates, self.pixels[::-1]))
 
     def regions(
-        self, values: Tensor, rate: float | None = None, xyz: Tensor | None = None, *, extent: Extent = EXTENT
-    ) -> tuple[Region, ...]:
+        self, values: Tensor, rate: float | None = None, xyz: Tensor | None = None, counting: Tensor | None = None, *,
+        extent: Extent = EXTENT,
+    ) -> tuple[Region, ...]:  # fmt: skip
         """Return the regions of a map, the one with the highest peak first.
 
         A region has a peak above the threshold of peaks: at most a share ``rate`` of normal images has any. It reaches
@@ -120,23 +122,30 @@ class ModelCalibration:
             values: (H, W) map in the picture's pixels.
             rate: False-alarm rate, see :meth:`mmad_bank.calibration.Calibration.threshold`.
             xyz: (3, H, W) organized cloud in metres, zero where nothing was measured.
+            counting: (H, W) bool, the pixels that may be in a region: those of a region of interest; None for all.
             extent: How far a region reaches from its peak.
         """
-        found = self._pieces(values, rate, extent)
+        found = self._pieces(values, rate, counting, extent)
         areas = None if xyz is None or not found else pixel_areas(xyz)
         return tuple(self._region(rows, columns, values, xyz, areas) for rows, columns in found)
 
-    def region_map(self, values: Tensor, rate: float | None = None, *, extent: Extent = EXTENT) -> Tensor:
+    def region_map(
+        self, values: Tensor, rate: float | None = None, counting: Tensor | None = None, *, extent: Extent = EXTENT
+    ) -> Tensor:
         """Say which pixels belong to which region, (H, W) int32: 1 for the first of :meth:`regions`, 0 for none."""
         numbers = torch.zeros(values.shape, dtype=torch.int32)
-        for number, (rows, columns) in enumerate(self._pieces(values, rate, extent), 1):
+        for number, (rows, columns) in enumerate(self._pieces(values, rate, counting, extent), 1):
             numbers[rows, columns] = number
         return numbers
 
-    def _pieces(self, values: Tensor, rate: float | None, extent: Extent) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _pieces(
+        self, values: Tensor, rate: float | None, counting: Tensor | None, extent: Extent
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return rows and columns of the pixels of each region, the one with the highest peak first."""
         peak = self.peaks.threshold(rate).score
         above = peak if extent.share is None else min(self.pixel_threshold(extent.share), peak)
+        if counting is not None:
+            values = torch.where(counting, values, -math.inf)
         if not bool((values > peak).any()):
             return []
         found = [
@@ -188,15 +197,23 @@ class ModelCalibration:
         """Return what :meth:`as_json` made.
 
         Raises:
-            ValueError: It is something else.
+            InputError: It is something else; the message names the field.
         """
-        images = {str(name): Calibration.from_json(one) for name, one in content["images"].items()}
-        pixels = tuple(float(content["pixels"][f"{rate:g}"]) for rate in PIXEL_RATES)
-        peaks = Calibration.from_json(content["peaks"])
+        images = {}
+        for name, one in table_in(content, "images").items():
+            with inside(f"images.{name}"):
+                images[name] = Calibration.from_json(one)
+        own = table_in(content, "peaks")
+        with inside("peaks"):
+            peaks = Calibration.from_json(own)
+        found = table_in(content, "pixels")
+        with inside("pixels"):
+            pixels = tuple(number_in(found, f"{rate:g}") for rate in PIXEL_RATES)
         if FUSED not in images or {len(one) for one in images.values()} != {len(peaks)}:
-            raise ValueError("images and peaks of a calibration")
-        if not all(map(math.isfinite, pixels)) or list(pixels) != sorted(pixels):
-            raise ValueError("pixels of a calibration")
+            numbers = ", ".join(f"{len(one)} of {name}" for name, one in images.items()) or "none"
+            raise InputError(f"images: expected {len(peaks)} scores of {FUSED} and of each part, found {numbers}")
+        if list(pixels) != sorted(pixels):
+            raise InputError("pixels: expected scores that rise as the shares fall, found others")
         return cls(images, peaks, pixels, PartViews.from_json(content["views"]) if "views" in content else None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from mmad_bank.errors import InputError, MissingExtraError
 from mmad_bank.monitoring.drift import DriftMonitor
 
 _LIMITS = (0.1, 0.01)
+_LARGE = 1e100
 _WINDOW = 50  # images that the running median is taken of
 
 
@@ -70,24 +72,30 @@ def figure(monitor: DriftMonitor, scores: ArrayLike, *, title: str = "") -> Any:
 
 def _draw_scores(axes: Any, values: np.ndarray, calibration: Calibration) -> None:
     """Draw the scores as dots, their running median, and the limits of rates that the calibration can promise."""
+    normal = calibration.scores.numpy()
+    unit = _unit_of(max(float(np.abs(values).max()), float(np.abs(normal).max())))
+    values = values / unit
     numbers = np.arange(1, len(values) + 1)
     size = float(np.clip(2500 / len(values), 2, 18))
     axes.scatter(numbers, values, s=size, color=FAINT, linewidths=0, zorder=1, label="score")
     if len(values) >= 2 * _WINDOW:
         middle = np.median(np.lib.stride_tricks.sliding_window_view(values, _WINDOW), axis=1)
         axes.plot(numbers[_WINDOW - 1 :], middle, color=BLUE, linewidth=1.8, label=f"median of the last {_WINDOW}")
-    axes.axhline(
-        float(np.median(calibration.scores)), color=SOFT, linewidth=1, label="median when calibrated", zorder=2
-    )
+    axes.axhline(float(np.median(normal / unit)), color=SOFT, linewidth=1, label="median when calibrated", zorder=2)
     styles = ((0, (4, 3)), (0, (1, 2)))
     for rate, style in zip(_LIMITS, styles, strict=True):
         if rate >= calibration.smallest_rate:
-            limit = calibration.threshold(rate).score
+            limit = calibration.threshold(rate).score / unit
             label = f"{rate * 100:g} % of the normal images are above"
             axes.axhline(limit, color=SOFT, linewidth=1, linestyle=style, label=label, zorder=2)
-    axes.set_ylabel("image score", color=INK)
+    axes.set_ylabel("image score" if unit == 1 else f"image score / {unit:.0e}", color=INK)
     _style(axes)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, frameon=False, fontsize=8.5, labelcolor=INK)
+
+
+def _unit_of(largest: float) -> float:
+    """Return the power of ten that scores are divided by, 1 but for such that sums of them, or an axis, overflow."""
+    return 1.0 if largest < _LARGE else 10.0 ** math.floor(math.log10(largest))
 
 
 def _draw_evidence(axes: Any, monitor: DriftMonitor) -> None:

@@ -127,6 +127,25 @@ def test_a_fold_is_scored_by_a_bank_of_the_others(tmp_path: Path, settings: dict
     assert seen == [("Scoring normal images", done, 11) for done in (3, 7, 11)]
 
 
+def test_equal_images_are_in_one_fold(tmp_path: Path) -> None:
+    """A, B, C, D, E, A, D, F in 3 folds: A, B, A and C, D, D and E, F; also where files end within a fold."""
+    train = images(8, 5)
+    train[5], train[6] = train[0], train[3]
+    for name, part in (("a", train[:4]), ("b", train[4:6]), ("c", train[6:])):
+        np.save(tmp_path / f"{name}.npy", part.numpy())
+    bank = MemoryBank.build(tmp_path, ratio=0.3)
+    found = bank.calibrate(tmp_path, folds=3)
+    scores = []
+    for own in ([0, 1, 5], [2, 3, 6], [4, 7]):
+        rest = train[[i for i in range(8) if i not in own]]
+        scores.append(MemoryBank.build(rest, size=len(bank) * len(rest) // 8).score(train[own]).image)
+    assert torch.equal(found.images.scores, torch.cat(scores).double().sort().values)
+    equal = images(1, 3).expand(4, -1, -1).contiguous()
+    with pytest.raises(InputError) as error:
+        MemoryBank.build(equal).calibrate(equal, folds=2)
+    assert str(error.value) == "folds: expected at least 2 different images, found 4 equal ones"
+
+
 def test_folds_take_the_banks_features_only(bank: MemoryBank) -> None:
     for features, words in ((images(20, 1), "others"), (images(19, 0), "171 rows"), (images(20, 0).flip(0), "others")):
         with pytest.raises(InputError, match=rf"^folds: expected the features .*all 180 rows.* found {words}$"):
@@ -194,6 +213,24 @@ def test_what_does_not_fit_is_refused(bank: MemoryBank) -> None:
         bank.calibrate(images(9, 1), reweight="mean")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"expected vectors of length 6"):
         bank.calibrate(torch.rand(9, 9, 5))
+
+
+def test_divided_scores_are_judged_by_such_a_calibration(bank: MemoryBank) -> None:
+    held_out = images(30, 1)
+    found = bank.calibrate(held_out, divisor=3)
+    assert torch.equal(found.images.scores, bank.score(held_out, divisor=3).image.double().sort().values)
+    assert bank.judge(bank.score(images(2, 3), divisor=3)).threshold == found.images.threshold()
+    with pytest.raises(InputError) as error:
+        bank.judge(bank.score(images(2, 3)))
+    assert str(error.value) == (
+        "scores: expected image scores by reweight='m3dm', n_neighbors=3, divisor=3, as the calibration has, found"
+        " reweight='m3dm', n_neighbors=3; call score with reweight='m3dm', n_neighbors=3, divisor=3, or calibrate anew"
+        " with reweight='m3dm', n_neighbors=3, divisor=1"
+    )
+    assert bank.calibrate_again(images(40, 2)).rule.divisor == 3
+    for wrong in (0, -1, float("inf"), True):
+        with pytest.raises(InputError, match=r"^divisor: expected a finite number above 0"):
+            bank.calibrate(held_out, divisor=wrong)
 
 
 def test_a_bad_file_is_left_out_where_that_is_asked_for(tmp_path: Path, bank: MemoryBank) -> None:

@@ -110,6 +110,51 @@ def test_calibrate_refuses(place: Path) -> None:
     assert (place / "bank").read_bytes() == before
 
 
+def test_files_that_would_count_double_are_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    (place / "more").mkdir()
+    np.save(place / "more" / "a.npy", normal(5, 7))
+    (place / "link.npy").symlink_to("held.npy")
+    once = "error: FEATURES: expected each file once, found "
+    for command in (
+        ("calibrate", "bank", "--in-place"), ("build", "--out", "b2"), ("extend", "bank", "--in-place"),
+        ("tune", "--test", "new.npy"),
+    ):  # fmt: skip
+        first, *options = command
+        bank = [options.pop(0)] if options[0] == "bank" else []
+        for features, words in (
+            (["held.npy", "held.npy"], "held.npy twice"),
+            (["held.npy", "./more/../held.npy"], "held.npy as more/../held.npy again"),
+            (["link.npy", "held.npy"], "link.npy as held.npy again"),
+            (["more/a.npy", "more"], "more/a.npy beside more, in which it lies"),
+        ):
+            assert refused(first, *bank, *features, *options) == f"{once}{words}\n"
+    held = ("--calibrate", "held.npy", "--calibrate", "link.npy")
+    line = refused("extend", "bank", "new.npy", "--in-place", *held)
+    assert line == "error: --calibrate: expected each file once, found held.npy as link.npy again\n"
+    np.save(place / "copy.npy", normal(99, 1))
+    assert facts("calibrate", "bank", "held.npy", "copy.npy", "--in-place")["images"] == 198, "a file of its own"
+
+
+def test_odd_names_of_images_are_shown_escaped(place: Path) -> None:
+    """By score, info, extend and monitor; the table keeps them."""
+    names = ["a\n  verdicts  9 bad", "b\x1b[2J", "c"]
+    np.savez(place / "odd.npz", features=normal(3, 8), names=names)
+    good("calibrate", place / "bank", place / "held.npy", "--in-place")
+    text = good("score", place / "bank", place / "odd.npz", "--csv", place / "odd.csv", "--false-alarm-rate", "5%")
+    assert r"a\n  verdicts  9 bad  " in text
+    assert r"b\x1b[2J " in text
+    good("extend", place / "bank", place / "odd.npz", "--out", place / "more", "--radius", 0)
+    assert r"names a\n  verdicts  9 bad, b\x1b[2J, c" in good("info", place / "more")
+    with (place / "odd.csv").open(newline="") as file:
+        assert [row["name"] for row in csv.DictReader(file)] == names
+    (place / "drift.jsonl").write_text("".join(json.dumps({"id": f"{i}\x1b\n", "score": i}) + "\n" for i in range(60)))
+    result = call("monitor", place / "drift.jsonl", "--normal", place / "odd.csv")
+    assert result.exit_code == 5
+    assert r"\x1b\n), found at image" in result.stdout
+    assert "\x1b" not in result.output + text
+
+
 def test_a_bad_file_is_left_out(place: Path) -> None:
     broken = normal(3, 4)
     broken[1, 2, 3] = np.nan
@@ -202,6 +247,37 @@ def test_score_refuses_to_judge(calibrated: Path) -> None:
     assert "--false-alarm-rate: " in refused(*score, "--false-alarm-rate", "2")
     np.save(calibrated / "rows.npy", normal(4, 7)[:, :5])
     assert "expected images of 12 patches" in refused("score", calibrated / "bank", calibrated / "rows.npy", *rate)
+
+
+def test_a_bank_calibrated_with_divided_scores(place: Path) -> None:
+    """No option divides: score says what to do, extend goes on with the same rule."""
+    bank = MemoryBank.load(place / "bank")
+    bank.calibrate(normal(99, 1), divisor=2.5)
+    bank.save(place / "divided")
+    line = refused("score", place / "divided", place / "new.npy", "--false-alarm-rate", "5%")
+    assert line == (
+        f"error: {place / 'divided'}: is calibrated with image scores that were divided by 2.5, which only"
+        " bank.score(..., divisor=2.5) in Python makes; mmad-bank calibrate makes the calibration anew for this"
+        " command\n"
+    )
+    assert "by m3dm of 3 neighbors divided by 2.5: " in good("info", place / "divided")
+    command = (
+        "extend",
+        place / "divided",
+        place / "new.npy",
+        "--out",
+        place / "more",
+        "--calibrate",
+        place / "held.npy",
+    )
+    seen = {one["name"]: one["p_value"] for one in facts(*command)["new_images"]["images"]}
+    verdicts = bank.judge(bank.score(np.load(place / "new.npy"), divisor=2.5))
+    assert list(seen.values()) == pytest.approx(verdicts.p_values.tolist())
+    more = MemoryBank.load(place / "more").calibration
+    assert more is not None
+    assert (more.rule.divisor, more.outdated) == (2.5, False)
+    good("calibrate", place / "divided", place / "held.npy", "--in-place")
+    good("score", place / "divided", place / "new.npy", "--false-alarm-rate", "5%")
 
 
 def test_info_shows_the_calibration(place: Path) -> None:

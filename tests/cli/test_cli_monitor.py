@@ -104,6 +104,25 @@ def test_lines_of_json(place: Path) -> None:
     assert found[0]["images"] == 30
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_the_largest_scores_are_as_good_as_others(place: Path) -> None:
+    scores = np.linspace(-1.7, 1.7, 300)
+    rng = np.random.default_rng(0)
+    rng.shuffle(scores)
+    for name, unit in (("one", 1.0), ("huge", 1e308)):
+        write_csv(place / f"{name}.csv", scores * unit)
+        write_csv(place / f"{name}-normal.csv", scores[:40] * unit)
+    pytest.importorskip("matplotlib")
+    found = [
+        facts(
+            "monitor", place / f"{name}.csv", "--normal", place / f"{name}-normal.csv", "--plot", place / f"{name}.png"
+        )
+        for name in ("one", "huge")
+    ]
+    assert found[0]["evidence"] == found[1]["evidence"]
+    assert (place / "huge.png").stat().st_size > 0.7 * (place / "one.png").stat().st_size
+
+
 def test_an_integer_that_no_float_holds_is_left_out(place: Path) -> None:
     (place / "huge.jsonl").write_text('{"score": 1.2}\n{"score": 1' + "0" * 400 + "}\n")
     result = call("monitor", place / "huge.jsonl", "--bank", place / "bank", "--json")
@@ -172,6 +191,12 @@ def test_wrong_arguments_are_refused(place: Path) -> None:
     assert "--plot: expected a .png, .svg or .pdf file" in refused(*command, "--plot", place / "a.txt")
 
 
+def test_scores_that_would_count_double_are_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    twice = refused("monitor", "calm.csv", "calm.csv", "--bank", "bank")
+    assert twice == "error: SCORES: expected each file once, found calm.csv twice\n"
+
+
 def test_an_extended_bank_is_named(place: Path) -> None:
     good("extend", place / "bank", place / "creeping.npy", "--out", place / "extended")
     result = call("monitor", place / "calm.csv", "--bank", place / "extended")
@@ -210,4 +235,7 @@ def test_scores_of_a_model(tmp_path: Path) -> None:
     manifest["calibration"]["images"] = {}
     manifest["checksum"] = checksum_of(manifest)
     (tmp_path / "model" / "model.json").write_text(json.dumps(manifest))
-    assert "altered, its calibration cannot be read" in refused("monitor", scores, "--model", tmp_path / "model")
+    assert refused("monitor", scores, "--model", tmp_path / "model") == (
+        f"error: {tmp_path / 'model' / 'model.json'}: altered or of another version (calibration.images: expected 6"
+        " scores of fused and of each part, found none)\n"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -12,8 +13,10 @@ for package in ("timm", "tifffile"):
     pytest.importorskip(package)
 
 from data_trees import add_mvtec_ad, add_picture
-from helpers import call, facts, refused, refused_at_last, small_settings
+from helpers import call, facts, good, refused, refused_at_last, small_settings
 from PIL import Image
+
+from mmad_bank.data.names import in_order
 
 SMALL = (*small_settings(64, 8, 0.2), "--set", "rgb-layers=1")
 
@@ -108,6 +111,135 @@ def test_a_bad_picture_among_many_is_named_and_left_out(parts: Path, model: Path
     line = refused_at_last("fit", "patchcore", tmp_path / "some", "--out", tmp_path / "none", *SMALL)
     assert "1.png: cannot be read as" in line
     assert not (tmp_path / "none").exists()
+
+
+def test_most_pictures_of_a_folder_are_damaged(parts: Path, model: Path, tmp_path: Path) -> None:
+    """The one that can be read is scored, the others are named and counted; without it, nothing is left behind."""
+    add_picture(tmp_path / "some" / "00.png", seed=9)
+    whole = (parts / "1.png").read_bytes()
+    for number in range(1, 51):
+        (tmp_path / "some" / f"{number:02d}.png").write_bytes(whole[: 30 + number])
+    tables = ("--csv", tmp_path / "a.csv", "--jsonl", tmp_path / "a.jsonl")
+    result = call("predict", model, tmp_path / "some", "--out", tmp_path / "out", *tables)
+    assert result.exit_code == 3
+    assert result.stdout.splitlines()[1].startswith("  00.png    ")
+    assert "  left out  50 of 51 samples, each named in a line\n" in result.stdout
+    named = [line.split(":")[1] for line in result.stderr.splitlines() if line.startswith("left out: ")]
+    assert named == [f" {tmp_path / 'some' / f'{number:02d}.png'}" for number in range(1, 51)]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["00.png"]
+    assert [len((tmp_path / name).read_text().splitlines()) for name in ("a.csv", "a.jsonl")] == [2, 1]
+    fitted = call("fit", "patchcore", tmp_path / "some", "--out", tmp_path / "model", *SMALL)
+    assert fitted.exit_code == 3
+    assert ", 50 left out\n" in fitted.stdout
+    (tmp_path / "some" / "00.png").write_bytes(whole[:30])
+    again = call("predict", model, tmp_path / "some", "--out", tmp_path / "none", "--csv", tmp_path / "b.csv")
+    assert (again.exit_code, again.stdout) == (2, "")
+    *lines, last = again.stderr.splitlines()
+    assert sum(line.startswith("left out: ") for line in lines) == 51
+    assert last.startswith("error: SAMPLES: expected one of 51 at least that can be used, found none; ")
+    assert "00.png: cannot be read as a picture" in last
+    assert not (tmp_path / "none").exists()
+    assert not (tmp_path / "b.csv").exists()
+
+
+def test_results_do_not_go_among_the_inputs(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in range(2):
+        add_picture(Path("new") / f"{number}.png", seed=number)
+    Path("link").symlink_to("new")
+    add_picture(Path("one") / "1.png", seed=3)
+    before = sorted(path for path in tmp_path.rglob("*"))
+    own = "expected a folder of its own"
+    for inputs, outputs, words in (
+        (("new",), ("--out", "new"), f"--out: 'new' is also an input; {own}"),
+        (("new",), ("--out", "link"), f"--out: 'link' is also an input; {own}"),
+        (("link",), ("--out", "new/../new"), f"--out: 'new/../new' is also an input; {own}"),
+        (("one",), ("--out", "one", "--overwrite"), f"--out: 'one' is also an input; {own}"),
+        (("one/1.png",), ("--out", "one"), f"--out: 'one' is also an input; {own}"),
+        (("one/*.png",), ("--out", "one"), f"--out: 'one' is also an input; {own}"),
+        (("new/*.png",), ("--out", "new"), f"--out: 'new' is also an input; {own}"),
+        (("new", "one"), ("--out", "one"), f"--out: 'one' is also an input; {own}"),
+        (("new",), ("--out", model), f"--out: {str(model)!r} is also an input; {own}"),
+        (("new",), ("--out", "out", "--maps", "new"), f"--maps: 'new' is also an input; {own}"),
+        (("new",), ("--out", "out", "--maps", "new/maps"), f"--maps: 'new/maps' lies in the input 'new'; {own}"),
+    ):
+        assert refused_at_last("predict", model, *inputs, *outputs) == f"error: {words}\n"
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+    assert len(facts("predict", model, "new/0.png", "new/1.png", "--out", "new")["samples"]) == 2, "a folder each"
+
+
+ODD = (
+    "esc\x1b[2Jape.png",
+    "two\nlines.png",
+    "verdicts\x0b  0 bad.png",
+    "rtl\u202egnp.png",
+    'quo"te, comma.png',
+    "c1\x9b1m.png",
+)
+
+
+def test_names_that_steer_a_terminal_are_shown_escaped(model: Path, tmp_path: Path) -> None:
+    """Lists and lines on standard error have them escaped; files of results as they are."""
+    for number, name in enumerate(ODD):
+        add_picture(tmp_path / "new" / name, seed=number)
+    bad = "bad\x1b]0;title\x07\n  1.png"
+    (tmp_path / "new" / bad).write_text("no picture")
+    tables = ("--csv", tmp_path / "a.csv", "--jsonl", tmp_path / "a.jsonl")
+    result = call("predict", model, tmp_path / "new", "--out", tmp_path / "out", *tables)
+    assert result.exit_code == 3
+    shown = [line.split("  ")[1] for line in result.stdout.splitlines()[1:]]
+    expected = sorted(ODD, key=lambda name: in_order(name))
+    escapes = {"\x1b": r"\x1b", "\n": r"\n", "\x0b": r"\x0b", "\u202e": r"\u202e", "\x9b": r"\x9b"}
+    assert [name.strip() for name in shown[: len(ODD)]] == [
+        "".join(escapes.get(letter, letter) for letter in name).split("  ")[0] for name in expected
+    ]
+    assert all(letter.isprintable() or letter == "\n" for letter in result.stdout + result.stderr)
+    assert r"left out: " in result.stderr
+    assert r"bad\x1b]0;title\x07\n  1.png: cannot be read" in result.stderr
+    alone = refused_at_last("predict", model, tmp_path / "new" / bad, "--out", tmp_path / "none")
+    assert r"bad\x1b]0;title\x07\n  1.png: cannot be read" in alone
+    with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:
+        assert [row["id"] for row in csv.DictReader(file)] == expected
+    assert [json.loads(line)["id"] for line in (tmp_path / "a.jsonl").read_text().splitlines()] == expected
+    scores = facts("monitor", tmp_path / "a.csv", "--normal", tmp_path / "a.csv")
+    assert scores["images"] == len(ODD)
+
+
+def test_links_in_a_circle_are_bad_input(
+    parts: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an input, in a list, in a folder and as an output: a line each, and before the work."""
+    monkeypatch.chdir(tmp_path)
+    for suffix in ("", ".png", ".txt", ".npy"):
+        Path(f"loop{suffix}").symlink_to(f"again{suffix}")
+        Path(f"again{suffix}").symlink_to(f"loop{suffix}")
+    Path("nothing").symlink_to("lost")
+    np.save("f.npy", np.random.default_rng(0).random((4, 12, 6)))
+    for command, start in (
+        (("predict", model, "loop", "--out", "o"), "loop: file not found"),
+        (("predict", model, "loop.png", "--out", "o"), "loop.png: file not found"),
+        (("predict", model, "loop.txt", "--out", "o"), "loop.txt: expected a picture, a folder, a list"),
+        (("predict", "loop", parts / "1.png", "--out", "o"), "loop: expected a folder with model.json"),
+        (("fit", "patchcore", "loop", "--out", "o"), "loop: expected a folder with a data set, found nothing"),
+        (("fit", "patchcore", "loop.txt", "--out", "o"), "loop.txt: expected a folder with a data set, found nothing"),
+        (("evaluate", model, "loop"), "loop: expected a folder with a data set, found nothing"),
+        (("score", "loop", "f.npy"), "loop: cannot be read"),
+        (("build", "loop.npy", "--out", "o"), "loop.npy: no such file or folder"),
+        (("build", "f.npy", "--out", "loop"), "--out: expected a file, found 'loop', a link that leads nowhere"),
+        (("predict", model, parts / "1.png", "--out", "loop"), "--out: expected a folder, found 'loop', a link that"),
+        (("predict", model, parts / "1.png", "--out", "nothing"), "--out: expected a folder, found 'nothing', a link"),
+        (("predict", model, parts / "1.png", "--out", "o", "--csv", "loop"), "--csv: expected a file, found 'loop', a"),
+    ):
+        assert refused(*command).startswith(f"error: {start}"), command
+    line = refused_at_last("fit", "patchcore", parts, "--out", "loop", *SMALL)
+    assert line == "error: --out: expected a folder, found 'loop', a link that leads nowhere\n"
+    assert not Path("loop.fit").exists()
+    Path("list.txt").write_text(f"{parts / '1.png'}\nloop.png\n")
+    result = call("predict", model, "list.txt", "--out", "o")
+    assert (result.exit_code, result.stderr.count("left out: loop.png: file not found")) == (3, 1)
+    Path("later").symlink_to("bank")
+    good("build", "f.npy", "--out", "later")
+    assert Path("bank").is_file(), "a link to a file that is yet to be made is followed"
 
 
 def test_a_fit_goes_on_unless_a_picture_has_changed(parts: Path, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -77,13 +79,63 @@ def test_a_list_names_pictures(parts: Path, tmp_path: Path) -> None:
         dataset[2]
     add_picture(tmp_path / "other" / "o.png")
     listing.write_text("10.png\n../other/o.png\n")
-    assert [record.id for record in open_dataset(listing).records] == ["parts/10.png", "other/o.png"]
+    ids = [record.id for record in open_dataset(listing).records]
+    assert ids[0] == "10.png"
+    assert re.fullmatch(r"[0-9a-f]{8}/other/o\.png", ids[1])
     listing.write_text("# nothing\n")
     with pytest.raises(InputError, match=r"list\.txt: expected a list of pictures, one path per line, found none"):
         open_dataset(listing)
     listing.write_bytes(b"\x00\xff\x00")
     with pytest.raises(InputError, match=r"list\.txt: cannot be read as a list of pictures"):
         open_dataset(listing)
+
+
+def test_ids_of_a_list_are_short_unique_and_stable(tmp_path: Path) -> None:
+    """Whatever the mixture of relative and absolute paths is: each is that of its line, and a folder's name is kept."""
+    folder, far = tmp_path / "a" / "b" / "work", tmp_path / "far" / "data"
+    for place in (
+        folder / "good",
+        folder / "good" / "am",
+        folder.parent / "good",
+        far / "good",
+        far / "bad",
+        far / "x" / "good",
+    ):
+        add_picture(place / "1.png", seed=len(str(place)))
+    (folder / "link").symlink_to(far)
+    (tmp_path / "short").symlink_to(folder)
+    lines = [
+        "good/1.png", str(folder / "good" / "am" / "1.png"), "../good/1.png", str(far / "good" / "1.png"),
+        str(far / "bad" / "1.png"), str(far / "x" / "good" / "1.png"), "lost.png", "/lost.png",
+    ]  # fmt: skip
+    listing = folder / "list.txt"
+
+    def ids(*chosen: str, place: Path = listing) -> list[str]:
+        listing.write_text("".join(f"{line}\n" for line in chosen))
+        return find_pictures(place).ids
+
+    found = ids(*lines)
+    assert [found[0], found[1], found[6]] == ["good/1.png", "good/am/1.png", "lost.png"]
+    assert [re.sub("^[0-9a-f]{8}/", "#/", name) for name in found[2:6]] == ["#/good/1.png"] * 2 + [
+        "#/bad/1.png",
+        "#/good/1.png",
+    ]
+    assert re.fullmatch("[0-9a-f]{8}/lost.png", found[7])
+    assert len(set(found)) == len(lines)
+    assert found[3].split("/")[0] == found[4].split("/")[0] != found[5].split("/")[0], "folders side by side stay so"
+    for number, line in enumerate(lines):
+        assert ids(lines[0], line)[-1] == found[number], "whatever the other lines are"
+    assert ids(*reversed(lines)) == found[::-1]
+    assert ids(*lines, place=tmp_path / "short" / "list.txt") == found, "by another way to the list"
+    assert ids(*lines[3:5]) == ["good/1.png", "bad/1.png"], "none lies below the list's folder: they share another one"
+    assert ids("link/good/1.png", lines[3]) == ["link/good/1.png"], "one picture, by its first line"
+    assert doubt_of(ids(lines[3], lines[4])) == "bad/ in it, as of defective parts"
+    moved = tmp_path / "moved"
+    shutil.copytree(folder.parent, moved / "b")
+    (moved / "b" / "work" / "list.txt").write_text("good/1.png\n../good/1.png\n")
+    assert find_pictures(moved / "b" / "work" / "list.txt").ids == [found[0], found[2]], (
+        "a relative path may move with its list"
+    )
 
 
 def test_patterns_files_and_several_places(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from small_parts import CFM_ARGUMENTS
 from torch.utils.data import ConcatDataset, Subset
 
 from mmad_bank import methods
+from mmad_bank.calibration import Calibration
 from mmad_bank.data import PicturesDataset, RegionOfInterest, open_dataset
 from mmad_bank.data.frame import Frame
 from mmad_bank.errors import FormatError, InputError
@@ -23,6 +25,7 @@ from mmad_bank.evaluation import evaluate
 from mmad_bank.methods import CFM, M3DM, PatchCore
 from mmad_bank.methods.padding import score_in_windows, window_cells
 from mmad_bank.methods.roi import region_of, rows_inside
+from mmad_bank.methods.verdicts import PIXEL_RATES
 
 SIZE, GRID = (48, 64), (8, 8)
 MASK = np.zeros(SIZE, bool)
@@ -82,6 +85,18 @@ def test_a_defect_outside_is_not_seen(parts: Path, inside: PatchCore, beside: Pa
         left, right = prediction.box("rgb")[1::2]
         assert mask[:, left:right].any()
         assert float(prediction.parts["rgb"].map((64, 64)).max()) == float(prediction.prepared_map.max())
+
+
+def test_no_region_lies_outside(parts: Path, inside: PatchCore) -> None:
+    """As of a decision whose scores are negative: what was not scored stands above all thresholds at 0."""
+    prediction = inside.predict(parts / "bad.png")
+    assert prediction.calibration is not None
+    peaks = Calibration(prediction.calibration.peaks.scores - 100)
+    low = replace(prediction.calibration, peaks=peaks, pixels=(-100.0,) * len(PIXEL_RATES))
+    (region,) = replace(prediction, calibration=low).regions
+    assert (region.box, region.area) == ((0, 0, 48, 24), int(MASK.sum()))
+    outside = replace(prediction, calibration=low, prepared_map=prediction.prepared_map - 50)
+    assert [one.box for one in outside.regions] == [(0, 0, 48, 24)]
 
 
 def test_scores_of_patches_inside_are_those_of_a_bank_of_them(parts: Path, inside: PatchCore) -> None:

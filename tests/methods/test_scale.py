@@ -46,14 +46,24 @@ def test_distances_leave_the_image_itself_out(ratio: float) -> None:
     for image in range(4):
         others = bank.vectors[bank.source_rows // 40 != image]
         wanted = torch.cdist(features[image].double(), others.double()).min(dim=1).values.float()
-        found = distances_to_others(bank, features[image], image)
+        found = distances_to_others(bank, features[image], [image])
         assert found is not None
         torch.testing.assert_close(found, wanted)
 
 
+def test_distances_leave_copies_of_the_image_out() -> None:
+    features = torch.randn(4, 40, 6, generator=torch.Generator().manual_seed(0))
+    features[3] = features[1]
+    bank = _bank(features, 1.0)
+    found = distances_to_others(bank, features[1], [1, 3])
+    wanted = torch.cdist(features[1].double(), features[[0, 2]].flatten(0, 1).double()).min(dim=1).values.float()
+    assert found is not None
+    torch.testing.assert_close(found, wanted)
+
+
 def test_no_other_image_no_distance() -> None:
     features = torch.randn(1, 30, 4)
-    assert distances_to_others(_bank(features, 0.5), features[0], 0) is None
+    assert distances_to_others(_bank(features, 0.5), features[0], [0]) is None
 
 
 def test_scale_is_of_images_that_are_left_out(model: PatchCore, parts: list[Sample]) -> None:

