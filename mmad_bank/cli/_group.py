@@ -160,13 +160,17 @@ def as_typed(message: str, names: Mapping[str, str]) -> str:
 
 @contextmanager
 def _warnings_spelled(names: Mapping[str, str]) -> Iterator[None]:
-    """Put what the user has typed in the package's warnings."""
+    """Put what the user has typed in the package's warnings, and say each once, of however many splits it is true."""
     show = warnings.showwarning
+    said = set()
 
     def show_spelled(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-        show(
-            UserWarning(as_typed(str(message), names)) if category is UserWarning else message, category, *place, **more
-        )
+        if category is UserWarning:
+            message = UserWarning(as_typed(str(message), names))
+            if str(message) in said:
+                return
+            said.add(str(message))
+        show(message, category, *place, **more)
 
     warnings.showwarning = show_spelled
     try:

@@ -27,7 +27,8 @@ class Word(NamedTuple):
 
     Attributes:
         kind: Type of its value, or of one of its values.
-        help: Sentence of the help; a command fills in each ``{}`` what it says more exactly.
+        help: Sentence of the help; a command fills in each ``{}`` what it says more exactly. Without square brackets,
+            which the help takes for markup.
         metavar: Form of the value in the help, where the type does not say it.
         several: Whether it takes several values, joined by commas in a text, or as a list by repeating the option.
     """
@@ -48,8 +49,8 @@ WORDS: dict[str, Word] = {
         FolderLayout, "Layout of the data set's folders; pictures takes all pictures in a folder, however nested."
     ),
     "--roi": Word(
-        Path, "Region of interest of all pictures: a picture that is not black inside, or a JSON file with the corners"
-        " [[x, y], ...] of a polygon in pixels. The model keeps it; what lies outside is neither learned nor scored.",
+        Path, "Region of interest of all pictures: a picture that is not black inside, or a JSON file with the corners,"
+        " x and y in pixels, of a polygon. The model keeps it; what lies outside is neither learned nor scored.",
     ),
     "--views": Word(
         str, "Pattern of the pictures' names where several show one part, such as {{part}}_{{view}}, {{part}}/{{view}}"

@@ -831,7 +831,7 @@ class Method(MethodOptions, ABC):
         if not self.needs_validation and self._way(n_train, n_validation) != "validation":
             return None
         assert self.preprocessing_ is not None
-        return held_out(validation, self.preprocessing_)
+        return held_out(self.suited(validation, "validation"), self.preprocessing_)
 
     def _check_fitted(self) -> None:
         if self.preprocessing_ is None or not self.train_ids_:

@@ -71,6 +71,7 @@ def test_a_name_has_one_meaning_and_one_type(command: str, name: str) -> None:
     pattern = ".*".join(re.escape(text.format()) for text in word.help.split("{}"))
     assert re.fullmatch(pattern, info.help), "the command fills in the word's sentence, and says nothing else"
     assert info.metavar == word.metavar
+    assert "[" not in info.help, "the help takes it for markup and leaves it out"
     assert parameter == NAMES_OF_PYTHON.get(name, name.removeprefix("--").replace("-", "_"))
 
 

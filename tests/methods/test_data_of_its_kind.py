@@ -280,13 +280,13 @@ def test_samples_of_loaders_are_those_of_one_pass() -> None:
 @pytest.fixture
 def black(tmp_path: Path) -> Path:
     """A category, raw and prepared as M3DM does, which leaves the pictures black around the part."""
-    write_synthetic(tmp_path / "raw", size=96, n_train=3, n_validation=0, n_test=3, categories=["stud_tray"])
+    write_synthetic(tmp_path / "raw", size=96, n_train=3, n_validation=2, n_test=3, categories=["stud_tray"])
     prepare(tmp_path / "raw", tmp_path / "black", Preprocessing.recipe("m3dm", size=SIZE))
     return tmp_path
 
 
-def cfm() -> CFM:
-    return CFM("efficientnet_lite0", rgb_layers=(1,), **{**CFM_ARGUMENTS, "xyz": "fpfh"})
+def cfm(**arguments: Any) -> CFM:
+    return CFM("efficientnet_lite0", rgb_layers=(1,), **{**CFM_ARGUMENTS, "xyz": "fpfh", **arguments})
 
 
 def test_cfm_takes_the_raw_data_where_the_background_was_removed(black: Path) -> None:
@@ -303,6 +303,17 @@ def test_cfm_takes_the_raw_data_where_the_background_was_removed(black: Path) ->
         assert cfm().fit(train.select([2, 0])).train_ids_ == [train.records[2].id, train.records[0].id]
     assert not evaluate(fitted, test, force=True).failed  # as they are, with a note
     colours().fit(train)  # other methods take the black pictures
+
+
+def test_cfm_takes_the_raw_validation_samples_too(black: Path) -> None:
+    train, validation = (open_dataset(black / "black", "stud_tray", split) for split in ("train", "validation"))
+    with pytest.warns(UserWarning, match="takes the raw data instead"):
+        fitted = cfm(calibration="validation").fit(train, validation=validation)
+    train, validation = (open_dataset(black / "raw", "stud_tray", split) for split in ("train", "validation"))
+    raw = cfm(calibration="validation").fit(train, validation=validation)
+    assert fitted.calibration_ is not None
+    assert raw.calibration_ is not None
+    assert fitted.calibration_.own.scores.tolist() == raw.calibration_.own.scores.tolist()
 
 
 def test_raw_data_that_have_changed_since_they_were_prepared_are_told(black: Path) -> None:
