@@ -35,6 +35,10 @@ _TITLES = {
     HIGHEST_DEFECT: "Highest score of a defective image",
     LOWEST_GOOD: "Lowest score of a good image",
 }
+_NAMES_ONLY = (
+    "Normal patches that explain a score have their picture's name alone where that is not among the training images of"
+    " the data set that was evaluated."
+)
 _DEPTH_PARTS = ("xyz", "depth", "point", "shape", "geometry", "3d")
 
 
@@ -54,6 +58,8 @@ class Album:
         self._training = training
         self._places = {} if training is None else {record.id: i for i, record in enumerate(training.records)}
         self.training_sample = lru_cache(maxsize=16)(self._training_sample)
+        self.names_only = False
+        """Whether a normal patch is named, whose picture is not there."""
 
     def _training_sample(self, sample_id: str) -> Sample | None:
         """Return a training image in the frame of the maps, or None if it is not there any more."""
@@ -89,7 +95,8 @@ def render_cases(album: Album) -> str:
             plural = title if len(chosen) == 1 else title.replace("score of a", "scores of").replace("image", "images")
             parts.append(f"<h3>{escape(plural)}</h3>")
             parts += [_case(album, example) for example in chosen]
-    return render_scale(album) + "".join(parts)
+    note = f'<p class="hint">{_NAMES_ONLY}</p>' if album.names_only else ""
+    return render_scale(album) + note + "".join(parts)
 
 
 def render_scale(album: Album) -> str:
@@ -230,6 +237,7 @@ def _reason(album: Album, part: Part, reason: Reason, depth: bool) -> str:
     row, column = reason.place
     words = f"{reason.sample.rsplit('/', 1)[-1]}, distance {reason.distance:#.4g}"
     if sample is None:
+        album.names_only = True
         return f'<figure class="crop"><figcaption>{escape(words)}</figcaption></figure>'
     return _crop(sample, part, reason.place, words, depth, hint=f"{reason.sample}, patch row {row}, column {column}")
 

@@ -126,6 +126,13 @@ def test_no_name_can_inject_html(page: str) -> None:
     assert f"script-src 'sha256-{hashed}'\"" in page
 
 
+def test_missing_training_pictures_are_told(page: str) -> None:
+    words = "have their picture's name alone"
+    assert page.count(words) == 1, "once, though several cases name the patch that is gone"
+    samples = [make(i, kind) for kind in ("good", "colour") for i in range(2)]
+    assert words not in render(samples, Darkness())
+
+
 def test_page_needs_nothing_else(page: str) -> None:
     parsed = parse(page)
     for tag, name, value in parsed.attributes:
