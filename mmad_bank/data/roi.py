@@ -165,6 +165,8 @@ def read_region(path: str | Path) -> RegionOfInterest:
         content = json.loads(path.read_text(encoding="utf-8"))
         size = None
         if isinstance(content, dict):
+            if "polygons" not in content:
+                raise ValueError("an object without 'polygons'")
             given, content = content.get("size"), content["polygons"]
             size = None if given is None else _size(given)[::-1]  # people say width first
         if isinstance(content, list) and content and _is_corner(content[0]):
@@ -193,7 +195,7 @@ def _polygons(content: Any) -> tuple[Polygon, ...]:
         raise ValueError("no list of polygons")
     for corners in content:
         if not isinstance(corners, Sequence) or len(corners) < 3 or not all(map(_is_corner, corners)):
-            raise ValueError("a polygon with fewer than three corners [x, y]")
+            raise ValueError("a polygon that is no list of at least three corners [x, y]")
     found = tuple(tuple((float(x), float(y)) for x, y in corners) for corners in content)
     if sum(map(len, found)) > _MOST_CORNERS or not all(abs(v) <= _LARGEST for one in found for xy in one for v in xy):
         raise ValueError("corners that are no pixels")

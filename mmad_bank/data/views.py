@@ -70,6 +70,8 @@ class ViewPattern:
             raise self._error("of folders' names and a file's name, joined by slashes")
         if re.search(r"\}\**\{", self.text):
             raise self._error("with something between {part} and {view}")
+        if _without_suffix(self.text) != self.text:
+            raise self._error("without the pictures' suffix")
         if any(step.count("*") > _STARS for step in steps):
             raise self._error(f"with at most {_STARS} stars between slashes")
 

@@ -69,16 +69,16 @@ def _sized(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ([[0, 0], [1, 1]], "fewer than three corners"),
-        ([[0, 0], [1, 1], [2]], "fewer than three corners"),
+        ([[0, 0], [1, 1]], "no list of at least three corners"),
+        ([[0, 0], [1, 1], [2]], "no list of at least three corners"),
         ([], "no list of polygons"),
         ("corners", "no list of polygons"),
-        ({"size": [4, 4]}, "found something else .'polygons'"),
+        ({"size": [4, 4]}, "an object without 'polygons'"),
         ([[0, 0], [1, 1], [1e9, 0]], "corners that are no pixels"),
         ([[0, 0], [1, 1], [float("nan"), 0]], "corners that are no pixels"),
         ({"polygons": SQUARE, "size": [0, 4]}, "size"),
         ([[10**400, 0], [1, 1], [2, 0]], "found something else"),
-        ([["a", "b"], ["c", "d"], ["e", "f"]], "fewer than three corners"),
+        ([["a", "b"], ["c", "d"], ["e", "f"]], "no list of at least three corners"),
     ],
 )
 def test_what_is_no_region_is_one_line(tmp_path: Path, content: Any, words: str) -> None:

@@ -71,7 +71,7 @@ def test_letters_that_can_be_written_in_two_ways_are_the_same() -> None:
         ("{view}**{part}", "with something between"), ("{part}_{view}_{time}", "with no other braces"),
         ("{part}_{view}}", "with no other braces"), ("/{part}/{view}", "joined by slashes"),
         ("{part}//{view}", "joined by slashes"), ("../{part}_{view}", "joined by slashes"),
-        ("*a*b*{part}_{view}", "with at most 2 stars"),
+        ("*a*b*{part}_{view}", "with at most 2 stars"), ("{part}_{view}.png", "without the pictures' suffix"),
     ],
 )  # fmt: skip
 def test_patterns_that_are_none_are_refused(pattern: str, words: str) -> None:
