@@ -105,6 +105,8 @@ class BankCalibration:
 
     def judge(self, scores: Scores, false_alarm_rate: float | None = None) -> Verdicts:
         """Return p-values and verdicts of scores, see :meth:`MemoryBank.judge`."""
+        if not isinstance(scores, Scores):
+            raise InputError(f"scores: expected what MemoryBank.score returns, found {type(scores).__name__}")
         if scores.rule is not None and scores.rule != self.rule:
             raise InputError(
                 f"scores: expected image scores by {self.rule}, as the calibration has, found {scores.rule}; call score"

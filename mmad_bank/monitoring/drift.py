@@ -87,6 +87,9 @@ class DriftMonitor:
 
     def __init__(self, calibration: Calibration, false_warning_rate: float = USUAL_RATE) -> None:
         self.false_warning_rate = check_rate(false_warning_rate, "false_warning_rate")
+        if not isinstance(calibration, Calibration):
+            expected = "expected a Calibration, such as bank.calibration.images"
+            raise InputError(f"calibration: {expected}, found {type(calibration).__name__}")
         self.calibration = calibration
         self.p_values: list[float] = []
         self.evidence: list[float] = []

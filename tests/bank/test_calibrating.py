@@ -197,6 +197,8 @@ def test_what_does_not_fit_is_refused(bank: MemoryBank) -> None:
     with pytest.raises(InputError, match=r"^scores: expected a bank that is calibrated, found none"):
         bank.judge(scores)
     bank.calibrate(images(99, 1))
+    with pytest.raises(InputError, match=r"^scores: expected what MemoryBank.score returns, found Tensor"):
+        bank.judge(scores.image)  # type: ignore[arg-type]
     for other in (
         bank.score(images(2, 3), reweight="max"),
         bank.score(images(2, 3), n_neighbors=4),

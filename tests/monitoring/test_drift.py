@@ -149,6 +149,8 @@ def test_what_is_no_score_is_refused() -> None:
     for rate in (0, 1, -0.1, True):
         with pytest.raises(InputError, match=r"^false_warning_rate: expected a number above 0 and below 1"):
             DriftMonitor(monitor.calibration, rate)
+    with pytest.raises(InputError, match=r"^calibration: expected a Calibration, .* found list$"):
+        DriftMonitor([0.0, 1.0])  # type: ignore[arg-type]
 
 
 # The picture.
