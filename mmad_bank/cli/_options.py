@@ -35,8 +35,14 @@ Batch = Annotated[int, option("--batch")]
 Patches = Annotated[int | None, option("--patches")]
 Reweight = Annotated[Reweighting, option("--reweight")]
 FailOnBad = Annotated[bool, option("--fail-on-bad")]
-FalseAlarmRate = Annotated[
-    str | None, option("--false-alarm-rate", " (default: 1 %, or the smallest that can be promised)")
+_USUAL_RATE = "1 %, or the smallest that can be promised"
+ModelRate = Annotated[str | None, option("--false-alarm-rate", f" (default: the model's; without one {_USUAL_RATE})")]
+CalibrationRate = Annotated[
+    str | None, option("--false-alarm-rate", "; its threshold is told beside those at 10, 5, 1 and 0.1 %")
+]
+ScoreRate = Annotated[
+    str | None,
+    option("--false-alarm-rate", f" (default: no verdicts; with --fail-on-bad {_USUAL_RATE})"),
 ]
 ProjectionDim = Annotated[str | None, option("--projection-dim")]
 ResultsFile = Annotated[Path | None, option("--out", "JSON file", ", with all results")]

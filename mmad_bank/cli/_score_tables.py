@@ -61,7 +61,10 @@ def _read(path: Path, left_out: dict[str, str]) -> list[NamedScore]:
     found = []
     try:
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            is_json = file.read(4096).lstrip().startswith("{")
+            head = file.read(4096)
+            if "\0" in head:
+                raise InputError(f"{path}: expected CSV or a JSON object per line, found a file that is no text")
+            is_json = head.lstrip().startswith("{")
             file.seek(0)
             for line, row in _json_rows(file, path) if is_json else _csv_rows(file, path):
                 try:

@@ -240,8 +240,12 @@ def verdict_facts(verdicts: Verdicts, names: Sequence[str], scores: Sequence[flo
     }
 
 
-def verdict_rows(facts: Mapping[str, Any], calibration: BankCalibration) -> dict[str, str]:
-    """Return the same for people."""
+def verdict_rows(facts: Mapping[str, Any] | None, calibration: BankCalibration | None, rule: Rule) -> dict[str, str]:
+    """Return the same for people; of a bank that could judge by this rule, and was not asked to, that it could."""
+    if calibration is None or (facts is None and calibration.rule != rule):
+        return {}
+    if facts is None:
+        return {"verdicts": "none were asked for; --false-alarm-rate has this calibrated bank judge the images"}
     notes = ["extrapolated"] if facts["extrapolated"] else []
     notes += ["calibrated before the bank was extended"] if calibration.outdated else []
     return {

@@ -18,12 +18,12 @@ from mmad_bank.cli._labels import say_defective
 from mmad_bank.cli._options import (
     Device,
     FailOnBad,
-    FalseAlarmRate,
     Json,
     Overwrite,
     Patches,
     ProjectionDim,
     Reweight,
+    ScoreRate,
     TrustIndex,
 )
 from mmad_bank.cli._output import (
@@ -194,7 +194,7 @@ def score(
     reweight: Reweight = "m3dm",
     neighbors: Annotated[int | None, option("--neighbors")] = None,
     patches: Patches = None,
-    false_alarm_rate: FalseAlarmRate = None,
+    false_alarm_rate: ScoreRate = None,
     fail_on_bad: FailOnBad = False,
     top: Annotated[int, option("--top")] = 5,
     key: Key = None,
@@ -258,7 +258,7 @@ def score(
     result, rows = summarise(bank, scored_images, top, reweight, verdicts)
     if calibration is not None:
         result["verdicts"]["outdated"] = calibration.outdated
-        rows |= verdict_rows(result["verdicts"], calibration)
+    rows |= verdict_rows(result.get("verdicts"), bank.calibration, rule)
     rows["time"] = f"load {seconds(times['load'])}, score {seconds(times['score'])}"
     rows["per image"] = seconds(times["score"] / len(scored_images))
     written = {"scores": out and str(out), "table": csv and str(csv), "maps": maps and str(maps)}

@@ -12,7 +12,7 @@ from mmad_bank._internal.progress import doing
 from mmad_bank.cli._command import add
 from mmad_bank.cli._dumps import AxesOfMaps, ByImage, Features, Key, Reading
 from mmad_bank.cli._labels import say_defective
-from mmad_bank.cli._options import Device, FalseAlarmRate, Json, Overwrite, Patches, Reweight, TrustIndex
+from mmad_bank.cli._options import CalibrationRate, Device, Json, Overwrite, Patches, Reweight, TrustIndex
 from mmad_bank.cli._output import emit, end, seconds, show_progress
 from mmad_bank.cli._swapped import check_bank_first
 from mmad_bank.cli._values import check_device, check_once
@@ -35,7 +35,7 @@ def calibrate(
     reweight: Reweight = "m3dm",
     neighbors: Annotated[int | None, option("--neighbors")] = None,
     patches: Patches = None,
-    false_alarm_rate: FalseAlarmRate = None,
+    false_alarm_rate: CalibrationRate = None,
     key: Key = None,
     axes: AxesOfMaps = "auto",
     by_image: ByImage = False,

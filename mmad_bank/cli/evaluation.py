@@ -19,9 +19,9 @@ from mmad_bank.cli._options import (
     Categories,
     DatasetFolder,
     Device,
-    FalseAlarmRate,
     Json,
     Layout,
+    ModelRate,
     ModelUnits,
     Overwrite,
     ResultsFile,
@@ -63,7 +63,7 @@ def evaluate(
     report: Annotated[Path | None, option("--report")] = None,
     out: ResultsFile = None,
     markdown: Annotated[Path | None, option("--markdown")] = None,
-    false_alarm_rate: FalseAlarmRate = None,
+    false_alarm_rate: ModelRate = None,
     views: Annotated[
         str | None, option("--views", ", which is anomalous if one of its images is (default: the model's)")
     ] = None,

@@ -87,7 +87,10 @@ def monitor(
             drawn.savefig(partial, metadata={"Software": None} if plot.suffix == ".png" else None)
     facts = _facts(made, images)
     result = {"plot": plot and str(plot), **facts, "left_out": left_out}
-    emit(result, _rows(made, images), title=f"monitored {len(images):,} images", as_json=as_json)
+    rows = _rows(made, images)
+    if normal is None:
+        rows |= _unchecked(images, "bank" if model is None else "model")
+    emit(result, rows, title=f"monitored {len(images):,} images", as_json=as_json)
     say_left_out(left_out)
     if made.found is not None:
         raise typer.Exit(DRIFT)
@@ -177,6 +180,14 @@ def _rows(made: DriftMonitor, images: Sequence[NamedScore]) -> dict[str, str]:
         "reference": f"{len(made.calibration):,} {made.calibration.origin}, and each image's predecessors",
         "false warnings": f"a chance of at most {percent(made.false_warning_rate)}, however long this goes on",
     }
+
+
+def _unchecked(images: Sequence[NamedScore], maker: str) -> dict[str, str]:
+    """Say how many scores do not show whether they are a bank's or model's own."""
+    n = sum(one.p_value is None for one in images)
+    writes = "score --false-alarm-rate" if maker == "bank" else "predict"
+    words = f"{n:,} of {len(images):,} scores have no p-value, which {writes} writes: nothing tells if they are of this"
+    return {"not checked": f"{words} {maker}"} if n else {}
 
 
 def _state(made: DriftMonitor, images: Sequence[NamedScore]) -> str:

@@ -216,6 +216,9 @@ def test_score_without_a_rate_is_as_it_was(calibrated: Path) -> None:
     with np.load(calibrated / "s") as arrays:
         assert sorted(arrays) == ["image", "names", "nearest", "patch"]
     assert "verdicts" not in facts("score", calibrated / "bank", calibrated / "new.npy")
+    assert "--false-alarm-rate has this calibrated" in good("score", calibrated / "bank", calibrated / "new.npy")
+    other = good("score", calibrated / "bank", calibrated / "new.npy", "--reweight", "max")
+    assert "verdicts" not in other, "the calibration is of another rule"
 
 
 def test_fail_on_bad(calibrated: Path) -> None:

@@ -53,6 +53,7 @@ def test_peace(place: Path) -> None:
     assert report["evidence"]["log10_warning"] == 2
     assert report["reference"] == {"images": 99, "origin": "held-out images"}
     text = good("monitor", place / "calm.csv", "--bank", place / "bank")
+    assert "300 of 300 scores have no p-value, which score --false-alarm-rate writes" in " ".join(text.split())
     assert "no drift in 300 images" in text
     assert "drift is found from 100 on" in text
     assert "a chance of at most 1 %" in text
@@ -154,6 +155,7 @@ def test_what_is_no_score_is_left_out(place: Path) -> None:
         "d.csv: expected a column 'score' in the first line, found none",
     ]
     assert said[9] == "e.csv: expected lines with a score, found none"
+    assert said[10] == "f.csv: expected CSV or a JSON object per line, found a file that is no text"
     assert said[11] == "missing.csv: cannot be read (No such file or directory)"
     none = refused_at_last("monitor", files[2], "--bank", place / "bank")
     assert "expected a column 'score'" in none
@@ -168,6 +170,7 @@ def test_scores_that_another_calibration_judged_are_left_out(place: Path) -> Non
         good("score", place / "bank", place / f"{name}.npy", *judged)
     files = [place / name for name in ("held.csv", "calm.csv")]
     assert facts("monitor", *files, "--bank", place / "bank")["images"] == 399, "scores that tie with held-out ones too"
+    assert "no p-value" not in good("monitor", *files, "--bank", place / "bank")
     result = call("monitor", *files, place / "foreign.csv", "--bank", place / "bank", "--json")
     assert result.exit_code == LEFT_OUT
     assert json.loads(result.stdout)["images"] == 399
