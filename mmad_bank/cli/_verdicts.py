@@ -129,8 +129,12 @@ def _word_limits(image: Mapping[str, Any], patch: Mapping[str, Any]) -> str:
     return f"{rate}  {image['score']:.4g}, patches {patch['score']:.4g}{extrapolated}"
 
 
-def model_calibration_facts(content: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def model_calibration_facts(content: Mapping[str, Any] | None, rate: Any = None) -> dict[str, Any] | None:
     """Return what a model's manifest says of its calibration, in short; None where it has none.
+
+    Args:
+        content: The manifest's calibration.
+        rate: False-alarm rate of the manifest's arguments; None is the usual one.
 
     Raises:
         InputError: It says something else; the message names the field.
@@ -143,7 +147,11 @@ def model_calibration_facts(content: Mapping[str, Any] | None) -> dict[str, Any]
         known = ModelCalibration.from_json(content)
     own = known.own
     thresholds = [_limit(own, rate) for rate in _RATES]
-    facts = {"images": len(own), "origin": own.origin, "smallest_rate": own.smallest_rate, "thresholds": thresholds}
+    given = rate if isinstance(rate, float) and 0 < rate < 1 else None
+    facts = {
+        "images": len(own), "origin": own.origin, "smallest_rate": own.smallest_rate, "thresholds": thresholds,
+        "verdicts": _limit(own, own.rate(given)),
+    }  # fmt: skip
     return facts if known.views is None else {**facts, "views": known.views.as_json()}
 
 
@@ -154,7 +162,9 @@ def word_model_calibration(facts: Mapping[str, Any] | None) -> str:
     images = (
         f"{facts['images']:,} {printable(facts['origin'])}{_word_views(facts['views']) if 'views' in facts else ''}"
     )
-    return f"{images}; smallest false-alarm rate {percent(facts['smallest_rate'])}"
+    words = f"{images}; smallest false-alarm rate {percent(facts['smallest_rate'])}"
+    used = facts["verdicts"]
+    return words if used["score"] is None else f"{words}; bad above {used['score']:.4g}, at {percent(used['rate'])}"
 
 
 def _word_views(known: Mapping[str, Any]) -> str:

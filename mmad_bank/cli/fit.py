@@ -247,7 +247,9 @@ def _describe_model(category: str, path: Path, taken: float) -> dict[str, Any]:
     return {
         "category": category, "path": str(path), "images": len(manifest["train_ids"]), "left_out": manifest["skipped"],
         "bytes": n_bytes, "seconds": taken, "trained_on": manifest.get("trained_on", {}),
-        "calibration": model_calibration_facts(manifest.get("calibration")),
+        "calibration": model_calibration_facts(
+            manifest.get("calibration"), manifest["arguments"].get("false_alarm_rate")
+        ),
     }  # fmt: skip
 
 

@@ -247,7 +247,7 @@ def _read_model(folder: Path, verify: bool) -> dict[str, Any]:
     samples, scale = manifest.texts("train_ids"), manifest.optional_table("map_scale")
     scales = scale.table("quantiles").content if scale else {}
     with blaming_manifest(folder):
-        calibration = model_calibration_facts(manifest.content.get("calibration"))
+        calibration = model_calibration_facts(manifest.content.get("calibration"), arguments.get("false_alarm_rate"))
     outdated = any(len(bank["sources"]) > 1 for bank in banks.values())  # as Method.calibration_outdated
     warn_if_outdated(folder, calibration is not None and outdated, FIT_ANEW)
     return {

@@ -159,10 +159,14 @@ def test_fit_and_info_say_what_a_model_is_calibrated_on(model: Path, data: Path,
     found = facts("info", model)["calibration"]
     assert (found["images"], found["origin"]) == (N_TRAIN, "training images, scored in folds")
     assert [one["extrapolated"] for one in found["thresholds"]] == [False, False, True, True]
+    assert found["verdicts"]["rate"] == pytest.approx(0.04), "the smallest, as 1 % cannot be promised"
     said = call("info", model).stdout
     assert words in said
+    assert f"bad above {found['verdicts']['score']:.4g}, at 4 %" in said
     assert "   1 %" in said
-    assert f"calibrated on {words}" in call("fit", "patchcore", data, "--out", tmp_path / "m", *SMALL).stdout
+    fitted = call("fit", "patchcore", data, "--out", tmp_path / "m", *SMALL, "--set", "false-alarm-rate=10%").stdout
+    assert f"calibrated on {words}" in fitted
+    assert f"bad above {found['thresholds'][0]['score']:.4g}, at 10 %" in fitted
 
 
 def test_predict_says_the_verdicts_and_ends_by_them(model: Path, data: Path, tmp_path: Path) -> None:
