@@ -21,10 +21,11 @@ point bank's map is next to zero on most of a smooth surface, and would be blown
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -134,6 +135,10 @@ class CalibratedFusion:
 class PartScales:
     """Scales of the parts' scores of held-out normal images, taken one image after the other.
 
+    Verdicts compare a new image's fused score with those of the same held-out images. The new image has no part in the
+    scale, so neither may a held-out one in that by which it is fused for the calibration (``without``). On its own
+    scale it would count for less than an image that is as far from the bank, and the threshold would be too low.
+
     Example:
         >>> scales = PartScales()
         >>> for score in (1.0, 3.0):
@@ -154,19 +159,27 @@ class PartScales:
             variance, mean = torch.var_mean(values, correction=0)
             self._pixels.setdefault(name, []).append((values.numel(), float(mean), float(variance)))
 
-    def fusion(self) -> CalibratedFusion | None:
-        """Return the fusion; None if no image was seen. A part that does not vary keeps its unit."""
+    def fusion(self, *, without: Collection[int] = ()) -> CalibratedFusion | None:
+        """Return the fusion; None if no image was seen. A part that does not vary keeps its unit.
+
+        Args:
+            without: Numbers of images that do not count, in the order in which they were taken; if they are all, all
+                count.
+        """
         if not self._images:
             return None
-        images = {name: _unit(math.fsum(own) / len(own)) for name, own in self._images.items()}
-        return CalibratedFusion(images, {name: _unit(_deviation(own)) for name, own in self._pixels.items()})
+        n = len(next(iter(self._images.values())))
+        kept = np.setdiff1d(np.arange(n), list(without)) if len(set(without)) < n else np.arange(n)
+        images = {name: _unit(float(np.mean(np.array(own)[kept]))) for name, own in self._images.items()}
+        pixels = {name: _unit(_deviation(np.array(own)[kept])) for name, own in self._pixels.items()}
+        return CalibratedFusion(images, pixels)
 
 
-def _deviation(parts: list[tuple[int, float, float]]) -> float:
-    """Return the standard deviation of values of which numbers, means and variances are known, part by part."""
-    total = sum(n for n, _, _ in parts)
-    mean = math.fsum(n * own for n, own, _ in parts) / total
-    return math.sqrt(math.fsum(n * (variance + (own - mean) ** 2) for n, own, variance in parts) / total)
+def _deviation(images: np.ndarray) -> float:
+    """Return the standard deviation of values of which numbers, means and variances (n, 3) are known by image."""
+    numbers, means, variances = images.T
+    mean = np.average(means, weights=numbers)
+    return float(np.sqrt(np.average(variances + (means - mean) ** 2, weights=numbers)))
 
 
 def _unit(value: float) -> float:

@@ -37,6 +37,7 @@ from mmad_bank.data.sequences import as_samples
 from mmad_bank.errors import InputError, NoneUsableError
 from mmad_bank.extraction import Extractors
 from mmad_bank.features.factory import RANDOM, make_rgb_extractor
+from mmad_bank.fusion import CalibratedFusion
 from mmad_bank.methods.base import Method, Part, Prediction, Reason, Samples
 from mmad_bank.methods.calibrating import NOTHING_HELD_OUT, origin_of
 from mmad_bank.methods.copies import Mark, all_equal, copies_of, folds_of_marks, not_among
@@ -44,9 +45,9 @@ from mmad_bank.methods.held_out import (
     HeldOut,
     ScoreRows,
     calibration_of,
-    fusion_of,
     in_folds,
     kept_in,
+    scales_of,
     score_all,
     scored,
     table_of,
@@ -232,12 +233,13 @@ class BankMethod(Method, BankOptions, RGBOptions):
         self.banks_ = MultiBank(self._build_banks(dumps, partial(self._saved_bank, stages=stages)))
         kept_out = self._kept_out(validation, stages)
         held_out = self._score_held_out(dumps, kept_out, stages)
-        if held_out is not None:
-            self.calibrated_ = fusion_of(held_out, self._map_of, self.device, self.roi_)
+        scales = None if held_out is None else scales_of(held_out, self._map_of, self.device, self.roi_)
+        self.calibrated_ = None if scales is None else scales.fusion()
         self._learn_decision(dumps, kept_out, stages)
         if held_out is not None:
             shown = None if self._of_parts is None else self._of_parts.of(held_out.ids)
-            self.calibration_ = calibration_of(held_out, self._fuse_scores, self.device, self.roi_, shown)
+            of_others = scales if self._on_one_scale else None
+            self.calibration_ = calibration_of(held_out, self._fuse_scores, self.device, self.roi_, shown, of_others)
         origin = "training images, each compared with the others' patches"
         self.map_scale_ = scale_by_stage(self._maps_of_others(dumps), origin, len(self.train_ids_), stages)
 
@@ -447,8 +449,10 @@ class BankMethod(Method, BankOptions, RGBOptions):
         """Return the maps (B, S, S) of a bank's patch scores."""
         return scoring.anomaly_map(patch, self._grid(bank), (self.image_size, self.image_size), self.sigma)
 
-    def _fuse_scores(self, scores: Mapping[str, Scores]) -> tuple[Tensor, Tensor]:
-        """Fuse the banks' scores of images (B,), and their maps (B, S, S).
+    def _fuse_scores(
+        self, scores: Mapping[str, Scores], scale: CalibratedFusion | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Fuse the banks' scores of images (B,), and their maps (B, S, S); on another scale if one is given.
 
         Fusing places is linear, and so are enlarging and blurring: where the banks have one grid, fusing patches and
         then making one map gives what fusing the banks' maps pixel by pixel would.
@@ -456,16 +460,20 @@ class BankMethod(Method, BankOptions, RGBOptions):
         images = {name: own.image for name, own in scores.items()}
         first = next(iter(scores))
         if all(self._grid(name) == self._grid(first) for name in scores):
-            image, patch = self._decided(images, {name: own.patch for name, own in scores.items()})
+            image, patch = self._decided(images, {name: own.patch for name, own in scores.items()}, scale)
             return image, self._map_of(first, patch)
-        return self._decided(images, {name: self._map_of(name, own.patch) for name, own in scores.items()})
+        maps = {name: self._map_of(name, own.patch) for name, own in scores.items()}
+        return self._decided(images, maps, scale)
 
-    def _decided(self, images: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _decided(
+        self, images: Mapping[str, Tensor], places: Mapping[str, Tensor], scale: CalibratedFusion | None
+    ) -> tuple[Tensor, Tensor]:
         """Fuse the banks' scores as the method does, or on the scale of held-out images."""
         if not self._on_one_scale:
             return self._decide(images, places)
-        assert self.calibrated_ is not None
-        return self.calibrated_.fuse_images(images), self.calibrated_.fuse_pixels(places)
+        one = scale or self.calibrated_
+        assert one is not None
+        return one.fuse_images(images), one.fuse_pixels(places)
 
     def _parts_of_decision(self) -> tuple[str, ...]:
         names = self._bank_names()

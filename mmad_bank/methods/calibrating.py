@@ -186,13 +186,14 @@ def _found(seen: Sequence[_Seen], origin: str, one_scale: bool, parts: FitParts 
             size = (int(one.prepared_map.shape[0]), int(one.prepared_map.shape[1]))
             shown = {name: picture_of(part.map(size), one.frame) for name, part in one.parts.items()}
             scales.take({name: part.score for name, part in one.parts.items()}, shown)
-    fusion = scales.fusion()
-    for one in seen:
+    alike = [[i] for i in range(len(seen))] if of_parts is None else of_parts.of_one_part()
+    for number, one in enumerate(seen):
         score, own = one.score, one.prepared_map
-        if one_scale and fusion is not None:
+        fusion = scales.fusion(without=alike[number]) if one_scale else None
+        if fusion is not None:
             score, own = _fused(fusion, one.parts, own)
         observed.take(score, {name: part.score for name, part in one.parts.items()}, picture_of(own, one.frame))
-    return Found(observed.calibration(), fusion)
+    return Found(observed.calibration(), scales.fusion())
 
 
 def fused_on_one_scale(prediction: Prediction, fusion: CalibratedFusion) -> Prediction:

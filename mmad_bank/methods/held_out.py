@@ -53,10 +53,12 @@ class HeldOut:
     def __len__(self) -> int:
         return len(self.frames)
 
-    def batches(self, device: str) -> Iterator[tuple[Sequence[Frame | None], dict[str, Scores]]]:
+    def batches(
+        self, device: str, at_once: int = IMAGES_AT_ONCE
+    ) -> Iterator[tuple[Sequence[Frame | None], dict[str, Scores]]]:
         """Yield frames and scores a few images at a time, as scoring them gives them, on a device."""
-        for first in range(0, len(self), IMAGES_AT_ONCE):
-            part = slice(first, first + IMAGES_AT_ONCE)
+        for first in range(0, len(self), at_once):
+            part = slice(first, first + at_once)
             scores = {
                 name: Scores(self.patches[name][part].to(device), self.images[name][part].to(device), torch.empty(0))
                 for name in self.images
@@ -174,10 +176,10 @@ def kept_in(
     return HeldOut(images, patches, frames, ids, origin)
 
 
-def fusion_of(
+def scales_of(
     held_out: HeldOut, map_of: Callable[[str, Tensor], Tensor], device: str, roi: RegionOfInterest | None
-) -> CalibratedFusion | None:
-    """Return the calibrated fusion of several banks; None of a single one.
+) -> PartScales | None:
+    """Return the scales of several banks, image after image; None of a single one.
 
     Args:
         held_out: The banks' scores.
@@ -193,28 +195,32 @@ def fusion_of(
         for b, frame in enumerate(frames):
             shown = {name: _counting(one[b], frame, roi) for name, one in maps.items()}
             scales.take({name: float(own.image[b]) for name, own in scores.items()}, shown)
-    return scales.fusion()
+    return scales
 
 
 def calibration_of(
     held_out: HeldOut,
-    fuse: Callable[[Mapping[str, Scores]], tuple[Tensor, Tensor]],
+    fuse: Callable[[Mapping[str, Scores], CalibratedFusion | None], tuple[Tensor, Tensor]],
     device: str,
     roi: RegionOfInterest | None,
     shown: HeldOutParts | None = None,
+    scales: PartScales | None = None,
 ) -> ModelCalibration | None:
     """Return the calibration of a method's result and of its parts.
 
     Args:
         held_out: The banks' scores.
-        fuse: Function that makes of them image scores (B,) and maps (B, S, S).
+        fuse: Function that makes of them image scores (B,) and maps (B, S, S), on a scale if one is given.
         device: Device that fuses.
         roi: Region of interest, whose pixels count; None for all.
         shown: Which parts the images show; None where each counts by itself.
+        scales: The banks' scales, if they are fused on one: each image is on that of the others.
     """
     seen = Observed(held_out.origin, len(held_out), shown)
-    for frames, scores in held_out.batches(device):
-        images, maps = fuse(scores)
+    alike = [[i] for i in range(len(held_out))] if shown is None else shown.of_one_part()
+    for frames, scores in held_out.batches(device, 1 if scales is not None else IMAGES_AT_ONCE):
+        scale = None if scales is None else scales.fusion(without=alike[len(seen)])
+        images, maps = fuse(scores, scale)
         for b, frame in enumerate(frames):
             parts = {name: float(own.image[b]) for name, own in scores.items()}
             seen.take(float(images[b]), parts, _counting(maps[b], frame, roi))

@@ -101,6 +101,18 @@ class HeldOutParts(NamedTuple):
     pattern: str
     views: Sequence[PartView]
 
+    def of_one_part(self) -> list[list[int]]:
+        """Return for each picture the numbers of those that show its part, itself among them.
+
+        Example:
+            >>> HeldOutParts("{part}_{view}", [PartView(part, view) for part, view in ("1a", "1b", "2a")]).of_one_part()
+            [[0, 1], [0, 1], [2]]
+        """
+        members: dict[str, list[int]] = {}
+        for number, one in enumerate(self.views):
+            members.setdefault(one.part, []).append(number)
+        return [members[one.part] for one in self.views]
+
     def whole(self) -> tuple[PartViews, list[list[int]]]:
         """Return what is known of the views, and the pictures' numbers by part, of the parts that count.
 

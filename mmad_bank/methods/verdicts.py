@@ -233,6 +233,9 @@ class Observed:
         self._pixels: list[Tensor] = []
         self._an_image = max(1, _AT_MOST // max(images, 1))
 
+    def __len__(self) -> int:
+        return len(self._peaks)
+
     def take(self, score: float, parts: Mapping[str, float], shown: Tensor) -> None:
         """Take an image's score, those of its parts, and the picture's part of its map."""
         for name, one in {FUSED: score, **(parts if len(parts) > 1 else {})}.items():

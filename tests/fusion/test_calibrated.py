@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from mmad_bank.calibration import Calibration
 from mmad_bank.errors import InputError
 from mmad_bank.fusion import CalibratedFusion, PartScales
 from mmad_bank.fusion.calibrated import POWER, power_mean
@@ -60,6 +62,60 @@ def test_scales_are_those_of_all_pixels_whatever_the_images_sizes() -> None:
     assert found.pixels["rgb"] == pytest.approx(float(pixels.std(correction=0)), rel=1e-9)
     assert (found.images["xyz"], found.pixels["xyz"]) == (1, 1), "a part that never varies keeps its unit"
     assert PartScales().fusion() is None
+
+
+def test_a_scale_without_some_images_is_that_of_the_others() -> None:
+    generator = torch.Generator().manual_seed(2)
+    images = [
+        (
+            {name: float(torch.rand((), generator=generator)) for name in ("xyz", "rgb")},
+            {name: torch.rand(4 + i, 5, generator=generator) for name in ("xyz", "rgb")},
+        )
+        for i in range(6)
+    ]
+
+    def of(some: list[int]) -> PartScales:
+        scales = PartScales()
+        for i in some:
+            scales.take(*images[i])
+        return scales
+
+    whole = of(list(range(6)))
+    for without in ([0], [3], [1, 4]):
+        found = whole.fusion(without=without)
+        expected = of([i for i in range(6) if i not in without]).fusion()
+        assert found is not None
+        assert expected is not None
+        assert found.images == pytest.approx(expected.images, rel=1e-12)
+        assert found.pixels == pytest.approx(expected.pixels, rel=1e-12)
+    assert whole.fusion(without=range(6)) == whole.fusion(), "one has to be taken"
+
+
+@pytest.mark.parametrize(("n", "rate"), [(9, 0.1), (19, 0.05)])
+def test_the_false_alarm_rate_holds_for_scores_on_one_scale(n: int, rate: float) -> None:
+    """Three parts that vary alike and independently; on its own scale a held-out image would be too near."""
+    rng, splits, new = np.random.default_rng(0), 1500, 20
+    alarms = {"others": 0, "own": 0}
+    for _ in range(splits):
+        parts = dict(zip(("a", "b", "c"), rng.gamma(20.0, size=(3, n + new)).astype(np.float32), strict=True))
+        scales = PartScales()
+        for i in range(n):
+            scales.take({name: float(own[i]) for name, own in parts.items()}, dict.fromkeys(parts, torch.rand(2, 2)))
+        fused = scales.fusion()
+        assert fused is not None
+        scores = fused.fuse_images({name: torch.from_numpy(own) for name, own in parts.items()})
+        held_out = []
+        for i in range(n):
+            other = scales.fusion(without=[i])
+            assert other is not None
+            held_out.append(other.fuse_images({name: torch.tensor([own[i]]) for name, own in parts.items()}))
+        for which, calibrating in (("others", torch.cat(held_out)), ("own", scores[:n])):
+            limit = Calibration(calibrating).threshold(rate).score
+            alarms[which] += int((scores[n:] > limit).sum())
+    # The share above the k-th largest of n held-out scores has a beta distribution, with about this variance.
+    most = splits * new * (rate + 3 * math.sqrt(rate * (1 - rate) * (1 / (n + 2) + 1 / new) / splits))
+    assert alarms["others"] <= most
+    assert alarms["own"] > most
 
 
 def test_json_and_some_of_the_parts() -> None:
