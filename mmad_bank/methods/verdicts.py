@@ -159,13 +159,15 @@ class ModelCalibration:
         """Yield rows and columns of what is connected above a score, cut at a part of the height of its peak."""
         usual = self.pixels[0]
         for rows, columns in _connected(values > above):
-            level = usual + height * (float(values[rows, columns].max()) - usual)
-            if level <= above:
+            own = values[rows, columns].astype(np.float64)  # in float32 the level may be rounded up to the peak
+            peak = float(own.max())
+            level = usual + height * (peak - usual)
+            if level <= above or peak <= usual:  # a rate above 0.5 has peaks below the usual pixel: no height there
                 yield rows, columns
                 continue
             top, left = int(rows.min()), int(columns.min())
             inside = np.zeros((int(rows.max()) + 1 - top, int(columns.max()) + 1 - left), bool)
-            inside[rows - top, columns - left] = values[rows, columns] > level
+            inside[rows - top, columns - left] = own > level
             for own_rows, own_columns in _connected(inside):
                 yield own_rows + top, own_columns + left
 

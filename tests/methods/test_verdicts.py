@@ -403,6 +403,22 @@ def test_a_cut_leaves_every_peak_that_no_normal_image_has() -> None:
     assert len(flat_calibration(peak=8.0).regions(values)) == 1
 
 
+def test_no_peak_is_lost_where_it_has_no_height_over_the_usual_pixel() -> None:
+    """At a rate above 0.5 peaks may lie below the usual pixel; and float32 may know no number below the peak."""
+    values = torch.zeros(8, 8)
+    values[2:4, 2:4] = 3.0
+    low = replace(flat_calibration(peak=1.0), pixels=(5.5, *[10.0] * (len(PIXEL_RATES) - 1)))
+    (region,) = low.regions(values)
+    assert (region.box, region.area, region.peak) == ((2, 2, 4, 4), 4, 3.0)
+    base, step = 1e6 + 0.0625, 0.0625  # half a step above an odd one is rounded up
+    values = torch.full((8, 8), base)
+    values[3, 5] = base + step
+    near = replace(flat_calibration(peak=base), pixels=(base,) * len(PIXEL_RATES))
+    (region,) = near.regions(values)
+    assert (region.box, region.area) == ((3, 5, 4, 6), 1)
+    assert int(near.region_map(values).sum()) == 1
+
+
 def test_regions_have_pixels_that_count_only() -> None:
     """Scores may be negative: what is not looked at is no region then, nor part of one."""
     values = torch.full((20, 30), -0.5)  # above the threshold, as an unscored pixel's 0 would be
