@@ -63,13 +63,15 @@ def seconds(value: float) -> str:
     return f"{value * 1000:.1f} ms" if value < 1 else f"{value:.2f} s"
 
 
-def emit(result: Mapping[str, Any], rows: Mapping[str, str], *, title: str, as_json: bool) -> None:
+def emit(
+    result: Mapping[str, Any], rows: Mapping[str, str] | Sequence[tuple[str, str]], *, title: str, as_json: bool
+) -> None:
     """Print ``result`` as JSON, or ``rows`` as a table under a title.
 
     Args:
         result: JSON-able values with full precision: sizes in bytes, times in seconds.
         rows: The same for people: name → value with its unit, or several lines. Names of strangers in these are
-            :func:`printable` already; they have no line breaks then.
+            :func:`printable` already; they have no line breaks then. Pairs where strangers name rows: two may be alike.
         title: Title above the table.
         as_json: Whether to print JSON.
     """
@@ -82,8 +84,9 @@ def emit(result: Mapping[str, Any], rows: Mapping[str, str], *, title: str, as_j
     # Lines are left to the terminal to wrap: in a pipe they stay whole.
     console = Console(highlight=False, soft_wrap=True)
     console.print(Text(printable(title), style="bold"))
-    width = max(len(printable(name)) for name in rows)
-    for name, value in rows.items():
+    pairs = rows.items() if isinstance(rows, Mapping) else rows
+    width = max(len(printable(name)) for name, _ in pairs)
+    for name, value in pairs:
         for i, line in enumerate(value.split("\n")):
             head = Text(f"  {'' if i else printable(name):<{width}}  ", style="dim")
             console.print(head.append(printable(line), style="not dim"))

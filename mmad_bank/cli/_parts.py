@@ -18,7 +18,7 @@ _SHOWN = 3
 
 
 def parts_shown(
-    pattern: ViewPattern, ids: Sequence[str], files: Sequence[Path], *, alone: bool
+    pattern: ViewPattern, ids: Sequence[str], files: Sequence[Path], *, alone: bool, category: str = ""
 ) -> tuple[dict[str, PartView], dict[str, str]]:
     """Return part and view of pictures by their ids, part after part, and why others are left out.
 
@@ -27,11 +27,16 @@ def parts_shown(
         ids: Ids of the pictures.
         files: Their files.
         alone: Whether they were given file by file, so that their ids say nothing of their folders.
+        category: Category that they are of where there are several, whose parts may have the same names.
     """
     from mmad_bank.data.views import group_views, names_below
 
     found = group_views(pattern, names_below(files) if alone else ids, files)
-    shown = dict(zip((ids[number] for number in found.order), found.views, strict=True))
+    views = [
+        one if not category or one.part.startswith(f"{category}/") else one._replace(part=f"{category}/{one.part}")
+        for one in found.views
+    ]
+    shown = dict(zip((ids[number] for number in found.order), views, strict=True))
     return shown, {ids[number]: reason for number, reason in found.left_out.items()}
 
 

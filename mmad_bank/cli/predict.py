@@ -170,9 +170,9 @@ def predict(
         "colour_scales": run.scales if alone is None else {}, "seconds": taken,
     }  # fmt: skip
     width = max(len(one["verdict"] or "") for one in run.judged)
-    rows = {name_of(one): word_row(one, width) for one in run.judged}
-    counts = summary(run.judged, len(samples) - len(run.results), len(samples))
-    emit(result, {**rows, **counts, "time": seconds(taken)}, title=f"scored into {out}", as_json=as_json)
+    rows = [(name_of(one), word_row(one, width)) for one in run.judged]
+    rows += [*summary(run.judged, len(samples) - len(run.results), len(samples)).items(), ("time", seconds(taken))]
+    emit(result, rows, title=f"scored into {out}", as_json=as_json)
     say_left_out(run.failed)
     end_on_bad(fail_on_bad and any(one["verdict"] == "bad" for one in run.judged))
     end(run.failed, said=True)
@@ -219,7 +219,8 @@ class _Group:
     def show(self, pattern: ViewPattern) -> tuple[dict[str, PartView], dict[str, str]]:
         """Put the samples in the order of the parts that they show; return which these are, and why some are none."""
         files = self.alone or [record.main_file for _, dataset in self.datasets for record in dataset.records]
-        shown, left_out = parts_shown(pattern, [name for name, _ in self.samples], files, alone=bool(self.alone))
+        ids = [name for name, _ in self.samples]
+        shown, left_out = parts_shown(pattern, ids, files, alone=bool(self.alone), category=self.name)
         reads = dict(self.samples)
         self.samples = [(name, reads[name]) for name in shown]
         return shown, left_out

@@ -218,3 +218,24 @@ def test_scores_of_parts_are_watched_by_the_models_calibration(model: Path, new:
     assert call(*command, "--views", "{part}#{view}").exit_code == 3
     watched = facts("monitor", tmp_path / "parts.csv", "--model", model)
     assert (watched["images"], watched["reference"]["images"]) == (3, N_TRAIN)
+
+
+def test_parts_of_two_categories_with_one_name_are_two(tmp_path: Path) -> None:
+    """The pattern takes all folders, so that the names of the parts do not say the category."""
+    for category in ("bolts", "nuts"):
+        for part in range(3):
+            add_part(tmp_path / "data" / category / "train" / "good", part, ("a", "b"))
+        add_part(tmp_path / "data" / category / "test" / "good", 7, ("a", "b"))
+    models, lines = tmp_path / "models", tmp_path / "parts.jsonl"
+    facts("fit", "patchcore", tmp_path / "data", "--out", models, *SMALL, "--views", "*/*/*/{part}#{view}")
+    shown = call("predict", models, tmp_path / "data", "--out", tmp_path / "out", "--jsonl", lines)
+    assert [line.split()[0] for line in shown.stdout.splitlines()[1:3]] == ["bolts/007", "nuts/007"]
+    assert [json.loads(line)["part"] for line in lines.read_text().splitlines()] == ["bolts/007", "nuts/007"]
+
+
+def test_a_part_may_be_called_as_a_row_of_the_summary(model: Path, tmp_path: Path) -> None:
+    for name in ("time", "verdicts"):
+        picture(3).save(tmp_path / f"{name}#left.png")
+    shown = call("predict", model, tmp_path, "--out", tmp_path / "out", "--views", "{part}#{view}")
+    names = [line.split()[0] for line in shown.stdout.splitlines()[1:]]
+    assert names == ["time", "verdicts", "parts", "verdicts", "time"]
