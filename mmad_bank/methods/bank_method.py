@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ from mmad_bank.features.factory import RANDOM, make_rgb_extractor
 from mmad_bank.fusion import CalibratedFusion
 from mmad_bank.methods.base import Method, Part, Prediction, Reason, Samples
 from mmad_bank.methods.calibrating import NOTHING_HELD_OUT, origin_of
-from mmad_bank.methods.copies import Mark, all_equal, copies_of, folds_of_marks, not_among
+from mmad_bank.methods.copies import Mark, copies_of, folds_of_marks, not_among, one_fold
 from mmad_bank.methods.held_out import (
     HeldOut,
     ScoreRows,
@@ -312,12 +313,14 @@ class BankMethod(Method, BankOptions, RGBOptions):
         return None
 
     def _score_in_folds(self, dumps: Dumps, stages: Stages) -> HeldOut | None:
-        """Score the training images, each by banks of others; None if all are equal."""
+        """Score the training images, each by banks of others; None if all are equal, which a warning says."""
         frames, ids = self._split_frames["train"], self._split_ids["train"]
-        folds = folds_of_marks(self._split_marks["train"], self.modalities, self.calibration_folds, self._groups(ids))
+        groups = self._groups(ids)
+        folds = folds_of_marks(self._split_marks["train"], self.modalities, self.calibration_folds, groups)
         if len(folds) < 2 and (self.calibration == "folds" or self._on_one_scale):
-            raise all_equal(len(frames))
+            raise InputError(one_fold(len(frames), groups))
         if len(folds) < 2:
+            warnings.warn(f"{one_fold(len(frames), groups)}; there are no verdicts", stacklevel=2)
             return None
 
         def score_with(images: list[slice]) -> ScoreRows:

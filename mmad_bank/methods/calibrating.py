@@ -24,7 +24,7 @@ from mmad_bank.data.sample import Sample
 from mmad_bank.data.sequences import Samples
 from mmad_bank.errors import InputError, MmadBankError
 from mmad_bank.fusion import CalibratedFusion, PartScales
-from mmad_bank.methods.copies import all_equal, folds_of_marks, marks_of
+from mmad_bank.methods.copies import folds_of_marks, marks_of, one_fold
 from mmad_bank.methods.options import CalibratedOn
 from mmad_bank.methods.parts import IMAGES, PARTS, FitParts, some_of
 from mmad_bank.methods.prediction import Part, Prediction
@@ -159,7 +159,7 @@ def calibrate_by_predicting(
             return
         folds = folds_of_marks(marks_of(dataset), method.modalities, method.calibration_folds, groups)
         if len(folds) < 2:
-            raise all_equal(len(dataset))
+            raise InputError(one_fold(len(dataset), groups))
         for number, fold in enumerate(folds, 1):
             own, rest = (some_of(dataset, numbers_of(runs)) for runs in fold)
             with within("fold", number, len(folds)), tempfile.TemporaryDirectory(prefix="mmad-bank-fold-") as folder:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from mmad_bank.calibration import Fold, folds_of, runs_of
 from mmad_bank.data.sample import Sample
 from mmad_bank.data.sequences import Samples
-from mmad_bank.errors import InputError, MmadBankError
+from mmad_bank.errors import MmadBankError
 
 Mark = Mapping[str, str]
 """Hashes of a sample's tensors, by modality; empty where they are not known."""
@@ -94,9 +94,23 @@ def copies_of(image: int, marks: Sequence[Mark], modalities: Iterable[str]) -> l
     return [number for number, key in enumerate(keys) if number == image or (key and key == keys[image])]
 
 
-def all_equal(n: int) -> InputError:
-    """Return the error of training images that no folds can be made of."""
-    return InputError(f"calibration: expected at least 2 different training images for folds, found {n} equal ones")
+def one_fold(n: int, groups: Sequence[str] | None = None) -> str:
+    """Return words for training images that cannot be cut into folds.
+
+    Args:
+        n: Number of the images.
+        groups: Part that each shows; None where each counts by itself.
+
+    Example:
+        >>> one_fold(3)
+        'calibration: expected at least 2 different training images for folds, found 3 equal ones'
+        >>> one_fold(4, ["1", "1", "2", "2"])
+        'calibration: expected training parts that can be held out, found 2 parts that equal images join to one'
+    """
+    if groups is None:
+        return f"calibration: expected at least 2 different training images for folds, found {n} equal ones"
+    joined = f"found {len(set(groups))} parts that equal images join to one"
+    return f"calibration: expected training parts that can be held out, {joined}"
 
 
 def _joined(keys: Sequence[tuple[str, ...]], groups: Sequence[Hashable]) -> list[int]:

