@@ -6,6 +6,7 @@ import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 _SCORE, _P_VALUE = "score", "p_value"
 _NAMES = ("name", "id")
-_ROUNDED = 1e-6  # relative error of a score, and of a p-value, that went through a file
+_ROUNDED = 1e-6  # relative error of a score, and of a p-value, that went through a file with all their digits
 
 
 class NamedScore(NamedTuple):
@@ -85,14 +86,30 @@ def _check_judged_by(calibration: Calibration, images: Sequence[NamedScore], pat
     judged = [one for one in images if one.p_value is not None]
     scores = torch.tensor([one.score for one in judged], dtype=torch.float64)
     # A score that equals a held-out one may lie beside it after its digits were written and read.
-    least, most = (calibration.p_values(scores + sign * _ROUNDED * scores.abs()).tolist() for sign in (1, -1))
+    errors = torch.tensor([_rounding(one.score) for one in judged], dtype=torch.float64)
+    least, most = (calibration.p_values(scores + sign * errors).tolist() for sign in (1, -1))
     for one, low, high in zip(judged, least, most, strict=True):
         assert one.p_value is not None
-        if not low * (1 - _ROUNDED) <= one.p_value <= high * (1 + _ROUNDED):
+        error = _rounding(one.p_value)
+        if not low - error <= one.p_value <= high + error:
             raise InputError(
                 f"{path}: expected scores that were judged by this calibration, found p-value {one.p_value:.3g} of"
                 f" {one.name}, which would have {low:.3g}; they are of another model, bank or calibration"
             )
+
+
+def _rounding(value: float) -> float:
+    """Return by how much a number may have been another one before it was written: half a unit of its last digit.
+
+    Tables are rounded on their way through other programs.
+
+    Example:
+        >>> _rounding(0.016)
+        0.0005
+    """
+    digits = Decimal(repr(value)).as_tuple()
+    last = digits.exponent if isinstance(digits.exponent, int) else 0
+    return max(_ROUNDED * abs(value), 0.5 * 10.0**last)
 
 
 def _json_rows(file: Any, path: Path) -> Iterator[tuple[int, Any]]:

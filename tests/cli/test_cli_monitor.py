@@ -181,6 +181,27 @@ def test_scores_that_another_calibration_judged_are_left_out(place: Path) -> Non
     assert (json.loads(free.stdout)["images"], json.loads(free.stdout)["left_out"]) == (99, {})
 
 
+@pytest.mark.parametrize("form", ["{:.4f}", "{:.3g}", "{:.6g}"])
+def test_rounded_numbers_are_of_the_same_calibration(place: Path, form: str) -> None:
+    """Spreadsheets and other programs write fewer digits."""
+    files = []
+    for bank in ("bank", "rounded_other"):
+        if bank != "bank" and not (place / bank).exists():
+            good("build", place / "calm.npy", "--out", place / bank)
+            good("calibrate", place / bank, place / "train.npy", "--in-place")
+        judged = ("--csv", place / "full.csv", "--false-alarm-rate", "5%", "--overwrite")
+        good("score", place / bank, place / "held.npy", *judged)
+        with (place / "full.csv").open(newline="") as file:
+            rows = [
+                (form.format(float(row["score"])), form.format(float(row["p_value"]))) for row in csv.DictReader(file)
+            ]
+        files.append(place / f"{bank}-rounded.csv")
+        files[-1].write_text("score,p_value\n" + "".join(",".join(row) + "\n" for row in rows))
+    result = call("monitor", *files, "--bank", place / "bank", "--json")
+    assert list(json.loads(result.stdout)["left_out"]) == [str(files[1])]
+    assert "judged by this calibration" in result.stderr
+
+
 def test_wrong_arguments_are_refused(place: Path) -> None:
     scores = place / "calm.csv"
     assert "expected one of them, found none" in refused("monitor", scores)
