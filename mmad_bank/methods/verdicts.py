@@ -150,26 +150,33 @@ class ModelCalibration:
             return []
         found = [
             (float(values[rows, columns].max()), rows, columns)
-            for rows, columns in self._bounded(values.numpy(), above, extent.height)
+            for rows, columns in self._bounded(values.numpy(), above, peak, extent.height)
         ]
         found = sorted((one for one in found if one[0] > peak), key=lambda one: -one[0])
         return [(rows, columns) for _, rows, columns in found]
 
-    def _bounded(self, values: np.ndarray, above: float, height: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield rows and columns of what is connected above a score, cut at a part of the height of its peak."""
+    def _bounded(
+        self, values: np.ndarray, above: float, peak: float, height: float
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield rows and columns of what is connected above a score, cut at a part of the height of its peak.
+
+        What joins another peak to that one may lie below the threshold of peaks. The other one has a region of its own
+        then, even if the cut is above it: what is connected above that threshold, cut at its own height.
+        """
         usual = self.pixels[0]
         for rows, columns in _connected(values > above):
             own = values[rows, columns].astype(np.float64)  # in float32 the level may be rounded up to the peak
-            peak = float(own.max())
-            level = usual + height * (peak - usual)
-            if level <= above or peak <= usual:  # a rate above 0.5 has peaks below the usual pixel: no height there
+            highest = float(own.max())
+            level = usual + height * (highest - usual)
+            if level <= above or highest <= usual:  # a rate above 0.5 has peaks below the usual pixel: no height there
                 yield rows, columns
                 continue
-            top, left = int(rows.min()), int(columns.min())
-            inside = np.zeros((int(rows.max()) + 1 - top, int(columns.max()) + 1 - left), bool)
-            inside[rows - top, columns - left] = own > level
-            for own_rows, own_columns in _connected(inside):
-                yield own_rows + top, own_columns + left
+            yield from _marked(rows, columns, own > level)
+            for own_rows, own_columns in _marked(rows, columns, own > peak) if level > peak else ():
+                lower = values[own_rows, own_columns].astype(np.float64)
+                if lower.max() <= level:
+                    own_level = max(peak, usual + height * (float(lower.max()) - usual))
+                    yield from _marked(own_rows, own_columns, lower > own_level)
 
     def _region(
         self, rows: np.ndarray, columns: np.ndarray, values: Tensor, xyz: Tensor | None, areas: Tensor | None
@@ -307,6 +314,15 @@ def _connected(above: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for number, place in enumerate(ndimage.find_objects(numbers), 1):
         rows, columns = np.nonzero(numbers[place] == number)
         yield rows + place[0].start, columns + place[1].start
+
+
+def _marked(rows: np.ndarray, columns: np.ndarray, marks: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield rows and columns of the connected pieces of those pixels that are marked."""
+    top, left = int(rows.min()), int(columns.min())
+    mask = np.zeros((int(rows.max()) + 1 - top, int(columns.max()) + 1 - left), bool)
+    mask[rows - top, columns - left] = marks
+    for own_rows, own_columns in _connected(mask):
+        yield own_rows + top, own_columns + left
 
 
 def check_rate_for(rate: float | None, calibration: ModelCalibration | None) -> None:

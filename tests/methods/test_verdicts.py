@@ -403,6 +403,21 @@ def test_a_cut_leaves_every_peak_that_no_normal_image_has() -> None:
     assert len(flat_calibration(peak=8.0).regions(values)) == 1
 
 
+def test_a_lower_peak_beside_a_higher_one_keeps_its_region() -> None:
+    """Half the height of the first is 4.5, above the second's peak; what joins them is below the threshold of 2."""
+    values = torch.zeros(20, 40)
+    values[5:10, 2:30] = 1.5
+    values[5:10, 2:8] = 9.0
+    values[5:10, 20:26], values[7, 22] = 2.1, 4.4
+    values[7, 23] = 2.3
+    first, second = flat_calibration().regions(values)
+    assert (first.box, second.box, second.area, second.peak) == ((5, 2, 10, 8), (7, 22, 8, 24), 2, pytest.approx(4.4))
+    numbers = flat_calibration().region_map(values)
+    assert [int((numbers == number).sum()) for number in (1, 2, 3)] == [30, 2, 0]
+    values[5:10, 2:30] = torch.where(values[5:10, 2:30] == 1.5, 2.05, values[5:10, 2:30])  # a shoulder of the first
+    assert [region.box for region in flat_calibration().regions(values)] == [(5, 2, 10, 8)]
+
+
 def test_no_peak_is_lost_where_it_has_no_height_over_the_usual_pixel() -> None:
     """At a rate above 0.5 peaks may lie below the usual pixel; and float32 may know no number below the peak."""
     values = torch.zeros(8, 8)
