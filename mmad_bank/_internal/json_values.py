@@ -60,6 +60,28 @@ def numbers_in(content: Any, name: str) -> list[float]:
     return [_number(value, f"{name}[{place}]") for place, value in enumerate(values)]
 
 
+def count_in(content: Any, name: str, least: int = 0) -> int:
+    """Return a whole number of an object, of at least some size.
+
+    Example:
+        >>> count_in({"views": 2.5}, "views")
+        Traceback (most recent call last):
+        mmad_bank.errors.InputError: views: expected a whole number of at least 0, found 2.5
+    """
+    value = _of(content, name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"{name}: expected a whole number of at least {least}, found {shown(value)}")
+    return value
+
+
+def texts_in(content: Any, name: str) -> list[str]:
+    """Return a list of texts of an object."""
+    values = _of(content, name)
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise InputError(f"{name}: expected a list of texts, found {shown(values)}")
+    return values
+
+
 @contextmanager
 def inside(name: str) -> Iterator[None]:
     """Name the object in errors about its fields.

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 
 from torch.utils.data import Dataset, Subset
 
-from mmad_bank._internal.json_values import number_in, text_in
+from mmad_bank._internal.json_values import count_in, inside, text_in, texts_in
 from mmad_bank.data.sample import Sample
 from mmad_bank.data.sequences import Samples, as_samples, named
 from mmad_bank.data.views import PartView, ViewPattern, group_views
@@ -80,14 +80,15 @@ class PartViews:
         """Return what :meth:`as_json` made.
 
         Raises:
-            InputError: A number is none, or a text is none; the message names the field.
-            ValueError: It is something else.
+            InputError: It is something else; the message names the field.
         """
-        usual, incomplete = int(number_in(content, "usual")), int(number_in(content, "incomplete"))
-        names = tuple(str(name) for name in content["names"])
-        if usual < 1 or incomplete < 0 or len(names) not in (0, usual):
-            raise ValueError("views of a calibration")
-        return cls(ViewPattern(text_in(content, "pattern")).text, usual, names, incomplete)
+        usual, incomplete = count_in(content, "usual", 1), count_in(content, "incomplete")
+        names, pattern = texts_in(content, "names"), text_in(content, "pattern")
+        if len(set(names)) != len(names) or len(names) not in (0, usual):
+            raise InputError(f"names: expected {usual} different ones, or none, found {', '.join(names)}")
+        with inside("pattern"):
+            ViewPattern(pattern)
+        return cls(pattern, usual, tuple(names), incomplete)
 
 
 class HeldOutParts(NamedTuple):

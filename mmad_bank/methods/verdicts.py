@@ -223,7 +223,10 @@ class ModelCalibration:
             raise InputError(f"images: expected {len(peaks)} scores of {FUSED} and of each part, found {numbers}")
         if list(pixels) != sorted(pixels):
             raise InputError("pixels: expected scores that rise as the shares fall, found others")
-        return cls(images, peaks, pixels, PartViews.from_json(content["views"]) if "views" in content else None)
+        if "views" not in content:
+            return cls(images, peaks, pixels)
+        with inside("views"):
+            return cls(images, peaks, pixels, PartViews.from_json(content["views"]))
 
 
 class Observed:

@@ -282,6 +282,7 @@ def test_an_altered_calibration_is_refused_when_the_model_is_loaded(
         load(tmp_path / "model")
 
 
+VIEWS: dict[str, Any] = {"pattern": "{part}_{view}", "usual": 2, "names": ["a", "b"], "incomplete": 0}
 WRONG = [
     (("calibration", "images", "fused", "scores", 1), "2", "calibration.images.fused.scores[1]: {}, found '2'"),
     (("calibration", "images", "fused", "origin"), 2, "calibration.images.fused.origin: expected a text, found 2"),
@@ -300,6 +301,12 @@ WRONG = [
     (("calibration", "pixels", "0.01"), None, "calibration.pixels.0.01: {}, found None"),
     (("calibration", "pixels", "0.5"), 1e9, "calibration.pixels: expected scores that rise as the shares fall, found"),
     (("calibration", "pixels"), {}, "calibration.pixels.0.5: expected a value, found none"),
+    (("calibration", "views"), 5, "calibration.views.usual: expected an object that has it, found 5"),
+    (("calibration", "views"), VIEWS | {"usual": 0}, "calibration.views.usual: expected a whole number of at least 1"),
+    (("calibration", "views"), VIEWS | {"incomplete": 0.5}, "calibration.views.incomplete: expected a whole number of"),
+    (("calibration", "views"), VIEWS | {"names": 5}, "calibration.views.names: expected a list of texts, found 5"),
+    (("calibration", "views"), VIEWS | {"names": ["a", "a"]}, "calibration.views.names: expected 2 different ones, or"),
+    (("calibration", "views"), VIEWS | {"pattern": "x"}, "calibration.views.pattern.views: expected a pattern with"),
     (("calibrated", "images", "rgb"), "1.5", "calibrated.images.rgb: {}, found '1.5'"),
     (("calibrated", "pixels", "xyz"), False, "calibrated.pixels.xyz: {}, found False"),
     (("calibrated", "pixels", "xyz"), 0, "calibrated.pixels['xyz']: expected a finite number above 0, found 0.0"),
@@ -318,7 +325,7 @@ def of_two_banks(parts: list[Sample], tmp_path_factory: pytest.TempPathFactory) 
     return folder
 
 
-@pytest.mark.parametrize(("place", "value", "line"), WRONG, ids=[" ".join(map(str, place)) for place, *_ in WRONG])
+@pytest.mark.parametrize(("place", "value", "line"), WRONG, ids=[line.partition(" ")[0] for *_, line in WRONG])
 def test_values_of_another_kind_in_a_manifest_are_named(
     of_two_banks: Path, place: tuple[Any, ...], value: Any, line: str, tmp_path: Path
 ) -> None:
