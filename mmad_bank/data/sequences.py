@@ -109,13 +109,25 @@ class Joined(Sequence[Sample]):
 
 
 def named(samples: Samples) -> Iterator[tuple[str, int]]:
-    """Yield every sample's name and number without reading it where its name is known from its place."""
+    """Yield every sample's name and number without reading it where its name is known from its place.
+
+    One whose name is not known is called by its number; some of a sequence keep the numbers that they have there.
+    """
+    for number, name in enumerate(_names(samples)):
+        yield name or str(number), number
+
+
+def _names(samples: Samples) -> list[str]:
+    """Return the samples' names, empty where one is not known without reading."""
     records = getattr(samples, "records", None)
-    for number in range(len(samples)):
-        if records is not None:
-            yield records[number].id, number
-        else:
-            yield (samples[number].id if isinstance(samples, (list, tuple)) else "") or str(number), number
+    if records is not None:
+        return [record.id for record in records]
+    if isinstance(samples, Chosen):
+        whole = _names(samples.whole)
+        return [whole[number] or str(number) for number in samples.numbers]
+    if isinstance(samples, Joined):
+        return [name for part in samples.parts for name in _names(part)]
+    return [sample.id for sample in samples] if isinstance(samples, (list, tuple)) else [""] * len(samples)
 
 
 def preparation_of_samples(samples: Samples, name: str = "dataset") -> Preprocessing | None:

