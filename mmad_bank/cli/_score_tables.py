@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mmad_bank.calibration import Calibration
 
 _SCORE, _P_VALUE = "score", "p_value"
-_NAMES = ("name", "id")
+_NAMES = ("name", "part", "id")
 _ROUNDED = 1e-6  # relative error of a score, and of a p-value, that went through a file with all their digits
 
 
@@ -36,8 +36,8 @@ def read_scores(
 
     Args:
         paths: CSV files with a column ``score``, or files with a JSON object per line that has one. Images are named
-            by ``name`` or ``id``, else by file and line; a ``p_value`` is read where there is one, other columns are
-            not looked at.
+            by ``name``, ``part`` or ``id``, else by file and line; a ``p_value`` is read where there is one, other
+            columns are not looked at.
         left_out: Dictionary that takes up why lines and files cannot be used, by file or line.
         calibration: Calibration by which the scores were judged. A file with p-values of another one cannot be used.
 

@@ -90,7 +90,7 @@ def monitor(
     rows = _rows(made, images)
     if normal is None:
         rows |= _unchecked(images, "bank" if model is None else "model")
-    emit(result, rows, title=f"monitored {len(images):,} images", as_json=as_json)
+    emit(result, rows, title=f"monitored {len(images):,} {reference.unit}", as_json=as_json)
     say_left_out(left_out)
     if made.found is not None:
         raise typer.Exit(DRIFT)
@@ -167,17 +167,19 @@ def _facts(made: DriftMonitor, images: Sequence[NamedScore]) -> dict[str, Any]:
 
 
 def _rows(made: DriftMonitor, images: Sequence[NamedScore]) -> dict[str, str]:
-    """Return the same for people; numbers of images begin at 1."""
+    """Return the same for people; numbers of images, or of parts, begin at 1."""
+    unit = made.calibration.unit
+    one = unit.removesuffix("s")
     recent = made.p_values[-_RECENT:]
     low = sum(p <= _WATCHED for p in recent)
     largest = max(range(len(made)), key=made.evidence.__getitem__)
     return {
         "state": _state(made, images),
-        "evidence": f"{_factor(made.evidence[largest])} at most (image {largest + 1:,}),"
+        "evidence": f"{_factor(made.evidence[largest])} at most ({one} {largest + 1:,}),"
         f" {_factor(made.evidence[-1])} now; drift is found from {_factor(made.warning_level)} on",
-        "recent": f"{low} of the last {len(recent)} images have p-values of at most {_WATCHED:g}, where"
+        "recent": f"{low} of the last {len(recent)} {unit} have p-values of at most {_WATCHED:g}, where"
         f" {_WATCHED * len(recent):.3g} are expected",
-        "reference": f"{len(made.calibration):,} {made.calibration.origin}, and each image's predecessors",
+        "reference": f"{len(made.calibration):,} {made.calibration.origin}, and each {one}'s predecessors",
         "false warnings": f"a chance of at most {percent(made.false_warning_rate)}, however long this goes on",
     }
 
@@ -191,12 +193,14 @@ def _unchecked(images: Sequence[NamedScore], maker: str) -> dict[str, str]:
 
 
 def _state(made: DriftMonitor, images: Sequence[NamedScore]) -> str:
+    unit = made.calibration.unit
     if made.found is None:
-        return f"no drift in {len(made):,} images"
+        return f"no drift in {len(made):,} {unit}"
     image, since, direction = made.found
+    one = unit.removesuffix("s")
     return (
-        f"drift: scores have {'risen' if direction == 'up' else 'fallen'} since about image {since + 1:,}"
-        f" ({printable(images[since].name)}), found at image {image + 1:,} ({printable(images[image].name)})"
+        f"drift: scores have {'risen' if direction == 'up' else 'fallen'} since about {one} {since + 1:,}"
+        f" ({printable(images[since].name)}), found at {one} {image + 1:,} ({printable(images[image].name)})"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,10 @@ def test_a_model_without_a_calibration_scores_parts(data: Path, tmp_path: Path) 
 def test_scores_of_parts_are_watched_by_the_models_calibration(model: Path, new: Path, tmp_path: Path) -> None:
     command = ("predict", model, new, "--out", tmp_path / "out", "--csv", tmp_path / "parts.csv")
     assert call(*command, "--views", "{part}#{view}").exit_code == 3
+    said = call("monitor", tmp_path / "parts.csv", "--model", model).stdout
+    assert "monitored 3 parts" in said
+    assert "no drift in 3 parts" in said
+    assert "image" not in said
     watched = facts("monitor", tmp_path / "parts.csv", "--model", model)
     assert (watched["images"], watched["reference"]["images"]) == (3, N_TRAIN)
 
@@ -239,3 +244,12 @@ def test_a_part_may_be_called_as_a_row_of_the_summary(model: Path, tmp_path: Pat
     shown = call("predict", model, tmp_path, "--out", tmp_path / "out", "--views", "{part}#{view}")
     names = [line.split()[0] for line in shown.stdout.splitlines()[1:]]
     assert names == ["time", "verdicts", "parts", "verdicts", "time"]
+
+
+def test_drift_is_named_by_its_part(model: Path, tmp_path: Path) -> None:
+    lines = [{"id": f"{n}#left.png", "part": f"p{n}", "score": 1e3 + n} for n in range(200)]
+    (tmp_path / "high.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shown = call("monitor", tmp_path / "high.jsonl", "--model", model)
+    assert shown.exit_code == 5
+    number, name = re.search(r"scores have risen since .*, found at part (\d+) \((.*)\)", shown.stdout).groups()
+    assert name == f"p{int(number) - 1}"
