@@ -80,7 +80,7 @@ def test_decisions_that_prediction_alone_tells_apart_share_a_fit(part) -> None:
     firsts = {}
     for method, changes in accuracy.DECISIONS.values():
         own = {key: value for key, value in changes.items() if key not in accuracy.PREDICTION_ONLY}
-        assert own == firsts.setdefault(method, changes), "the method's own decision is fitted, the others share that"
+        assert own == firsts.setdefault(method, own), "one fit serves all decisions of a method"
 
 
 def test_every_fit_of_decisions_has_learnt_a_scale(part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

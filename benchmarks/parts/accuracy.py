@@ -58,7 +58,7 @@ DECISIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "M3DM, DLF": ("m3dm", {}),
     "M3DM, added": ("m3dm", {"decision": "add"}),
     "M3DM, calibrated": ("m3dm", {"decision": "calibrated"}),
-    "LSFA, averaged": ("lsfa", {}),
+    "LSFA, averaged": ("lsfa", {"decision": "add"}),
     "LSFA, calibrated": ("lsfa", {"decision": "calibrated"}),
     "CFM, product": ("cfm", _FEW_HELD_OUT),
     "CFM, calibrated": ("cfm", {"decision": "calibrated", **_FEW_HELD_OUT}),

@@ -37,7 +37,7 @@ CALIBRATED = "calibrated"
 """The decision that fuses parts on the scale of held-out normal images."""
 NOTHING_HELD_OUT = (
     "decision: expected held-out normal images for 'calibrated', found none; give validation samples, or several"
-    " training samples and calibration other than 'none'"
+    " training samples and calibration other than 'none', or another decision"
 )
 
 
