@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,7 +10,7 @@ import typer
 
 from mmad_bank._internal.argument_names import argument_called
 from mmad_bank._internal.json_values import inside
-from mmad_bank._internal.terminal import printable
+from mmad_bank._internal.terminal import printable, say
 from mmad_bank.cli._values import parse_share
 from mmad_bank.errors import InputError
 
@@ -232,7 +231,7 @@ def warn_if_outdated(path: object, is_outdated: bool, anew: str = "mmad-bank cal
     """Say on standard error that a bank or a model's bank was extended since it was calibrated."""
     if is_outdated:
         why = "a bank was extended since, so that too few images are called bad, defects too"
-        print(f"warning: {path}: the calibration is outdated, {why}; {anew}", file=sys.stderr)
+        say(f"warning: {path}: the calibration is outdated, {why}; {anew}")
 
 
 def verdict_facts(verdicts: Verdicts, names: Sequence[str], scores: Sequence[float]) -> dict[str, Any]:
