@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -184,6 +185,17 @@ def group_views(
         reason = f"expected names of the form {pattern.text}, found {words}"
         found.left_out |= dict.fromkeys(others, reason)
     return found
+
+
+def usual_number(views: Iterable[int]) -> int:
+    """Return the number of views that most parts have, the larger one of two; 0 if there is no part.
+
+    Example:
+        >>> usual_number([3, 3, 2]), usual_number([2, 3]), usual_number([])
+        (3, 3, 0)
+    """
+    counts = Counter(views)
+    return max(counts, key=lambda n: (counts[n], n), default=0)
 
 
 def names_below(files: Sequence[str | os.PathLike[str]]) -> list[str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
-from mmad_bank.data.views import ViewPattern, group_views
+from mmad_bank.data.views import ViewPattern, group_views, usual_number
 from mmad_bank.metrics import AUROC
 
 
@@ -94,9 +93,8 @@ class PartScores:
         """
         found = group_views(ViewPattern(pattern), [one.id for one in images])
         notes = [f"{line}; such images count by themselves only" for line in dict.fromkeys(found.left_out.values())]
-        counts = Counter(map(len, found.parts.values()))
-        usual = max(counts, key=lambda n: (counts[n], n), default=0)
-        fewer = sum(n for views, n in counts.items() if views < usual)
+        usual = usual_number(map(len, found.parts.values()))
+        fewer = sum(len(views) < usual for views in found.parts.values())
         if fewer:
             joined = "" if pattern.startswith("*/") else f"; */{pattern} joins those in folders of several kinds"
             notes.append(f"{fewer} of {len(found.parts)} parts have fewer than {usual} views{joined}")

@@ -26,7 +26,7 @@ from mmad_bank.errors import InputError, MmadBankError
 from mmad_bank.fusion import CalibratedFusion, PartScales
 from mmad_bank.methods.copies import folds_of_marks, marks_of, one_fold
 from mmad_bank.methods.options import CalibratedOn
-from mmad_bank.methods.parts import IMAGES, PARTS, FitParts, some_of
+from mmad_bank.methods.parts import IMAGES, PARTS, FitParts, judged_together, some_of
 from mmad_bank.methods.prediction import Part, Prediction
 from mmad_bank.methods.verdicts import ModelCalibration, Observed
 
@@ -186,10 +186,10 @@ def _found(seen: Sequence[_Seen], origin: str, one_scale: bool, parts: FitParts 
             size = (int(one.prepared_map.shape[0]), int(one.prepared_map.shape[1]))
             shown = {name: picture_of(part.map(size), one.frame) for name, part in one.parts.items()}
             scales.take({name: part.score for name, part in one.parts.items()}, shown)
-    alike = [[i] for i in range(len(seen))] if of_parts is None else of_parts.of_one_part()
+    together = judged_together(len(seen), of_parts)
     for number, one in enumerate(seen):
         score, own = one.score, one.prepared_map
-        fusion = scales.fusion(without=alike[number]) if one_scale else None
+        fusion = scales.fusion(without=together[number]) if one_scale else None
         if fusion is not None:
             score, own = _fused(fusion, one.parts, own)
         observed.take(score, {name: part.score for name, part in one.parts.items()}, picture_of(own, one.frame))

@@ -26,7 +26,7 @@ from mmad_bank.calibration import Fold
 from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.roi import RegionOfInterest
 from mmad_bank.fusion import CalibratedFusion, PartScales
-from mmad_bank.methods.parts import HeldOutParts
+from mmad_bank.methods.parts import HeldOutParts, judged_together
 from mmad_bank.methods.roi import square_inside, table_inside
 from mmad_bank.methods.training_features import IMAGES_AT_ONCE, Dumps, bar, batches
 from mmad_bank.methods.verdicts import ModelCalibration, Observed
@@ -217,9 +217,9 @@ def calibration_of(
         scales: The banks' scales, if they are fused on one: each image is on that of the others.
     """
     seen = Observed(held_out.origin, len(held_out), shown)
-    alike = [[i] for i in range(len(held_out))] if shown is None else shown.of_one_part()
+    together = judged_together(len(held_out), shown)
     for frames, scores in held_out.batches(device, 1 if scales is not None else IMAGES_AT_ONCE):
-        scale = None if scales is None else scales.fusion(without=alike[len(seen)])
+        scale = None if scales is None else scales.fusion(without=together[len(seen)])
         images, maps = fuse(scores, scale)
         for b, frame in enumerate(frames):
             parts = {name: float(own.image[b]) for name, own in scores.items()}

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, Subset
 from mmad_bank._internal.json_values import count_in, inside, text_in, texts_in
 from mmad_bank.data.sample import Sample
 from mmad_bank.data.sequences import Samples, as_samples, named
-from mmad_bank.data.views import PartView, ViewPattern, group_views
+from mmad_bank.data.views import PartView, ViewPattern, group_views, usual_number
 from mmad_bank.errors import InputError
 
 IMAGES, PARTS = "images", "parts"
@@ -109,9 +109,7 @@ class HeldOutParts(NamedTuple):
             >>> HeldOutParts("{part}_{view}", [PartView(part, view) for part, view in ("1a", "1b", "2a")]).of_one_part()
             [[0, 1], [0, 1], [2]]
         """
-        members: dict[str, list[int]] = {}
-        for number, one in enumerate(self.views):
-            members.setdefault(one.part, []).append(number)
+        members = self._members()
         return [members[one.part] for one in self.views]
 
     def whole(self) -> tuple[PartViews, list[list[int]]]:
@@ -125,16 +123,25 @@ class HeldOutParts(NamedTuple):
             >>> HeldOutParts("{part}_{view}", views).whole()
             (PartViews(pattern='{part}_{view}', usual=2, names=('a', 'b'), incomplete=1), [[0, 1], [2, 3]])
         """
-        members: dict[str, list[int]] = {}
-        for number, one in enumerate(self.views):
-            members.setdefault(one.part, []).append(number)
-        counts = Counter(map(len, members.values()))
-        usual = max(counts, key=lambda n: (counts[n], n))
+        members = self._members()
+        usual = usual_number(map(len, members.values()))
         whole = [numbers for numbers in members.values() if len(numbers) >= usual]
         seen = Counter(self.views[number].view for numbers in whole for number in numbers)
         names = sorted(name for name, n in seen.items() if 2 * n >= len(whole))
         known = tuple(names) if len(names) == usual else ()
         return PartViews(self.pattern, usual, known, len(members) - len(whole)), whole
+
+    def _members(self) -> dict[str, list[int]]:
+        """Return the numbers of the pictures that show each part."""
+        members: dict[str, list[int]] = {}
+        for number, one in enumerate(self.views):
+            members.setdefault(one.part, []).append(number)
+        return members
+
+
+def judged_together(n: int, shown: HeldOutParts | None) -> list[list[int]]:
+    """Return for each of n pictures the numbers of those that are judged with it: of its part, or it alone."""
+    return [[number] for number in range(n)] if shown is None else shown.of_one_part()
 
 
 class FitParts:
