@@ -40,8 +40,8 @@ from mmad_bank.extraction import Extractors
 from mmad_bank.features.factory import RANDOM, make_rgb_extractor
 from mmad_bank.fusion import CalibratedFusion
 from mmad_bank.methods.base import Method, Part, Prediction, Reason, Samples
-from mmad_bank.methods.calibrating import NOTHING_HELD_OUT, origin_of
-from mmad_bank.methods.copies import Mark, copies_of, folds_of_marks, not_among, one_fold
+from mmad_bank.methods.calibrating import origin_of
+from mmad_bank.methods.copies import copies_of, folds_of_marks, one_fold
 from mmad_bank.methods.held_out import (
     HeldOut,
     ScoreRows,
@@ -99,9 +99,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
         # The last explained sample and its patch features.
         self._described: tuple[Sample, dict[str, Tensor]] | None = None
         # Of the samples that a fit sees, by split.
-        self._split_frames: dict[str, list[Frame | None]] = {}
-        self._split_ids: dict[str, list[str]] = {}
-        self._split_marks: dict[str, list[Mark]] = {}
+        self._seen: dict[str, Seen] = {}
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
@@ -256,7 +254,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
             self.skipped_ |= error.left_out  # verdicts do without it
             return None
         self.skipped_ |= seen.skipped
-        self._note_split("validation", seen)
+        self._seen["validation"] = seen
         return self._composed("validation", self._adapted("validation", extracted, stages), stages)
 
     def training_data(self, dataset: Samples, stages: Stages) -> CategoryData:
@@ -264,13 +262,8 @@ class BankMethod(Method, BankOptions, RGBOptions):
         self.extractors_ = self._make_extractors(self._networks(None))
         dumps, seen = extract_split(self, self._training_extractors(self.extractors_), "train", dataset, stages)
         seen.note(self)
-        self._split_frames = {}
-        self._note_split("train", seen)
+        self._seen = {"train": seen}
         return CategoryData("", dumps, stages, len(seen.ids))
-
-    def _note_split(self, split: str, seen: Seen) -> None:
-        """Note what is known of a split's samples."""
-        self._split_frames[split], self._split_ids[split], self._split_marks[split] = seen.frames, seen.ids, seen.marks
 
     def learn_parts(self, members: Sequence[CategoryData], stages: Stages) -> None:
         """Learn to adapt features, and then to fuse the adapted ones, see :meth:`Method.learn_parts`."""
@@ -294,29 +287,20 @@ class BankMethod(Method, BankOptions, RGBOptions):
 
     def _score_held_out(self, dumps: Dumps, validation: Dumps | None, stages: Stages) -> HeldOut | None:
         """Score images that the banks do not hold, as the argument ``calibration`` says."""
-        frames, ids, marks, kept = self._split_frames, self._split_ids, self._split_marks, list[slice]()
-        n_train, n_validation = self._count(ids["train"]), 0 if validation is None else self._count(ids["validation"])
-        way = self._way(n_train, n_validation)
-        if way == "validation":
-            kept = not_among(marks["validation"], marks["train"], self.modalities)
-            way = self._way(n_train, self._count([ids["validation"][number] for number in numbers_of(kept)]))
+        train, own = self._seen["train"], Seen() if validation is None else self._seen["validation"]
+        way, kept = self._way_and_kept(train.ids, own.ids, lambda: (own.marks, train.marks))
         if way == "validation":
             assert validation is not None
-            score = partial(score_all, self._score_patches, validation, frames["validation"], kept, self.device, stages)
-            shown = [frame for run in kept for frame in frames["validation"][run]]
-            names = [name for run in kept for name in ids["validation"][run]]
-            return kept_in(stages, score, shown, names, origin_of(way, self._of_parts))
-        if way == "folds":
-            return self._score_in_folds(dumps, stages)
-        if self._on_one_scale:
-            raise InputError(NOTHING_HELD_OUT)
-        return None
+            score = partial(score_all, self._score_patches, validation, own.frames, kept, self.device, stages)
+            frames, ids = [own.frames[i] for i in numbers_of(kept)], [own.ids[i] for i in numbers_of(kept)]
+            return kept_in(stages, score, frames, ids, origin_of(way, self._of_parts))
+        return self._score_in_folds(dumps, stages) if way == "folds" else None
 
     def _score_in_folds(self, dumps: Dumps, stages: Stages) -> HeldOut | None:
         """Score the training images, each by banks of others; None if all are equal, which a warning says."""
-        frames, ids = self._split_frames["train"], self._split_ids["train"]
-        groups = self._groups(ids)
-        folds = folds_of_marks(self._split_marks["train"], self.modalities, self.calibration_folds, groups)
+        seen = self._seen["train"]
+        frames, groups = seen.frames, self._groups(seen.ids)
+        folds = folds_of_marks(seen.marks, self.modalities, self.calibration_folds, groups)
         if len(folds) < 2 and (self.calibration == "folds" or self._on_one_scale):
             raise InputError(one_fold(len(frames), groups))
         if len(folds) < 2:
@@ -327,7 +311,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
             return self._scoring_by(self._build_banks(dumps, partial(self._select_bank, images=images)))
 
         make = partial(in_folds, score_with, dumps, frames, folds, self.device, stages)
-        return kept_in(stages, make, frames, ids, origin_of("folds", self._of_parts))
+        return kept_in(stages, make, frames, seen.ids, origin_of("folds", self._of_parts))
 
     def _scoring_by(self, banks: Mapping[str, MemoryBank]) -> ScoreRows:
         """Return the rule by which patches are scored, with other banks than the own ones."""
@@ -344,7 +328,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
     def _maps_of_others(self, dumps: Dumps) -> Iterator[dict[str, Tensor]]:
         """Yield maps of some training images as if they had not been trained on, see :func:`distances_to_others`."""
         for image in spread(len(self.train_ids_)):
-            frame, scores = self._split_frames["train"][image], {}
+            frame, scores = self._seen["train"].frames[image], {}
             for name, bank in self.banks_.items():
                 shown = shown_of(frame, self._grid(name), self.roi_)
                 inside, repeated = window_cells(self._grid(name), shown)
@@ -362,7 +346,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
 
     def _equal_to(self, image: int) -> list[int]:
         """Return the number of a training image, and those of its copies."""
-        return copies_of(image, self._split_marks["train"], self.modalities)
+        return copies_of(image, self._seen["train"].marks, self.modalities)
 
     def _composed(self, split: str, dumps: Dumps, stages: Stages) -> Dumps:
         """Write what is not a modality's own features to files, and map them."""
@@ -395,7 +379,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
         progress: bool = False,
     ) -> MemoryBank:  # fmt: skip
         """Select a bank of the patches that lie inside the region of interest: of all images, or of some runs."""
-        rows = rows_inside(self.roi_, self._split_frames["train"], self._grid(name))
+        rows = rows_inside(self.roi_, self._seen["train"].frames, self._grid(name))
         return MemoryBank.build(
             table_of(table, rows, images), self.ratio, size=size, projection_dim=self.projection_dim,
             seed=self.seed, progress=progress, standardize=self._standardize(name), device=self.device,
@@ -408,7 +392,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
         def write(path: Path) -> None:
             with within(f"{name} bank", *self._place_of(name)):
                 bank = self._select_bank(name, table, size, progress=stages.progress)
-                rows = rows_inside(self.roi_, self._split_frames["train"], self._grid(name))
+                rows = rows_inside(self.roi_, self._seen["train"].frames, self._grid(name))
                 bank.taken_from([Source(f"{name} features", table.shape[0] * table.shape[1], table.shape[1])], rows)
                 bank.save(path)
 

@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -54,7 +54,7 @@ from mmad_bank.methods.calibrating import (
     fused_on_one_scale,
     way_of,
 )
-from mmad_bank.methods.copies import marks_of, not_among
+from mmad_bank.methods.copies import Mark, marks_of, not_among
 from mmad_bank.methods.fingerprint import fingerprint
 from mmad_bank.methods.inputs import Input, is_dataset, to_sample
 from mmad_bank.methods.map_scale import MapScale, scale_by_stage, spread
@@ -744,13 +744,9 @@ class Method(MethodOptions, ABC):
 
     def _calibrate(self, dataset: Samples, validation: Samples | None, stages: Stages) -> None:
         """Score held-out normal samples for the verdicts."""
-        refit, held_out = partial(self._refitted, validation=validation), validation
-        if held_out is not None and self._way(self._count(dataset), self._count(held_out)) == "validation":
-            kept = not_among(marks_of(held_out), marks_of(dataset), self.modalities)
-            held_out = some_of(held_out, numbers_of(kept))
-        way = self._way(self._count(dataset), 0 if held_out is None else self._count(held_out))
-        if way is None and self._on_one_scale:
-            raise InputError(NOTHING_HELD_OUT)
+        refit, given = partial(self._refitted, validation=validation), [] if validation is None else validation
+        way, kept = self._way_and_kept(dataset, given, lambda: (marks_of(given), marks_of(dataset)))
+        held_out = some_of(given, numbers_of(kept)) if way == "validation" else None
         found = calibrate_by_predicting(
             self, refit, dataset, held_out, stages, way=way, groups=self._groups(dataset), parts=self._of_parts,
             one_scale=self._on_one_scale,
@@ -786,6 +782,33 @@ class Method(MethodOptions, ABC):
         least = 1 if self._on_one_scale else LEAST
         folds, unit = self.has_cheap_folds, self._unit
         return way_of(self.calibration, n_train, n_validation, folds=folds, least=least, unit=unit)
+
+    def _way_and_kept(
+        self,
+        train: Samples | Sequence[str],
+        validation: Samples | Sequence[str],
+        marks: Callable[[], tuple[Sequence[Mark], Sequence[Mark]]],
+    ) -> tuple[str | None, list[slice]]:
+        """Choose what verdicts are calibrated on, and runs of the validation samples that are no training samples.
+
+        Args:
+            train: Training samples, or their ids.
+            validation: Validation samples, or their ids; empty for none.
+            marks: Gives the marks of the validation samples and of the training samples, if they are needed.
+
+        Raises:
+            InputError: The decision is on one scale, and nothing is held out.
+        """
+        n_train, kept = self._count(train), list[slice]()
+        way = self._way(n_train, self._count(validation))
+        if way == "validation":
+            own, others = marks()
+            kept = not_among(own, others, self.modalities)
+            names = _ids(validation)
+            way = self._way(n_train, self._count([names[number] for number in numbers_of(kept)]))
+        if way is None and self._on_one_scale:
+            raise InputError(NOTHING_HELD_OUT)
+        return way, kept
 
     def _refitted(self: AnyMethod, dataset: Samples, folder: Path, *, validation: Samples | None) -> AnyMethod:
         """Fit the same method on other samples."""

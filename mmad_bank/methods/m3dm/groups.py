@@ -160,7 +160,7 @@ class GroupSampling(PointBankMethod, M3DMOptions):
             if distances is None:  # there is one image only
                 return
             pixels = self._spread(distances.cpu(), places, measured)
-            yield {FUSED: picture_of(self._map_of(BANK, pixels[None])[0], self._split_frames["train"][image])}
+            yield {FUSED: picture_of(self._map_of(BANK, pixels[None])[0], self._seen["train"].frames[image])}
 
     def _query(self, sample: Sample, bank: str, place: tuple[int, int]) -> Tensor:
         if not self._by_groups:

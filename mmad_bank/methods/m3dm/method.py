@@ -255,8 +255,8 @@ class M3DM(GroupSampling):
         def write(path: Path) -> None:
             checked_on, most = None, dlf.max_pixels
             if validation is not None:
-                checked_on = self._training_scores(validation, self._split_frames["validation"], stages, most)
-            scores = self._training_scores(dumps, self._split_frames["train"], stages, most)
+                checked_on = self._training_scores(validation, self._seen["validation"].frames, stages, most)
+            scores = self._training_scores(dumps, self._seen["train"].frames, stages, most)
             with doing("fitting the decision"):
                 try:
                     dlf.fit(*scores, held_out=checked_on)
