@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from mmad_bank import tuning
+from mmad_bank._internal.shares import percent
 
 _ROWS, _DIM, _PATCHES, _IMAGES = 20_000, 256, 784, 8
 
@@ -40,7 +41,7 @@ def main() -> int:
         ratio = other.fps / one.fps
         rows.append({"ratio": one.ratio, "precision": one.precision, "fps": [one.fps, other.fps], "repeats": ratio})
         print(
-            f"{tuning.share(one.ratio):>6}  {one.precision:<8}{one.fps:9.2f} ({one.fps_low:.2f} to {one.fps_high:.2f})"
+            f"{percent(one.ratio):>6}  {one.precision:<8}{one.fps:9.2f} ({one.fps_low:.2f} to {one.fps_high:.2f})"
             f"{other.fps:9.2f} ({other.fps_low:.2f} to {other.fps_high:.2f})   × {ratio:.3f}"
         )
     off = sorted(max(row["repeats"], 1 / row["repeats"]) - 1 for row in rows)

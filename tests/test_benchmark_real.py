@@ -79,7 +79,7 @@ def test_verdicts_are_those_of_a_model_at_the_promised_rate(without_anomalib, da
     assert (row["image_auroc"], row["aupro"]) == (found.metrics[FUSED].image_auroc, found.metrics[FUSED].aupro[0.3])
     promised, best = verdicts.rows
     own = found.decisions
-    assert promised["rule"] == "10% promised"
+    assert promised["rule"] == "10 % promised"
     assert promised["alarms"].startswith(f"{own.false_alarms} of 3 (")
     assert promised["found"].startswith(f"{own.found} of 3 (")
     assert (promised["threshold"], promised["f1"]) == (own.threshold.score, own.f1)
@@ -88,8 +88,8 @@ def test_verdicts_are_those_of_a_model_at_the_promised_rate(without_anomalib, da
     )  # fmt: skip
     assert (best["rule"], best["f1"]) == ("best F1", own.best_f1)
     (kind,) = kinds.rows
-    assert (kind["kind"], kind["images"], kind["found_10%"]) == ("broken", 3, own.found)
-    for rate in ("1%", "5%"):
+    assert (kind["kind"], kind["images"], kind["found_10 %"]) == ("broken", 3, own.found)
+    for rate in ("1 %", "5 %"):
         assert f"nut: 11 held-out pictures cannot promise {rate}." in whole.notes
 
 

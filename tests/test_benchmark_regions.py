@@ -78,5 +78,5 @@ def test_it_runs(tmp_path: Path) -> None:
         assert sum("(default)" in row["rule"] for row in table["rows"]) == 1
         assert len({row["shown"] for row in table["rows"]}) == 1, "which images have regions no rule decides"
         by_rule = {row["rule"]: row for row in table["rows"]}
-        assert by_rule["what 5% of normal pixels exceed"]["recall"] >= by_rule["the threshold of peaks"]["recall"]
+        assert by_rule["what 5 % of normal pixels exceed"]["recall"] >= by_rule["the threshold of peaks"]["recall"]
     assert [row["category"] for row in categories["rows"]] == ["gravel"]

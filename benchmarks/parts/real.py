@@ -19,12 +19,13 @@ from typing import Any
 from anomalib_patchcore import HOW_TO_INSTALL, Patchcore, f1_threshold
 from common import Column, Table, alternate
 
+from mmad_bank._internal.shares import percent
 from mmad_bank.calibration import Calibration, Threshold
 from mmad_bank.data import categories_of, open_dataset
 from mmad_bank.data.dataset import SampleDataset
 from mmad_bank.data.sample import Sample
 from mmad_bank.errors import InputError, MissingSplitError, MmadBankError
-from mmad_bank.evaluation import FUSED, Decisions, Evaluation, evaluate, share
+from mmad_bank.evaluation import FUSED, Decisions, Evaluation, evaluate
 from mmad_bank.evaluation.tally import Tally
 from mmad_bank.methods import PatchCore
 from mmad_bank.methods.base import Prediction
@@ -229,12 +230,12 @@ def _judge(one: _Contestant, notes: list[str]) -> Iterator[_Judged]:
         try:
             threshold = calibration.threshold(rate)
         except InputError:
-            notes.append(f"{len(calibration)} held-out pictures cannot promise {share(rate)}.")
+            notes.append(f"{len(calibration)} held-out pictures cannot promise {percent(rate)}.")
             continue
         known = _labels_and_scores(one.evaluation)
         decisions = Decisions.of(*known, threshold, len(calibration), calibration.origin)
         extrapolated = ", extrapolated" if threshold.extrapolated else ""
-        yield _Judged(f"{share(rate)} promised{extrapolated}", UNSEEN, decisions)
+        yield _Judged(f"{percent(rate)} promised{extrapolated}", UNSEEN, decisions)
     yield _Judged(BEST, SEEN, _above(one.evaluation, one.best))
 
 
@@ -263,7 +264,7 @@ def _empty_tables(data: str, rounds: int) -> tuple[Table, Table, Table]:
         " module for MVTec AD, and a picture is bad above it, as in its post-processor. Of mmad-bank it is for"
         " comparison only.",
     ]
-    rules = [Column(f"found_{rule}", f"found, {rule}", "d") for rule in (*map(share, RATES), BEST)]
+    rules = [Column(f"found_{rule}", f"found, {rule}", "d") for rule in (*map(percent, RATES), BEST)]
     kinds = Table(
         f"By kind of defect: {data}",
         [*who, Column("kind", "kind"), Column("images", "pictures", "d"), accuracy[0], accuracy[2], *rules],
@@ -321,7 +322,7 @@ def _verdict_row(category: str, one: _Contestant, judged: _Judged) -> dict[str, 
     return {
         "category": category, "name": one.name, "rule": judged.rule, "chosen_on": judged.chosen_on,
         "alarms": _of(own.false_alarms, own.false_alarms + own.passed, own.false_alarm_rate),
-        "interval": " to ".join(map(share, own.interval)),
+        "interval": " to ".join(map(percent, own.interval)),
         "found": _of(own.found, own.found + own.missed, own.recall), "precision": own.precision, "f1": own.f1,
         "threshold": own.threshold.score, "held_out": own.held_out, "origin": own.origin,
         "false_alarm_rate": own.false_alarm_rate, "recall": own.recall,
@@ -343,4 +344,4 @@ def _kind_rows(category: str, one: _Contestant, judged: Iterable[_Judged]) -> It
 
 
 def _of(part: int, whole: int, rate: float) -> str:
-    return f"{part} of {whole} ({share(rate)})"
+    return f"{part} of {whole} ({percent(rate)})"

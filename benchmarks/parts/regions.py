@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from common import Column, Table, working_folder
 
+from mmad_bank._internal.shares import percent
 from mmad_bank.data import open_dataset
 from mmad_bank.errors import InputError
-from mmad_bank.evaluation import share
 from mmad_bank.methods import PatchCore, Prediction
 from mmad_bank.methods.verdicts import EXTENT, Extent, ModelCalibration
 from parts.bundled import categories_in, painted_pictures
@@ -103,7 +103,7 @@ def _measured(data: Path, category: str, seed: int) -> Iterator[dict[str, Any]]:
 
 def words(rule: Extent) -> str:
     """Say in words which pixels belong to a region."""
-    level = "the threshold of peaks" if rule.share is None else f"what {share(rule.share)} of normal pixels exceed"
+    level = "the threshold of peaks" if rule.share is None else f"what {percent(rule.share)} of normal pixels exceed"
     return level if rule.height == 0 else f"{level}, and {rule.height:.0%} of its peak's height"
 
 
@@ -138,7 +138,7 @@ def overlap(mask: np.ndarray, found: np.ndarray) -> dict[str, float | None]:
 def _by_rule(where: str, rate: str, rows: list[dict[str, Any]]) -> Table:
     """Make the table of the rules at one rate."""
     own = [row for row in rows if row["rate"] == rate]
-    rates = share(min(row["promised"] for row in own))
+    rates = percent(min(row["promised"] for row in own))
     table = Table(f"Regions by their extent, {where}, at a promised {rates} of good images", _COLUMNS)
     table.headline = rate == "smallest"
     for rule in RULES:

@@ -10,6 +10,7 @@ from common import Column, Options, Table
 from inputs import extract_768
 
 from mmad_bank import tuning
+from mmad_bank._internal.shares import percent
 from mmad_bank.synthetic import textures
 
 MEMORY_BUDGETS_MB = (0.5, 1, 2, 5, 10, 20, 50)
@@ -85,7 +86,7 @@ def test_images(n: int) -> tuple[np.ndarray, list[int]]:
 
 def _row(one: tuning.Measured) -> dict[str, Any]:
     """Return all of a setting's figures, from which ``tuning.figure`` can be drawn again."""
-    words = {"share": tuning.share(one.ratio), "storage": one.precision if one.setting.is_exact else None}
+    words = {"share": percent(one.ratio), "storage": one.precision if one.setting.is_exact else None}
     return one.as_json() | words | {"memory_mb": one.memory / 1e6, "vectors_mb": one.vector_bytes / 1e6}
 
 

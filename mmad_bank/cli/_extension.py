@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mmad_bank._internal.shares import percent
 from mmad_bank._internal.terminal import printable, say
 from mmad_bank.bank.dump_scores import patches_of_an_image
 from mmad_bank.cli._scoring import score_images
-from mmad_bank.cli._verdicts import calibration_facts, percent
+from mmad_bank.cli._verdicts import calibration_facts
 from mmad_bank.errors import InputError
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from mmad_bank._internal.files import replacing, write_text
 from mmad_bank._internal.json_text import json_text
+from mmad_bank._internal.shares import percent
 from mmad_bank._internal.terminal import printable
-from mmad_bank.cli._verdicts import percent
 from mmad_bank.errors import NoneUsableError
 
 if TYPE_CHECKING:

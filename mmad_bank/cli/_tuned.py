@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mmad_bank._internal.files import real_path
+from mmad_bank._internal.shares import percent
 from mmad_bank._internal.terminal import printable
 from mmad_bank.cli._dumps import Reading
 from mmad_bank.cli._output import size
@@ -123,13 +124,11 @@ def _describe(one: Measured, options: Commands) -> dict[str, Any]:
 
 def words_of(one: Measured) -> str:
     """Return words for a setting and what was measured of it."""
-    from mmad_bank.tuning import share
-
     search = f"exact, {one.precision}" if one.setting.is_exact else one.index
     said = [size(one.memory), f"{_rate(one.fps)} fps", f"patch error {one.patch_error:.2%}"]
     if one.auroc is not None:
         said.append(f"I-AUROC {one.auroc:.3f} ({one.auroc_low:.3f} to {one.auroc_high:.3f})")
-    return f"{share(one.ratio)}, {search} ({', '.join(said)})"
+    return f"{percent(one.ratio)}, {search} ({', '.join(said)})"
 
 
 def _rate(fps: float) -> str:
@@ -179,10 +178,8 @@ def _table(settings: Sequence[Measured], front: Sequence[bool], *, wide: bool) -
     from rich import box
     from rich.table import Table
 
-    from mmad_bank.tuning import share
-
     columns: dict[str, Callable[[Measured], str]] = {
-        "ratio": lambda one: share(one.ratio),
+        "ratio": lambda one: percent(one.ratio),
         "search": lambda one: f"exact, {one.precision}" if one.setting.is_exact else one.index,
         "memory": lambda one: size(one.memory),
         "fps": lambda one: _rate(one.fps),

@@ -10,6 +10,7 @@ import typer
 
 from mmad_bank._internal.argument_names import argument_called
 from mmad_bank._internal.json_values import inside
+from mmad_bank._internal.shares import percent
 from mmad_bank._internal.terminal import printable, say
 from mmad_bank.cli._values import parse_share
 from mmad_bank.errors import InputError
@@ -59,16 +60,6 @@ def at_rate(method: AnyMethod, rate: float | None) -> AnyMethod:
         return method
     with argument_called(false_alarm_rate="--false-alarm-rate"):
         return method.with_arguments(false_alarm_rate=rate)
-
-
-def percent(rate: float) -> str:
-    """Return a share in percent.
-
-    Example:
-        >>> percent(0.001), percent(1 / 31)
-        ('0.1 %', '3.226 %')
-    """
-    return f"{100 * rate:.4g} %"
 
 
 def word_verdict(is_bad: bool) -> str:

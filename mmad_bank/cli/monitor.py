@@ -12,13 +12,13 @@ from mmad_bank._internal.files import replacing
 from mmad_bank._internal.folders import read_folder
 from mmad_bank._internal.json_values import inside
 from mmad_bank._internal.progress import doing
+from mmad_bank._internal.shares import percent
 from mmad_bank._internal.terminal import printable, say
 from mmad_bank.cli._command import add
 from mmad_bank.cli._options import Json, Overwrite
 from mmad_bank.cli._output import check_output, emit, end, say_left_out
 from mmad_bank.cli._score_tables import NamedScore, read_scores
 from mmad_bank.cli._values import check_once, check_plot, parse_share
-from mmad_bank.cli._verdicts import percent
 from mmad_bank.cli._words import option
 from mmad_bank.errors import InputError
 

@@ -4,7 +4,7 @@ Every image is scored, measured and let go. Its scores, the sorted scores of its
 and the few predictions that are to be shown are kept.
 """
 
-from mmad_bank.evaluation._words import share, word
+from mmad_bank.evaluation._words import word
 from mmad_bank.evaluation.decisions import Decisions
 from mmad_bank.evaluation.parts import PartScore, PartScores
 from mmad_bank.evaluation.results import (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mmad_bank._internal.shares import percent
 from mmad_bank.evaluation.decisions import Decisions
 
 
@@ -12,22 +13,12 @@ def word(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def share(value: float) -> str:
-    """Return a share in percent, in words.
-
-    Example:
-        >>> share(0.05), share(0.0476), share(0.0005)
-        ('5%', '4.8%', '0.05%')
-    """
-    return f"{100 * value:.2g}%" if value < 0.1 else f"{100 * value:.3g}%"
-
-
 def remarks_on(category: str, one: Decisions) -> Iterator[str]:
     """Yield what a reader of the verdicts must know."""
     yield f"{category}: verdicts are calibrated on {one.held_out} {one.origin}"
     if one.threshold.extrapolated:
         yield f"{category}: * the rate is extrapolated by a fitted tail; {one.held_out} {one.unit} can promise" + (
-            f" {share(1 / (one.held_out + 1))} and more"
+            f" {percent(1 / (one.held_out + 1))} and more"
         )
     if one.held is False:
         good = f"the good {one.unit} are unlike the held-out ones"
@@ -39,9 +30,9 @@ def cells_of(one: Decisions) -> list[str]:
     rate, interval = one.false_alarm_rate, one.interval
     return [
         f"{one.threshold.score:.4g}",
-        share(one.threshold.rate) + ("*" if one.threshold.extrapolated else ""),
+        percent(one.threshold.rate) + ("*" if one.threshold.extrapolated else ""),
         "–" if rate is None else some_of(one.false_alarms, one.false_alarms + one.passed),
-        "–" if interval is None else f"{share(interval[0])} to {share(interval[1])}",
+        "–" if interval is None else f"{percent(interval[0])} to {percent(interval[1])}",
         "–" if one.recall is None else some_of(one.found, one.found + one.missed),
         word(one.precision), word(one.f1), word(one.best_f1),
     ]  # fmt: skip
@@ -49,4 +40,4 @@ def cells_of(one: Decisions) -> list[str]:
 
 def some_of(some: int, number: int) -> str:
     """Return a number of images among others, with its share."""
-    return f"{some} of {number} ({share(some / number)})"
+    return f"{some} of {number} ({percent(some / number)})"

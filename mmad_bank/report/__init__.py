@@ -23,9 +23,10 @@ from typing import Any
 import mmad_bank
 from mmad_bank._internal.folders import replacing_folder
 from mmad_bank._internal.palette import section_colour
+from mmad_bank._internal.shares import percent
 from mmad_bank.data.dataset import SampleDataset
 from mmad_bank.errors import InputError
-from mmad_bank.evaluation import Evaluation, Summary, share, word
+from mmad_bank.evaluation import Evaluation, Summary, word
 from mmad_bank.methods.base import Method, Prediction
 from mmad_bank.report.cases import Album, render_cases
 from mmad_bank.report.charts import Curve, colour_of, curves, histograms, key
@@ -227,7 +228,7 @@ def _of_verdicts(evaluations: Sequence[Evaluation]) -> str:
     judged = [one.decisions for one in evaluations if one.decisions is not None]
     if not judged:
         return "none: the model is not calibrated on held-out normal images; images are ranked by their scores"
-    rates = " to ".join(dict.fromkeys(share(ends(one.threshold.rate for one in judged)) for ends in (min, max)))
+    rates = " to ".join(dict.fromkeys(percent(ends(one.threshold.rate for one in judged)) for ends in (min, max)))
     few, many = (ends(one.held_out for one in judged) for ends in (min, max))
     images = f"{few}" if few == many else f"{few} to {many}"
     return f"bad at a promised false-alarm rate of {rates}, calibrated on {images} {judged[0].origin}"

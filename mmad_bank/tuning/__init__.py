@@ -8,7 +8,7 @@ exact search's resident copy changes memory and speed alone, and the measured er
 serves all ratios, because its first n picks are the coreset of size n.
 """
 
-from mmad_bank.tuning.drawing import check_drawing, figure, share
+from mmad_bank.tuning.drawing import check_drawing, figure
 from mmad_bank.tuning.measuring import Sweep
 from mmad_bank.tuning.plan import PRECISIONS, RATIOS, faiss_indices, order_of_ratios
 from mmad_bank.tuning.settings import By, Measured, Setting, nearest, non_dominated, pareto, recommend
@@ -17,5 +17,5 @@ from mmad_bank.tuning.uncertainty import AUROCs, Choice, choose
 
 __all__ = [
     "PRECISIONS", "RATIOS", "AUROCs", "By", "Choice", "Measured", "Setting", "Sweep", "check_drawing", "choose",
-    "faiss_indices", "figure", "nearest", "non_dominated", "order_of_ratios", "pareto", "recommend", "share", "sweep",
+    "faiss_indices", "figure", "nearest", "non_dominated", "order_of_ratios", "pareto", "recommend", "sweep",
 ]  # fmt: skip

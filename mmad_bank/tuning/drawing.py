@@ -25,6 +25,7 @@ from mmad_bank._internal.palette import (
     SLATE,
     VIOLET,
 )
+from mmad_bank._internal.shares import percent
 from mmad_bank.errors import MissingExtraError
 from mmad_bank.tuning.settings import By, Measured, non_dominated
 
@@ -36,16 +37,6 @@ _STYLES: dict[str, tuple[str, str]] = {
 _ERROR_TICKS = (0, 1e-4, 1e-3, 0.003, 0.01, 0.03, 0.06, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 2, 4)
 _LABEL_HEIGHT = 0.04  # of the axis
 _OTHER_STYLES = (("P", SLATE), ("X", "#0f172a"), ("*", "#be123c"), ("<", "#4d7c0f"), (">", "#7e22ce"))
-
-
-def share(ratio: float) -> str:
-    """Return a share in words.
-
-    Example:
-        >>> share(0.001), share(0.1)
-        ('0.1 %', '10 %')
-    """
-    return f"{ratio * 100:.3g} %"
 
 
 def figure(
@@ -149,7 +140,7 @@ def _label_axes(axes: Any, name: str, by: By) -> None:
         top = max(1.12 * high, 1e-4)
         axes.set_ylim(-0.001 * top, top)
         axes.set_yticks([tick for tick in _ERROR_TICKS if tick <= top and not 0 < tick < top / 200])
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: share(value)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
     else:
         axes.set_ylim(low - max(0.08 * (1 - low), 0.005), 1 + max(0.08 * (1 - low), 0.005))
         axes.set_yticks([tick for tick in axes.get_yticks() if axes.get_ylim()[0] <= tick <= 1])
@@ -176,6 +167,6 @@ def _label_ratios(axes: Any, settings: Sequence[Measured], value: Callable[[Meas
         left = min(value(settings[i]) for i in (beside if by == "error" else shown))
         offset, aligned = ((-11, -3), "right") if by == "error" else ((0, 9), "center")
         axes.annotate(
-            share(ratio), (left, _height(settings[shown[0]], by)), xytext=offset, textcoords="offset points",
+            percent(ratio), (left, _height(settings[shown[0]], by)), xytext=offset, textcoords="offset points",
             ha=aligned, fontsize=8.5, color=INK, zorder=2, path_effects=[withStroke(linewidth=3, foreground="white")],
         )  # fmt: skip

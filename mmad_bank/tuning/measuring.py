@@ -16,12 +16,12 @@ from torch import Tensor
 
 from mmad_bank._internal.files import replacing
 from mmad_bank._internal.resume import Stages, counting
+from mmad_bank._internal.shares import percent
 from mmad_bank.bank import file_format
 from mmad_bank.bank.memory_bank import MemoryBank
 from mmad_bank.bank.reporting import Report
 from mmad_bank.errors import InputError, NoneUsableError
 from mmad_bank.scoring import UNWEIGHTED, Reweight
-from mmad_bank.tuning.drawing import share
 from mmad_bank.tuning.picks import Picks
 from mmad_bank.tuning.plan import Asked, order_of_ratios
 from mmad_bank.tuning.scored import Scored
@@ -115,7 +115,7 @@ class Measuring:
         order = order_of_ratios([*self.asked.ratios, 1.0])
         if self.clock.limit is None:
             for ratio in order:
-                yield ratio, [self.asked.reference(ratio), *self._rest(ratio)], f"Scoring with {share(ratio)}"
+                yield ratio, [self.asked.reference(ratio), *self._rest(ratio)], f"Scoring with {percent(ratio)}"
             return
         # All rows tell most, but may take most of the time: after the first they come if half of it is left over.
         delayed: list[float] = []
@@ -124,13 +124,13 @@ class Measuring:
             if ratio == 1 and self._expected_seconds(ratio, [reference]) > self.clock.left / 2:
                 delayed.append(ratio)
                 continue
-            yield ratio, [reference], f"Scoring with {share(ratio)}"
+            yield ratio, [reference], f"Scoring with {percent(ratio)}"
         for ratio in delayed:
-            yield ratio, [self.asked.reference(ratio)], f"Scoring with {share(ratio)}"
+            yield ratio, [self.asked.reference(ratio)], f"Scoring with {percent(ratio)}"
         for ratio in order:
             rest = self._rest(ratio)
             if rest:
-                yield ratio, rest, f"Comparing at {share(ratio)}"
+                yield ratio, rest, f"Comparing at {percent(ratio)}"
 
     def _rest(self, ratio: float) -> list[Setting]:
         """Return the settings of a ratio that are not its reference."""
@@ -301,7 +301,7 @@ _ERRORS = ("patch_error", "patch_error_max", "image_error", "image_error_max")
 
 def _word(setting: Setting) -> str:
     """Name a setting for people."""
-    return f"{share(setting.ratio)}, {setting.precision if setting.is_exact else setting.index}"
+    return f"{percent(setting.ratio)}, {setting.precision if setting.is_exact else setting.index}"
 
 
 def _kind(setting: Setting) -> str:

@@ -13,10 +13,10 @@ from torch import Tensor
 from mmad_bank import ops
 from mmad_bank._internal.files import replacing
 from mmad_bank._internal.resume import Stages, counted, wording
+from mmad_bank._internal.shares import percent
 from mmad_bank.bank.projection import SparseProjection
 from mmad_bank.bank.reporting import Report
 from mmad_bank.bank.selection import coreset_size
-from mmad_bank.tuning.drawing import share
 
 
 class Picks:
@@ -51,7 +51,7 @@ class Picks:
         wanted = self.size(ratio)
         if wanted > len(self._indices):
             begin = time.monotonic()
-            self._grow(wanted, lambda done, total: self._report(f"Selecting {share(ratio)}", done, total))
+            self._grow(wanted, lambda done, total: self._report(f"Selecting {percent(ratio)}", done, total))
             self._seconds += time.monotonic() - begin
         return self.rows[self._indices[:wanted]]
 

@@ -12,8 +12,9 @@ import torch
 from helpers import call, facts, good, refused
 
 from mmad_bank import MemoryBank
+from mmad_bank._internal.shares import percent
 from mmad_bank.cli._output import LEFT_OUT
-from mmad_bank.cli._verdicts import SOME_BAD, percent
+from mmad_bank.cli._verdicts import SOME_BAD
 
 
 def normal(n: int, seed: int) -> np.ndarray:

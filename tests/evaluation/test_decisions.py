@@ -12,7 +12,7 @@ from sklearn.metrics import f1_score, precision_score, recall_score
 pytest.importorskip("scipy")
 
 from mmad_bank.calibration import Threshold
-from mmad_bank.evaluation import Decisions, share
+from mmad_bank.evaluation import Decisions
 
 
 def judged(labels: list[int], scores: list[float], limit: float, rate: float = 0.05) -> Decisions:
@@ -57,8 +57,3 @@ def test_without_good_or_without_anomalous_images() -> None:
     assert (only_good.f1, only_good.recall, only_good.best_f1, only_good.best_threshold) == (None, None, None, None)
     for one in (only_bad, only_good):
         json.dumps(one.as_json(), allow_nan=False)
-
-
-@pytest.mark.parametrize(("value", "words"), [(0.05, "5%"), (1 / 21, "4.8%"), (0.001, "0.1%"), (0.125, "12.5%")])
-def test_shares_in_words(value: float, words: str) -> None:
-    assert share(value) == words

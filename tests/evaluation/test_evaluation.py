@@ -14,10 +14,11 @@ pytest.importorskip("scipy")
 
 from scored_samples import SIZE, Darkness, make
 
+from mmad_bank._internal.shares import percent
 from mmad_bank.calibration import Calibration
 from mmad_bank.data import Sample
 from mmad_bank.errors import InputError
-from mmad_bank.evaluation import FUSED, ROLES, Summary, evaluate, share
+from mmad_bank.evaluation import FUSED, ROLES, Summary, evaluate
 from mmad_bank.methods.verdicts import PIXEL_RATES, ModelCalibration
 from mmad_bank.metrics import aupro, auroc
 
@@ -134,7 +135,7 @@ def test_defects_found_are_counted_by_kind() -> None:
     (title, heads, rows), *_ = [table for table in Summary([one, one]).tables() if "found" in table[0]]
     assert title == "defects found of each kind at the promised false-alarm rate"
     assert heads == ["kind of defect", "found"]
-    assert rows == [[kind, f"{2 * n} of 10 ({share(n / 5)})"] for kind, n in found.items()]
+    assert rows == [[kind, f"{2 * n} of 10 ({percent(n / 5)})"] for kind, n in found.items()]
     bare = evaluate(Darkness(), samples)
     assert {kind: own["found"] for kind, own in bare.as_json()["kinds"].items()} == {"colour": None, "x": None}
     assert not any("found" in title for title, *_ in Summary([bare]).tables())
