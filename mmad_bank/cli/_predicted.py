@@ -30,7 +30,7 @@ _NO_FRAME = (
 _COLUMNS = (
     "id", "score", "p_value", "verdict", "normalized_score", "threshold", "false_alarm_rate", "extrapolated", "regions",
     "region_top", "region_left", "region_bottom", "region_right", "region_area", "region_area_mm2", "region_peak",
-    "nearest_sample", "nearest_distance", "folder",
+    "nearest_sample", "nearest_distance", "folder", "left_out",
 )  # fmt: skip
 """Columns of the table. Those of a region are of the worst one; the nearest sample is that of the first bank."""
 _OF_PARTS = ("part", "view", "views")
@@ -86,8 +86,15 @@ def none_usable(n_samples: int, failed: Mapping[str, str]) -> NoneUsableError:
     return NoneUsableError(expected if n_samples > 1 else "", failed)
 
 
-def write_csv(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """Write a line for each sample, or part of several; cells are empty where nothing is known."""
+def write_csv(path: Path, results: Sequence[Mapping[str, Any]], left_out: Mapping[str, str]) -> None:
+    """Write a line for each sample, or part of several; cells are empty where nothing is known.
+
+    Args:
+        path: File to write.
+        results: What score.json has.
+        left_out: Why others could not be used, by their ids. Each has a line too, so that nobody takes a part that was
+            not judged for one that was not there.
+    """
     columns = [*_OF_PARTS, *_COLUMNS] if any("part" in one for one in results) else list(_COLUMNS)
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         table = csv.DictWriter(file, columns, extrasaction="ignore")
@@ -95,12 +102,14 @@ def write_csv(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
         for one in results:
             of_part = {"views": len(one["views"])} if "part" in one else {}
             table.writerow({**one, **of_part, **_worst(one), "regions": len(one["regions"])})
+        table.writerows({"id": name, "left_out": reason} for name, reason in left_out.items())
 
 
-def write_jsonl(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """Write a JSON object on a line for each sample, or part of several."""
+def write_jsonl(path: Path, results: Sequence[Mapping[str, Any]], left_out: Mapping[str, str]) -> None:
+    """Write a JSON object on a line for each sample, or part of several, and those left out, see :func:`write_csv`."""
+    lines = [*results, *({"id": name, "left_out": reason} for name, reason in left_out.items())]
     with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(one, allow_nan=False) + "\n" for one in results)
+        file.writelines(json.dumps(one, allow_nan=False) + "\n" for one in lines)
 
 
 def _worst(result: Mapping[str, Any]) -> dict[str, Any]:

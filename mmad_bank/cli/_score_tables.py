@@ -16,7 +16,7 @@ from mmad_bank.errors import InputError, MmadBankError, NoneUsableError
 if TYPE_CHECKING:
     from mmad_bank.calibration import Calibration
 
-_SCORE, _P_VALUE = "score", "p_value"
+_SCORE, _P_VALUE, _LEFT_OUT = "score", "p_value", "left_out"
 _NAMES = ("name", "part", "id")
 _ROUNDED = 1e-6  # relative error of a score, and of a p-value, that went through a file with all their digits
 
@@ -36,8 +36,8 @@ def read_scores(
 
     Args:
         paths: CSV files with a column ``score``, or files with a JSON object per line that has one. Images are named
-            by ``name``, ``part`` or ``id``, else by file and line; a ``p_value`` is read where there is one, other
-            columns are not looked at.
+            by ``name``, ``part`` or ``id``, else by file and line; a ``p_value`` is read where there is one. Lines
+            of pictures that were left out, with ``left_out`` and no score, are none; other columns are not looked at.
         left_out: Dictionary that takes up why lines and files cannot be used, by file or line.
         calibration: Calibration by which the scores were judged. A file with p-values of another one cannot be used.
 
@@ -68,6 +68,8 @@ def _read(path: Path, left_out: dict[str, str]) -> list[NamedScore]:
             is_json = head.lstrip().startswith("{")
             file.seek(0)
             for line, row in _json_rows(file, path) if is_json else _csv_rows(file, path):
+                if isinstance(row, Mapping) and row.get(_LEFT_OUT) and not row.get(_SCORE):
+                    continue  # predict could not use the picture, and has said so
                 try:
                     found.append(_named(row, f"{path}: line {line}"))
                 except MmadBankError as error:

@@ -156,9 +156,9 @@ def predict(
         if not run.results:
             raise none_usable(len(samples), run.failed)
         if csv is not None:
-            write_csv(csv, run.judged)
+            write_csv(csv, run.judged, run.failed)
         if jsonl is not None:
-            write_jsonl(jsonl, run.judged)
+            write_jsonl(jsonl, run.judged, run.failed)
     taken = time.perf_counter() - begin
     for line in dict.fromkeys(note for one in run.results for note in one["notes"]):
         say(f"note: {line}")

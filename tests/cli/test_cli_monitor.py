@@ -132,6 +132,13 @@ def test_an_integer_that_no_float_holds_is_left_out(place: Path) -> None:
     assert "huge.jsonl: line 2: expected a finite number for 'score', found '1000" in result.stderr
 
 
+def test_pictures_that_predict_could_not_use_are_no_scores(place: Path) -> None:
+    (place / "a.csv").write_text("id,score,left_out\na,1.5,\nb,,b.png: cannot be read\n")
+    (place / "b.jsonl").write_text('{"id": "c", "score": 1.2}\n{"id": "d", "left_out": "d.png: cannot be read"}\n')
+    found = facts("monitor", place / "a.csv", place / "b.jsonl", "--bank", place / "bank")
+    assert (found["images"], found["left_out"]) == (2, {})
+
+
 def test_what_is_no_score_is_left_out(place: Path) -> None:
     (place / "a.csv").write_text("name,score\na,1.5\nb,nan\nc,\nd,x\ne,2\n")
     lines = ('{"score": 1.2}', '{"score": true}', '{"points": 3}', "[1]", '{"score": 1', '{"score": "1.1"}', "")

@@ -91,6 +91,10 @@ def test_predict_judges_parts(model: Path, new: Path, tmp_path: Path) -> None:
     assert "left out: expected names of the form {part}#{view}, found monday/overview.png\n" in shown.stderr
     with table.open(encoding="utf-8", newline="") as file:
         cells = list(csv.DictReader(file))
+    views = ("left.bmp", "left.png", "oben_ä.png", "right.png")
+    out_of_it = [*(f"monday/033#{view}" for view in views), "monday/overview.png"]
+    assert sorted(one["id"] for one in cells if one["left_out"]) == out_of_it
+    cells = [one for one in cells if not one["left_out"]]
     assert list(cells[0])[:4] == ["part", "view", "views", "id"]
     assert [(one["part"], one["views"], one["verdict"]) for one in cells] == [
         ("monday/030", "3", "good"), ("monday/031", "3", "bad"), ("monday/032", "2", "good"),
@@ -98,6 +102,8 @@ def test_predict_judges_parts(model: Path, new: Path, tmp_path: Path) -> None:
     assert (cells[1]["view"], cells[1]["id"]) == ("oben_ä", "monday/031#oben_ä.png")
     assert int(cells[1]["regions"]) >= 1
     read = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert sorted(one["id"] for one in read if "left_out" in one) == out_of_it
+    read = [one for one in read if "left_out" not in one]
     assert [one["part"] for one in read] == [one["part"] for one in cells]
     assert [(one["view"], one["verdict"]) for one in read[1]["views"]] == [
         ("left", "good"), ("oben_ä", "bad"), ("right", "good"),

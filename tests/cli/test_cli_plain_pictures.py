@@ -127,7 +127,17 @@ def test_most_pictures_of_a_folder_are_damaged(parts: Path, model: Path, tmp_pat
     named = [line.split(":")[1] for line in result.stderr.splitlines() if line.startswith("left out: ")]
     assert named == [f" {tmp_path / 'some' / f'{number:02d}.png'}" for number in range(1, 51)]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["00.png"]
-    assert [len((tmp_path / name).read_text().splitlines()) for name in ("a.csv", "a.jsonl")] == [2, 1]
+    with (tmp_path / "a.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    ids = [f"{number:02d}.png" for number in range(51)]
+    for table in (rows, lines):
+        assert [one["id"] for one in table] == ids, "a picture that nobody judged is told from one that was not there"
+        assert [bool(one.get("left_out")) for one in table] == [False] + 50 * [True]
+    assert {one["verdict"] + one["score"] for one in rows[1:]} == {""}
+    assert rows[1]["left_out"] == lines[1]["left_out"]
+    assert "01.png: cannot be read as" in rows[1]["left_out"]
+    assert list(lines[1]) == ["id", "left_out"]
     fitted = call("fit", "patchcore", tmp_path / "some", "--out", tmp_path / "model", *SMALL)
     assert fitted.exit_code == 3
     assert ", 50 left out\n" in fitted.stdout
@@ -199,8 +209,8 @@ def test_names_that_steer_a_terminal_are_shown_escaped(model: Path, tmp_path: Pa
     alone = refused_at_last("predict", model, tmp_path / "new" / bad, "--out", tmp_path / "none")
     assert r"bad\x1b]0;title\x07\n  1.png: cannot be read" in alone
     with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:
-        assert [row["id"] for row in csv.DictReader(file)] == expected
-    assert [json.loads(line)["id"] for line in (tmp_path / "a.jsonl").read_text().splitlines()] == expected
+        assert [row["id"] for row in csv.DictReader(file)] == [*expected, bad]
+    assert [json.loads(line)["id"] for line in (tmp_path / "a.jsonl").read_text().splitlines()] == [*expected, bad]
     scores = facts("monitor", tmp_path / "a.csv", "--normal", tmp_path / "a.csv")
     assert scores["images"] == len(ODD)
 
