@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from mmad_bank._internal.lazy import lazily
 
-_SUBMODULES = ("faiss",)
-__all__ = ["faiss"]
+_SUBMODULES = ("faiss", "patchcore_inspection")
+__all__ = ["faiss", "patchcore_inspection"]
 
 if TYPE_CHECKING:
-    from mmad_bank.integrations import faiss
+    from mmad_bank.integrations import faiss, patchcore_inspection
 
 __getattr__, __dir__ = lazily(__name__, {}, submodules=_SUBMODULES)
