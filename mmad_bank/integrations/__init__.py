@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from mmad_bank._internal.lazy import lazily
 
-_SUBMODULES = ("faiss", "patchcore_inspection", "sklearn")
-__all__ = ["faiss", "patchcore_inspection", "sklearn"]
+_SUBMODULES = ("anomalib", "faiss", "patchcore_inspection", "sklearn")
+__all__ = ["anomalib", "faiss", "patchcore_inspection", "sklearn"]
 
 if TYPE_CHECKING:
-    from mmad_bank.integrations import faiss, patchcore_inspection, sklearn
+    from mmad_bank.integrations import anomalib, faiss, patchcore_inspection, sklearn
 
 __getattr__, __dir__ = lazily(__name__, {}, submodules=_SUBMODULES)
