@@ -137,12 +137,18 @@ def _accelerated(stock: type[nn.Module]) -> type[Accelerated]:
 
 def _select(rows: Tensor, ratio: float, stock: type[nn.Module], project: bool) -> Tensor:
     """Return int64 (n,) rows: those of anomalib's loop, from the same random numbers, but for ties of its rounding."""
-    sampler = sys.modules[stock.__module__].KCenterGreedy(embedding=rows, sampling_ratio=ratio)
+    sampler = _sampler_class(stock)(embedding=rows, sampling_ratio=ratio)
     space = sampler.model.fit(rows).transform(rows) if project else rows
     start = torch.randint(high=len(rows), size=(1,), device=space.device)
     place = space if space.device.type in ("cpu", "cuda") else space.cpu()
     with plain_torch():
         return ops.k_center_greedy(place, sampler.coreset_size, start=int(start)).to(rows.device)
+
+
+def _sampler_class(stock: type[nn.Module]) -> Any:
+    """Return the sampler that anomalib's model takes: the name in its module, also where a program derives from it."""
+    names = (getattr(sys.modules[one.__module__], "KCenterGreedy", None) for one in stock.__mro__)
+    return next(name for name in names if name is not None)
 
 
 def _search(model: Accelerated, embedding: Tensor, k: int) -> tuple[Tensor, Tensor] | None:

@@ -57,6 +57,19 @@ def test_a_search_has_the_models_shapes(k: int) -> None:
     assert distances.dtype == torch.float16
 
 
+class Derived(PatchcoreModel):
+    """A program's own kind of the model, in a module of its own."""
+
+
+def test_a_derived_model_is_accelerated_too() -> None:
+    ours = accelerate(Derived())
+    ours.train()(pictures())
+    ours.subsample_embedding(0.1)
+    assert isinstance(ours, Derived)
+    assert len(ours.memory_bank) == 28
+    assert type(pickle.loads(pickle.dumps(ours))) is Derived
+
+
 def test_the_selection_can_do_without_the_projection() -> None:
     whole, projected = fitted(before=True, project=False), fitted(before=True)
     assert len(whole.model.memory_bank) == len(projected.model.memory_bank) == 57
