@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mmad_bank import ops
 from mmad_bank._internal.checks import FLOATS
 from mmad_bank._internal.locks import ForkedOpen
+from mmad_bank._internal.sending import sent_by_value
 from mmad_bank._internal.torch_state import plain_torch
 from mmad_bank.errors import InputError
 from mmad_bank.ops.knn import Precision
@@ -33,13 +34,13 @@ class Settings:
     Attributes:
         bank_precision: Precision of the search copy.
         project: Whether to select in anomalib's random projection.
-        made: The memory bank, the number of its changes when the index was made, and the index; None where the bank is
-            no bank that can be searched.
+        made: The memory bank, its changes and its address when the index was made, and the index; None where the bank
+            is no bank that can be searched.
     """
 
     bank_precision: Precision = "auto"
     project: bool = True
-    made: tuple[Tensor, int, ops.SearchIndex | None] | None = None
+    made: tuple[Tensor, tuple[Any, ...], ops.SearchIndex | None] | None = None
 
     def fresh(self) -> Settings:
         """Return the same without the index."""
@@ -79,10 +80,11 @@ class Accelerated(nn.Module):
         bank, settings = self.memory_bank, self._mmad_bank
         # Tensors of inference mode do not count their changes; outside of it they cannot be changed in place.
         version = -1 if bank.is_inference() else bank._version  # noqa: SLF001 - PyTorch has no public name for it
+        state = (version, bank.shape, bank.data_ptr())  # share_memory moves it without a change
         with _MAKING:
             made = settings.made
-            if made is None or made[0] is not bank or made[1] != version or made[0].shape != bank.shape:
-                settings.made = made = (bank, version, _made(bank.detach(), settings.bank_precision))
+            if made is None or made[0] is not bank or made[1] != state:
+                settings.made = made = (bank, state, _made(bank.detach(), settings.bank_precision))
         return made[2]
 
     def restore(self) -> None:
@@ -132,7 +134,7 @@ def _accelerated(stock: type[nn.Module]) -> type[Accelerated]:
         "__qualname__": stock.__qualname__,
         "__doc__": stock.__doc__,
     }
-    return type(stock.__name__, (Accelerated, stock), own)
+    return sent_by_value(type(stock.__name__, (Accelerated, stock), own))
 
 
 def _select(rows: Tensor, ratio: float, stock: type[nn.Module], project: bool) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from mmad_bank import ops
 from mmad_bank._internal.checks import check_finite, check_index
 from mmad_bank._internal.locks import ForkedOpen
+from mmad_bank._internal.sending import sent_by_value
 from mmad_bank.errors import InputError
 from mmad_bank.integrations._flat_file import read_flat, write_flat
 from mmad_bank.ops.knn import Precision, check_precision
@@ -26,6 +27,7 @@ _NOTHING = float(np.finfo(np.float32).max)  # the distance of a neighbor that is
 _QUERIES, _ROWS = 256, 4096  # of a range search whose distances are in memory at a time
 
 
+@sent_by_value
 class IndexFlatL2:
     """Exact search by squared Euclidean distance, in the shape of ``faiss.IndexFlatL2``.
 
@@ -92,7 +94,7 @@ class IndexFlatL2:
         return 4 * self.d
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+        return {**self.__dict__, "_index": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
