@@ -55,6 +55,11 @@ def accelerate(model: Model, *, bank_precision: Precision = "auto", project: boo
 
     Raises:
         InputError: It is no Patchcore.
+
+    Example:
+        >>> from anomalib.models import Patchcore                   # doctest: +SKIP
+        >>> model = accelerate(Patchcore())                         # doctest: +SKIP
+        >>> Engine().fit(model=model, datamodule=MVTecAD())         # doctest: +SKIP
     """
     settings = Settings(check_precision(bank_precision, "bank_precision"), bool(project))
     _patchcore_model.accelerate(_inner(model), settings)
@@ -87,6 +92,13 @@ def to_bank(source: nn.Module | str | os.PathLike[str], *, extractor: str | None
     Raises:
         InputError: The model is not fitted; the file is missing.
         FormatError: The file is no checkpoint of a fitted Patchcore.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "model.ckpt"
+        >>> torch.save({"state_dict": {"model.memory_bank": torch.rand(40, 8)}}, path)
+        >>> len(to_bank(path))
+        40
     """
     if isinstance(source, nn.Module):
         vectors = _inner(source).memory_bank
@@ -163,7 +175,8 @@ def write_checkpoint(bank: MemoryBank, like: str | os.PathLike[str], path: str |
 
 def _inner(model: nn.Module) -> Any:
     """Return the PyTorch model of a Lightning module, or the model itself."""
-    for one in (model, getattr(model, "model", None)):
+    for found in (model, getattr(model, "model", None)):
+        one = getattr(found, "_orig_mod", found)  # of torch.compile
         if isinstance(one, nn.Module) and all(hasattr(one, name) for name in _NEEDED):
             return one
     raise InputError(f"model: expected a Patchcore of anomalib 2.7, found {type(model).__name__}")

@@ -181,6 +181,16 @@ def test_the_models_own_search_does_what_the_index_does_not(case: str) -> None:
     assert found[0].requires_grad == (case == "gradient")
 
 
+def test_a_compiled_model_keeps_its_own_search() -> None:
+    """``torch.compile`` traces it; the wrapper is seen through."""
+    plain, ours = fitted(), fitted()
+    ours.model = torch.compile(ours.model, backend="eager")
+    accelerate(ours)
+    assert isinstance(ours.model._orig_mod, PatchcoreModel)
+    torch.testing.assert_close(ours(pictures(seed=1)), plain(pictures(seed=1)))
+    assert restore(ours).model._orig_mod.__class__ is PatchcoreModel
+
+
 def test_threads_share_a_model() -> None:
     ours = accelerate(fitted())
     expected = accelerate(fitted())(pictures(seed=1))
