@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mmad_bank._internal.checks import check_finite
 from mmad_bank._internal.decoding import decoding
 from mmad_bank._internal.extras import import_extra
 from mmad_bank._internal.files import replacing
@@ -22,6 +21,7 @@ from mmad_bank.bank.memory_bank import MemoryBank
 from mmad_bank.errors import FormatError, InputError
 from mmad_bank.integrations import _patchcore_model
 from mmad_bank.integrations._patchcore_model import Accelerated, Settings
+from mmad_bank.integrations._rows import check_rows
 from mmad_bank.ops.knn import Precision, check_precision
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -110,7 +110,7 @@ def to_bank(source: nn.Module | str | os.PathLike[str], *, extractor: str | None
     found = state.get(_BANK)
     if found is None or found.ndim != 2 or not len(found) or not found.is_floating_point():
         raise FormatError(f"{source}: expected a checkpoint of a fitted Patchcore, found no {_BANK} in it")
-    check_finite(found.float(), f"{source}: {_BANK}")
+    check_rows(found.float(), source)
     return MemoryBank(found.float(), extractor=extractor)
 
 

@@ -19,6 +19,7 @@ from mmad_bank._internal.locks import ForkedOpen
 from mmad_bank._internal.sending import sent_by_value
 from mmad_bank.errors import InputError
 from mmad_bank.integrations._flat_file import read_flat, write_flat
+from mmad_bank.integrations._rows import check_rows
 from mmad_bank.ops.knn import Precision, check_precision
 
 METRIC_L2 = 1
@@ -259,9 +260,10 @@ def read_index(path: str | os.PathLike[str]) -> IndexFlatL2:
 
     Raises:
         InputError: There is no such file, or it cannot be read.
-        FormatError: It holds another kind of index, or is truncated or altered.
+        FormatError: It holds another kind of index, is truncated or altered, or has vectors that no search takes.
     """
     vectors = read_flat(path)
+    check_rows(torch.from_numpy(vectors), path)
     index = IndexFlatL2(vectors.shape[1])
     if len(vectors):
         index.add(vectors)

@@ -245,7 +245,13 @@ def test_what_is_no_checkpoint_of_a_patchcore_is_refused(tmp_path: Path) -> None
     with pytest.raises(FormatError, match=r"b.ckpt: not read, because .* could run code"):
         to_bank(path)
     torch.save({"state_dict": {"model.memory_bank": torch.full((3, 2), torch.nan)}}, path)
-    with pytest.raises(InputError, match=r"b.ckpt: model.memory_bank: row 0 holds NaN"):
+    with pytest.raises(FormatError, match=r"b.ckpt: vectors: row 0 holds NaN"):
+        to_bank(path)
+    torch.save({"state_dict": {"model.memory_bank": torch.full((3, 2), 1e30)}}, path)
+    with pytest.raises(FormatError, match=r"b.ckpt: vector 0 is longer than 1e\+18"):
+        to_bank(path)
+    torch.save({"state_dict": {"model.memory_bank": torch.ones(3, 0)}}, path)
+    with pytest.raises(FormatError, match=r"b.ckpt: expected vectors of at least one value"):
         to_bank(path)
 
 
