@@ -8,12 +8,14 @@
     python benchmarks/methods.py bundled [--data DIR] [--networks NAME ...] [--stages 1,2,4 ...] [--sizes 224 ...]
     python benchmarks/methods.py regions [--data DIR] [--only CATEGORY,...] [--seeds 3] [--json DIR]
     python benchmarks/methods.py real --data DIR [--only CATEGORY,...] [--json benchmarks/results]
+    python benchmarks/methods.py accelerated --data DIR [--only CATEGORY,...] [--coresets 1] [--json benchmarks/results]
 
 The second tests the false-alarm rates that verdicts promise, on synthetic images and on the normal ones of a data set.
 The third runs every method on MVTec 3D-AD or Eyecandies, with the published figures beside the measured ones; the
 fourth prints tables of the papers by name, on synthetic data where no data set is given; the fifth says which there
-are. The last three run PatchCore on pictures in MVTec AD's layout: with a grid of bundled networks and settings; with
-the bundled one, whose regions are compared with the defects' masks; and with the bundled one beside anomalib's.
+are. The last four run PatchCore on pictures in MVTec AD's layout: with a grid of bundled networks and settings; with
+the bundled one, whose regions are compared with the defects' masks; with the bundled one beside anomalib's; and
+anomalib's as it is beside anomalib's accelerated.
 Prints the machine, the versions and the tables; ``--json`` also writes them to a file. README.md beside this file says
 what is measured and how to read it.
 """
@@ -33,15 +35,17 @@ from mmad_bank.bench import IMAGES
 from mmad_bank.errors import InputError
 from mmad_bank.methods.readings import Recipe
 
-PARTS = ("inference", "accuracy", "readings", "decisions", "promise", "papers", "bundled", "regions", "real")
-ASKED = ("papers", "bundled", "regions", "real")
+PARTS = (
+    "inference", "accuracy", "readings", "decisions", "promise", "papers", "bundled", "regions", "real", "accelerated",
+)  # fmt: skip
+ASKED = ("papers", "bundled", "regions", "real", "accelerated")
 """Parts that run when they are named, or when an argument of theirs is given."""
 COMMON = ("methods", "seeds", "first_seed", "categories", "images", "precision", "splits")
 """Arguments that a result file always names."""
 OF_BUNDLED = ("networks", "stages", "sizes", "grids", "pads", "rules", "turns")
 """Arguments that only the part "bundled" reads."""
 REAL = ("data", "only")
-"""Arguments that the parts "real" and "regions" read."""
+"""Arguments that the parts "real", "regions" and "accelerated" read."""
 PAPERS = ("data", "only", "few_shot", "bundled", "weights", "device", "table", "recipe", "settings", "thresholds")
 """Arguments that the part "papers" reads; nobody but it and those above does."""
 OF_TABLES = ("recipe", "settings", "thresholds")
@@ -60,8 +64,9 @@ def main() -> None:
     only = ["papers"] if arguments.table is not None else None
     unasked = [name for name in PARTS if name not in ASKED or (name == "papers" and runs_papers)]
     parts = arguments.parts or only or unasked
-    if "real" in parts and arguments.data is None:
-        refuse("--data: expected the folder of a data set for the part real, found none")
+    for name in ("real", "accelerated"):
+        if name in parts and arguments.data is None:
+            refuse(f"--data: expected the folder of a data set for the part {name}, found none")
     if "papers" in parts and not runs_papers:
         refuse("--data: expected the folder of a data set for the part papers, or --table, found none")
     if arguments.table is None and any(getattr(arguments, name) is not None for name in OF_TABLES):
@@ -75,7 +80,7 @@ def main() -> None:
         settings |= {name: _without_folders(getattr(arguments, name)) for name in ("data", "only", "few_shot")}
     if "promise" in parts:
         settings["data"] = _without_folders(arguments.data)
-    if "real" in parts or "regions" in parts:
+    if {"real", "regions", "accelerated"} & set(parts):
         settings |= {name: _without_folders(getattr(arguments, name)) for name in REAL}
     if "papers" in parts:
         settings |= {name: _without_folders(getattr(arguments, name)) for name in PAPERS}
@@ -107,7 +112,8 @@ def _arguments() -> argparse.Namespace:
     made.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="categories at a time; default: cores")
     made.add_argument("--workdir", type=Path, help="folder for data sets and fits, kept; default: a temporary one")
     made.add_argument("--splits", type=int, default=200, help="number of random splits of promise; default: 200")
-    papers = made.add_argument_group("arguments of papers; of bundled, promise, regions and real those that say so")
+    made.add_argument("--coresets", type=int, default=1, help="selections of each in accelerated; default: 1")
+    papers = made.add_argument_group("arguments of papers; --data and --only of other parts")
     told = "MVTec 3D-AD, Eyecandies, or a folder like them; for the other parts MVTec AD or a folder like it"
     papers.add_argument("--data", type=Path, metavar="DIR", help=told)
     papers.add_argument("--only", metavar="CATEGORY,...", help="some categories, of those parts too; default: all")
@@ -137,7 +143,7 @@ def _arguments() -> argparse.Namespace:
     bundled.add_argument("--rules", nargs="+", metavar="RULE", help="rules of the image score: patchcore, max, top")
     bundled.add_argument("--turns", nargs="+", metavar="TURN", help="views added to training: none, flips, quarters")
     papers.add_argument("--device", default="cpu", help="device of the networks and banks; default: cpu")
-    return parse(made, "images", "seeds", "categories", "workers", "splits")
+    return parse(made, "images", "seeds", "categories", "workers", "splits", "coresets")
 
 
 if __name__ == "__main__":

@@ -14,12 +14,13 @@ __version__ = "0.1.0"
 _EXPORTS = {"MemoryBank": "bank", "MultiBank": "bank"}
 _SUBMODULES = (
     "adaptation", "bank", "bench", "calibration", "cli", "data", "demo", "errors", "evaluation", "extraction",
-    "features", "fusion", "methods", "metrics", "monitoring", "ops", "report", "scoring", "synthetic", "tuning",
+    "features", "fusion", "integrations", "methods", "metrics", "monitoring", "ops", "report", "scoring", "synthetic",
+    "tuning",
 )  # fmt: skip
 __all__ = [
     "MemoryBank", "MultiBank", "__version__", "adaptation", "bank", "bench", "calibration", "cli", "data", "demo",
-    "errors", "evaluation", "extraction", "features", "fusion", "methods", "metrics", "monitoring", "ops", "report",
-    "scoring", "synthetic", "tuning",
+    "errors", "evaluation", "extraction", "features", "fusion", "integrations", "methods", "metrics", "monitoring",
+    "ops", "report", "scoring", "synthetic", "tuning",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         extraction,
         features,
         fusion,
+        integrations,
         methods,
         metrics,
         monitoring,

@@ -18,6 +18,10 @@ class UnknownArgumentError(InputError, TypeError):
     """A method's constructor has no argument of a name; a TypeError too, as Python's own functions raise it."""
 
 
+class NotFittedError(InputError, AttributeError):
+    """Something is asked for an answer before it was fitted; an AttributeError too, as other libraries raise it."""
+
+
 class MissingSplitError(InputError):
     """A data set has no samples of the split that was asked for."""
 

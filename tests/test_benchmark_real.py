@@ -101,7 +101,7 @@ def test_results_are_valid_json(without_anomalib, load):
 def test_a_quick_run_takes_some_pictures_of_each_kind(load, data, monkeypatch):
     real = load("parts.real")
     monkeypatch.setattr(real, "QUICK", 2)
-    train, validation, test = real._splits(arguments(data, quick=True), "nut")
+    train, validation, test = real.splits(arguments(data, quick=True), "nut")
     assert (len(train), validation) == (2, None)
     assert [record.defect for record in test.records] == ["good", "good", "broken", "broken"]
 

@@ -34,6 +34,7 @@ ROOMS: dict[str, set[str]] = {
     "methods": {"adaptation", "fusion", "extraction", "features", "data", "bank", "ops", "scoring", "calibration"},
     "evaluation": {"methods", "metrics", "data", "calibration"},
     "tuning": {"bank", "ops", "scoring", "metrics"},
+    "integrations": {"bank", "ops", "calibration"},
     "report": {"evaluation", "methods", "data", "calibration"},
     "bench": {"methods", "synthetic", "extraction", "fusion", "features", "data", "bank"},
     "demo": {"report", "evaluation", "methods", "synthetic", "features", "data"},

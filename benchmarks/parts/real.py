@@ -89,8 +89,8 @@ def check(arguments: argparse.Namespace) -> None:
     Raises:
         InputError: There is no data set, or it has no labeled test split with good and defective pictures.
     """
-    for category in _categories(arguments):
-        _splits(arguments, category)
+    for category in categories(arguments):
+        splits(arguments, category)
 
 
 def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Table]:
@@ -102,9 +102,9 @@ def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Tabl
     del limits
     whole, verdicts, kinds = tables = _empty_tables(arguments.data.resolve().name, arguments.rounds)
     try:
-        for category in _categories(arguments):
+        for category in categories(arguments):
             notes: list[str] = []
-            train, validation, test = _splits(arguments, category)
+            train, validation, test = splits(arguments, category)
             found, samples = _measure(train, validation, test, notes)
             whole.rows += _whole_rows(category, found, samples, arguments.rounds)
             for one in found:
@@ -118,7 +118,7 @@ def run(arguments: argparse.Namespace, limits: Mapping[str, float]) -> list[Tabl
     return list(tables)
 
 
-def _categories(arguments: argparse.Namespace) -> list[str]:
+def categories(arguments: argparse.Namespace) -> list[str]:
     try:
         known = categories_of(arguments.data)
     except InputError as error:
@@ -126,7 +126,7 @@ def _categories(arguments: argparse.Namespace) -> list[str]:
     return chosen_of(known, arguments.only)
 
 
-def _splits(arguments: argparse.Namespace, category: str) -> tuple[SampleDataset, SampleDataset | None, SampleDataset]:
+def splits(arguments: argparse.Namespace, category: str) -> tuple[SampleDataset, SampleDataset | None, SampleDataset]:
     """Open the splits of a category: training, validation (None where there is none), test."""
     train, test = (open_dataset(arguments.data, category, split) for split in ("train", "test"))
     if not test.labeled or set(map(bool, test.labels)) != {False, True}:
@@ -164,7 +164,7 @@ def _measure(
     PatchCore(**arguments, calibration="none").fit(train)
     seconds = time.perf_counter() - begin
     begin = time.perf_counter()
-    samples = list(_prepared(model, test))
+    samples = list(prepared(model, test))
     if not samples:
         raise InputError(f"--data: {test.path}: no test picture can be read")
     notes.append(f"Reading and preparing a picture takes {(time.perf_counter() - begin) / len(samples) * 1e3:.0f} ms.")
@@ -180,7 +180,7 @@ def _measure(
     return [ours, *_peers(model, train, samples, notes)], samples
 
 
-def _prepared(model: PatchCore, dataset: SampleDataset) -> Iterator[Sample]:
+def prepared(model: PatchCore, dataset: SampleDataset) -> Iterator[Sample]:
     """Read and prepare samples, as a fit and an evaluation do: what cannot be used is left out."""
     for number in range(len(dataset)):
         with suppress(InputError):
@@ -198,7 +198,7 @@ def _peers(
         notes.append(f"anomalib cannot be imported ({error}), so that it has no rows: {HOW_TO_INSTALL}")
         return
     begin = time.perf_counter()
-    own.fit(sample.rgb for sample in _prepared(model, train))
+    own.fit(sample.rgb for sample in prepared(model, train))
     seconds = time.perf_counter() - begin
     borrowing.with_bank(model.banks_["rgb"].vectors)
     for name, peer, taken in ((THEIRS, own, seconds), (OUR_BANK, borrowing, None)):

@@ -6,8 +6,9 @@ from mmad_bank.bank.dumps import FeatureDump, open_dump
 from mmad_bank.bank.memory_bank import MemoryBank, Scores
 from mmad_bank.bank.multi_bank import MultiBank
 from mmad_bank.bank.provenance import Origin, Source
+from mmad_bank.bank.shared import SharedBank
 
 __all__ = [
-    "BankCalibration", "FeatureDump", "MemoryBank", "MultiBank", "Origin", "Scores", "Source", "Verdicts", "dumps",
-    "open_dump",
+    "BankCalibration", "FeatureDump", "MemoryBank", "MultiBank", "Origin", "Scores", "SharedBank", "Source", "Verdicts",
+    "dumps", "open_dump",
 ]  # fmt: skip

@@ -19,6 +19,7 @@ from mmad_bank._internal.checks import ArrayLike, as_features, as_float_tensor, 
 from mmad_bank._internal.decoding import decoding
 from mmad_bank._internal.former import formerly
 from mmad_bank._internal.locks import ForkedOpen
+from mmad_bank._internal.sending import sent_by_value
 from mmad_bank.bank import file_format
 from mmad_bank.bank.calibrating import (
     HELD_OUT,
@@ -61,6 +62,7 @@ VectorsOn = Literal["device", "host"]
 Features = FeatureDump | ArrayLike | PathLike | Sequence[PathLike]
 
 
+@sent_by_value
 class MemoryBank:
     """Normal patch features to compare new ones with.
 

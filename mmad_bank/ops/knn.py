@@ -11,6 +11,7 @@ from torch import Tensor
 from mmad_bank import _core
 from mmad_bank._internal.arrays import array_of
 from mmad_bank._internal.checks import ArrayLike, as_features, check_choice, check_finite, check_index, naming_bad_rows
+from mmad_bank._internal.sending import sent_by_value
 from mmad_bank.errors import InputError
 from mmad_bank.ops._dispatch import cuda_kernels, resolve_device, thread_count
 from mmad_bank.ops._torch.knn import TorchIndex
@@ -18,6 +19,7 @@ from mmad_bank.ops._torch.knn import TorchIndex
 Precision = Literal["auto", "float32", "half", "int8"]
 
 
+@sent_by_value
 class SearchIndex:
     """A bank of vectors made ready for exact search: the resident copy that the matrix units multiply.
 

@@ -16,7 +16,7 @@ from mmad_bank.cli import app
 
 DOCS = Path(__file__).parents[2] / "docs"
 _BLOCK = re.compile(r"^(<!-- not run: [^\n]+ -->\n)?```(python|sh)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
-_NOT_OURS = ("sudo", "pip", "python", "python3", "mmad-bank demo")  # installing, and benchmarks that take minutes
+_NOT_OURS = ("sudo", "pip", "python", "python3", "anomalib", "mmad-bank demo")  # installing, others, what takes minutes
 _PROGRAM: Any = typer.main.get_command(app)
 
 
@@ -43,7 +43,7 @@ def run(page: Path) -> None:
     """Run a page's blocks in the current folder, one after another, Python's in one namespace."""
     names: dict[str, Any] = {"__name__": "__main__"}
     for one in snippets(page):
-        if one.language == "python":
+        if one.language == "python" and one.runs:
             exec(compile(one.text, page.name, "exec"), names)
         for words in commands(one) if one.language == "sh" else ():
             check_words(words)

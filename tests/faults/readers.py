@@ -325,6 +325,36 @@ def _read_mapping(path: Path) -> None:
     CrossmodalMapping(6, 4).load_checkpoint(path)
 
 
+# Files of other libraries.
+
+
+def _flat_index(path: Path) -> None:
+    from mmad_bank.integrations.faiss import IndexFlatL2, write_index
+
+    index = IndexFlatL2(5)
+    index.add(np.random.default_rng(0).random((7, 5)))
+    write_index(index, path)
+
+
+def _read_flat_index(path: Path) -> None:
+    from mmad_bank.integrations.faiss import read_index
+
+    index = read_index(path)
+    index.search(np.zeros((1, index.d)), 2)
+
+
+def _patchcore_checkpoint(path: Path) -> None:
+    state = {"model.memory_bank": torch.rand(9, 4, generator=torch.Generator().manual_seed(0))}
+    torch.save({"state_dict": state, "hyper_parameters": {"num_neighbors": 9}, "epoch": 1}, path)
+
+
+def _read_patchcore_checkpoint(path: Path) -> None:
+    from mmad_bank.integrations.anomalib import to_bank
+
+    bank = to_bank(path)
+    bank.search(torch.zeros(1, bank.dim))
+
+
 _SMALL = {"rgb": "efficientnet_lite0", "rgb_weights": "random", "rgb_layers": (1,), "image_size": 64, "grid": (8, 8)}
 
 
@@ -467,6 +497,8 @@ def readers(sentinel: str) -> list[Reader]:
         Reader("stages", _stages, _read_stages, json_file, ("stages.json",)),
         Reader("checkpoint", _checkpoint, _read_checkpoint, zips, suffix=".pth"),
         Reader("checkpoint-old", _mapping, _read_mapping, _same(damage.any_bytes, damage.pickle_code), suffix=".pth"),
+        Reader("faiss-flat", _flat_index, _read_flat_index, anything),
+        Reader("anomalib", _patchcore_checkpoint, _read_patchcore_checkpoint, zips, suffix=".ckpt"),
         Reader("weights", _weights, _read_checkpoint, safe, suffix=".safetensors"),
         Reader(
             "model-info",
