@@ -162,6 +162,19 @@ class BankMethod(Method, BankOptions, RGBOptions):
         """Return what the banks' image scores are divided by before they are reweighted."""
         return 1.0
 
+    def rule_of(self, bank: str) -> dict[str, Any]:
+        """Return by which rule a bank's patches make an image's score, for programs that score with the bank alone.
+
+        Example:
+            >>> from mmad_bank.methods import PatchCore
+            >>> PatchCore("efficientnet_lite0", grid=(14, 14)).rule_of("rgb")
+            {'grid': (14, 14), 'reweight': 'patchcore', 'n_neighbors': 9, 'divisor': 1.0}
+        """
+        return {
+            "grid": self._grid(bank), "reweight": self.reweight,
+            "n_neighbors": scoring.check_reweight(self.reweight, self.n_neighbors), "divisor": self._divisor(),
+        }  # fmt: skip
+
     def _standardize(self, bank: str) -> bool:
         """Say whether a bank measures distances on (f - mean)/std."""
         del bank
@@ -525,7 +538,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
             >>> method.describe([sample])["xyz"].shape  # doctest: +SKIP
             torch.Size([1, 3136, 1152])
         """
-        self._check_fitted()
+        self.check_fitted()
         with plain_torch(), torch.no_grad():
             return self._compose(self._features(list(samples)))
 
@@ -533,7 +546,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
         self, prediction: Prediction, part: str | None = None, *, place: tuple[int, int] | None = None, n: int = 4
     ) -> list[Reason]:
         """Name the normal patches that are nearest to a patch, see :meth:`Method.explain`."""
-        self._check_fitted()
+        self.check_fitted()
         name = self._bank_names()[0] if part is None else part
         if name not in self.banks_:
             raise InputError(f"part: expected one of {', '.join(self.banks_)}, found {name!r}")
