@@ -29,6 +29,7 @@ TITLES = {
     "decisions": "Decisions", "promise": "The promised false-alarm rate",
     "papers": "The papers' tables", "bundled": "Bundled networks",
     "regions": "Regions and defects",
+    "runtimes": "Runtimes",
     "real": "Real pictures", "gpu": "On a GPU",
 }  # fmt: skip
 """Headings of the pages, by name, in the order of the index."""

@@ -92,9 +92,10 @@ def _of_pictures(method: Any, network: nn.Module) -> Network:
 
 
 def in_float32(network: nn.Module) -> Any:
-    """Return a copy of a network on the CPU that computes in float32."""
+    """Return a copy of a network on the CPU that computes in float32, by PyTorch."""
     own: Any = copy.deepcopy(network).cpu().eval()
     for module in own.modules():
-        if hasattr(module, "compute_dtype"):
-            setattr(module, "compute_dtype", "float32")  # noqa: B010 (not every network has it)
+        for name, value in (("compute_dtype", "float32"), ("runtime", "torch")):
+            if hasattr(module, name):
+                setattr(module, name, value)
     return own

@@ -89,7 +89,9 @@ class BankMethod(Method, BankOptions, RGBOptions):
     """
 
     has_cheap_folds: ClassVar[bool] = True
-    prediction_arguments: ClassVar[frozenset[str]] = frozenset({"bank_precision", "n_neighbors", "reweight", "sigma"})
+    prediction_arguments: ClassVar[frozenset[str]] = frozenset(
+        {"bank_precision", "n_neighbors", "reweight", "runtime", "sigma"}
+    )
 
     def _begin(self) -> None:
         super()._begin()
@@ -186,6 +188,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
             return make_rgb_extractor(
                 self.rgb, weights or self.rgb_weights, layers=self.rgb_layers,
                 grid=self._grid("rgb"), image_size=self.image_size, compute_dtype=self.compute_dtype,
+                runtime=self.runtime,
             )  # fmt: skip
 
     # Sharing what another fit has left.
@@ -194,6 +197,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
         super()._keep_own(fitted)
         banks = {name: self.banks_[name].with_precision(self.bank_precision) for name in self._bank_names()}
         self.banks_ = MultiBank(banks)
+        self.extractors_ = self.extractors_.by(self.runtime)
 
     def reuse_features(
         self,

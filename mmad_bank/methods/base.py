@@ -501,7 +501,7 @@ class Method(MethodOptions, ABC):
         Example:
             >>> from mmad_bank.methods import CFM
             >>> sorted(CFM.prediction_arguments)
-            ['aggregation', 'decision', 'normalize_for', 'sigma']
+            ['aggregation', 'decision', 'normalize_for', 'runtime', 'sigma']
             >>> cfm.with_arguments(aggregation="sum").predict(sample).score  # doctest: +SKIP
             0.42
         """
