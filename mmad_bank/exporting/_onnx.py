@@ -6,8 +6,8 @@ from typing import Any
 
 from mmad_bank._internal.extras import import_extra
 
-OPSET = 20
-"""Version of ONNX's operators: the first one whose Resize takes antialias and axes as Pillow does is 18."""
+OPSET = 18
+"""Version of ONNX's operators; runtimes of 2023 and later have them."""
 
 
 def onnx_module(name: str) -> Any:

@@ -1,8 +1,9 @@
 """The preparation of pictures as a graph of ONNX: padding to a square, and Pillow's bicubic resizing.
 
-Pillow resizes along one axis after the other, rounds to 8 bits in between, and leaves out what lies beyond the border.
-ONNX's ``Resize`` of 8-bit values with ``antialias`` and ``exclude_outside`` does the same but for the last digit: about
-one value in a thousand is another by one level of 255.
+Pillow resizes along one axis after the other and rounds to 8 bits in between. Either pass is a product with a matrix of
+the cubic's weights, which the graph makes for the size that comes: ONNX's own ``Resize`` has a low-pass filter only as
+an option, ``antialias``, which most runtimes pass over without a word. Weights are float32's here and fixed-point
+numbers in Pillow, so about one value in ten thousand is another, by one level of 255.
 """
 
 from __future__ import annotations
@@ -73,11 +74,12 @@ def preparation_graph(settings: Preprocessing, size: int, grid: tuple[int, int])
     before = [graph.calculate("Div", graph.calculate("Sub", side, length), 2) for length in (height, width)]
     planes = graph.add("Transpose", [PICTURE], perm=[0, 3, 1, 2])
     square = _padded(graph, planes, settings.pad, side, before, (height, width))
-    sizes = graph.constant([1, 3, size, size])
-    graph.add(
-        "Resize", [square, "", "", sizes], IMAGES, mode="cubic", cubic_coeff_a=-0.5, antialias=1, exclude_outside=1,
-        coordinate_transformation_mode="half_pixel",
-    )  # fmt: skip
+    floats = graph.add("Cast", [square], to=kinds.FLOAT)
+    weights = _weights(graph, side, size)
+    # Columns first, as Pillow does: what is between the passes is rounded.
+    columns = _rounded(graph, graph.add("MatMul", [floats, graph.add("Transpose", [weights], perm=[1, 0])]))
+    rows = _rounded(graph, graph.add("MatMul", [weights, columns]))
+    graph.add("Cast", [rows], IMAGES, to=kinds.UINT8)
     edges = []
     for first, length, cells in zip(before, (height, width), grid, strict=True):
         last = graph.calculate("Mul", graph.calculate("Add", first, length), cells)
@@ -95,6 +97,42 @@ def preparation_graph(settings: Preprocessing, size: int, grid: tuple[int, int])
         ),
         opset_imports=[helper.make_opsetid("", OPSET)],
     )  # fmt: skip
+
+
+def _weights(graph: _Graph, side: str, size: int) -> str:
+    """Return the weights (size, side) by which pixels of a side of any length make those of the resized one.
+
+    Pixel x lies (x + ½)·size/side - (i + ½) pixels from pixel i of the result. Where the picture shrinks, the cubic is
+    as wide as it does. In halves of a pixel times both sizes, distances are whole numbers, which float32 holds.
+    """
+    kinds = onnx_module("TensorProto")
+    zero, one = graph.constant(0), graph.constant(1)
+    pixels = graph.add("Range", [zero, side, one])
+    centers = graph.calculate("Mul", graph.calculate("Add", graph.calculate("Mul", pixels, 2), 1), size)
+    wanted = graph.constant((2 * np.arange(size) + 1)[:, None])
+    distances = graph.calculate("Sub", centers, graph.calculate("Mul", wanted, side))
+    unit = graph.calculate("Mul", graph.calculate("Max", side, size), 2)
+    far = graph.add("Abs", [graph.add("Div", [graph.add("Cast", [one], to=kinds.FLOAT) for one in (distances, unit)])])
+
+    def polynomial(*factors: float) -> str:
+        """Add a polynomial of the distances, by Horner's rule."""
+        value = graph.constant(factors[0], np.float32)
+        for factor in factors[1:]:
+            value = graph.add("Add", [graph.add("Mul", [value, far]), graph.constant(factor, np.float32)])
+        return value
+
+    near = graph.add("Less", [far, graph.constant(1, np.float32)])
+    within = graph.add("Less", [far, graph.constant(2, np.float32)])
+    outer = graph.add("Where", [within, polynomial(-0.5, 2.5, -4, 2), graph.constant(0, np.float32)])
+    weights = graph.add("Where", [near, polynomial(1.5, -2.5, 0, 1), outer])
+    total = graph.add("ReduceSum", [weights, graph.constant([1])], keepdims=1)  # at the border less than 1 is left
+    return graph.add("Div", [weights, total])
+
+
+def _rounded(graph: _Graph, values: str) -> str:
+    """Round to levels of 8 bits, halves upward."""
+    whole = graph.add("Floor", [graph.add("Add", [values, graph.constant(0.5, np.float32)])])
+    return graph.add("Clip", [whole, graph.constant(0, np.float32), graph.constant(255, np.float32)])
 
 
 def _padded(graph: _Graph, planes: str, pad: str, side: str, before: Sequence[str], lengths: Sequence[str]) -> str:
