@@ -32,7 +32,7 @@ def export(
     """Write a model's networks to ONNX and its banks beside them, for programs without Python.
 
     The extractor of pictures (of patchcore, btf, m3dm, lsfa and cfm) has the preparation of a picture in it, where the
-    model keeps the background. Networks of point clouds are left out. Each network is compared with PyTorch.
+    model keeps the background. Networks of point clouds take groups of points. Each network is compared with PyTorch.
     """
     from mmad_bank import exporting, methods
 

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from mmad_bank.errors import InputError
-from mmad_bank.features import EfficientNetLite, RGBExtractor
+from mmad_bank.features import EfficientNetLite, PointPatches, RGBExtractor
+from mmad_bank.features.point_transformer import PointTransformer
 from mmad_bank.features.tiles import TiledExtractor
 from mmad_bank.methods import BTF, CFM, LSFA, M3DM, Method, PatchCore
 
 _EXAMPLES = 2  # images: a batch of one would be taken for a size that never changes
 _ROWS = 50
+_SIDE = 0.1  # metres
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,17 @@ class Network:
     grid: tuple[int, int] | None = None
 
 
+class _Groups(nn.Module):
+    """The transformer of a point cloud's groups, without the sampling of these."""
+
+    def __init__(self, network: PointTransformer) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, groups: Tensor, centers: Tensor) -> Tensor:
+        return self.network.tokens(groups, centers)
+
+
 class _Adapted(nn.Module):
     """An extractor with the adaptor of its features behind it (LSFA)."""
 
@@ -64,6 +77,10 @@ def networks_of(method: Method) -> Iterator[Network]:
     extractors = cast("Any", method).extractors_.networks
     if "rgb" in extractors:
         yield _of_pictures(method, extractors["rgb"])
+    points = extractors.get("xyz")
+    points = points.network if isinstance(points, PointPatches) else points
+    if isinstance(points, PointTransformer):
+        yield _of_points(points)
     if isinstance(method, CFM):
         for name, mapping in method.mappings_.items():
             rows = torch.rand(_ROWS, mapping.in_dim)
@@ -89,6 +106,13 @@ def _of_pictures(method: Any, network: nn.Module) -> Network:
     return Network(
         "rgb", own, {"images": images}, axes={"images": {0: "batch"}}, takes_pictures=True, grid=network.grid
     )
+
+
+def _of_points(network: PointTransformer) -> Network:
+    """Return the network of a cloud's groups, which has no other number of them than it was made for."""
+    groups = torch.rand(network.num_groups, network.group_size, 3) * _SIDE
+    centers = torch.rand(1, network.num_groups, 3) * _SIDE
+    return Network("xyz-groups", _Groups(in_float32(network)).eval(), {"groups": groups, "centers": centers}, "tokens")
 
 
 def in_float32(network: nn.Module) -> Any:

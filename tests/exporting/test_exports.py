@@ -98,13 +98,26 @@ def test_prepared_squares_of_any_number(tmp_path: Path) -> None:
 def test_mappings_between_modalities(tmp_path: Path) -> None:
     method = CFM("efficientnet_lite0", **CFM_ARGUMENTS).fit([a_part(seed) for seed in range(4)])
     said = exporting.export(method, tmp_path / "export")
-    assert sorted(said["networks"]) == ["mapping-rgb", "mapping-xyz", "rgb"]
+    assert sorted(said["networks"]) == ["mapping-rgb", "mapping-xyz", "rgb", "xyz-groups"]
     assert said["banks"] == {}
     for name, mapping in method.mappings_.items():
         rows = torch.rand(7, mapping.in_dim)
         (found,) = run(tmp_path / "export" / f"mapping-{name}.onnx", {"source": rows.numpy()}).values()
         with torch.no_grad():
             np.testing.assert_allclose(found, mapping(rows).numpy(), atol=1e-4, rtol=1e-4)
+
+
+def test_groups_of_points(tmp_path: Path) -> None:
+    """What the network says of a cloud is what ONNX says of its groups, in the order of their sampling."""
+    method = CFM("efficientnet_lite0", **CFM_ARGUMENTS).fit([a_part(seed) for seed in range(4)])
+    exporting.export(method, tmp_path / "export")
+    network = method.extractors_.networks["xyz"]
+    cloud = torch.rand(400, 3) * 0.1
+    expected, centers = network([cloud])
+    groups = network._groups([cloud], centers)
+    inputs = {"groups": groups.numpy(), "centers": centers.numpy()}
+    (found,) = run(tmp_path / "export" / "xyz-groups.onnx", inputs).values()
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "resnet18"])
