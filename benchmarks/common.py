@@ -32,7 +32,8 @@ from mmad_bank.evaluation import FUSED, RESULT
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = 1
-PACKAGES = ("torch", "numpy", "faiss-cpu", "faiss-gpu", "scikit-learn", "anomalib", "hnswlib", "usearch", "timm")
+PACKAGES = ("torch", "numpy", "faiss-cpu", "faiss-gpu", "scikit-learn", "anomalib", "hnswlib", "usearch", "timm",
+            "onnxruntime", "openvino")  # fmt: skip
 ISA_FLAGS = ("avx2", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_bf16", "amx_int8")
 
 

@@ -9,13 +9,14 @@
     python benchmarks/methods.py regions [--data DIR] [--only CATEGORY,...] [--seeds 3] [--json DIR]
     python benchmarks/methods.py real --data DIR [--only CATEGORY,...] [--json benchmarks/results]
     python benchmarks/methods.py accelerated --data DIR [--only CATEGORY,...] [--coresets 1] [--json benchmarks/results]
+    python benchmarks/methods.py runtimes [--threads 1] [--json benchmarks/results]
 
 The second tests the false-alarm rates that verdicts promise, on synthetic images and on the normal ones of a data set.
 The third runs every method on MVTec 3D-AD or Eyecandies, with the published figures beside the measured ones; the
 fourth prints tables of the papers by name, on synthetic data where no data set is given; the fifth says which there
-are. The last four run PatchCore on pictures in MVTec AD's layout: with a grid of bundled networks and settings; with
+are. The next four run PatchCore on pictures in MVTec AD's layout: with a grid of bundled networks and settings; with
 the bundled one, whose regions are compared with the defects' masks; with the bundled one beside anomalib's; and
-anomalib's as it is beside anomalib's accelerated.
+anomalib's as it is beside anomalib's accelerated. The last times the extractors by the libraries that run them.
 Prints the machine, the versions and the tables; ``--json`` also writes them to a file. README.md beside this file says
 what is measured and how to read it.
 """
@@ -37,8 +38,9 @@ from mmad_bank.methods.readings import Recipe
 
 PARTS = (
     "inference", "accuracy", "readings", "decisions", "promise", "papers", "bundled", "regions", "real", "accelerated",
+    "runtimes",
 )  # fmt: skip
-ASKED = ("papers", "bundled", "regions", "real", "accelerated")
+ASKED = ("papers", "bundled", "regions", "real", "accelerated", "runtimes")
 """Parts that run when they are named, or when an argument of theirs is given."""
 COMMON = ("methods", "seeds", "first_seed", "categories", "images", "precision", "splits")
 """Arguments that a result file always names."""

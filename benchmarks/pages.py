@@ -29,7 +29,7 @@ TITLES = {
     "decisions": "Decisions", "promise": "The promised false-alarm rate",
     "papers": "The papers' tables", "bundled": "Bundled networks",
     "regions": "Regions and defects",
-    "real": "Real pictures", "accelerated": "anomalib, accelerated", "gpu": "On a GPU",
+    "real": "Real pictures", "accelerated": "anomalib, accelerated", "runtimes": "Runtimes", "gpu": "On a GPU",
 }  # fmt: skip
 """Headings of the pages, by name, in the order of the index."""
 EMPTY_PAGE = "This page shows the tables of every run that is kept. None of this part is, so it shows no figures."

@@ -13,14 +13,14 @@ __version__ = "0.1.0"
 
 _EXPORTS = {"MemoryBank": "bank", "MultiBank": "bank"}
 _SUBMODULES = (
-    "adaptation", "bank", "bench", "calibration", "cli", "data", "demo", "errors", "evaluation", "extraction",
-    "features", "fusion", "integrations", "methods", "metrics", "monitoring", "ops", "report", "scoring", "synthetic",
-    "tuning",
+    "adaptation", "bank", "bench", "calibration", "cli", "data", "demo", "errors", "evaluation", "exporting",
+    "extraction", "features", "fusion", "integrations", "methods", "metrics", "monitoring", "ops", "report",
+    "scoring", "synthetic", "tuning",
 )  # fmt: skip
 __all__ = [
     "MemoryBank", "MultiBank", "__version__", "adaptation", "bank", "bench", "calibration", "cli", "data", "demo",
-    "errors", "evaluation", "extraction", "features", "fusion", "integrations", "methods", "metrics", "monitoring",
-    "ops", "report", "scoring", "synthetic", "tuning",
+    "errors", "evaluation", "exporting", "extraction", "features", "fusion", "integrations", "methods", "metrics",
+    "monitoring", "ops", "report", "scoring", "synthetic", "tuning",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         demo,
         errors,
         evaluation,
+        exporting,
         extraction,
         features,
         fusion,

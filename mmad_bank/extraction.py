@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -25,8 +26,11 @@ from mmad_bank._internal.timing import timed
 from mmad_bank.data.recipes import OtherPreparation
 from mmad_bank.data.sample import Sample
 from mmad_bank.errors import InputError, MmadBankError, NoneUsableError
+from mmad_bank.features.runtimes import Frozen, Runtime
+from mmad_bank.features.tiles import TiledExtractor
 
 Modality = Literal["rgb", "xyz"]
+AnyExtractors = TypeVar("AnyExtractors", bound="Extractors")
 _NOTED_EVERY = 10.0  # seconds
 
 
@@ -76,6 +80,20 @@ class Extractors:
                 batch = torch.stack([getattr(sample, modality) for sample in samples]).to(self.device)
                 features.update(self._describe(modality, network, batch))
         return features
+
+    def by(self: AnyExtractors, runtime: Runtime) -> AnyExtractors:
+        """Return the same extractors, with the same weights, run by a library, see :mod:`mmad_bank.features.runtimes`.
+
+        Raises:
+            InputError: There is no such library.
+            MissingExtraError: It is not installed.
+        """
+        other = copy.copy(self)
+        other.networks = {
+            name: network.by(runtime) if isinstance(network, (Frozen, TiledExtractor)) else network
+            for name, network in self.networks.items()
+        }
+        return other
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -33,14 +33,15 @@ ROOMS: dict[str, set[str]] = {
     "adaptation": {"extraction", "features", "ops"},
     "methods": {"adaptation", "fusion", "extraction", "features", "data", "bank", "ops", "scoring", "calibration"},
     "evaluation": {"methods", "metrics", "data", "calibration"},
+    "exporting": {"methods", "features", "data"},
     "tuning": {"bank", "ops", "scoring", "metrics"},
     "integrations": {"bank", "ops", "calibration"},
     "report": {"evaluation", "methods", "data", "calibration"},
     "bench": {"methods", "synthetic", "extraction", "fusion", "features", "data", "bank"},
     "demo": {"report", "evaluation", "methods", "synthetic", "features", "data"},
     "cli": {
-        "demo", "bench", "report", "tuning", "evaluation", "methods", "extraction", "features", "synthetic", "data",
-        "metrics", "monitoring", "bank", "ops", "scoring", "calibration",
+        "demo", "bench", "report", "tuning", "exporting", "evaluation", "methods", "extraction", "features",
+        "synthetic", "data", "metrics", "monitoring", "bank", "ops", "scoring", "calibration",
     },
 }  # fmt: skip
 """What each part of the package may import, beside :data:`EVERYBODY`'s."""

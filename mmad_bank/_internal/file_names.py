@@ -10,4 +10,6 @@ PREPARED = "prepared.json"
 """In a prepared data set."""
 SYNTHETIC = "synthetic.json"
 """In a synthetic data set."""
-ALL = (MODEL, BANKS, EXTRACTION, PREPARED, SYNTHETIC)
+EXPORT = "export.json"
+"""In a folder of a model that was exported to ONNX."""
+ALL = (MODEL, BANKS, EXTRACTION, PREPARED, SYNTHETIC, EXPORT)

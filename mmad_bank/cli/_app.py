@@ -14,6 +14,7 @@ from mmad_bank.cli import (
     data,
     demo,
     evaluation,
+    export,
     extract,
     fit,
     info,
@@ -65,6 +66,7 @@ fit.register(app)
 train.register(app)
 evaluation.register(app)
 predict.register(app)
+export.register(app)
 bench.register(app)
 tune.register(app)
 demo.register(app)

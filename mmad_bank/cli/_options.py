@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mmad_bank.cli._words import FolderLayout, LengthUnit, Reweighting, option
+from mmad_bank.cli._words import FolderLayout, LengthUnit, Reweighting, Runtime, option
 
 Json = Annotated[bool, option("--json")]
 Overwrite = Annotated[bool, option("--overwrite")]
@@ -37,6 +37,7 @@ Reweight = Annotated[Reweighting, option("--reweight")]
 FailOnBad = Annotated[bool, option("--fail-on-bad")]
 _USUAL_RATE = "1 %, or the smallest that can be promised"
 ModelRate = Annotated[str | None, option("--false-alarm-rate", f" (default: the model's; without one {_USUAL_RATE})")]
+ModelRuntime = Annotated[Runtime | None, option("--runtime")]
 CalibrationRate = Annotated[
     str | None, option("--false-alarm-rate", "; its threshold is told beside those at 10, 5, 1 and 0.1 %")
 ]

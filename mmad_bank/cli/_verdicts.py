@@ -50,16 +50,18 @@ def parse_rate(text: str | None) -> float | None:
     raise InputError(f"--false-alarm-rate: expected a share above 0 and below 1, such as 0.01 or 1%, found {text!r}")
 
 
-def at_rate(method: AnyMethod, rate: float | None) -> AnyMethod:
-    """Return a fitted method that judges at a false-alarm rate; itself where none is asked for.
+def as_asked(method: AnyMethod, rate: float | None, runtime: str | None = None) -> AnyMethod:
+    """Return a fitted method that judges at a false-alarm rate, by a runtime; itself where none is asked for.
 
     Raises:
-        InputError: It is not calibrated, or on too few images.
+        InputError: It is not calibrated, or on too few images, or has no network that runtimes run.
     """
-    if rate is None:
+    asked = {"false_alarm_rate": rate, "runtime": runtime}
+    changes = {name: value for name, value in asked.items() if value is not None}
+    if not changes:
         return method
-    with argument_called(false_alarm_rate="--false-alarm-rate"):
-        return method.with_arguments(false_alarm_rate=rate)
+    with argument_called(false_alarm_rate="--false-alarm-rate", runtime="--runtime"):
+        return method.with_arguments(**changes)
 
 
 def word_verdict(is_bad: bool) -> str:

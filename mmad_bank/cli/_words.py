@@ -14,6 +14,7 @@ import typer
 Axes = Literal["auto", "rows", "bchw", "bhwc"]
 BankPrecision = Literal["auto", "float32", "half", "int8"]
 ComputeDtype = Literal["float32", "bfloat16"]
+Runtime = Literal["torch", "openvino"]
 FolderLayout = Literal["auto", "mvtec3d", "eyecandies", "folder", "mvtec_ad", "visa", "real3d", "pictures"]
 LengthUnit = Literal["m", "cm", "mm", "um"]
 Measure = Literal["error", "auroc"]
@@ -171,6 +172,10 @@ WORDS: dict[str, Word] = {
         " LSFA's adaptors, MDSS's signed distances.",
     ),
     "--bundled": Word(bool, "Take small extractors that need no download: EfficientNet-Lite and FPFH."),
+    "--runtime": Word(
+        Runtime, "Library that runs the network of color images on a CPU; scores are the same but for rounding"
+        " (default: the model's)."
+    ),
     "--compute-dtype": Word(ComputeDtype, "Type in which the networks multiply."),
     "--device": Word(str, "Device to compute on: cpu, cuda or cuda:N."),
     "--methods": Word(str, "Methods to measure, joined by commas (default: all).", _NAMES,

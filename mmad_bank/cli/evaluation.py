@@ -22,6 +22,7 @@ from mmad_bank.cli._options import (
     Json,
     Layout,
     ModelRate,
+    ModelRuntime,
     ModelUnits,
     Overwrite,
     ResultsFile,
@@ -39,7 +40,7 @@ from mmad_bank.cli._output import (
 )
 from mmad_bank.cli._swapped import check_model_first
 from mmad_bank.cli._values import check_device, parse_categories
-from mmad_bank.cli._verdicts import FIT_ANEW, at_rate, parse_rate, warn_if_outdated
+from mmad_bank.cli._verdicts import FIT_ANEW, as_asked, parse_rate, warn_if_outdated
 from mmad_bank.cli._words import option
 from mmad_bank.errors import InputError, did_you_mean
 
@@ -72,6 +73,7 @@ def evaluate(
     units: ModelUnits = None,
     trust_index: TrustIndex = False,
     device: Device = "cpu",
+    runtime: ModelRuntime = None,
     force: Force = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -104,7 +106,7 @@ def evaluate(
     for number, (name, folder) in enumerate(chosen.items(), 1):
         with within(name, number, len(chosen)):
             with doing(f"loading {folder}"):
-                method = at_rate(methods.load(folder, target, trust_index=trust_index), rate)
+                method = as_asked(methods.load(folder, target, trust_index=trust_index), rate, runtime)
             warn_if_outdated(folder, method.calibration_outdated, FIT_ANEW)
             evaluation = run(
                 method, splits[name], batch=batch, examples=_EXAMPLES if page else 0, watch=page and page.watch,

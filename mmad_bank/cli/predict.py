@@ -6,13 +6,11 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from mmad_bank._internal.file_names import MODEL
 from mmad_bank._internal.files import real_path
 from mmad_bank._internal.progress import doing, progress_bar, within
 from mmad_bank._internal.terminal import say
@@ -23,6 +21,7 @@ from mmad_bank.cli._options import (
     Json,
     Layout,
     ModelRate,
+    ModelRuntime,
     ModelUnits,
     Overwrite,
     TrustIndex,
@@ -39,8 +38,9 @@ from mmad_bank.cli._output import (
     show_progress,
     unfinished,
 )
-from mmad_bank.cli._parts import judge, name_of, parts_shown, say_notes, summary, word_row
-from mmad_bank.cli._pictures import PICTURES, are_pictures, in_words, say_pictures
+from mmad_bank.cli._parts import judge, name_of, say_notes, summary, word_row
+from mmad_bank.cli._pictures import PICTURES
+from mmad_bank.cli._predict_groups import Group, files_found, groups_of, samples_of
 from mmad_bank.cli._predicted import (
     POINTS,
     WRITTEN,
@@ -50,16 +50,16 @@ from mmad_bank.cli._predicted import (
     write_jsonl,
     write_prediction,
 )
-from mmad_bank.cli._sample_files import Samples, main_files, read_files
+from mmad_bank.cli._sample_files import Samples
 from mmad_bank.cli._swapped import check_model_first
 from mmad_bank.cli._values import check_device, parse_categories, parse_scale
-from mmad_bank.cli._verdicts import FIT_ANEW, NOT_CALIBRATED, at_rate, end_on_bad, parse_rate, warn_if_outdated
+from mmad_bank.cli._verdicts import FIT_ANEW, NOT_CALIBRATED, as_asked, end_on_bad, parse_rate, warn_if_outdated
 from mmad_bank.cli._words import SplitName, option
-from mmad_bank.cli.evaluation import Force, ModelFolder, check_models, choose_models, models_in
+from mmad_bank.cli.evaluation import Force, ModelFolder
 from mmad_bank.errors import InputError, MissingExtraError, MmadBankError
 
 if TYPE_CHECKING:
-    from mmad_bank.data import PartView, SampleDataset, ViewPattern
+    from mmad_bank.data import PartView, SampleDataset
     from mmad_bank.methods import Method
 
 
@@ -103,6 +103,7 @@ def predict(
     units: ModelUnits = None,
     trust_index: TrustIndex = False,
     device: Device = "cpu",
+    runtime: ModelRuntime = None,
     force: Force = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -126,7 +127,7 @@ def predict(
     rate = parse_rate(false_alarm_rate)
     if explain < 0:
         raise InputError(f"--explain: expected at least 0, found {explain}")
-    groups = _groups(model, inputs, parse_categories(categories), split, layout, units)
+    groups = groups_of(model, inputs, parse_categories(categories), split, layout, units)
     samples = [name for group in groups for name, _ in group.samples]
     job = {"predict": [str(real_path(path)) for path in (model, *inputs)], "category": categories, "split": split}
     job |= {"units": units} if units else {}
@@ -136,14 +137,14 @@ def predict(
     job |= {"tables": tables} if tables else {}
     several = len(samples) > 1 or any(path.is_dir() or is_list(path) or is_pattern(path) for path in inputs)
     written = [str(Path(name if several else ".", file)) for name in samples for file in (*WRITTEN, POINTS)]
-    mine, read = overwrite or is_unfinished(out, job), (model, *inputs, *_files_found(inputs, groups))
+    mine, read = overwrite or is_unfinished(out, job), (model, *inputs, *files_found(inputs, groups))
     _check_own_folders(out, maps, (model, *inputs), groups, samples if several else [])
     check_output_folder(out, "--out", outputs=written, inputs=read, overwrite=mine)
     check_outputs({"--csv": csv, "--jsonl": jsonl}, inputs=read, overwrite=mine)
     if maps is not None:
         check_output_folder(maps, "--maps", outputs=[f"{name}.tiff" for name in samples], inputs=read, overwrite=mine)
     run = _Predicting(
-        out, maps, several, limits, explain, rate, views, fail_on_bad, target, trust_index, force,
+        out, maps, several, limits, explain, rate, views, fail_on_bad, target, runtime, trust_index, force,
         show_progress(as_json),
     )  # fmt: skip
     alone = run.load(groups[0]) if len(groups) == 1 else None  # refused before anything is written
@@ -179,7 +180,7 @@ def predict(
 
 
 def _check_own_folders(
-    out: Path, maps: Path | None, inputs: Sequence[Path], groups: Sequence[_Group], names: Sequence[str]
+    out: Path, maps: Path | None, inputs: Sequence[Path], groups: Sequence[Group], names: Sequence[str]
 ) -> None:
     """Refuse folders for results that are inputs, or in which results would be taken for inputs the next time.
 
@@ -189,108 +190,13 @@ def _check_own_folders(
         InputError: One is.
     """
     folders = [path for path in inputs if path.is_dir()]
-    files = [*(path for path in inputs if not path.is_dir()), *_files_found(inputs, groups)]
+    files = [*(path for path in inputs if not path.is_dir()), *files_found(inputs, groups)]
     beside = not names or any((out / name).is_file() for name in names)
     check_own_folder(out, "--out", [*folders, *(file.parent for file in files if beside)])
     if maps is not None:
         check_own_folder(maps, "--maps", folders)
         if any(dataset.layout == PICTURES for group in groups for _, dataset in group.datasets):
             check_own_folder(maps, "--maps", [path for path in inputs[1:] if path.is_dir()], below=True)
-
-
-@dataclass
-class _Group:
-    """Samples that one model scores.
-
-    Attributes:
-        name: The category; empty where there is one model only.
-        model: Folder of the model.
-        samples: Ids, and functions that read them.
-        datasets: Data sets that they are of, by name; nothing for single files.
-        alone: Files of the samples that were given file by file.
-    """
-
-    name: str
-    model: Path
-    samples: Samples
-    datasets: list[tuple[str, SampleDataset]]
-    alone: list[Path] = field(default_factory=list)
-
-    def show(self, pattern: ViewPattern) -> tuple[dict[str, PartView], dict[str, str]]:
-        """Put the samples in the order of the parts that they show; return which these are, and why some are none."""
-        files = self.alone or [record.main_file for _, dataset in self.datasets for record in dataset.records]
-        ids = [name for name, _ in self.samples]
-        shown, left_out = parts_shown(pattern, ids, files, alone=bool(self.alone), category=self.name)
-        reads = dict(self.samples)
-        self.samples = [(name, reads[name]) for name in shown]
-        return shown, left_out
-
-
-def _groups(
-    model: Path, inputs: Sequence[Path], categories: list[str] | None, split: str, layout: str, units: str | None
-) -> list[_Group]:
-    """Find the model of every sample."""
-    if are_pictures(inputs, layout):
-        return [_group_of_pictures(model, inputs, categories, layout)]
-    if len(inputs) != 1 or not inputs[0].is_dir():
-        found = _model_of_files(model, categories)
-        return [_Group("", found, list(read_files(inputs, units)), [], main_files(inputs))]
-    from mmad_bank.data import categories_of, open_dataset
-
-    place, there = inputs[0], categories_of(inputs[0], layout)
-    chosen = choose_models(model, place, categories, layout)
-    by_model: dict[Path, list[str]] = {}
-    for name, folder in chosen.items():
-        by_model.setdefault(folder, []).append(name)
-    groups = []
-    for folder, names in by_model.items():
-        # All categories at once: some may lack the split.
-        wanted = [None] if categories is None and names == there else names
-        opened = [(str(place), open_dataset(place, name, split, layout, units=units)) for name in wanted]
-        groups.append(_Group(names[0] if len(by_model) > 1 else "", folder, _samples_of(opened), opened))
-    return groups
-
-
-def _files_found(inputs: Sequence[Path], groups: Sequence[_Group]) -> list[Path]:
-    """Return the pictures that lists and patterns name, none of which may be written over; folders guard their own."""
-    if all(path.is_dir() for path in inputs):
-        return []
-    records = [record for group in groups for _, dataset in group.datasets for record in dataset.records]
-    return [path for record in records for path in (record.rgb, record.xyz) if path is not None]
-
-
-def _group_of_pictures(model: Path, inputs: Sequence[Path], categories: list[str] | None, layout: str) -> _Group:
-    """Open plain pictures, whose model nothing tells but the user."""
-    from mmad_bank.data import PicturesDataset
-
-    dataset = PicturesDataset(inputs, split="test")
-    say_pictures(inputs, [dataset], layout)
-    opened: list[tuple[str, SampleDataset]] = [(in_words(inputs), dataset)]
-    return _Group("", _model_of_files(model, categories), _samples_of(opened), opened)
-
-
-def _samples_of(datasets: Sequence[tuple[str, SampleDataset]]) -> Samples:
-    """Return ids, and functions that read the samples; no truth is asked for."""
-    return [
-        (record.id, partial(dataset.__getitem__, number))
-        for dataset in (one.without_truths() for _, one in datasets)
-        for number, record in enumerate(dataset.records)
-    ]
-
-
-def _model_of_files(model: Path, categories: list[str] | None) -> Path:
-    """Return the model that scores files, whose category nothing tells but the user."""
-    found = {} if (model / MODEL).is_file() else models_in(model)
-    if not found:
-        return model  # whoever loads it says what is missing
-    names = categories or list(found)
-    check_models(model, names, found)
-    if len(names) > 1:
-        raise InputError(
-            f"--categories: expected the category that the files are of, found {'several' if categories else 'none'};"
-            f" {model} has models of {', '.join(found)}"
-        )
-    return found[names[0]]
 
 
 def _colour_scale(model: Path, method: Method, results: list[dict[str, Any]]) -> tuple[float, float]:
@@ -317,6 +223,7 @@ class _Predicting:
     views: str | None
     fail_on_bad: bool
     device: str
+    runtime: str | None
     trust_index: bool
     force: bool
     progress: bool
@@ -325,7 +232,7 @@ class _Predicting:
     failed: dict[str, str] = field(default_factory=dict)
     scales: dict[str, list[float]] = field(default_factory=dict)
 
-    def load(self, group: _Group) -> Method:
+    def load(self, group: Group) -> Method:
         """Load a group's model, and refuse samples that it was not made for."""
         from mmad_bank import methods
         from mmad_bank.methods.part_verdicts import pattern_of
@@ -335,17 +242,17 @@ class _Predicting:
         if self.fail_on_bad and method.calibration_ is None:
             raise InputError(f"--fail-on-bad: {NOT_CALIBRATED}: {group.model}")
         pattern_of(method, self.views)
-        method = at_rate(method, self.rate)
+        method = as_asked(method, self.rate, self.runtime)
         warn_if_outdated(group.model, method.calibration_outdated, FIT_ANEW)
         if self.force or not group.datasets:
             return method
         group.datasets = [(name, cast("SampleDataset", method.suited(one, name))) for name, one in group.datasets]
-        group.samples = _samples_of(group.datasets)
+        group.samples = samples_of(group.datasets)
         for name, dataset in group.datasets:
             method.check(dataset, name)
         return method
 
-    def predict_categories(self, groups: list[_Group]) -> None:
+    def predict_categories(self, groups: list[Group]) -> None:
         """Score category after category; one whose model cannot be used is left out."""
         for number, group in enumerate(groups, 1):
             with within(group.name, number, len(groups)):
@@ -356,7 +263,7 @@ class _Predicting:
                 else:
                     self.predict(group, method)
 
-    def predict(self, group: _Group, method: Method) -> None:
+    def predict(self, group: Group, method: Method) -> None:
         """Score a group's samples, and draw their overlays in the model's colors."""
         from mmad_bank.methods.part_verdicts import pattern_of
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mmad_bank._internal.checks import check_choice
 from mmad_bank._internal.weights import bundled_package
 from mmad_bank.errors import InputError, MissingExtraError
+from mmad_bank.features.runtimes import Frozen
 
 Padding = Literal["zero", "reflect"]
 """What a convolution sees beyond the border of its map."""
@@ -117,7 +118,7 @@ def embedded_network(variant: int = 0, *, pretrained: bool = True) -> Any:
     return network.eval()
 
 
-class EfficientNetLite(nn.Module):
+class EfficientNetLite(Frozen):
     """Patch features of several stages of EfficientNet-Lite0, 1 or 2, brought to one grid and concatenated.
 
     As in PatchCore (Roth et al. 2022, section 3.1) each stage's map is averaged over a small neighbourhood before the
@@ -213,7 +214,10 @@ class EfficientNetLite(nn.Module):
         Raises:
             InputError: The shape or the range is another one.
         """
-        x = self._normalise(images)
+        return self.run(self._normalise(images))
+
+    def body(self, x: Tensor) -> Tensor:
+        """Describe normalized images (B, 3, H, W), see :meth:`forward`."""
         x = self.stem(x)
         maps = {}
         for stage, block in enumerate(self.blocks):

@@ -23,6 +23,7 @@ from mmad_bank.features.point_bert import PointBERT
 from mmad_bank.features.point_mae import PointMAE
 from mmad_bank.features.point_transformer import READINGS, BatchNorm, PointTransformer
 from mmad_bank.features.rgb import RGBExtractor
+from mmad_bank.features.runtimes import Runtime, check_runtime
 
 BUNDLED_RGB = "efficientnet_lite2.reflect"
 """The RGB extractor of the banks' bundled settings; its weights come from the package index."""
@@ -149,6 +150,7 @@ def make_rgb_extractor(
     grid: tuple[int, int] = (28, 28),
     image_size: int = 224,
     compute_dtype: ComputeDtype = "float32",
+    runtime: Runtime = "torch",
 ) -> RGBExtractor | EfficientNetLite:
     """Make the extractor of colour images.
 
@@ -161,15 +163,18 @@ def make_rgb_extractor(
         grid: (h, w) of the patches.
         image_size: Pixels per side of the images.
         compute_dtype: Number type of the products; the bundled network always takes float32.
+        runtime: Library that runs it on a CPU: ``"torch"`` or ``"openvino"``, see :mod:`mmad_bank.features.runtimes`.
 
     Raises:
         InputError: The model is unknown, or its weights cannot be had.
         FormatError: The file is for another architecture.
+        MissingExtraError: A package is not installed.
 
     Example:
         >>> make_rgb_extractor("efficientnet_lite0", "random").dim
         656
     """
+    check_runtime(runtime)
     if comes_with_a_package(model):
         name = model.removesuffix(REFLECTING)
         padding: Padding = "zero" if name == model else "reflect"
@@ -180,13 +185,16 @@ def make_rgb_extractor(
             )
         if weights not in (PRETRAINED, RANDOM):
             load_state(network, weights)
+        network.runtime = runtime
         return network
     checkpoint = None if weights in (PRETRAINED, RANDOM) else weights
     with doing(f"loading {model}"):
-        return RGBExtractor(
+        extractor = RGBExtractor(
             model, checkpoint, layers=layers, image_size=image_size, grid=grid, download=weights == PRETRAINED,
             compute_dtype=compute_dtype,
         )  # fmt: skip
+    extractor.runtime = runtime
+    return extractor
 
 
 @formerly(precision="compute_dtype")

@@ -305,19 +305,30 @@ class PointTransformer(nn.Module):
         floor = _PUBLISHED_FLOOR if self.skip_near_origin else None
         picks = farthest_point_sample(clouds, self.num_groups, min_norm_sq=floor)
         centers = torch.stack([cloud[rows] for cloud, rows in zip(clouds, picks, strict=True)])
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.compute_dtype == "bfloat16"):
-            groups = self._encode(clouds, centers).view(*centers.shape[:2], self.group_width)
-            x, position = self._sequence(groups, self.pos_embed(centers))
+        return self.tokens(self._groups(clouds, centers), centers), centers
+
+    def tokens(self, groups: Tensor, centers: Tensor) -> Tensor:
+        """Describe groups of points.
+
+        Args:
+            groups: (B·G, S, 3), the points of each group, relative to its center.
+            centers: (B, G, 3).
+
+        Returns:
+            Tokens (B, G, 384·layers) float32.
+        """
+        with torch.autocast(centers.device.type, torch.bfloat16, enabled=self.compute_dtype == "bfloat16"):
+            encoded = self._encode(groups).view(*centers.shape[:2], self.group_width)
+            x, position = self._sequence(encoded, self.pos_embed(centers))
             outputs = []
             for i, block in enumerate(self.blocks.blocks):
                 x = block(x + position)
                 if i in self.layers:
                     outputs.append(self.norm(x)[:, self.n_prefix :])
-        return torch.cat(outputs, dim=-1).float(), centers
+        return torch.cat(outputs, dim=-1).float()
 
-    def _encode(self, clouds: list[Tensor], centers: Tensor) -> Tensor:
-        """Encode the groups of all clouds: (B·G, group_width)."""
-        groups = self._groups(clouds, centers)
+    def _encode(self, groups: Tensor) -> Tensor:
+        """Encode groups: (B·G, group_width)."""
         if self.batch_norm == "batch":
             return torch.cat([self.encoder(own, True) for own in groups.split(self.num_groups)])
         encoded: Tensor = self.encoder(groups, False)

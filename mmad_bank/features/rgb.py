@@ -20,6 +20,7 @@ from mmad_bank._internal.progress import announce
 from mmad_bank._internal.state_dicts import load_matching, read_torch
 from mmad_bank._internal.weights import cached_file, find, megabytes
 from mmad_bank.errors import FormatError, InputError, MissingExtraError
+from mmad_bank.features.runtimes import Frozen
 
 DEFAULT_MODEL = "vit_base_patch8_224.dino"
 HOW_WITHOUT_DOWNLOAD = (
@@ -29,7 +30,7 @@ HOW_WITHOUT_DOWNLOAD = (
 """ViT-B/8 trained by DINO: M3DM's and CFM's RGB extractor."""
 
 
-class RGBExtractor(nn.Module):
+class RGBExtractor(Frozen):
     """Patch features of one or more layers of any timm model, frozen.
 
     Vision transformers: the patch tokens after the chosen blocks, each through the final norm (M3DM, section 4.1: the
@@ -145,7 +146,10 @@ class RGBExtractor(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Extract as :meth:`forward` does, with gradients for weights that want them."""
-        x = (self._in_unit_range(images) - self.mean) / self.std
+        return self.run((self._in_unit_range(images) - self.mean) / self.std)
+
+    def body(self, x: Tensor) -> Tensor:
+        """Describe normalized images (B, 3, S, S), see :meth:`forward`."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.compute_dtype == "bfloat16"):
             maps = self.network.forward_intermediates(
                 x, indices=list(self.layers), intermediates_only=True, stop_early=True, output_fmt="NCHW",

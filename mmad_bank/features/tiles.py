@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmad_bank.errors import InputError
+from mmad_bank.features.runtimes import Frozen, Runtime
 
 _AT_ONCE = 8  # tiles in a batch: what bounds the memory of the network's layers
 
@@ -96,6 +97,11 @@ class TiledExtractor(nn.Module):
     def name(self) -> str:
         """Name of the extractor, as a bank file records it."""
         return f"{self.network.name} tiles {self.tile} overlap {self.overlap} of {self.image_size}"
+
+    def by(self, runtime: Runtime) -> TiledExtractor:
+        """Return the same extractor with its network run by a library, see :meth:`Frozen.by`."""
+        assert isinstance(self.network, Frozen)
+        return TiledExtractor(self.network.by(runtime), self.image_size, self.tile, self.overlap)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:

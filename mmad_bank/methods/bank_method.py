@@ -89,7 +89,9 @@ class BankMethod(Method, BankOptions, RGBOptions):
     """
 
     has_cheap_folds: ClassVar[bool] = True
-    prediction_arguments: ClassVar[frozenset[str]] = frozenset({"bank_precision", "n_neighbors", "reweight", "sigma"})
+    prediction_arguments: ClassVar[frozenset[str]] = frozenset(
+        {"bank_precision", "n_neighbors", "reweight", "runtime", "sigma"}
+    )
 
     def _begin(self) -> None:
         super()._begin()
@@ -162,6 +164,19 @@ class BankMethod(Method, BankOptions, RGBOptions):
         """Return what the banks' image scores are divided by before they are reweighted."""
         return 1.0
 
+    def rule_of(self, bank: str) -> dict[str, Any]:
+        """Return by which rule a bank's patches make an image's score, for programs that score with the bank alone.
+
+        Example:
+            >>> from mmad_bank.methods import PatchCore
+            >>> PatchCore("efficientnet_lite0", grid=(14, 14)).rule_of("rgb")
+            {'grid': (14, 14), 'reweight': 'patchcore', 'n_neighbors': 9, 'divisor': 1.0}
+        """
+        return {
+            "grid": self._grid(bank), "reweight": self.reweight,
+            "n_neighbors": scoring.check_reweight(self.reweight, self.n_neighbors), "divisor": self._divisor(),
+        }  # fmt: skip
+
     def _standardize(self, bank: str) -> bool:
         """Say whether a bank measures distances on (f - mean)/std."""
         del bank
@@ -173,6 +188,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
             return make_rgb_extractor(
                 self.rgb, weights or self.rgb_weights, layers=self.rgb_layers,
                 grid=self._grid("rgb"), image_size=self.image_size, compute_dtype=self.compute_dtype,
+                runtime=self.runtime,
             )  # fmt: skip
 
     # Sharing what another fit has left.
@@ -181,6 +197,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
         super()._keep_own(fitted)
         banks = {name: self.banks_[name].with_precision(self.bank_precision) for name in self._bank_names()}
         self.banks_ = MultiBank(banks)
+        self.extractors_ = self.extractors_.by(self.runtime)
 
     def reuse_features(
         self,
@@ -525,7 +542,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
             >>> method.describe([sample])["xyz"].shape  # doctest: +SKIP
             torch.Size([1, 3136, 1152])
         """
-        self._check_fitted()
+        self.check_fitted()
         with plain_torch(), torch.no_grad():
             return self._compose(self._features(list(samples)))
 
@@ -533,7 +550,7 @@ class BankMethod(Method, BankOptions, RGBOptions):
         self, prediction: Prediction, part: str | None = None, *, place: tuple[int, int] | None = None, n: int = 4
     ) -> list[Reason]:
         """Name the normal patches that are nearest to a patch, see :meth:`Method.explain`."""
-        self._check_fitted()
+        self.check_fitted()
         name = self._bank_names()[0] if part is None else part
         if name not in self.banks_:
             raise InputError(f"part: expected one of {', '.join(self.banks_)}, found {name!r}")

@@ -390,7 +390,7 @@ class Method(MethodOptions, ABC):
         Raises:
             InputError: Nothing is fitted, or a sample cannot be used.
         """
-        self._check_fitted()
+        self.check_fitted()
         if not samples:
             return []
         with plain_torch(), torch.no_grad():
@@ -444,7 +444,7 @@ class Method(MethodOptions, ABC):
             >>> model.objections(open_dataset("parts", "rope", "test"))  # doctest: +SKIP
             ['of category rope, while the model was fitted on bagel']
         """
-        self._check_fitted()
+        self.check_fitted()
         assert self.preprocessing_ is not None
         samples = [data] if isinstance(data, Sample) else as_samples(data, "dataset")
         return objections_to(samples, self.preprocessing_, self.categories_)
@@ -501,11 +501,11 @@ class Method(MethodOptions, ABC):
         Example:
             >>> from mmad_bank.methods import CFM
             >>> sorted(CFM.prediction_arguments)
-            ['aggregation', 'decision', 'normalize_for', 'sigma']
+            ['aggregation', 'decision', 'normalize_for', 'runtime', 'sigma']
             >>> cfm.with_arguments(aggregation="sum").predict(sample).score  # doctest: +SKIP
             0.42
         """
-        self._check_fitted()
+        self.check_fitted()
         allowed = self.prediction_arguments | {"false_alarm_rate"}
         for name in changes:
             if name not in allowed:
@@ -553,7 +553,7 @@ class Method(MethodOptions, ABC):
         Raises:
             InputError: Nothing is fitted, the folder holds something else, it cannot be written, or the disk is full.
         """
-        self._check_fitted()
+        self.check_fitted()
         assert self.preprocessing_ is not None
         facts = {
             "method": self.name, "arguments": self.arguments(), "preprocessing": self.preprocessing_.as_json(),
@@ -856,7 +856,12 @@ class Method(MethodOptions, ABC):
         assert self.preprocessing_ is not None
         return held_out(self.suited(validation, "validation"), self.preprocessing_)
 
-    def _check_fitted(self) -> None:
+    def check_fitted(self) -> None:
+        """Refuse a method that is neither fitted nor loaded.
+
+        Raises:
+            InputError: It is not.
+        """
         if self.preprocessing_ is None or not self.train_ids_:
             raise InputError(f"{type(self).__name__}: not fitted; call fit or load first")
 

@@ -19,6 +19,7 @@ from mmad_bank.adaptation import Layer
 from mmad_bank.features.factory import PRETRAINED
 from mmad_bank.features.point_alignment import Interpolation
 from mmad_bank.features.point_transformer import BatchNorm
+from mmad_bank.features.runtimes import Runtime
 from mmad_bank.methods.readings import POINTS, Presets, Recipe
 from mmad_bank.ops.knn import Precision as BankPrecision
 
@@ -36,8 +37,8 @@ Layers = tuple[Annotated[int, Range(0, MACHINE)], ...]
 CalibratedOn = Literal["auto", "validation", "folds", "none"]
 """What verdicts are calibrated on."""
 
-VERDICT_ARGUMENTS = frozenset({"false_alarm_rate", "bank_precision"})
-"""Arguments of prediction on which no score depends."""
+VERDICT_ARGUMENTS = frozenset({"false_alarm_rate", "bank_precision", "runtime"})
+"""Arguments of prediction on which no score depends, but for rounding."""
 
 Idle = Iterator[tuple[bool, str, str]]
 """What a group's method ``_idle`` yields: whether arguments have no effect, their names joined by spaces, and the
@@ -46,7 +47,7 @@ arguments that are why. :meth:`MethodOptions.idle_arguments` asks every group of
 __all__ = [
     "FORMER_NAMES", "VERDICT_ARGUMENTS", "AdaptationOptions", "AlignmentOptions", "BankGridOptions", "BankOptions",
     "BankPrecision", "CalibratedOn", "ComputeDtype", "Count", "GridOptions", "Idle", "Layers", "MethodOptions",
-    "PointOptions", "RGBOptions", "Range", "Rate", "Side", "SomeOf", "accepts_former_names",
+    "PointOptions", "RGBOptions", "Range", "Rate", "Runtime", "Side", "SomeOf", "accepts_former_names",
 ]  # fmt: skip
 
 
@@ -122,6 +123,14 @@ class RGBOptions:
 
     compute_dtype: ComputeDtype = "float32"
     """Number type of the networks' matrix products in prediction; what comes out of them is float32 either way."""
+
+    runtime: Runtime = "torch"
+    """Library that runs the network of color images on a CPU: torch, or openvino, which takes a half to a quarter of
+    the time (extra ``openvino``). Scores are the same but for rounding."""
+
+    def _idle(self) -> Idle:
+        device = str(getattr(self, "device", "cpu"))
+        yield device != "cpu", "runtime", f"device={device}"
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -72,7 +72,7 @@ class PatchCore(OneGridMethod):
         with argument_called(layers="rgb_layers"):
             network = make_rgb_extractor(
                 self.rgb, weights or self.rgb_weights, layers=self.rgb_layers, grid=self.grid, image_size=self.tiles,
-                compute_dtype=self.compute_dtype,
+                compute_dtype=self.compute_dtype, runtime=self.runtime,
             )  # fmt: skip
         return {"rgb": TiledExtractor(network, self.image_size, self.tiles, self.tile_overlap)}
 

@@ -77,7 +77,7 @@ def test_they_score_as_fitted_with_the_arguments(parts: list[Sample]) -> None:
 
 
 def test_what_a_fit_depends_on_is_refused(m3dm: M3DM, parts: list[Sample]) -> None:
-    known = "bank_precision, banks, decision, false_alarm_rate"
+    known = "bank_precision, banks, decision, false_alarm_rate, runtime"
     with pytest.raises(InputError, match=rf"^ratio: expected one of {known}; .* fitted anew$"):
         m3dm.with_arguments(ratio=0.5)
     why = "as none was learnt for the banks rgb, xyz"

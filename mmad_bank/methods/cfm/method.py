@@ -108,7 +108,9 @@ class CFM(Method, GridOptions, PointOptions):
 
     name: ClassVar[str] = "cfm"
     preparation: ClassVar[str] = "cfm"
-    prediction_arguments: ClassVar[frozenset[str]] = frozenset({"aggregation", "decision", "normalize_for", "sigma"})
+    prediction_arguments: ClassVar[frozenset[str]] = frozenset(
+        {"aggregation", "decision", "normalize_for", "runtime", "sigma"}
+    )
     bundled: ClassVar[Mapping[str, Any]] = {"rgb": BUNDLED_SMALL, "epochs": 50, "pixels_per_image": 1024}
 
     rgb: str = field(default="vit_base_patch8_224.dino", kw_only=False)
@@ -197,6 +199,10 @@ class CFM(Method, GridOptions, PointOptions):
             return data  # an older version fitted it on such pictures
         return with_background(data, self.name, name)
 
+    def _keep_own(self, fitted: Method) -> None:
+        super()._keep_own(fitted)
+        self.extractors_ = self.extractors_.by(self.runtime)
+
     # Sections 3.1 and 3.4: features, of transformers that end early.
 
     def _networks(self, weights: str | None) -> dict[str, nn.Module]:
@@ -204,7 +210,7 @@ class CFM(Method, GridOptions, PointOptions):
         with argument_called(layers="rgb_layers"):
             rgb = make_rgb_extractor(
                 self.rgb, weights or self.rgb_weights, layers=layers, grid=self.grid, image_size=self.image_size,
-                compute_dtype=self.compute_dtype,
+                compute_dtype=self.compute_dtype, runtime=self.runtime,
             )  # fmt: skip
         size = self._map_size
         with argument_called(layers="xyz_layers"):

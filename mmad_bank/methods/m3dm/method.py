@@ -82,7 +82,7 @@ class M3DM(GroupSampling):
 
     rgb: str = field(default="vit_base_patch8_224.dino", kw_only=False)
 
-    prediction_arguments: ClassVar[frozenset[str]] = frozenset({"bank_precision", "banks", "decision"})
+    prediction_arguments: ClassVar[frozenset[str]] = frozenset({"bank_precision", "banks", "decision", "runtime"})
     """``banks`` may be some of those that were fitted; the rest of a bank's arguments the decision was learnt with."""
 
     def _begin(self) -> None:

@@ -188,7 +188,7 @@ class MDSS(Method, RGBOptions):
             "teacher_images teacher_steps teacher_batch teacher_lr",
             "sdf_steps sdf_batch sdf_queries sdf_lr",
         )
-        yield self.teacher != DISTIL, f"rgb rgb_weights rgb_layers {distilling}", f"teacher={self.teacher}"
+        yield self.teacher != DISTIL, f"rgb rgb_weights rgb_layers runtime {distilling}", f"teacher={self.teacher}"
         yield self.sdf_weights != TRAIN, sdf, f"sdf_weights={self.sdf_weights}"
         branches = f"branches={','.join(self.branches)}"
         student = "student_steps student_batch student_lr quantiles teacher pdn_width channels"
@@ -271,7 +271,7 @@ class MDSS(Method, RGBOptions):
         with seeded(self.seed), argument_called(layers="rgb_layers"):  # seeded for random weights
             extractor = make_rgb_extractor(
                 self.rgb, self.rgb_weights, layers=self.rgb_layers, grid=PDN.grid(self.image_size),
-                image_size=self.image_size, compute_dtype=self.compute_dtype,
+                image_size=self.image_size, compute_dtype=self.compute_dtype, runtime=self.runtime,
             ).to(self.device)  # fmt: skip
         return train_teacher(
             extractor, images, channels=self.channels, width=self.pdn_width, steps=self.teacher_steps,

@@ -1,0 +1,129 @@
+"""Libraries that run a frozen network: PyTorch, or OpenVINO, which takes a half to a quarter of the time on a CPU.
+
+OpenVINO compiles a network for the processor when it is first run: layers are joined, and weights laid out as its
+kernels read them. That takes seconds, once in a process. Features are PyTorch's but for rounding (1e-6 of the largest).
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import warnings
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmad_bank._internal.checks import check_choice
+from mmad_bank._internal.extras import import_extra
+from mmad_bank._internal.progress import doing
+
+Runtime = Literal["torch", "openvino"]
+"""Library that runs a network."""
+
+
+def check_runtime(value: str) -> None:
+    """Refuse what is no library that runs networks, or is not installed.
+
+    Raises:
+        InputError: There is no such choice.
+        MissingExtraError: OpenVINO is not installed.
+    """
+    check_choice(value, get_args(Runtime), "runtime")
+    if value == "openvino":
+        _openvino()
+
+
+def _openvino() -> Any:
+    return import_extra("openvino", "openvino", "runtime='openvino'", "openvino")
+
+
+class Frozen(nn.Module):
+    """A network that gives no gradients, run by PyTorch or by OpenVINO.
+
+    Attributes:
+        runtime: The library. On another device than the CPU, and where gradients are asked for, it is PyTorch.
+        compute_dtype: Number type of the products.
+    """
+
+    runtime: Runtime = "torch"
+    compute_dtype: str = "float32"
+
+    def by(self, runtime: Runtime) -> Any:
+        """Return the same network, with the same weights, run by a library."""
+        check_runtime(runtime)
+        other = copy.copy(self)
+        other.runtime = runtime
+        return other
+
+    def body(self, x: Tensor) -> Tensor:
+        """Describe normalized images (B, 3, H, W): features (B, P, D) float32."""
+        raise NotImplementedError
+
+    def run(self, x: Tensor) -> Tensor:
+        """Do :meth:`body`'s work by the runtime."""
+        if self.runtime == "torch" or x.device.type != "cpu" or torch.is_grad_enabled():
+            return self.body(x)
+        compiled = self.__dict__.setdefault("_compiled", _Compiled())
+        return compiled(self, x)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_compiled"}
+
+
+class _Body(nn.Module):
+    """A network's body as a module of its own, which is what OpenVINO reads."""
+
+    def __init__(self, network: Frozen) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network.body(x)
+
+
+class _Compiled:
+    """What OpenVINO has made of a network: for one size of images, its weights and PyTorch's number of threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._made: tuple[Any, Any] | None = None  # what it was made of, and the model
+        self._own = threading.local()  # requests: one serves one thread
+
+    def __call__(self, network: Frozen, x: Tensor) -> Tensor:
+        of = self._key(network, x)
+        with self._lock:
+            if self._made is None or self._made[0] != of:
+                self._made = (of, _compile(network, x))
+            model = self._made[1]
+        if getattr(self._own, "model", None) is not model:
+            self._own.model, self._own.request = model, model.create_infer_request()
+        found = self._own.request.infer([np.ascontiguousarray(x.numpy())])
+        return torch.from_numpy(np.array(found[0], dtype=np.float32))
+
+    @staticmethod
+    def _key(network: Frozen, x: Tensor) -> Any:
+        """Return what the compiled network depends on; a tensor's version counts the times it was written to."""
+        weights = [(id(one), _version(one)) for one in (*network.parameters(), *network.buffers())]
+        return tuple(x.shape[1:]), torch.get_num_threads(), network.compute_dtype, weights
+
+
+def _version(weight: Tensor) -> int:
+    """Return how often a tensor was written to."""
+    return -1 if weight.is_inference() else weight._version  # noqa: SLF001 (PyTorch has no public name for it)
+
+
+def _compile(network: Frozen, x: Tensor) -> Any:
+    openvino = _openvino()
+    precision = "bf16" if network.compute_dtype == "bfloat16" else "f32"
+    plain = network.by("torch")
+    plain.compute_dtype = "float32"  # OpenVINO chooses what it computes in bfloat16
+    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": precision}
+    with doing("compiling the network with OpenVINO"), warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # its tracer warns of sizes, which are those of this network for ever
+        model = openvino.convert_model(
+            _Body(plain).eval(), example_input=torch.zeros(2, *x.shape[1:]),
+            input=openvino.PartialShape([-1, *x.shape[1:]]),
+        )  # fmt: skip
+        return openvino.Core().compile_model(model, "CPU", settings)

@@ -1,0 +1,186 @@
+"""Methods exported to ONNX: what the folder holds, that it scores as Python does, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+for package in ("onnx", "onnxscript", "onnxruntime", "timm", "PIL"):
+    pytest.importorskip(package)
+
+from data_trees import add_picture
+from helpers import facts, good, refused, refused_at_last, small_settings
+from PIL import Image
+from small_parts import CFM_ARGUMENTS, RGB, a_part
+
+from mmad_bank import MemoryBank, exporting, methods
+from mmad_bank.data import PicturesDataset
+from mmad_bank.errors import InputError
+from mmad_bank.exporting import networks, writing
+from mmad_bank.exporting.writing import run
+from mmad_bank.features import RGBExtractor
+from mmad_bank.methods import CFM, M3DM, MDSS, PatchCore
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with good pictures, a model of them, and an export of it."""
+    folder = tmp_path_factory.mktemp("export")
+    for number in range(6):
+        add_picture(folder / "good" / f"{number}.png", size=(96, 128), seed=number)
+    add_picture(folder / "new.png", size=(96, 128), seed=9, spot=True)
+    settings = small_settings(64, 8, 0.5, calibration="folds")
+    good("fit", "patchcore", folder / "good", "--out", folder / "model", *settings, "--set", "reweight=top")
+    good("export", folder / "model", "--out", folder / "export")
+    return folder
+
+
+def test_a_picture_is_scored_as_by_python(place: Path) -> None:
+    """From the pixels to the verdict, by nothing but the folder's files, ONNX Runtime and the bank."""
+    said = json.loads((place / "export" / "export.json").read_text())
+    network, bank = said["networks"]["rgb"], said["banks"]["rgb"]
+    picture = np.array(Image.open(place / "new.png").convert("RGB"))
+    found = run(place / "export" / network["file"], {"picture": picture[None]})
+    first, last, left, right = found[network["window"]]
+    features = found["features"].reshape(1, *bank["grid"], -1)[:, first:last, left:right]
+    patches = torch.from_numpy(features.reshape(1, -1, features.shape[-1]).copy())
+    scores = MemoryBank.load(place / "export" / bank["file"]).score(
+        patches, reweight=bank["reweight"], n_neighbors=bank["n_neighbors"], divisor=bank["divisor"]
+    )
+    expected = methods.load(place / "model").predict(place / "new.png")
+    assert float(scores.image[0]) == pytest.approx(expected.score, rel=2e-3)
+    held_out = np.array(said["calibration"]["images"]["fused"]["scores"])
+    p_value = (1 + (held_out >= float(scores.image[0])).sum()) / (len(held_out) + 1)
+    assert p_value == pytest.approx(expected.p_value)
+    assert said["false_alarm_rate"] == pytest.approx(expected.threshold.rate)
+
+
+def test_the_manifest_says_what_the_files_are(place: Path) -> None:
+    said = json.loads((place / "export" / "export.json").read_text())
+    assert sorted(path.name for path in (place / "export").iterdir()) == [
+        "bank-rgb.safetensors", "export.json", "rgb.onnx",
+    ]  # fmt: skip
+    network = said["networks"]["rgb"]
+    assert network["inputs"] == {"picture": {"dtype": "uint8", "shape": [1, "height", "width", 3]}}
+    assert network["outputs"]["features"] == {"dtype": "float32", "shape": [1, 64, said_dim(place)]}
+    assert network["outputs"]["window"] == {"dtype": "int64", "shape": [4]}
+    assert 0 < network["largest_difference"] <= network["tolerance"] == 1e-4
+    assert (said["preparation"]["background"], said["method"]) == ("keep", "patchcore")
+
+
+def said_dim(place: Path) -> int:
+    return MemoryBank.load(place / "export" / "bank-rgb.safetensors").dim
+
+
+def test_pictures_of_a_cloud_are_prepared_outside() -> None:
+    """The background is told by the cloud, so the network takes what Python has prepared."""
+    method = M3DM(**RGB, banks=("rgb",), calibration="none").fit([a_part(seed) for seed in range(4)])
+    (network,) = networks.networks_of(method)
+    assert network.takes_pictures
+    assert list(network.inputs) == ["images"]
+
+
+def test_prepared_squares_of_any_number(tmp_path: Path) -> None:
+    method = M3DM(**RGB, banks=("rgb",), calibration="none").fit([a_part(seed) for seed in range(4)])
+    said = exporting.export(method, tmp_path / "export")
+    assert said["networks"]["rgb"]["inputs"] == {"images": {"dtype": "uint8", "shape": ["batch", 3, 64, 64]}}
+    assert not said["networks"]["rgb"]["prepares"]
+    images = torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8)
+    found = run(tmp_path / "export" / "rgb.onnx", {"images": images.numpy()})["features"]
+    np.testing.assert_allclose(found, method.extractors_.networks["rgb"](images).numpy(), atol=1e-4, rtol=1e-4)
+
+
+def test_mappings_between_modalities(tmp_path: Path) -> None:
+    method = CFM("efficientnet_lite0", **CFM_ARGUMENTS).fit([a_part(seed) for seed in range(4)])
+    said = exporting.export(method, tmp_path / "export")
+    assert sorted(said["networks"]) == ["mapping-rgb", "mapping-xyz", "rgb", "xyz-groups"]
+    assert said["banks"] == {}
+    for name, mapping in method.mappings_.items():
+        rows = torch.rand(7, mapping.in_dim)
+        (found,) = run(tmp_path / "export" / f"mapping-{name}.onnx", {"source": rows.numpy()}).values()
+        with torch.no_grad():
+            np.testing.assert_allclose(found, mapping(rows).numpy(), atol=1e-4, rtol=1e-4)
+
+
+def test_groups_of_points(tmp_path: Path) -> None:
+    """What the network says of a cloud is what ONNX says of its groups, in the order of their sampling."""
+    method = CFM("efficientnet_lite0", **CFM_ARGUMENTS).fit([a_part(seed) for seed in range(4)])
+    exporting.export(method, tmp_path / "export")
+    network = method.extractors_.networks["xyz"]
+    cloud = torch.rand(400, 3) * 0.1
+    expected, centers = network([cloud])
+    groups = network._groups([cloud], centers)
+    inputs = {"groups": groups.numpy(), "centers": centers.numpy()}
+    (found,) = run(tmp_path / "export" / "xyz-groups.onnx", inputs).values()
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "resnet18"])
+def test_networks_of_timm(model: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    extractor = RGBExtractor(model, image_size=64, grid=(8, 8), compute_dtype="bfloat16")
+    network = networks.Network(
+        "rgb", networks.in_float32(extractor), {"images": torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)},
+        axes={"images": {0: "batch"}},
+    )  # fmt: skip
+    writing.save(writing.onnx_of(network), tmp_path / "rgb.onnx")
+    assert writing.difference(tmp_path / "rgb.onnx", network) <= exporting.TOLERANCE
+    assert extractor.compute_dtype == "bfloat16", "the given network stays as it is"
+
+
+def test_a_network_that_differs_is_refused(tmp_path: Path) -> None:
+    class Doubling(torch.nn.Linear):
+        factor = 1.0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * self.factor
+
+    module = Doubling(4, 3).eval()
+    network = networks.Network("twice", module, {"x": torch.ones(2, 4)}, axes={"x": {0: "rows"}})
+    writing.save(writing.onnx_of(network), tmp_path / "twice.onnx")
+    module.factor = 1.01
+    with pytest.raises(InputError, match=r"expected the network twice in ONNX Runtime to be within 0.0001 of PyTorch"):
+        writing.difference(tmp_path / "twice.onnx", network)
+
+
+def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
+    for number in range(3):
+        add_picture(tmp_path / "good" / f"{number}.png", size=(96, 96), seed=number)
+    arguments = {**RGB, "image_size": 96, "tiles": 64, "tile_overlap": 32, "calibration": "none"}
+    tiled = PatchCore(**arguments).fit(PicturesDataset([tmp_path / "good"]))
+    for method, found in ((MDSS(branches=("rgb",)), "found mdss"), (tiled, "found tiles of 64 pixels")):
+        with pytest.raises(InputError, match=found):
+            list(networks.networks_of(method))
+    with pytest.raises(InputError, match="not fitted"):
+        exporting.export(PatchCore(**RGB), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    line = refused_at_last("export", place / "model", "--out", tmp_path)
+    assert "expected a new or empty folder or an export to replace" in line
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert "--overwrite" in refused("export", place / "model", "--out", place / "export")
+    before = (place / "export" / "rgb.onnx").stat().st_ino
+    done = facts("export", place / "model", "--out", place / "export", "--overwrite")
+    assert (place / "export" / "rgb.onnx").stat().st_ino != before
+    assert done["bytes"]["rgb.onnx"] == (place / "export" / "rgb.onnx").stat().st_size
+
+
+def test_without_the_packages_the_line_says_what_brings_them(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    line = refused_at_last("export", place / "model", "--out", tmp_path / "none")
+    assert "exporting models needs the package 'onnxscript': pip install 'mmad-bank[export]'" in line
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_missing_model_is_a_line(tmp_path: Path) -> None:
+    assert "expected a folder with model.json" in refused("export", tmp_path / "no", "--out", tmp_path / "out")

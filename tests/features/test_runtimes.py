@@ -1,0 +1,143 @@
+"""Networks run by OpenVINO: features of PyTorch's, from threads, after new weights, in copies and pickles."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("timm")
+pytest.importorskip("openvino")
+
+from small_parts import RGB, a_part
+
+from mmad_bank.errors import InputError, MissingExtraError
+from mmad_bank.features import EfficientNetLite, RGBExtractor, make_rgb_extractor
+from mmad_bank.features.tiles import TiledExtractor
+from mmad_bank.methods import M3DM, PatchCore, load
+
+Network = EfficientNetLite | RGBExtractor
+
+
+@pytest.fixture(scope="module", params=["efficientnet_lite0.reflect", "vit_tiny_patch16_224"])
+def network(request: pytest.FixtureRequest) -> Network:
+    torch.manual_seed(0)
+    return make_rgb_extractor(request.param, "random", layers=(1,), grid=(8, 8), image_size=64)
+
+
+@pytest.fixture(scope="module")
+def other(network: Network) -> Network:
+    """The same network, compiled once."""
+    return network.by("openvino")
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, share: float = 1e-5) -> bool:
+    return float((found - expected).abs().max()) <= share * float(expected.abs().max())
+
+
+def images(n: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(n, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_features_are_pytorchs(network: Network, other: Network, n: int) -> None:
+    assert (network.runtime, other.runtime) == ("torch", "openvino")
+    assert close(other(images(n)), network(images(n)))
+    assert other(images(n)).dtype == torch.float32
+    assert (other.name, other.grid, other.dim) == (network.name, network.grid, network.dim)
+
+
+def test_what_was_returned_is_not_written_over(other: Network) -> None:
+    first = other(images(1))
+    kept = first.clone()
+    other(images(1, seed=1))
+    assert torch.equal(first, kept)
+
+
+def test_threads_share_a_network(other: Network) -> None:
+    expected = [other(images(1, seed)) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda seed: other(images(1, seed % 4)), range(32)))
+    assert all(torch.equal(one, expected[seed % 4]) for seed, one in enumerate(found))
+
+
+def test_new_weights_are_compiled_anew(network: Network) -> None:
+    one = copy.deepcopy(network).by("openvino")
+    before = one(images(2))
+    with torch.no_grad():
+        max(one.parameters(), key=torch.numel).mul_(1.5)
+    assert not close(one(images(2)), before, 1e-2)
+    assert close(one(images(2)), one.by("torch")(images(2)))
+
+
+def test_other_sizes_of_images() -> None:
+    network = make_rgb_extractor("efficientnet_lite0", "random", layers=(1,), grid=(4, 4))
+    other = network.by("openvino")
+    for size in ((64, 64), (96, 48)):
+        x = torch.rand(1, 3, *size)
+        assert close(other(x), network(x))
+
+
+def test_bfloat16_is_asked_for() -> None:
+    torch.manual_seed(0)
+    network = RGBExtractor("resnet18", image_size=64, grid=(8, 8), compute_dtype="bfloat16").by("openvino")
+    exact = RGBExtractor("resnet18", image_size=64, grid=(8, 8))
+    exact.load_state_dict(network.state_dict())
+    assert close(network(images(2)), exact(images(2)), 0.05)
+
+
+def test_pickles_are_compiled_anew(network: Network, other: Network) -> None:
+    expected = other(images(1))
+    one = pickle.loads(pickle.dumps(other))
+    assert one.runtime == "openvino"
+    assert torch.equal(one(images(1)), expected)
+    assert list(other.state_dict()) == list(network.state_dict()), "files of weights have the same names"
+
+
+def test_gradients_are_pytorchs() -> None:
+    network = RGBExtractor("vit_tiny_patch16_224", image_size=64, grid=(4, 4)).by("openvino")
+    network.requires_grad_(True)
+    network.features(images(1)).sum().backward()
+    assert any(weight.grad is not None for weight in network.parameters())
+
+
+def test_tiles_are_run_by_it() -> None:
+    network = make_rgb_extractor("efficientnet_lite0", "random", layers=(1,), grid=(8, 8), image_size=64)
+    tiled = TiledExtractor(network, 96, 64, 32)
+    x = torch.rand(1, 3, 96, 96)
+    assert close(tiled.by("openvino")(x), tiled(x))
+
+
+def test_a_fitted_method_is_run_by_it(tmp_path: Path) -> None:
+    method = M3DM(**RGB, banks=("rgb",), calibration="folds").fit([a_part(seed) for seed in range(6)])
+    other = method.with_arguments(runtime="openvino")
+    assert method.extractors_.networks["rgb"].runtime == "torch"
+    expected, found = method.predict(a_part(9)), other.predict(a_part(9))
+    assert found.score == pytest.approx(expected.score, rel=1e-4)
+    assert (found.verdict, found.threshold) == (expected.verdict, expected.threshold), "the calibration is kept"
+    other.save(tmp_path / "model")
+    again = load(tmp_path / "model")
+    assert again.arguments()["runtime"] == "openvino"
+    assert again.predict(a_part(9)).score == found.score
+
+
+def test_a_fit_by_it_gives_the_same_bank() -> None:
+    parts = [a_part(seed) for seed in range(4)]
+    banks = [
+        PatchCore(**RGB, runtime=name, calibration="none").fit(parts).banks_["rgb"] for name in ("torch", "openvino")
+    ]
+    assert torch.equal(banks[0].source_rows, banks[1].source_rows)
+    assert close(banks[1].vectors, banks[0].vectors)
+
+
+def test_what_is_no_runtime_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="runtime: expected"):
+        PatchCore(**RGB, runtime="tensorrt")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'mmad-bank\[openvino\]'"):
+        make_rgb_extractor("efficientnet_lite0", "random", runtime="openvino")
