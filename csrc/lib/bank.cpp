@@ -1,6 +1,7 @@
 #include "lib/bank.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <stdexcept>
 #include <type_traits>
@@ -37,8 +38,8 @@ std::string precision_name(std::int32_t precision) {
   return kPrecisions[precision];
 }
 
-Bank::Bank(const std::string& path, std::int32_t precision, std::int32_t flags, int threads)
-    : file_(path), verify_((flags & MMAD_OPEN_UNVERIFIED) == 0) {
+Bank::Bank(const std::string& path, std::int32_t precision, std::int32_t device, std::int32_t flags, int threads)
+    : file_(path), verify_((flags & MMAD_OPEN_UNVERIFIED) == 0), device_(device) {
   const BankFile content = read_bank_file(file_);
   take_tensors(content, flags, threads);
   describe(Manifest(path, content.header), precision);
@@ -170,12 +171,6 @@ void Bank::describe(const Manifest& header, std::int32_t precision) {
   }
 }
 
-std::int64_t Bank::nbytes() const {
-  const KnnIndex* index = made_index_.load(std::memory_order_acquire);
-  return (index == nullptr ? 0 : index->nbytes()) +
-         static_cast<std::int64_t>(resident_.size() * sizeof(float) + source_rows_.size() * sizeof(std::int64_t));
-}
-
 void Bank::check_file() const {
   if (mapping_) file_.check_unchanged();
 }
@@ -184,8 +179,11 @@ void Bank::release_pages() const {
   if (mapping_) mapping_->release(offset_, static_cast<std::uint64_t>(size() * dim()) * sizeof(float));
 }
 
+void Bank::bad_vectors(const std::string& why) const {
+  throw Failure(MMAD_ERROR_ALTERED, file_.path() + ": altered, bank: " + why);
+}
+
 const KnnIndex& Bank::search_index(int threads) {
-  check_file();
   if (const KnnIndex* made = made_index_.load(std::memory_order_acquire)) return *made;
   const std::lock_guard<std::mutex> lock(making_);  // threads that search first at the same time make one copy
   if (!made_) {
@@ -195,7 +193,7 @@ const KnnIndex& Bank::search_index(int threads) {
       const Screening screening = choose_screening(vectors_, precision_name(precision_), isa, threads);
       fresh = std::make_unique<KnnIndex>(vectors_, screening, isa, threads);
     } catch (const std::invalid_argument& error) {
-      throw Failure(MMAD_ERROR_ALTERED, file_.path() + ": altered, bank: " + error.what());
+      bad_vectors(error.what());
     }
     release_pages();
     made_ = std::move(fresh);
@@ -204,7 +202,49 @@ const KnnIndex& Bank::search_index(int threads) {
   return *made_;
 }
 
+CudaSearch& Bank::device_search() {
+  if (CudaSearch* made = device_index_.load(std::memory_order_acquire)) return *made;
+  const std::lock_guard<std::mutex> lock(making_);
+  if (!on_device_) {
+    if (size() > CudaSearch::kMostRows || dim() > CudaSearch::largest_dim()) {
+      throw Failure(MMAD_ERROR_DEVICE, "bank: expected at most " + std::to_string(CudaSearch::kMostRows) +
+                                           " vectors of " + std::to_string(CudaSearch::largest_dim()) +
+                                           " values on a CUDA device");
+    }
+    for (std::int64_t row = 0; row < size(); ++row) {
+      const float* values = vector(row);
+      if (std::all_of(values, values + dim(), [](float one) { return std::isfinite(one); })) continue;
+      bad_vectors("row " + std::to_string(row) + " holds NaN or infinity; expected finite values");
+    }
+    on_device_ = std::make_unique<CudaSearch>(vectors_, precision_ == MMAD_PRECISION_INT8, device_);
+    release_pages();
+    device_index_.store(on_device_.get(), std::memory_order_release);
+  }
+  return *on_device_;
+}
+
+std::int64_t Bank::nbytes() const {
+  const KnnIndex* index = made_index_.load(std::memory_order_acquire);
+  const CudaSearch* device = device_index_.load(std::memory_order_acquire);
+  return (index == nullptr ? 0 : index->nbytes()) + (device == nullptr ? 0 : device->nbytes()) +
+         static_cast<std::int64_t>(resident_.size() * sizeof(float) + source_rows_.size() * sizeof(std::int64_t));
+}
+
+void Bank::prepare(int threads) {
+  check_file();
+  if (device_ != MMAD_CPU) {
+    device_search();
+  } else {
+    search_index(threads);
+  }
+}
+
 void Bank::search(Matrix<const float> queries, std::int64_t k, float* distances, std::int64_t* rows, int threads) {
+  check_file();
+  if (device_ != MMAD_CPU && k <= CudaSearch::kMostNeighbors) {
+    device_search().search(queries, k, distances, rows);
+    return;
+  }
   search_index(threads).search(queries, k, distances, rows, threads);
   if (precision_ == MMAD_PRECISION_INT8) release_pages();
 }

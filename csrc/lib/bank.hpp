@@ -11,6 +11,7 @@
 
 #include "lib/bank_file.hpp"
 #include "lib/calibration.hpp"
+#include "lib/cuda_search.hpp"
 #include "lib/file.hpp"
 #include "lib/provenance.hpp"
 #include "mmad/knn.hpp"
@@ -28,7 +29,7 @@ struct Standardization {
 
 class Bank {
  public:
-  Bank(const std::string& path, std::int32_t precision, std::int32_t flags, int threads);
+  Bank(const std::string& path, std::int32_t precision, std::int32_t device, std::int32_t flags, int threads);
 
   std::int64_t size() const { return vectors_.rows; }
   std::int64_t dim() const { return vectors_.cols; }
@@ -47,7 +48,8 @@ class Bank {
   const float* vector(std::int64_t row) const { return vectors_.row(row); }
 
   void check_file() const;
-  const KnnIndex& search_index(int threads);
+  // Makes the search copy unless it is there.
+  void prepare(int threads);
   // As KnnIndex::search; gives back what it has touched of the file where the search copy is to be small.
   void search(Matrix<const float> queries, std::int64_t k, float* distances, std::int64_t* rows, int threads);
 
@@ -57,6 +59,9 @@ class Bank {
   template <typename T>
   std::vector<T> read(const BankFile& content, const std::string& name, int threads) const;
   void describe(const Manifest& header, std::int32_t precision);
+  const KnnIndex& search_index(int threads);
+  CudaSearch& device_search();
+  [[noreturn]] void bad_vectors(const std::string& why) const;
   void release_pages() const;
 
   InputFile file_;
@@ -73,9 +78,12 @@ class Bank {
   std::optional<Standardization> standardization_;
   std::optional<BankCalibration> calibration_;
   std::unique_ptr<Provenance> provenance_;
+  std::int32_t device_ = MMAD_CPU;
   std::mutex making_;
   std::unique_ptr<KnnIndex> made_;
   std::atomic<const KnnIndex*> made_index_{nullptr};  // made_, once it is there
+  std::unique_ptr<CudaSearch> on_device_;
+  std::atomic<CudaSearch*> device_index_{nullptr};
 };
 
 }  // namespace mmad

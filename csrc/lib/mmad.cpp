@@ -146,6 +146,15 @@ const mmad::BankCalibration& calibration_of(const mmad::Bank& bank) {
   return *bank.calibration();
 }
 
+void expect_device(std::int32_t device) {
+  if (device == MMAD_CPU) return;
+  const int count = mmad::CudaSearch::device_count();
+  if (device >= 0 && device < count) return;
+  throw Failure(device < 0 ? MMAD_ERROR_ARGUMENT : MMAD_ERROR_DEVICE,
+                "device: expected MMAD_CPU (-1) or one of the " + number(count) +
+                    " CUDA devices that this libmmad can use, found " + number(device));
+}
+
 bool same(const mmad_rule& a, const mmad_rule& b) {
   return a.reweight == b.reweight && a.n_neighbors == b.n_neighbors && a.divisor == b.divisor;
 }
@@ -176,21 +185,29 @@ const char* mmad_instruction_set(void) {
   return name;
 }
 
-mmad_status mmad_bank_open(const char* path, int32_t precision, int32_t flags, int32_t threads, mmad_bank** bank) {
+int32_t mmad_cuda_device_count(void) {
+  std::int32_t count = 0;
+  guarded([&] { count = mmad::CudaSearch::device_count(); });
+  return count;
+}
+
+mmad_status mmad_bank_open(const char* path, int32_t precision, int32_t device, int32_t flags, int32_t threads,
+                           mmad_bank** bank) {
   return guarded([&] {
     expect_given(bank, "bank");
     *bank = nullptr;
     expect_given(path, "path");
     if (precision != MMAD_PRECISION_OF_FILE) mmad::precision_name(precision);
     expect_range(flags, 0, MMAD_OPEN_UNVERIFIED | MMAD_OPEN_IN_MEMORY | MMAD_OPEN_MAPPED, "flags", "MMAD_OPEN_...");
-    *bank = new mmad_bank{mmad::Bank(path, precision, flags, checked_threads(threads))};
+    expect_device(device);
+    *bank = new mmad_bank{mmad::Bank(path, precision, device, flags, checked_threads(threads))};
   });
 }
 
 void mmad_bank_close(mmad_bank* bank) { delete bank; }
 
 mmad_status mmad_bank_prepare(mmad_bank* bank, int32_t threads) {
-  return guarded([&] { opened(bank).search_index(checked_threads(threads)); });
+  return guarded([&] { opened(bank).prepare(checked_threads(threads)); });
 }
 
 int64_t mmad_bank_size(const mmad_bank* bank) { return bank == nullptr ? 0 : bank->bank.size(); }

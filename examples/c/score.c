@@ -92,7 +92,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   if (read_dump(argv[2], &dump)) {
-    if (mmad_bank_open(argv[1], MMAD_PRECISION_OF_FILE, MMAD_OPEN_DEFAULT, 0, &bank) == MMAD_OK) {
+    if (mmad_bank_open(argv[1], MMAD_PRECISION_OF_FILE, MMAD_CPU, MMAD_OPEN_DEFAULT, 0, &bank) == MMAD_OK) {
       done = report(bank, &dump);
     } else {
       fprintf(stderr, "error: %s\n", mmad_last_error());

@@ -25,7 +25,7 @@ using Bank = std::unique_ptr<mmad_bank, void (*)(mmad_bank*)>;
 
 Bank open_bank(const char* path) {
   mmad_bank* bank = nullptr;
-  check(mmad_bank_open(path, MMAD_PRECISION_OF_FILE, MMAD_OPEN_DEFAULT, 0, &bank));
+  check(mmad_bank_open(path, MMAD_PRECISION_OF_FILE, MMAD_CPU, MMAD_OPEN_DEFAULT, 0, &bank));
   return {bank, mmad_bank_close};
 }
 

@@ -17,7 +17,7 @@ CSRC = Path(__file__).parents[2] / "csrc"
 NEEDS_CMAKE = pytest.mark.skipif(
     shutil.which("cmake") is None or shutil.which("g++") is None, reason="needs cmake and g++"
 )
-STATUS = ("ok", "argument", "io", "foreign", "truncated", "altered", "newer", "memory", "internal")
+STATUS = ("ok", "argument", "io", "foreign", "truncated", "altered", "newer", "memory", "device", "internal")
 REWEIGHT = ("m3dm", "patchcore", "max", "top")
 PRECISION = ("", "auto", "float32", "half", "int8")
 UNVERIFIED, IN_MEMORY, MAPPED = 1, 2, 4
@@ -68,7 +68,8 @@ _FUNCTIONS: dict[str, tuple[Any, str]] = {
     "mmad_version": (c_char_p, ""),
     "mmad_last_error": (c_char_p, ""),
     "mmad_instruction_set": (c_char_p, ""),
-    "mmad_bank_open": (c_int32, "siiip"),
+    "mmad_cuda_device_count": (c_int32, ""),
+    "mmad_bank_open": (c_int32, "siiiip"),
     "mmad_bank_close": (None, "p"),
     "mmad_bank_prepare": (c_int32, "pi"),
     "mmad_bank_size": (c_int64, "p"),
@@ -119,9 +120,11 @@ class Library:
         if status != 0:
             raise Refused(status, self.last_error().decode(errors="surrogateescape"))
 
-    def open(self, path: os.PathLike[str] | str, precision: int = 0, flags: int = 0, threads: int = 1) -> Bank:
+    def open(
+        self, path: os.PathLike[str] | str, precision: int = 0, device: int = -1, flags: int = 0, threads: int = 1
+    ) -> Bank:
         handle = c_void_p()
-        self.call("bank_open", os.fsencode(path), precision, flags, threads, byref(handle))
+        self.call("bank_open", os.fsencode(path), precision, device, flags, threads, byref(handle))
         return Bank(self, handle)
 
 

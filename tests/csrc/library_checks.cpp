@@ -226,7 +226,7 @@ class File {
     if (file == nullptr || std::fwrite(content.data(), 1, content.size(), file) != content.size()) std::abort();
     std::fclose(file);
     mmad_bank* bank = nullptr;
-    const mmad_status status = mmad_bank_open(name_, MMAD_PRECISION_OF_FILE, flags, 2, &bank);
+    const mmad_status status = mmad_bank_open(name_, MMAD_PRECISION_OF_FILE, MMAD_CPU, flags, 2, &bank);
     expect((status == MMAD_OK) == (bank != nullptr), "a handle if and only if all is well");
     expect(status == MMAD_OK || std::strncmp(mmad_last_error(), name_, std::strlen(name_)) == 0, "the file is named");
     if (bank != nullptr) use(bank);
@@ -348,7 +348,7 @@ void check_search(std::uint64_t seed) {
   }
   close(descriptor);
   mmad_bank* bank = nullptr;
-  expect(mmad_bank_open(name, MMAD_PRECISION_FLOAT32, MMAD_OPEN_MAPPED, 1, &bank) == MMAD_OK, "open");
+  expect(mmad_bank_open(name, MMAD_PRECISION_FLOAT32, MMAD_CPU, MMAD_OPEN_MAPPED, 1, &bank) == MMAD_OK, "open");
   unlink(name);
   std::vector<std::thread> callers;
   std::vector<int> wrong(4);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import platform
 import random
 import re
 import shutil
@@ -175,6 +176,46 @@ class TestScores:
         assert np.array_equal(selected, coreset.indices.numpy())
         assert np.array_equal(radii.astype(np.float32), coreset.radii.numpy())
         assert covering.value == coreset.covering_radius
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the CUDA emulator needs an x86-64 processor")
+class TestCuda:
+    """The search on a CUDA device, compiled as plain C++ and run on the CPU."""
+
+    @pytest.fixture(scope="class")
+    def emulated(self, prefix: Path) -> Library:
+        build = prefix.parent / "build"
+        libmmad.run("cmake", "--build", build, "--target", "mmad_emulated", "--parallel", os.cpu_count() or 1)
+        return Library(build / "tests/libmmad_emulated.so")
+
+    @pytest.mark.parametrize("precision", ["half", "int8"])
+    def test_says_what_the_cpu_says(self, emulated: Library, tmp_path: Path, precision: str) -> None:
+        assert emulated.cuda_device_count() == 1
+        bank, path = calibrated(tmp_path, standardize=True, bank_precision=precision)
+        own = emulated.open(path, device=0)
+        before = own.get("nbytes")
+        own.call("prepare", 1)
+        assert own.get("nbytes") > before
+        patches = drawn(2, 50, 33, seed=2)
+        patches[0, 7] = drawn(20, 36, 33)[5, 3]
+        for _ in range(2):
+            for said, found in zip(bank.score(patches), own.score(patches.numpy()), strict=True):
+                assert np.array_equal(found, said.numpy())
+        for k in (40, 257):  # two passes over the bank; more than the device finds
+            for said, found in zip(bank.search(patches[1], k), own.search(patches[1].numpy(), k), strict=True):
+                assert np.array_equal(found, said.numpy())
+
+    def test_vectors_that_cannot_be_searched_name_the_file(self, emulated: Library, tmp_path: Path) -> None:
+        vectors = drawn(5, 4)
+        bank = MemoryBank(vectors)
+        vectors[3, 1] = float("inf")
+        file_format.write(tmp_path / "b", bank.metadata(), {"vectors": vectors, "source_rows": bank.source_rows})
+        with pytest.raises(Refused, match=r"b: altered, bank: row 3 holds NaN or infinity"):
+            emulated.open(tmp_path / "b", device=0).call("prepare", 1)
+
+    def test_another_device_is_refused(self, emulated: Library, tmp_path: Path) -> None:
+        with pytest.raises(Refused, match=r"^device: expected MMAD_CPU \(-1\) or one of the 1 CUDA devices"):
+            emulated.open(calibrated(tmp_path)[1], device=1)
 
 
 class TestVerdicts:
@@ -439,11 +480,20 @@ class TestArguments:
 
     def test_of_open(self, library: Library, tmp_path: Path) -> None:
         _, path = calibrated(tmp_path)
-        for arguments, words in (({"precision": 5}, "prec"), ({"flags": 8}, "flags"), ({"threads": -1}, "threads")):
+        for arguments, words in (
+            ({"precision": 5}, "prec"),
+            ({"flags": 8}, "flags"),
+            ({"device": -2}, "device"),
+            ({"threads": -1}, "threads"),
+        ):
             with pytest.raises(Refused, match=f"^{words}"):
                 library.open(path, **arguments)
         with pytest.raises(Refused, match=r"^bank: expected a pointer"):
-            library.call("bank_open", os.fsencode(path), 0, 0, 1, None)
+            library.call("bank_open", os.fsencode(path), 0, -1, 0, 1, None)
+        assert library.cuda_device_count() == 0
+        with pytest.raises(Refused, match=r"^device: expected MMAD_CPU \(-1\) or one of the 0 CUDA devices") as refused:
+            library.open(path, device=0)
+        assert refused.value.status == "device"
         library.bank_close(None)
         assert library.bank_size(None) == 0
 

@@ -43,7 +43,8 @@ enum {
   MMAD_ERROR_ALTERED = 5,   /* a bank file that is damaged */
   MMAD_ERROR_NEWER = 6,     /* a bank file of a later format version */
   MMAD_ERROR_MEMORY = 7,    /* out of memory */
-  MMAD_ERROR_INTERNAL = 8   /* a fault of the library */
+  MMAD_ERROR_DEVICE = 8,    /* the CUDA device cannot be used */
+  MMAD_ERROR_INTERNAL = 9   /* a fault of the library */
 };
 
 /* "0.1.0". */
@@ -56,6 +57,9 @@ MMAD_API const char* mmad_last_error(void);
 /* The instruction set in use: "generic", "avx2", "avx512" or "amx". MMAD_BANK_ISA in the environment lowers it; null if it
  * holds another word. */
 MMAD_API const char* mmad_instruction_set(void);
+
+/* Number of CUDA devices that this build can use; 0 for a build without CUDA, without a driver, or with an older one. */
+MMAD_API int32_t mmad_cuda_device_count(void);
 
 /* ---- banks ---- */
 
@@ -70,6 +74,8 @@ enum {
   MMAD_PRECISION_INT8 = 4
 };
 
+enum { MMAD_CPU = -1 };
+
 enum {
   MMAD_OPEN_DEFAULT = 0,
   MMAD_OPEN_UNVERIFIED = 1, /* leave the checksums of the tensors out; the header is always checked */
@@ -83,8 +89,10 @@ enum {
  * A bank with a FAISS index is opened too. Its saved index is left alone: libmmad always searches exactly, which finds
  * nearer neighbours where the index misses some.
  *
- * `path` is a file name of the system. On success *bank is a handle for mmad_bank_close(); otherwise null. */
-MMAD_API mmad_status mmad_bank_open(const char* path, int32_t precision, int32_t flags, int32_t threads,
+ * `path` is a file name of the system. `device` is where to search: MMAD_CPU, or the number of a CUDA device, which then
+ * holds the vectors and a copy of 16 bits (of 8 with INT8) per value; the answers are the same. More than 256 neighbours
+ * are found by the CPU. On success *bank is a handle for mmad_bank_close(); otherwise null. */
+MMAD_API mmad_status mmad_bank_open(const char* path, int32_t precision, int32_t device, int32_t flags, int32_t threads,
                                     mmad_bank** bank);
 
 /* Frees the bank and all that its functions have returned. Null is allowed. */
