@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <string_view>
+#include <unordered_map>
 #include <vector>
 
 #include "mmad/memory.hpp"
@@ -15,6 +17,47 @@ namespace mmad {
 namespace {
 
 constexpr std::int64_t kTopOneIn = 100;
+
+constexpr double kWorth = 0.9;  // largest share of rows left for which taking rows apart pays
+
+// The first of all rows that are equal, and for each row which of these it is equal to.
+struct Distinct {
+  std::vector<std::int64_t> chosen, place;
+
+  explicit Distinct(Matrix<const float> rows) : place(static_cast<std::size_t>(rows.rows)) {
+    std::unordered_map<std::string_view, std::int64_t> known;
+    for (std::int64_t i = 0; i < rows.rows; ++i) {
+      const std::string_view bytes(reinterpret_cast<const char*>(rows.row(i)),
+                                   static_cast<std::size_t>(rows.cols) * sizeof(float));
+      const auto [at, fresh] = known.emplace(bytes, static_cast<std::int64_t>(chosen.size()));
+      if (fresh) chosen.push_back(i);
+      place[static_cast<std::size_t>(i)] = at->second;
+    }
+  }
+};
+
+// The nearest vector of each row. An image's patches without a point are equal: they are searched once.
+void search_nearest(Bank& bank, Matrix<const float> rows, int threads, float* distances, std::int64_t* nearest) {
+  const Distinct distinct(rows);
+  const auto count = static_cast<std::int64_t>(distinct.chosen.size());
+  if (static_cast<double>(count) > kWorth * static_cast<double>(rows.rows)) {
+    bank.search(rows, 1, distances, nearest, threads);
+    return;
+  }
+  std::vector<float> queries, found;
+  std::vector<std::int64_t> numbers;
+  resize_for("queries", &queries, count * rows.cols);
+  resize_for("distances", &found, count);
+  resize_for("nearest rows", &numbers, count);
+  for (std::int64_t i = 0; i < count; ++i) {
+    std::copy_n(rows.row(distinct.chosen[static_cast<std::size_t>(i)]), rows.cols, queries.data() + i * rows.cols);
+  }
+  bank.search({queries.data(), count, rows.cols}, 1, found.data(), numbers.data(), threads);
+  for (std::int64_t i = 0; i < rows.rows; ++i) {
+    const auto at = static_cast<std::size_t>(distinct.place[static_cast<std::size_t>(i)]);
+    distances[i] = found[at], nearest[i] = numbers[at];
+  }
+}
 
 double distance(const float* a, const float* b, std::int64_t dim) {
   double sum = 0.0;
@@ -103,7 +146,7 @@ void score_images(Bank& bank, const float* rows, std::int64_t images, std::int64
   if (out.nearest == nullptr) resize_for("nearest rows", &own_nearest, count);
   float* scores = out.patch == nullptr ? own_scores.data() : out.patch;
   std::int64_t* nearest = out.nearest == nullptr ? own_nearest.data() : out.nearest;
-  bank.search({rows, count, bank.dim()}, 1, scores, nearest, threads);
+  search_nearest(bank, {rows, count, bank.dim()}, threads, scores, nearest);
   const auto std = static_cast<float>(bank.std());
   if (bank.std() != 1.0) std::transform(scores, scores + count, scores, [std](float one) { return one / std; });
   if (out.image == nullptr) return;

@@ -118,6 +118,7 @@ class TestScores:
         patches = drawn(40, 250, 33, seed=2) * 3
         patches[4, 3] = patches[4, 9] = 50.0  # two patches share the largest score
         patches[6] = drawn(20, 36, 33)[5, :1]  # all patches are equal, and of the bank
+        patches[8:20, 100:] = 0.0  # enough equal ones that they are searched once
         for reweight in ("m3dm", "patchcore", "max", "top"):
             for n_neighbors, divisor in ((None, 1.0), (5, 1.0), (None, 7.3), (10**6, 1000.0)):
                 said = bank.score(patches, reweight=reweight, n_neighbors=n_neighbors, divisor=divisor)
