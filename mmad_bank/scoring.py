@@ -60,7 +60,8 @@ def top_mean(patch_scores: Tensor) -> Tensor:
     """Average the top 1 % of each image's patch scores (one in :data:`TOP_ONE_IN`, rounded up): the rule ``top``.
 
     Where a single patch's score is noisy, the mean of several tells more than the largest; a defect smaller than 1 % of
-    the patches is averaged with normal ones.
+    the patches is averaged with normal ones. The mean is taken in float64 and rounded once: it does not depend on the
+    order in which a processor adds.
 
     Args:
         patch_scores: (B, P) scores of the patches.
@@ -72,7 +73,8 @@ def top_mean(patch_scores: Tensor) -> Tensor:
         >>> top_mean(torch.arange(200.0)[None])
         tensor([198.5000])
     """
-    return patch_scores.topk(-(-patch_scores.shape[1] // TOP_ONE_IN), dim=1).values.mean(1)
+    largest = patch_scores.topk(-(-patch_scores.shape[1] // TOP_ONE_IN), dim=1).values
+    return largest.double().mean(1).to(patch_scores.dtype)
 
 
 def image_score(

@@ -310,7 +310,9 @@ void check_errors(Draw& draw) {
   } catch (const std::invalid_argument&) {
   }
   struct Stop {};
-  const Rows rows = draw.rows(3000, 24, 10.0);
+  // One search must take longer than the time between two polls, in a fast build too.
+  constexpr std::int64_t count = 20000;
+  const Rows rows = draw.rows(count, 24, 10.0);
   const auto began = std::chrono::steady_clock::now();
   int polls = 0;
   try {
@@ -320,8 +322,8 @@ void check_errors(Draw& draw) {
     });
     while (std::chrono::steady_clock::now() - began < std::chrono::seconds(20)) {
       const mmad::KnnIndex index(rows.view(), {mmad::Format::float32, 0}, mmad::Isa::generic, 2);
-      std::vector<float> distances(3000);
-      std::vector<std::int64_t> found(3000);
+      std::vector<float> distances(count);
+      std::vector<std::int64_t> found(count);
       index.search(rows.view(), 1, distances.data(), found.data(), 2);
     }
   } catch (const Stop&) {

@@ -1,4 +1,6 @@
-"""The CPU kernels under the address, undefined-behaviour and thread sanitizers (native_checks.cpp).
+"""The CPU kernels and libmmad under the address, undefined-behaviour and thread sanitizers.
+
+The programs are native_checks.cpp and library_checks.cpp.
 
 A minute on two cores, nearly all of it compilation. MMAD_BANK_SANITIZER_ROUNDS=2000 makes it hours.
 """
@@ -28,8 +30,12 @@ pytestmark = [
 ]
 
 
-def build(folder: Path, sanitizers: str) -> Path:
-    sources = [*sorted((CSRC / "cpu").glob("*.cpp")), HERE / "native_checks.cpp"]
+PROGRAMS = ("native_checks", "library_checks")
+
+
+def build(folder: Path, sanitizers: str) -> list[Path]:
+    own = [HERE / f"{name}.cpp" for name in PROGRAMS]
+    sources = [*own, *sorted((CSRC / "cpu").glob("*.cpp")), *sorted((CSRC / "lib").glob("*.cpp"))]
 
     def compile_one(source: Path) -> Path:
         target = folder / f"{source.stem}.o"
@@ -38,17 +44,19 @@ def build(folder: Path, sanitizers: str) -> Path:
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         objects = list(pool.map(compile_one, sources))
-    program = folder / "native_checks"
-    subprocess.run(["g++", f"-fsanitize={sanitizers}", *map(str, objects), "-pthread", "-o", str(program)], check=True)
-    return program
+    shared = [str(one) for one in objects[len(PROGRAMS) :]]
+    for name, one in zip(PROGRAMS, objects, strict=False):
+        command = ["g++", f"-fsanitize={sanitizers}", str(one), *shared, "-pthread", "-o", str(folder / name)]
+        subprocess.run(command, check=True)
+    return [folder / name for name in PROGRAMS]
 
 
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 def test_clean(sanitizers: str, tmp_path: Path) -> None:
-    program = build(tmp_path, sanitizers)
-    found = subprocess.run([str(program), ROUNDS], capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stdout[-4000:] + found.stderr[-8000:]
-    assert found.stdout.endswith("0 wrong\n")
+    for program in build(tmp_path, sanitizers):
+        found = subprocess.run([str(program), ROUNDS], capture_output=True, text=True, check=False)
+        assert found.returncode == 0, found.stdout[-4000:] + found.stderr[-8000:]
+        assert found.stdout.endswith("0 wrong\n")
 
 
 @pytest.mark.parametrize(
