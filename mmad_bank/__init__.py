@@ -14,12 +14,13 @@ __version__ = "0.1.0"
 _EXPORTS = {"MemoryBank": "bank", "MultiBank": "bank"}
 _SUBMODULES = (
     "adaptation", "bank", "bench", "calibration", "cli", "data", "demo", "errors", "evaluation", "extraction",
-    "features", "fusion", "methods", "metrics", "monitoring", "ops", "report", "scoring", "synthetic", "tuning",
+    "features", "fusion", "methods", "metrics", "monitoring", "ops", "report", "scoring", "serving", "synthetic",
+    "tuning",
 )  # fmt: skip
 __all__ = [
     "MemoryBank", "MultiBank", "__version__", "adaptation", "bank", "bench", "calibration", "cli", "data", "demo",
     "errors", "evaluation", "extraction", "features", "fusion", "methods", "metrics", "monitoring", "ops", "report",
-    "scoring", "synthetic", "tuning",
+    "scoring", "serving", "synthetic", "tuning",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         ops,
         report,
         scoring,
+        serving,
         synthetic,
         tuning,
     )

@@ -37,9 +37,10 @@ ROOMS: dict[str, set[str]] = {
     "report": {"evaluation", "methods", "data", "calibration"},
     "bench": {"methods", "synthetic", "extraction", "fusion", "features", "data", "bank"},
     "demo": {"report", "evaluation", "methods", "synthetic", "features", "data"},
+    "serving": {"report", "methods", "data", "bank", "scoring"},
     "cli": {
-        "demo", "bench", "report", "tuning", "evaluation", "methods", "extraction", "features", "synthetic", "data",
-        "metrics", "monitoring", "bank", "ops", "scoring", "calibration",
+        "serving", "demo", "bench", "report", "tuning", "evaluation", "methods", "extraction", "features", "synthetic",
+        "data", "metrics", "monitoring", "bank", "ops", "scoring", "calibration",
     },
 }  # fmt: skip
 """What each part of the package may import, beside :data:`EVERYBODY`'s."""

@@ -19,6 +19,7 @@ from mmad_bank.cli import (
     info,
     monitor,
     predict,
+    serve,
     train,
     tune,
 )
@@ -65,6 +66,7 @@ fit.register(app)
 train.register(app)
 evaluation.register(app)
 predict.register(app)
+serve.register(app)
 bench.register(app)
 tune.register(app)
 demo.register(app)
