@@ -15,6 +15,7 @@ from mmad_bank import __version__
 from mmad_bank.serving import schemas
 from mmad_bank.serving.backend import Backend
 from mmad_bank.serving.gate import Gate
+from mmad_bank.serving.pictures import picture_routes
 from mmad_bank.serving.problems import Problem
 from mmad_bank.serving.protocol import health_routes, model_routes, repository_routes
 from mmad_bank.serving.settings import Settings
@@ -57,8 +58,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(Problem, _say_problem)
     app.add_exception_handler(HTTPException, _say_http)
     app.add_exception_handler(RequestValidationError, _say_invalid)
-    for router in (health_routes(backend), model_routes(backend), repository_routes(backend)):
-        app.include_router(router)
+    for routes in (health_routes, model_routes, repository_routes, picture_routes):
+        app.include_router(routes(backend))
     _add_metrics(app, backend)
     return app
 

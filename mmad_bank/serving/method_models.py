@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from mmad_bank.methods import Method, Prediction
 
 _KINDS = {"rgb": ("UINT8", (np.uint8, np.uint16, np.float32)), "xyz": ("FP32", (np.float32, np.float64))}
+
+
+class Explained(NamedTuple):
+    """A prediction of files, the method that made it, and the normal patches that explain it, by part, JSON-able."""
+
+    prediction: Prediction
+    method: Method
+    explanation: dict[str, Any]
 
 
 class ServedMethod:
@@ -44,9 +52,17 @@ class ServedMethod:
         answers, first = [], 0
         for work in works:
             own = found[first : first + work.size]
-            answers.append(_answer(own, self, with_tensors="" not in work.inputs))
+            answers.append(self._explained(own[0], work.options["explain"]) if "" in work.inputs else _answer(own))
             first += work.size
         return answers
+
+    def _explained(self, prediction: Prediction, n: int) -> Answer:
+        """Return a prediction of files as it is, with the normal patches that explain it: that takes the networks."""
+        from mmad_bank.methods.described import explanation_of
+
+        explanation = {part: explanation_of(self.method, prediction, part, n) for part in prediction.parts} if n else {}
+        verdicts = [] if prediction.verdict is None else [prediction.verdict]
+        return Answer({}, {}, verdicts, Explained(prediction, self.method, explanation))
 
 
 def _at_rate(prediction: Prediction, judged: Method) -> Prediction:
@@ -55,10 +71,8 @@ def _at_rate(prediction: Prediction, judged: Method) -> Prediction:
     return replace(prediction, calibration=judged.calibration_, false_alarm_rate=judged.false_alarm_rate)
 
 
-def _answer(predictions: Sequence[Prediction], model: ServedMethod, *, with_tensors: bool) -> Answer:
+def _answer(predictions: Sequence[Prediction]) -> Answer:
     verdicts = [one.verdict for one in predictions if one.verdict is not None]
-    if not with_tensors:
-        return Answer({}, {}, verdicts, (predictions[0], model.method))
     outputs: dict[str, np.ndarray] = {
         "scores": np.array([one.score for one in predictions], np.float64),
         "maps": np.stack([one.map.numpy() for one in predictions]),
