@@ -8,13 +8,14 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
 from mmad_bank import __version__
 from mmad_bank.serving import schemas
 from mmad_bank.serving.backend import Backend
 from mmad_bank.serving.gate import Gate
+from mmad_bank.serving.pages import policy, routes_page, trial_page
 from mmad_bank.serving.pictures import picture_routes
 from mmad_bank.serving.problems import Problem
 from mmad_bank.serving.protocol import health_routes, model_routes, repository_routes
@@ -40,7 +41,7 @@ def create_app(settings: Settings) -> FastAPI:
         >>> MemoryBank(torch.rand(5, 3)).save(f"{folder}/tile.bank")
         >>> app = create_app(Settings(folder))
         >>> app.state.backend.repository.index()
-        [{'name': 'tile', 'version': '1', 'state': 'READY', 'reason': ''}]
+        [{'name': 'tile', 'version': '1', 'state': 'READY', 'reason': '', 'kind': 'bank'}]
     """
     backend = Backend(settings)
 
@@ -61,6 +62,8 @@ def create_app(settings: Settings) -> FastAPI:
     for routes in (health_routes, model_routes, repository_routes, picture_routes):
         app.include_router(routes(backend))
     _add_metrics(app, backend)
+    _add_pages(app)
+    _describe_keys(app, settings)
     return app
 
 
@@ -73,6 +76,37 @@ def _add_metrics(app: FastAPI, backend: Backend) -> None:
         """Tell Prometheus what was done."""
         text, kind = backend.metrics.text()
         return Response(text, media_type=kind)
+
+
+def _add_pages(app: FastAPI) -> None:
+    headers = {"Content-Security-Policy": policy()}
+    trial = trial_page()
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return HTMLResponse(trial, headers=headers)
+
+    @app.get("/docs", include_in_schema=False)
+    async def routes() -> Response:
+        return HTMLResponse(routes_page(app.openapi()), headers=headers)
+
+
+def _describe_keys(app: FastAPI, settings: Settings) -> None:
+    """Let the OpenAPI description say that a key is needed, if one is."""
+    describe = app.openapi
+
+    def described() -> dict[str, Any]:
+        made = "securitySchemes" not in (app.openapi_schema or {}).get("components", {})
+        description = describe()
+        if made and settings.api_keys:
+            description["components"]["securitySchemes"] = {
+                "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+                "bearer": {"type": "http", "scheme": "bearer"},
+            }
+            description["security"] = [{"header": []}, {"bearer": []}]
+        return description
+
+    app.openapi = described  # type: ignore[method-assign]
 
 
 def _error(request: Request, status: int, line: str, headers: Any = None) -> Response:

@@ -89,6 +89,11 @@ class Catalog:
         found = self._list(anew=False).get(name)
         return found if found is None or found.signature() is not None else self._list(anew=True).get(name)
 
+    def is_bank(self, name: str) -> bool:
+        """Say whether a model is a bank file."""
+        found = self._list(anew=False).get(name)
+        return found is not None and found.is_bank
+
     def _list(self, *, anew: bool) -> dict[str, Place]:
         """Return all models; the folder is read again if something came or went."""
         with self._lock:

@@ -19,7 +19,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN = ("/", "/v2/health/live", "/v2/health/ready")
+OPEN = ("/", "/docs", "/openapi.json", "/v2/health/live", "/v2/health/ready")
 """Paths that need no key."""
 _SAFE = {
     b"x-content-type-options": b"nosniff", b"referrer-policy": b"no-referrer", b"x-frame-options": b"DENY",

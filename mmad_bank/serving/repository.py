@@ -146,7 +146,8 @@ class Repository:
             state, reason = "READY", ""
             if slot is not None and (slot.unloaded or slot.failed is not None):
                 state, reason = "UNAVAILABLE", slot.reason
-            entries.append({"name": name, "version": VERSION, "state": state, "reason": reason})
+            kind = "bank" if self.catalog.is_bank(name) else "method"
+            entries.append({"name": name, "version": VERSION, "state": state, "reason": reason, "kind": kind})
         return entries
 
     def resident(self) -> tuple[int, int]:

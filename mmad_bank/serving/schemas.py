@@ -73,6 +73,7 @@ class ModelState(_Open):
     version: str
     state: Literal["READY", "UNAVAILABLE"]
     reason: str
+    kind: Literal["bank", "method"]
 
 
 class OutputTensor(_Open):

@@ -135,14 +135,15 @@ def test_bodies_are_limited_whether_they_say_their_length_or_not(folder: Path) -
 
 def test_keys_are_asked_for(folder: Path) -> None:
     with running(folder, api_keys=("right-key", "other-key")) as service:
-        for path in ("/v2/health/live", "/v2/health/ready"):
+        for path in ("/v2/health/live", "/v2/health/ready", "/", "/docs"):
             assert service.get(path).status == 200
-        for path in ("/v2", "/v2/models/tile", "/metrics", "/openapi.json", "/nothing"):
+        for path in ("/v2", "/v2/models/tile", "/metrics", "/predict/tile", "/nothing"):
             assert service.get(path).status == 401
             assert service.get(path, X_API_Key="wrong-key").status == 401
         assert service.get("/v2", X_API_Key="other-key").status == 200
         assert service.get("/v2", Authorization="Bearer right-key").status == 200
         assert service.get("/v2", Authorization="Basic right-key").status == 401
+        assert "X-API-Key" in service.get("/openapi.json").body.decode()
         assert service.get("/v2").headers["www-authenticate"] == "Bearer"
 
 
