@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from mmad_bank.serving.backend import Backend
 
+_LARGE = 65536  # bytes; smaller bodies come in one block anyway
+_ALIGNED = 16  # bytes; memory begins at a multiple of that
 _WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 
@@ -21,19 +23,36 @@ def announced(request: Request, most: int) -> int:
     return int(text) if text.isascii() and text.isdigit() else most
 
 
-async def read_body(request: Request, backend: Backend) -> bytes:
+async def read_body(request: Request, backend: Backend, head: int = 0) -> bytes | memoryview:
     """Read a body, and unpack it if it is compressed.
+
+    Args:
+        request: The request.
+        backend: The service.
+        head: Bytes before those that are to lie in memory as tensors have to: they need not be copied then.
 
     Raises:
         Problem: It is too large, comes too slowly, or is compressed in another way than gzip or deflate.
     """
-    body: bytes = await backend.in_time(request.body(), request.state.begin)
     coding = request.headers.get("content-encoding", "identity").lower()
+    if coding != "identity" and coding not in _WINDOWS:
+        raise Problem(415, f"Content-Encoding: expected gzip or deflate, found {coding[:40]!r}")
+    size = announced(request, -1)
+    reading = request.body() if coding != "identity" or size < _LARGE else _filled(request, size, head)
+    body: bytes | memoryview = await backend.in_time(reading, request.state.begin)
     if coding == "identity":
         return body
-    if coding not in _WINDOWS:
-        raise Problem(415, f"Content-Encoding: expected gzip or deflate, found {coding[:40]!r}")
-    return await backend.in_thread(unpacked, body, coding, backend.settings.max_body)
+    return await backend.in_thread(unpacked, bytes(body), coding, backend.settings.max_body)
+
+
+async def _filled(request: Request, size: int, head: int) -> memoryview:
+    """Read a body of a known size into one piece of memory, so that what follows the head is aligned."""
+    space = -head % _ALIGNED
+    body, at = memoryview(bytearray(space + size))[space:], 0
+    async for block in request.stream():
+        body[at : at + len(block)] = block
+        at += len(block)
+    return body[:at]
 
 
 def unpacked(body: bytes, coding: str, most: int) -> bytes:

@@ -11,6 +11,8 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
+from starlette.requests import ClientDisconnect
+
 from mmad_bank.serving.backend import Backend
 from mmad_bank.serving.problems import Problem
 
@@ -72,6 +74,8 @@ class _Request:
         except Problem as problem:
             failed = str(problem)
             await self._refuse(problem)
+        except ClientDisconnect:
+            failed = "the client went away"
         except Exception as error:
             failed = f"{type(error).__name__}: {error}"
             self._backend.log.say("error", level="error", id=self._id, trace=traceback.format_exc())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+import math
+import threading
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -135,6 +137,8 @@ def check_inputs(card: Card, inputs: Mapping[str, np.ndarray]) -> None:
 # Banks.
 
 _RULE_PARAMETERS = ("reweight", "n_neighbors")
+_ENOUGH = 8192  # patches; a search of more is no faster
+_space = threading.local()
 _RATE = "false_alarm_rate"
 
 
@@ -157,12 +161,14 @@ class ServedBank:
 
     def run(self, works: Sequence[Work]) -> list[Answer]:
         """Score the images of several requests together; all have as many patches."""
+        return [answer for group in _groups(works) for answer in self._scored(group)]
+
+    def _scored(self, works: Sequence[Work]) -> list[Answer]:
         import torch
 
         rows = [work.inputs["patches"] for work in works]
-        together = rows[0] if len(rows) == 1 else np.concatenate(rows)
-        options = works[0].options
-        tensor = torch.from_numpy(np.require(together, np.float32, ["C", "A", "W"]))
+        together = np.require(rows[0], np.float32, ["C", "A", "W"]) if len(rows) == 1 else _joined(rows)
+        options, tensor = works[0].options, torch.from_numpy(together)
         scores = self._bank.score(tensor, reweight=options["reweight"], n_neighbors=options["n_neighbors"]).cpu()
         answers, first = [], 0
         for work in works:
@@ -198,6 +204,29 @@ class ServedBank:
         if options["judged"]:
             return True
         return known is not None and known.rule == scores.rule and known.patches == scores.patch.shape[1]
+
+
+def _joined(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Return arrays (B, P, D) behind each other, in memory that this thread has for that: new memory costs more."""
+    shape = (sum(map(len, rows)), *rows[0].shape[1:])
+    size = math.prod(shape)
+    if getattr(_space, "values", np.empty(0)).size < size:
+        _space.values = np.empty(size, np.float32)
+    together: np.ndarray = _space.values[:size].reshape(shape)
+    return np.concatenate(rows, out=together, casting="same_kind")
+
+
+def _groups(works: Sequence[Work]) -> Iterator[list[Work]]:
+    """Put works together until they have enough patches for the search: more would be copied for nothing."""
+    group, rows = list[Work](), 0
+    for work in works:
+        group.append(work)
+        rows += work.inputs["patches"].shape[0] * work.inputs["patches"].shape[1]
+        if rows >= _ENOUGH:
+            yield group
+            group, rows = [], 0
+    if group:
+        yield group
 
 
 def _card_of_bank(bank: MemoryBank) -> Card:

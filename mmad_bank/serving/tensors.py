@@ -58,7 +58,7 @@ class InferRequest:
     binary: bool = False
 
 
-def parse_request(body: bytes, header_length: str | None = None) -> InferRequest:
+def parse_request(body: bytes | memoryview, header_length: str | None = None) -> InferRequest:
     """Read a request.
 
     Args:
@@ -74,7 +74,7 @@ def parse_request(body: bytes, header_length: str | None = None) -> InferRequest
         array([[1. , 2.5]], dtype=float32)
     """
     length = _header_length(header_length, len(body))
-    content = _json(body[:length])
+    content = _json(bytes(body[:length]))
     parameters = _table(content.get("parameters", {}), "parameters")
     rest, inputs = memoryview(body)[length:], {}
     for one in _tables(content.get("inputs"), "inputs"):

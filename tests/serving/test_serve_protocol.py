@@ -197,7 +197,7 @@ def test_verdicts_of_a_bank_without_calibration_are_refused(service: Service) ->
     assert (found.status, "expected a bank that is calibrated" in found.json["error"]) == (400, True)
 
 
-@pytest.mark.parametrize("length", ["x", "-1", "999999", "1" * 30])
+@pytest.mark.parametrize("length", ["x", "-1", "999999", "1" * 30, "9" * 5000])
 def test_wrong_lengths_of_the_json(service: Service, length: str) -> None:
     found = service.ask("POST", "/v2/models/tile/infer", b"{}", Inference_Header_Content_Length=length)
     assert (found.status, "Inference-Header-Content-Length: expected" in found.json["error"]) == (400, True)
