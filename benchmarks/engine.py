@@ -1,6 +1,6 @@
-"""The engine's benchmark: selection, search, a bagel-size build, loading, exactness, metrics, scaling.
+"""The engine's benchmark: selection, search, a bagel-size build, loading, exactness, metrics, scaling, the service.
 
-    python benchmarks/engine.py [selection] [search] [bagel] [load] [exactness] [metrics] [scaling] [--quick]
+    python benchmarks/engine.py [selection] [search] [bagel] [load] [exactness] [metrics] [scaling] [serving] [--quick]
 
 Prints the machine, the versions and one or more tables per part; ``--json PATH`` also writes all of it to a file.
 README.md beside this file says what is measured and how to read it.
@@ -16,7 +16,7 @@ from pathlib import Path
 from common import Options, parse, parser, run_parts
 from peers import import_peers
 
-PARTS = ("selection", "search", "bagel", "load", "exactness", "metrics", "scaling", "tradeoff")
+PARTS = ("selection", "search", "bagel", "load", "exactness", "metrics", "scaling", "tradeoff", "serving")
 
 
 def main() -> None:

@@ -15,12 +15,12 @@ _EXPORTS = {"MemoryBank": "bank", "MultiBank": "bank"}
 _SUBMODULES = (
     "adaptation", "bank", "bench", "calibration", "cli", "data", "demo", "errors", "evaluation", "exporting",
     "extraction", "features", "fusion", "integrations", "methods", "metrics", "monitoring", "ops", "report",
-    "scoring", "synthetic", "tuning",
+    "scoring", "serving", "synthetic", "tuning",
 )  # fmt: skip
 __all__ = [
     "MemoryBank", "MultiBank", "__version__", "adaptation", "bank", "bench", "calibration", "cli", "data", "demo",
     "errors", "evaluation", "exporting", "extraction", "features", "fusion", "integrations", "methods", "metrics",
-    "monitoring", "ops", "report", "scoring", "synthetic", "tuning",
+    "monitoring", "ops", "report", "scoring", "serving", "synthetic", "tuning",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         ops,
         report,
         scoring,
+        serving,
         synthetic,
         tuning,
     )

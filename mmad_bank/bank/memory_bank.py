@@ -339,6 +339,11 @@ class MemoryBank:
         return held + self.source_rows.nbytes + (self._index.nbytes if self._index is not None else 0)
 
     @property
+    def mapped_nbytes(self) -> int:
+        """Bytes of the vectors that are a mapped file, which come to memory as searches touch them; 0 for others."""
+        return self._vectors.nbytes if self._mapped else 0
+
+    @property
     def recall(self) -> float | None:
         """Share of a sample of queries whose nearest vector a FAISS index finds with its present settings.
 

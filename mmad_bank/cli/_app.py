@@ -20,6 +20,7 @@ from mmad_bank.cli import (
     info,
     monitor,
     predict,
+    serve,
     train,
     tune,
 )
@@ -67,6 +68,7 @@ train.register(app)
 evaluation.register(app)
 predict.register(app)
 export.register(app)
+serve.register(app)
 bench.register(app)
 tune.register(app)
 demo.register(app)

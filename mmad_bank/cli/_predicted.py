@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,20 +35,6 @@ _COLUMNS = (
 _OF_PARTS = ("part", "view", "views")
 """Columns before those where several pictures show one part: the worst view, and the number of views. The others are of
 the worst view."""
-
-
-def verdict_of(prediction: Prediction) -> dict[str, Any]:
-    """Return verdict, p-value, threshold and regions, JSON-able; all None or empty without a calibration."""
-    threshold = prediction.threshold
-    return {
-        "verdict": prediction.verdict,
-        "p_value": prediction.p_value,
-        "normalized_score": prediction.normalized_score,
-        "threshold": None if threshold is None else threshold.score,
-        "false_alarm_rate": None if threshold is None else threshold.rate,
-        "extrapolated": None if threshold is None else threshold.extrapolated,
-        "regions": [asdict(region) for region in prediction.regions],
-    }
 
 
 def row_of(result: Mapping[str, Any], width: int = 4) -> str:
@@ -139,6 +124,7 @@ def write_prediction(
         shown: The part that the sample shows, and the view; None where it is judged by itself.
     """
     from mmad_bank.data.writing import write_png
+    from mmad_bank.methods.described import explanation_of, verdict_of
     from mmad_bank.report.pictures import rgb_picture
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -160,7 +146,7 @@ def write_prediction(
         "notes": notes,
         "parts": {part: one.score for part, one in prediction.parts.items()},
         "map_range": [float(values.min()), float(values.max())],
-        "explanation": {part: _explain(method, prediction, part, n) for part in prediction.parts} if n else {},
+        "explanation": {part: explanation_of(method, prediction, part, n) for part in prediction.parts} if n else {},
     }
     write_text(folder / "score.json", json_text(result))
     return result
@@ -171,15 +157,6 @@ def _save_array(path: Path, values: Any) -> None:
 
     with replacing(path) as beside, beside.open("wb") as file:
         np.save(file, values)
-
-
-def _explain(method: Method, prediction: Prediction, part: str, n: int) -> dict[str, Any]:
-    """Name the normal patches that are nearest to a part's worst patch."""
-    place, grid = prediction.parts[part].worst, prediction.parts[part].grid
-    reasons = method.explain(prediction, part, place=place, n=n)
-    nearest = [{"sample": one.sample, "place": one.place, "box": one.box, "distance": one.distance} for one in reasons]
-    box = prediction.box(part, place)
-    return {"worst_patch": place, "grid": list(grid), "box": box, "nearest_normal_patches": nearest}
 
 
 def draw_overlay(result: Mapping[str, Any], method: Method, limits: tuple[float, float]) -> None:

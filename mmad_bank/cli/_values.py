@@ -158,11 +158,11 @@ def count_workers(wanted: int | None) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, name: str = "--memory") -> int:
     """Read a number of bytes with its unit: kB, MB, GB are powers of 1000; KiB, MiB, GiB of 1024.
 
     Raises:
-        InputError: No positive number, or an unknown unit.
+        InputError: No positive number, or an unknown unit; ``name`` is the option's.
 
     Example:
         >>> parse_size("200MB"), parse_size("1.5 GiB")
@@ -171,12 +171,12 @@ def parse_size(text: str) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]+)\s*", text)
     factor = _UNITS.get(found[2].lower()) if found else None
     if found is None or factor is None or float(found[1]) * factor < 1:
-        raise InputError(f"--memory: expected a size such as 200MB or 1.5GiB, found {text!r}")
+        raise InputError(f"{name}: expected a size such as 200MB or 1.5GiB, found {text!r}")
     return int(float(found[1]) * factor)
 
 
 def parse_duration(text: str, name: str) -> float | None:
-    """Read a time with its unit, s, m or h, in seconds; None for "none".
+    """Read a time with its unit, ms, s, m or h, in seconds; None for "none".
 
     Raises:
         InputError: No number, or an unknown unit; ``name`` is the option's.
@@ -187,10 +187,10 @@ def parse_duration(text: str, name: str) -> float | None:
     """
     if text.strip().lower() == "none":
         return None
-    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([smh])\s*", text.lower())
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|m|h)\s*", text.lower())
     if found is None:
         raise InputError(f"{name}: expected a time such as 90s, 10m or 2h, or none, found {text!r}")
-    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+    return float(found[1]) * {"ms": 1e-3, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 def parse_projection(text: str | None) -> int | Literal["auto"] | None:

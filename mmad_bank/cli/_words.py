@@ -17,6 +17,7 @@ ComputeDtype = Literal["float32", "bfloat16"]
 Runtime = Literal["torch", "openvino"]
 FolderLayout = Literal["auto", "mvtec3d", "eyecandies", "folder", "mvtec_ad", "visa", "real3d", "pictures"]
 LengthUnit = Literal["m", "cm", "mm", "um"]
+LogFormat = Literal["text", "json", "none"]
 Measure = Literal["error", "auroc"]
 Recipe = Literal["auto", "m3dm", "cfm", "mdss", "eyecandies", "keep"]
 Reweighting = Literal["m3dm", "patchcore", "max", "top"]
@@ -195,8 +196,24 @@ WORDS: dict[str, Word] = {
         str, "Set an argument of the method's constructor, such as ratio=10% or image-size=256; repeat the option for"
         " several.", "NAME=VALUE", several=True,
     ),
+    # The service.
+    "--host": Word(str, "Address to listen at; 0.0.0.0 is every network of the machine."),
+    "--port": Word(int, "Port to listen at; 0 takes a free one."),
+    "--api-key": Word(
+        Path, "File with the keys of which clients must send one, a line each (default: the key in the environment"
+        " variable MMAD_BANK_API_KEY, or none)."
+    ),
+    "--max-batch": Word(int, "Largest number of images that are scored together, and of images in a request."),
+    "--batch-delay": Word(str, "Time that a request waits at most for others to be scored with.", "TIME"),
+    "--max-body": Word(str, "Largest body of a request.", "SIZE"),
+    "--max-queue": Word(
+        int, "Largest number of requests for scores that are read, wait or are computed; more are answered with 503."
+    ),
+    "--timeout": Word(str, "Time after which a request is given up, or none.", "TIME"),
+    "--concurrency": Word(int, "Number of models that are computed at the same time."),
+    "--log": Word(LogFormat, "Form of the log on standard error: a line per request as text or JSON, or none."),
     # What is measured and said.
-    "--memory": Word(str, "Largest memory that the bank may take, such as 200MB or 1.5GiB.", "SIZE"),
+    "--memory": Word(str, "Largest memory that the {} may take, such as 200MB or 1.5GiB{}.", "SIZE"),
     "--fps": Word(float, "Frame rate to reach, in images per second."),
     "--budget": Word(str, "Time to measure in, such as 90s, 10m or 2h; none takes all that is needed.", "TIME"),
     "--timing": Word(str, "Time that each setting is timed for at least, such as 1s.", "TIME"),

@@ -51,7 +51,7 @@ def tune(
     test: Annotated[list[Path], option("--test")],
     anomalous: Annotated[list[Path] | None, option("--anomalous")] = None,
     labels: Annotated[Path | None, option("--labels")] = None,
-    memory: Annotated[str | None, option("--memory")] = None,
+    memory: Annotated[str | None, option("--memory", "bank", "")] = None,
     fps: Annotated[float | None, option("--fps")] = None,
     by: Annotated[Measure, option("--by")] = "error",
     budget: Annotated[str, option("--budget")] = "10m",

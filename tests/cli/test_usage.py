@@ -12,7 +12,7 @@ from mmad_bank.cli._usage import word_usage, word_validation
 
 COMMANDS = (
     "build", "extend", "score", "calibrate", "monitor", "info", "synth", "prepare", "extract", "fit", "train-uff",
-    "train-adaptors", "train-sdf", "evaluate", "predict", "export", "bench", "tune", "demo",
+    "train-adaptors", "train-sdf", "evaluate", "predict", "export", "serve", "bench", "tune", "demo",
 )  # fmt: skip
 
 

@@ -1,0 +1,233 @@
+"""Batches, queues, sizes, times, keys, logs and the end of a service."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+
+from running_service import Service, calibrated_bank, images, output, running
+
+from mmad_bank.errors import InputError
+from mmad_bank.serving import Settings
+from mmad_bank.serving.models import ServedBank
+from mmad_bank.serving.settings import read_keys
+
+BANK = calibrated_bank()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    models = tmp_path / "models"
+    models.mkdir()
+    BANK.save(models / "tile.bank")
+    BANK.save(models / "other.bank")
+    return models
+
+
+class Gate:
+    """Holds every computation until it is opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.opened = threading.Event()
+        self.sizes: list[int] = []
+        run = ServedBank.run
+
+        def held(model: ServedBank, works: Any) -> Any:
+            self.sizes.append(len(works))
+            assert self.opened.wait(30)
+            return run(model, works)
+
+        monkeypatch.setattr(ServedBank, "run", held)
+
+
+def until(condition: Any) -> None:
+    """Wait for something that another thread does."""
+    for _ in range(1000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not happen")
+
+
+def test_requests_that_come_together_are_computed_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(monkeypatch)
+    with running(folder, max_batch=8) as service, ThreadPoolExecutor(20) as pool:
+        first = pool.submit(service.infer, "tile", images(1))
+        until(lambda: gate.sizes)
+        rest = [pool.submit(service.infer, "tile", images(1 + i % 2, seed=i)) for i in range(12)]
+        until(lambda: service.backend.batcher.depth == 12)
+        gate.opened.set()
+        output(first.result(), "image_scores")
+        for i, one in enumerate(rest):
+            scores = BANK.score(images(1 + i % 2, seed=i))
+            assert np.array_equal(output(one.result(), "image_scores"), scores.image.numpy())
+            assert np.array_equal(output(one.result(), "nearest"), scores.nearest.numpy())
+        assert service.metric("mmad_bank_batch_images_sum") == 1 + 18
+        assert service.metric("mmad_bank_batch_images_count") == len(gate.sizes) <= 5
+
+
+def test_a_bad_request_spoils_no_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(monkeypatch)
+    with running(folder) as service, ThreadPoolExecutor(20) as pool:
+        first = pool.submit(service.infer, "tile", images(1))
+        until(lambda: gate.sizes)
+        bad = pool.submit(service.infer, "tile", images(1) * np.nan)
+        good = [pool.submit(service.infer, "tile", images(1, seed=i)) for i in range(3)]
+        until(lambda: service.backend.batcher.depth == 4)
+        gate.opened.set()
+        assert (bad.result().status, first.result().status) == (400, 200)
+        for i, one in enumerate(good):
+            assert np.array_equal(output(one.result(), "image_scores"), BANK.score(images(1, seed=i)).image.numpy())
+        assert gate.sizes[1] == 4
+
+
+def test_overload_is_answered_and_passes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(monkeypatch)
+    with running(folder, max_queue=3) as service, ThreadPoolExecutor(3) as pool:
+        taken = [pool.submit(service.infer, "tile", images(1)) for _ in range(3)]
+        until(lambda: service.backend._admitted == 3)
+        refused = service.infer("other", images(1))
+        assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+        assert refused.json["error"].startswith("overloaded: 3 requests are being served")
+        assert service.get("/v2/health/ready").status == 200  # health has no queue
+        gate.opened.set()
+        assert [one.result().status for one in taken] == [200] * 3
+        assert service.infer("other", images(1)).status == 200
+        assert service.metric("mmad_bank_rejected_total") == 1
+
+
+def test_models_do_not_wait_for_each_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(monkeypatch)
+    with running(folder) as service, ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(service.infer, name, images(1)) for name in ("tile", "other")]
+        until(lambda: len(gate.sizes) == 2)
+        gate.opened.set()
+        assert [one.result().status for one in both] == [200, 200]
+
+
+def test_a_request_is_given_up_in_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(monkeypatch)
+    with running(folder, timeout=0.3) as service:
+        found = service.infer("tile", images(1))
+        assert (found.status, found.json["error"]) == (503, "timeout: the request was given up after 0.3 seconds")
+        gate.opened.set()
+        until(lambda: service.infer("tile", images(1)).status == 200)
+
+
+def test_bodies_are_limited_whether_they_say_their_length_or_not(folder: Path) -> None:
+    with running(folder, max_body=1000) as service:
+        assert service.infer("tile", images(20)).status == 413
+        chunked = service.ask("POST", "/v2/models/tile/infer", iter([b"x" * 600] * 3))
+        assert (chunked.status, chunked.json["error"]) == (413, "body: expected up to 1,000 bytes")
+        assert service.metric("mmad_bank_rejected_total") == 2
+
+
+def test_keys_are_asked_for(folder: Path) -> None:
+    with running(folder, api_keys=("right-key", "other-key")) as service:
+        for path in ("/v2/health/live", "/v2/health/ready", "/", "/docs"):
+            assert service.get(path).status == 200
+        for path in ("/v2", "/v2/models/tile", "/metrics", "/predict/tile", "/nothing"):
+            assert service.get(path).status == 401
+            assert service.get(path, X_API_Key="wrong-key").status == 401
+        assert service.get("/v2", X_API_Key="other-key").status == 200
+        assert service.get("/v2", Authorization="Bearer right-key").status == 200
+        assert service.get("/v2", Authorization="Basic right-key").status == 401
+        assert "X-API-Key" in service.get("/openapi.json").body.decode()
+        assert service.get("/v2").headers["www-authenticate"] == "Bearer"
+
+
+def test_keys_come_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "keys").write_text("# of the line\nfirst-key\n\nsecond-key\n")
+    (tmp_path / "none").write_text("\n")
+    monkeypatch.delenv("MMAD_BANK_API_KEY", raising=False)
+    assert read_keys(None) == ()
+    assert read_keys(tmp_path / "keys") == ("first-key", "second-key")
+    monkeypatch.setenv("MMAD_BANK_API_KEY", "third-key")
+    assert read_keys(None) == ("third-key",)
+    for name, words in (("none", "expected a key on a line"), ("missing", "cannot be read")):
+        with pytest.raises(InputError, match=words):
+            read_keys(tmp_path / name)
+    with pytest.raises(InputError, match="api_key: expected keys of at least 8"):
+        Settings("x", api_keys=("short",))
+
+
+def test_pages_of_other_sites_are_refused(folder: Path) -> None:
+    with running(folder) as service:
+        assert service.ask("POST", "/v2/repository/index", Sec_Fetch_Site="cross-site").status == 403
+        assert service.ask("POST", "/v2/repository/index", Sec_Fetch_Site="same-origin").status == 200
+
+
+def test_logs_are_lines_of_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with running(folder, log_format="json") as service:
+        service.ask("GET", "/v2/models/tile", X_Request_Id="my-id")
+        service.infer("tile", images(1) * np.nan)
+        service.get("/v2/%22quoted%0Aline", X_Request_Id="no such id")
+        service.get("/v2/health/live")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(one["event"], one.get("status")) for one in lines] == [
+        ("model loaded", None), ("request", 200), ("request", 400), ("request", 404)
+    ]  # fmt: skip
+    assert (lines[1]["id"], lines[1]["model"]) == ("my-id", "tile")
+    assert "patch 0 holds" in lines[2]["error"]
+    assert re.fullmatch("[0-9a-f]{32}", lines[3]["id"])
+
+
+def test_metrics_say_what_was_done(folder: Path) -> None:
+    with running(folder) as service:
+        rows = images(6)
+        service.infer("tile", rows)
+        service.infer("tile", rows, reweight="best")
+        text = service.get("/metrics").body.decode()
+    bad = int(BANK.judge(BANK.score(rows)).bad.sum())
+    for line in (
+        f'mmad_bank_verdicts_total{{model="tile",verdict="bad"}} {bad}.0',
+        'mmad_bank_requests_total{route="/v2/models/{name}/infer",status="200"} 1.0',
+        'mmad_bank_requests_total{route="/v2/models/{name}/infer",status="400"} 1.0',
+        'mmad_bank_section_seconds_count{section="computing"} 1.0',
+        'mmad_bank_section_seconds_count{section="waiting"} 1.0',
+        'mmad_bank_model_events_total{event="loaded"} 1.0',
+        "mmad_bank_models_resident 1.0",
+    ):
+        assert line in text.splitlines(), line
+    assert re.search(r"^mmad_bank_models_resident_bytes [1-9]", text, re.MULTILINE)
+
+
+def test_what_is_in_work_is_finished_at_the_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(monkeypatch)
+    results: list[Any] = []
+
+    def ask(service: Service) -> None:
+        results.append(service.infer("tile", images(1)))
+
+    with running(folder) as service:
+        thread = threading.Thread(target=ask, args=(service,))
+        thread.start()
+        until(lambda: gate.sizes)
+        threading.Timer(0.5, gate.opened.set).start()  # while the server is ending
+    thread.join()
+    assert results[0].status == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("max_batch", 0, "max_batch: expected at least 1"),
+        ("memory", 0, "memory: expected at least 1"),
+        ("batch_delay", 11, "batch_delay: expected 0 to 10 seconds"),
+        ("timeout", 0, "timeout: expected above 0"),
+    ],
+)
+def test_settings_out_of_range(name: str, value: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        Settings("x", **{name: value})

@@ -1,0 +1,181 @@
+"""The door of pictures, and pictures as tensors: what a method says of them is what Python says."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+for package in ("fastapi", "uvicorn", "multipart", "timm", "tifffile"):
+    pytest.importorskip(package)
+
+from concurrent.futures import ThreadPoolExecutor
+
+from data_trees import add_picture
+from running_service import Service, calibrated_bank, output, running
+from serving_models import as_json, decoded, form, save_depth_model, save_picture_model, send
+
+from mmad_bank.data import read_rgb, read_xyz
+from mmad_bank.methods import load
+from mmad_bank.methods.described import explanation_of, verdict_of
+
+
+class Place(NamedTuple):
+    """A service of methods, and what they were fitted on."""
+
+    service: Service
+    models: Path
+    pictures: Path
+    data: Path
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("methods")
+    pictures, data = save_picture_model(folder / "models" / "tile"), save_depth_model(folder / "models" / "part")
+    add_picture(pictures / "new" / "bad.png", seed=99, spot=True)
+    for one in (pictures, data):
+        one.rename(folder / one.name)
+    calibrated_bank().save(folder / "models" / "plain.bank")
+    with running(folder / "models") as service:
+        yield Place(service, folder / "models", folder / pictures.name, folder / data.name)
+
+
+@pytest.mark.parametrize("name", ["new/bad.png", "3.png"])
+def test_a_picture_gets_what_python_says(place: Place, name: str) -> None:
+    model, picture = load(place.models / "tile"), place.pictures / name
+    expected = model.predict(picture)
+    reply = send(place.service, "tile", "?pictures=map,overlay,image", image=picture)
+    assert reply.status == 200, reply.body
+    said = reply.json
+    assert (said["model"], said["id"], said["score"]) == ("tile", picture.stem, expected.score)
+    assert {key: said[key] for key in verdict_of(expected)} == as_json(verdict_of(expected))
+    assert said["verdict"] == ("bad" if name == "new/bad.png" else "good")
+    assert said["explanation"] == as_json({"rgb": explanation_of(model, expected, "rgb", 4)})
+    shown = {kind: decoded(base64.b64decode(one["png"])) for kind, one in said["pictures"].items()}
+    low, high = said["pictures"]["map"]["low"], said["pictures"]["map"]["high"]
+    assert shown["map"].shape == (48, 64)
+    assert np.allclose(low + shown["map"] / 65535 * (high - low), expected.map.numpy(), atol=(high - low) / 65535)
+    assert np.array_equal(shown["image"], read_rgb(picture))
+    assert shown["overlay"].shape[2] == 3
+
+
+def test_a_picture_may_be_the_whole_answer(place: Place) -> None:
+    picture = place.pictures / "new" / "bad.png"
+    reply = send(place.service, "tile", "?pictures=overlay&side=64", "image/png", image=picture)
+    assert (reply.status, reply.headers["content-type"]) == (200, "image/png")
+    assert max(decoded(reply.body).shape) == 64
+    expected = load(place.models / "tile").predict(picture)
+    assert float(reply.headers["mmad-score"]) == expected.score
+    assert reply.headers["mmad-verdict"] == "bad"
+    assert send(place.service, "tile", "?pictures=none", image=picture).json["pictures"] == {}
+
+
+def test_a_rate_and_the_number_of_patches_can_be_chosen(place: Place) -> None:
+    picture = place.pictures / "3.png"
+    said = send(place.service, "tile", "?false_alarm_rate=0.5&explain=0", image=picture).json
+    expected = load(place.models / "tile").with_arguments(false_alarm_rate=0.5).predict(picture)
+    assert (said["false_alarm_rate"], said["threshold"]) == (0.5, expected.threshold.score)
+    assert said["verdict"] == expected.verdict
+    assert said["explanation"] == {}
+
+
+def test_a_picture_with_its_point_cloud(place: Place) -> None:
+    folder = place.data / "part" / "train" / "good"
+    rgb, xyz = folder / "rgb" / "001.png", folder / "xyz" / "001.tiff"
+    expected = load(place.models / "part").predict((rgb, xyz))
+    said = send(place.service, "part", image=rgb, depth=xyz).json
+    assert (said["score"], said["verdict"], said["size"]) == (expected.score, None, list(expected.size))
+    alone = send(place.service, "part", image=rgb)
+    assert (alone.status, alone.json["error"]) == (400, "body: expected the files image and depth, found image")
+
+
+@pytest.mark.parametrize(
+    ("files", "status", "line"),
+    [
+        ({}, 400, "body: expected the files image, found none"),
+        ({"image": ("a\x01b.png", b"no picture")}, 400, "image (ab.png): cannot be read as a picture"),
+        ({"image": ("a.png", b"")}, 400, "image (a.png): cannot be read as a picture"),
+        ({"image": ("../../etc/x.png", b"\x89PNG\r\n\x1a\n")}, 400, "image (../../etc/x.png): cannot be read as a"),
+        ({"picture": ("a.png", b"x")}, 400, "body: expected the files image and depth, found 'picture'"),
+        ({"image": "picture", "depth": ("a.ply", b"ply\nformat ascii 1.0\n")}, 400, "depth (a.ply): expected a TIFF"),
+        ({"image": "picture", "depth": ("a.tiff", b"II*\0")}, 400, "depth (a.tiff): cannot be read"),
+        ({"depth": ("a.pcd", b"# .PCD v0.7\n")}, 400, "depth (a.pcd): "),
+    ],
+)  # fmt: skip
+def test_wrong_files_get_one_line(place: Place, files: dict[str, Any], status: int, line: str) -> None:
+    given = {name: place.pictures / "3.png" if one == "picture" else one for name, one in files.items()}
+    reply = send(place.service, "tile", **given)
+    assert (reply.status, reply.json["error"][: len(line)]) == (status, line)
+    assert "\n" not in reply.json["error"]
+    assert "/tmp" not in reply.json["error"].replace(line, "")
+
+
+def test_wrong_requests_get_one_line(place: Place) -> None:
+    picture, ask = place.pictures / "3.png", place.service.ask
+    for query in ("explain=-1", "explain=x", "side=1", "false_alarm_rate=0", "units=inch", "pictures=heat", "force=2"):
+        reply = send(place.service, "tile", f"?{query}", image=picture)
+        assert (reply.status, list(reply.json)) == (422, ["error"]), query
+    assert ask("POST", "/predict/tile", b"x").status == 415
+    assert ask("POST", "/predict/tile", b"x", Content_Type="multipart/form-data").status == 400
+    assert ask("POST", "/predict/tile", b"--a\r\nx", Content_Type="multipart/form-data; boundary=a").status == 400
+    assert send(place.service, "nothing", image=picture).status == 404
+    assert "which takes features" in send(place.service, "plain", image=picture).json["error"]
+    assert send(place.service, "part", "?false_alarm_rate=0.1", image=picture, depth=picture).status == 400
+    body, kind = form(image=("a.png", b"x"))
+    assert ask("POST", "/predict/tile", body[:-30], Content_Type=kind).status == 400
+
+
+def test_pictures_of_several_clients_are_computed_together(place: Place) -> None:
+    files = [place.pictures / f"{number}.png" for number in range(12)]
+    known = [one.score for one in load(place.models / "tile").predict(files)]
+    with ThreadPoolExecutor(12) as pool:
+        scores = list(pool.map(lambda path: send(place.service, "tile", image=path).json["score"], files))
+    assert scores == pytest.approx(known, rel=1e-5)
+
+
+# Pictures as tensors.
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_pictures_as_tensors(place: Place, kind: Any) -> None:
+    triton = pytest.importorskip("tritonclient.http")
+    rows = np.stack([read_rgb(place.pictures / f"{number}.png") for number in range(3)])
+    sent = rows if kind is np.uint8 else (rows / 255).astype(np.float32)
+    given = triton.InferInput("rgb", sent.shape, "UINT8" if kind is np.uint8 else "FP32")
+    given.set_data_from_numpy(sent)
+    with triton.InferenceServerClient(place.service.host) as client:
+        assert client.get_model_metadata("tile")["platform"] == "mmad-bank_patchcore"
+        found = client.infer("tile", [given])
+    expected = load(place.models / "tile").predict(list(rows.transpose(0, 3, 1, 2)))
+    assert np.array_equal(found.as_numpy("scores"), [one.score for one in expected])
+    assert np.array_equal(found.as_numpy("maps"), np.stack([one.map.numpy() for one in expected]))
+    assert np.array_equal(found.as_numpy("p_values"), [one.p_value for one in expected])
+    assert [word.decode() for word in found.as_numpy("verdicts")] == [one.verdict for one in expected]
+
+
+def test_a_picture_and_a_cloud_as_tensors(place: Place) -> None:
+    folder = place.data / "part" / "train" / "good"
+    rgb, xyz = read_rgb(folder / "rgb" / "001.png"), read_xyz(folder / "xyz" / "001.tiff")
+    tensors = [
+        {"name": "rgb", "datatype": "UINT8", "shape": list(rgb.shape), "data": rgb.tolist()},
+        {"name": "xyz", "datatype": "FP32", "shape": list(xyz.shape), "data": xyz.astype(float).tolist()},
+    ]
+    path = "/v2/models/part/infer"
+    found = place.service.ask("POST", path, {"inputs": tensors, "outputs": [{"name": "scores"}]})
+    expected = load(place.models / "part").predict((folder / "rgb" / "001.png", folder / "xyz" / "001.tiff"))
+    assert output(found, "scores").tolist() == [expected.score]
+    alone = place.service.ask("POST", path, {"inputs": tensors[:1]})
+    assert (alone.status, alone.json["error"]) == (400, "inputs: expected rgb, xyz, found no xyz")
+    other = tensors[1] | {"shape": [1, 1, 3], "data": [1.0, 1.0, 1.0]}
+    assert "of one size" in place.service.ask("POST", path, {"inputs": [tensors[0], other]}).json["error"]
+    empty = tensors[1] | {"data": np.zeros(xyz.shape).tolist()}
+    assert "expected measured points" in place.service.ask("POST", path, {"inputs": [tensors[0], empty]}).json["error"]
+    flat = tensors[0] | {"shape": [rgb.size], "data": rgb.ravel().tolist()}
+    assert (
+        "expected shape [B, H, W, 3]" in place.service.ask("POST", path, {"inputs": [flat, tensors[1]]}).json["error"]
+    )
