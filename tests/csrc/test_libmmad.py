@@ -600,3 +600,43 @@ class TestExamples:
             assert (done.returncode, done.stdout if name[1] == "/" else "") == (2, "")
             assert done.stderr.startswith("error: ")
             assert done.stderr.endswith(f"{words}\n")
+
+    def test_a_picture_is_judged_as_by_python(self, prefix: Path, tmp_path: Path) -> None:
+        """From the pixels to the verdict: the exported extractor by OpenVINO, its features by libmmad."""
+        openvino = pytest.importorskip("openvino")
+        for package in ("onnxscript", "onnxruntime", "timm", "PIL"):
+            pytest.importorskip(package)
+        sys.path.append(str(HERE.parent))
+        from data_trees import add_picture
+        from helpers import good, small_settings
+        from PIL import Image
+
+        from mmad_bank.methods import load
+
+        for number in range(12):
+            add_picture(tmp_path / "good" / f"{number}.png", size=(96, 128), seed=number)
+        settings = (*small_settings(64, 8, 0.5, calibration="folds"), "--set", "reweight=top")
+        good("fit", "patchcore", tmp_path / "good", "--out", tmp_path / "model", *settings)
+        good("export", tmp_path / "model", "--out", tmp_path / "export")
+        found = f"{prefix};{Path(openvino.__file__).parent / 'cmake'}"
+        libmmad.run("cmake", "-S", EXAMPLES / "onnx", "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={found}")
+        libmmad.run("cmake", "--build", tmp_path / "build")
+        model, verdicts = load(tmp_path / "model"), set()
+        for name, spot in (("plain", False), ("spot", True)):
+            add_picture(tmp_path / f"{name}.png", size=(96, 128), seed=40, spot=spot)
+            Image.open(tmp_path / f"{name}.png").convert("RGB").save(tmp_path / f"{name}.ppm")
+            said = libmmad.run(tmp_path / "build/inspect", tmp_path / "export", tmp_path / f"{name}.ppm")
+            score, p_value, verdict = re.fullmatch(r"score (\S+), p-value (\S+): (\w+)\n", said).groups()
+            expected = model.predict(tmp_path / f"{name}.png")
+            assert float(score) == pytest.approx(expected.score, rel=2e-3)
+            assert (float(p_value), verdict) == (pytest.approx(expected.p_value, rel=1e-5), expected.verdict)
+            verdicts.add(verdict)
+        assert verdicts == {"good", "bad"}
+        done = subprocess.run(
+            [tmp_path / "build/inspect", tmp_path / "export", tmp_path / "spot.png"], capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (
+            2,
+            f"error: {tmp_path / 'spot.png'}: expected a binary PPM (P6) of 8 bits\n",
+        )
