@@ -125,7 +125,8 @@ void inspect(const std::string& folder, const std::string& picture, double rate)
   const auto above = std::count_if(said.held_out.begin(), said.held_out.end(), [&](double s) { return s >= found; });
   const double p_value = (1.0 + static_cast<double>(above)) / (static_cast<double>(said.held_out.size()) + 1.0);
   const double asked = rate > 0 ? rate : said.rate;
-  std::printf("score %.6g, p-value %.6g: %s\n", found, p_value, p_value <= asked * (1 + 1e-12) ? "bad" : "good");
+  std::printf("score %.6g, p-value %.6g: %s at a false-alarm rate of %.6g\n", found, p_value,
+              p_value <= asked * (1 + 1e-12) ? "bad" : "good", asked);
 }
 
 }  // namespace

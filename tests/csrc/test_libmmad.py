@@ -626,7 +626,7 @@ class TestExamples:
             add_picture(tmp_path / f"{name}.png", size=(96, 128), seed=40, spot=spot)
             Image.open(tmp_path / f"{name}.png").convert("RGB").save(tmp_path / f"{name}.ppm")
             said = libmmad.run(tmp_path / "build/inspect", tmp_path / "export", tmp_path / f"{name}.ppm")
-            score, p_value, verdict = re.fullmatch(r"score (\S+), p-value (\S+): (\w+)\n", said).groups()
+            score, p_value, verdict = re.fullmatch(r"score (\S+), p-value (\S+): (\w+) at a .*\n", said).groups()
             expected = model.predict(tmp_path / f"{name}.png")
             assert float(score) == pytest.approx(expected.score, rel=2e-3)
             assert (float(p_value), verdict) == (pytest.approx(expected.p_value, rel=1e-5), expected.verdict)
