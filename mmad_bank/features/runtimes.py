@@ -1,4 +1,4 @@
-"""Libraries that run a frozen network: PyTorch, or OpenVINO, which takes a half to a quarter of the time on a CPU.
+"""Libraries that run a frozen network: PyTorch, or OpenVINO, which takes about half of the time on a CPU.
 
 OpenVINO compiles a network for the processor when it is first run: layers are joined, and weights laid out as its
 kernels read them. That takes seconds, once in a process. Features are PyTorch's but for rounding (1e-6 of the largest).

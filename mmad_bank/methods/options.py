@@ -125,8 +125,8 @@ class RGBOptions:
     """Number type of the networks' matrix products in prediction; what comes out of them is float32 either way."""
 
     runtime: Runtime = "torch"
-    """Library that runs the network of color images on a CPU: torch, or openvino, which takes a half to a quarter of
-    the time (extra ``openvino``). Scores are the same but for rounding."""
+    """Library that runs the network of color images on a CPU: torch, or openvino, which takes about half of the time
+    (extra ``openvino``). Scores are the same but for rounding."""
 
     def _idle(self) -> Idle:
         device = str(getattr(self, "device", "cpu"))
