@@ -215,7 +215,8 @@ def _in_the_clients_words(form: FormData, folder: Path) -> Iterator[None]:
         text = str(error)
         for name, one in form.items():
             shown = _printable(one.filename if isinstance(one, UploadFile) else None)
-            text = re.sub(rf"{re.escape(str(folder))}/{name}\.\w+", f"{name} ({shown})" if shown else name, text)
+            words = f"{name} ({shown})" if shown else name
+            text = re.sub(rf"{re.escape(str(folder))}/{name}\.\w+", lambda _, words=words: words, text)  # type: ignore[misc]
         raise InputError(text) from None
 
 
