@@ -84,7 +84,7 @@ def picture_routes(backend: Backend) -> APIRouter:
         """
         as_png = "image/png" in request.headers.get("accept", "")
         asked = _Asked(_kinds(pictures, as_png), side, explain, false_alarm_rate, units, force, as_png)
-        async with backend.admitted(name, announced(request, backend.settings.max_body)):
+        async with backend.admitted(name, announced(request, backend.settings.max_body)) as admission:
             card = await backend.in_time(backend.card(name), request.state.begin)
             if not card.takes_pictures:
                 raise Problem(400, f"model: {name} is a bank, which takes features: POST /v2/models/{name}/infer")
@@ -96,6 +96,7 @@ def picture_routes(backend: Backend) -> APIRouter:
                 backend.metrics.section("decoding", time.perf_counter() - begin)
             finally:
                 await form.close()
+            admission.holds(sum(one.untyped_storage().nbytes() for one in (sample.rgb, sample.xyz)))
             key = ("files", asked.rate, asked.force)
             options = {"rate": asked.rate, "force": asked.force, "explain": asked.explain}
             work = Work({"": sample}, key, 1, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import threading
@@ -105,6 +106,33 @@ def test_overload_is_answered_and_passes(folder: Path, monkeypatch: pytest.Monke
         assert [one.result().status for one in taken] == [200] * 3
         assert service.infer("other", images(1)).status == 200
         assert service.metric("mmad_bank_rejected_total") == 1
+
+
+def test_what_small_bodies_unpack_to_counts_while_it_waits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.zeros((1, 16 * 400, 4), np.float32)  # 102,400 bytes, packed a hundred times smaller
+    head = {
+        "name": "patches",
+        "datatype": "FP32",
+        "shape": list(rows.shape),
+        "parameters": {"binary_data_size": rows.nbytes},
+    }
+    text = json.dumps({"inputs": [head]}).encode()
+    packed = gzip.compress(text + rows.tobytes())
+
+    def ask(service: Service) -> int:
+        headers = {"Content_Encoding": "gzip", "Inference_Header_Content_Length": str(len(text))}
+        return service.ask("POST", "/v2/models/tile/infer", packed, **headers).status
+
+    gate = Gate(monkeypatch)
+    with running(folder, max_body=110_000) as service, ThreadPoolExecutor(20) as pool:
+        asked = [pool.submit(ask, service) for _ in range(20)]
+        until(lambda: sum(one.done() for one in asked) == 12)
+        assert service.backend._bytes == 8 * rows.nbytes
+        gate.opened.set()
+        assert sorted(one.result() for one in asked) == [200] * 8 + [503] * 12
+        assert service.metric("mmad_bank_rejected_total") == 12
+        until(lambda: service.backend._bytes == 0)
+        assert ask(service) == 200
 
 
 def test_models_do_not_wait_for_each_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
