@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ pytest.importorskip("uvicorn")
 from running_service import Service, calibrated_bank, images, output, running
 
 from mmad_bank.errors import InputError
-from mmad_bank.serving import Settings
+from mmad_bank.serving import Settings, heads
 from mmad_bank.serving.models import ServedBank
 from mmad_bank.serving.settings import read_keys
 
@@ -159,6 +160,47 @@ def test_bodies_are_limited_whether_they_say_their_length_or_not(folder: Path) -
         chunked = service.ask("POST", "/v2/models/tile/infer", iter([b"x" * 600] * 3))
         assert (chunked.status, chunked.json["error"]) == (413, "body: expected up to 1,000 bytes")
         assert service.metric("mmad_bank_rejected_total") == 2
+
+
+def said(service: Service, sent: bytes) -> bytes:
+    """Send bytes, and return what comes until the service closes the connection."""
+    host, _, port = service.host.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(sent)
+        found = b""
+        while block := connection.recv(65536):
+            found += block
+    return found
+
+
+@pytest.mark.parametrize("before", [b"", b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"])
+def test_heads_are_limited(folder: Path, monkeypatch: pytest.MonkeyPatch, before: bytes) -> None:
+    pytest.importorskip("httptools")
+    monkeypatch.setattr(heads, "MOST", 1000)
+    with running(folder) as service:
+        host, _, port = service.host.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall(before + b"GET /v2 HTTP/1.1\r\nHost: x\r\nA: ")
+            time.sleep(0.2)
+            for _ in range(3):
+                connection.sendall(b"a" * 400)  # not more than is read until the end: the answer would be lost
+                time.sleep(0.1)
+            found = connection.recv(65536)
+        assert b"HTTP/1.1 431 " in found
+        assert found.endswith(b'{"error": "head: expected up to 1,000 bytes, found more"}')
+        assert service.infer("tile", images(20)).status == 200  # a body counts for no head
+
+
+def test_heads_have_their_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("httptools")
+    monkeypatch.setattr(heads, "SECONDS", 0.3)
+    whole = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+    late = b'{"error": "head: expected it within 0.3 seconds"}'
+    with running(folder) as service:
+        assert said(service, b"") == b""
+        assert said(service, b"GET /v2 HTTP/1.1\r\n").endswith(late)
+        found = said(service, whole + b"GET")
+        assert (found.count(b'{"live":true}'), found.endswith(late)) == (1, True)
 
 
 def test_keys_are_asked_for(folder: Path) -> None:
