@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import re
 import socket
@@ -251,6 +252,27 @@ def test_logs_are_lines_of_json(folder: Path, capsys: pytest.CaptureFixture[str]
     assert (lines[1]["id"], lines[1]["model"]) == ("my-id", "tile")
     assert "patch 0 holds" in lines[2]["error"]
     assert re.fullmatch("[0-9a-f]{32}", lines[3]["id"])
+
+
+def test_a_name_feigns_no_facts_in_the_log(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with running(folder, log_format="text") as service:
+        service.get("/v2/models/x%20status=200%22%0Ay")
+        service.get("/v2/models/tile")
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert r'path="/v2/models/x status=200\"\\ny" status=404 ' in first
+    assert "path=/v2/models/tile status=200 " in last
+
+
+def test_a_log_that_nobody_reads_harms_no_request(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+    with running(folder, log_format="text") as service:
+        monkeypatch.setattr(service.backend.log, "_stream", Broken())
+        assert [service.infer("tile", images(1)).status for _ in range(2)] == [200, 200]
+        assert service.get("/v2/models/none").status == 404
+        assert {slot.loaded.users for slot in service.backend.repository._slots.values()} == {0}
 
 
 def test_metrics_say_what_was_done(folder: Path) -> None:
