@@ -10,12 +10,14 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
 #include "lib/bank.hpp"
 #include "lib/failure.hpp"
 #include "lib/scoring.hpp"
+#include "lib/utf8.hpp"
 #include "mmad/cpu_features.hpp"
 #include "mmad/k_center_greedy.hpp"
 #include "mmad/knn.hpp"
@@ -35,8 +37,22 @@ constexpr std::size_t kErrorBytes = 4096;
 constexpr std::int64_t kMostThreads = 1024;
 thread_local char last_error[kErrorBytes] = "";
 
+// Keeps the line in UTF-8: a byte of a file's name that is none becomes "\xff", and no character is cut.
 mmad_status failed(mmad_status status, const char* words) noexcept {
-  std::snprintf(last_error, kErrorBytes, "%s", words);
+  std::string_view left = words;
+  std::size_t at = 0;
+  while (!left.empty()) {
+    const std::size_t length = mmad::utf8_length(left), written = length == 0 ? 4 : length;
+    if (at + written >= kErrorBytes) break;
+    if (length == 0) {
+      std::snprintf(last_error + at, 5, "\\x%02x", static_cast<unsigned>(static_cast<unsigned char>(left[0])));
+    } else {
+      std::memcpy(last_error + at, left.data(), length);
+    }
+    at += written;
+    left.remove_prefix(length == 0 ? 1 : length);
+  }
+  last_error[at] = '\0';
   return status;
 }
 
@@ -73,6 +89,13 @@ int checked_threads(std::int32_t threads) {
 template <typename T>
 void expect_given(const T* pointer, const char* name) {
   expect_argument(pointer != nullptr, std::string(name) + ": expected a pointer, found null");
+}
+
+// A NaN is above no limit: it would be judged as good.
+void expect_numbers(const float* scores, std::int64_t n, const char* name) {
+  const auto* found = std::find_if(scores, scores + n, [](float one) { return std::isnan(one); });
+  expect_argument(found == scores + n,
+                  std::string(name) + ": expected numbers, found NaN as number " + number(found - scores));
 }
 
 void expect_range(std::int64_t value, std::int64_t low, std::int64_t high, const char* name, const char* why) {
@@ -346,6 +369,8 @@ mmad_status mmad_bank_judge(const mmad_bank* bank, const mmad_rule* rule, int64_
     const mmad_threshold of_images = own.images.threshold(rate), of_patches = own.peaks.threshold(rate);
     if (p_values != nullptr || bad != nullptr) expect_given(image_scores, "image_scores");
     if (bad_patches != nullptr) expect_given(patch_scores, "patch_scores");
+    if (p_values != nullptr || bad != nullptr) expect_numbers(image_scores, images, "image_scores");
+    if (bad_patches != nullptr) expect_numbers(patch_scores, images * own.patches, "patch_scores");
     for (std::int64_t i = 0; i < images; ++i) {
       if (p_values != nullptr) p_values[i] = own.images.p_value(image_scores[i]);
       if (bad != nullptr) bad[i] = static_cast<double>(image_scores[i]) > of_images.score ? 1 : 0;

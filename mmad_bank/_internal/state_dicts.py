@@ -21,6 +21,7 @@ from mmad_bank._internal.tensor_files import write_tensors
 from mmad_bank.errors import FormatError, InputError
 
 _SHOWN = 4  # names listed in a message
+_REPEATED = 1 << 20  # bytes that a tensor may have whose values are in the file once only
 _SAFE_TORCH = (2, 10)  # the first PyTorch without a known hole in weights_only
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -61,6 +62,8 @@ def read_torch(
 ) -> dict[str, Tensor]:
     """Return the tensors of a state dict that ``torch.save`` wrote, on the CPU; nothing in the file is executed.
 
+    Tensors that are sparse or quantized are left out, and those that a file holds a few bytes of and repeats.
+
     Args:
         path: The file. ``.safetensors`` is read too, and needs no ``key``.
         key: Entry of the saved dictionary that holds the state dict; None if the file is the state dict.
@@ -85,7 +88,15 @@ def read_torch(
         value = value[key]
     if not isinstance(value, Mapping):
         raise FormatError(f"{path}: expected a state dict, found {type(value).__name__}")
-    return {str(name): tensor for name, tensor in value.items() if isinstance(tensor, Tensor)}
+    return {str(name): tensor for name, tensor in value.items() if isinstance(tensor, Tensor) and _is_plain(tensor)}
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Say whether a tensor is numbers in memory: not sparse, not quantized, and not a few bytes seen as terabytes."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        return False
+    nbytes = tensor.numel() * tensor.element_size()
+    return nbytes <= max(tensor.untyped_storage().nbytes(), _REPEATED)
 
 
 def load_matching(module: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:

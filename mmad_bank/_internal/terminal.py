@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import sys
 
-# Control characters; line and paragraph separators; what changes the direction in which the rest is shown.
-_STEERING = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]")
+# Control characters; line and paragraph separators; what changes the direction in which the rest is shown; halves of
+# characters, which no encoding takes.
+_STEERING = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
 _SHORT = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 
 

@@ -119,6 +119,9 @@ class BankCalibration:
             )
         threshold, patch_threshold = self.images.threshold(false_alarm_rate), self.peaks.threshold(false_alarm_rate)
         image, patch = scores.image.detach().cpu().double(), scores.patch.detach().cpu().double()
+        for name, values in (("image", image), ("patch", patch)):
+            if values.isnan().any():  # above no limit, it would be judged as good
+                raise InputError(f"scores: expected numbers, found NaN in {name}")
         return Verdicts(
             self.images.p_values(image), image > threshold.score, patch > patch_threshold.score, threshold,
             patch_threshold,

@@ -581,8 +581,8 @@ class MemoryBank:
             P-values, verdicts of images and patches, and the limits behind them, on the CPU.
 
         Raises:
-            InputError: The bank is not calibrated; the scores are by another rule or of images of another size; the
-                rate is out of range.
+            InputError: The bank is not calibrated; the scores are by another rule, of images of another size or NaN;
+                the rate is out of range.
         """
         if self.calibration is None:
             raise InputError("scores: expected a bank that is calibrated, found none; MemoryBank.calibrate does it")

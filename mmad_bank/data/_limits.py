@@ -18,6 +18,8 @@ MAX_PIXELS = 2**26
 _ALWAYS_BYTES = 2**26
 # The most that a larger file may grow. JPEG reaches 340 on pictures of one colour; deflate could reach 1032.
 _MOST_GROWTH = 400
+# The most pixels of a padded square per pixel of the picture in it, where they are more than the limit.
+_MOST_PADDING = 8
 
 
 def check_announced(path: Path, height: int, width: int, bytes_per_pixel: int) -> None:
@@ -41,6 +43,26 @@ def check_announced(path: Path, height: int, width: int, bytes_per_pixel: int) -
     if allowed is None and decoded > max(_ALWAYS_BYTES, _MOST_GROWTH * size):
         found = f"{size:,} bytes that announce {width}×{height} pixels"
         raise InputError(f"{path}: expected a file of a size that fits its picture, found {found}{advice}")
+
+
+def check_square(name: str, height: int, width: int, side: int) -> None:
+    """Refuse a picture so narrow that the square which it is padded to is far larger than a picture may be.
+
+    Args:
+        name: What the picture is called.
+        height: Its height in pixels.
+        width: Its width in pixels.
+        side: Side of the square in pixels.
+
+    Raises:
+        InputError: It is, or the environment's variable holds something else than a number.
+    """
+    limit = most_pixels()
+    if limit and side**2 > max(limit, _MOST_PADDING * height * width):
+        raise InputError(
+            f"{name}: expected a picture whose square has at most {limit:,} pixels, found {width}×{height}, which is"
+            f" padded to {side}×{side}; set {MAX_PIXELS_VARIABLE} to pad it"
+        )
 
 
 def most_pixels(without: int = MAX_PIXELS) -> int:

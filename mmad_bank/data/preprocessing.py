@@ -15,6 +15,7 @@ import torch
 from mmad_bank._internal.extras import import_extra
 from mmad_bank._internal.units import describe, looks_like, spans
 from mmad_bank.data._geometry import NOISE, dbscan, fit_plane
+from mmad_bank.data._limits import check_square
 from mmad_bank.data.frame import Frame, nearest_places
 from mmad_bank.data.recipes import Preprocessing
 from mmad_bank.data.sample import Sample, check_sample, in_metres
@@ -47,7 +48,8 @@ def preprocess(sample: Sample, settings: Preprocessing | None = None) -> Sample:
         ``preparation`` holds the settings, its ``frame`` the way back to the picture's pixels.
 
     Raises:
-        InputError: There is no background plane, or nothing but background, or the sample is prepared already.
+        InputError: There is no background plane, or nothing but background, or the sample is prepared already, or is so
+            narrow that its square is too large.
         MissingExtraError: scikit-learn or Pillow is not installed.
     """
     settings, sample = settings or Preprocessing(), check_sample(sample)
@@ -59,6 +61,8 @@ def preprocess(sample: Sample, settings: Preprocessing | None = None) -> Sample:
     if sample.units is None:
         sample = in_metres(sample, settings.units)
     check_told_by_cloud(settings, sample.modalities, str(sample.rgb_path or sample.id or "sample"))
+    square = round_up(max(sample.size), settings.pad_multiple)
+    check_square(str(sample.rgb_path or sample.id or "sample"), *sample.size, square)
     rgb = (sample.rgb.numpy().transpose(1, 2, 0) * 255).round().astype(np.uint8)
     xyz = sample.xyz.numpy().transpose(1, 2, 0).copy()
     mask = None if sample.mask is None else sample.mask.numpy()
@@ -67,7 +71,6 @@ def preprocess(sample: Sample, settings: Preprocessing | None = None) -> Sample:
     xyz, removed = _remove_background(xyz, settings, str(name))
     if settings.zero_rgb:
         rgb[removed] = 0
-    square = round_up(max(rgb.shape[:2]), settings.pad_multiple)
     rgb, xyz = pad_square(rgb, square, settings.pad), pad_square(xyz, square, "zero")
     mask = None if mask is None else pad_square(mask, square, settings.pad)
     if settings.size is not None:

@@ -120,10 +120,14 @@ def _compile(network: Frozen, x: Tensor) -> Any:
     plain = network.by("torch")
     plain.compute_dtype = "float32"  # OpenVINO chooses what it computes in bfloat16
     settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": precision}
-    with doing("compiling the network with OpenVINO"), warnings.catch_warnings(), torch.no_grad():
+    # Autocast would be recorded with the network, and OpenVINO has no such operation.
+    with (
+        doing("compiling the network with OpenVINO"), warnings.catch_warnings(), torch.no_grad(),
+        torch.autocast("cpu", enabled=False),
+    ):  # fmt: skip
         warnings.simplefilter("ignore")  # its tracer warns of sizes, which are those of this network for ever
         model = openvino.convert_model(
-            _Body(plain).eval(), example_input=torch.zeros(2, *x.shape[1:]),
+            _Body(plain).eval(), example_input=torch.zeros(2, *x.shape[1:], dtype=torch.float32),
             input=openvino.PartialShape([-1, *x.shape[1:]]),
         )  # fmt: skip
         return openvino.Core().compile_model(model, "CPU", settings)

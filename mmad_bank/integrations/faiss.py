@@ -309,6 +309,8 @@ def _given(out: np.ndarray | None, name: str, dtype: type, shape: tuple[int, int
     if not isinstance(out, np.ndarray) or out.dtype != dtype or out.shape != shape:
         found = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
         raise InputError(f"{name}: expected {np.dtype(dtype)} {shape}, found {found}")
+    if not out.flags.writeable:
+        raise InputError(f"{name}: expected an array to write into, found one that is read-only")
     out[...] = fill
     return out
 

@@ -12,6 +12,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
 from mmad_bank import __version__
+from mmad_bank._internal.terminal import printable
 from mmad_bank.serving import schemas
 from mmad_bank.serving.backend import Backend
 from mmad_bank.serving.gate import Gate
@@ -111,7 +112,7 @@ def _describe_keys(app: FastAPI, settings: Settings) -> None:
 
 def _error(request: Request, status: int, line: str, headers: Any = None) -> Response:
     request.state.error = line  # for the log
-    return JSONResponse({"error": line}, status, headers)
+    return JSONResponse({"error": printable(line)}, status, headers)  # a client's words are in it
 
 
 async def _say_problem(request: Request, problem: Exception) -> Response:

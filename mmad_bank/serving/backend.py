@@ -21,7 +21,7 @@ from mmad_bank.serving.repository import Repository
 from mmad_bank.serving.settings import Settings
 
 _Result = TypeVar("_Result")
-_BODIES = 8  # so many of the largest bodies may be in memory at a time
+_BODIES = 8  # requests may hold as much memory together as so many of the largest bodies
 
 
 def load_place(place: Place, settings: Settings) -> Served:
@@ -38,6 +38,31 @@ def load_place(place: Place, settings: Settings) -> Served:
     from mmad_bank.serving.method_models import ServedMethod
 
     return ServedMethod(methods.load(place.path, settings.device, trust_index=settings.trust_index))
+
+
+class Admission:
+    """A request that was let in, and the memory that it holds.
+
+    Args:
+        backend: The service.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._bytes = 0
+
+    def holds(self, nbytes: int) -> None:
+        """Say how many bytes the request holds now: a small body may unpack to much.
+
+        Raises:
+            Problem: With those of the others, they are too many.
+        """
+        self._backend.hold(self._bytes, nbytes)
+        self._bytes = nbytes
+
+    def end(self) -> None:
+        """Say that it holds nothing any more."""
+        self.holds(0)
 
 
 class Backend:
@@ -74,7 +99,7 @@ class Backend:
     # Limits.
 
     @asynccontextmanager
-    async def admitted(self, model: str, length: int) -> AsyncIterator[None]:
+    async def admitted(self, model: str, length: int) -> AsyncIterator[Admission]:
         """Let a request for scores in.
 
         Args:
@@ -84,19 +109,33 @@ class Backend:
         Raises:
             Problem: There are too many.
         """
-        full = self._admitted >= self.settings.max_queue
-        if full or (self._admitted and self._bytes + length > _BODIES * self.settings.max_body):
-            self.metrics.rejected("queue" if full else "memory")
-            raise overloaded(f"overloaded: {self._admitted} requests are being served; come again in a second")
+        if self._admitted >= self.settings.max_queue:
+            raise self._overloaded("queue")
+        admission = Admission(self)
+        admission.holds(length)
         self._admitted += 1
-        self._bytes += length
         self.batcher.expect(model)
         try:
-            yield
+            yield admission
         finally:
             self._admitted -= 1
-            self._bytes -= length
+            admission.end()
             self.batcher.forget(model)
+
+    def hold(self, before: int, now: int) -> None:
+        """Count bytes that a request holds instead of those before; if no other holds any, it may have what it needs.
+
+        Raises:
+            Problem: With those of the others, they are too many.
+        """
+        others = self._bytes - before
+        if now > before and others and others + now > _BODIES * self.settings.max_body:
+            raise self._overloaded("memory")
+        self._bytes = others + now
+
+    def _overloaded(self, reason: str) -> Problem:
+        self.metrics.rejected(reason)
+        return overloaded(f"overloaded: {self._admitted} requests are being served; come again in a second")
 
     async def in_time(self, awaitable: Any, begin: float) -> Any:
         """Wait for something until the request's time is over.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import suppress
 from typing import Any, TextIO
 
 from mmad_bank._internal.terminal import printable
@@ -28,7 +29,7 @@ class Log:
         self._stream = stream
 
     def say(self, event: str, *, level: str = "info", clock: float | None = None, **facts: Any) -> None:
-        """Write a line; facts that are None are left out."""
+        """Write a line; facts that are None are left out. A stream that takes nothing any more harms nobody."""
         if self._form == "none":
             return
         now = time.time() if clock is None else clock
@@ -37,9 +38,20 @@ class Log:
         if self._form == "json":
             line = json.dumps({"time": stamp, "level": level, "event": event, **known}, default=str)
         else:
-            words = " ".join(f"{name}={printable(_word(value))}" for name, value in known.items())
+            words = " ".join(f"{name}={_quoted(printable(_word(value)))}" for name, value in known.items())
             line = f"{stamp} {level} {event} {words}".rstrip()
-        print(line, file=self._stream or sys.stderr, flush=True)
+        with suppress(OSError, ValueError):  # a pipe that nobody reads, a full disk, a closed file
+            print(line, file=self._stream or sys.stderr, flush=True)
+
+
+def _quoted(word: str) -> str:
+    """Quote what would be taken for several facts.
+
+    Example:
+        >>> print(_quoted("tile"), _quoted("tile status=200"))
+        tile "tile status=200"
+    """
+    return json.dumps(word, ensure_ascii=False) if any(one in word for one in ' "') else word
 
 
 def _word(value: Any) -> str:

@@ -172,7 +172,7 @@ def sample_of(rgb: np.ndarray | None, xyz: np.ndarray | None) -> Sample:
     if xyz is not None and not (np.isfinite(xyz).all(axis=-1) & (xyz != 0).all(axis=-1)).any():
         raise InputError("inputs: xyz: expected measured points, found none")
     picture = relief(np.nan_to_num(xyz, posinf=0, neginf=0)) if rgb is None and xyz is not None else rgb
-    cloud = np.ones((*size, 3), np.float32) if xyz is None else xyz
     assert picture is not None
-    rgb_planes, xyz_planes = (torch.from_numpy(one.transpose(2, 0, 1).copy()) for one in (picture, cloud))
-    return Sample(rgb_planes, xyz_planes, None, modalities=given)
+    no_cloud = torch.ones(1).expand(3, *size)  # one number for all: it may wait for long
+    xyz_planes = no_cloud if xyz is None else torch.from_numpy(xyz.transpose(2, 0, 1).copy())
+    return Sample(torch.from_numpy(picture.transpose(2, 0, 1).copy()), xyz_planes, None, modalities=given)

@@ -84,7 +84,7 @@ def picture_routes(backend: Backend) -> APIRouter:
         """
         as_png = "image/png" in request.headers.get("accept", "")
         asked = _Asked(_kinds(pictures, as_png), side, explain, false_alarm_rate, units, force, as_png)
-        async with backend.admitted(name, announced(request, backend.settings.max_body)):
+        async with backend.admitted(name, announced(request, backend.settings.max_body)) as admission:
             card = await backend.in_time(backend.card(name), request.state.begin)
             if not card.takes_pictures:
                 raise Problem(400, f"model: {name} is a bank, which takes features: POST /v2/models/{name}/infer")
@@ -96,6 +96,7 @@ def picture_routes(backend: Backend) -> APIRouter:
                 backend.metrics.section("decoding", time.perf_counter() - begin)
             finally:
                 await form.close()
+            admission.holds(sum(one.untyped_storage().nbytes() for one in (sample.rgb, sample.xyz)))
             key = ("files", asked.rate, asked.force)
             options = {"rate": asked.rate, "force": asked.force, "explain": asked.explain}
             work = Work({"": sample}, key, 1, options)
@@ -215,7 +216,8 @@ def _in_the_clients_words(form: FormData, folder: Path) -> Iterator[None]:
         text = str(error)
         for name, one in form.items():
             shown = _printable(one.filename if isinstance(one, UploadFile) else None)
-            text = re.sub(rf"{re.escape(str(folder))}/{name}\.\w+", f"{name} ({shown})" if shown else name, text)
+            words = f"{name} ({shown})" if shown else name
+            text = re.sub(rf"{re.escape(str(folder))}/{name}\.\w+", lambda _, words=words: words, text)  # type: ignore[misc]
         raise InputError(text) from None
 
 

@@ -87,15 +87,17 @@ def model_routes(backend: Backend) -> APIRouter:
         it.
         """
         _check_version(version)
-        async with backend.admitted(name, announced(request, backend.settings.max_body)):
+        async with backend.admitted(name, announced(request, backend.settings.max_body)) as admission:
             card = await backend.in_time(backend.card(name), request.state.begin)
             length = request.headers.get(HEADER)
             body = await read_body(request, backend, _head_of(length))
+            admission.holds(len(body))
             begin = time.perf_counter()
             backend.metrics.section("reading", begin - request.state.begin)
             arguments = (card, body, length)
             asked, work = _asked(*arguments) if length else await _beside(backend, len(body), _asked, *arguments)
             del body
+            admission.holds(sum(values.nbytes for values in asked.inputs.values()))
             backend.metrics.section("decoding", time.perf_counter() - begin)
             answer: Answer = await backend.in_time(backend.score(name, work), request.state.begin)
         begin = time.perf_counter()

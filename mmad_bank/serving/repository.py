@@ -196,8 +196,8 @@ class Repository:
         if slot.failed == signature and time.monotonic() - slot.failed_at < _AGAIN:
             return self._in_memory(slot, None) or self._fail(slot)
         begin = time.perf_counter()
-        self._make_room(slot.nbytes or place.bytes_on_disk())
         try:
+            self._make_room(slot.nbytes or place.bytes_on_disk())  # it may vanish at any moment
             model = self._load_place(place)
             nbytes = model.nbytes
             if nbytes > self._budget:
@@ -211,7 +211,9 @@ class Repository:
         slot.failed, slot.reason, slot.card, slot.card_of, slot.nbytes = None, "", model.card, signature, nbytes
         with self._lock:
             self._clock += 1
-            slot.loaded = loaded = _Loaded(model, signature, nbytes, users=1, uses=1, used_at=self._clock)
+            loaded = _Loaded(model, signature, nbytes, users=1, uses=1, used_at=self._clock)
+            if not slot.unloaded:  # meanwhile; whoever waited for it has it, nobody else
+                slot.loaded = loaded
         self._make_room(0)
         self._event("loaded", slot.name, time.perf_counter() - begin)
         return loaded

@@ -96,6 +96,7 @@ def server_for(settings: Settings) -> Any:
     import uvicorn
 
     from mmad_bank.serving.app import create_app
+    from mmad_bank.serving.heads import protocol
 
     app = create_app(settings)
     backend = app.state.backend
@@ -120,7 +121,7 @@ def server_for(settings: Settings) -> Any:
             super().handle_exit(sig, frame)
 
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=int(GRACE),
-        timeout_keep_alive=75, ws="none", lifespan="on",
+        app, http=protocol(), log_config=None, access_log=False, server_header=False,
+        timeout_graceful_shutdown=int(GRACE), timeout_keep_alive=75, ws="none", lifespan="on",
     )  # fmt: skip
     return Server(config)

@@ -28,6 +28,7 @@ BYTES = "BYTES"
 HEADER = "Inference-Header-Content-Length"
 _MOST_TENSORS = 16
 _MOST_AXES = 8
+_MOST_ELEMENTS = 2**60  # of 8 bytes each, they would not fit an address
 _NAMES = {np.dtype(kind): name for name, kind in NUMBERS.items()}
 
 
@@ -211,6 +212,8 @@ def _shape(shape: Any, where: str) -> tuple[int, ...]:
     good = isinstance(shape, list) and len(shape) <= _MOST_AXES
     if not good or not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**31 for n in shape):
         raise InputError(f"{where}: expected a shape, up to {_MOST_AXES} numbers, found {shape!r:.60}")
+    if math.prod(n for n in shape if n) >= _MOST_ELEMENTS:  # NumPy refuses such an array even if an axis is 0
+        raise InputError(f"{where}: expected a shape of fewer than 2**60 elements, found {shape!r:.60}")
     return tuple(shape)
 
 

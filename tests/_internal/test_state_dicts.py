@@ -31,3 +31,24 @@ def test_old_versions_read_no_pt_files(
         else:
             with pytest.raises(InputError, match=r"a\.pt: not read, because PyTorch .* upgrade to torch>=2\.10"):
                 read(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        torch.rand(1, 1).expand(10**6, 10**6),
+        torch.eye(3).to_sparse(),
+        torch.quantize_per_tensor(torch.rand(3, 3), 0.1, 0, torch.qint8),
+        torch.empty(3, 3, device="meta"),
+    ],
+    ids=["repeated", "sparse", "quantized", "meta"],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_no_plain_tensor_is_left_out(tmp_path: Path, odd: torch.Tensor) -> None:
+    whole = torch.rand(4, 4)
+    torch.save(
+        {"odd": odd, "view": whole[1:, ::2], "turned": whole.T, "one": torch.ones(1).expand(9)}, tmp_path / "x.pt"
+    )
+    found = read_torch(tmp_path / "x.pt")
+    assert list(found) == ["view", "turned", "one"]
+    assert torch.equal(found["view"], whole[1:, ::2])

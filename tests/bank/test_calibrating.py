@@ -339,6 +339,16 @@ def test_damaged_headers_are_refused(tmp_path: Path, bank: MemoryBank, change: d
         MemoryBank.load(tmp_path / "a.bank")
 
 
+@pytest.mark.parametrize("where", ["patch", "image"])
+def test_what_is_no_number_is_not_called_good(where: str) -> None:
+    bank = MemoryBank.build(torch.rand(4, 9, 5, generator=torch.Generator().manual_seed(0)), ratio=0.5)
+    bank.calibrate(torch.rand(20, 9, 5, generator=torch.Generator().manual_seed(1)))
+    scores = bank.score(torch.rand(2, 9, 5))
+    getattr(scores, where)[1] = torch.nan
+    with pytest.raises(InputError, match=f"^scores: expected numbers, found NaN in {where}$"):
+        bank.judge(scores)
+
+
 @pytest.mark.parametrize("wrong", [None, torch.ones(30), torch.full((30,), torch.nan).double(), torch.ones(0).double()])
 def test_damaged_tensors_are_refused(tmp_path: Path, bank: MemoryBank, wrong: torch.Tensor | None) -> None:
     calibration = bank.calibrate(images(30, 1))

@@ -467,12 +467,22 @@ class TestArguments:
             ("image_name", (-1, None, 0, None), "row: expected 0 to 287"),
             ("image_name", (0, None, 5, None), "buffer: expected a pointer"),
             ("vectors", (np.array([288]), 1, np.empty(33, np.float32)), "rows: expected 0 to 287"),
+            (
+                "judge",
+                (None, 1, 36, "nan", "rows", 0.1, None, np.empty(1, np.uint8), None),
+                "image_scores: expected numb",
+            ),
+            (
+                "judge",
+                (None, 1, 36, "rows", "nan", 0.1, None, None, np.empty(36, np.uint8)),
+                "patch_scores: expected num",
+            ),
             ("threshold", (1.0, None, None), "rate: expected a number above 0 and below 1"),
             ("threshold", (float("nan"), None, None), "rate: expected a number above 0"),
         ],
     )
     def test_wrong_ones_get_a_line(self, own: Bank, name: str, arguments: tuple[object, ...], words: str) -> None:
-        rows = {"rows": np.ones((1, 33), np.float32), "nan": np.full((1, 33), np.nan, np.float32)}
+        rows = {"rows": np.ones((1, 36), np.float32), "nan": np.full((1, 36), np.nan, np.float32)}
         given = [rows.get(one, one) if isinstance(one, str) else one for one in arguments]
         given = [ctypes.byref(one) if isinstance(one, Rule) else one for one in given]
         with pytest.raises(Refused, match=f"^{words}") as refused:
@@ -503,6 +513,14 @@ class TestArguments:
         short = ctypes.create_string_buffer(b"x" * 10, 10)
         own.call("image_name", 0, short, 4, None)
         assert short.raw[:5] == whole[:3] + b"\0x"
+
+    @pytest.mark.parametrize("name", [b"\xff\xc3.bank", b"a" * 4000 + "é".encode() * 100, "日本.bank".encode()])
+    def test_lines_are_utf8_whatever_a_file_is_called(self, library: Library, name: bytes) -> None:
+        assert library.bank_open(name, 0, -1, 0, 1, ctypes.byref(ctypes.c_void_p())) != 0
+        line = library.last_error().decode()
+        shown = name.decode(errors="backslashreplace")
+        assert line.startswith(f"{shown}: cannot be read") if len(name) < 99 else shown.startswith(line[:4095])
+        assert len(line.encode()) <= 4095
 
     def test_errors_are_each_threads_own(self, library: Library, own: Bank) -> None:
         with pytest.raises(Refused):

@@ -169,3 +169,22 @@ def test_a_prepared_sample_is_not_prepared_again() -> None:
     prepared = preprocess(sample(scene(40, 60)), Preprocessing.recipe("keep", size=32))
     with pytest.raises(InputError, match=r"000: is prepared already \(32 pixels, background keep\); expected a raw"):
         preprocess(prepared)
+
+
+def test_a_narrow_picture_is_not_padded_to_a_vast_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wide(height: int, width: int) -> Sample:
+        cloud = torch.ones(1).expand(3, height, width)
+        return Sample(torch.zeros(1).expand(3, height, width), cloud, None, id="wide")
+
+    keep = Preprocessing.recipe("keep", size=32)
+    with pytest.raises(
+        InputError, match=r"^wide: expected a picture whose square has at most 67,108,864 pixels, found"
+    ):
+        preprocess(wide(1, 60_000), keep)
+    monkeypatch.setenv("MMAD_BANK_MAX_PIXELS", "10000")
+    assert preprocess(wide(10, 100), keep).size == (32, 32)
+    assert preprocess(wide(20, 160), keep).size == (32, 32)  # of 8 times its pixels
+    with pytest.raises(InputError, match="found 160×19, which is padded to 160×160; set MMAD_BANK_MAX_PIXELS"):
+        preprocess(wide(19, 160), keep)
+    monkeypatch.setenv("MMAD_BANK_MAX_PIXELS", "0")
+    assert preprocess(wide(19, 160), keep).size == (32, 32)

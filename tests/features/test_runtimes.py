@@ -52,6 +52,20 @@ def test_features_are_pytorchs(network: Network, other: Network, n: int) -> None
     assert (other.name, other.grid, other.dim) == (network.name, network.grid, network.dim)
 
 
+def test_what_pytorch_is_set_to_does_not_matter(network: Network) -> None:
+    expected = network(images(2))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert close(network.by("openvino")(images(2)), expected)
+    torch.set_default_dtype(torch.float64)
+    try:
+        given = images(2).to(torch.float32)
+        assert close(network.by("openvino")(given), network(given))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.inference_mode():
+        assert close(network.by("openvino")(images(2)), expected)
+
+
 def test_what_was_returned_is_not_written_over(other: Network) -> None:
     first = other(images(1))
     kept = first.clone()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import re
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +22,7 @@ pytest.importorskip("uvicorn")
 from running_service import Service, calibrated_bank, images, output, running
 
 from mmad_bank.errors import InputError
-from mmad_bank.serving import Settings
+from mmad_bank.serving import Settings, heads
 from mmad_bank.serving.models import ServedBank
 from mmad_bank.serving.settings import read_keys
 
@@ -107,6 +110,33 @@ def test_overload_is_answered_and_passes(folder: Path, monkeypatch: pytest.Monke
         assert service.metric("mmad_bank_rejected_total") == 1
 
 
+def test_what_small_bodies_unpack_to_counts_while_it_waits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.zeros((1, 16 * 400, 4), np.float32)  # 102,400 bytes, packed a hundred times smaller
+    head = {
+        "name": "patches",
+        "datatype": "FP32",
+        "shape": list(rows.shape),
+        "parameters": {"binary_data_size": rows.nbytes},
+    }
+    text = json.dumps({"inputs": [head]}).encode()
+    packed = gzip.compress(text + rows.tobytes())
+
+    def ask(service: Service) -> int:
+        headers = {"Content_Encoding": "gzip", "Inference_Header_Content_Length": str(len(text))}
+        return service.ask("POST", "/v2/models/tile/infer", packed, **headers).status
+
+    gate = Gate(monkeypatch)
+    with running(folder, max_body=110_000) as service, ThreadPoolExecutor(20) as pool:
+        asked = [pool.submit(ask, service) for _ in range(20)]
+        until(lambda: sum(one.done() for one in asked) == 12)
+        assert service.backend._bytes == 8 * rows.nbytes
+        gate.opened.set()
+        assert sorted(one.result() for one in asked) == [200] * 8 + [503] * 12
+        assert service.metric("mmad_bank_rejected_total") == 12
+        until(lambda: service.backend._bytes == 0)
+        assert ask(service) == 200
+
+
 def test_models_do_not_wait_for_each_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate(monkeypatch)
     with running(folder) as service, ThreadPoolExecutor(2) as pool:
@@ -131,6 +161,47 @@ def test_bodies_are_limited_whether_they_say_their_length_or_not(folder: Path) -
         chunked = service.ask("POST", "/v2/models/tile/infer", iter([b"x" * 600] * 3))
         assert (chunked.status, chunked.json["error"]) == (413, "body: expected up to 1,000 bytes")
         assert service.metric("mmad_bank_rejected_total") == 2
+
+
+def said(service: Service, sent: bytes) -> bytes:
+    """Send bytes, and return what comes until the service closes the connection."""
+    host, _, port = service.host.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(sent)
+        found = b""
+        while block := connection.recv(65536):
+            found += block
+    return found
+
+
+@pytest.mark.parametrize("before", [b"", b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"])
+def test_heads_are_limited(folder: Path, monkeypatch: pytest.MonkeyPatch, before: bytes) -> None:
+    pytest.importorskip("httptools")
+    monkeypatch.setattr(heads, "MOST", 1000)
+    with running(folder) as service:
+        host, _, port = service.host.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall(before + b"GET /v2 HTTP/1.1\r\nHost: x\r\nA: ")
+            time.sleep(0.2)
+            for _ in range(3):
+                connection.sendall(b"a" * 400)  # not more than is read until the end: the answer would be lost
+                time.sleep(0.1)
+            found = connection.recv(65536)
+        assert b"HTTP/1.1 431 " in found
+        assert found.endswith(b'{"error": "head: expected up to 1,000 bytes, found more"}')
+        assert service.infer("tile", images(20)).status == 200  # a body counts for no head
+
+
+def test_heads_have_their_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("httptools")
+    monkeypatch.setattr(heads, "SECONDS", 0.3)
+    whole = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+    late = b'{"error": "head: expected it within 0.3 seconds"}'
+    with running(folder) as service:
+        assert said(service, b"") == b""
+        assert said(service, b"GET /v2 HTTP/1.1\r\n").endswith(late)
+        found = said(service, whole + b"GET")
+        assert (found.count(b'{"live":true}'), found.endswith(late)) == (1, True)
 
 
 def test_keys_are_asked_for(folder: Path) -> None:
@@ -181,6 +252,27 @@ def test_logs_are_lines_of_json(folder: Path, capsys: pytest.CaptureFixture[str]
     assert (lines[1]["id"], lines[1]["model"]) == ("my-id", "tile")
     assert "patch 0 holds" in lines[2]["error"]
     assert re.fullmatch("[0-9a-f]{32}", lines[3]["id"])
+
+
+def test_a_name_feigns_no_facts_in_the_log(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with running(folder, log_format="text") as service:
+        service.get("/v2/models/x%20status=200%22%0Ay")
+        service.get("/v2/models/tile")
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert r'path="/v2/models/x status=200\"\\ny" status=404 ' in first
+    assert "path=/v2/models/tile status=200 " in last
+
+
+def test_a_log_that_nobody_reads_harms_no_request(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+    with running(folder, log_format="text") as service:
+        monkeypatch.setattr(service.backend.log, "_stream", Broken())
+        assert [service.infer("tile", images(1)).status for _ in range(2)] == [200, 200]
+        assert service.get("/v2/models/none").status == 404
+        assert {slot.loaded.users for slot in service.backend.repository._slots.values()} == {0}
 
 
 def test_metrics_say_what_was_done(folder: Path) -> None:

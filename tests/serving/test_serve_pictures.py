@@ -101,6 +101,8 @@ def test_a_picture_with_its_point_cloud(place: Place) -> None:
         ({"image": ("a\x01b.png", b"no picture")}, 400, "image (ab.png): cannot be read as a picture"),
         ({"image": ("a.png", b"")}, 400, "image (a.png): cannot be read as a picture"),
         ({"image": ("../../etc/x.png", b"\x89PNG\r\n\x1a\n")}, 400, "image (../../etc/x.png): cannot be read as a"),
+        ({"image": ("C:\\x1.png", b"x")}, 400, "image (x1.png): cannot be read"),
+        ({"image": ("\\1\\g<9>.png", b"x")}, 400, "image (\\1\\g<9>.png): cannot be read"),
         ({"picture": ("a.png", b"x")}, 400, "body: expected the files image and depth, found 'picture'"),
         ({"image": "picture", "depth": ("a.ply", b"ply\nformat ascii 1.0\n")}, 400, "depth (a.ply): expected a TIFF"),
         ({"image": "picture", "depth": ("a.tiff", b"II*\0")}, 400, "depth (a.tiff): cannot be read"),

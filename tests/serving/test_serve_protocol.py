@@ -181,6 +181,9 @@ RIGHT = {"inputs": [tensor(images(1))]}
         (RIGHT | {"parameters": {"n_neighbors": "3"}}, 400, "parameters: n_neighbors: expected a number"),
         (RIGHT | {"parameters": {"false_alarm_rate": 2}}, 400, "parameters: false_alarm_rate: expected a number above"),
         (RIGHT | {"id": 7}, 400, "id: expected a text"),
+        ({"inputs": [tensor(images(1), name="\ud800\n", datatype="X")]}, 400, "inputs: \\ud800\\n: expected a da"),
+        (RIGHT | {"outputs": [{"name": "\udfff", "parameters": 1}]}, 400, "outputs: \\udfff: parameters: expected a"),
+        ({"inputs": [tensor(images(1), shape=[0, *[2**31 - 1] * 7], data=[])]}, 400, "inputs: patches: expected a sh"),
         (RIGHT | {"parameters": {"reweight": "max", "false_alarm_rate": 0.1}}, 400, "scores: expected image scores by"),
     ],
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from running_service import calibrated_bank, images, output, running
 from mmad_bank import MemoryBank
 from mmad_bank.errors import InputError
 from mmad_bank.serving.backend import load_place
-from mmad_bank.serving.catalog import Catalog
+from mmad_bank.serving.catalog import Catalog, Place
 from mmad_bank.serving.problems import Problem
 from mmad_bank.serving.repository import Repository
 from mmad_bank.serving.settings import Settings
@@ -120,6 +121,43 @@ def test_a_model_in_use_is_never_let_go(tmp_path: Path) -> None:
     with models.lease("c"):
         assert models.resident()[0] == 1
     assert events["dropped"] == 2
+
+
+def test_a_model_that_is_unloaded_while_it_is_loaded_does_not_stay(tmp_path: Path) -> None:
+    save(tmp_path / "a.bank")
+    began, go = threading.Event(), threading.Event()
+
+    def slowly(place: Place) -> Any:
+        began.set()
+        assert go.wait(30)
+        return load_place(place, Settings(tmp_path))
+
+    models = Repository(Catalog(tmp_path), slowly, 1 << 30)
+    with ThreadPoolExecutor(1) as pool:
+        card = pool.submit(models.card, "a")
+        assert began.wait(30)
+        models.unload("a")
+        go.set()
+        assert card.result().facts["vectors"] == 100  # it had been asked for before
+    assert models.resident() == (0, 0)
+    models.load("a")
+    assert models.resident()[0] == 1
+
+
+def test_a_model_that_vanishes_while_it_is_loaded_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "a.bank")
+    models, events = repository(tmp_path)
+
+    def vanished(place: Place) -> int:
+        place.path.unlink(missing_ok=True)
+        return place.path.stat().st_size
+
+    monkeypatch.setattr(Place, "bytes_on_disk", vanished)
+    with pytest.raises(Problem, match=r"^model: a cannot be used: FileNotFoundError"), models.lease("a"):
+        pass
+    assert events["failed"] == 1
+    with pytest.raises(Problem, match=r"^model: found none called 'a'"), models.lease("a"):
+        pass
 
 
 def test_a_model_larger_than_the_budget_is_refused(tmp_path: Path) -> None:

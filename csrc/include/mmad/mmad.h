@@ -183,7 +183,7 @@ MMAD_API mmad_status mmad_bank_threshold(const mmad_bank* bank, double rate, mma
 
 /* Judges scores that mmad_bank_score() has made by the calibration's rule: p_values (images) are conformal,
  * (1 + #{normal >= s})/(n + 1); bad (images) and bad_patches (images, patches_per_image) are 1 above the limit. Inputs that
- * no output needs, and outputs, may be null. */
+ * no output needs, and outputs, may be null; NaN among the others is refused. */
 MMAD_API mmad_status mmad_bank_judge(const mmad_bank* bank, const mmad_rule* rule, int64_t images,
                                      int64_t patches_per_image, const float* image_scores, const float* patch_scores,
                                      double rate, double* p_values, uint8_t* bad, uint8_t* bad_patches);
