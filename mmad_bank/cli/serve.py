@@ -11,7 +11,7 @@ from mmad_bank._internal.terminal import printable, say
 from mmad_bank.cli._command import add
 from mmad_bank.cli._options import Device, TrustIndex
 from mmad_bank.cli._values import check_device, parse_duration, parse_size
-from mmad_bank.cli._words import LogFormat, option
+from mmad_bank.cli._words import LogFormat, Runtime, option
 
 _NO_END = 86400.0
 
@@ -43,6 +43,7 @@ def serve(
     log: Annotated[LogFormat, option("--log")] = "text",
     trust_index: TrustIndex = False,
     device: Device = "cpu",
+    runtime: Annotated[Runtime | None, option("--runtime")] = None,
 ) -> None:
     """Serve models over HTTP: scores by the Open Inference Protocol v2, pictures by POST /predict/MODEL, a page to try.
 
@@ -57,7 +58,7 @@ def serve(
     settings = Settings(
         models, str(check_device(device)), None if memory is None else parse_size(memory), max_batch,
         parse_duration(batch_delay, "--batch-delay") or 0.0, parse_size(max_body, "--max-body"), max_queue,
-        parse_duration(timeout, "--timeout") or _NO_END, concurrency, read_keys(api_key), log, trust_index,
+        parse_duration(timeout, "--timeout") or _NO_END, concurrency, read_keys(api_key), log, trust_index, runtime,
     )  # fmt: skip
     if host not in LOOPBACK and not settings.api_keys:
         say(f"warning: whoever reaches {host} may use the service; --api-key asks for a key")

@@ -37,7 +37,10 @@ def load_place(place: Place, settings: Settings) -> Served:
     from mmad_bank import methods
     from mmad_bank.serving.method_models import ServedMethod
 
-    return ServedMethod(methods.load(place.path, settings.device, trust_index=settings.trust_index))
+    method = methods.load(place.path, settings.device, trust_index=settings.trust_index)
+    if settings.runtime is not None and "runtime" in method.prediction_arguments:
+        method = method.with_arguments(runtime=settings.runtime)
+    return ServedMethod(method)
 
 
 class Admission:

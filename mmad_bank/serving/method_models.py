@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from mmad_bank.errors import InputError
-from mmad_bank.serving.models import Answer, Card, TensorInfo, Work, rate_of
+from mmad_bank.serving.models import RATE, Answer, Card, TensorInfo, Work, check_spelling, rate_of
 
 if TYPE_CHECKING:
     from mmad_bank.data import Sample
@@ -130,6 +130,7 @@ def method_work(card: Card, inputs: Mapping[str, np.ndarray], parameters: Mappin
     sizes = {values.shape[:3] for values in arrays.values()}
     if len(sizes) > 1:
         raise InputError(f"inputs: expected rgb and xyz of one size, found {' and '.join(map(str, sorted(sizes)))}")
+    check_spelling(parameters, (RATE,))
     rate = rate_of(parameters)
     return Work(arrays, ("tensors", rate), next(iter(sizes))[0], {"rate": rate})
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mmad_bank.errors import InputError, MmadBankError
+from mmad_bank.errors import InputError, MmadBankError, did_you_mean
 from mmad_bank.serving.problems import Problem
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def check_inputs(card: Card, inputs: Mapping[str, np.ndarray]) -> None:
 _RULE_PARAMETERS = ("reweight", "n_neighbors")
 _ENOUGH = 8192  # patches; a search of more is no faster
 _space = threading.local()
-_RATE = "false_alarm_rate"
+RATE = "false_alarm_rate"
 
 
 class ServedBank:
@@ -189,12 +189,12 @@ class ServedBank:
         )
         if not self._judges(scores, options):
             return Answer(outputs, parameters)
-        found = self._bank.judge(scores, options[_RATE])
+        found = self._bank.judge(scores, options[RATE])
         words = np.where(found.bad.numpy(), "bad", "good").astype(object)
         outputs |= {"p_values": found.p_values.numpy(), "verdicts": words, "bad_patches": found.bad_patches.numpy()}
         parameters |= {
             "threshold": found.threshold.score, "patch_threshold": found.patch_threshold.score,
-            _RATE: found.threshold.rate, "extrapolated": found.threshold.extrapolated,
+            RATE: found.threshold.rate, "extrapolated": found.threshold.extrapolated,
         }  # fmt: skip
         return Answer(outputs, parameters, list(words))
 
@@ -280,6 +280,7 @@ def bank_work(
         raise InputError(f"inputs: patches: expected shape [B, P, {dim}] or [P, {dim}], not empty, found {found}")
     if rows.dtype not in (np.float32, np.float16):
         raise InputError(f"inputs: patches: expected FP32 or FP16, found {rows.dtype.name}")
+    check_spelling(parameters, (*_RULE_PARAMETERS, RATE))
     given = {name: parameters[name] for name in _RULE_PARAMETERS if name in parameters}
     reweight = given.get("reweight", card.facts["reweight"])
     neighbors = given.get("n_neighbors", None if "reweight" in given else card.facts["n_neighbors"])
@@ -288,9 +289,26 @@ def bank_work(
     if not isinstance(reweight, str):
         raise InputError(f"parameters: reweight: expected a text, found {reweight!r:.40}")
     neighbors = scoring.check_reweight(reweight, neighbors)
-    judged = bool({"p_values", "verdicts", "bad_patches"} & set(wanted)) or _RATE in parameters
-    options = {"reweight": reweight, "n_neighbors": neighbors, _RATE: rate_of(parameters), "judged": judged}
+    judged = bool({"p_values", "verdicts", "bad_patches"} & set(wanted)) or RATE in parameters
+    options = {"reweight": reweight, "n_neighbors": neighbors, RATE: rate_of(parameters), "judged": judged}
     return Work({"patches": rows}, (rows.shape[1], reweight, neighbors), len(rows), options)
+
+
+def check_spelling(parameters: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Refuse a parameter whose name is nearly a known one: it would count for nothing, without a word.
+
+    Others are passed over, as clients send parameters of other servers.
+
+    Raises:
+        InputError: There is such a name.
+
+    Example:
+        >>> check_spelling({"false_alarm_rate": 0.1, "priority": 1}, ["false_alarm_rate"])
+    """
+    for name in parameters:
+        near = "" if name in known else did_you_mean(name, known)
+        if near:
+            raise InputError(f"parameters: expected {', '.join(known)}, found {name[:40]!r}{near}")
 
 
 def rate_of(parameters: Mapping[str, Any]) -> float | None:
@@ -303,11 +321,11 @@ def rate_of(parameters: Mapping[str, Any]) -> float | None:
         >>> rate_of({"false_alarm_rate": 0.05}), rate_of({})
         (0.05, None)
     """
-    rate = parameters.get(_RATE)
+    rate = parameters.get(RATE)
     if rate is None:
         return None
     if not isinstance(rate, (int, float)) or isinstance(rate, bool) or not 0 < rate < 1:
-        raise InputError(f"parameters: {_RATE}: expected a number above 0 and below 1, found {rate!r:.40}")
+        raise InputError(f"parameters: {RATE}: expected a number above 0 and below 1, found {rate!r:.40}")
     return float(rate)
 
 

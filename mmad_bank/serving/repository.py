@@ -19,6 +19,7 @@ from mmad_bank.serving.models import VERSION, Card, Served
 from mmad_bank.serving.problems import Problem
 
 _AGAIN = 2.0  # seconds after which a model that could not be loaded is tried again, though its files look the same
+_GOES_ON = "goes on as it was, what replaced it cannot be used"
 _MEASURED = 2  # uses after which a model's size is known: some of it is made by the first
 Event = Callable[[str, str, float], None]
 """What happens to a model: ``loaded``, ``failed`` or ``dropped``; its name; the seconds that it took."""
@@ -113,7 +114,7 @@ class Repository:
         """Load a model now, also one that was unloaded.
 
         Raises:
-            Problem: There is no such model, or it cannot be read.
+            Problem: There is no such model, or it cannot be read; one that was loaded before goes on then.
         """
         slot, _ = self._slot(name, unloaded=True)
         was = slot.unloaded
@@ -124,6 +125,8 @@ class Repository:
         except MmadBankError:
             slot.unloaded = was
             raise
+        if slot.failed is not None:
+            raise Problem(500, f"model: {slot.name} {_GOES_ON}: {slot.reason}")
 
     def unload(self, name: str) -> None:
         """Let a model go, and refuse requests for it until it is loaded again.
@@ -146,6 +149,8 @@ class Repository:
             state, reason = "READY", ""
             if slot is not None and (slot.unloaded or slot.failed is not None):
                 state, reason = "UNAVAILABLE", slot.reason
+                if slot.loaded is not None and not slot.unloaded:
+                    state, reason = "READY", f"{_GOES_ON}: {reason}"
             kind = "bank" if self.catalog.is_bank(name) else "method"
             entries.append({"name": name, "version": VERSION, "state": state, "reason": reason, "kind": kind})
         return entries

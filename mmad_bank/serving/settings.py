@@ -33,6 +33,7 @@ class Settings:
         api_keys: Keys of which a client must send one; empty for none.
         log_format: Form of the log on standard error: a line of text or of JSON for each request, or nothing.
         trust_index: Whether FAISS may read the indices in the files.
+        runtime: Library that runs the networks of color images on a CPU; None takes each model's own.
 
     Raises:
         InputError: A number is out of its range.
@@ -58,6 +59,7 @@ class Settings:
     api_keys: tuple[str, ...] = ()
     log_format: LogFormat = "none"
     trust_index: bool = False
+    runtime: Literal["torch", "openvino"] | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "max_body", "max_queue", "concurrency", "memory"):

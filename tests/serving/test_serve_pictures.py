@@ -84,6 +84,24 @@ def test_a_rate_and_the_number_of_patches_can_be_chosen(place: Place) -> None:
     assert said["explanation"] == {}
 
 
+def test_an_unknown_parameter_is_refused(place: Place) -> None:
+    reply = send(place.service, "tile", "?sid=64", image=place.pictures / "3.png")
+    assert reply.status == 422
+    assert reply.json["error"] == (
+        "query: expected pictures, side, explain, false_alarm_rate, units, force, found 'sid'"
+    )
+
+
+def test_networks_are_run_by_the_chosen_library(place: Place) -> None:
+    pytest.importorskip("openvino")
+    picture = place.pictures / "3.png"
+    expected = load(place.models / "tile").predict(picture)
+    with running(place.models, runtime="openvino") as service:
+        said = send(service, "tile", image=picture).json
+    assert said["score"] == pytest.approx(expected.score, rel=1e-4)
+    assert said["verdict"] == expected.verdict
+
+
 def test_a_picture_with_its_point_cloud(place: Place) -> None:
     folder = place.data / "part" / "train" / "good"
     rgb, xyz = folder / "rgb" / "001.png", folder / "xyz" / "001.tiff"

@@ -237,3 +237,10 @@ def test_errors_have_one_form(service: Service) -> None:
     assert service.ask("POST", "/v2/repository/models/tile/load", {"parameters": {"config": "{}"}}).status == 400
     assert service.ask("POST", "/v2/repository/index", b"[").status == 400
     assert service.ask("POST", "/v2/repository/index", {"ready": True}).json[0]["name"] == "plain"
+
+
+def test_a_misspelt_parameter_is_refused_and_a_foreign_one_passed_over(service: Service) -> None:
+    reply = service.infer("tile", images(1), false_alarm_rte=0.1)
+    assert reply.status == 400
+    assert reply.json["error"].endswith("found 'false_alarm_rte' (did you mean 'false_alarm_rate'?)")
+    assert service.infer("tile", images(1), priority=1, sequence_id=3).status == 200

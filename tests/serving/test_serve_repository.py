@@ -213,8 +213,19 @@ def test_a_model_whose_new_file_is_damaged_goes_on_as_it_was(tmp_path: Path) -> 
         (tmp_path / "new").replace(tmp_path / "tile.bank")
         found = output(service.infer("tile", images(2)), "image_scores")
         assert np.array_equal(found, bank.score(images(2)).image.numpy())
-        assert "foreign" in service.ask("POST", "/v2/repository/index").json[0]["reason"]
+        listed = service.ask("POST", "/v2/repository/index").json[0]
+        words = "goes on as it was, what replaced it cannot be used: "
+        assert (listed["state"], listed["reason"][: len(words)]) == ("READY", words), "as /ready says"
+        assert "foreign" in listed["reason"]
+        assert service.ask("GET", "/v2/models/tile/ready").status == 200
         assert service.metric("mmad_bank_model_events_total") == 2
+        loading = service.ask("POST", "/v2/repository/models/tile/load")
+        assert loading.status == 500, "whoever has put it there must not believe that it is served"
+        assert loading.json["error"].startswith(f"model: tile {words}")
+        assert np.array_equal(output(service.infer("tile", images(2)), "image_scores"), found)
+        calibrated_bank().save(tmp_path / "tile.bank")
+        assert service.ask("POST", "/v2/repository/models/tile/load").status == 200
+        assert service.ask("POST", "/v2/repository/index").json[0]["reason"] == ""
 
 
 def test_reloads_under_load_lose_no_request(tmp_path: Path) -> None:

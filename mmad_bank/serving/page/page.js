@@ -21,7 +21,11 @@
     const key = $("key").value;
     const answer = await fetch(path, { ...options, headers: key ? { "X-API-Key": key } : {} });
     const body = await answer.json().catch(() => ({ error: `status ${answer.status}` }));
-    if (answer.status === 401) { $("key-field").hidden = false; if (!key) $("key").focus(); }
+    if (answer.status === 401) {
+      $("key-field").hidden = false;
+      $("key").focus();
+      throw new Error(key ? "This key is not valid here." : "This service asks for a key. Enter it above.");
+    }
     if (!answer.ok) throw new Error(body.error || `status ${answer.status}`);
     return body;
   }
