@@ -26,6 +26,7 @@ AnyPath = str | os.PathLike[str]
 _OURS = re.compile(r"\..*\.mmad-[0-9a-f]{8}\.partial(\.[^.]*)?", re.DOTALL)
 _WAIT = 30.0  # seconds that a writer waits for the readers of the folder that it replaces
 _POLL = 0.005  # seconds
+_TRIES = 100  # fresh names until the place is taken for one where none can be made
 _LONGEST_SUFFIX = 24  # bytes; what is longer is no suffix that says a format
 _MARK = len(".mmad-01234567.partial")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -118,7 +119,7 @@ def create_partial(target: Path, *, folder: bool = False) -> tuple[Path, int]:
     """Make a fresh file or folder beside the target and take its lock; return its path and the lock's handle."""
     suffix = "" if folder else suffix_of(target)
     stem = cut_name(target.name.removesuffix(suffix), len(os.fsencode(suffix)))
-    while True:
+    for left in reversed(range(_TRIES)):
         partial = target.with_name(f".{stem}.mmad-{secrets.token_hex(4)}.partial{suffix}")
         try:
             if folder:
@@ -129,13 +130,14 @@ def create_partial(target: Path, *, folder: bool = False) -> tuple[Path, int]:
         except FileExistsError:
             continue
         except FileNotFoundError:
-            if not target.parent.is_dir():
+            if left == 0 or not target.parent.is_dir():
                 raise
-            continue  # another writer took the folder for abandoned before it was locked
+            continue  # another writer took it for abandoned before it was locked
         lock(handle, fcntl.LOCK_EX)
         if is_at(handle, partial):
             return partial, handle
         os.close(handle)
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target))
 
 
 def suffix_of(target: Path) -> str:

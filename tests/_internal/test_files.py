@@ -161,6 +161,14 @@ def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a file system that takes no files")
+def test_a_place_that_takes_no_files_is_named() -> None:
+    """Linux's /proc answers as if the folder were gone, however often it is asked."""
+    for writer in (replacing, replacing_folder):
+        with pytest.raises(InputError, match=r"^/proc/self/x: cannot be written"), writer("/proc/self/x"):
+            pass
+
+
 @pytest.mark.skipif(not hasattr(os, "seteuid") or os.geteuid() != 0, reason="needs root to become another user")
 def test_a_folder_that_is_read_only_is_named(tmp_path: Path) -> None:
     for folder in (tmp_path, *list(tmp_path.parents)[:3]):
