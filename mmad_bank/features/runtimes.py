@@ -7,6 +7,7 @@ kernels read them. That takes seconds, once in a process. Features are PyTorch's
 from __future__ import annotations
 
 import copy
+import functools
 import threading
 import warnings
 from typing import Any, Literal, get_args
@@ -37,6 +38,16 @@ def check_runtime(value: str) -> None:
 
 def _openvino() -> Any:
     return import_extra("openvino", "openvino", "runtime='openvino'", "openvino")
+
+
+@functools.cache
+def _core() -> Any:
+    """Return OpenVINO's one core, which lives as long as the process.
+
+    Its plugin for CPUs gives the thread that loads it another stack for signals, and frees that with the last core and
+    compiled network. Let go by another thread, the stack would stay in use: the next signal would end the process.
+    """
+    return _openvino().Core()
 
 
 class Frozen(nn.Module):
@@ -130,4 +141,4 @@ def _compile(network: Frozen, x: Tensor) -> Any:
             _Body(plain).eval(), example_input=torch.zeros(2, *x.shape[1:], dtype=torch.float32),
             input=openvino.PartialShape([-1, *x.shape[1:]]),
         )  # fmt: skip
-        return openvino.Core().compile_model(model, "CPU", settings)
+        return _core().compile_model(model, "CPU", settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -155,3 +156,28 @@ def test_what_is_no_runtime_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'mmad-bank\[openvino\]'"):
         make_rgb_extractor("efficientnet_lite0", "random", runtime="openvino")
+
+
+def test_signals_are_handled_after_the_last_network_is_gone() -> None:
+    """OpenVINO gives the thread that loads its plugin another stack for signals, which must not be freed in use."""
+    code = """
+import faulthandler, gc, signal, threading, torch
+from mmad_bank.features import make_rgb_extractor
+
+faulthandler.enable()  # its handlers run on that stack, as all of Python's do
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+networks = [make_rgb_extractor("efficientnet_lite0", "random", layers=(1,), grid=(4, 4)).by("openvino")]
+networks[0](torch.rand(1, 3, 64, 64))
+
+def let_go():
+    networks.clear()
+    gc.collect()
+
+thread = threading.Thread(target=let_go)
+thread.start()
+thread.join()
+taken = [bytearray(11568) for _ in range(2000)]
+signal.raise_signal(signal.SIGUSR1)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
