@@ -243,7 +243,7 @@ CFM("efficientnet_lite0", **{**CFM_ARGUMENTS, "epochs": 4}).fit([a_part(i) for i
 def test_a_fit_that_was_killed_goes_on_to_the_same_bytes(
     parts: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parents[1])
     done = subprocess.run(
         [sys.executable, "-c", _KILLED, here, str(tmp_path / "work")], check=False, capture_output=True, text=True,
         env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
