@@ -1,30 +1,22 @@
 """The benchmark of anomalib's Patchcore, accelerated: on a stand-in for it, and on anomalib where that is."""
 
 import argparse
-import importlib
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from benchmark_modules import BENCHMARKS, importing
 from data_trees import add_mvtec_ad
 from patchcore_stand_in import PatchcoreModel
-
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def load():
     """Import modules as the program does, and forget them and their neighbors after the tests."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module
-    sys.path.remove(str(BENCHMARKS))
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
-            del sys.modules[name]
+    with importing() as load:
+        yield load
 
 
 @pytest.fixture(scope="module")

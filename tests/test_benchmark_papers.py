@@ -6,15 +6,14 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmark_modules import BENCHMARKS, importing
 
 from mmad_bank.errors import InputError
 from mmad_bank.synthetic import write_synthetic
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 NO_ARGUMENTS = {
     "methods": ["PatchCore"], "only": None, "few_shot": None, "bundled": True, "weights": None, "workdir": None,
     "device": "cpu", "table": None,
@@ -22,14 +21,10 @@ NO_ARGUMENTS = {
 
 
 @pytest.fixture
-def papers(monkeypatch):
+def papers():
     """Import the part as the program does, and forget it and its neighbours after the test."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    before = set(sys.modules)
-    yield importlib.import_module("parts.papers")
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
-            del sys.modules[name]
+    with importing() as load:
+        yield load("parts.papers")
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
+from benchmark_modules import importing
 
 from mmad_bank.methods import method_class
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 AUPRO = ("aupro_30", "aupro_10", "aupro_5", "aupro_1")
 KINDS = {"contradictory", "damaged", "mean", "rounding", "unknown"}
 RESULTS = {"m3dm": ("xyz", "rgb", "fusion"), "lsfa": ("xyz", "rgb"), "cfm": ("xyz", "rgb"), "mdss": ("xyz", "rgb")}
@@ -24,13 +24,8 @@ def published():
     """Import the package as the programs do, and forget it after the tests."""
     if sys.version_info < (3, 11):
         pytest.importorskip("tomli")
-    before = set(sys.modules)
-    sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module("published")
-    sys.path.remove(str(BENCHMARKS))
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
-            del sys.modules[name]
+    with importing() as load:
+        yield load("published")
 
 
 def figures_of(published):

@@ -1,15 +1,14 @@
 """The benchmark on real pictures: a small folder in MVTec AD's layout, without anomalib and, where it is, with it."""
 
 import argparse
-import importlib
 import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from benchmark_modules import BENCHMARKS, importing
 from data_trees import add_mvtec_ad
 
 import mmad_bank as mb
@@ -18,19 +17,12 @@ from mmad_bank.errors import InputError
 from mmad_bank.evaluation import FUSED, evaluate
 from mmad_bank.methods import PatchCore
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-
 
 @pytest.fixture(scope="module")
 def load():
     """Import modules as the program does, and forget them and their neighbors after the tests."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module
-    sys.path.remove(str(BENCHMARKS))
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
-            del sys.modules[name]
+    with importing() as load:
+        yield load
 
 
 @pytest.fixture(scope="module")

