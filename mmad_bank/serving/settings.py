@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from mmad_bank.errors import InputError
+
+if TYPE_CHECKING:
+    from mmad_bank.methods.options import Runtime
 
 KEY_VARIABLE = "MMAD_BANK_API_KEY"
 """Environment variable with the key that clients must send."""
@@ -59,7 +62,7 @@ class Settings:
     api_keys: tuple[str, ...] = ()
     log_format: LogFormat = "none"
     trust_index: bool = False
-    runtime: Literal["torch", "openvino"] | None = None
+    runtime: Runtime | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "max_body", "max_queue", "concurrency", "memory"):
