@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from benchmark_modules import importing
 
 from mmad_bank.errors import InputError
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 NO_ARGUMENTS = {
     "data": None, "methods": None, "only": None, "few_shot": None, "bundled": False, "weights": None, "workdir": None,
     "device": "cpu", "table": None, "recipe": None, "settings": None, "thresholds": None, "quick": True,
@@ -23,14 +23,9 @@ METRICS = ("image_auroc", "pixel_auroc", "aupro_30", "aupro_10", "aupro_5", "aup
 @pytest.fixture(scope="module")
 def parts():
     """Import the modules as the program does, and forget them and their neighbours after the tests."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(BENCHMARKS))
     names = ("published", "parts.papers", "parts.tables", "parts.rows", "parts.runs", "methods")
-    yield argparse.Namespace(**{name.rpartition(".")[2]: importlib.import_module(name) for name in names})
-    sys.path.remove(str(BENCHMARKS))
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
-            del sys.modules[name]
+    with importing() as load:
+        yield argparse.Namespace(**{name.rpartition(".")[2]: load(name) for name in names})
 
 
 def arguments(table, **changes):
@@ -40,13 +35,8 @@ def arguments(table, **changes):
 def names():
     if sys.version_info < (3, 11):
         pytest.importorskip("tomli")
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        return list(importlib.import_module("published").tables())
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-        for name in [name for name in sys.modules if name.partition(".")[0] == "published"]:
-            del sys.modules[name]
+    with importing() as load:
+        return list(load("published").tables())
 
 
 def plan_of(parts, table, **changes):

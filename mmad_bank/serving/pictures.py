@@ -34,7 +34,6 @@ _SPOOL = 1 << 16
 _POINTS = {b"ply": ".ply", b"# .PCD": ".pcd", b"VERSION": ".pcd"}
 _DEEP = 65535
 KINDS = ("map", "overlay", "image")
-_PARAMETERS = ("pictures", "side", "explain", "false_alarm_rate", "units", "force")
 _Units = Literal["m", "cm", "mm", "um"]
 
 
@@ -83,9 +82,10 @@ def picture_routes(backend: Backend) -> APIRouter:
         With `Accept: image/png` the answer is the first of `pictures` alone, and the headers `Mmad-Score`,
         `Mmad-Verdict` and `Mmad-P-Value` say the rest.
         """
+        known = [one.alias for one in request.scope["route"].dependant.query_params]
         for given in request.query_params:
-            if given not in _PARAMETERS:
-                raise Problem(422, f"query: expected {', '.join(_PARAMETERS)}, found {given[:40]!r}")
+            if given not in known:
+                raise Problem(422, f"query: expected {', '.join(known)}, found {given[:40]!r}")
         as_png = "image/png" in request.headers.get("accept", "")
         asked = _Asked(_kinds(pictures, as_png), side, explain, false_alarm_rate, units, force, as_png)
         async with backend.admitted(name, announced(request, backend.settings.max_body)) as admission:
