@@ -3,7 +3,7 @@
 Pillow resizes along one axis after the other and rounds to 8 bits in between. Either pass is a product with a matrix of
 the cubic's weights, which the graph makes for the size that comes: ONNX's own ``Resize`` has a low-pass filter only as
 an option, ``antialias``, which most runtimes pass over without a word. Weights are float32's here and fixed-point
-numbers in Pillow, so about one value in ten thousand is another, by one level of 255.
+numbers in Pillow, so fewer than one value in two thousand is another, by one level of 255.
 """
 
 from __future__ import annotations
