@@ -1,8 +1,9 @@
-"""What the programs here take on their command lines."""
+"""What the programs here take on their command lines, and how tests call them."""
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,3 +29,19 @@ def choose(kinds: str, names: str | None, known: Mapping[str, Chosen]) -> list[C
     if unknown:
         sys.exit(f"{kinds}: expected some of {', '.join(known)}, found {', '.join(sorted(unknown))}")
     return [known[name] for name in wanted]
+
+
+def call(program: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run a program of this folder in a process of its own.
+
+    The programs fork. What a process has done before goes with its children: one whose threads of autograd have
+    run, as in other tests, cannot train in a child.
+    """
+    command = [sys.executable, str(Path(__file__).with_name(program)), *options]
+    return subprocess.run(command, check=False, capture_output=True, text=True)
+
+
+def totals(out: str) -> dict[str, int]:
+    """Return the last line of a printed table by the names in its first."""
+    head, *_, last = (line.replace("in time", "in-time").split() for line in out.splitlines())
+    return dict(zip(head[1:], map(int, last[1:]), strict=False))

@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import full_disk
+import arguments
 
 pytest.importorskip("tifffile")
 pytest.importorskip("timm")
@@ -26,6 +26,6 @@ def can_mount(folder):
 def test_a_full_disk_is_said_in_one_line_and_costs_nothing(tmp_path):
     if os.geteuid() != 0 or not can_mount(tmp_path):
         pytest.skip("a file system of limited size needs root")
-    names = ["extract", "build", "MultiBank.save", "fit-patchcore"]
-    (tmp_path / "work").mkdir()
-    assert full_disk.run(names, [0.4], tmp_path / "work") == []
+    done = arguments.call("full_disk.py", "--rooms", "1", "--commands", "extract,build,MultiBank.save,fit-patchcore")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 commands, 1 disks each: 0 faults" in done.stdout

@@ -9,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import arguments
 import kill
 
 pytest.importorskip("tifffile")
@@ -30,19 +31,13 @@ CHEAP = (
 
 
 @pytest.mark.slow
-def test_what_is_killed_leaves_the_old_or_the_new_and_goes_on(tmp_path, capfd):
-    faults = kill.run([kill.COMMANDS[name] for name in CHEAP], 24, 0, tmp_path, tmp_path / "keep")
-    out = capfd.readouterr().out
-    assert faults == 0, out
-    counts = dict(
-        zip(
-            out.splitlines()[0].replace("in time", "in-time").split()[1:],
-            out.splitlines()[-1].split()[1:],
-            strict=False,
-        )
-    )
-    assert int(counts["kills"]) >= 20
-    assert int(counts["in-time"]) > 12
+def test_what_is_killed_leaves_the_old_or_the_new_and_goes_on(tmp_path):
+    names = ",".join(CHEAP)
+    done = arguments.call("kill.py", "--kills", "24", "--commands", names, "--keep", str(tmp_path / "keep"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = arguments.totals(done.stdout)
+    assert counts["kills"] >= 20
+    assert counts["in-time"] > 12
 
 
 @pytest.mark.slow
