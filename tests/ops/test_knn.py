@@ -203,6 +203,15 @@ def test_resident_copy_is_half_or_a_quarter() -> None:
     assert sizes["int8"] == pytest.approx(0.25, abs=0.03)
 
 
+def test_a_small_bank_is_not_measured_before_it_is_searched(texture_features: np.ndarray) -> None:
+    """Measuring took as long as fifty images, and chose what is slower on so few rows."""
+    rows = texture_features[:1000]
+    auto, half, short = (_core.KnnIndex(rows, precision, 1) for precision in ("auto", "half", "int8"))
+    assert auto.format == half.format or _core.active_isa() == "generic"
+    assert (auto.coarse, short.coarse) == (0, 0)
+    assert _core.KnnIndex(texture_features[:5000], "auto", 1).coarse
+
+
 def test_the_coarse_level_of_8_bit_rows_takes_little() -> None:
     bank = _low_rank(np.random.default_rng(4), 8000, 1152)
     for coarse, most in ((0, 0.26), (64, 0.285), (128, 0.305)):
