@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from mmad_bank._internal.heap import give_back_freed_memory
 from mmad_bank.errors import MmadBankError
 from mmad_bank.serving.catalog import Catalog, Place, Signature
 from mmad_bank.serving.models import VERSION, Card, Served
@@ -20,6 +21,7 @@ from mmad_bank.serving.problems import Problem
 
 _AGAIN = 2.0  # seconds after which a model that could not be loaded is tried again, though its files look the same
 _GOES_ON = "goes on as it was, what replaced it cannot be used"
+_TRIMMED = 16  # models let go together give back their memory when they had this part of the budget
 _MEASURED = 2  # uses after which a model's size is known: some of it is made by the first
 Event = Callable[[str, str, float], None]
 """What happens to a model: ``loaded``, ``failed`` or ``dropped``; its name; the seconds that it took."""
@@ -73,6 +75,8 @@ class Repository:
         self._lock = threading.Lock()
         self._slots: dict[str, _Slot] = {}
         self._clock = 0
+        self._loading = 0  # bytes of the models that are being loaded
+        self._let_go = 0  # bytes of those that were let go since memory was given back
 
     # What others ask.
 
@@ -202,8 +206,8 @@ class Repository:
             return self._in_memory(slot, None) or self._fail(slot)
         begin = time.perf_counter()
         try:
-            self._make_room(slot.nbytes or place.bytes_on_disk())  # it may vanish at any moment
-            model = self._load_place(place)
+            with self._room_for(slot.nbytes or place.bytes_on_disk()):  # it may vanish at any moment
+                model = self._load_place(place)
             nbytes = model.nbytes
             if nbytes > self._budget:
                 raise Problem(
@@ -219,7 +223,7 @@ class Repository:
             loaded = _Loaded(model, signature, nbytes, users=1, uses=1, used_at=self._clock)
             if not slot.unloaded:  # meanwhile; whoever waited for it has it, nobody else
                 slot.loaded = loaded
-        self._make_room(0)
+        self._make_room()
         self._event("loaded", slot.name, time.perf_counter() - begin)
         return loaded
 
@@ -233,29 +237,53 @@ class Repository:
             loaded.users -= 1
             loaded.nbytes = nbytes
         if measured:
-            self._make_room(0)
+            self._make_room()
 
-    def _make_room(self, nbytes: int) -> None:
-        """Let models go that nobody uses, the one that was used longest ago first, until there is room for more."""
+    @contextmanager
+    def _room_for(self, nbytes: int) -> Iterator[None]:
+        """Make room for a model, and keep it while the model is loaded: others may be loaded at the same time."""
+        with self._lock:
+            self._loading += nbytes
+        try:
+            self._make_room()
+            yield
+        finally:
+            with self._lock:
+                self._loading -= nbytes
+
+    def _make_room(self) -> None:
+        """Let models go that nobody uses, the one that was used longest ago first, until the others fit the budget."""
         dropped = []
         with self._lock:
             there = [slot for slot in self._slots.values() if slot.loaded is not None]
-            taken = sum(slot.loaded.nbytes for slot in there if slot.loaded) + nbytes
+            taken = sum(slot.loaded.nbytes for slot in there if slot.loaded) + self._loading
             for slot in sorted(there, key=lambda one: one.loaded.used_at if one.loaded else 0):
                 if taken <= self._budget:
                     break
                 if slot.loaded is not None and slot.loaded.users == 0:
                     taken -= slot.loaded.nbytes
-                    dropped.append(slot.name)
+                    dropped.append((slot.name, slot.loaded.nbytes))
                     slot.loaded = None
-        for name in dropped:
-            self._event("dropped", name, 0.0)
+        self._went(dropped)
 
     def _drop(self, slot: _Slot) -> None:
         with self._lock:
             there, slot.loaded = slot.loaded, None
         if there is not None:
-            self._event("dropped", slot.name, 0.0)
+            nbytes = there.nbytes
+            del there
+            self._went([(slot.name, nbytes)])
+
+    def _went(self, dropped: Sequence[tuple[str, int]]) -> None:
+        """Tell of models that were let go, and give their memory back to the system now and then."""
+        with self._lock:
+            self._let_go += sum(nbytes for _, nbytes in dropped)
+            full = self._let_go * _TRIMMED >= self._budget
+            self._let_go = 0 if full else self._let_go
+        if full:
+            give_back_freed_memory()
+        for name, _ in dropped:
+            self._event("dropped", name, 0.0)
 
 
 def _reason(error: Exception) -> str:

@@ -123,6 +123,53 @@ def test_a_model_in_use_is_never_let_go(tmp_path: Path) -> None:
     assert events["dropped"] == 2
 
 
+def test_models_that_load_at_the_same_time_share_the_budget(tmp_path: Path) -> None:
+    for number in range(4):
+        save(tmp_path / f"{number}.bank", number, rows=2000)
+    place = Catalog(tmp_path).find("0")
+    assert place is not None
+    one = load_place(place, Settings(tmp_path)).nbytes
+    models, events = repository(tmp_path, int(2.5 * one))
+    for number in range(2):
+        with models.lease(str(number)):
+            pass
+    taken, loading, load_place_, together = [], [], models._load_place, threading.Barrier(2)
+
+    def slow(place: Place) -> Any:
+        together.wait(10)  # both have made room
+        taken.append(models.resident()[1])
+        loading.append(place.path.name)
+        together.wait(10)
+        return load_place_(place)
+
+    models._load_place = slow
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda name: models.lease(name).__enter__(), ["2", "3"]))
+    assert sorted(loading) == ["2.bank", "3.bank"]
+    assert max(taken) <= one // 2  # both others went before either was loaded
+    assert events["dropped"] == 2
+    assert models._loading == 0
+
+
+def test_memory_of_models_that_went_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mmad_bank.serving.repository as module
+
+    calls: list[int] = []
+    monkeypatch.setattr(module, "give_back_freed_memory", lambda: calls.append(len(calls)))
+    for number in range(8):
+        save(tmp_path / f"{number}.bank", number)
+    models, events = repository(tmp_path, 1 << 30)
+    for number in range(8):
+        with models.lease(str(number)):
+            pass
+    models._budget = models.resident()[1]
+    assert not calls
+    for number in range(8):
+        models.unload(str(number))
+    assert events["dropped"] == 8
+    assert 1 < len(calls) <= 8
+
+
 def test_a_model_that_is_unloaded_while_it_is_loaded_does_not_stay(tmp_path: Path) -> None:
     save(tmp_path / "a.bank")
     began, go = threading.Event(), threading.Event()
