@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import uvloop
 from common import Column, Options, Table
 from inputs import extract_768, search_set
 
@@ -291,4 +292,4 @@ async def _answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(ask(json.loads(sys.argv[1])))))
+    print(json.dumps(uvloop.run(ask(json.loads(sys.argv[1])))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,6 +51,9 @@ def serve(
     A model is loaded on first use, loaded anew when its file or folder is replaced, and let go when others need the
     memory. Ctrl-C and SIGTERM end the service after the requests in work.
     """
+    # Threads of PyTorch's operations wait for the next one at work, which takes a core from reading requests. Whoever
+    # has set it otherwise has it so; it counts until PyTorch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from mmad_bank.serving import Settings, run
     from mmad_bank.serving.running import check_extra
     from mmad_bank.serving.settings import LOOPBACK, read_keys

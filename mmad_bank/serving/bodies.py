@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import zlib
+from collections import deque
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from mmad_bank.serving.problems import Problem
 
@@ -14,6 +18,9 @@ if TYPE_CHECKING:
 
 _LARGE = 65536  # bytes; smaller bodies come in one block anyway
 _ALIGNED = 16  # bytes; memory begins at a multiple of that
+_KEPT, _KEPT_BYTES = 64, 1 << 27  # pieces of memory that later bodies may take, and their bytes together
+_UNUSED = 3  # references: of the list, of the loop's variable, of the call that counts them
+_rooms: deque[np.ndarray] = deque()
 _WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 
@@ -48,11 +55,25 @@ async def read_body(request: Request, backend: Backend, head: int = 0) -> bytes 
 async def _filled(request: Request, size: int, head: int) -> memoryview:
     """Read a body of a known size into one piece of memory, so that what follows the head is aligned."""
     space = -head % _ALIGNED
-    body, at = memoryview(bytearray(space + size))[space:], 0
+    body, at = _room(space + size).data[space:], 0
     async for block in request.stream():
         body[at : at + len(block)] = block
         at += len(block)
     return body[:at]
+
+
+def _room(size: int) -> np.ndarray:
+    """Return memory of so many bytes that nobody uses: what a former body had, if it fits, as new memory costs more.
+
+    It is free when nothing but the list refers to it, so nobody has to give it back. Called on one thread alone.
+    """
+    for one in _rooms:
+        if size <= one.nbytes <= 2 * size and sys.getrefcount(one) <= _UNUSED:
+            return one[:size]
+    _rooms.append(np.empty(size, np.uint8))
+    while len(_rooms) > _KEPT or (len(_rooms) > 1 and sum(one.nbytes for one in _rooms) > _KEPT_BYTES):
+        _rooms.popleft()
+    return _rooms[-1][:size]
 
 
 def unpacked(body: bytes, coding: str, most: int) -> bytes:

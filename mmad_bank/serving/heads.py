@@ -13,6 +13,31 @@ SECONDS = 30.0
 """Time for a head, from the connection on, or from its first byte on a connection that was used before."""
 
 
+class Blocks:
+    """What has come of a body and was not read yet. It stands for uvicorn's bytearray, which copies a block twice.
+
+    Example:
+        >>> blocks = Blocks()
+        >>> blocks += b"one"
+        >>> blocks += b"two"
+        >>> len(blocks), bytes(blocks)
+        (6, b'onetwo')
+    """
+
+    def __init__(self) -> None:
+        self._blocks: list[bytes] = []
+
+    def __iadd__(self, block: bytes) -> Blocks:
+        self._blocks.append(block)
+        return self
+
+    def __len__(self) -> int:
+        return sum(map(len, self._blocks))
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self._blocks)  # of one block, that block itself
+
+
 @cache
 def protocol() -> Any:
     """Return what uvicorn is to read requests with: its reader by httptools with the limits, or its own choice.
@@ -56,6 +81,11 @@ def protocol() -> Any:
             self._open = False
             self._wait_no_more()
             super().on_headers_complete()
+
+        def on_body(self, body: bytes) -> None:
+            if isinstance(self.cycle.body, bytearray) and not self.cycle.body:
+                self.cycle.body = Blocks()  # type: ignore[assignment]  # has all that is done with it
+            super().on_body(body)
 
         def _wait(self) -> None:
             self._timer = self.loop.call_later(

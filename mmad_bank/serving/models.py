@@ -14,6 +14,8 @@ from mmad_bank.errors import InputError, MmadBankError, did_you_mean
 from mmad_bank.serving.problems import Problem
 
 if TYPE_CHECKING:
+    import torch
+
     from mmad_bank.bank import MemoryBank
     from mmad_bank.bank.scores import Rule, Scores
 
@@ -137,7 +139,7 @@ def check_inputs(card: Card, inputs: Mapping[str, np.ndarray]) -> None:
 # Banks.
 
 _RULE_PARAMETERS = ("reweight", "n_neighbors")
-_ENOUGH = 8192  # patches; a search of more is no faster
+_ENOUGH = 32768  # patches; a search of more is no faster
 _space = threading.local()
 RATE = "false_alarm_rate"
 
@@ -164,11 +166,9 @@ class ServedBank:
         return [answer for group in _groups(works) for answer in self._scored(group)]
 
     def _scored(self, works: Sequence[Work]) -> list[Answer]:
-        import torch
-
-        rows = [work.inputs["patches"] for work in works]
-        together = np.require(rows[0], np.float32, ["C", "A", "W"]) if len(rows) == 1 else _joined(rows)
-        options, tensor = works[0].options, torch.from_numpy(together)
+        rows = [_tensor(work.inputs["patches"]) for work in works]
+        tensor = rows[0].float() if len(rows) == 1 else _joined(rows)
+        options = works[0].options
         scores = self._bank.score(tensor, reweight=options["reweight"], n_neighbors=options["n_neighbors"]).cpu()
         answers, first = [], 0
         for work in works:
@@ -206,14 +206,23 @@ class ServedBank:
         return known is not None and known.rule == scores.rule and known.patches == scores.patch.shape[1]
 
 
-def _joined(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Return arrays (B, P, D) behind each other, in memory that this thread has for that: new memory costs more."""
+def _tensor(rows: np.ndarray) -> torch.Tensor:
+    """Return an array as a tensor, copied if PyTorch could not use its memory."""
+    import torch
+
+    return torch.from_numpy(np.require(rows, requirements=["C", "A", "W"]))
+
+
+def _joined(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return tensors (B, P, D) behind each other, float32, in this thread's memory for that: new memory costs more."""
+    import torch
+
     shape = (sum(map(len, rows)), *rows[0].shape[1:])
     size = math.prod(shape)
-    if getattr(_space, "values", np.empty(0)).size < size:
-        _space.values = np.empty(size, np.float32)
-    together: np.ndarray = _space.values[:size].reshape(shape)
-    return np.concatenate(rows, out=together, casting="same_kind")
+    if getattr(_space, "values", torch.empty(0)).numel() < size:
+        _space.values = torch.empty(size)
+    together: torch.Tensor = _space.values[:size].view(shape)
+    return torch.cat(list(rows), out=together)
 
 
 def _groups(works: Sequence[Work]) -> Iterator[list[Work]]:

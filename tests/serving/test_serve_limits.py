@@ -174,6 +174,28 @@ def said(service: Service, sent: bytes) -> bytes:
     return found
 
 
+def test_bodies_take_memory_that_no_other_body_has(folder: Path) -> None:
+    from mmad_bank.serving import bodies
+
+    bodies._rooms.clear()
+    first, second = bodies._room(100_000), bodies._room(100_000)
+    places = {first.ctypes.data, second.ctypes.data}
+    assert len(places) == 2
+    still = first.data[10:20]  # a part of it is enough to keep it
+    del first, second
+    third, fourth = bodies._room(90_000), bodies._room(90_000)
+    assert third.ctypes.data in places
+    assert fourth.ctypes.data not in places
+    assert len(still) == 10
+    for _ in range(200):
+        bodies._room(10_000_000).fill(1)  # one after the other: the same memory
+    assert len(bodies._rooms) <= 4
+    kept = [bodies._room(10_000_000) for _ in range(30)]
+    assert sum(one.nbytes for one in bodies._rooms) <= bodies._KEPT_BYTES
+    assert len({one.ctypes.data for one in kept}) == 30
+    bodies._rooms.clear()
+
+
 @pytest.mark.parametrize("before", [b"", b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"])
 def test_heads_are_limited(folder: Path, monkeypatch: pytest.MonkeyPatch, before: bytes) -> None:
     pytest.importorskip("httptools")
