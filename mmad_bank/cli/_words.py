@@ -211,6 +211,10 @@ WORDS: dict[str, Word] = {
     ),
     "--timeout": Word(str, "Time after which a request is given up, or none.", "TIME"),
     "--concurrency": Word(int, "Number of models that are computed at the same time."),
+    "--data": Word(
+        Path, "Folder of the training images, a model's in a folder of its name or all together: the page shows the"
+        " normal patches nearest to the worst one from there (default: it names them)."
+    ),
     "--log": Word(LogFormat, "Form of the log on standard error: a line per request as text or JSON, or none."),
     # What is measured and said.
     "--memory": Word(str, "Largest memory that the {} may take, such as 200MB or 1.5GiB{}.", "SIZE"),

@@ -45,6 +45,7 @@ def serve(
     trust_index: TrustIndex = False,
     device: Device = "cpu",
     runtime: Annotated[Runtime | None, option("--runtime")] = None,
+    data: Annotated[Path | None, option("--data")] = None,
 ) -> None:
     """Serve models over HTTP: scores by the Open Inference Protocol v2, pictures by POST /predict/MODEL, a page to try.
 
@@ -63,6 +64,7 @@ def serve(
         models, str(check_device(device)), None if memory is None else parse_size(memory), max_batch,
         parse_duration(batch_delay, "--batch-delay") or 0.0, parse_size(max_body, "--max-body"), max_queue,
         parse_duration(timeout, "--timeout") or _NO_END, concurrency, read_keys(api_key), log, trust_index, runtime,
+        data,
     )  # fmt: skip
     if host not in LOOPBACK and not settings.api_keys:
         say(f"warning: whoever reaches {host} may use the service; --api-key asks for a key")

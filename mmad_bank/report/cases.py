@@ -28,7 +28,6 @@ from mmad_bank.report.marks import LABELLED, Marks, annotated
 
 _N_REASONS = 4
 _PER_TEXT = 20  # letters of 12 pixels on the page, where a picture's longer side takes about 250
-_CROP = 0.22  # side of a patch's crop, in sides of the image
 _TITLES = {
     HIGHEST_GOOD: "Highest score of a good image",
     LOWEST_DEFECT: "Lowest score of a defective image",
@@ -39,7 +38,6 @@ _NAMES_ONLY = (
     "Normal patches that explain a score have their picture's name alone where that is not among the training images of"
     " the data set that was evaluated."
 )
-_DEPTH_PARTS = ("xyz", "depth", "point", "shape", "geometry", "3d")
 
 
 class Album:
@@ -202,7 +200,7 @@ def _frames(album: Album, prediction: Prediction) -> str:
     """Return an SVG layer with a frame around each part's worst patch, in the part's colour."""
     frames = []
     size = prediction.prepared_size
-    side = _side(size)
+    side = pictures.crop_side(size)
     for name in album.part_names(prediction):
         part = prediction.parts[name]
         top, left = pictures.crop_box(part.worst, part.grid, size, side)
@@ -223,7 +221,7 @@ def _bank(album: Album, prediction: Prediction, name: str) -> str:
     reasons = [] if album.method is None else album.method.explain(prediction, name, place=part.worst, n=_N_REASONS)
     if not reasons:
         return f'<div class="bank">{head}</div>'
-    depth = any(word in name.lower() for word in _DEPTH_PARTS) and pictures.has_depth(prediction.sample)
+    depth = pictures.shows_depth(name, prediction.sample)
     worst = _crop(prediction.sample, part, part.worst, "its worst patch", depth, album.colour(name))
     nearest = "".join(_reason(album, part, reason, depth) for reason in reasons)
     return f'<div class="bank">{head}<div class="crops">{worst}{nearest}</div></div>'
@@ -246,11 +244,8 @@ def _crop(
     sample: Sample, part: Part, place: tuple[int, int], words: str, depth: bool, frame: str = "", hint: str = ""
 ) -> str:
     """Return the surroundings of a patch as a small figure."""
-    side = _side(sample.size)
-    top, left = pictures.crop_box(place, part.grid, sample.size, side)
-    picture = pictures.depth_picture(sample) if depth else pictures.rgb_picture(sample)
     style = f"outline-color:{frame}" if frame else ""
-    image = _picture(np.ascontiguousarray(picture[top : top + side, left : left + side]), hint or words, style=style)
+    image = _picture(pictures.patch_crop(sample, place, part.grid, depth), hint or words, style=style)
     kind = "crop worst" if frame else "crop"
     opening = f'<figure class="{kind}" title="{escape(hint, quote=True)}">'
     return f"{opening}{image}<figcaption>{escape(words)}</figcaption></figure>"
@@ -261,7 +256,3 @@ def _picture(picture: np.ndarray, words: str, extra: str = "", style: str = "") 
     image = f'<img src="data:image/jpeg;base64,{data}" alt="{escape(words, quote=True)}">'
     height, width = picture.shape[:2]
     return f'<div class="picture" style="aspect-ratio:{width}/{height};{style}">{image}{extra}</div>'
-
-
-def _side(size: tuple[int, int]) -> int:
-    return max(8, round(_CROP * min(size)))

@@ -21,6 +21,8 @@ UNMEASURED = (229, 231, 235)
 OUTLINE = (34, 211, 238)
 """Colour of a defect's outline."""
 MAP_COLOURS, DEPTH_COLOURS = "inferno", "viridis"
+_DEPTH_PARTS = ("xyz", "depth", "point", "shape", "geometry", "3d")
+_CROP = 0.22  # side of a patch's crop, in sides of the image
 _ROWS_AT_ONCE = 256
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)
 _PALE = 0.6  # share of grey in the picture below a map, whose colours are to be told from its own
@@ -155,6 +157,29 @@ def has_depth(sample: Sample) -> bool:
     """Say whether there is a depth to show: a cloud that is not all in one plane before the camera."""
     depth = sample.xyz[2][sample.measured]
     return bool(len(depth)) and bool(depth.max() > depth.min())
+
+
+def shows_depth(part: str, sample: Sample) -> bool:
+    """Say whether a method's part looks at the cloud, as far as its name tells, and the sample has a depth to show."""
+    return any(word in part.lower() for word in _DEPTH_PARTS) and has_depth(sample)
+
+
+def patch_crop(sample: Sample, place: tuple[int, int], grid: tuple[int, int], depth: bool = False) -> np.ndarray:
+    """Return the surroundings of a patch, as a square of the colour image or of the depth."""
+    side = crop_side(sample.size)
+    top, left = crop_box(place, grid, sample.size, side)
+    picture = depth_picture(sample) if depth else rgb_picture(sample)
+    return np.ascontiguousarray(picture[top : top + side, left : left + side])
+
+
+def crop_side(size: tuple[int, int]) -> int:
+    """Return the side of a patch's crop in an image of a size (h, w).
+
+    Example:
+        >>> crop_side((224, 224))
+        49
+    """
+    return max(8, round(_CROP * min(size)))
 
 
 def crop_box(place: tuple[int, int], grid: tuple[int, int], size: tuple[int, int], side: int) -> tuple[int, int]:

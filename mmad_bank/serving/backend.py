@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from mmad_bank._internal.timing import collect_times
@@ -19,6 +20,7 @@ from mmad_bank.serving.models import Answer, Card, Served, ServedBank, Work, com
 from mmad_bank.serving.problems import Problem, overloaded
 from mmad_bank.serving.repository import Repository
 from mmad_bank.serving.settings import Settings
+from mmad_bank.serving.training import TrainingImages
 
 _Result = TypeVar("_Result")
 _BODIES = 8  # requests may hold as much memory together as so many of the largest bodies
@@ -89,6 +91,7 @@ class Backend:
             lambda seconds: self.metrics.section("waiting", seconds),
         )  # fmt: skip
         self.metrics = Metrics(self.repository.resident, lambda: self.batcher.depth)
+        self.training = None if settings.data is None else TrainingImages(Path(settings.data), self._warn)
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="mmad-bank-serve")
         self._admitted = 0
         self._bytes = 0
@@ -203,6 +206,9 @@ class Backend:
         self.metrics.sections(seconds)
         self.metrics.batch(sum(work.size for work in works))
         return found
+
+    def _warn(self, model: str, reason: str) -> None:
+        self.log.say("no training images", level="warning", model=model, reason=reason)
 
     def _happened(self, event: str, name: str, seconds: float) -> None:
         self.metrics.model_event(event)

@@ -25,6 +25,7 @@ from mmad_bank.serving.backend import Backend
 from mmad_bank.serving.bodies import announced
 from mmad_bank.serving.models import Answer, Card, Work
 from mmad_bank.serving.problems import Problem
+from mmad_bank.serving.training import TrainingImages, with_crops
 
 if TYPE_CHECKING:
     from mmad_bank.data import Sample
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 _SPOOL = 1 << 16
 _POINTS = {b"ply": ".ply", b"# .PCD": ".pcd", b"VERSION": ".pcd"}
 _DEEP = 65535
-KINDS = ("map", "overlay", "image")
+KINDS = ("map", "overlay", "image", "nearest")
 _Units = Literal["m", "cm", "mm", "um"]
 
 
@@ -65,7 +66,7 @@ def picture_routes(backend: Backend) -> APIRouter:
         name: str,
         request: Request,
         pictures: Annotated[
-            str, Query(description="Pictures to answer with, joined by commas: map, overlay, image; or none.")
+            str, Query(description="Pictures to answer with, joined by commas: map, overlay, image, nearest; or none.")
         ] = "map",
         side: Annotated[
             int | None, Query(ge=16, le=16384, description="Longest side of these pictures; larger ones are shrunk.")
@@ -107,7 +108,7 @@ def picture_routes(backend: Backend) -> APIRouter:
             answer: Answer = await backend.in_time(backend.score(name, work), request.state.begin)
             begin = time.perf_counter()
             response: Response = await backend.in_time(
-                backend.in_thread(_response, name, answer.value, asked), request.state.begin
+                backend.in_thread(_response, name, answer.value, asked, backend.training), request.state.begin
             )
             backend.metrics.section("encoding", time.perf_counter() - begin)
         return response
@@ -125,8 +126,9 @@ def _kinds(words: str, as_png: bool) -> tuple[str, ...]:
     for kind in kinds:
         if kind not in KINDS:
             raise Problem(422, f"pictures: expected some of {', '.join(KINDS)}, or none, found {kind[:40]!r}")
-    if as_png and not kinds:
-        raise Problem(422, f"pictures: expected one of {', '.join(KINDS)} as image/png is wanted, found none")
+    if as_png and (not kinds or kinds[0] == "nearest"):
+        expected = f"expected one of {', '.join(KINDS[:-1])} as image/png is wanted"
+        raise Problem(422, f"pictures: {expected}, found {kinds[0] if kinds else 'none'}")
     return kinds
 
 
@@ -238,12 +240,18 @@ def _id_of(form: FormData) -> str:
     return ""
 
 
-def _response(name: str, found: Explained, asked: _Asked) -> Response:
+def _response(name: str, found: Explained, asked: _Asked, training: TrainingImages | None) -> Response:
     """Say what a method has found."""
     prediction = found.prediction
     if not asked.as_png:
-        pictures = {kind: _as_json(kind, found, asked.side) for kind in asked.kinds}
-        return JSONResponse(described(name, found) | {"pictures": pictures})
+        said = described(name, found)
+        if "nearest" in asked.kinds:
+            said["explanation"] = {
+                part: with_crops(one, name, found.method, found.prediction, part, training)
+                for part, one in found.explanation.items()
+            }
+        pictures = {kind: _as_json(kind, found, asked.side) for kind in asked.kinds if kind != "nearest"}
+        return JSONResponse(said | {"pictures": pictures})
     png, low, high = _picture(asked.kinds[0], found, asked.side)
     said = {"Mmad-Score": repr(prediction.score), "Mmad-Low": repr(low), "Mmad-High": repr(high)}
     if prediction.verdict is not None:

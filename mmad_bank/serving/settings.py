@@ -37,6 +37,8 @@ class Settings:
         log_format: Form of the log on standard error: a line of text or of JSON for each request, or nothing.
         trust_index: Whether FAISS may read the indices in the files.
         runtime: Library that runs the networks of color images on a CPU; None takes each model's own.
+        data: Folder of the data that the models were fitted on, a model's in a folder of its name or all together: the
+            normal patches that explain a score are shown from there. None names them only.
 
     Raises:
         InputError: A number is out of its range.
@@ -63,6 +65,7 @@ class Settings:
     log_format: LogFormat = "none"
     trust_index: bool = False
     runtime: Runtime | None = None
+    data: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "max_body", "max_queue", "concurrency", "memory"):
@@ -73,6 +76,8 @@ class Settings:
             raise InputError(f"batch_delay: expected 0 to 10 seconds, found {self.batch_delay:g}")
         if not 0 < self.timeout <= 86400:
             raise InputError(f"timeout: expected above 0 and up to 86400 seconds, found {self.timeout:g}")
+        if self.data is not None and not Path(self.data).is_dir():
+            raise InputError(f"data: expected a folder of training images, found none at {self.data}")
         for key in self.api_keys:
             if len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key:
                 raise InputError("api_key: expected keys of at least 8 visible ASCII characters, found another")

@@ -40,7 +40,7 @@ def page(tmp_path: Path) -> Iterator[Browser]:
 
 @pytest.fixture
 def service(folder: Path) -> Iterator[Service]:
-    with running(folder / "models") as one:
+    with running(folder / "models", data=folder / "tile-pictures") as one:
         yield one
 
 
@@ -61,6 +61,8 @@ def test_a_picture_is_uploaded_and_its_map_is_seen(
     assert float(text(page, "value-score")) == pytest.approx(expected.score, rel=1e-3)
     assert page.run("document.querySelectorAll('#regions tbody tr').length") == len(expected.regions) > 0
     assert page.run("document.querySelectorAll('#nearest tbody tr').length") == 4
+    crops = "[...document.querySelectorAll('#crops img')].map((one) => one.naturalWidth)"
+    page.until(f"{crops}.length === 5 && {crops}.every(Boolean)")  # the worst patch, and four normal ones
     page.screenshot(tmp_path / "page.png")
     assert decoded((tmp_path / "page.png").read_bytes()).std() > 10
     # The map lies over the picture: redder where the spot is than without it, and nowhere else.

@@ -22,6 +22,7 @@ from serving_models import as_json, decoded, form, save_depth_model, save_pictur
 from mmad_bank.data import read_rgb, read_xyz
 from mmad_bank.methods import load
 from mmad_bank.methods.described import explanation_of, verdict_of
+from mmad_bank.serving.method_models import sample_of
 
 
 class Place(NamedTuple):
@@ -62,6 +63,55 @@ def test_a_picture_gets_what_python_says(place: Place, name: str) -> None:
     assert np.allclose(low + shown["map"] / 65535 * (high - low), expected.map.numpy(), atol=(high - low) / 65535)
     assert np.array_equal(shown["image"], read_rgb(picture))
     assert shown["overlay"].shape[2] == 3
+
+
+def test_the_nearest_normal_patches_are_shown_where_their_pictures_are(place: Place, tmp_path: Path) -> None:
+    """A model's training images are in a folder of its name, or in the folder itself."""
+    from mmad_bank.report.pictures import patch_crop
+
+    model, picture = load(place.models / "tile"), place.pictures / "new" / "bad.png"
+    expected = model.predict(picture)
+    part, reasons = expected.parts["rgb"], model.explain(expected, n=4)
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "tile").symlink_to(place.pictures)
+    (data / "part").symlink_to(place.data)
+    for folder in (place.pictures, data):
+        with running(place.models, data=folder) as service:
+            said = send(service, "tile", "?pictures=nearest", image=picture).json
+        found = said["explanation"]["rgb"]
+        assert said["pictures"] == {}
+        crop = decoded(base64.b64decode(found["png"]))
+        assert np.array_equal(crop, patch_crop(expected.sample, part.worst, part.grid))
+        for one, reason in zip(found["nearest_normal_patches"], reasons, strict=True):
+            training = model.prepare(sample_of(read_rgb(place.pictures / reason.sample), None))
+            crop = decoded(base64.b64decode(one["png"]))
+            assert np.array_equal(crop, patch_crop(training, reason.place, part.grid))
+    sample = place.data / "part" / "train" / "good"
+    files = {"image": sample / "rgb" / "001.png", "depth": sample / "xyz" / "001.tiff"}
+    with running(place.models, data=data) as service:
+        reply = send(service, "part", "?pictures=nearest", **files)
+        assert [bool(one["png"]) for one in reply.json["explanation"]["rgb"]["nearest_normal_patches"]] == [True] * 4
+
+
+def test_normal_patches_whose_pictures_are_not_there_are_named_alone(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = place.pictures / "new" / "bad.png"
+    plain = send(place.service, "tile", "?pictures=none", image=picture).json["explanation"]["rgb"]
+    (tmp_path / "tile").mkdir()
+    with running(place.models, data=tmp_path, log_format="text") as service:
+        found = send(service, "tile", "?pictures=nearest", image=picture).json["explanation"]["rgb"]
+        again = send(service, "tile", "?pictures=nearest", image=picture).json["explanation"]["rgb"]
+    assert [one.pop("png") for one in found["nearest_normal_patches"]] == [None] * 4
+    assert found.pop("png")
+    assert found == plain
+    assert again["nearest_normal_patches"][0]["png"] is None
+    assert capsys.readouterr().err.count("no training images model=tile") == 1
+    reply = send(place.service, "tile", "?pictures=nearest", "image/png", image=picture)
+    assert (reply.status, reply.json["error"]) == (
+        422, "pictures: expected one of map, overlay, image as image/png is wanted, found nearest",
+    )  # fmt: skip
 
 
 def test_a_picture_may_be_the_whole_answer(place: Place) -> None:

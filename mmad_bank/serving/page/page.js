@@ -85,7 +85,7 @@
   async function submit() {
     const mine = ++round, body = new FormData(), begin = performance.now();
     for (const kind of ["image", "depth"]) if (files[kind]) body.append(kind, files[kind]);
-    const query = new URLSearchParams({ pictures: "map,image", side: SIDE });
+    const query = new URLSearchParams({ pictures: "map,image,nearest", side: SIDE });
     if ($("rate").value && !$("rate").disabled) query.set("false_alarm_rate", $("rate").value);
     say("Scoring …");
     $("score").disabled = true;
@@ -123,6 +123,7 @@
     $("no-regions").textContent = said.regions.length ? "Places are x, y of the first pixel, and of the one behind the last." : said.verdict === null ? "The model is not calibrated." : "None.";
     const nearest = Object.entries(said.explanation).flatMap(([part, one]) => one.nearest_normal_patches.map((patch) => [Object.keys(said.explanation).length > 1 ? `${part}: ${patch.sample ?? "–"}` : patch.sample ?? "–", boxWords(patch.box), number(patch.distance)]));
     rows("nearest", nearest);
+    $("crops").replaceChildren(...Object.entries(said.explanation).flatMap(([part, one]) => cropsOf(part, one, Object.keys(said.explanation).length > 1)));
     $("no-nearest").textContent = nearest.length ? "Those that are nearest to the worst patch, which is dashed in the picture." : "This model has no bank that could name them.";
     $("low").textContent = number(said.map_scale[0], 3);
     $("high").textContent = number(said.map_scale[1], 3);
@@ -131,6 +132,19 @@
     $("canvas").setAttribute("aria-label", `Picture ${said.id} with its anomaly map: ${verdict.textContent}, score ${number(said.score)}, ${said.regions.length} regions`);
     $("result").focus({ preventScroll: true });
     $("result").scrollIntoView({ block: "nearest" });
+  }
+
+  function cropsOf(part, one, several) {
+    const there = one.nearest_normal_patches.filter((patch) => patch.png);
+    if (!there.length) return [];
+    const figure = (png, words, kind) => {
+      const whole = Object.assign(document.createElement("figure"), { className: kind });
+      const image = Object.assign(new Image(), { src: `data:image/png;base64,${png}`, alt: words });
+      whole.append(image, Object.assign(document.createElement("figcaption"), { textContent: words }));
+      return whole;
+    };
+    const normal = there.map((patch) => figure(patch.png, `${patch.sample.split("/").pop()}, ${number(patch.distance, 3)}`, "normal"));
+    return [figure(one.png, several ? `${part}: the worst patch` : "the worst patch", "worst"), ...normal];
   }
 
   function rows(table, content) {
