@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mmad_bank._internal.timing import collect_times
 from mmad_bank.errors import InputError, MmadBankError
@@ -21,6 +21,9 @@ from mmad_bank.serving.problems import Problem, overloaded
 from mmad_bank.serving.repository import Repository
 from mmad_bank.serving.settings import Settings
 from mmad_bank.serving.training import TrainingImages
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
 
 _Result = TypeVar("_Result")
 _BODIES = 8  # requests may hold as much memory together as so many of the largest bodies
@@ -43,6 +46,12 @@ def load_place(place: Place, settings: Settings) -> Served:
     if settings.runtime is not None and "runtime" in method.prediction_arguments:
         method = method.with_arguments(runtime=settings.runtime)
     return ServedMethod(method)
+
+
+async def _gone(request: Request) -> None:
+    """Wait until a request's client is not there any more; its body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 class Admission:
@@ -156,6 +165,24 @@ class Backend:
             self.metrics.rejected("timeout")
             seconds = f"{self.settings.timeout:g}"
             raise overloaded(f"timeout: the request was given up after {seconds} seconds") from None
+
+    async def while_there(self, request: Request, awaitable: Any) -> Any:
+        """Wait for something until the request's time is over, or its client has gone away.
+
+        Raises:
+            Problem: Either has happened.
+        """
+        work = asyncio.ensure_future(self.in_time(awaitable, request.state.begin))
+        gone = asyncio.ensure_future(_gone(request))
+        try:
+            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                self.metrics.rejected("gone")
+                raise Problem(499, "client: went away before the answer")
+            return work.result()
+        finally:
+            work.cancel()
+            gone.cancel()
 
     async def in_thread(self, function: Callable[..., _Result], *arguments: Any) -> _Result:
         """Run what takes longer than a moment beside the event loop."""

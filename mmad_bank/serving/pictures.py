@@ -105,7 +105,7 @@ def picture_routes(backend: Backend) -> APIRouter:
             key = ("files", asked.rate, asked.force)
             options = {"rate": asked.rate, "force": asked.force, "explain": asked.explain}
             work = Work({"": sample}, key, 1, options)
-            answer: Answer = await backend.in_time(backend.score(name, work), request.state.begin)
+            answer: Answer = await backend.while_there(request, backend.score(name, work))
             begin = time.perf_counter()
             response: Response = await backend.in_time(
                 backend.in_thread(_response, name, answer.value, asked, backend.training), request.state.begin

@@ -99,7 +99,7 @@ def model_routes(backend: Backend) -> APIRouter:
             del body
             admission.holds(sum(values.nbytes for values in asked.inputs.values()))
             backend.metrics.section("decoding", time.perf_counter() - begin)
-            answer: Answer = await backend.in_time(backend.score(name, work), request.state.begin)
+            answer: Answer = await backend.while_there(request, backend.score(name, work))
         begin = time.perf_counter()
         elements = sum(values.size for values in answer.outputs.values())
         response = await _beside(backend, elements, _encoded, name, asked, answer)

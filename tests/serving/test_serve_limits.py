@@ -110,6 +110,30 @@ def test_overload_is_answered_and_passes(folder: Path, monkeypatch: pytest.Monke
         assert service.metric("mmad_bank_rejected_total") == 1
 
 
+def test_who_has_gone_away_is_not_computed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(monkeypatch)
+    with running(folder) as service, ThreadPoolExecutor(20) as pool:
+        first = pool.submit(service.infer, "tile", images(1))
+        until(lambda: gate.sizes)
+        rows = images(1, seed=1)
+        tensor = {"name": "patches", "datatype": "FP32", "shape": list(rows.shape), "data": rows.ravel().tolist()}
+        body = json.dumps({"inputs": [tensor]}).encode()
+        head = f"POST /v2/models/tile/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        leaving = [socket.create_connection(service.host.split(":")) for _ in range(3)]
+        for one in leaving:
+            one.sendall(head + body)
+        stays = pool.submit(service.infer, "tile", images(1, seed=2))
+        until(lambda: service.backend.batcher.depth == 4)
+        for one in leaving:
+            one.close()
+        until(lambda: service.metric("mmad_bank_rejected_total") == 3)
+        until(lambda: service.backend._admitted == 2)
+        gate.opened.set()
+        assert first.result().status == 200
+        assert np.array_equal(output(stays.result(), "image_scores"), BANK.score(images(1, seed=2)).image.numpy())
+        assert gate.sizes == [1, 1]
+
+
 def test_what_small_bodies_unpack_to_counts_while_it_waits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = np.zeros((1, 16 * 400, 4), np.float32)  # 102,400 bytes, packed a hundred times smaller
     head = {
