@@ -13,6 +13,7 @@ from mmad_bank._internal.folders import replacing_folder
 from mmad_bank._internal.manifest import check_format, read_json
 from mmad_bank._internal.progress import doing
 from mmad_bank.errors import InputError
+from mmad_bank.exporting.composing import comparison_of, composition_of, modalities_of
 from mmad_bank.exporting.networks import Network, networks_of
 from mmad_bank.exporting.preparing import WINDOW, preparation_graph
 from mmad_bank.exporting.writing import TOLERANCE, difference, interface, onnx_of, save, with_preparation
@@ -62,7 +63,9 @@ def export(method: Method, folder: str | os.PathLike[str]) -> dict[str, Any]:
         content = {
             "format": _FORMAT, "version": _VERSION, "mmad_bank": mmad_bank.__version__, "method": method.name,
             "networks": written, "preparation": method.preprocessing_ and method.preprocessing_.as_json(),
-            "banks": _write_banks(method, into), "arguments": json.loads(json.dumps(method.arguments())),
+            "modalities": modalities_of(method), "banks": _write_banks(method, into),
+            "comparison": comparison_of(method),
+            "arguments": json.loads(json.dumps(method.arguments())),
             "calibration": method.calibration_ and method.calibration_.as_json(),
             "false_alarm_rate": None if method.calibration_ is None
             else method.calibration_.own.rate(method.false_alarm_rate),
@@ -106,7 +109,8 @@ def _write_banks(method: Method, folder: Path) -> dict[str, Any]:
         file = f"bank-{name}.safetensors"
         with doing(f"writing {file}"):
             bank.save(folder / file)
-        facts[name] = {"file": file, **json.loads(json.dumps(method.rule_of(name)))}
+        rule = json.loads(json.dumps(method.rule_of(name)))
+        facts[name] = {"file": file, **rule, "features": composition_of(method, name)}
     return facts
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmad_bank.errors import InputError
+from mmad_bank.exporting.composing import side_of
 from mmad_bank.features import EfficientNetLite, PointPatches, RGBExtractor
 from mmad_bank.features.point_transformer import PointTransformer
 from mmad_bank.features.tiles import TiledExtractor
@@ -55,6 +56,17 @@ class _Groups(nn.Module):
         return self.network.tokens(groups, centers)
 
 
+class _Half(nn.Module):
+    """A modality's half of UFF, of every row: which rows are equal is not looked at."""
+
+    def __init__(self, norm: nn.Module, mlp: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.mlp = norm, mlp
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return cast("Tensor", self.mlp(self.norm(rows)))
+
+
 class _Adapted(nn.Module):
     """An extractor with the adaptor of its features behind it (LSFA)."""
 
@@ -81,12 +93,16 @@ def networks_of(method: Method) -> Iterator[Network]:
     points = points.network if isinstance(points, PointPatches) else points
     if isinstance(points, PointTransformer):
         yield _of_points(points)
+    adaptation = getattr(method, "adaptation_", None)
+    if adaptation is not None and "xyz" in extractors:
+        yield _of_patches(adaptation.adaptors["xyz"], extractors["xyz"].grid)
+    if isinstance(method, M3DM) and method.uff_ is not None:
+        uff = in_float32(method.uff_)
+        yield _of_rows("fusion-xyz", _Half(uff.xyz_norm, uff.xyz_mlp), uff.xyz_dim, "fused")
+        yield _of_rows("fusion-rgb", _Half(uff.rgb_norm, uff.rgb_mlp), uff.rgb_dim, "fused")
     if isinstance(method, CFM):
         for name, mapping in method.mappings_.items():
-            rows = torch.rand(_ROWS, mapping.in_dim)
-            yield Network(
-                f"mapping-{name}", in_float32(mapping), {"source": rows}, "predicted", {"source": {0: "rows"}}
-            )
+            yield _of_mapping(f"mapping-{name}", in_float32(mapping), side_of(method))
 
 
 def _of_pictures(method: Any, network: nn.Module) -> Network:
@@ -113,6 +129,26 @@ def _of_points(network: PointTransformer) -> Network:
     groups = torch.rand(network.num_groups, network.group_size, 3) * _SIDE
     centers = torch.rand(1, network.num_groups, 3) * _SIDE
     return Network("xyz-groups", _Groups(in_float32(network)).eval(), {"groups": groups, "centers": centers}, "tokens")
+
+
+def _of_patches(adaptor: nn.Module, grid: tuple[int, int]) -> Network:
+    """Return the adaptor of a cloud's aligned features; a patch of zeros, which has no point, is in the example."""
+    patches = torch.rand(_EXAMPLES, grid[0] * grid[1], int(adaptor.dim))  # type: ignore[arg-type]
+    patches[:, ::3] = 0
+    return Network("adaptor-xyz", in_float32(adaptor), {"patches": patches}, "adapted", {"patches": {0: "batch"}})
+
+
+def _of_rows(name: str, module: nn.Module, dim: int, output: str, given: str = "rows") -> Network:
+    """Return a network of each row alone."""
+    return Network(name, module.eval(), {given: torch.rand(_ROWS, dim)}, output, {given: {0: "rows"}})
+
+
+def _of_mapping(name: str, mapping: Any, size: int) -> Network:
+    """Return one of CFM's mappings: of rows, or, with convolutions, of whole maps."""
+    if not mapping.needs_maps:
+        return _of_rows(name, mapping, mapping.in_dim, "predicted", "source")
+    maps = torch.rand(1, size, size, mapping.in_dim)
+    return Network(name, mapping, {"source": maps}, "predicted")
 
 
 def in_float32(network: nn.Module) -> Any:

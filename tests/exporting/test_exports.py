@@ -95,28 +95,45 @@ def test_prepared_squares_of_any_number(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, method.extractors_.networks["rgb"](images).numpy(), atol=1e-4, rtol=1e-4)
 
 
-def test_mappings_between_modalities(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def of_cfm(tmp_path_factory: pytest.TempPathFactory) -> tuple[CFM, Path]:
+    """A CFM and its export."""
     method = CFM("efficientnet_lite0", **CFM_ARGUMENTS).fit([a_part(seed) for seed in range(4)])
-    said = exporting.export(method, tmp_path / "export")
+    folder = tmp_path_factory.mktemp("cfm") / "export"
+    exporting.export(method, folder)
+    return method, folder
+
+
+def test_mappings_between_modalities(of_cfm: tuple[CFM, Path]) -> None:
+    method, folder = of_cfm
+    said = json.loads((folder / "export.json").read_text())
     assert sorted(said["networks"]) == ["mapping-rgb", "mapping-xyz", "rgb", "xyz-groups"]
     assert said["banks"] == {}
     for name, mapping in method.mappings_.items():
         rows = torch.rand(7, mapping.in_dim)
-        (found,) = run(tmp_path / "export" / f"mapping-{name}.onnx", {"source": rows.numpy()}).values()
+        (found,) = run(folder / f"mapping-{name}.onnx", {"source": rows.numpy()}).values()
         with torch.no_grad():
             np.testing.assert_allclose(found, mapping(rows).numpy(), atol=1e-4, rtol=1e-4)
 
 
-def test_groups_of_points(tmp_path: Path) -> None:
+def test_mappings_with_convolutions_take_maps(tmp_path: Path) -> None:
+    arguments = {**CFM_ARGUMENTS, "architecture": "convolutional", "map_size": 16}
+    method = CFM("efficientnet_lite0", **arguments).fit([a_part(seed) for seed in range(2)])
+    (mapping,) = (one for one in networks.networks_of(method) if one.name == "mapping-rgb")
+    assert mapping.inputs["source"].shape == (1, 16, 16, method.mappings_["rgb"].in_dim)
+    writing.save(writing.onnx_of(mapping), tmp_path / "mapping.onnx")
+    assert writing.difference(tmp_path / "mapping.onnx", mapping) <= exporting.TOLERANCE
+
+
+def test_groups_of_points(of_cfm: tuple[CFM, Path]) -> None:
     """What the network says of a cloud is what ONNX says of its groups, in the order of their sampling."""
-    method = CFM("efficientnet_lite0", **CFM_ARGUMENTS).fit([a_part(seed) for seed in range(4)])
-    exporting.export(method, tmp_path / "export")
+    method, folder = of_cfm
     network = method.extractors_.networks["xyz"]
     cloud = torch.rand(400, 3) * 0.1
     expected, centers = network([cloud])
     groups = network._groups([cloud], centers)
     inputs = {"groups": groups.numpy(), "centers": centers.numpy()}
-    (found,) = run(tmp_path / "export" / "xyz-groups.onnx", inputs).values()
+    (found,) = run(folder / "xyz-groups.onnx", inputs).values()
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-4, rtol=1e-4)
 
 
