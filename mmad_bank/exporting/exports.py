@@ -14,6 +14,7 @@ from mmad_bank._internal.manifest import check_format, read_json
 from mmad_bank._internal.progress import doing
 from mmad_bank.errors import InputError
 from mmad_bank.exporting.composing import comparison_of, composition_of, modalities_of
+from mmad_bank.exporting.decisions import decision_of
 from mmad_bank.exporting.networks import Network, networks_of
 from mmad_bank.exporting.preparing import WINDOW, preparation_graph
 from mmad_bank.exporting.writing import TOLERANCE, difference, interface, onnx_of, save, with_preparation
@@ -64,7 +65,7 @@ def export(method: Method, folder: str | os.PathLike[str]) -> dict[str, Any]:
             "format": _FORMAT, "version": _VERSION, "mmad_bank": mmad_bank.__version__, "method": method.name,
             "networks": written, "preparation": method.preprocessing_ and method.preprocessing_.as_json(),
             "modalities": modalities_of(method), "banks": _write_banks(method, into),
-            "comparison": comparison_of(method),
+            "comparison": comparison_of(method), "decision": decision_of(method),
             "arguments": json.loads(json.dumps(method.arguments())),
             "calibration": method.calibration_ and method.calibration_.as_json(),
             "false_alarm_rate": None if method.calibration_ is None
