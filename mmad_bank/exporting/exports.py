@@ -33,9 +33,10 @@ def export(method: Method, folder: str | os.PathLike[str]) -> dict[str, Any]:
     Of methods with pictures (PatchCore, BTF, M3DM, LSFA, CFM) the extractor is ``rgb.onnx``. Where the model keeps the
     background, the preparation of a picture is in it: its input is a picture (1, H, W, 3) of any size, 8-bit RGB; its
     outputs are the patch features (1, P, D) and the window of those that show the picture. Elsewhere the background is
-    removed by the point cloud, so its input are prepared squares (B, 3, S, S). CFM's mappings are ``mapping-rgb.onnx``
-    and ``mapping-xyz.onnx``. Of Point-MAE and Point-BERT it is ``xyz-groups.onnx``, which takes the groups of a cloud:
-    sampling them is left to the program.
+    removed by the point cloud, so its input are prepared squares (B, 3, S, S). Of Point-MAE and Point-BERT it is
+    ``xyz-groups.onnx``, which takes the groups of a cloud: sampling them is left to the program. CFM's mappings are
+    ``mapping-rgb.onnx`` and ``mapping-xyz.onnx``, the halves of M3DM's fusion ``fusion-xyz.onnx`` and
+    ``fusion-rgb.onnx``, an adaptor of point features ``adaptor-xyz.onnx``.
 
     Each network is run in ONNX Runtime and compared with PyTorch. Products are float32's.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -34,6 +34,7 @@ class Network:
         axes: Axes of the inputs whose length may be another, by input: the axis's number and name.
         takes_pictures: Whether its input are prepared pictures, which the preparation may come before.
         grid: (h, w) of the patches that it describes.
+        tile: The network of a tile, where ``module`` is an extractor over tiles.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Network:
     axes: dict[str, dict[int, str]] = field(default_factory=dict)
     takes_pictures: bool = False
     grid: tuple[int, int] | None = None
+    tile: Network | None = None
 
 
 class _Groups(nn.Module):
@@ -82,7 +84,7 @@ def networks_of(method: Method) -> Iterator[Network]:
     """Yield the networks of a fitted method that ONNX can hold.
 
     Raises:
-        InputError: It is of a kind that has none, or shows its network tiles.
+        InputError: It is of a kind that has none.
     """
     if not isinstance(method, (PatchCore, BTF, M3DM, LSFA, CFM)):
         raise InputError(f"model: expected one of patchcore, btf, m3dm, lsfa and cfm to export, found {method.name}")
@@ -105,23 +107,24 @@ def networks_of(method: Method) -> Iterator[Network]:
             yield _of_mapping(f"mapping-{name}", in_float32(mapping), side_of(method))
 
 
-def _of_pictures(method: Any, network: nn.Module) -> Network:
+def _of_pictures(method: Any, network: EfficientNetLite | RGBExtractor | TiledExtractor) -> Network:
     """Return the extractor of pictures; its products are float32's, whatever the method asks for."""
+    tile = None
     if isinstance(network, TiledExtractor):
-        raise InputError(
-            "model: expected a network that sees the whole picture, found tiles"
-            f" of {network.tile} pixels, which ONNX cannot blend; fit one with tiles=none"
-        )
-    assert isinstance(network, (EfficientNetLite, RGBExtractor))
+        tile = of_images(in_float32(network.network), network.tile, _EXAMPLES)
     own = in_float32(network)
     adaptation = getattr(method, "adaptation_", None)
     if adaptation is not None:
         own = _Adapted(own, in_float32(adaptation.adaptors["rgb"])).eval()
-    size = method.image_size
-    images = torch.randint(0, 256, (_EXAMPLES, 3, size, size), dtype=torch.uint8)
-    return Network(
-        "rgb", own, {"images": images}, axes={"images": {0: "batch"}}, takes_pictures=True, grid=network.grid
-    )
+    # Of tiles the loops are written, not traced: one large image is enough of an example.
+    whole = of_images(own, method.image_size, _EXAMPLES if tile is None else 1)
+    return replace(whole, takes_pictures=True, grid=network.grid, tile=tile)
+
+
+def of_images(module: nn.Module, size: int, number: int) -> Network:
+    """Return a network of prepared squares, with a number of them as the example."""
+    images = torch.randint(0, 256, (number, 3, size, size), dtype=torch.uint8)
+    return Network("rgb", module, {"images": images}, axes={"images": {0: "batch"}})
 
 
 def _of_points(network: PointTransformer) -> Network:

@@ -20,6 +20,8 @@ from mmad_bank.errors import InputError
 from mmad_bank.exporting._onnx import OPSET, onnx_module
 from mmad_bank.exporting.networks import Network
 from mmad_bank.exporting.preparing import IMAGES
+from mmad_bank.exporting.tiling import tiled_graph
+from mmad_bank.features.tiles import TiledExtractor
 
 if TYPE_CHECKING:
     import onnx
@@ -35,6 +37,9 @@ def onnx_of(network: Network) -> onnx.ModelProto:
         InputError: PyTorch cannot write it.
         MissingExtraError: onnx or onnxscript is not installed.
     """
+    if isinstance(network.module, TiledExtractor):
+        assert network.tile is not None
+        return tiled_graph(onnx_of(network.tile), network.module)
     for package in ("onnx", "onnxscript"):
         import_extra(package, package, "exporting models", "export")
     shapes = {

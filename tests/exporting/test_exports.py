@@ -23,7 +23,8 @@ from mmad_bank.data import PicturesDataset
 from mmad_bank.errors import InputError
 from mmad_bank.exporting import networks, writing
 from mmad_bank.exporting.writing import run
-from mmad_bank.features import RGBExtractor
+from mmad_bank.features import RGBExtractor, make_rgb_extractor
+from mmad_bank.features.tiles import TiledExtractor
 from mmad_bank.methods import CFM, M3DM, MDSS, PatchCore
 
 
@@ -40,24 +41,31 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_picture_is_scored_as_by_python(place: Path) -> None:
-    """From the pixels to the verdict, by nothing but the folder's files, ONNX Runtime and the bank."""
-    said = json.loads((place / "export" / "export.json").read_text())
+def score_of(folder: Path, file: Path) -> float:
+    """Score a picture by nothing but an export's files, ONNX Runtime and the bank."""
+    said = json.loads((folder / "export.json").read_text())
     network, bank = said["networks"]["rgb"], said["banks"]["rgb"]
-    picture = np.array(Image.open(place / "new.png").convert("RGB"))
-    found = run(place / "export" / network["file"], {"picture": picture[None]})
+    found = run(folder / network["file"], {"picture": np.array(Image.open(file).convert("RGB"))[None]})
     first, last, left, right = found[network["window"]]
     features = found["features"].reshape(1, *bank["grid"], -1)[:, first:last, left:right]
     patches = torch.from_numpy(features.reshape(1, -1, features.shape[-1]).copy())
-    scores = MemoryBank.load(place / "export" / bank["file"]).score(
+    scores = MemoryBank.load(folder / bank["file"]).score(
         patches, reweight=bank["reweight"], n_neighbors=bank["n_neighbors"], divisor=bank["divisor"]
     )
+    return float(scores.image[0])
+
+
+def test_a_picture_is_scored_as_by_python(place: Path) -> None:
+    """From the pixels to the verdict."""
+    said = json.loads((place / "export" / "export.json").read_text())
+    score = score_of(place / "export", place / "new.png")
     expected = methods.load(place / "model").predict(place / "new.png")
-    assert float(scores.image[0]) == pytest.approx(expected.score, rel=2e-3)
+    assert score == pytest.approx(expected.score, rel=2e-3)
     held_out = np.array(said["calibration"]["images"]["fused"]["scores"])
-    p_value = (1 + (held_out >= float(scores.image[0])).sum()) / (len(held_out) + 1)
+    p_value = (1 + (held_out >= score).sum()) / (len(held_out) + 1)
     assert p_value == pytest.approx(expected.p_value)
     assert said["false_alarm_rate"] == pytest.approx(expected.threshold.rate)
+    assert said["decision"]["verdict"]["bad_above"] == expected.threshold.score
 
 
 def test_the_manifest_says_what_the_files_are(place: Path) -> None:
@@ -165,14 +173,39 @@ def test_a_network_that_differs_is_refused(tmp_path: Path) -> None:
         writing.difference(tmp_path / "twice.onnx", network)
 
 
-def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("size", "tile", "overlap"), [(96, 64, 32), (112, 64, 0), (208, 64, 16)])
+def test_tiles_are_described_and_blended_in_the_graph(size: int, tile: int, overlap: int, tmp_path: Path) -> None:
+    """Of two images at once, one with black tiles, which PyTorch describes once."""
+    network = make_rgb_extractor("efficientnet_lite0", "random", layers=(1,), grid=(8, 4), image_size=tile)
+    tiled = TiledExtractor(network, size, tile, overlap)
+    images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+    images[1, :, :, :tile] = 0
+    whole = networks.Network(
+        "rgb", networks.in_float32(tiled), {"images": images}, axes={"images": {0: "batch"}},
+        tile=networks.of_images(networks.in_float32(network), tile, 2),
+    )  # fmt: skip
+    model = writing.onnx_of(whole)
+    assert writing.interface(model)["outputs"]["features"]["shape"] == ["batch", tiled.grid[0] * tiled.grid[1], 24]
+    writing.save(model, tmp_path / "rgb.onnx")
+    assert writing.difference(tmp_path / "rgb.onnx", whole) <= 1e-5
+    assert len(model.graph.node) < 10, "tiles are a loop, not written out"
+
+
+def test_a_model_with_tiles_scores_as_python_does(tmp_path: Path) -> None:
     for number in range(3):
-        add_picture(tmp_path / "good" / f"{number}.png", size=(96, 96), seed=number)
-    arguments = {**RGB, "image_size": 96, "tiles": 64, "tile_overlap": 32, "calibration": "none"}
+        add_picture(tmp_path / "good" / f"{number}.png", size=(96, 128), seed=number)
+    add_picture(tmp_path / "new.png", size=(96, 128), seed=9, spot=True)
+    arguments = {**RGB, "image_size": 128, "tiles": 64, "tile_overlap": 16, "calibration": "none"}
     tiled = PatchCore(**arguments).fit(PicturesDataset([tmp_path / "good"]))
-    for method, found in ((MDSS(branches=("rgb",)), "found mdss"), (tiled, "found tiles of 64 pixels")):
-        with pytest.raises(InputError, match=found):
-            list(networks.networks_of(method))
+    exporting.export(tiled, tmp_path / "export")
+    assert score_of(tmp_path / "export", tmp_path / "new.png") == pytest.approx(
+        tiled.predict(tmp_path / "new.png").score, rel=2e-3
+    )
+
+
+def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected one of patchcore, btf, m3dm, lsfa and cfm to export, found mdss"):
+        list(networks.networks_of(MDSS(branches=("rgb",))))
     with pytest.raises(InputError, match="not fitted"):
         exporting.export(PatchCore(**RGB), tmp_path / "none")
     assert not (tmp_path / "none").exists()
