@@ -6,27 +6,47 @@ from typing import Any
 
 from mmad_bank.features import PointPatches
 from mmad_bank.features.point_transformer import PointTransformer
-from mmad_bank.methods import BTF, CFM, M3DM, Method
+from mmad_bank.methods import BTF, CFM, M3DM, MDSS, Method
 from mmad_bank.methods.bank_method import BankMethod
 from mmad_bank.methods.cfm.mappings import source_of
+from mmad_bank.methods.mdss.pdn import FOREGROUND, PDN
 
 
 def modalities_of(method: Any) -> dict[str, Any]:
     """Say of each modality of a fitted method which network describes it, and how its features lie over the picture.
 
     Args:
-        method: A method with extractors.
+        method: A fitted method.
 
     Returns:
         JSON-able facts by ``"rgb"`` and ``"xyz"``: ``network`` (a key of ``networks``; None for FPFH, which is no
         network), ``grid`` of the features that come out, their length ``dim``; and of point clouds ``adaptor`` (a key
-        of ``networks``, or None) and, where a network takes groups, how these are sampled and brought to the grid.
+        of ``networks``, or None) and, where a network takes groups, how these are sampled and brought to the grid. Of
+        MDSS what its branches' networks are given, and how their outputs become scores of the ``grid``.
     """
+    if isinstance(method, MDSS):
+        return _of_branches(method)
     adapts = getattr(method, "adaptation_", None) is not None
     facts: dict[str, Any] = {}
     for name, network in method.extractors_.networks.items():
         own = {"network": "rgb", "grid": list(network.grid)} if name == "rgb" else _of_points(method, network, adapts)
         facts[name] = {**own, "dim": int(network.dim)}
+    return facts
+
+
+def _of_branches(method: MDSS) -> dict[str, Any]:
+    """Say of MDSS's branches what their networks take, and how they score what the decision begins with."""
+    facts: dict[str, Any] = {}
+    if method.student_ is not None:
+        facts["rgb"] = {
+            "network": "differences", "grid": list(PDN.grid(method.image_size)), "foreground": FOREGROUND,
+        }  # fmt: skip
+    if method.sdf_ is not None:
+        coverage = None if method.coverage is None else method.coverage[1]
+        facts["xyz"] = {
+            "network": "signed-distance", "grid": [method.image_size] * 2, "aggregation": method.aggregation,
+            "patches": {"points": method.patch_size, "coverage": coverage},
+        }  # fmt: skip
     return facts
 
 

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmad_bank.fusion.calibrated import POWER, CalibratedFusion
-from mmad_bank.methods import CFM, LSFA, M3DM, Method
+from mmad_bank.methods import CFM, LSFA, M3DM, MDSS, Method
 from mmad_bank.methods.bank_method import BankMethod
 from mmad_bank.methods.cfm.box_filters import BOXES
 
 WEIGHTED_SUM, POWER_MEAN, LARGEST = "weighted_sum", "power_mean", "largest"
-"""Rules that put scores of parts together, beside CFM's product and max of places; the last is that of a map."""
+"""Rules that put scores of parts together, beside products and maxima; the last is that of a map."""
 _MEANS = {"aupro": "mean_of_positive", "p_auroc": "root_of_mean"}
 
 
@@ -23,7 +23,7 @@ def decision_of(method: Method) -> dict[str, Any]:
     """Say how a fitted method decides, JSON-able.
 
     Args:
-        method: A fitted method with banks, or a CFM.
+        method: A fitted method.
 
     Returns:
         ``name`` of the decision; ``parts``, the banks or modalities that it is over, in its order; ``part_scores``,
@@ -31,7 +31,10 @@ def decision_of(method: Method) -> dict[str, Any]:
         of the ``image`` score and of the ``map``, with their numbers; and ``verdict``, the image score above which a
         picture is bad, None without a calibration. docs/how-to/export.md says what each rule is.
     """
-    rules = _of_banks(method) if isinstance(method, BankMethod) else _of_mappings(method)
+    if isinstance(method, BankMethod):
+        rules = _of_banks(method)
+    else:
+        rules = _of_branches(method) if isinstance(method, MDSS) else _of_mappings(method)
     size = [method.image_size, method.image_size]
     rules["map"] |= {"size": size, "smoothing": _smoothing_of(method)}
     return {**rules, "verdict": _verdict_of(method)}
@@ -94,10 +97,35 @@ def _aggregation(aggregation: str, parts: list[str]) -> dict[str, Any]:
     return {"rule": WEIGHTED_SUM, "weights": {name: float(aggregation in ("sum", name)) for name in parts}}
 
 
+def _of_branches(method: MDSS) -> dict[str, Any]:
+    parts = list(method.branches)
+    alignment = method.alignment_
+    if alignment is None:
+        return {
+            "name": "single", "parts": parts, "part_scores": "map", "image": {"rule": LARGEST, "divided_by": None},
+            "map": {"rule": WEIGHTED_SUM, "weights": {parts[0]: 1.0}, "divided_by": None},
+        }  # fmt: skip
+    if method.decision == "calibrated":
+        assert method.calibrated_ is not None
+        return _on_one_scale(method.calibrated_, parts, "map")
+    scale = alignment.xyz_std / alignment.rgb_std
+    return {
+        "name": "align", "parts": parts, "part_scores": "map", "image": {"rule": "product"},
+        "map": {
+            "rule": "max_of_maps", "scales": {"rgb": scale, "xyz": 1.0},
+            "offsets": {"rgb": alignment.xyz_mean - alignment.rgb_mean * scale, "xyz": 0.0},
+        },
+    }  # fmt: skip
+
+
 def _smoothing_of(method: Any) -> dict[str, Any]:
     if isinstance(method, CFM) and method.reading("smoothing") == "boxes":
         return {"kind": "boxes", "boxes": [{"width": width, "times": times} for width, times in BOXES]}
-    return {"kind": "gaussian", "sigma": float(method.sigma)}
+    gaussian = {"kind": "gaussian", "sigma": float(method.sigma)}
+    if not isinstance(method, MDSS):
+        return gaussian
+    own = {"rgb": {"kind": "gaussian", "sigma": 0.0}, "xyz": gaussian}
+    return {"kind": "by_part", "parts": {name: own[name] for name in method.branches}}
 
 
 def _verdict_of(method: Method) -> Mapping[str, Any] | None:

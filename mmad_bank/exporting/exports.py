@@ -36,7 +36,8 @@ def export(method: Method, folder: str | os.PathLike[str]) -> dict[str, Any]:
     removed by the point cloud, so its input are prepared squares (B, 3, S, S). Of Point-MAE and Point-BERT it is
     ``xyz-groups.onnx``, which takes the groups of a cloud: sampling them is left to the program. CFM's mappings are
     ``mapping-rgb.onnx`` and ``mapping-xyz.onnx``, the halves of M3DM's fusion ``fusion-xyz.onnx`` and
-    ``fusion-rgb.onnx``, an adaptor of point features ``adaptor-xyz.onnx``.
+    ``fusion-rgb.onnx``, an adaptor of point features ``adaptor-xyz.onnx``, MDSS's branches ``differences.onnx`` and
+    ``signed-distance.onnx``.
 
     Each network is run in ONNX Runtime and compared with PyTorch. Products are float32's.
 

@@ -15,7 +15,8 @@ from mmad_bank.exporting.composing import side_of
 from mmad_bank.features import EfficientNetLite, PointPatches, RGBExtractor
 from mmad_bank.features.point_transformer import PointTransformer
 from mmad_bank.features.tiles import TiledExtractor
-from mmad_bank.methods import BTF, CFM, LSFA, M3DM, Method, PatchCore
+from mmad_bank.methods import BTF, CFM, LSFA, M3DM, MDSS, Method, PatchCore
+from mmad_bank.methods.mdss.pdn import PDN
 
 _EXAMPLES = 2  # images: a batch of one would be taken for a size that never changes
 _ROWS = 50
@@ -69,6 +70,29 @@ class _Half(nn.Module):
         return cast("Tensor", self.mlp(self.norm(rows)))
 
 
+class _Differences(nn.Module):
+    """The mean over channels of what MDSS's student gets wrong, also where its background is."""
+
+    def __init__(self, teacher: nn.Module, student: nn.Module) -> None:
+        super().__init__()
+        self.teacher, self.student = teacher, student
+
+    def forward(self, images: Tensor) -> Tensor:
+        values = images.float() / 255
+        return cast("Tensor", (self.teacher(values) - self.student(values)).square().mean(1))
+
+
+class _Distances(nn.Module):
+    """The distances of patches' points from the surface that these patches should have."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return cast("Tensor", self.network(patches, patches)).abs()
+
+
 class _Adapted(nn.Module):
     """An extractor with the adaptor of its features behind it (LSFA)."""
 
@@ -86,8 +110,13 @@ def networks_of(method: Method) -> Iterator[Network]:
     Raises:
         InputError: It is of a kind that has none.
     """
+    if isinstance(method, MDSS):
+        yield from _of_branches(method)
+        return
     if not isinstance(method, (PatchCore, BTF, M3DM, LSFA, CFM)):
-        raise InputError(f"model: expected one of patchcore, btf, m3dm, lsfa and cfm to export, found {method.name}")
+        raise InputError(
+            f"model: expected one of patchcore, btf, m3dm, lsfa, cfm and mdss to export, found {method.name}"
+        )
     extractors = cast("Any", method).extractors_.networks
     if "rgb" in extractors:
         yield _of_pictures(method, extractors["rgb"])
@@ -152,6 +181,20 @@ def _of_mapping(name: str, mapping: Any, size: int) -> Network:
         return _of_rows(name, mapping, mapping.in_dim, "predicted", "source")
     maps = torch.rand(1, size, size, mapping.in_dim)
     return Network(name, mapping, {"source": maps}, "predicted")
+
+
+def _of_branches(method: MDSS) -> Iterator[Network]:
+    """Yield the networks of MDSS's branches: student and teacher in one, and the signed distances of patches."""
+    if method.teacher_ is not None and method.student_ is not None:
+        both = _Differences(in_float32(method.teacher_), in_float32(method.student_)).eval()
+        network = of_images(both, method.image_size, _EXAMPLES)
+        yield replace(network, name="differences", output="differences", grid=PDN.grid(method.image_size))
+    if method.sdf_ is not None:
+        patches = torch.rand(_EXAMPLES, method.patch_size, 3) - 0.5
+        yield Network(
+            "signed-distance", _Distances(in_float32(method.sdf_)).eval(), {"patches": patches}, "distances",
+            {"patches": {0: "batch"}},
+        )  # fmt: skip
 
 
 def in_float32(network: nn.Module) -> Any:

@@ -1,6 +1,6 @@
 """A program that scores by an export's folder alone: NumPy, ONNX Runtime, and memory banks.
 
-What a program has to do itself, sampling groups of points and aligning their tokens, is mmad-bank's own here.
+What a program has to do itself, sampling groups or patches of points and aligning tokens, is mmad-bank's own here.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from mmad_bank.data import Sample
 from mmad_bank.exporting.writing import run
 from mmad_bank.features import FPFH
 from mmad_bank.features.point_alignment import PointFeatureAlignment, measured_points
+from mmad_bank.methods.mdss.pdn import foreground_mask, mask_on_grid
+from mmad_bank.methods.mdss.point_patches import cut_patches
 
 Maps = dict[str, np.ndarray]
 
@@ -97,6 +99,31 @@ class Exported:
             maps[name] = np.where(there, apart, 0).reshape(size, size)
         return maps
 
+    def branches(self, sample: Sample) -> Maps:
+        """Return the scores (h, w) of MDSS's branches."""
+        scores = {}
+        for name, about in self.said["modalities"].items():
+            scores[name] = self._differences(sample, about) if name == "rgb" else self._distances(sample, about)
+        return scores
+
+    def _differences(self, sample: Sample, about: dict[str, Any]) -> np.ndarray:
+        image = (sample.rgb * 255).round().to(torch.uint8).numpy()
+        found = self.run(about["network"], images=image[None])[0]
+        there = foreground_mask(sample.xyz[None], about["foreground"])
+        return found * mask_on_grid(there, tuple(about["grid"]))[0].numpy()
+
+    def _distances(self, sample: Sample, about: dict[str, Any]) -> np.ndarray:
+        points, pixels = measured_points(sample.xyz.permute(1, 2, 0))
+        cut = cut_patches(points, size=about["patches"]["points"], coverage=about["patches"]["coverage"])
+        found = self.run(about["network"], patches=cut.points.numpy())[:, : cut.count].ravel()
+        rows = cut.rows[:, : cut.count].numpy().ravel()
+        assert about["aggregation"] == "min"
+        own = np.full(len(points), np.inf)
+        np.minimum.at(own, rows, found)
+        scores = np.zeros(sample.xyz[0].numel())
+        scores[pixels.numpy()] = own
+        return scores.reshape(about["grid"])
+
 
 def decide(decision: dict[str, Any], images: dict[str, float], places: Maps) -> tuple[float, np.ndarray]:
     """Return image score and map of the prepared square by export.json's ``decision``.
@@ -108,23 +135,30 @@ def decide(decision: dict[str, Any], images: dict[str, float], places: Maps) -> 
     """
     about, parts = decision["map"], decision["parts"]
 
-    def map_of(scores: np.ndarray) -> np.ndarray:
-        rows, columns = (smoothing(about, n, side) for n, side in zip(scores.shape, about["size"], strict=True))
+    def map_of(scores: np.ndarray, part: str = "") -> np.ndarray:
+        how = about["smoothing"]["parts"][part] if about["smoothing"]["kind"] == "by_part" else about["smoothing"]
+        rows, columns = (smoothing(how, n, side) for n, side in zip(scores.shape, about["size"], strict=True))
         return rows @ scores @ columns.T
 
     if about["rule"] == "weighted_sum":
-        whole = sum(about["weights"][name] * map_of(places[name]) for name in parts)
+        whole = sum(about["weights"][name] * map_of(places[name], name) for name in parts)
+    elif about["rule"] == "max_of_maps":
+        whole = np.max(
+            [about["scales"][name] * map_of(places[name], name) + about["offsets"][name] for name in parts], axis=0
+        )
     else:
         join = np.prod if about["rule"] == "product" else np.max
         whole = map_of(join([places[name] for name in parts], axis=0))
     rule = decision["image"]
     if decision["part_scores"] == "map":
-        images = {name: float(map_of(places[name]).max()) for name in parts}
+        images = {name: float(map_of(places[name], name).max()) for name in parts}
     if rule["rule"] == "weighted_sum":
         score = sum(rule["weights"][name] * images[name] for name in parts)
     elif rule["rule"] == "power_mean":
         ratios = np.array([max(images[name] / rule["units"][name], 0) for name in parts])
         score = (ratios ** rule["power"]).mean() ** (1 / rule["power"])
+    elif rule["rule"] == "product":
+        score = float(np.prod([images[name] for name in parts]))
     else:
         assert rule["rule"] == "largest"
         score = whole.max() / divisor(rule["divided_by"], whole)
@@ -141,9 +175,9 @@ def divisor(name: str | None, whole: np.ndarray) -> float:
     }[name])  # fmt: skip
 
 
-def smoothing(about: dict[str, Any], n: int, side: int) -> np.ndarray:
+def smoothing(how: dict[str, Any], n: int, side: int) -> np.ndarray:
     """Return the matrix (side, n) of enlarging and smoothing along a side."""
-    matrix, how = enlarging(n, side), about["smoothing"]
+    matrix = enlarging(n, side)
     if how["kind"] == "boxes":
         apart = np.abs(np.arange(side)[:, None] - np.arange(side))
         for box in how["boxes"]:

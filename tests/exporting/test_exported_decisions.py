@@ -12,12 +12,12 @@ for package in ("onnx", "onnxscript", "onnxruntime", "timm", "sklearn"):
     pytest.importorskip(package)
 
 from exported import Exported, decide, quantized
-from small_parts import CFM_ARGUMENTS, RGB, a_part
+from small_parts import CFM_ARGUMENTS, RGB, SIZE, a_part
 
 from mmad_bank import exporting
 from mmad_bank.data import Sample
 from mmad_bank.exporting.decisions import decision_of
-from mmad_bank.methods import BTF, CFM, LSFA, M3DM, Method
+from mmad_bank.methods import BTF, CFM, LSFA, M3DM, MDSS, Method
 
 POINTS: dict[str, Any] = {"xyz_weights": "random", "num_groups": 24, "group_size": 8}
 FUSION: dict[str, Any] = {**RGB, **POINTS, "uff_steps": 3, "uff_batch": 2, "uff_patches": 16, "calibration": "folds"}
@@ -84,6 +84,27 @@ def test_cfm_with_a_gaussian(parts: list[Sample]) -> None:
     follows(CFM("efficientnet_lite0", **CFM_ARGUMENTS).fit(parts[:3]), a_part(40))
 
 
+MDSS_ARGUMENTS: dict[str, Any] = {
+    "rgb_weights": "random", "image_size": SIZE, "pdn_width": 8, "channels": 16, "teacher_images": "own",
+    "teacher_steps": 3, "teacher_batch": 2, "student_steps": 3, "student_batch": 2, "patch_size": 60,
+    "coverage": (2.0, 3.0), "sdf_steps": 3, "sdf_batch": 3, "sdf_queries": 10, "sdf_width": 16,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def mdss(parts: list[Sample]) -> MDSS:
+    return MDSS(**MDSS_ARGUMENTS, calibration="folds", calibration_folds=2, decision="calibrated").fit(parts[:4])
+
+
+def test_mdss(mdss: MDSS, parts: list[Sample]) -> None:
+    follows(mdss, a_part(40))
+    aligned = mdss.with_arguments(decision="align")
+    assert decision_of(aligned)["map"]["rule"] == "max_of_maps"
+    follows(aligned, a_part(40))
+    for branch in ("rgb", "xyz"):
+        follows(MDSS(**MDSS_ARGUMENTS, branches=(branch,)).fit(parts[:3]), a_part(40))
+
+
 # From the export alone.
 
 
@@ -91,11 +112,13 @@ def agrees(method: Method, folder: Path, sample: Sample) -> None:
     """The folder's files alone give the method's score, map and verdict."""
     exporting.export(method, folder)
     exported = Exported(folder)
-    features = exported.features(sample)
-    if exported.said["banks"]:
-        images, places = exported.bank_scores(features)
+    images: dict[str, float] = {}
+    if exported.said["comparison"]:
+        places = exported.discrepancies(exported.features(sample))
+    elif exported.said["banks"]:
+        images, places = exported.bank_scores(exported.features(sample))
     else:
-        images, places = {}, exported.discrepancies(features)
+        places = exported.branches(sample)
     decision, expected = exported.said["decision"], method.predict(sample)
     score, whole = decide(decision, images, places)
     assert score == pytest.approx(expected.score, rel=ACCURACY)
@@ -130,3 +153,10 @@ def test_adapted_features_by_their_files(parts: list[Sample], tmp_path: Path) ->
 def test_mappings_by_their_files(parts: list[Sample], tmp_path: Path) -> None:
     method = CFM("efficientnet_lite0", **CFM_ARGUMENTS).fit(parts[:3])
     agrees(method, tmp_path / "export", quantized(a_part(40)))
+
+
+def test_branches_by_their_files(mdss: MDSS, tmp_path: Path) -> None:
+    agrees(mdss, tmp_path / "export", quantized(a_part(40)))
+    said = Exported(tmp_path / "export").said
+    assert sorted(said["networks"]) == ["differences", "signed-distance"]
+    assert said["networks"]["signed-distance"]["inputs"]["patches"]["shape"] == ["batch", 60, 3]

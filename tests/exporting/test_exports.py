@@ -25,7 +25,7 @@ from mmad_bank.exporting import networks, writing
 from mmad_bank.exporting.writing import run
 from mmad_bank.features import RGBExtractor, make_rgb_extractor
 from mmad_bank.features.tiles import TiledExtractor
-from mmad_bank.methods import CFM, M3DM, MDSS, PatchCore
+from mmad_bank.methods import BTF, CFM, M3DM, PatchCore
 
 
 @pytest.fixture(scope="module")
@@ -203,9 +203,13 @@ def test_a_model_with_tiles_scores_as_python_does(tmp_path: Path) -> None:
     )
 
 
-def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="expected one of patchcore, btf, m3dm, lsfa and cfm to export, found mdss"):
-        list(networks.networks_of(MDSS(branches=("rgb",))))
+def test_what_cannot_be_exported_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Another(PatchCore):
+        name = "another"
+
+    monkeypatch.setattr(networks, "PatchCore", BTF)
+    with pytest.raises(InputError, match=r"expected one of patchcore, btf, m3dm, lsfa, cfm and mdss .*, found another"):
+        list(networks.networks_of(Another(**RGB)))
     with pytest.raises(InputError, match="not fitted"):
         exporting.export(PatchCore(**RGB), tmp_path / "none")
     assert not (tmp_path / "none").exists()
