@@ -21,6 +21,7 @@ from mmad_bank.methods.mdss.pdn import PDN
 _EXAMPLES = 2  # images: a batch of one would be taken for a size that never changes
 _ROWS = 50
 _SIDE = 0.1  # metres
+_SMALL = 0.01  # scores of MDSS's branches, which are no features, may be this small
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Network:
         takes_pictures: Whether its input are prepared pictures, which the preparation may come before.
         grid: (h, w) of the patches that it describes.
         tile: The network of a tile, where ``module`` is an extractor over tiles.
+        unit: What counts as the output's largest value where that is smaller.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Network:
     takes_pictures: bool = False
     grid: tuple[int, int] | None = None
     tile: Network | None = None
+    unit: float = 1.0
 
 
 class _Groups(nn.Module):
@@ -188,12 +191,13 @@ def _of_branches(method: MDSS) -> Iterator[Network]:
     if method.teacher_ is not None and method.student_ is not None:
         both = _Differences(in_float32(method.teacher_), in_float32(method.student_)).eval()
         network = of_images(both, method.image_size, _EXAMPLES)
-        yield replace(network, name="differences", output="differences", grid=PDN.grid(method.image_size))
+        grid = PDN.grid(method.image_size)
+        yield replace(network, name="differences", output="differences", grid=grid, unit=_SMALL)
     if method.sdf_ is not None:
         patches = torch.rand(_EXAMPLES, method.patch_size, 3) - 0.5
         yield Network(
             "signed-distance", _Distances(in_float32(method.sdf_)).eval(), {"patches": patches}, "distances",
-            {"patches": {0: "batch"}},
+            {"patches": {0: "batch"}}, unit=_SMALL,
         )  # fmt: skip
 
 

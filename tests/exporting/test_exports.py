@@ -158,19 +158,34 @@ def test_networks_of_timm(model: str, tmp_path: Path) -> None:
     assert extractor.compute_dtype == "bfloat16", "the given network stays as it is"
 
 
-def test_a_network_that_differs_is_refused(tmp_path: Path) -> None:
-    class Doubling(torch.nn.Linear):
-        factor = 1.0
+class Times(torch.nn.Module):
+    """A number times a factor, which a test changes once the network is written."""
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return super().forward(x) * self.factor
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
 
-    module = Doubling(4, 3).eval()
-    network = networks.Network("twice", module, {"x": torch.ones(2, 4)}, axes={"x": {0: "rows"}})
-    writing.save(writing.onnx_of(network), tmp_path / "twice.onnx")
-    module.factor = 1.01
-    with pytest.raises(InputError, match=r"expected the network twice in ONNX Runtime to be within 0.0001 of PyTorch"):
-        writing.difference(tmp_path / "twice.onnx", network)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.factor
+
+
+@pytest.mark.parametrize(("unit", "factor", "later", "refused"), [
+    (1.0, 2.0, 2.001, True), (1.0, 2.0, 2.00001, False), (1.0, 0.02, 0.02001, False), (0.01, 0.02, 0.02001, True),
+])  # fmt: skip
+def test_a_network_that_differs_is_refused(
+    unit: float, factor: float, later: float, refused: bool, tmp_path: Path
+) -> None:
+    """By more than a share of its largest output, or of a unit where that is larger."""
+    module = Times(factor).eval()
+    network = networks.Network("times", module, {"x": torch.ones(2, 4)}, axes={"x": {0: "rows"}}, unit=unit)
+    writing.save(writing.onnx_of(network), tmp_path / "times.onnx")
+    module.factor = later
+    if not refused:
+        assert 0 < writing.difference(tmp_path / "times.onnx", network) <= exporting.TOLERANCE
+        return
+    expected = r"expected the network times in ONNX Runtime to be within 0\.0001 of PyTorch, found 0\.0005"
+    with pytest.raises(InputError, match=expected):
+        writing.difference(tmp_path / "times.onnx", network)
 
 
 @pytest.mark.parametrize(("size", "tile", "overlap"), [(96, 64, 32), (112, 64, 0), (208, 64, 16)])
