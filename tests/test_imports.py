@@ -33,7 +33,7 @@ ROOMS: dict[str, set[str]] = {
     "adaptation": {"extraction", "features", "ops"},
     "methods": {"adaptation", "fusion", "extraction", "features", "data", "bank", "ops", "scoring", "calibration"},
     "evaluation": {"methods", "metrics", "data", "calibration"},
-    "exporting": {"methods", "features", "data"},
+    "exporting": {"methods", "fusion", "features", "data"},
     "tuning": {"bank", "ops", "scoring", "metrics"},
     "integrations": {"bank", "ops", "calibration"},
     "report": {"evaluation", "methods", "data", "calibration"},

@@ -32,7 +32,8 @@ def export(
     """Write a model's networks to ONNX and its banks beside them, for programs without Python.
 
     The extractor of pictures (of patchcore, btf, m3dm, lsfa and cfm) has the preparation of a picture in it, where the
-    model keeps the background. Networks of point clouds take groups of points. Each network is compared with PyTorch.
+    model keeps the background. Networks of point clouds take groups of points, those of mdss prepared squares and
+    patches of points. Each network is compared with PyTorch.
     """
     from mmad_bank import exporting, methods
 

@@ -13,6 +13,8 @@ from mmad_bank._internal.folders import replacing_folder
 from mmad_bank._internal.manifest import check_format, read_json
 from mmad_bank._internal.progress import doing
 from mmad_bank.errors import InputError
+from mmad_bank.exporting.composing import comparison_of, composition_of, modalities_of
+from mmad_bank.exporting.decisions import decision_of
 from mmad_bank.exporting.networks import Network, networks_of
 from mmad_bank.exporting.preparing import WINDOW, preparation_graph
 from mmad_bank.exporting.writing import TOLERANCE, difference, interface, onnx_of, save, with_preparation
@@ -31,9 +33,11 @@ def export(method: Method, folder: str | os.PathLike[str]) -> dict[str, Any]:
     Of methods with pictures (PatchCore, BTF, M3DM, LSFA, CFM) the extractor is ``rgb.onnx``. Where the model keeps the
     background, the preparation of a picture is in it: its input is a picture (1, H, W, 3) of any size, 8-bit RGB; its
     outputs are the patch features (1, P, D) and the window of those that show the picture. Elsewhere the background is
-    removed by the point cloud, so its input are prepared squares (B, 3, S, S). CFM's mappings are ``mapping-rgb.onnx``
-    and ``mapping-xyz.onnx``. Of Point-MAE and Point-BERT it is ``xyz-groups.onnx``, which takes the groups of a cloud:
-    sampling them is left to the program.
+    removed by the point cloud, so its input are prepared squares (B, 3, S, S). Of Point-MAE and Point-BERT it is
+    ``xyz-groups.onnx``, which takes the groups of a cloud: sampling them is left to the program. CFM's mappings are
+    ``mapping-rgb.onnx`` and ``mapping-xyz.onnx``, the halves of M3DM's fusion ``fusion-xyz.onnx`` and
+    ``fusion-rgb.onnx``, an adaptor of point features ``adaptor-xyz.onnx``, MDSS's branches ``differences.onnx`` and
+    ``signed-distance.onnx``.
 
     Each network is run in ONNX Runtime and compared with PyTorch. Products are float32's.
 
@@ -62,7 +66,9 @@ def export(method: Method, folder: str | os.PathLike[str]) -> dict[str, Any]:
         content = {
             "format": _FORMAT, "version": _VERSION, "mmad_bank": mmad_bank.__version__, "method": method.name,
             "networks": written, "preparation": method.preprocessing_ and method.preprocessing_.as_json(),
-            "banks": _write_banks(method, into), "arguments": json.loads(json.dumps(method.arguments())),
+            "modalities": modalities_of(method), "banks": _write_banks(method, into),
+            "comparison": comparison_of(method), "decision": decision_of(method),
+            "arguments": json.loads(json.dumps(method.arguments())),
             "calibration": method.calibration_ and method.calibration_.as_json(),
             "false_alarm_rate": None if method.calibration_ is None
             else method.calibration_.own.rate(method.false_alarm_rate),
@@ -106,7 +112,8 @@ def _write_banks(method: Method, folder: Path) -> dict[str, Any]:
         file = f"bank-{name}.safetensors"
         with doing(f"writing {file}"):
             bank.save(folder / file)
-        facts[name] = {"file": file, **json.loads(json.dumps(method.rule_of(name)))}
+        rule = json.loads(json.dumps(method.rule_of(name)))
+        facts[name] = {"file": file, **rule, "features": composition_of(method, name)}
     return facts
 
 

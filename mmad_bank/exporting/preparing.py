@@ -9,46 +9,18 @@ numbers in Pillow, so fewer than one value in two thousand is another, by one le
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmad_bank.data.recipes import Preprocessing
-from mmad_bank.exporting._onnx import OPSET, onnx_module
+from mmad_bank.exporting._onnx import OPSET, Graph, onnx_module
 
 if TYPE_CHECKING:
     import onnx
 
 PICTURE, IMAGES, WINDOW = "picture", "images", "window"
 """Names of the graph's input (1, H, W, 3) uint8 and outputs (1, 3, S, S) uint8 and (4,) int64."""
-
-
-class _Graph:
-    """A graph that grows node by node; constants are made where they are used."""
-
-    def __init__(self) -> None:
-        self.nodes: list[Any] = []
-        self.constants: list[Any] = []
-
-    def constant(self, value: Any, dtype: type = np.int64) -> str:
-        name = f"constant_{len(self.constants)}"
-        self.constants.append(onnx_module("numpy_helper").from_array(np.array(value, dtype), name))
-        return name
-
-    def add(self, kind: str, inputs: Sequence[str], output: str = "", **attributes: Any) -> str:
-        """Add a node, and return the name of its output."""
-        output = output or f"{kind.lower()}_{len(self.nodes)}"
-        self.nodes.append(onnx_module("helper").make_node(kind, list(inputs), [output], **attributes))
-        return output
-
-    def calculate(self, kind: str, left: str, right: str | int) -> str:
-        """Add an operation on int64 values of two inputs."""
-        return self.add(kind, [left, right if isinstance(right, str) else self.constant(right)])
-
-    def rounded_up(self, left: str, divisor: str | int) -> str:
-        """Divide int64 scalars that are not negative, rounding up."""
-        less = self.calculate("Sub", self.calculate("Add", left, divisor), 1)
-        return self.calculate("Div", less, divisor)
 
 
 def preparation_graph(settings: Preprocessing, size: int, grid: tuple[int, int]) -> onnx.ModelProto:
@@ -65,7 +37,7 @@ def preparation_graph(settings: Preprocessing, size: int, grid: tuple[int, int])
         that show the picture; the others are padding.
     """
     helper, kinds = onnx_module("helper"), onnx_module("TensorProto")
-    graph = _Graph()
+    graph = Graph()
     shape = graph.add("Shape", [PICTURE])
     height, width = (graph.add("Gather", [shape, graph.constant(axis)]) for axis in (1, 2))
     longest = graph.add("Max", [height, width])
@@ -99,7 +71,7 @@ def preparation_graph(settings: Preprocessing, size: int, grid: tuple[int, int])
     )  # fmt: skip
 
 
-def _weights(graph: _Graph, side: str, size: int) -> str:
+def _weights(graph: Graph, side: str, size: int) -> str:
     """Return the weights (size, side) by which pixels of a side of any length make those of the resized one.
 
     Pixel x lies (x + ½)·size/side - (i + ½) pixels from pixel i of the result. Where the picture shrinks, the cubic is
@@ -129,13 +101,13 @@ def _weights(graph: _Graph, side: str, size: int) -> str:
     return graph.add("Div", [weights, total])
 
 
-def _rounded(graph: _Graph, values: str) -> str:
+def _rounded(graph: Graph, values: str) -> str:
     """Round to levels of 8 bits, halves upward."""
     whole = graph.add("Floor", [graph.add("Add", [values, graph.constant(0.5, np.float32)])])
     return graph.add("Clip", [whole, graph.constant(0, np.float32), graph.constant(255, np.float32)])
 
 
-def _padded(graph: _Graph, planes: str, pad: str, side: str, before: Sequence[str], lengths: Sequence[str]) -> str:
+def _padded(graph: Graph, planes: str, pad: str, side: str, before: Sequence[str], lengths: Sequence[str]) -> str:
     """Put planes (1, 3, H, W) into the middle of a square, as :attr:`Preprocessing.pad` says."""
     if pad == "zero":
         zero = graph.constant(0)
@@ -158,7 +130,7 @@ def _padded(graph: _Graph, planes: str, pad: str, side: str, before: Sequence[st
     return planes
 
 
-def _vector(graph: _Graph, scalars: Sequence[str], output: str = "") -> str:
+def _vector(graph: Graph, scalars: Sequence[str], output: str = "") -> str:
     """Join int64 scalars to a vector."""
     axes = graph.constant([0])
     return graph.add("Concat", [graph.add("Unsqueeze", [one, axes]) for one in scalars], output, axis=0)

@@ -60,6 +60,50 @@ def starts(image_size: int, tile: int, overlap: int) -> list[int]:
     return [*range(0, image_size - tile, tile - overlap), image_size - tile]
 
 
+def falling(n: int, shared: int) -> Tensor:
+    """Return the weights (n,) of a tile's patches along a side: 1 inside, falling to 0 over the overlap.
+
+    Args:
+        n: Patches of a tile along the side.
+        shared: Patches that neighboring tiles share.
+
+    Example:
+        >>> falling(4, 1)
+        tensor([0.5000, 1.0000, 1.0000, 0.5000])
+    """
+    steps = torch.arange(n) + 0.5
+    return torch.minimum(steps, n - steps).div(max(shared, 0.5)).clamp(max=1)
+
+
+def blending(image_size: int, tile: int, overlap: int, n: int) -> Tensor:
+    """Return the matrix that blends the patches of all tiles along a side to those of the image.
+
+    The weights of a tile are products of its sides' weights, and so is their sum: rows and columns can be blended one
+    after the other.
+
+    Args:
+        image_size: Side of the image, in pixels.
+        tile: Side of a tile, in pixels.
+        overlap: Pixels that neighboring tiles share.
+        n: Patches of a tile along the side.
+
+    Returns:
+        (image_size * n / tile, tiles * n) float32, whose rows have the sum 1.
+
+    Example:
+        >>> blending(6, 4, 2, 2)
+        tensor([[1.0000, 0.0000, 0.0000, 0.0000],
+                [0.0000, 0.5000, 0.5000, 0.0000],
+                [0.0000, 0.0000, 0.0000, 1.0000]])
+    """
+    first = torch.tensor(starts(image_size, tile, overlap)) * n // tile
+    weights = falling(n, overlap * n // tile)
+    matrix = torch.zeros(image_size * n // tile, len(first) * n)
+    columns = torch.arange(len(first) * n)
+    matrix[(first[:, None] + torch.arange(n)).flatten(), columns] = weights.repeat(len(first))
+    return matrix / matrix.sum(1, keepdim=True)
+
+
 class TiledExtractor(nn.Module):
     """Patch features of a large image, computed a few tiles at a time.
 
@@ -126,7 +170,7 @@ class TiledExtractor(nn.Module):
         for first in range(0, len(places), _AT_ONCE):
             chosen = places[first : first + _AT_ONCE]
             tiles = torch.stack([image[:, top : top + self.tile, left : left + self.tile] for top, left in chosen])
-            shown = tiles.flatten(1).any(dim=1)
+            shown = tiles.flatten(1).any(dim=1).bool()  # of uint8 any is uint8, which is no mask
             if black is None and not bool(shown.all()):
                 black = self.network(torch.zeros_like(tiles[:1]))[0]
             features = iter(self.network(tiles[shown]) if bool(shown.any()) else ())
@@ -146,9 +190,5 @@ class TiledExtractor(nn.Module):
 
     def _weights(self) -> Tensor:
         """Return the weights (h, w, 1) of a tile's patches: 1 inside, falling to 0 over the overlap."""
-        sides = []
-        for n in self.tile_grid:
-            shared = self.overlap * n // self.tile
-            steps = torch.arange(n) + 0.5
-            sides.append(torch.minimum(steps, n - steps).div(max(shared, 0.5)).clamp(max=1))
+        sides = [falling(n, self.overlap * n // self.tile) for n in self.tile_grid]
         return torch.outer(*sides)[..., None]

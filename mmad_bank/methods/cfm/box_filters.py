@@ -10,7 +10,8 @@ from torch import Tensor
 
 from mmad_bank.methods.prediction import Gaussian
 
-_BOXES = ((5, 5), (7, 3))  # width, and how often
+BOXES = ((5, 5), (7, 3))
+"""Width of each filter in pixels, and how often it is applied."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def _box_filters(n: int) -> Tensor:
     """Return the (n, n) matrix of all averages along a side."""
     matrix = torch.eye(n, dtype=torch.float64)
     offsets = (torch.arange(n)[:, None] - torch.arange(n)).abs()
-    for width, times in _BOXES:
+    for width, times in BOXES:
         for _ in range(times):
             matrix = (offsets <= width // 2).double() / width @ matrix
     return matrix

@@ -19,6 +19,8 @@ from mmad_bank.data.preprocessing import normalize_rgb
 from mmad_bank.errors import InputError
 
 CHANNELS, WIDTH = 384, 128
+FOREGROUND = 8
+"""Side in pixels of the square that the foreground is dilated with."""
 _SMALLEST = 8  # pixels per side
 _STRIDE, _REACH = 4, 4  # pixels per cell of the map; cells to either side whose pixels an output sees
 # The published weights come from a list of layers, ReLU and pooling counted; others name them as here.
@@ -114,7 +116,7 @@ def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{_LISTED.get(layer, layer)}.{rest}": state[name] for name, (layer, _, rest) in words.items()}
 
 
-def foreground_mask(xyz: Tensor, size: int = 8) -> Tensor:
+def foreground_mask(xyz: Tensor, size: int = FOREGROUND) -> Tensor:
     """Return where the object is, by its point cloud (MDSS, section 4.2).
 
     A pixel is foreground where a point was measured; the foreground is dilated with a square, which fills missing
