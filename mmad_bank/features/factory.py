@@ -162,7 +162,7 @@ def make_rgb_extractor(
         layers: Numbers of stages or blocks; default: the extractor's own.
         grid: (h, w) of the patches.
         image_size: Pixels per side of the images.
-        compute_dtype: Number type of the products; the bundled network always takes float32.
+        compute_dtype: Number type of the products; features are float32 either way.
         runtime: Library that runs it on a CPU: ``"torch"`` or ``"openvino"``, see :mod:`mmad_bank.features.runtimes`.
 
     Raises:
@@ -181,8 +181,9 @@ def make_rgb_extractor(
         options: dict[str, Any] = {} if layers is None else {"stages": tuple(layers)}
         with doing(f"loading {model}"), argument_called(stages="layers"):
             network = EfficientNetLite(
-                variant=NAMES.index(name), grid=grid, pretrained=weights == PRETRAINED, padding=padding, **options
-            )
+                variant=NAMES.index(name), grid=grid, pretrained=weights == PRETRAINED, padding=padding,
+                compute_dtype=compute_dtype, **options,
+            )  # fmt: skip
         if weights not in (PRETRAINED, RANDOM):
             load_state(network, weights)
         network.runtime = runtime
