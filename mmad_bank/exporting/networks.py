@@ -97,6 +97,8 @@ def _of_pictures(method: Any, network: nn.Module) -> Network:
             f" of {network.tile} pixels, which ONNX cannot blend; fit one with tiles=none"
         )
     assert isinstance(network, (EfficientNetLite, RGBExtractor))
+    if network.int8 is not None:
+        raise InputError("model: expected float32 or bfloat16 as its compute_dtype to export, found int8")
     own = in_float32(network)
     adaptation = getattr(method, "adaptation_", None)
     if adaptation is not None:

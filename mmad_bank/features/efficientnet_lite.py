@@ -218,7 +218,7 @@ class EfficientNetLite(Frozen):
         Raises:
             InputError: The shape or the range is another one.
         """
-        return self.run(self._normalise(images))
+        return self.run(self.normalized(images))
 
     def body(self, x: Tensor) -> Tensor:
         """Describe normalized images (B, 3, H, W), see :meth:`forward`."""
@@ -232,8 +232,8 @@ class EfficientNetLite(Frozen):
         features = torch.cat([self._to_grid(found[stage].float()) for stage in self.stages], dim=1)
         return features.flatten(2).transpose(1, 2).contiguous()
 
-    def _normalise(self, images: Tensor) -> Tensor:
-        """Check the images and bring them to the range that the network was trained on."""
+    def normalized(self, images: Tensor) -> Tensor:
+        """Check the images and bring them to the range that the network was trained on, see :meth:`forward`."""
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[0] == 0 or min(images.shape[2:]) < 32:
             raise InputError(f"images: expected (B, 3, H, W), 32 pixels or more per side, found {tuple(images.shape)}")
         if images.dtype == torch.uint8:
