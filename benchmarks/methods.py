@@ -9,14 +9,15 @@
     python benchmarks/methods.py regions [--data DIR] [--only CATEGORY,...] [--seeds 3] [--json DIR]
     python benchmarks/methods.py real --data DIR [--only CATEGORY,...] [--json benchmarks/results]
     python benchmarks/methods.py accelerated --data DIR [--only CATEGORY,...] [--coresets 1] [--json benchmarks/results]
-    python benchmarks/methods.py runtimes [--threads 1] [--json benchmarks/results]
+    python benchmarks/methods.py runtimes [--data DIR] [--threads 1] [--json benchmarks/results]
 
 The second tests the false-alarm rates that verdicts promise, on synthetic images and on the normal ones of a data set.
 The third runs every method on MVTec 3D-AD or Eyecandies, with the published figures beside the measured ones; the
 fourth prints tables of the papers by name, on synthetic data where no data set is given; the fifth says which there
 are. The next four run PatchCore on pictures in MVTec AD's layout: with a grid of bundled networks and settings; with
 the bundled one, whose regions are compared with the defects' masks; with the bundled one beside anomalib's; and
-anomalib's as it is beside anomalib's accelerated. The last times the extractors by the libraries that run them.
+anomalib's as it is beside anomalib's accelerated. The last times the extractors by the libraries that run
+them; with --data it measures PatchCore's accuracy with each.
 Prints the machine, the versions and the tables; ``--json`` also writes them to a file. README.md beside this file says
 what is measured and how to read it.
 """
@@ -47,7 +48,7 @@ COMMON = ("methods", "seeds", "first_seed", "categories", "images", "precision",
 OF_BUNDLED = ("networks", "stages", "sizes", "grids", "pads", "rules", "turns")
 """Arguments that only the part "bundled" reads."""
 REAL = ("data", "only")
-"""Arguments that the parts "real", "regions" and "accelerated" read."""
+"""Arguments that the parts "real", "regions", "accelerated" and "runtimes" read."""
 PAPERS = ("data", "only", "few_shot", "bundled", "weights", "device", "table", "recipe", "settings", "thresholds")
 """Arguments that the part "papers" reads; nobody but it and those above does."""
 OF_TABLES = ("recipe", "settings", "thresholds")
@@ -82,7 +83,7 @@ def main() -> None:
         settings |= {name: _without_folders(getattr(arguments, name)) for name in ("data", "only", "few_shot")}
     if "promise" in parts:
         settings["data"] = _without_folders(arguments.data)
-    if {"real", "regions", "accelerated"} & set(parts):
+    if {"real", "regions", "accelerated", "runtimes"} & set(parts):
         settings |= {name: _without_folders(getattr(arguments, name)) for name in REAL}
     if "papers" in parts:
         settings |= {name: _without_folders(getattr(arguments, name)) for name in PAPERS}

@@ -79,15 +79,19 @@ def parameters_of(cls: type, former: Mapping[str, str] | None = None) -> list[Pa
 
 @lru_cache(maxsize=64)
 def declarations(cls: type) -> Mapping[str, tuple[Any, str]]:
-    """Return type and documentation of a class's fields by name, of the dataclass in which each stands first."""
+    """Return type and documentation of a class's fields by name, in the order in which dataclasses declare them.
+
+    They are those of the first such class, or of the last that says anew what a field is: others give it a default.
+    """
     found: dict[str, tuple[Any, str]] = {}
     for one in reversed(cls.__mro__):
         if "__dataclass_fields__" not in vars(one):
             continue
         hints, words = typing.get_type_hints(one, include_extras=True), _docstrings(one)
         for name in inspect.get_annotations(one):
-            if name in vars(one)["__dataclass_fields__"] and get_origin(hints[name]) is not typing.ClassVar:
-                found.setdefault(name, (hints[name], words.get(name, "")))
+            is_field = name in vars(one)["__dataclass_fields__"] and get_origin(hints[name]) is not typing.ClassVar
+            if is_field and (name in words or name not in found):
+                found[name] = (hints[name], words.get(name, ""))
     return found
 
 

@@ -12,6 +12,9 @@ from mmad_bank._internal.checks import check_choice
 ComputeDtype = Literal["float32", "bfloat16"]
 """Number type of a network's matrix products; what comes out of them is float32 either way."""
 
+NetworkDtype = Literal["float32", "bfloat16", "int8"]
+"""Number type of a network of convolutions of color images, which may be run in integers by OpenVINO."""
+
 
 def check_compute_dtype(value: str) -> None:
     """Refuse what is no number type for a network's products."""

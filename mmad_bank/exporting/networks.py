@@ -141,9 +141,12 @@ def networks_of(method: Method) -> Iterator[Network]:
 
 def _of_pictures(method: Any, network: EfficientNetLite | RGBExtractor | TiledExtractor) -> Network:
     """Return the extractor of pictures; its products are float32's, whatever the method asks for."""
-    tile = None
+    tile, single = None, network.network if isinstance(network, TiledExtractor) else network
+    assert isinstance(single, (EfficientNetLite, RGBExtractor))
+    if single.int8 is not None:
+        raise InputError("model: expected float32 or bfloat16 as its compute_dtype to export, found int8")
     if isinstance(network, TiledExtractor):
-        tile = of_images(in_float32(network.network), network.tile, _EXAMPLES)
+        tile = of_images(in_float32(single), network.tile, _EXAMPLES)
     own = in_float32(network)
     adaptation = getattr(method, "adaptation_", None)
     if adaptation is not None:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmad_bank._internal.checks import check_choice
+from mmad_bank._internal.precision import ComputeDtype, check_compute_dtype
 from mmad_bank._internal.weights import bundled_package
 from mmad_bank.errors import InputError, MissingExtraError
 from mmad_bank.features.runtimes import Frozen
@@ -136,10 +137,11 @@ class EfficientNetLite(Frozen):
         pretrained: False leaves random weights (for tests and timings).
         padding: What convolutions see beyond their map's border: ``"zero"``, as in their training, or ``"reflect"``,
             the map mirrored about its outermost cells, which does not set the border apart.
+        compute_dtype: ``"bfloat16"`` runs the convolutions in bfloat16; features are float32 either way.
 
     Raises:
-        InputError: A stage is unknown, ``neighbourhood`` is even, ``grid`` is not positive, or ``variant`` or
-            ``padding`` is none of its choices.
+        InputError: A stage is unknown, ``neighbourhood`` is even, ``grid`` is not positive, or ``variant``,
+            ``padding`` or ``compute_dtype`` is none of its choices.
         MissingExtraError: timm or the weights' package is not installed.
 
     Example:
@@ -157,12 +159,14 @@ class EfficientNetLite(Frozen):
         neighbourhood: int = 3,
         pretrained: bool = True,
         padding: Padding = "zero",
+        compute_dtype: ComputeDtype = "float32",
     ) -> None:
         super().__init__()
         if variant not in range(len(_VARIANTS)):
             raise InputError(f"variant: expected a number from 0 to {len(_VARIANTS) - 1}, found {variant!r}")
         check_choice(padding, get_args(Padding), "padding")
-        self.variant, self.padding = variant, padding
+        check_compute_dtype(compute_dtype)
+        self.variant, self.padding, self.compute_dtype = variant, padding, compute_dtype
         self.stages = tuple(stages)
         self.grid = (int(grid[0]), int(grid[1]))
         self.neighbourhood = neighbourhood
@@ -214,21 +218,22 @@ class EfficientNetLite(Frozen):
         Raises:
             InputError: The shape or the range is another one.
         """
-        return self.run(self._normalise(images))
+        return self.run(self.normalized(images))
 
     def body(self, x: Tensor) -> Tensor:
         """Describe normalized images (B, 3, H, W), see :meth:`forward`."""
-        x = self.stem(x)
-        maps = {}
-        for stage, block in enumerate(self.blocks):
-            x = block(x)
-            if stage in self.stages:
-                maps[stage] = self._to_grid(x)
-        features = torch.cat([maps[stage] for stage in self.stages], dim=1)
+        found = {}
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.compute_dtype == "bfloat16"):
+            x = self.stem(x)
+            for stage, block in enumerate(self.blocks):
+                x = block(x)
+                if stage in self.stages:
+                    found[stage] = x
+        features = torch.cat([self._to_grid(found[stage].float()) for stage in self.stages], dim=1)
         return features.flatten(2).transpose(1, 2).contiguous()
 
-    def _normalise(self, images: Tensor) -> Tensor:
-        """Check the images and bring them to the range that the network was trained on."""
+    def normalized(self, images: Tensor) -> Tensor:
+        """Check the images and bring them to the range that the network was trained on, see :meth:`forward`."""
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[0] == 0 or min(images.shape[2:]) < 32:
             raise InputError(f"images: expected (B, 3, H, W), 32 pixels or more per side, found {tuple(images.shape)}")
         if images.dtype == torch.uint8:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from mmad_bank._internal.argument_names import argument_called
+from mmad_bank._internal.checks import check_choice
 from mmad_bank._internal.former import formerly
-from mmad_bank._internal.precision import ComputeDtype
+from mmad_bank._internal.precision import ComputeDtype, NetworkDtype
 from mmad_bank._internal.progress import doing
 from mmad_bank._internal.state_dicts import load_state
 from mmad_bank._internal.weights import REFLECTING
@@ -23,7 +24,7 @@ from mmad_bank.features.point_bert import PointBERT
 from mmad_bank.features.point_mae import PointMAE
 from mmad_bank.features.point_transformer import READINGS, BatchNorm, PointTransformer
 from mmad_bank.features.rgb import RGBExtractor
-from mmad_bank.features.runtimes import Runtime, check_runtime
+from mmad_bank.features.runtimes import Runtime, check_int8, check_runtime
 
 BUNDLED_RGB = "efficientnet_lite2.reflect"
 """The RGB extractor of the banks' bundled settings; its weights come from the package index."""
@@ -149,7 +150,7 @@ def make_rgb_extractor(
     layers: Sequence[int] | None = None,
     grid: tuple[int, int] = (28, 28),
     image_size: int = 224,
-    compute_dtype: ComputeDtype = "float32",
+    compute_dtype: NetworkDtype = "float32",
     runtime: Runtime = "torch",
 ) -> RGBExtractor | EfficientNetLite:
     """Make the extractor of colour images.
@@ -162,11 +163,12 @@ def make_rgb_extractor(
         layers: Numbers of stages or blocks; default: the extractor's own.
         grid: (h, w) of the patches.
         image_size: Pixels per side of the images.
-        compute_dtype: Number type of the products; the bundled network always takes float32.
+        compute_dtype: Number type of the products; features are float32 either way. ``"int8"`` is for convolutions that
+            OpenVINO runs; the extractor's ``measure_int8`` has to be shown normal images before it describes any.
         runtime: Library that runs it on a CPU: ``"torch"`` or ``"openvino"``, see :mod:`mmad_bank.features.runtimes`.
 
     Raises:
-        InputError: The model is unknown, or its weights cannot be had.
+        InputError: The model is unknown, its weights cannot be had, or it cannot compute in ``compute_dtype``.
         FormatError: The file is for another architecture.
         MissingExtraError: A package is not installed.
 
@@ -175,26 +177,43 @@ def make_rgb_extractor(
         656
     """
     check_runtime(runtime)
+    check_choice(compute_dtype, get_args(NetworkDtype), "compute_dtype")
+    check_int8(compute_dtype, runtime)
+    made = _make_rgb(model, weights, layers, grid, image_size, "float32" if compute_dtype == "int8" else compute_dtype)
+    made.runtime = runtime
+    if compute_dtype == "int8":
+        if isinstance(made, RGBExtractor) and made.is_transformer:
+            raise InputError(f"compute_dtype: expected float32 or bfloat16 for the transformer {model}, found int8")
+        made.take_int8()
+    return made
+
+
+def _make_rgb(
+    model: str,
+    weights: str,
+    layers: Sequence[int] | None,
+    grid: tuple[int, int],
+    image_size: int,
+    compute_dtype: ComputeDtype,
+) -> RGBExtractor | EfficientNetLite:
     if comes_with_a_package(model):
         name = model.removesuffix(REFLECTING)
         padding: Padding = "zero" if name == model else "reflect"
         options: dict[str, Any] = {} if layers is None else {"stages": tuple(layers)}
         with doing(f"loading {model}"), argument_called(stages="layers"):
             network = EfficientNetLite(
-                variant=NAMES.index(name), grid=grid, pretrained=weights == PRETRAINED, padding=padding, **options
-            )
+                variant=NAMES.index(name), grid=grid, pretrained=weights == PRETRAINED, padding=padding,
+                compute_dtype=compute_dtype, **options,
+            )  # fmt: skip
         if weights not in (PRETRAINED, RANDOM):
             load_state(network, weights)
-        network.runtime = runtime
         return network
     checkpoint = None if weights in (PRETRAINED, RANDOM) else weights
     with doing(f"loading {model}"):
-        extractor = RGBExtractor(
+        return RGBExtractor(
             model, checkpoint, layers=layers, image_size=image_size, grid=grid, download=weights == PRETRAINED,
             compute_dtype=compute_dtype,
         )  # fmt: skip
-    extractor.runtime = runtime
-    return extractor
 
 
 @formerly(precision="compute_dtype")

@@ -146,7 +146,11 @@ class RGBExtractor(Frozen):
 
     def features(self, images: Tensor) -> Tensor:
         """Extract as :meth:`forward` does, with gradients for weights that want them."""
-        return self.run((self._in_unit_range(images) - self.mean) / self.std)
+        return self.run(self.normalized(images))
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """Check the images and bring them to the range that the network was trained on, see :meth:`forward`."""
+        return (self._in_unit_range(images) - self.mean) / self.std
 
     def body(self, x: Tensor) -> Tensor:
         """Describe normalized images (B, 3, S, S), see :meth:`forward`."""

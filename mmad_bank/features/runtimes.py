@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from mmad_bank._internal.checks import check_choice
 from mmad_bank._internal.extras import import_extra
 from mmad_bank._internal.progress import doing
+from mmad_bank.errors import InputError
+from mmad_bank.features.int8 import Int8Scales, in_int8
 
 Runtime = Literal["torch", "openvino"]
 """Library that runs a network."""
@@ -55,15 +57,26 @@ class Frozen(nn.Module):
 
     Attributes:
         runtime: The library. On another device than the CPU, and where gradients are asked for, it is PyTorch.
-        compute_dtype: Number type of the products.
+        compute_dtype: Number type of the products. ``"int8"`` is what :meth:`take_int8` gives.
+        int8: What integers need to know of the network's inputs; None with another type.
     """
 
     runtime: Runtime = "torch"
     compute_dtype: str = "float32"
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.int8: Int8Scales | None = None
+
     def by(self, runtime: Runtime) -> Any:
-        """Return the same network, with the same weights, run by a library."""
+        """Return the same network, with the same weights, run by a library.
+
+        Raises:
+            InputError: There is no such library, or it does not take the network's number type.
+            MissingExtraError: It is not installed.
+        """
         check_runtime(runtime)
+        check_int8(self.compute_dtype, runtime)
         other = copy.copy(self)
         other.runtime = runtime
         return other
@@ -72,15 +85,61 @@ class Frozen(nn.Module):
         """Describe normalized images (B, 3, H, W): features (B, P, D) float32."""
         raise NotImplementedError
 
+    def normalized(self, images: Tensor) -> Tensor:
+        """Return images as :meth:`body` takes them.
+
+        Raises:
+            InputError: The shape, the type or the range is another one.
+        """
+        raise NotImplementedError
+
+    def take_int8(self) -> None:
+        """Let the convolutions compute in 8-bit integers, with ranges that :meth:`measure_int8` measures, or a file's.
+
+        Raises:
+            InputError: OpenVINO does not run the network.
+        """
+        check_int8("int8", self.runtime)
+        self.compute_dtype, self.int8 = "int8", Int8Scales(self)
+
+    def measure_int8(self, images: Tensor) -> None:
+        """Measure what integers need to know of normal images (B, 3, H, W), see :mod:`mmad_bank.features.int8`."""
+        assert self.int8 is not None
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            self.int8.measure(self, self.normalized(images))
+
     def run(self, x: Tensor) -> Tensor:
-        """Do :meth:`body`'s work by the runtime."""
-        if self.runtime == "torch" or x.device.type != "cpu" or torch.is_grad_enabled():
+        """Do :meth:`body`'s work by the runtime.
+
+        Raises:
+            InputError: It would not be OpenVINO's on a CPU, which int8 needs, or nothing was measured for int8.
+        """
+        if self.compute_dtype == "int8":
+            check_int8("int8", self.runtime, x.device.type)
+        elif self.runtime == "torch" or x.device.type != "cpu" or torch.is_grad_enabled():
             return self.body(x)
         compiled = self.__dict__.setdefault("_compiled", _Compiled())
         return compiled(self, x)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_compiled"}
+
+
+def check_int8(compute_dtype: str, runtime: str, device: str = "cpu") -> None:
+    """Refuse int8 for what does not compute in it.
+
+    Raises:
+        InputError: The runtime is not OpenVINO, or the device is no CPU.
+
+    Example:
+        >>> check_int8("int8", "openvino")
+    """
+    if compute_dtype != "int8":
+        return
+    if runtime != "openvino":
+        raise InputError(f"compute_dtype: expected float32 or bfloat16 with runtime={runtime}, found int8")
+    if device != "cpu":
+        raise InputError(f"compute_dtype: expected float32 or bfloat16 with device={device}, found int8")
 
 
 class _Body(nn.Module):
@@ -128,8 +187,10 @@ def _version(weight: Tensor) -> int:
 def _compile(network: Frozen, x: Tensor) -> Any:
     openvino = _openvino()
     precision = "bf16" if network.compute_dtype == "bfloat16" else "f32"
-    plain = network.by("torch")
-    plain.compute_dtype = "float32"  # OpenVINO chooses what it computes in bfloat16
+    plain = copy.copy(network)
+    plain.runtime, plain.compute_dtype = "torch", "float32"  # OpenVINO chooses what it computes in bfloat16
+    if network.int8 is not None:
+        plain = in_int8(plain, network.int8)
     settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": precision}
     # Autocast would be recorded with the network, and OpenVINO has no such operation.
     with (

@@ -147,6 +147,17 @@ class TiledExtractor(nn.Module):
         assert isinstance(self.network, Frozen)
         return TiledExtractor(self.network.by(runtime), self.image_size, self.tile, self.overlap)
 
+    def measure_int8(self, images: Tensor) -> None:
+        """Show the network a tile of each image (B, 3, S, S), here and there in it, see :meth:`Frozen.measure_int8`."""
+        assert isinstance(self.network, Frozen)
+        side = starts(self.image_size, self.tile, self.overlap)
+        places = [(top, left) for top in side for left in side]
+        chosen = [places[number * len(places) // len(images)] for number in range(len(images))]
+        self.network.measure_int8(torch.stack([
+            image[:, top : top + self.tile, left : left + self.tile]
+            for image, (top, left) in zip(images, chosen, strict=True)
+        ]))  # fmt: skip
+
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Extract patch features: (B, 3, S, S) to float32 (B, h·w, D), row by row over the grid of the whole image.

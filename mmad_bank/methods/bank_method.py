@@ -277,10 +277,14 @@ class BankMethod(Method, BankOptions, RGBOptions):
     def training_data(self, dataset: Samples, stages: Stages) -> CategoryData:
         """Extract the features, see :meth:`Method.training_data`."""
         self.extractors_ = self._make_extractors(self._networks(None))
+        self._ready_extractors(dataset, stages)
         dumps, seen = extract_split(self, self._training_extractors(self.extractors_), "train", dataset, stages)
         seen.note(self)
         self._seen = {"train": seen}
         return CategoryData("", dumps, stages, len(seen.ids))
+
+    def _ready_extractors(self, dataset: Samples, stages: Stages) -> None:
+        """Show the extractors what they have to see of the training samples before they describe any."""
 
     def learn_parts(self, members: Sequence[CategoryData], stages: Stages) -> None:
         """Learn to adapt features, and then to fuse the adapted ones, see :meth:`Method.learn_parts`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from mmad_bank.calibration import Calibration
 from mmad_bank.data import Sample
 from mmad_bank.errors import InputError
 from mmad_bank.evaluation import FUSED, ROLES, Summary, evaluate
+from mmad_bank.methods import Prediction
 from mmad_bank.methods.verdicts import PIXEL_RATES, ModelCalibration
 from mmad_bank.metrics import aupro, auroc
 
@@ -51,6 +53,35 @@ def test_metrics_are_those_of_everything_at_once(samples: list[Sample]) -> None:
     assert evaluation.kinds["shape"]["rgb"].pixel_auroc < evaluation.kinds["shape"]["xyz"].pixel_auroc
     assert [score.id for score in evaluation.scores] == [s.id for s in samples]
     assert evaluation.seconds > 0
+
+
+class _Compiling(Darkness):
+    """A method that takes an hour to score its first samples, as one whose runtime compiles, and then a second each."""
+
+    def __init__(self, runtime: str) -> None:
+        super().__init__()
+        self.runtime, self.clock = runtime, 0.0
+
+    def _predict(self, samples: list[Sample]) -> list[Prediction]:
+        predictions = super()._predict(samples)
+        self.clock += len(samples) if self.clock else 3600.0
+        return predictions
+
+
+@pytest.mark.parametrize(
+    ("runtime", "total", "batches"), [("openvino", 20, [4, 1, 1, 1, 1, 1]), ("torch", 3619, [4, 1, 1, 1, 1, 4])]
+)
+def test_time_of_compiling_is_not_counted(
+    samples: list[Sample], runtime: str, total: float, batches: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = _Compiling(runtime)
+    monkeypatch.setattr("mmad_bank.evaluation.running.time", SimpleNamespace(perf_counter=lambda: method.clock))
+    broken = replace(samples[0], id="part/test/good/bad")  # its batch is scored one by one
+    evaluation = evaluate(method, [broken, *samples], batch=4)
+    reading = evaluation.sections.get("reading", 0.0)
+    assert (evaluation.seconds - reading) * len(samples) == pytest.approx(total)
+    assert method.batches[:6] == batches
+    assert evaluation.scores == evaluate(Darkness(), samples).scores
 
 
 @pytest.mark.parametrize("n_thresholds", [99, None])

@@ -201,3 +201,17 @@ def test_reflection_changes_the_border_alone(size: tuple[int, int]) -> None:
 def test_a_small_map_is_repeated_where_it_cannot_be_mirrored() -> None:
     features = EfficientNetLite(range(7), grid=(4, 4), pretrained=False, padding="reflect")(torch.rand(1, 3, 32, 32))
     assert bool(features.isfinite().all())
+
+
+@pytest.mark.parametrize("padding", ["zero", "reflect"])
+def test_bfloat16_is_near_and_another_type(images: torch.Tensor, padding: str) -> None:
+    exact = make_rgb_extractor("efficientnet_lite0" + ".reflect" * (padding == "reflect"), layers=(1, 2, 4))
+    low = make_rgb_extractor(
+        "efficientnet_lite0" + ".reflect" * (padding == "reflect"), layers=(1, 2, 4), compute_dtype="bfloat16"
+    )
+    expected, found = exact(images), low(images)
+    assert (exact.compute_dtype, low.compute_dtype, found.dtype) == ("float32", "bfloat16", torch.float32)
+    assert not torch.equal(found, expected)
+    assert float((found - expected).norm() / expected.norm()) < 0.1  # a bfloat16 has 8 bits, the network 50 layers
+    with pytest.raises(InputError, match="compute_dtype: expected"):
+        EfficientNetLite(pretrained=False, compute_dtype="half")  # type: ignore[arg-type]

@@ -144,8 +144,9 @@ def test_every_argument_is_declared_once() -> None:
                     if said and isinstance(before, ast.AnnAssign):
                         declared.setdefault(ast.unparse(before.target), []).append(f"{path.name}: {cls.name}")
     several = {name: places for name, places in declared.items() if len(places) > 1}
-    # One word of two papers, for two things; and the grid, which may be left to the banks where they have their own.
-    assert several.keys() <= {"aggregation", "decision", "grid"}, several
+    # One word of two papers, for two things; the grid, which may be left to the banks where they have their own; and
+    # the number type, of which PatchCore takes one more.
+    assert several.keys() <= {"aggregation", "compute_dtype", "decision", "grid"}, several
     assert {name for method in EVERY for name in declarations(method)} <= declared.keys()
 
 
