@@ -97,10 +97,10 @@ class PatchCore(OneGridMethod):
 
     def _ready_extractors(self, dataset: Samples, stages: Stages) -> None:
         """Measure how the network rounds, on training images from all over the data set, or take what was measured."""
+        if self.compute_dtype != "int8":
+            return
         network: Any = self.extractors_.networks["rgb"]
         scales = network.int8 if self.tiles is None else network.network.int8
-        if scales is None:
-            return
 
         def write(path: Path) -> None:
             with doing("measuring how the network rounds to 8 bits"):
