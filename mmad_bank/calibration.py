@@ -214,6 +214,16 @@ class Calibration:
         """The smallest false-alarm rate that so many images can promise, 1/(n + 1)."""
         return 1 / (len(self) + 1)
 
+    @property
+    def least_rate(self) -> float:
+        """The smallest false-alarm rate that there is a threshold for: extrapolated, where a tail can be fitted.
+
+        Example:
+            >>> Calibration(range(9)).least_rate, Calibration(range(99)).least_rate
+            (0.1, 0.001)
+        """
+        return self.smallest_rate * (FARTHEST if len(self) >= LEAST_FOR_TAIL else 1)
+
     def p_values(self, scores: ArrayLike | float) -> Tensor:
         """Return the conformal p-values of new scores, (1 + #{held-out scores ≥ s}) / (n + 1).
 

@@ -121,6 +121,12 @@ class Frozen(nn.Module):
         compiled = self.__dict__.setdefault("_compiled", _Compiled())
         return compiled(self, x)
 
+    def warm_up(self, size: int) -> None:
+        """Compile the network for images of size × size pixels now, if the runtime would do so for the first ones."""
+        if self.runtime != "torch" and next(self.parameters()).device.type == "cpu":
+            with torch.no_grad():
+                self.run(torch.zeros(1, 3, size, size))
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_compiled"}
 

@@ -147,6 +147,12 @@ class TiledExtractor(nn.Module):
         assert isinstance(self.network, Frozen)
         return TiledExtractor(self.network.by(runtime), self.image_size, self.tile, self.overlap)
 
+    def warm_up(self, size: int) -> None:
+        """Compile the network for tiles now, see :meth:`Frozen.warm_up`; the size of the whole image does not count."""
+        del size
+        assert isinstance(self.network, Frozen)
+        self.network.warm_up(self.tile)
+
     def measure_int8(self, images: Tensor) -> None:
         """Show the network a tile of each image (B, 3, S, S), here and there in it, see :meth:`Frozen.measure_int8`."""
         assert isinstance(self.network, Frozen)

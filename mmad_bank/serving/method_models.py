@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from mmad_bank.errors import InputError
-from mmad_bank.serving.models import RATE, Answer, Card, TensorInfo, Work, check_spelling, rate_of
+from mmad_bank.serving.models import RATE, RULE_PARAMETERS, Answer, Card, TensorInfo, Work, check_spelling, rate_of
 
 if TYPE_CHECKING:
     from mmad_bank.data import Sample
@@ -34,6 +34,7 @@ class ServedMethod:
 
     def __init__(self, method: Method) -> None:
         self.method = method
+        _warm_up(method)  # now, so that the first request does not wait for it
         self.card = _card_of(method)
 
     @property
@@ -63,6 +64,13 @@ class ServedMethod:
         explanation = {part: explanation_of(self.method, prediction, part, n) for part in prediction.parts} if n else {}
         verdicts = [] if prediction.verdict is None else [prediction.verdict]
         return Answer({}, {}, verdicts, Explained(prediction, self.method, explanation))
+
+
+def _warm_up(method: Any) -> None:
+    """Let the networks be compiled that a runtime compiles."""
+    for network in getattr(getattr(method, "extractors_", None), "networks", {}).values():
+        if hasattr(network, "warm_up"):
+            network.warm_up(method.image_size)
 
 
 def _at_rate(prediction: Prediction, judged: Method) -> Prediction:
@@ -101,6 +109,7 @@ def _card_of(method: Method) -> Card:
     scale = method.map_scale_
     facts: dict[str, Any] = {
         "method": method.name, "categories": list(method.categories_), "calibrated": method.calibration_ is not None,
+        "least_rate": None if method.calibration_ is None else method.calibration_.own.least_rate,
         "needs": sorted(needed), "map_scale": None if scale is None else list(scale.limits()),
     }  # fmt: skip
     return Card(f"mmad-bank_{method.name}", inputs, tuple(outputs), facts)
@@ -131,6 +140,9 @@ def method_work(card: Card, inputs: Mapping[str, np.ndarray], parameters: Mappin
     if len(sizes) > 1:
         raise InputError(f"inputs: expected rgb and xyz of one size, found {' and '.join(map(str, sorted(sizes)))}")
     check_spelling(parameters, (RATE,))
+    for name in RULE_PARAMETERS:
+        if name in parameters:
+            raise InputError(f"parameters: expected {RATE}, found {name}, which is for banks: a method has its rule")
     rate = rate_of(parameters)
     return Work(arrays, ("tensors", rate), next(iter(sizes))[0], {"rate": rate})
 

@@ -138,7 +138,7 @@ def check_inputs(card: Card, inputs: Mapping[str, np.ndarray]) -> None:
 
 # Banks.
 
-_RULE_PARAMETERS = ("reweight", "n_neighbors")
+RULE_PARAMETERS = ("reweight", "n_neighbors")
 _ENOUGH = 32768  # patches; a search of more is no faster
 _space = threading.local()
 RATE = "false_alarm_rate"
@@ -289,8 +289,8 @@ def bank_work(
         raise InputError(f"inputs: patches: expected shape [B, P, {dim}] or [P, {dim}], not empty, found {found}")
     if rows.dtype not in (np.float32, np.float16):
         raise InputError(f"inputs: patches: expected FP32 or FP16, found {rows.dtype.name}")
-    check_spelling(parameters, (*_RULE_PARAMETERS, RATE))
-    given = {name: parameters[name] for name in _RULE_PARAMETERS if name in parameters}
+    check_spelling(parameters, (*RULE_PARAMETERS, RATE))
+    given = {name: parameters[name] for name in RULE_PARAMETERS if name in parameters}
     reweight = given.get("reweight", card.facts["reweight"])
     neighbors = given.get("n_neighbors", None if "reweight" in given else card.facts["n_neighbors"])
     if neighbors is not None and (not isinstance(neighbors, int) or isinstance(neighbors, bool)):

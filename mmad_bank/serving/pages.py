@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -37,7 +38,7 @@ def routes_page(description: Mapping[str, Any]) -> str:
                 for part in one.get("parameters", ())
             ]
             more = f"<ul>{''.join(parameters)}</ul>" if parameters else ""
-            words = escape(one.get("description", ""))
+            words = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(one.get("description", "")))
             entries.append(f"<dt>{method.upper()} {escape(path)}</dt><dd>{words}{more}</dd>")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,'

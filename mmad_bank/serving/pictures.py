@@ -8,7 +8,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
+from pydantic import BeforeValidator
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException
 
@@ -73,7 +74,9 @@ def picture_routes(backend: Backend) -> APIRouter:
         ] = None,
         explain: Annotated[int, Query(ge=0, le=100, description="Number of normal patches to name.")] = 4,
         false_alarm_rate: Annotated[
-            float | None, Query(gt=0, lt=1, description="Share of normal images that may be called bad.")
+            float | None,
+            BeforeValidator(_share),
+            Query(gt=0, lt=1, description="Share of normal images that may be called bad, such as 0.05 or 5%."),
         ] = None,
         units: Annotated[_Units | None, Query(description="Unit of the point cloud; default: the model's.")] = None,
         force: Annotated[bool, Query(description="Score what the model was not made for, too.")] = False,
@@ -116,6 +119,19 @@ def picture_routes(backend: Backend) -> APIRouter:
     return router
 
 
+def _share(value: Any) -> Any:
+    """Return the number of a percentage; what is none is looked at by others.
+
+    Example:
+        >>> _share("5%"), _share("0.05"), _share("five%")
+        (0.05, '0.05', 'five%')
+    """
+    if isinstance(value, str) and value.strip().endswith("%"):
+        with suppress(ValueError):
+            return float(value.strip()[:-1]) / 100
+    return value
+
+
 def _kinds(words: str, as_png: bool) -> tuple[str, ...]:
     """Read which pictures are wanted.
 
@@ -151,7 +167,12 @@ async def _form(request: Request, backend: Backend) -> FormData:
             raise
         detail = getattr(error, "detail", error)
         raise Problem(400, f"body: expected a form with files, found something else ({str(detail)[:80]})") from error
+    names = [name for name, _ in form.multi_items()]
     for name, one in form.multi_items():
+        if names.count(name) > 1:
+            raise Problem(
+                400, f"body: expected one file {name[:40]}, found {names.count(name)}; send a request for each"
+            )
         if name not in ("image", "depth") or not isinstance(one, UploadFile):
             raise Problem(400, f"body: expected the files image and depth, found {name[:40]!r}")
     return form

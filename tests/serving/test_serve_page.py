@@ -91,6 +91,31 @@ def test_a_picture_with_depth_on_a_phone(folder: Path, page: Browser, service: S
     page.until("!document.getElementById('result').hidden")
     assert text(page, "verdict") == "No verdict"
     assert page.run("document.documentElement.scrollWidth") <= 390
+    # The next picture is of another part: it is not scored with this one's depth, and this one's verdict goes.
+    page.upload("#image", sample / "rgb" / "002.png")
+    page.until("document.getElementById('image-name').textContent === '002.png'")
+    assert page.run("document.getElementById('result').hidden")
+    assert page.run("document.getElementById('score').disabled")
+    assert text(page, "status") == "The model needs a file of depth, too."
+    page.upload("#depth", sample / "xyz" / "002.tiff")
+    page.until("!document.getElementById('result').hidden")
+    assert text(page, "about").startswith("002")
+    assert page.errors == []
+
+
+@in_browser
+def test_another_model_leaves_no_verdict_of_the_one_before(folder: Path, page: Browser, service: Service) -> None:
+    page.open(f"{service.url}/?model=tile")
+    page.until("document.getElementById('model').value === 'tile' && document.getElementById('depth-zone').hidden")
+    rates = "[...document.getElementById('rate').options].map((one) => one.disabled)"
+    assert page.run(rates) == [False, False, True, True, True]  # 12 held-out images promise 1/13
+    page.upload("#image", folder / "bad.png")
+    page.until("!document.getElementById('result').hidden")
+    script = "(() => { const m = document.getElementById('model'); m.value = 'part';"
+    page.run(script + " m.dispatchEvent(new Event('change')) })()")
+    page.until("!document.getElementById('depth-zone').hidden")
+    assert page.run("document.getElementById('result').hidden")
+    assert page.run("document.getElementById('score').disabled")
     assert page.errors == []
 
 

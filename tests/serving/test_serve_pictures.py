@@ -114,6 +114,55 @@ def test_normal_patches_whose_pictures_are_not_there_are_named_alone(
     )  # fmt: skip
 
 
+def test_one_part_is_judged_at_a_time(place: Place) -> None:
+    files = [("a.png", (place.pictures / "1.png").read_bytes()), ("b.png", (place.pictures / "2.png").read_bytes())]
+    body = b"".join(
+        b'--x\r\nContent-Disposition: form-data; name="image"; filename="%s"\r\n\r\n%s\r\n' % (name.encode(), content)
+        for name, content in files
+    )
+    reply = place.service.ask(
+        "POST", "/predict/tile", body + b"--x--\r\n", Content_Type="multipart/form-data; boundary=x"
+    )
+    assert (reply.status, reply.json["error"]) == (
+        400, "body: expected one file image, found 2; send a request for each",
+    )  # fmt: skip
+
+
+def test_rates_may_be_percentages_and_rules_are_for_banks(place: Place) -> None:
+    picture = place.pictures / "new" / "bad.png"
+    found, same = (
+        send(place.service, "tile", f"?pictures=none&false_alarm_rate={rate}", image=picture).json
+        for rate in ("10%25", "0.1")
+    )
+    assert found == same
+    assert found["false_alarm_rate"] == 0.1
+    assert send(place.service, "tile", "?false_alarm_rate=ten%25", image=picture).status == 422
+    rgb = read_rgb(picture)
+    tensor = {"name": "rgb", "datatype": "UINT8", "shape": list(rgb.shape), "data": rgb.ravel().tolist()}
+    asked = {"inputs": [tensor], "parameters": {"reweight": "max"}}
+    reply = place.service.ask("POST", "/v2/models/tile/infer", asked)
+    assert (reply.status, reply.json["error"]) == (
+        400, "parameters: expected false_alarm_rate, found reweight, which is for banks: a method has its rule",
+    )  # fmt: skip
+
+
+def test_a_loaded_model_has_its_networks_compiled(place: Place) -> None:
+    pytest.importorskip("openvino")
+    from mmad_bank.serving.backend import load_place
+    from mmad_bank.serving.catalog import Catalog
+    from mmad_bank.serving.settings import Settings
+
+    found = Catalog(place.models).find("tile")
+    assert found is not None
+    for runtime, there in ((None, False), ("openvino", True)):
+        served = load_place(found, Settings(place.models, runtime=runtime))
+        network = served.method.extractors_.networks["rgb"]
+        assert ("_compiled" in network.__dict__) == there
+    made = network.__dict__["_compiled"]._made
+    served.method.predict(place.pictures / "1.png")
+    assert network.__dict__["_compiled"]._made is made
+
+
 def test_a_picture_may_be_the_whole_answer(place: Place) -> None:
     picture = place.pictures / "new" / "bad.png"
     reply = send(place.service, "tile", "?pictures=overlay&side=64", "image/png", image=picture)

@@ -4,7 +4,7 @@
   const RAMP = [[0.25, 87, 16, 110], [0.4, 137, 34, 106], [0.55, 188, 55, 84], [0.7, 227, 89, 51], [0.85, 249, 142, 9], [0.95, 246, 215, 70], [1, 252, 255, 164]];
   const POINTS = /\.(ply|pcd)$/i, TIFF = /\.tiff?$/i, SIDE = 1600;
   const files = { image: null, depth: null };
-  let needs = null, shown = null, round = 0;
+  let needs = null, shown = null, round = 0, leastRate = 0, scored = false;
 
   const colour = (level) => {
     const at = 0.25 + 0.75 * level;
@@ -46,6 +46,7 @@
   async function chooseModel() {
     const name = $("model").value;
     needs = null;
+    forget();
     try {
       const card = await ask(`v2/models/${encodeURIComponent(name)}`);
       if (name !== $("model").value) return;
@@ -54,6 +55,9 @@
       if ($("depth-zone").hidden) take("depth", null);
       $("image-zone").hidden = false;
       $("rate").disabled = !card.parameters.calibrated;
+      leastRate = card.parameters.least_rate ?? 0;
+      for (const option of $("rate").options) option.disabled = option.value !== "" && Number(option.value) < leastRate * (1 - 1e-9);
+      if ($("rate").selectedOptions[0].disabled) $("rate").value = "";
       say("");
     } catch (error) { say(error.message, true); }
     update();
@@ -68,6 +72,12 @@
     update();
   }
 
+  function forget() {  // no verdict stays beside files or a model that it is not of
+    round++;
+    shown = null;
+    $("result").hidden = true;
+  }
+
   const complete = () => {
     if (!needs) return false;  // what the model takes is not known yet
     if (files.depth && POINTS.test(files.depth.name) && !files.image) return true;
@@ -75,15 +85,20 @@
   };
   function update() { $("score").disabled = !$("model").value || !complete(); }
   function taken(list, kind) {
+    if (scored) for (const one of ["image", "depth"]) take(one, null);  // a file after a verdict is of another part
+    scored = false;
+    forget();
     for (const file of list) {
       const deep = POINTS.test(file.name) || (TIFF.test(file.name) && (list.length > 1 || files.image) && needs?.includes("xyz"));
       take(list.length > 1 || POINTS.test(file.name) ? (deep ? "depth" : "image") : kind, file);
     }
     if (complete() && $("model").value) submit();
+    else if (needs && $("model").value) say(`The model needs a ${files.image ? "file of depth" : "picture"}, too.`);
   }
 
   async function submit() {
     const mine = ++round, body = new FormData(), begin = performance.now();
+    scored = true;
     for (const kind of ["image", "depth"]) if (files[kind]) body.append(kind, files[kind]);
     const query = new URLSearchParams({ pictures: "map,image,nearest", side: SIDE });
     if ($("rate").value && !$("rate").disabled) query.set("false_alarm_rate", $("rate").value);
@@ -94,7 +109,7 @@
       if (mine !== round) return;
       await show(said, performance.now() - begin);
       say("");
-    } catch (error) { if (mine === round) { $("result").hidden = true; say(error.message, true); } }
+    } catch (error) { if (mine === round) { scored = false; $("result").hidden = true; say(error.message, true); } }
     update();
   }
 
@@ -121,10 +136,11 @@
     $("notes").hidden = !said.notes.length;
     rows("regions", said.regions.map((one, i) => [i + 1, number(one.peak), number(one.p_value, 3), one.area, boxWords(one.box)]));
     $("no-regions").textContent = said.regions.length ? "Places are x, y of the first pixel, and of the one behind the last." : said.verdict === null ? "The model is not calibrated." : "None.";
-    const nearest = Object.entries(said.explanation).flatMap(([part, one]) => one.nearest_normal_patches.map((patch) => [Object.keys(said.explanation).length > 1 ? `${part}: ${patch.sample ?? "–"}` : patch.sample ?? "–", boxWords(patch.box), number(patch.distance)]));
+    const several = Object.keys(said.explanation).length > 1;
+    const nearest = Object.entries(said.explanation).flatMap(([part, one]) => one.nearest_normal_patches.map((patch) => [several ? `${part}: ${patch.sample ?? "–"}` : patch.sample ?? "–", boxWords(patch.box), number(patch.distance)]));
     rows("nearest", nearest);
-    $("crops").replaceChildren(...Object.entries(said.explanation).flatMap(([part, one]) => cropsOf(part, one, Object.keys(said.explanation).length > 1)));
-    $("no-nearest").textContent = nearest.length ? "Those that are nearest to the worst patch, which is dashed in the picture." : "This model has no bank that could name them.";
+    $("crops").replaceChildren(...Object.entries(said.explanation).flatMap(([part, one]) => cropsOf(part, one, several)));
+    $("no-nearest").textContent = !nearest.length ? "This model has no bank that could name them." : several ? "Those that are nearest to the worst patch of each bank, which is dashed in the picture." : "Those that are nearest to the worst patch, which is dashed in the picture.";
     $("low").textContent = number(said.map_scale[0], 3);
     $("high").textContent = number(said.map_scale[1], 3);
     $("result").hidden = false;
@@ -143,7 +159,7 @@
       whole.append(image, Object.assign(document.createElement("figcaption"), { textContent: words }));
       return whole;
     };
-    const normal = there.map((patch) => figure(patch.png, `${patch.sample.split("/").pop()}, ${number(patch.distance, 3)}`, "normal"));
+    const normal = there.map((patch) => figure(patch.png, `${patch.sample.split("/").pop()}\ndistance ${number(patch.distance, 3)}`, "normal"));
     return [figure(one.png, several ? `${part}: the worst patch` : "the worst patch", "worst"), ...normal];
   }
 
@@ -196,14 +212,21 @@
         context.strokeRect(left * scale, top * scale, (right - left) * scale, (bottom - top) * scale);
       }
     };
+    const label = (words, x, y) => {
+      const at = [Math.max(0, Math.min(x, canvas.width - context.measureText(words).width - 2)), Math.min(y, canvas.height - 3)];
+      context.setLineDash([]); context.lineWidth = 3 * width; context.strokeStyle = "#111"; context.strokeText(words, ...at);
+      context.fillStyle = "#fff"; context.fillText(words, ...at);
+    };
     context.font = `600 ${Math.max(12, 9 * width)}px sans-serif`;
     said.regions.slice(0, 9).forEach((one, i) => {
       stroke(one.box, []);
-      const words = `${i + 1}`, [x, y] = [one.box[1] * scale + 3, Math.max(one.box[0] * scale - 4, 9 * width)];
-      context.setLineDash([]); context.lineWidth = 3 * width; context.strokeStyle = "#111"; context.strokeText(words, x, y);
-      context.fillStyle = "#fff"; context.fillText(words, x, y);
+      label(`${i + 1}`, one.box[1] * scale + 3, Math.max(one.box[0] * scale - 4, 9 * width));
     });
-    for (const one of Object.values(said.explanation)) stroke(one.box, [4 * width, 3 * width]);
+    const parts = Object.entries(said.explanation);
+    for (const [part, one] of parts) {
+      stroke(one.box, [4 * width, 3 * width]);
+      if (parts.length > 1) label(part, one.box[1] * scale, one.box[2] * scale + 11 * width);
+    }
   }
 
   $("ramp").style.background = `linear-gradient(90deg, ${[0, 0.2, 0.4, 0.6, 0.8, 1].map((level) => `rgb(${colour(level)})`).join(", ")})`;
