@@ -137,7 +137,8 @@
     rows("regions", said.regions.map((one, i) => [i + 1, number(one.peak), number(one.p_value, 3), one.area, boxWords(one.box)]));
     $("no-regions").textContent = said.regions.length ? "Places are x, y of the first pixel, and of the one behind the last." : said.verdict === null ? "The model is not calibrated." : "None.";
     const several = Object.keys(said.explanation).length > 1;
-    const nearest = Object.entries(said.explanation).flatMap(([part, one]) => one.nearest_normal_patches.map((patch) => [several ? `${part}: ${patch.sample ?? "–"}` : patch.sample ?? "–", boxWords(patch.box), number(patch.distance)]));
+    const broken = (name) => name?.replaceAll("/", "/\u200b") ?? "–";  // lines may end behind a slash
+    const nearest = Object.entries(said.explanation).flatMap(([part, one]) => one.nearest_normal_patches.map((patch) => [several ? `${part}: ${broken(patch.sample)}` : broken(patch.sample), boxWords(patch.box), number(patch.distance)]));
     rows("nearest", nearest);
     $("crops").replaceChildren(...Object.entries(said.explanation).flatMap(([part, one]) => cropsOf(part, one, several)));
     $("no-nearest").textContent = !nearest.length ? "This model has no bank that could name them." : several ? "Those that are nearest to the worst patch of each bank, which is dashed in the picture." : "Those that are nearest to the worst patch, which is dashed in the picture.";
