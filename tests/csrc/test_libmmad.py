@@ -619,42 +619,141 @@ class TestExamples:
             assert done.stderr.startswith("error: ")
             assert done.stderr.endswith(f"{words}\n")
 
-    def test_a_picture_is_judged_as_by_python(self, prefix: Path, tmp_path: Path) -> None:
-        """From the pixels to the verdict: the exported extractor by OpenVINO, its features by libmmad."""
-        openvino = pytest.importorskip("openvino")
-        for package in ("onnxscript", "onnxruntime", "timm", "PIL"):
-            pytest.importorskip(package)
-        sys.path.append(str(HERE.parent))
-        from data_trees import add_picture
-        from helpers import good, small_settings
-        from PIL import Image
 
+@pytest.fixture(scope="module")
+def inspector(prefix: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build examples/onnx; lay a model, exports of it at two rates, and pictures beside it. Return the folder."""
+    openvino = pytest.importorskip("openvino")
+    for package in ("onnxscript", "onnxruntime", "timm", "PIL"):
+        pytest.importorskip(package)
+    sys.path.append(str(HERE.parent))
+    from data_trees import add_picture
+    from helpers import good, small_settings
+    from PIL import Image
+
+    from mmad_bank.exporting import export
+    from mmad_bank.methods import load
+
+    folder = tmp_path_factory.mktemp("inspector")
+    for number in range(24):
+        add_picture(folder / "good" / f"{number}.png", size=(96, 128), seed=number)
+    settings = (*small_settings(64, 8, 0.5, calibration="folds"), "--set", "reweight=top")
+    good("fit", "patchcore", folder / "good", "--out", folder / "model", *settings)
+    for name, rate in (("promised", None), ("extrapolated", 0.01)):
+        export(load(folder / "model").with_arguments(false_alarm_rate=rate), folder / name)
+    for name in ("plain", "spot"):
+        add_picture(folder / f"{name}.png", size=(96, 128), seed=40, spot=name == "spot")
+        Image.open(folder / f"{name}.png").convert("RGB").save(folder / f"{name}.ppm")
+    found = f"{prefix};{Path(openvino.__file__).parent / 'cmake'}"
+    libmmad.run("cmake", "-S", EXAMPLES / "onnx", "-B", folder / "build", f"-DCMAKE_PREFIX_PATH={found}")
+    libmmad.run("cmake", "--build", folder / "build")
+    return folder
+
+
+def inspect(folder: Path, *arguments: object) -> tuple[int, str, str]:
+    """Run the program in its folder; return exit code, standard output and standard error."""
+    command = [folder / "build/inspect", *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def changed(export: Path, into: Path, place: str, value: object) -> Path:
+    """Copy an export, another value at a place of its export.json."""
+    shutil.copytree(export, into)
+    table = said = json.loads((into / "export.json").read_text())
+    *names, last = place.split(".")
+    for name in names:
+        table = table[name]
+    assert last in table
+    table[last] = value
+    (into / "export.json").write_text(json.dumps(said))
+    return into
+
+
+class TestPictures:
+    """examples/onnx: from the pixels to the verdict by the exported extractor, OpenVINO and libmmad."""
+
+    @pytest.mark.parametrize(
+        ("export", "rate", "arguments"),
+        [
+            ("promised", None, ()),
+            ("extrapolated", 0.01, ()),
+            ("extrapolated", 0.05, ("5%",)),
+            ("promised", 0.1, (0.1,)),
+        ],
+    )
+    def test_a_picture_is_judged_as_by_python(
+        self, inspector: Path, export: str, rate: float | None, arguments: tuple[object, ...]
+    ) -> None:
         from mmad_bank.methods import load
 
-        for number in range(12):
-            add_picture(tmp_path / "good" / f"{number}.png", size=(96, 128), seed=number)
-        settings = (*small_settings(64, 8, 0.5, calibration="folds"), "--set", "reweight=top")
-        good("fit", "patchcore", tmp_path / "good", "--out", tmp_path / "model", *settings)
-        good("export", tmp_path / "model", "--out", tmp_path / "export")
-        found = f"{prefix};{Path(openvino.__file__).parent / 'cmake'}"
-        libmmad.run("cmake", "-S", EXAMPLES / "onnx", "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={found}")
-        libmmad.run("cmake", "--build", tmp_path / "build")
-        model, verdicts = load(tmp_path / "model"), set()
-        for name, spot in (("plain", False), ("spot", True)):
-            add_picture(tmp_path / f"{name}.png", size=(96, 128), seed=40, spot=spot)
-            Image.open(tmp_path / f"{name}.png").convert("RGB").save(tmp_path / f"{name}.ppm")
-            said = libmmad.run(tmp_path / "build/inspect", tmp_path / "export", tmp_path / f"{name}.ppm")
-            score, p_value, verdict = re.fullmatch(r"score (\S+), p-value (\S+): (\w+) at a .*\n", said).groups()
-            expected = model.predict(tmp_path / f"{name}.png")
+        model = load(inspector / "model").with_arguments(false_alarm_rate=rate)
+        for name, verdict in (("plain", "good"), ("spot", "bad")):
+            expected = model.predict(inspector / f"{name}.png")
+            assert expected.verdict == verdict
+            code, said, _ = inspect(inspector, export, f"{name}.ppm", *arguments)
+            score, p_value, *words = re.fullmatch(
+                r"score (\S+), p-value (\S+): (\w+) at a false-alarm rate of (\S+?)( \(extrapolated\))?\n", said
+            ).groups()
             assert float(score) == pytest.approx(expected.score, rel=2e-3)
-            assert (float(p_value), verdict) == (pytest.approx(expected.p_value, rel=1e-5), expected.verdict)
-            verdicts.add(verdict)
-        assert verdicts == {"good", "bad"}
-        done = subprocess.run(
-            [tmp_path / "build/inspect", tmp_path / "export", tmp_path / "spot.png"], capture_output=True, text=True,
-            check=False,
-        )  # fmt: skip
-        assert (done.returncode, done.stderr) == (
-            2,
-            f"error: {tmp_path / 'spot.png'}: expected a binary PPM (P6) of 8 bits\n",
-        )
+            assert float(p_value) == pytest.approx(expected.p_value, rel=1e-5)
+            assert words == [verdict, f"{expected.threshold.rate:g}", " (extrapolated)" if rate == 0.01 else None]
+            assert code == (4 if verdict == "bad" else 0)
+
+    def test_the_limit_of_the_export_counts(self, inspector: Path, tmp_path: Path) -> None:
+        high = changed(inspector / "extrapolated", tmp_path / "high", "decision.verdict.bad_above", 1e6)
+        code, said, _ = inspect(inspector, high, "spot.ppm")
+        assert (code, "p-value 0.04: good at a false-alarm rate of 0.01 (extrapolated)" in said) == (0, True)
+
+    @pytest.mark.parametrize("rate", ["2", "1", "0", "-0.1", "100%", "five", "", "%", "nan", "0x1p-4", "1e-400"])
+    def test_what_is_no_rate_gets_a_line(self, inspector: Path, rate: str) -> None:
+        words = f"error: RATE: expected a share above 0 and below 1, such as 0.01 or 1%, found '{rate}'\n"
+        assert inspect(inspector, "promised", "spot.ppm", rate) == (2, "", words)
+
+    @pytest.mark.parametrize(("rate", "found"), [("1%", "0.01"), ("1e-6", "1e-06"), ("0.0399", "0.0399")])
+    def test_a_rate_that_cannot_be_promised_gets_a_line(self, inspector: Path, rate: str, found: str) -> None:
+        words = "at least 1/(n + 1) = 0.04 with 24 held-out images, or none for the model's own rate"
+        said = (2, "", f"error: RATE: expected {words}, found {found}\n")
+        assert inspect(inspector, "extrapolated", "spot.ppm", rate) == said
+        assert inspect(inspector, "extrapolated", "spot.ppm", "0.04")[0] == 4
+
+    @pytest.mark.parametrize(
+        ("place", "value", "words"),
+        [
+            ("method", "m3dm", "a PatchCore, which has one bank, found m3dm"),
+            ("networks.rgb.prepares", False, "a model that keeps the background, found one whose network takes prepared"
+             " squares, no pictures"),
+            ("roi", {"size": [96, 128]}, "a model without a region of interest, found roi: its bank knows no patch"
+             " outside"),
+            ("arguments.views", "{part}_{view}", "a model that judges each picture by itself, found views: it judges"
+             " the pictures of a part"),
+            ("calibration", None, "a calibrated model, found one that is not: no verdict follows from its scores"),
+            ("version", 2, "what mmad-bank export writes, version 1, found another file"),
+            ("banks.rgb.divisor", "1", "a number as divisor, found text"),
+            ("banks", {}, "banks.rgb, found none"),
+            ("banks.rgb.reweight", "new", "m3dm, patchcore, max or top as reweight, found another word"),
+            ("banks.rgb.n_neighbors", 0.5, "a whole number from 1 to 1000000 as n_neighbors, found 0.5"),
+        ],
+    )  # fmt: skip
+    def test_an_export_that_is_not_for_it_gets_a_line(
+        self, inspector: Path, tmp_path: Path, place: str, value: object, words: str
+    ) -> None:
+        another = changed(inspector / "promised", tmp_path / "another", place, value)
+        assert inspect(inspector, another, "spot.ppm") == (2, "", f"error: export.json: expected {words}\n")
+
+    def test_a_file_that_cannot_be_used_gets_a_line(self, inspector: Path, tmp_path: Path) -> None:
+        words = "spot.png: expected a binary PPM (P6) of 8 bits"
+        assert inspect(inspector, "promised", "spot.png") == (2, "", f"error: {words}\n")
+        assert inspect(inspector, "good", "spot.ppm") == (2, "", "error: good/export.json: cannot be read\n")
+        assert inspect(inspector, "promised")[:2] == (2, "")
+        damaged = tmp_path / "damaged"
+        shutil.copytree(inspector / "promised", damaged)
+        (damaged / "rgb.onnx").write_bytes((damaged / "rgb.onnx").read_bytes()[:100_000])
+        words = f"{damaged}/rgb.onnx: OpenVINO cannot run it; is the file whole?"
+        assert inspect(inspector, damaged, "spot.ppm") == (2, "", f"error: {words}\n")
+        whole = (damaged / "export.json").read_text()
+        for text in ("", whole[:-5], f"{whole}]", whole.replace(",", "", 1), "[" * 100_000, '{"a": "\\x"}', "[1,]"):
+            (damaged / "export.json").write_text(text)
+            code, said, line = inspect(inspector, damaged, "spot.ppm")
+            assert (code, said) == (2, "")
+            assert re.fullmatch(r"error: export.json: expected JSON, found something else at byte \d+\n", line)
