@@ -25,7 +25,12 @@ _WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 
 def announced(request: Request, most: int) -> int:
-    """Return the bytes that a request announces; the most that it may have where it does not say."""
+    """Return the bytes that a request announces; the most that it may have where it does not say.
+
+    A body in chunks is as long as they are, whatever its head says beside them: h11 lets such a head pass.
+    """
+    if "transfer-encoding" in request.headers:
+        return most
     text = request.headers.get("content-length", "")
     return int(text) if text.isascii() and text.isdigit() else most
 

@@ -201,6 +201,17 @@ def said(service: Service, sent: bytes) -> bytes:
     return found
 
 
+def test_a_length_beside_chunks_does_not_count(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("h11")
+    monkeypatch.setattr(heads, "protocol", lambda: "h11")  # httptools refuses such a head
+    head = b"POST /v2/models/tile/infer HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 70000\r\n"
+    body = b"x" * 90_000
+    with running(folder) as service:
+        found = said(service, head + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(body), body))
+    assert b" 400 " in found.splitlines()[0]
+    assert b"body: expected JSON" in found
+
+
 def test_bodies_take_memory_that_no_other_body_has(folder: Path) -> None:
     from mmad_bank.serving import bodies
 
