@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import zlib
 from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,13 +20,17 @@ if TYPE_CHECKING:
 _LARGE = 65536  # bytes; smaller bodies come in one block anyway
 _ALIGNED = 16  # bytes; memory begins at a multiple of that
 _KEPT, _KEPT_BYTES = 64, 1 << 27  # pieces of memory that later bodies may take, and their bytes together
-_UNUSED = 3  # references: of the list, of the loop's variable, of the call that counts them
 _rooms: deque[np.ndarray] = deque()
 _WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 
 def announced(request: Request, most: int) -> int:
-    """Return the bytes that a request announces; the most that it may have where it does not say."""
+    """Return the bytes that a request announces; the most that it may have where it does not say.
+
+    A body in chunks is as long as they are, whatever its head says beside them: h11 lets such a head pass.
+    """
+    if "transfer-encoding" in request.headers:
+        return most
     text = request.headers.get("content-length", "")
     return int(text) if text.isascii() and text.isdigit() else most
 
@@ -67,13 +72,25 @@ def _room(size: int) -> np.ndarray:
 
     It is free when nothing but the list refers to it, so nobody has to give it back. Called on one thread alone.
     """
-    for one in _rooms:
-        if size <= one.nbytes <= 2 * size and sys.getrefcount(one) <= _UNUSED:
+    for one, references in _counted(_rooms):
+        if size <= one.nbytes <= 2 * size and references <= _UNUSED:
             return one[:size]
-    _rooms.append(np.empty(size, np.uint8))
-    while len(_rooms) > _KEPT or (len(_rooms) > 1 and sum(one.nbytes for one in _rooms) > _KEPT_BYTES):
+    made = np.empty(size, np.uint8)
+    if size <= _KEPT_BYTES:
+        _rooms.append(made)
+    while len(_rooms) > _KEPT or sum(one.nbytes for one in _rooms) > _KEPT_BYTES:
         _rooms.popleft()
-    return _rooms[-1][:size]
+    return made[:size]
+
+
+def _counted(rooms: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, int]]:
+    """Yield each piece of memory with the number of references to it, this function's own among them."""
+    for one in rooms:
+        yield one, sys.getrefcount(one)
+
+
+# Looked at and not known: Python 3.14 does not count the reference of a call's argument, earlier ones do.
+_UNUSED = next(references for _, references in _counted([np.empty(0, np.uint8)]))
 
 
 def unpacked(body: bytes, coding: str, most: int) -> bytes:

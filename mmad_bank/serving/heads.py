@@ -26,13 +26,15 @@ class Blocks:
 
     def __init__(self) -> None:
         self._blocks: list[bytes] = []
+        self._size = 0  # counted, as it is asked for at every block, and a chunked body may have one for each byte
 
     def __iadd__(self, block: bytes) -> Blocks:
         self._blocks.append(block)
+        self._size += len(block)
         return self
 
     def __len__(self) -> int:
-        return sum(map(len, self._blocks))
+        return self._size
 
     def __bytes__(self) -> bytes:
         return b"".join(self._blocks)  # of one block, that block itself

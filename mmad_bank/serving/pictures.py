@@ -110,8 +110,9 @@ def picture_routes(backend: Backend) -> APIRouter:
             work = Work({"": sample}, key, 1, options)
             answer: Answer = await backend.while_there(request, backend.score(name, work))
             begin = time.perf_counter()
+            until = request.state.begin + backend.settings.timeout
             response: Response = await backend.in_time(
-                backend.in_thread(_response, name, answer.value, asked, backend.training), request.state.begin
+                backend.in_thread(_response, name, answer.value, asked, backend.training, until), request.state.begin
             )
             backend.metrics.section("encoding", time.perf_counter() - begin)
         return response
@@ -261,14 +262,14 @@ def _id_of(form: FormData) -> str:
     return ""
 
 
-def _response(name: str, found: Explained, asked: _Asked, training: TrainingImages | None) -> Response:
-    """Say what a method has found."""
+def _response(name: str, found: Explained, asked: _Asked, training: TrainingImages | None, until: float) -> Response:
+    """Say what a method has found; after a time the answer is not waited for."""
     prediction = found.prediction
     if not asked.as_png:
         said = described(name, found)
         if "nearest" in asked.kinds:
             said["explanation"] = {
-                part: with_crops(one, name, found.method, found.prediction, part, training)
+                part: with_crops(one, name, found.method, found.prediction, part, training, until)
                 for part, one in found.explanation.items()
             }
         pictures = {kind: _as_json(kind, found, asked.side) for kind in asked.kinds if kind != "nearest"}

@@ -80,20 +80,23 @@ class TrainingImages:
                 dataset = open_dataset(place)
             except MmadBankError:  # pictures in no layout, with names that look like defects' among them
                 dataset = open_dataset(place, layout="pictures")
+            raw = dataset.preparation is None  # its manifest is read here, and may be damaged
         except MmadBankError as error:
             self._warn(model, str(error))
             return None
         recipe = method.preprocessing_
-        if recipe is not None and dataset.preparation is None:
+        if recipe is not None and raw:
             dataset.units = recipe.units or dataset.units
         return _Listed(dataset, {record.id: at for at, record in enumerate(dataset.records)}, time.monotonic())
 
 
 def with_crops(
     said: Mapping[str, Any], model: str, method: Method, prediction: Prediction, part: str,
-    training: TrainingImages | None,
+    training: TrainingImages | None, until: float,
 ) -> dict[str, Any]:  # fmt: skip
     """Return a part's explanation with its patches as PNGs in base64, ``png``; None where an image is not there.
+
+    An image is read once for all of its patches, one image after the other: there may be a hundred, and large ones.
 
     Args:
         said: The explanation, as :func:`mmad_bank.methods.described.explanation_of` words it.
@@ -102,6 +105,7 @@ def with_crops(
         prediction: What it says of the picture.
         part: Name of the part.
         training: Training images.
+        until: Time of ``time.perf_counter`` when nobody waits for the answer any more; no image is read after it.
     """
     from mmad_bank.report.pictures import encoded, patch_crop, shows_depth
 
@@ -110,11 +114,15 @@ def with_crops(
     def crop(image: Sample, place: tuple[int, int]) -> str:
         return base64.b64encode(encoded(patch_crop(image, place, grid, depth))).decode()
 
-    def normal(one: Mapping[str, Any]) -> dict[str, Any]:
-        image = None
-        if training is not None and one["sample"] is not None and one["place"] is not None:
-            image = training.find(model, method, one["sample"])
-        return {**one, "png": None if image is None else crop(image, one["place"])}
-
-    nearest = [normal(one) for one in said["nearest_normal_patches"]]
+    nearest = [{**one, "png": None} for one in said["nearest_normal_patches"]]
+    by_image: dict[str, list[dict[str, Any]]] = {}
+    for one in nearest:
+        if one["sample"] is not None and one["place"] is not None:
+            by_image.setdefault(one["sample"], []).append(one)
+    for sample_id, patches in by_image.items():
+        if training is None or time.perf_counter() > until:
+            break
+        image = training.find(model, method, sample_id)
+        for one in patches:
+            one["png"] = None if image is None else crop(image, one["place"])
     return {**said, "png": crop(prediction.sample, said["worst_patch"]), "nearest_normal_patches": nearest}

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mmad_bank import MemoryBank, ops
-from mmad_bank.data import Sample
+from mmad_bank.data import RegionOfInterest, Sample
 from mmad_bank.exporting.writing import run
 from mmad_bank.features import FPFH
 from mmad_bank.features.point_alignment import PointFeatureAlignment, measured_points
@@ -22,6 +23,7 @@ from mmad_bank.methods.mdss.pdn import foreground_mask, mask_on_grid
 from mmad_bank.methods.mdss.point_patches import cut_patches
 
 Maps = dict[str, np.ndarray]
+ALL = slice(None)
 
 
 def quantized(sample: Sample) -> Sample:
@@ -52,32 +54,75 @@ class Exported:
         image = (sample.rgb * 255).round().to(torch.uint8).numpy()
         return self.run("rgb", images=image[None])[0]
 
-    def _of_cloud(self, sample: Sample) -> np.ndarray:
-        about, size = self.said["modalities"]["xyz"], tuple(sample.xyz.shape[1:])
-        cloud = sample.xyz.permute(1, 2, 0)
-        if about["network"] is None:
-            return FPFH(tuple(about["grid"]))(cloud[None])[0].numpy()
-        points, pixels = measured_points(cloud)
+    def _groups_of(self, sample: Sample) -> tuple[np.ndarray, Tensor, Tensor]:
+        """Return the tokens (1, G, D) of a cloud's groups, the pixels of their centers, and those of all points."""
+        about = self.said["modalities"]["xyz"]
+        points, pixels = measured_points(sample.xyz.permute(1, 2, 0))
         picks = ops.farthest_point_sample(points[None], about["groups"]["number"])[0]
         centers = points[picks]
         members = ops.knn_group(points, centers, about["groups"]["points"])
         groups = points[members] - centers[:, None]
         tokens = self.run(about["network"], groups=groups.numpy(), centers=centers[None].numpy())
+        return tokens, pixels[picks], pixels
+
+    def _of_cloud(self, sample: Sample) -> np.ndarray:
+        about, size = self.said["modalities"]["xyz"], tuple(sample.xyz.shape[1:])
+        cloud = sample.xyz.permute(1, 2, 0)
+        if about["network"] is None:
+            return FPFH(tuple(about["grid"]))(cloud[None])[0].numpy()
+        tokens, at, _ = self._groups_of(sample)
+        points, pixels = measured_points(cloud)
+        centers = cloud.reshape(-1, 3)[at]
         align = PointFeatureAlignment(tuple(about["grid"]), size, interpolation=about["interpolation"])
         aligned = align(torch.from_numpy(tokens), centers[None], [points], [pixels]).numpy()
         return (self.run(about["adaptor"], patches=aligned) if about["adaptor"] else aligned)[0]
 
-    def bank_scores(self, features: Maps) -> tuple[dict[str, float], Maps]:
+    def bank_scores(self, sample: Sample) -> tuple[dict[str, float], Maps]:
         """Return image scores and patch scores (h, w) by bank."""
         images, places = {}, {}
         for name, bank in self.said["banks"].items():
-            own = np.concatenate([self._rows(part, features, bank["grid"]) for part in bank["features"]], axis=1)
-            scores = MemoryBank.load(self.folder / bank["file"]).score(
-                torch.from_numpy(own[None]), reweight=bank["reweight"], n_neighbors=bank["n_neighbors"],
-                divisor=bank["divisor"],
-            )  # fmt: skip
-            images[name], places[name] = float(scores.image[0]), scores.patch[0].numpy().reshape(bank["grid"])
+            if bank["features"][0]["rows"] == "groups":
+                tokens, centers, pixels = self._groups_of(sample)
+                images[name], own = self._scored(bank, tokens[0])
+                places[name] = self._to_pixels(own, centers, pixels, bank["grid"])
+                continue
+            features = self.features(sample)
+            rows = np.concatenate([self._rows(part, features, bank["grid"]) for part in bank["features"]], axis=1)
+            counts = self.counting(sample, bank["grid"])
+            images[name], own = self._scored(bank, rows[counts.ravel()])
+            places[name] = repeated(own, counts)
         return images, places
+
+    def _scored(self, bank: dict[str, Any], rows: np.ndarray) -> tuple[float, np.ndarray]:
+        """Return the image score of rows (P, D), and their own."""
+        scores = MemoryBank.load(self.folder / bank["file"]).score(
+            torch.from_numpy(rows[None]), reweight=bank["reweight"], n_neighbors=bank["n_neighbors"],
+            divisor=bank["divisor"],
+        )  # fmt: skip
+        return float(scores.image[0]), scores.patch[0].numpy()
+
+    def counting(self, sample: Sample, grid: list[int]) -> np.ndarray:
+        """Return which cells (h, w) of a grid count: those that show the picture, within the region of interest."""
+        cells = np.ones(grid, bool)
+        if sample.frame is None:
+            return cells
+        if self.said["roi"] is not None:
+            return RegionOfInterest.from_json(self.said["roi"]).cells(sample.frame, (grid[0], grid[1])).numpy()
+        cells[:] = False
+        cells[sample.frame.cells((grid[0], grid[1]))] = True
+        return cells
+
+    def _to_pixels(self, scores: np.ndarray, centers: Tensor, pixels: Tensor, grid: list[int]) -> np.ndarray:
+        """Bring scores of groups (G,) to the pixels (h, w): by the pixels of their centers, 0 without a point."""
+        there = np.argwhere(np.ones(grid)).astype(float)
+        squared = ((there[:, None] - there[centers.numpy()]) ** 2).sum(-1)
+        weights = 1 / (np.sqrt(squared) + 1e-8)
+        if self.said["modalities"]["xyz"]["interpolation"] == "three_nearest":
+            order = np.argsort(squared, axis=1, kind="stable").argsort(axis=1)
+            weights = (order < 3) / (squared + 1e-8)
+        found = np.zeros(len(there))
+        found[pixels.numpy()] = ((weights @ scores) / weights.sum(1))[pixels.numpy()]
+        return found.reshape(grid)
 
     def _rows(self, part: dict[str, Any], features: Maps, grid: list[int]) -> np.ndarray:
         rows = to_grid(features[part["modality"]], self.said["modalities"][part["modality"]]["grid"], grid)
@@ -125,13 +170,16 @@ class Exported:
         return scores.reshape(about["grid"])
 
 
-def decide(decision: dict[str, Any], images: dict[str, float], places: Maps) -> tuple[float, np.ndarray]:
+def decide(
+    decision: dict[str, Any], images: dict[str, float], places: Maps, shown: tuple[slice, slice] = (ALL, ALL)
+) -> tuple[float, np.ndarray]:
     """Return image score and map of the prepared square by export.json's ``decision``.
 
     Args:
         decision: That object.
         images: Image scores of the banks; none where part scores are those of maps.
         places: Scores (h, w) of patches or pixels by part.
+        shown: Rows and columns of the square that show the picture.
     """
     about, parts = decision["map"], decision["parts"]
 
@@ -151,7 +199,7 @@ def decide(decision: dict[str, Any], images: dict[str, float], places: Maps) -> 
         whole = map_of(join([places[name] for name in parts], axis=0))
     rule = decision["image"]
     if decision["part_scores"] == "map":
-        images = {name: float(map_of(places[name], name).max()) for name in parts}
+        images = {name: float(map_of(places[name], name)[shown].max()) for name in parts}
     if rule["rule"] == "weighted_sum":
         score = sum(rule["weights"][name] * images[name] for name in parts)
     elif rule["rule"] == "power_mean":
@@ -161,7 +209,7 @@ def decide(decision: dict[str, Any], images: dict[str, float], places: Maps) -> 
         score = float(np.prod([images[name] for name in parts]))
     else:
         assert rule["rule"] == "largest"
-        score = whole.max() / divisor(rule["divided_by"], whole)
+        score = whole[shown].max() / divisor(rule["divided_by"], whole)
     return float(score), whole / divisor(about.get("divided_by"), whole)
 
 
@@ -200,6 +248,13 @@ def enlarging(n: int, side: int) -> np.ndarray:
     """Return the matrix (side, n) of bilinear enlarging, pixels' centers at halves."""
     center = ((np.arange(side) + 0.5) * n / side - 0.5).clip(0, n - 1)
     return np.maximum(0, 1 - np.abs(center[:, None] - np.arange(n)))
+
+
+def repeated(scores: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Bring scores (V,) of the cells that count to all cells (h, w): the others take that of the nearest of them."""
+    there, inside = np.argwhere(np.ones_like(counts)), np.argwhere(counts)
+    nearest = ((there[:, None] - inside) ** 2).sum(-1).argmin(1)
+    return scores[nearest].reshape(counts.shape)
 
 
 def to_grid(rows: np.ndarray, grid: list[int], wanted: list[int]) -> np.ndarray:

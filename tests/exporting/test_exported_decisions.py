@@ -11,13 +11,16 @@ import pytest
 for package in ("onnx", "onnxscript", "onnxruntime", "timm", "sklearn"):
     pytest.importorskip(package)
 
-from exported import Exported, decide, quantized
+from data_trees import add_picture
+from exported import ALL, Exported, decide, quantized, repeated
+from PIL import Image
 from small_parts import CFM_ARGUMENTS, RGB, SIZE, a_part
 
 from mmad_bank import exporting
-from mmad_bank.data import Sample
+from mmad_bank.data import RegionOfInterest, Sample, open_dataset
 from mmad_bank.exporting.decisions import decision_of
-from mmad_bank.methods import BTF, CFM, LSFA, M3DM, MDSS, Method
+from mmad_bank.exporting.writing import run
+from mmad_bank.methods import BTF, CFM, LSFA, M3DM, MDSS, Method, PatchCore
 
 POINTS: dict[str, Any] = {"xyz_weights": "random", "num_groups": 24, "group_size": 8}
 FUSION: dict[str, Any] = {**RGB, **POINTS, "uff_steps": 3, "uff_batch": 2, "uff_patches": 16, "calibration": "folds"}
@@ -108,7 +111,7 @@ def test_mdss(mdss: MDSS, parts: list[Sample]) -> None:
 # From the export alone.
 
 
-def agrees(method: Method, folder: Path, sample: Sample) -> None:
+def agrees(method: Method, folder: Path, sample: Sample, accuracy: float = ACCURACY) -> None:
     """The folder's files alone give the method's score, map and verdict."""
     exporting.export(method, folder)
     exported = Exported(folder)
@@ -116,14 +119,16 @@ def agrees(method: Method, folder: Path, sample: Sample) -> None:
     if exported.said["comparison"]:
         places = exported.discrepancies(exported.features(sample))
     elif exported.said["banks"]:
-        images, places = exported.bank_scores(exported.features(sample))
+        images, places = exported.bank_scores(sample)
     else:
         places = exported.branches(sample)
     decision, expected = exported.said["decision"], method.predict(sample)
-    score, whole = decide(decision, images, places)
+    shown = (ALL, ALL) if sample.frame is None else (sample.frame.rows, sample.frame.columns)
+    score, whole = decide(decision, images, places, shown)
     assert score == pytest.approx(expected.score, rel=ACCURACY)
     own = expected.prepared_map.numpy()
-    np.testing.assert_allclose(whole, own, atol=ACCURACY * np.abs(own).max())
+    inside = exported.counting(sample, decision["map"]["size"]) if exported.said["roi"] else np.full(own.shape, True)
+    np.testing.assert_allclose(whole[inside], own[inside], atol=accuracy * np.abs(own).max())
     if expected.verdict is not None:
         assert ("bad" if score > decision["verdict"]["bad_above"] else "good") == expected.verdict
         assert decision["verdict"]["false_alarm_rate"] == pytest.approx(expected.threshold.rate)
@@ -160,3 +165,49 @@ def test_branches_by_their_files(mdss: MDSS, tmp_path: Path) -> None:
     said = Exported(tmp_path / "export").said
     assert sorted(said["networks"]) == ["differences", "signed-distance"]
     assert said["networks"]["signed-distance"]["inputs"]["patches"]["shape"] == ["batch", 60, 3]
+
+
+def a_picture(seed: int, rows: slice, columns: slice) -> Sample:
+    """A raw sample that is no square."""
+    part = a_part(seed)
+    rgb, xyz = (one[:, rows, columns].contiguous() for one in (part.rgb, part.xyz))
+    return Sample(rgb, xyz, None, id=part.id, split="train")
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(slice(12, 52), ALL), (ALL, slice(17, 47))])
+def test_what_is_padding_repeats_what_is_nearest(tmp_path: Path, rows: slice, columns: slice) -> None:
+    """Patches of padding are left out, and take the nearest patch's score for the map; groups have their own rule."""
+    samples = [a_picture(seed, rows, columns) for seed in range(3)]
+    new = a_picture(40, rows, columns)
+    arguments = {**RGB, **POINTS, "calibration": "none"}
+    for number, (own, accuracy) in enumerate((
+        ({"banks": ("rgb",)}, ACCURACY),
+        ({"banks": ("xyz",), "sampling": "groups", "grid": None, "xyz_grid": (8, 8)}, 5e-3),  # distances in float32
+    )):  # fmt: skip
+        method = M3DM(**{**arguments, **own}).fit(samples)
+        agrees(method, tmp_path / f"{number}", quantized(method.prepare(new)), accuracy)
+    cfm = CFM("efficientnet_lite0", **CFM_ARGUMENTS).fit(samples)
+    agrees(cfm, tmp_path / "cfm", quantized(cfm.prepare(new)))
+
+
+def test_what_lies_outside_a_region_of_interest_repeats_what_is_nearest(tmp_path: Path) -> None:
+    mask = np.zeros((96, 128), bool)
+    mask[20:60, 30:100] = mask[70:80, 5:9] = True
+    for number in range(4):
+        add_picture(tmp_path / "good" / f"{number}.png", size=(96, 128), seed=number)
+    add_picture(tmp_path / "new.png", size=(96, 128), seed=9, spot=True)
+    dataset = open_dataset(tmp_path / "good", roi=RegionOfInterest(mask=mask))
+    method = PatchCore(**RGB, calibration="none").fit(dataset)
+    sample = quantized(method.predict(tmp_path / "new.png").sample)
+    exporting.export(method, tmp_path / "export")
+    exported = Exported(tmp_path / "export")
+    counts = exported.counting(sample, [8, 8])
+    picture = np.array(Image.open(tmp_path / "new.png").convert("RGB"))
+    found = run(tmp_path / "export" / "rgb.onnx", {"picture": picture[None]})["features"]
+    score, own = exported._scored(exported.said["banks"]["rgb"], found[0][counts.ravel()])
+    score, whole = decide(exported.said["decision"], {"rgb": score}, {"rgb": repeated(own, counts)})
+    expected = method.predict(tmp_path / "new.png")
+    assert score == pytest.approx(expected.score, rel=2e-3)
+    inside = exported.counting(sample, [SIZE, SIZE])
+    wanted = expected.prepared_map.numpy()[inside]
+    np.testing.assert_allclose(whole[inside], wanted, atol=2e-3 * wanted.max())

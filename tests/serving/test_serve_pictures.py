@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import shutil
+import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +25,9 @@ from serving_models import as_json, decoded, form, save_depth_model, save_pictur
 from mmad_bank.data import read_rgb, read_xyz
 from mmad_bank.methods import load
 from mmad_bank.methods.described import explanation_of, verdict_of
+from mmad_bank.serving import pictures as pictures_door
 from mmad_bank.serving.method_models import sample_of
+from mmad_bank.serving.training import TrainingImages
 
 
 class Place(NamedTuple):
@@ -161,6 +166,49 @@ def test_a_loaded_model_has_its_networks_compiled(place: Place) -> None:
     made = network.__dict__["_compiled"]._made
     served.method.predict(place.pictures / "1.png")
     assert network.__dict__["_compiled"]._made is made
+
+
+def test_a_data_set_whose_manifest_is_damaged_shows_nothing(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = place.pictures / "new" / "bad.png"
+    data = tmp_path / "data"
+    shutil.copytree(place.pictures, data)
+    (data / "prepared.json").write_text("{")
+    with running(place.models, data=data, log_format="text") as service:
+        found = send(service, "tile", "?pictures=nearest", image=picture).json["explanation"]["rgb"]
+    assert [one["png"] for one in found["nearest_normal_patches"]] == [None] * 4
+    assert "no training images model=tile" in capsys.readouterr().err
+
+
+def test_a_training_image_is_read_once_for_all_of_its_patches(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And none any more when the request's time is over."""
+    asked: list[str] = []
+    found = TrainingImages.find
+
+    def find(training: TrainingImages, model: str, method: Any, sample_id: str) -> Any:
+        asked.append(sample_id)
+        time.sleep(0.1)
+        return found(training, model, method, sample_id)
+
+    monkeypatch.setattr(TrainingImages, "find", find)
+    picture = place.pictures / "new" / "bad.png"
+    with running(place.models, data=place.pictures) as service:
+        said = send(service, "tile", "?pictures=nearest&explain=40", image=picture).json["explanation"]["rgb"]
+        nearest = said["nearest_normal_patches"]
+        assert len(nearest) > len(asked) > 5
+        assert sorted(asked) == sorted({one["sample"] for one in nearest})
+        assert all(one["png"] for one in nearest)
+        asked.clear()
+        monkeypatch.setattr(pictures_door, "with_crops", partial(_late, pictures_door.with_crops))
+        said = send(service, "tile", "?pictures=nearest&explain=40", image=picture).json["explanation"]["rgb"]
+    assert not asked
+    assert not any(one["png"] for one in said["nearest_normal_patches"])
+
+
+def _late(function: Any, *arguments: Any) -> Any:
+    """Call a function whose last argument is a time by which it has to end as if that were over."""
+    return function(*arguments[:-1], time.perf_counter() - 1)
 
 
 def test_a_picture_may_be_the_whole_answer(place: Place) -> None:
