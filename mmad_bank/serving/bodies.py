@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,7 @@ _LARGE = 65536  # bytes; smaller bodies come in one block anyway
 _ALIGNED = 16  # bytes; memory begins at a multiple of that
 _KEPT, _KEPT_BYTES = 64, 1 << 27  # pieces of memory that later bodies may take, and their bytes together
 _rooms: deque[np.ndarray] = deque()
+_lock = threading.Lock()  # of the list: a process may have several services
 _WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 
@@ -70,17 +72,18 @@ async def _filled(request: Request, size: int, head: int) -> memoryview:
 def _room(size: int) -> np.ndarray:
     """Return memory of so many bytes that nobody uses: what a former body had, if it fits, as new memory costs more.
 
-    It is free when nothing but the list refers to it, so nobody has to give it back. Called on one thread alone.
+    It is free when nothing but the list refers to it, so nobody has to give it back.
     """
-    for one, references in _counted(_rooms):
-        if size <= one.nbytes <= 2 * size and references <= _UNUSED:
-            return one[:size]
-    made = np.empty(size, np.uint8)
-    if size <= _KEPT_BYTES:
-        _rooms.append(made)
-    while len(_rooms) > _KEPT or sum(one.nbytes for one in _rooms) > _KEPT_BYTES:
-        _rooms.popleft()
-    return made[:size]
+    with _lock:
+        for one, references in _counted(_rooms):
+            if size <= one.nbytes <= 2 * size and references <= _UNUSED:
+                return one[:size]
+        made = np.empty(size, np.uint8)
+        if size <= _KEPT_BYTES:
+            _rooms.append(made)
+        while len(_rooms) > _KEPT or sum(one.nbytes for one in _rooms) > _KEPT_BYTES:
+            _rooms.popleft()
+        return made[:size]
 
 
 def _counted(rooms: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, int]]:
