@@ -41,6 +41,7 @@ LOAD_COLUMNS = [
     Column("p50", "p50, ms", ".1f"),
     Column("p95", "p95, ms", ".1f"),
     Column("p99", "p99, ms", ".1f"),
+    Column("cpu", "clients' own CPU, ms per request", ".2f"),
     Column("requests", "requests", "d", detail=True),
     Column("errors", "errors", "d"),
     Column("different", "other answers", "d", detail=True),
@@ -159,6 +160,7 @@ def _load(folder: Path, data: Any, options: Options) -> Table:
         f"A request is one of {len(images)} images of {images.shape[1]} patches. Service, clients and the direct call"
         f" share the machine's cores and take turns, {rounds} times {seconds:.0f} s each. The ratio is the median over"
         " the turns.",
+        "The clients' own CPU is that of their process, which on a machine of its own would not slow the service down.",
         "'Other answers': bodies that are not, byte for byte, that of the first request with the same image.",
     ]
     return table
@@ -197,6 +199,7 @@ def _joined(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     times = np.concatenate([run["ms"] for run in runs])
     quantiles = dict(zip(("p50", "p95", "p99"), np.percentile(times, (50, 95, 99)).tolist(), strict=True))
     counts = {name: sum(run[name] for run in runs) for name in ("errors", "different")}
+    counts["cpu"] = 1e3 * sum(run["cpu"] for run in runs) / len(times)
     return {"rate": statistics.median(run["rate"] for run in runs), "requests": len(times), **quantiles, **counts}
 
 
@@ -251,7 +254,7 @@ async def ask(arguments: Mapping[str, Any]) -> dict[str, Any]:
     seconds, times, first = arguments["seconds"], list[float](), dict[int, bytes]()
     counts = {"errors": 0, "different": 0}
     order = iter(range(len(sent)))
-    begin = time.perf_counter()
+    begin, used = time.perf_counter(), time.process_time()
 
     async def client(own: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", arguments["port"], limit=1 << 20)
@@ -271,7 +274,7 @@ async def ask(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
     await asyncio.gather(*(client(own) for own in range(arguments["clients"])))
     taken = time.perf_counter() - begin
-    return {"rate": len(times) / taken, "ms": times, **counts}
+    return {"rate": len(times) / taken, "ms": times, "cpu": time.process_time() - used, **counts}
 
 
 def _head(model: str, size: int, head: int) -> bytes:
