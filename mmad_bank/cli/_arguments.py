@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from mmad_bank._internal.limits import bare
+from mmad_bank._internal.shares import number_of
 from mmad_bank._internal.terminal import say
 from mmad_bank._internal.type_words import in_words
 from mmad_bank.errors import InputError, did_you_mean
@@ -21,12 +22,7 @@ _SYNONYMS = {"learning_rate": "lr"}
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-def _parse_float(text: str) -> float:
-    """Read a number or a percentage."""
-    return float(text[:-1]) / 100 if text.endswith("%") else float(text)
-
-
-_NUMBERS: dict[Any, Callable[[str], Any]] = {int: int, float: _parse_float}
+_NUMBERS: dict[Any, Callable[[str], Any]] = {int: int, float: number_of}
 
 
 class Settings(NamedTuple):

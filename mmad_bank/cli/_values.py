@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from mmad_bank._internal.shares import number_of
 from mmad_bank.errors import InputError
 
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -127,7 +128,7 @@ def parse_share(text: str, name: str) -> float:
     """
     word = text.strip()
     try:
-        share = float(word[:-1]) / 100 if word.endswith("%") else float(word)
+        share = number_of(word)
     except ValueError:
         share = 0.0
     if not 0 < share <= 1:

@@ -20,6 +20,7 @@ from pydantic import BeforeValidator
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException
 
+from mmad_bank._internal.shares import number_of
 from mmad_bank.errors import InputError, MmadBankError
 from mmad_bank.serving import schemas
 from mmad_bank.serving.backend import Backend
@@ -129,7 +130,7 @@ def _share(value: Any) -> Any:
     """
     if isinstance(value, str) and value.strip().endswith("%"):
         with suppress(ValueError):
-            return float(value.strip()[:-1]) / 100
+            return number_of(value.strip())
     return value
 
 
