@@ -62,17 +62,6 @@ class _Groups(nn.Module):
         return self.network.tokens(groups, centers)
 
 
-class _Half(nn.Module):
-    """A modality's half of UFF, of every row: which rows are equal is not looked at."""
-
-    def __init__(self, norm: nn.Module, mlp: nn.Module) -> None:
-        super().__init__()
-        self.norm, self.mlp = norm, mlp
-
-    def forward(self, rows: Tensor) -> Tensor:
-        return cast("Tensor", self.mlp(self.norm(rows)))
-
-
 class _Differences(nn.Module):
     """The mean over channels of what MDSS's student gets wrong, also where its background is."""
 
@@ -94,17 +83,6 @@ class _Distances(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         return cast("Tensor", self.network(patches, patches)).abs()
-
-
-class _Adapted(nn.Module):
-    """An extractor with the adaptor of its features behind it (LSFA)."""
-
-    def __init__(self, network: nn.Module, adaptor: nn.Module) -> None:
-        super().__init__()
-        self.network, self.adaptor = network, adaptor
-
-    def forward(self, images: Tensor) -> Tensor:
-        return cast("Tensor", self.adaptor(self.network(images)))
 
 
 def networks_of(method: Method) -> Iterator[Network]:
@@ -131,9 +109,9 @@ def networks_of(method: Method) -> Iterator[Network]:
     if adaptation is not None and "xyz" in extractors:
         yield _of_patches(adaptation.adaptors["xyz"], extractors["xyz"].grid)
     if isinstance(method, M3DM) and method.uff_ is not None:
-        uff = in_float32(method.uff_)
-        yield _of_rows("fusion-xyz", _Half(uff.xyz_norm, uff.xyz_mlp), uff.xyz_dim, "fused")
-        yield _of_rows("fusion-rgb", _Half(uff.rgb_norm, uff.rgb_mlp), uff.rgb_dim, "fused")
+        uff = in_float32(method.uff_)  # of every row: which rows are equal is not looked at
+        yield _of_rows("fusion-xyz", nn.Sequential(uff.xyz_norm, uff.xyz_mlp), uff.xyz_dim, "fused")
+        yield _of_rows("fusion-rgb", nn.Sequential(uff.rgb_norm, uff.rgb_mlp), uff.rgb_dim, "fused")
     if isinstance(method, CFM):
         for name, mapping in method.mappings_.items():
             yield _of_mapping(f"mapping-{name}", in_float32(mapping), side_of(method))
@@ -141,16 +119,15 @@ def networks_of(method: Method) -> Iterator[Network]:
 
 def _of_pictures(method: Any, network: EfficientNetLite | RGBExtractor | TiledExtractor) -> Network:
     """Return the extractor of pictures; its products are float32's, whatever the method asks for."""
-    tile, single = None, network.network if isinstance(network, TiledExtractor) else network
-    assert isinstance(single, (EfficientNetLite, RGBExtractor))
-    if single.int8 is not None:
+    tile = None
+    if network.int8 is not None:
         raise InputError("model: expected float32 or bfloat16 as its compute_dtype to export, found int8")
     if isinstance(network, TiledExtractor):
-        tile = of_images(in_float32(single), network.tile, _EXAMPLES)
+        tile = of_images(in_float32(network.network), network.tile, _EXAMPLES)
     own = in_float32(network)
     adaptation = getattr(method, "adaptation_", None)
     if adaptation is not None:
-        own = _Adapted(own, in_float32(adaptation.adaptors["rgb"])).eval()
+        own = nn.Sequential(own, in_float32(adaptation.adaptors["rgb"])).eval()
     # Of tiles the loops are written, not traced: one large image is enough of an example.
     whole = of_images(own, method.image_size, _EXAMPLES if tile is None else 1)
     return replace(whole, takes_pictures=True, grid=network.grid, tile=tile)

@@ -51,6 +51,11 @@ class Int8Scales(nn.Module):
         if not bool(self.ranges.isfinite().all() & self.corrections.isfinite().all()):
             raise InputError("compute_dtype: expected a network whose ranges a fit has measured for int8, found none")
 
+    def by_layer(self, network: nn.Module) -> list[tuple[nn.Conv2d, Tensor]]:
+        """Return the convolutions of a network like that which was measured, each with its channels' corrections."""
+        layers = list(convolutions(network))
+        return list(zip(layers, self.corrections.split([layer.out_channels for layer in layers]), strict=True))
+
     @torch.no_grad()
     def measure(self, network: Any, x: Tensor) -> None:
         """Measure a network's ranges and corrections.
@@ -62,10 +67,8 @@ class Int8Scales(nn.Module):
         seen = _inputs_and_outputs(network, x)
         self.ranges.copy_(torch.stack([torch.stack([low, high]) for low, high, _ in seen]))
         self.corrections.zero_()
-        rounded, start = in_int8(network, self), 0
-        for layer, (_, _, mean) in zip(convolutions(rounded), seen, strict=True):
-            own = self.corrections[start : start + layer.out_channels]
-            start += layer.out_channels
+        rounded = in_int8(network, self)
+        for (layer, own), (_, _, mean) in zip(self.by_layer(rounded), seen, strict=True):
             # The layers run in their order: what this one sees has been corrected.
             layer.register_forward_hook(partial(_shift_to, mean, own))
         rounded.body(x)
@@ -141,10 +144,8 @@ def in_int8(network: Any, scales: Int8Scales) -> Any:
         InputError: The scales were not measured.
     """
     scales.check()
-    rounded, start = copy.deepcopy(network), 0
-    for layer, (low, high) in zip(list(convolutions(rounded)), scales.ranges.tolist(), strict=True):
-        shift = scales.corrections[start : start + layer.out_channels]
-        start += layer.out_channels
+    rounded = copy.deepcopy(network)
+    for (layer, shift), (low, high) in zip(scales.by_layer(rounded), scales.ranges.tolist(), strict=True):
         layer.bias = nn.Parameter(shift if layer.bias is None else layer.bias + shift, requires_grad=False)
         parametrize.register_parametrization(layer, "weight", _RoundedWeights(layer.weight.detach()))
         layer.register_forward_pre_hook(_RoundedInput(low, high))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmad_bank.errors import InputError
+from mmad_bank.features.int8 import Int8Scales
 from mmad_bank.features.runtimes import Frozen, Runtime
 
 _AT_ONCE = 8  # tiles in a batch: what bounds the memory of the network's layers
@@ -146,6 +147,12 @@ class TiledExtractor(nn.Module):
         """Return the same extractor with its network run by a library, see :meth:`Frozen.by`."""
         assert isinstance(self.network, Frozen)
         return TiledExtractor(self.network.by(runtime), self.image_size, self.tile, self.overlap)
+
+    @property
+    def int8(self) -> Int8Scales | None:
+        """What integers need to know of the network's inputs, see :class:`Frozen`."""
+        assert isinstance(self.network, Frozen)
+        return self.network.int8
 
     def warm_up(self, size: int) -> None:
         """Compile the network for tiles now, see :meth:`Frozen.warm_up`; the size of the whole image does not count."""

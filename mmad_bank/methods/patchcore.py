@@ -100,14 +100,13 @@ class PatchCore(OneGridMethod):
         if self.compute_dtype != "int8":
             return
         network: Any = self.extractors_.networks["rgb"]
-        scales = network.int8 if self.tiles is None else network.network.int8
 
         def write(path: Path) -> None:
             with doing("measuring how the network rounds to 8 bits"):
                 network.measure_int8(torch.stack(self._some_pictures(dataset)))
-            save_state(scales, path)
+            save_state(network.int8, path)
 
-        load_state(scales, stages.run("int8.safetensors", write))
+        load_state(network.int8, stages.run("int8.safetensors", write))
 
     def _some_pictures(self, dataset: Samples) -> list[Tensor]:
         """Return prepared normal training pictures, as many as the layers' maps of all of them leave room for."""
