@@ -16,7 +16,7 @@ namespace mmad {
 namespace {
 
 constexpr std::int64_t kQueries = 48, kColumns = 4096;
-// Below, choosing takes as long as fifty images, and what it chooses is slower: engine.py serving, 700 rows.
+// Below, choosing costs more than it saves: engine.py serving has banks of 700 rows.
 constexpr std::int64_t kLeastRows = 1024;
 constexpr std::int64_t kMostDims = 256;
 constexpr std::int64_t kLeastShare = 2;  // a coarse level with more than D / 2 coordinates saves nothing

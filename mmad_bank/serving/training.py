@@ -26,7 +26,6 @@ class _Listed:
 
     dataset: SampleDataset
     places: dict[str, int]
-    at: float
 
 
 class TrainingImages:
@@ -87,7 +86,7 @@ class TrainingImages:
         recipe = method.preprocessing_
         if recipe is not None and raw:
             dataset.units = recipe.units or dataset.units
-        return _Listed(dataset, {record.id: at for at, record in enumerate(dataset.records)}, time.monotonic())
+        return _Listed(dataset, {record.id: at for at, record in enumerate(dataset.records)})
 
 
 def with_crops(

@@ -204,7 +204,7 @@ def test_resident_copy_is_half_or_a_quarter() -> None:
 
 
 def test_a_small_bank_is_not_measured_before_it_is_searched(texture_features: np.ndarray) -> None:
-    """Measuring took as long as fifty images, and chose what is slower on so few rows."""
+    """Measuring costs more than it saves on so few rows."""
     rows = texture_features[:1000]
     auto, half, short = (_core.KnnIndex(rows, precision, 1) for precision in ("auto", "half", "int8"))
     assert auto.format == half.format or _core.active_isa() == "generic"

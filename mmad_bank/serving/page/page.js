@@ -4,7 +4,7 @@
   const RAMP = [[0.25, 87, 16, 110], [0.4, 137, 34, 106], [0.55, 188, 55, 84], [0.7, 227, 89, 51], [0.85, 249, 142, 9], [0.95, 246, 215, 70], [1, 252, 255, 164]];
   const POINTS = /\.(ply|pcd)$/i, TIFF = /\.tiff?$/i, SIDE = 1600;
   const files = { image: null, depth: null };
-  let needs = null, shown = null, round = 0, leastRate = 0, scored = false;
+  let needs = null, shown = null, round = 0, scored = false;
 
   const colour = (level) => {
     const at = 0.25 + 0.75 * level;
@@ -55,7 +55,7 @@
       if ($("depth-zone").hidden) take("depth", null);
       $("image-zone").hidden = false;
       $("rate").disabled = !card.parameters.calibrated;
-      leastRate = card.parameters.least_rate ?? 0;
+      const leastRate = card.parameters.least_rate ?? 0;
       for (const option of $("rate").options) option.disabled = option.value !== "" && Number(option.value) < leastRate * (1 - 1e-9);
       if ($("rate").selectedOptions[0].disabled) $("rate").value = "";
       say("");
