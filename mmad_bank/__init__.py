@@ -13,14 +13,14 @@ __version__ = "0.1.0"
 
 _EXPORTS = {"MemoryBank": "bank", "MultiBank": "bank"}
 _SUBMODULES = (
-    "adaptation", "bank", "bench", "calibration", "cli", "data", "demo", "errors", "evaluation", "exporting",
-    "extraction", "features", "fusion", "integrations", "methods", "metrics", "monitoring", "ops", "report",
-    "scoring", "serving", "synthetic", "tuning",
+    "adaptation", "bank", "bench", "calibration", "cli", "data", "demo", "distributed", "errors", "evaluation",
+    "exporting", "extraction", "features", "fusion", "integrations", "methods", "metrics", "monitoring", "ops",
+    "report", "scoring", "serving", "synthetic", "tuning",
 )  # fmt: skip
 __all__ = [
     "MemoryBank", "MultiBank", "__version__", "adaptation", "bank", "bench", "calibration", "cli", "data", "demo",
-    "errors", "evaluation", "exporting", "extraction", "features", "fusion", "integrations", "methods", "metrics",
-    "monitoring", "ops", "report", "scoring", "serving", "synthetic", "tuning",
+    "distributed", "errors", "evaluation", "exporting", "extraction", "features", "fusion", "integrations", "methods",
+    "metrics", "monitoring", "ops", "report", "scoring", "serving", "synthetic", "tuning",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         cli,
         data,
         demo,
+        distributed,
         errors,
         evaluation,
         exporting,

@@ -34,6 +34,7 @@ ROOMS: dict[str, set[str]] = {
     "methods": {"adaptation", "fusion", "extraction", "features", "data", "bank", "ops", "scoring", "calibration"},
     "evaluation": {"methods", "metrics", "data", "calibration"},
     "exporting": {"methods", "fusion", "features", "data"},
+    "distributed": {"methods", "extraction", "features", "data", "bank", "ops", "scoring", "calibration"},
     "tuning": {"bank", "ops", "scoring", "metrics"},
     "integrations": {"bank", "ops", "calibration"},
     "report": {"evaluation", "methods", "data", "calibration"},
@@ -41,8 +42,8 @@ ROOMS: dict[str, set[str]] = {
     "demo": {"report", "evaluation", "methods", "synthetic", "features", "data"},
     "serving": {"report", "methods", "data", "bank", "scoring"},
     "cli": {
-        "serving", "demo", "bench", "report", "tuning", "exporting", "evaluation", "methods", "extraction", "features",
-        "synthetic", "data", "metrics", "monitoring", "bank", "ops", "scoring", "calibration",
+        "serving", "demo", "bench", "report", "distributed", "tuning", "exporting", "evaluation", "methods",
+        "extraction", "features", "synthetic", "data", "metrics", "monitoring", "bank", "ops", "scoring", "calibration",
     },
 }  # fmt: skip
 """What each part of the package may import, beside :data:`EVERYBODY`'s."""

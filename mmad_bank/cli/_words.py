@@ -118,7 +118,11 @@ WORDS: dict[str, Word] = {
     "--top": Word(int, "Number of highest-scoring images to list."),
     "--explain": Word(int, "Number of normal patches to name for the worst patch of each bank."),
     "--grid": Word(int, "Number of patches along each side of an image."),
-    "--workers": Word(int, "Number of processes (default: one per core)."),
+    "--workers": Word(int, "Number of processes (default: {})."),
+    "--address": Word(
+        str, "Address of the Ray cluster whose processes work, such as auto or ray://HOST:10001 (default: this"
+        " machine)."
+    ),
     "--threads": Word(int, "Number of threads of {} (default: one per core)."),
     "--seed": Word(int, "Seed of {}."),
     # The bank and its search.

@@ -1,0 +1,60 @@
+"""The Ray that work is done on: a cluster, the one that this process has joined already, or one of its own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mmad_bank._internal.checks import check_index
+from mmad_bank._internal.extras import import_extra
+from mmad_bank.errors import InputError
+
+_PURPOSE = "work on several processes"
+_MANY = 10_000
+
+
+def import_ray() -> Any:
+    """Return the module ``ray``, or say how to install it."""
+    return import_extra("ray", "ray", _PURPOSE, "ray")
+
+
+@contextmanager
+def connect(address: str | None = None, workers: int | None = None) -> Iterator[Any]:
+    """Join a Ray cluster for a while, and yield the module ``ray``.
+
+    What was started or joined here is left at the end; a Ray that the process has joined before stays as it is.
+
+    Args:
+        address: Address of a cluster, such as ``"auto"`` or ``"ray://HOST:10001"``. Default: the Ray that this process
+            has joined, or one that is started on this machine for as long as it is needed.
+        workers: Number of processes that will work at the same time, for which a Ray of its own has room.
+
+    Raises:
+        InputError: No cluster answers at the address, or the process works on another one.
+        MissingExtraError: Ray is not installed.
+    """
+    if workers is not None:
+        check_index(workers, "workers", 1, _MANY, "as many as a cluster may have")
+    ray = import_ray()
+    if ray.is_initialized():
+        if address is not None and address not in ("auto", ray.get_runtime_context().gcs_address):
+            raise InputError(
+                f"address: expected the Ray that this process has joined,"
+                f" {ray.get_runtime_context().gcs_address}, found {address}"
+            )
+        yield ray
+        return
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "ignore_reinit_error": False}
+    try:
+        if address is None:
+            ray.init(address="local", num_cpus=workers, include_dashboard=False, **quiet)
+        else:
+            ray.init(address=address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise InputError(f"address: expected a Ray cluster, found none at {address} ({error})") from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
