@@ -95,7 +95,7 @@ class BuildCore(build_ext):
 
 
 def core_extension() -> Pybind11Extension:
-    bindings = [ROOT / "csrc" / "bindings.cpp", ROOT / "csrc" / "bindings_points.cpp"]
+    bindings = [ROOT / "csrc" / f"{name}.cpp" for name in ("bindings", "bindings_points", "bindings_shards")]
     sources = [*bindings, *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]
     return Pybind11Extension(
         "mmad_bank._core",

@@ -153,6 +153,8 @@ def _cases(threads: int) -> dict[str, Callable[[], object]]:
     cases["search, 16 queries of a bank of 200, 200 times"] = lambda: [small.search(few, 1) for _ in range(200)]
     cases["build an index"] = lambda: ops.SearchIndex(bank).search(image[:1], 1)
     cases["select 1,000 of 20,000 rows of 768"] = lambda: ops.k_center_greedy(rows, 1000)
+    many = features(62_720)[:, :272].contiguous()
+    cases["select 6,272 of 62,720 rows of 272"] = lambda: ops.k_center_greedy(many, 6272)
     cases["select 2,000 of 20,000 rows of 128"] = lambda: ops.k_center_greedy(narrow, 2000)
     return cases
 

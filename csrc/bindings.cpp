@@ -21,6 +21,7 @@ using mmad::python::Released;
 using mmad::python::view;
 
 void bind_points(py::module_& module);  // bindings_points.cpp
+void bind_shards(py::module_& module);  // bindings_shards.cpp
 #ifdef MMAD_WITH_CUDA
 void bind_cuda(py::module_& module);  // bindings_cuda.cpp
 #endif
@@ -124,6 +125,7 @@ PYBIND11_MODULE(_core, module) {
   });
   bind_knn(module);
   bind_points(module);
+  bind_shards(module);
   module.def("k_center_greedy", &k_center_greedy, py::arg("rows").noconvert(), py::arg("centers").noconvert(),
              py::arg("count"), py::arg("start"), py::arg("radius"), py::arg("pool"), py::arg("precision"),
              py::arg("threads"), py::arg("progress"));

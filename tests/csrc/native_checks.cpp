@@ -23,6 +23,7 @@
 #include "mmad/interpolate_features.hpp"
 #include "mmad/interrupt.hpp"
 #include "mmad/k_center_greedy.hpp"
+#include "mmad/k_center_shards.hpp"
 #include "mmad/knn.hpp"
 #include "mmad/knn_group.hpp"
 
@@ -241,6 +242,51 @@ void check_bounds(Draw& draw, mmad::Isa isa, const std::string& precision) {
   }
 }
 
+// The picks over shards of these rows, cut at `cuts`.
+std::vector<std::int64_t> picks_over_shards(const Rows& rows, const std::vector<std::int64_t>& cuts, std::int64_t count,
+                                            const mmad::KCenterOptions& options) {
+  std::vector<mmad::KCenterShard> shards;
+  for (std::size_t s = 0; s + 1 < cuts.size(); ++s) {
+    const Matrix<const float> part{rows.view().row(cuts[s]), cuts[s + 1] - cuts[s], rows.dim};
+    shards.emplace_back(part, count, options);
+  }
+  mmad::KCenterCoordinator coordinator(rows.count, 0, count, options);
+  std::int64_t told = 0;
+  while (true) {
+    const std::vector<std::int64_t>& picks = coordinator.result().rows;
+    const std::int64_t made = static_cast<std::int64_t>(picks.size()) - told;
+    for (std::size_t s = 0; s < shards.size(); ++s) {
+      std::vector<float> centers;
+      std::vector<std::int64_t> own;
+      for (std::int64_t c = told; c < told + made; ++c) {
+        centers.insert(centers.end(), rows.view().row(picks[c]), rows.view().row(picks[c]) + rows.dim);
+        own.push_back(picks[c] >= cuts[s] && picks[c] < cuts[s + 1] ? picks[c] - cuts[s] : -1);
+      }
+      shards[s].meet({centers.data(), made, rows.dim}, own.data());
+      std::vector<mmad::KCenterCandidate> settled;
+      for (const mmad::KCenterCandidate& one : coordinator.pool()) {
+        if (one.row >= cuts[s] && one.row < cuts[s + 1]) settled.push_back({one.squared, one.row - cuts[s]});
+      }
+      shards[s].settle(settled);
+    }
+    told += made;
+    do {
+      for (std::size_t s = 0; s < shards.size(); ++s) {
+        mmad::KCenterCandidates found = shards[s].rise(coordinator.bar(), coordinator.wanted());
+        for (mmad::KCenterCandidate& one : found.top) one.row += cuts[s];
+        coordinator.offer(found);
+      }
+    } while (!coordinator.join());
+    if (coordinator.covered()) return coordinator.result().rows;
+    std::vector<float> pool;
+    for (const mmad::KCenterCandidate& one : coordinator.pool()) {
+      pool.insert(pool.end(), rows.view().row(one.row), rows.view().row(one.row) + rows.dim);
+    }
+    coordinator.pick({pool.data(), static_cast<std::int64_t>(coordinator.pool().size()), rows.dim});
+    if (coordinator.covered()) return coordinator.result().rows;
+  }
+}
+
 void check_selection(Draw& draw, mmad::Isa isa, const std::string& precision) {
   const std::int64_t dim = draw.integer(0, 9) == 0 ? draw.integer(193, 230) : draw.integer(1, 40);
   const Rows rows = draw.rows(draw.integer(1, 150), dim, 16.0);
@@ -253,6 +299,9 @@ void check_selection(Draw& draw, mmad::Isa isa, const std::string& precision) {
   options.start = draw.integer(0, rows.count - 1);
   const auto result = mmad::k_center_greedy(rows.view(), {nullptr, 0, dim}, count, options);
   check_picks(rows, result.rows, count, "k_center_greedy " + mmad::isa_name(isa) + " " + precision);
+  std::vector<std::int64_t> cuts{0, draw.integer(0, rows.count), draw.integer(0, rows.count), rows.count};
+  std::sort(cuts.begin(), cuts.end());
+  expect(picks_over_shards(rows, cuts, count, options) == result.rows, "k_center_greedy: shards pick other rows");
   // Going on from some rows as earlier centres takes none of their copies before others.
   const Rows centers = draw.rows(draw.integer(1, 9), dim, 16.0);
   options.radius = 0.0;

@@ -1,0 +1,238 @@
+"""Exact greedy k-center selection of rows that lie on several machines or devices: a shard, and the coordinator.
+
+Of the rows outside a block's pool, the selection needs one number: the largest value among them. So rows may be cut
+into any number of shards, and the picks are those of :func:`~mmad_bank.ops.k_center_greedy` of all rows in one array.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmad_bank import _core
+from mmad_bank._internal.arrays import array_of
+from mmad_bank._internal.checks import check_index, naming_bad_rows
+from mmad_bank.errors import InputError
+from mmad_bank.ops._dispatch import thread_count
+
+PICKED = -1.0
+"""Value of a row that was picked: below every distance."""
+
+
+class Candidates(NamedTuple):
+    """What a shard offers for the pool.
+
+    Attributes:
+        squared: float64 (m,), squared distances of rows to their nearest centre.
+        rows: int64 (m,), their numbers.
+        above: Number of all rows at the bar or above it.
+        below: The largest value under the bar; 0.0 if there is none.
+    """
+
+    squared: Tensor
+    rows: Tensor
+    above: int
+    below: float
+
+    def numbered(self, rows: Tensor) -> Candidates:
+        """Return them with other row numbers, such as those in all shards."""
+        return self._replace(rows=rows)
+
+
+class KCenterShard:
+    """Some of the rows of a selection, with what they have met.
+
+    A row's value is its squared distance to the nearest centre that it has met, at most: a row meets the newest centres
+    when it may be among the farthest, and most rows never are.
+
+    Args:
+        features: (N, D) float32 rows in host memory, contiguous and finite; viewed, not copied, so they must not
+            change. N may be 0. They may be a mapped file: then only a copy of 16 bits or fewer per value is in memory.
+        n_centers: Number of centres that it will meet in all.
+        threads: Number of threads; default: PyTorch's.
+
+    Raises:
+        InputError: Rows of another kind, or a row that is not finite.
+
+    Example:
+        >>> import torch
+        >>> shard = KCenterShard(torch.tensor([[0.0], [3.0], [5.0]]), n_centers=2)
+        >>> shard.meet(torch.tensor([[0.0]]), own=torch.tensor([0]))
+        >>> shard.rise(4.0, at_most=1)
+        Candidates(squared=tensor([25.], dtype=torch.float64), rows=tensor([2]), above=2, below=0.0)
+    """
+
+    def __init__(self, features: Tensor, *, n_centers: int, threads: int | None = None) -> None:
+        if features.ndim != 2 or features.dtype != torch.float32 or not features.is_contiguous():
+            raise InputError(
+                f"features: expected contiguous float32 rows (N, D), found {features.dtype} {tuple(features.shape)}"
+            )
+        if features.device.type != "cpu":
+            raise InputError(f"features: expected rows in host memory, found a tensor on {features.device}")
+        self._features = features
+        with naming_bad_rows("features"):
+            self._native = _core.KCenterShard(array_of(features), n_centers, "auto", _threads(threads))
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    def meet(self, centers: Tensor, own: Tensor | None = None) -> None:
+        """Take in the newest centres.
+
+        Args:
+            centers: (C, D) float32, in the order of selection.
+            own: int64 (C,), the row of this shard that each centre is, or -1; default: none is. Such rows are picked:
+                they are no candidates any more.
+
+        Raises:
+            InputError: A centre that is not finite.
+        """
+        numbers = torch.full((len(centers),), -1) if own is None else own
+        with naming_bad_rows("centers"):
+            self._native.meet(array_of(centers.float().contiguous()), array_of(numbers))
+
+    def settle(self, rows: Tensor, squared: Tensor) -> None:
+        """Take in what the coordinator knows of this shard's rows of the pool after a block.
+
+        Args:
+            rows: int64 (t,), rows that have met every centre by now.
+            squared: float64 (t,), their values; :data:`PICKED` for those that were picked.
+        """
+        self._native.settle(array_of(squared), array_of(rows))
+
+    def rise(self, bar: float, at_most: int) -> Candidates:
+        """Bring all rows whose value is at least ``bar`` up to date.
+
+        Args:
+            bar: Squared distance.
+            at_most: Number of candidates to return.
+
+        Returns:
+            The farthest of the rows that still are at the bar or above; of equal ones the lowest. In any order.
+        """
+        squared, rows, above, below = self._native.rise(bar, at_most)
+        return Candidates(torch.from_numpy(squared), torch.from_numpy(rows), above, below)
+
+
+class KCenterCoordinator:
+    """The decisions of a selection over shards. It holds no rows but those of a pool.
+
+    Whoever owns the shards runs this loop, see :func:`mmad_bank.distributed.selection.select` for one that does::
+
+        while True:
+            while True:
+                for each shard: coordinator.offer(shard.rise(coordinator.bar, coordinator.wanted), numbered in all)
+                if coordinator.join(): break
+            if coordinator.covering_radius is not None: break
+            made = coordinator.pick(rows of coordinator.pool)
+            if coordinator.covering_radius is not None: break
+            for each shard: meet(the newest picks), settle(its rows of coordinator.pool, their coordinator.values)
+
+    Args:
+        n_rows: Number of rows in all shards.
+        n_select: Largest number of rows to pick.
+        n_earlier: Number of earlier centres that the selection continues from; the shards meet them first.
+        start: Without earlier centres, the row that is picked first; the shards meet it first.
+        radius: Distance within which a row counts as covered: the selection ends when all do. Negative: it does not.
+        pool: Largest number of rows in a pool; 0 chooses. The picks do not depend on it.
+        threads: Number of threads; default: PyTorch's.
+
+    Example:
+        >>> import torch
+        >>> features = torch.tensor([[0.0], [1.0], [9.0], [4.0]])
+        >>> shard, coordinator = KCenterShard(features, n_centers=3), KCenterCoordinator(4, 3)
+        >>> shard.meet(features[:1], own=torch.tensor([0]))
+        >>> while coordinator.covering_radius is None:
+        ...     coordinator.offer(shard.rise(coordinator.bar, coordinator.wanted))
+        ...     if coordinator.join() and coordinator.covering_radius is None:
+        ...         picks = coordinator.rows[-coordinator.pick(features[coordinator.pool]):]
+        ...         shard.meet(features[picks], own=picks)
+        ...         shard.settle(coordinator.pool, coordinator.values)
+        >>> coordinator.rows, coordinator.covering_radius
+        (tensor([0, 2, 3]), 1.0)
+    """
+
+    def __init__(
+        self,
+        n_rows: int,
+        n_select: int,
+        *,
+        n_earlier: int = 0,
+        start: int = 0,
+        radius: float = -1.0,
+        pool: int = 0,
+        threads: int | None = None,
+    ) -> None:
+        check_index(n_select, "n_select", 0 if n_earlier else 1, n_rows, "the number of rows")
+        check_index(start, "start", 0, n_rows - 1, "the row numbers")
+        self._native = _core.KCenterCoordinator(
+            n_rows, n_earlier, n_select, start, radius, pool, "auto", _threads(threads)
+        )
+
+    @property
+    def bar(self) -> float:
+        """Value that the shards have to rise to."""
+        return self._native.bar
+
+    @property
+    def wanted(self) -> int:
+        """Number of candidates of a shard that are of use."""
+        return self._native.wanted
+
+    def offer(self, candidates: Candidates) -> None:
+        """Take a shard's candidates, with rows numbered in all shards."""
+        squared, rows = array_of(candidates.squared), array_of(candidates.rows)
+        self._native.offer(squared, rows, candidates.above, candidates.below)
+
+    def join(self) -> bool:
+        """Make a pool of the offers of all shards; False if the bar has changed, and all shards have to rise again."""
+        return self._native.join()
+
+    @property
+    def pool(self) -> Tensor:
+        """int64 (t,), rows of the pool, ascending."""
+        return torch.from_numpy(self._native.pool()[1])
+
+    @property
+    def values(self) -> Tensor:
+        """float64 (t,), squared distances of the pool's rows to the nearest centre; :data:`PICKED` for picks."""
+        return torch.from_numpy(self._native.pool()[0])
+
+    def pick(self, features: Tensor) -> int:
+        """Make a block of picks in the pool, and return their number.
+
+        Args:
+            features: (t, D) float32, the rows of :attr:`pool`.
+        """
+        return self._native.pick(np.ascontiguousarray(array_of(features)))
+
+    @property
+    def complete(self) -> bool:
+        """Whether no more picks will be made."""
+        return self._native.complete
+
+    @property
+    def rows(self) -> Tensor:
+        """int64 (n,), all picks so far, in order."""
+        return torch.from_numpy(self._native.picks(0)[0])
+
+    def rows_from(self, first: int) -> Tensor:
+        """int64 (n - first,), the picks from number ``first`` on."""
+        return torch.from_numpy(self._native.picks(first)[0])
+
+    @property
+    def radii(self) -> Tensor:
+        """float64 (n,), distance of each pick to its nearest centre before it; infinity for the first of all."""
+        return torch.from_numpy(self._native.picks(0)[1])
+
+    @property
+    def covering_radius(self) -> float | None:
+        """Distance of the farthest row that was not picked to its nearest centre; None until it is known."""
+        return self._native.covering_radius if self._native.covered else None
+
+
+def _threads(threads: int | None) -> int:
+    return thread_count() if threads is None else check_index(threads, "threads", 1, 1 << 16, "as many as are of use")

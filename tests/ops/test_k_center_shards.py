@@ -1,0 +1,166 @@
+"""Selection over shards: the rows of one machine's selection, whatever holds them."""
+
+from __future__ import annotations
+
+import math
+from itertools import accumulate, pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmad_bank import ops
+from mmad_bank.errors import InputError
+from mmad_bank.ops.k_center_shards import KCenterCoordinator, KCenterShard
+
+
+def run(
+    features: Tensor, sizes: list[int], coordinator: KCenterCoordinator, n_centers: int, earlier: Tensor | None = None
+) -> KCenterCoordinator:
+    """Select over shards of these sizes, with the loop of whoever owns them."""
+    firsts = list(accumulate(sizes, initial=0))
+    shards = [KCenterShard(features[a:b].contiguous(), n_centers=n_centers) for a, b in pairwise(firsts)]
+
+    def inside(rows: Tensor, k: int) -> Tensor:
+        return (rows >= firsts[k]) & (rows < firsts[k + 1])
+
+    def tell(picks: Tensor) -> None:
+        for k, shard in enumerate(shards):
+            shard.meet(features[picks], own=torch.where(inside(picks, k), picks - firsts[k], -1))
+
+    if earlier is None:
+        tell(coordinator.rows)
+    else:
+        for shard in shards:
+            shard.meet(earlier)
+    while True:
+        while True:
+            for first, shard in zip(firsts, shards, strict=False):
+                found = shard.rise(coordinator.bar, coordinator.wanted)
+                coordinator.offer(found.numbered(found.rows + first))
+            if coordinator.join():
+                break
+        if coordinator.covering_radius is not None:
+            return coordinator
+        known = len(coordinator.rows)
+        coordinator.pick(features[coordinator.pool])
+        if coordinator.covering_radius is not None:
+            return coordinator
+        tell(coordinator.rows_from(known))
+        pool, values = coordinator.pool, coordinator.values
+        for k, shard in enumerate(shards):
+            shard.settle(pool[inside(pool, k)] - firsts[k], values[inside(pool, k)])
+
+
+def cut(n_rows: int, n_shards: int, seed: int) -> list[int]:
+    """Return uneven sizes of shards; of seven, one is empty."""
+    places = torch.randint(0, n_rows + 1, (n_shards - 1,), generator=torch.Generator().manual_seed(seed)).sort()[0]
+    if n_shards == 7:
+        places[3] = places[2]
+    return torch.diff(torch.tensor([0, *places.tolist(), n_rows])).tolist()
+
+
+def table(kind: str, seed: int) -> Tensor:
+    """Return features whose selection is hard in one way or another."""
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "noise":
+        return torch.randn(900, 70, generator=generator)
+    if kind == "ties":
+        return torch.randn(800, 6, generator=generator).round()
+    if kind == "duplicates":
+        return torch.randn(150, 16, generator=generator).repeat(4, 1)
+    spread = 0.9 ** torch.arange(256.0)  # few directions hold nearly all: the coarse screen is used
+    return torch.randn(1500, 256, generator=generator) * spread
+
+
+KINDS = ("noise", "ties", "duplicates", "low rank")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n_shards", [1, 2, 3, 7])
+@pytest.mark.parametrize("seed", range(3))
+def test_picks_are_those_of_one_array(kind: str, n_shards: int, seed: int) -> None:
+    features = table(kind, seed)
+    for n_select in (1, 2, len(features) // 5, len(features)):
+        expected = ops.k_center_greedy(features, n_select, start=7, return_radius=True)
+        coordinator = KCenterCoordinator(len(features), n_select, start=7)
+        found = run(features, cut(len(features), n_shards, seed), coordinator, n_select)
+        assert torch.equal(found.rows, expected.indices)
+        assert torch.equal(found.radii.float(), expected.radii)
+        assert found.covering_radius == expected.covering_radius
+        assert found.complete
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n_shards", [1, 3, 7])
+@pytest.mark.parametrize(("radius", "n_select"), [(None, 60), (3.0, None), (0.5, 90), (0.0, 0), (math.inf, None)])
+def test_extensions_are_those_of_one_array(
+    kind: str, n_shards: int, radius: float | None, n_select: int | None
+) -> None:
+    features = table(kind, 0)
+    earlier = table(kind, 1)[:20]
+    expected = ops.extend_coreset(features, earlier, radius=radius, n_select=n_select)
+    count = len(features) if n_select is None else n_select
+    coordinator = KCenterCoordinator(len(features), count, n_earlier=20, radius=0.0 if radius is None else radius)
+    found = run(features, cut(len(features), n_shards, 0), coordinator, 20 + count, earlier)
+    assert torch.equal(found.rows, expected.indices)
+    assert found.covering_radius == expected.covering_radius
+
+
+@pytest.mark.parametrize("pool", [1, 2, 17, 5000])
+def test_pools_of_any_size_give_the_same_picks(pool: int) -> None:
+    features = table("noise", 4)
+    coordinator = KCenterCoordinator(len(features), 100, pool=pool)
+    assert torch.equal(run(features, [400, 500], coordinator, 100).rows, ops.k_center_greedy(features, 100))
+
+
+def test_a_shard_that_is_made_anew_and_meets_all_centres_goes_on() -> None:
+    features = table("low rank", 5)
+    rows = ops.k_center_greedy(features, 300)
+    values = torch.cdist(features.double(), features[rows].double()).min(1)[0].square()
+    shard = KCenterShard(features, n_centers=300)
+    shard.meet(features[rows], own=rows)
+    found = shard.rise(0.0, at_most=5)
+    expected = values.sort(descending=True)[0][:5]
+    assert torch.allclose(found.squared.sort(descending=True)[0], expected)
+    assert found.above == len(features) - 300
+    assert found.below == 0.0
+
+
+def test_candidates_are_the_farthest_and_the_lowest_of_equal_ones() -> None:
+    shard = KCenterShard(torch.tensor([[2.0], [1.0], [-2.0], [2.0], [0.5]]), n_centers=1)
+    shard.meet(torch.zeros(1, 1))
+    squared, rows, above, below = shard.rise(0.5, at_most=2)
+    assert (squared.tolist(), sorted(rows.tolist()), above, below) == ([4.0, 4.0], [0, 2], 4, 0.25)
+
+
+def test_bad_rows_are_named() -> None:
+    features = torch.zeros(5, 3)
+    features[3, 1] = math.nan
+    with pytest.raises(InputError, match=r"^features: .*row 3"):
+        KCenterShard(features, n_centers=1)
+    shard = KCenterShard(torch.zeros(5, 3), n_centers=1)
+    with pytest.raises(InputError, match=r"^centers: .*row 0"):
+        shard.meet(torch.full((1, 3), math.inf))
+
+
+@pytest.mark.parametrize(
+    "features", [torch.zeros(5), torch.zeros(5, 3, dtype=torch.float64), torch.zeros(3, 5).T, torch.zeros(5, 3).half()]
+)
+def test_rows_of_another_kind_are_refused(features: Tensor) -> None:
+    with pytest.raises(InputError, match=r"^features: expected contiguous float32 rows \(N, D\), found torch"):
+        KCenterShard(features, n_centers=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"n_select": 0}, "n_select"),
+        ({"n_select": 11}, "n_select"),
+        ({"n_select": 3, "start": 10}, "start"),
+        ({"n_select": 3, "threads": 0}, "threads"),
+    ],
+)
+def test_numbers_out_of_range_are_named(arguments: dict[str, int], name: str) -> None:
+    with pytest.raises(InputError, match=f"^{name}: "):
+        KCenterCoordinator(10, **arguments)
