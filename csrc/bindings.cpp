@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "mmad/bytes.hpp"
 #include "mmad/cpu_features.hpp"
 #include "mmad/k_center_greedy.hpp"
 #include "mmad/knn.hpp"
@@ -111,6 +112,8 @@ PYBIND11_MODULE(_core, module) {
       if (error) std::rethrow_exception(error);
     } catch (const mmad::OutOfMemory& failure) {
       PyErr_SetString(PyExc_MemoryError, failure.what());
+    } catch (const mmad::ScratchError& failure) {
+      PyErr_SetString(PyExc_OSError, failure.what());
     } catch (const std::bad_alloc&) {
       PyErr_SetString(PyExc_MemoryError, "out of memory in the native core");
     }

@@ -31,9 +31,11 @@ mmad::KCenterOptions options_for(const std::string& precision, int threads) {
   return options;
 }
 
-mmad::KCenterShard make_shard(const FloatRows& rows, std::int64_t centers, const std::string& precision, int threads) {
+mmad::KCenterShard make_shard(const FloatRows& rows, std::int64_t centers, const std::string& precision, int threads,
+                              const std::string& scratch) {
   const auto source = view(rows);
-  const mmad::KCenterOptions options = options_for(precision, threads);
+  mmad::KCenterOptions options = options_for(precision, threads);
+  options.scratch = scratch;
   const Released released;
   return mmad::KCenterShard(source, centers, options);
 }
@@ -81,7 +83,7 @@ void bind_shard(py::module_& module) {
   using Shard = mmad::KCenterShard;
   py::class_<Shard>(module, "KCenterShard")
       .def(py::init(&make_shard), py::arg("rows").noconvert(), py::arg("centers"), py::arg("precision"),
-           py::arg("threads"), py::keep_alive<1, 2>())
+           py::arg("threads"), py::arg("scratch"), py::keep_alive<1, 2>())
       .def(
           "meet",
           [](Shard* shard, const FloatRows& centers, const Indices& own) {

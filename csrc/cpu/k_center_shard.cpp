@@ -45,7 +45,7 @@ Shard::Shard(Matrix<const float> rows, std::int64_t centers, const KCenterOption
       threads_(options.threads),
       space_(rows, options.format, options.isa, true, options.threads),
       screen_(space_, rows.cols),
-      rows_(rows, space_, options.threads),
+      rows_(rows, space_, options.threads, options.scratch),
       squared_(static_cast<std::size_t>(rows.rows), kInfinity),
       seen_(static_cast<std::size_t>(rows.rows), 0) {
   centers_.reserve(centers, rows.cols, space_);
@@ -98,8 +98,10 @@ KCenterCandidates Shard::rise(double bar, std::int64_t at_most) {
 // Shows the listed rows the centres that they have not seen, each until its value falls below `cutoff`: such a row is no
 // candidate for the pool, and what it has not seen yet it may never need to.
 void Shard::update(std::vector<std::int64_t>* stale, double cutoff) {
-  std::sort(stale->begin(), stale->end(),
-            [this](std::int64_t a, std::int64_t b) { return seen_[a] != seen_[b] ? seen_[a] < seen_[b] : a < b; });
+  const auto earlier = [this](std::int64_t a, std::int64_t b) {
+    return seen_[a] != seen_[b] ? seen_[a] < seen_[b] : a < b;
+  };
+  if (!std::is_sorted(stale->begin(), stale->end(), earlier)) std::sort(stale->begin(), stale->end(), earlier);
   const std::int64_t rows = screen_.tile_rows(), size = static_cast<std::int64_t>(stale->size());
   const std::int64_t fitting = std::max<std::int64_t>(1, kRowBlockBytes / screen_.first(rows_).row_bytes() / rows);
   const std::int64_t share = (size / (4 * threads_) + rows) / rows;

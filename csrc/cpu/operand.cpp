@@ -361,14 +361,14 @@ bool to_frame(const float* x, const Frame& frame, float* y, std::int64_t dim) {
   return within_screen(center_row(x, frame.center.data(), frame.factor, y, dim));
 }
 
-Rows round_rows(Matrix<const float> rows, const Frame& frame, Format format, int threads) {
+Rows round_rows(Matrix<const float> rows, const Frame& frame, Format format, int threads, const std::string& scratch) {
   Rows out;
   out.format = format;
   out.count = rows.rows;
   out.dim = rows.cols;
   out.depth = padded_depth(rows.cols, format);
   // Tile kernels read whole tiles: spare rows behind the last one.
-  resize_for<std::uint8_t>("the rounded rows", &out.values, (out.count + kSpareRows) * out.row_bytes());
+  out.values = Bytes((out.count + kSpareRows) * out.row_bytes(), "the rounded rows", scratch);
   resize(&out.bounds, out.count);
   if (signed_bytes(format)) resize_for<std::int32_t>("bounds of the rows", &out.bounds.offset, out.count);
   std::atomic<std::int64_t> bad{-1};

@@ -33,9 +33,10 @@ ScreenSpace::ScreenSpace(Matrix<const float> rows, Format packed_format, Isa isa
   if (subspace.energy < kWorthwhileEnergy) subspace.dims = 0;
 }
 
-ScreenRows::ScreenRows(Matrix<const float> rows, const ScreenSpace& space, int threads)
-    : full(round_rows(rows, space.frame, space.rows_format(), threads)) {
-  if (space.coarse()) coarse = project_rows(rows, space.frame, space.subspace, space.rows_format(), space.isa, threads);
+ScreenRows::ScreenRows(Matrix<const float> rows, const ScreenSpace& space, int threads, const std::string& scratch)
+    : full(round_rows(rows, space.frame, space.rows_format(), threads, scratch)) {
+  if (!space.coarse()) return;
+  coarse = project_rows(rows, space.frame, space.subspace, space.rows_format(), space.isa, threads, scratch);
 }
 
 void ScreenPanels::reserve(std::int64_t rows, std::int64_t dim, const ScreenSpace& space) {

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -36,7 +37,8 @@ struct ScreenRows {
   Rows full, coarse;
 
   ScreenRows(Rows full_rows, Rows coarse_rows) : full(std::move(full_rows)), coarse(std::move(coarse_rows)) {}
-  ScreenRows(Matrix<const float> rows, const ScreenSpace& space, int threads);
+  // Values go to files in `scratch` if it is not empty.
+  ScreenRows(Matrix<const float> rows, const ScreenSpace& space, int threads, const std::string& scratch = {});
 };
 
 // Both levels have one format.

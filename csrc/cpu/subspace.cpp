@@ -255,9 +255,9 @@ Subspace leading_subspace(Matrix<const float> rows, const Frame& frame, std::int
 }
 
 Rows project_rows(Matrix<const float> rows, const Frame& frame, const Subspace& subspace, Format format, Isa isa,
-                  int threads) {
+                  int threads, const std::string& scratch) {
   const Projections projected(rows, frame, subspace, isa, threads);
-  Rows out = round_rows(projected.rows(), projected.frame, format, threads);
+  Rows out = round_rows(projected.rows(), projected.frame, format, threads, scratch);
   projected.widen(&out.bounds);
   return out;
 }

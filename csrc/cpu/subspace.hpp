@@ -15,6 +15,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "mmad/cpu_features.hpp"
@@ -34,9 +35,9 @@ struct Subspace {
 // Leading directions of a set of rows by subspace iteration on a sample; `dims` coordinates, a power of two.
 Subspace leading_subspace(Matrix<const float> rows, const Frame& frame, std::int64_t dims, int threads);
 
-// The rows' coordinates, rounded, with what projecting adds to their residuals.
+// The rows' coordinates, rounded (round_rows), with what projecting adds to their residuals.
 Rows project_rows(Matrix<const float> rows, const Frame& frame, const Subspace& subspace, Format format, Isa isa,
-                  int threads);
+                  int threads, const std::string& scratch = {});
 Panels project_panels(Matrix<const float> rows, const Frame& frame, const Subspace& subspace, Format format, Isa isa,
                       int threads);
 

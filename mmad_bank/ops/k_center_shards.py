@@ -6,6 +6,7 @@ into any number of shards, and the picks are those of :func:`~mmad_bank.ops.k_ce
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -50,12 +51,16 @@ class KCenterShard:
 
     Args:
         features: (N, D) float32 rows in host memory, contiguous and finite; viewed, not copied, so they must not
-            change. N may be 0. They may be a mapped file: then only a copy of 16 bits or fewer per value is in memory.
+            change. N may be 0. They may be a mapped file.
         n_centers: Number of centres that it will meet in all.
         threads: Number of threads; default: PyTorch's.
+        scratch: Folder for the copy of the rows that is screened, of at most 16 bits per value: for more rows than
+            memory holds. It is a file without a name, mapped, and gone with the shard. Beside it a shard holds about 40
+            bytes per row (64 if rows are long enough for a coarse copy, 192 values) and the centres. Default: in
+            memory.
 
     Raises:
-        InputError: Rows of another kind, or a row that is not finite.
+        InputError: Rows of another kind, or a row that is not finite; a scratch folder that cannot hold the copy.
 
     Example:
         >>> import torch
@@ -65,7 +70,14 @@ class KCenterShard:
         Candidates(squared=tensor([25.], dtype=torch.float64), rows=tensor([2]), above=2, below=0.0)
     """
 
-    def __init__(self, features: Tensor, *, n_centers: int, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        features: Tensor,
+        *,
+        n_centers: int,
+        threads: int | None = None,
+        scratch: str | os.PathLike[str] | None = None,
+    ) -> None:
         if features.ndim != 2 or features.dtype != torch.float32 or not features.is_contiguous():
             raise InputError(
                 f"features: expected contiguous float32 rows (N, D), found {features.dtype} {tuple(features.shape)}"
@@ -73,8 +85,12 @@ class KCenterShard:
         if features.device.type != "cpu":
             raise InputError(f"features: expected rows in host memory, found a tensor on {features.device}")
         self._features = features
-        with naming_bad_rows("features"):
-            self._native = _core.KCenterShard(array_of(features), n_centers, "auto", _threads(threads))
+        folder = "" if scratch is None else os.fspath(scratch)
+        try:
+            with naming_bad_rows("features"):
+                self._native = _core.KCenterShard(array_of(features), n_centers, "auto", _threads(threads), folder)
+        except OSError as error:
+            raise InputError(f"scratch: {error}") from None
 
     def __len__(self) -> int:
         return len(self._features)

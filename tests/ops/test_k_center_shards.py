@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import accumulate, pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -164,3 +165,25 @@ def test_rows_of_another_kind_are_refused(features: Tensor) -> None:
 def test_numbers_out_of_range_are_named(arguments: dict[str, int], name: str) -> None:
     with pytest.raises(InputError, match=f"^{name}: "):
         KCenterCoordinator(10, **arguments)
+
+
+@pytest.mark.parametrize("kind", ["noise", "low rank"])
+def test_a_scratch_folder_holds_the_rounded_rows_and_nothing_that_is_left(kind: str, tmp_path: Path) -> None:
+    features = table(kind, 2)
+    found = []
+    for scratch in (None, tmp_path):
+        shard = KCenterShard(features, n_centers=50, scratch=scratch)
+        rows = ops.k_center_greedy(features, 50)
+        shard.meet(features[rows], own=rows)
+        squared, far, above, below = shard.rise(0.0, at_most=len(features))
+        found.append((squared[far.argsort()].tolist(), far.sort()[0].tolist(), above, below))
+        mapped = Path("/proc/self/maps")
+        if mapped.exists():
+            assert (str(tmp_path) in mapped.read_text()) == (scratch is not None)
+        assert list(tmp_path.iterdir()) == []
+    assert found[0] == found[1]
+
+
+def test_a_scratch_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^scratch: .*gone: cannot hold a scratch file of 1 MB \(No such file"):
+        KCenterShard(table("noise", 0), n_centers=1, scratch=tmp_path / "gone")

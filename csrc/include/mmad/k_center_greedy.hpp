@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "mmad/cpu_features.hpp"
@@ -18,6 +19,7 @@ struct KCenterOptions {
   int threads = 1;
   Isa isa = Isa::generic;
   Format format = Format::float32;
+  std::string scratch;  // folder for the rounded rows of more rows than memory holds; empty: they are in memory
   std::function<void(std::int64_t)> progress;  // called between blocks with the number of picks; may throw
 };
 

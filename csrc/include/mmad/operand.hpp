@@ -43,8 +43,10 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
+#include "mmad/bytes.hpp"
 #include "mmad/cpu_features.hpp"
 #include "mmad/matrix.hpp"
 
@@ -105,7 +107,7 @@ struct RowBounds {
 struct Rows {
   Format format = Format::float32;
   std::int64_t count = 0, dim = 0, depth = 0;  // depth: dim padded to kDepthStep, or kByteStep
-  std::vector<std::uint8_t> values;
+  Bytes values;
   RowBounds bounds;
 
   std::int64_t row_bytes() const { return depth * bytes_per_value(format); }
@@ -148,9 +150,10 @@ Frame screening_frame(Matrix<const float> rows);
 // y = factor (x - center), and false where y is longer than kScreenNorm or not finite.
 bool to_frame(const float* x, const Frame& frame, float* y, std::int64_t dim);
 
-// Rounds rows. Throws std::invalid_argument that names the first row which is not finite, or farther than kLargestNorm
-// from the centre.
-Rows round_rows(Matrix<const float> rows, const Frame& frame, Format format, int threads);
+// Rounds rows; their values go to a file in `scratch` if it is not empty. Throws std::invalid_argument that names the first
+// row which is not finite, or farther than kLargestNorm from the centre.
+Rows round_rows(Matrix<const float> rows, const Frame& frame, Format format, int threads,
+                const std::string& scratch = {});
 Panels pack_rows(Matrix<const float> rows, const Frame& frame, Format format, int threads);
 
 // Squared distance of two original rows from differences in float64: what decides between contenders.
