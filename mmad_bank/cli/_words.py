@@ -123,6 +123,10 @@ WORDS: dict[str, Word] = {
         str, "Address of the Ray cluster whose processes work, such as auto or ray://HOST:10001 (default: this"
         " machine)."
     ),
+    "--scratch": Word(
+        Path, "Folder where workers keep their rows in files, which are gone with them: for more features than memory"
+        " holds (default: in memory)."
+    ),
     "--threads": Word(int, "Number of threads of {} (default: one per core)."),
     "--seed": Word(int, "Seed of {}."),
     # The bank and its search.
