@@ -31,13 +31,17 @@ class Work(NamedTuple):
     Attributes:
         workers: Number of workers.
         replaced: How many of them died and were made anew.
-        traffic: What went between them and this process.
+        traffic: What went between them and this process in all.
+        selection: What the selection alone moved, without progress of reading and the bank's vectors.
+        formula: What it should move, see :class:`~mmad_bank.distributed.selection.Tally`.
         memory: Each worker's memory at the end.
     """
 
     workers: int
     replaced: int
     traffic: Traffic
+    selection: Traffic
+    formula: Traffic
     memory: list[Memory]
 
 
@@ -80,7 +84,7 @@ class Workers:
             selection.read(moments)
             standardization = None if moments is None else moments.result()
             picks = selection.run(n_select, start=start)
-            vectors = self._finish(crew, selection, picks)
+            vectors = self._finish(crew, selection, picks, dump.dim if projection is None else projection.dim_out)
         return Selected(torch.from_numpy(picks.rows), vectors, picks.covering_radius, standardization)
 
     def extend(
@@ -104,17 +108,18 @@ class Workers:
                 radius=0.0 if radius is None else radius,
                 stage="Extending the coreset",
             )
-            vectors = self._finish(crew, selection, picks)
+            vectors = self._finish(crew, selection, picks, centers.shape[1])
         return Selected(torch.from_numpy(picks.rows), vectors, picks.covering_radius)
 
     def _crew(self, cut: Cut, projection: SparseProjection | None, moments: Moments | None) -> RayCrew:
         shift = None if moments is None else moments.shift
         return RayCrew(self._ray, cut.shares(), (projection, shift, self._scratch))
 
-    def _finish(self, crew: RayCrew, selection: Selection, picks: Picks) -> Tensor:
+    def _finish(self, crew: RayCrew, selection: Selection, picks: Picks, dim: int) -> Tensor:
         """Gather the vectors, and keep what the work took."""
-        vectors = selection.take(picks.rows)
-        self.work = Work(self._count, crew.replaced, crew.traffic, selection.memory())
+        vectors = selection.take(picks.rows) if len(picks.rows) else torch.empty(0, dim)
+        memory, formula = selection.memory(), selection.tally.traffic(self._count, dim)
+        self.work = Work(self._count, crew.replaced, crew.traffic, selection.moved, formula, memory)
         return vectors
 
 

@@ -8,7 +8,7 @@ pool are gathered.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -43,6 +43,10 @@ class Traffic:
     down: int = 0
     up: int = 0
 
+    def since(self, before: Traffic) -> Traffic:
+        """Return what was added to what was ``before``."""
+        return Traffic(self.round_trips - before.round_trips, self.down - before.down, self.up - before.up)
+
     @staticmethod
     def size(message: Any) -> int:
         """Return the bytes of a message's arrays, and 8 for each number.
@@ -56,6 +60,41 @@ class Traffic:
         if isinstance(message, (tuple, list)):
             return sum(map(Traffic.size, message))
         return 8 * isinstance(message, (int, float))
+
+
+@dataclass
+class Tally:
+    """What a selection has asked for, and so what it should move.
+
+    Attributes:
+        told: How often the workers were told of centres.
+        rises: How often they offered rows: then, and where the bar had to sink.
+        gathers: How often rows were gathered.
+        met: Number of centres that they were told of.
+        offered: Number of rows that they offered.
+        gathered: Number of rows that were gathered for pools.
+        settled: Number of rows whose values went back.
+    """
+
+    told: int = 0
+    rises: int = 0
+    gathers: int = 0
+    met: int = 0
+    offered: int = 0
+    gathered: int = 0
+    settled: int = 0
+
+    def traffic(self, n_workers: int, dim: int) -> Traffic:
+        """Return what that moves between so many workers and this process; see docs/how-to/many-machines.md.
+
+        Example:
+            >>> Tally(told=2, rises=2, gathers=2, met=3, offered=5, gathered=3, settled=1).traffic(2, dim=10)
+            Traffic(round_trips=5, down=432, up=264)
+        """
+        to_each = 8 + self.met * (4 * dim + 8) + 16 * self.rises + 8 * self.told
+        down = n_workers * to_each + 8 * self.gathered + 8 * self.settled
+        up = 16 * n_workers * self.rises + 16 * self.offered + 4 * dim * self.gathered
+        return Traffic(1 + self.rises + self.gathers, down, up)
 
 
 class Crew(Protocol):
@@ -115,6 +154,10 @@ class Selection:
         cut: What they hold.
         report: Function that the work reports to.
 
+    Attributes:
+        tally: What :meth:`run` has asked for.
+        moved: What that moved; of workers that were made anew, too.
+
     Example:
         >>> from mmad_bank.bank.dumps import open_dump
         >>> from mmad_bank.distributed.workers import Worker
@@ -134,6 +177,8 @@ class Selection:
         self._n_centers: int | None = None
         self._centers: list[np.ndarray] = []
         self._numbers: list[np.ndarray] = []
+        self.tally = Tally()
+        self.moved = Traffic()
 
     def read(self, moments: Moments | None = None) -> None:
         """Have the workers read their shares; ``moments`` takes up the blocks' sums.
@@ -175,7 +220,7 @@ class Selection:
             radius: Distance within which a row counts as covered; negative: none does.
             stage: Name of the work for the bar.
         """
-        n_earlier = 0 if earlier is None else len(earlier)
+        n_earlier, before = 0 if earlier is None else len(earlier), replace(self._crew.traffic)
         self._ask_all("begin", (n_earlier + n_select,))
         self._n_centers = n_earlier + n_select
         coordinator = KCenterCoordinator(self._n_rows, n_select, n_earlier=n_earlier, start=start, radius=radius)
@@ -195,6 +240,7 @@ class Selection:
                 picks = array_of(coordinator.rows_from(known))
                 centers = features[np.searchsorted(pool, picks)]
                 self._go_on(coordinator, centers, picks, pool, array_of(coordinator.values))
+        self.moved = self._crew.traffic.since(before)
         rows = array_of(coordinator.rows)
         return Picks(rows, array_of(coordinator.radii), coordinator.covering_radius)
 
@@ -218,12 +264,17 @@ class Selection:
         known = sum(map(len, self._centers))
         self._centers.append(centers)
         self._numbers.append(rows)
+        self.tally.told += 1
+        self.tally.met += len(centers)
+        self.tally.settled += len(pool)
         owners = self._cut.owners(pool)
         bar, wanted = coordinator.bar, coordinator.wanted
         calls = [(known, centers, rows, values[owners == number], bar, wanted) for number in range(self._cut.n_shares)]
         offers: list[Offer] = self._crew.ask("go_on", calls, self._catch_up)
         while True:
+            self.tally.rises += 1
             for offer in offers:
+                self.tally.offered += len(offer.rows)
                 squared, numbers = torch.tensor(offer.squared), torch.tensor(offer.rows)
                 coordinator.offer(Candidates(squared, numbers, offer.above, offer.below))
             if coordinator.join():
@@ -231,6 +282,8 @@ class Selection:
             offers = self._ask_all("rise", (coordinator.bar, coordinator.wanted))
 
     def _gather(self, rows: np.ndarray) -> np.ndarray:
+        self.tally.gathers += 1
+        self.tally.gathered += len(rows)
         return self._collect("gather", rows)
 
     def _collect(self, method: str, rows: np.ndarray) -> np.ndarray:

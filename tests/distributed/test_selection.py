@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from mmad_bank import ops
 from mmad_bank.bank.dumps import FeatureDump, open_dump
 from mmad_bank.bank.projection import SparseProjection
 from mmad_bank.bank.standardization import Moments, first_shift
-from mmad_bank.distributed.selection import LocalCrew, Selection, Traffic
+from mmad_bank.distributed.selection import LocalCrew, Selection
 from mmad_bank.distributed.shares import Cut, Numbering
 from mmad_bank.distributed.workers import Worker
 from mmad_bank.errors import InputError
@@ -91,35 +92,25 @@ def test_moments_are_the_local_ones_to_the_bit() -> None:
     assert joined.result() == local.result()
 
 
-def test_bytes_moved_are_those_of_the_formula() -> None:
-    """A block costs picks to all, and candidates, requests, rows and values of the pool."""
-    rows, n_workers = features(), 3
+@pytest.mark.parametrize("n_workers", [1, 3])
+@pytest.mark.parametrize("n_select", [1, 120, 600])  # of 600 the last block is nobody's news
+def test_bytes_moved_are_those_of_the_formula(n_workers: int, n_select: int) -> None:
+    rows = features()
     selection, crew, _ = select(open_dump(rows), n_workers)
-    asked: list[tuple[str, Any, Any]] = []
-    ask = crew.ask
+    read = replace(crew.traffic)
+    found = selection.run(n_select)
+    assert selection.moved == crew.traffic.since(read) == selection.tally.traffic(n_workers, rows.shape[1])
+    assert ((found.radii == 0).sum() > 0) == (n_select == 600)
+    assert selection.tally.met == n_select if n_select < 600 else 1 < selection.tally.met < 600
+    assert selection.tally.offered >= selection.tally.met - 1
 
-    def watch(method: str, calls: Any, catch_up: Any) -> Any:
-        answers = ask(method, calls, catch_up)
-        asked.append((method, calls, answers))
-        return answers
 
-    crew.ask = watch  # type: ignore[method-assign]
-    crew.traffic = Traffic()
-    found = selection.run(120)
-    candidates = sum(len(offer.rows) for name, _, offers in asked if name in ("go_on", "rise") for offer in offers)
-    rises = sum(name in ("go_on", "rise") for name, _, _ in asked)
-    told = sum(name == "go_on" for name, _, _ in asked)
-    pools = sum(len(call[0]) for name, calls, _ in asked if name == "gather" for call in calls if call is not None)
-    assert candidates > 120
-    picks, dim = len(found.rows), rows.shape[1]
-    met = picks - int((found.radii == 0).sum())  # copies are nobody's news
-    last = sum(len(calls[0][1]) for name, calls, _ in asked if name == "go_on")
-    assert last == met
-    settled = sum(len(values) for name, calls, _ in asked if name == "go_on" for _, _, _, values, _, _ in calls)
-    down = n_workers * (met * (4 * dim + 8) + 16 * rises + 8 * told + 8) + 8 * pools + 8 * settled
-    assert crew.traffic.down == down
-    assert crew.traffic.up == n_workers * 16 * rises + 16 * candidates + 4 * dim * pools
-    assert crew.traffic.round_trips == len(asked)
+def test_an_extension_by_nothing_moves_what_it_should() -> None:
+    rows = features()
+    selection, _, _ = select(open_dump(rows), 2)
+    assert len(selection.run(600, earlier=rows.numpy(), radius=0.5).rows) == 0
+    assert selection.tally.met == 600
+    assert selection.moved == selection.tally.traffic(2, rows.shape[1])
 
 
 def test_numbers_of_no_rows() -> None:
