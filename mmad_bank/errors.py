@@ -51,6 +51,10 @@ class FormatError(MmadBankError, ValueError):
     """A file (a bank, a model, a checkpoint, a manifest) is truncated, altered, foreign, or of a newer format."""
 
 
+class WorkersError(MmadBankError, RuntimeError):
+    """Processes that work for this one died again and again, whatever was done about it."""
+
+
 class MissingExtraError(MmadBankError, ImportError):
     """An optional package is not installed; the message names the extra that brings it."""
 

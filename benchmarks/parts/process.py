@@ -75,6 +75,15 @@ def anonymous_bytes() -> int:
     return int(found[1]) * 1024 if found else 0
 
 
+def available_bytes() -> int:
+    """Return the memory that the system can give without swapping; 0 where /proc does not tell."""
+    try:
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(found[1]) * 1024 if found else 0
+
+
 def drop_from_cache(path: Path) -> None:
     """Ask the kernel to forget a file's pages, so that the next reader gets them from the disk."""
     with path.open("rb") as file:

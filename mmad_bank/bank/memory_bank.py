@@ -44,15 +44,8 @@ from mmad_bank.bank.provenance import Origin, Source, check_rows, describe_image
 from mmad_bank.bank.recall import SearchSettings
 from mmad_bank.bank.reporting import Progress, reporting
 from mmad_bank.bank.scores import Rule, Scores, score_images
-from mmad_bank.bank.selection import (
-    Moments,
-    Standardization,
-    check_radius,
-    check_standardization,
-    coreset_size,
-    left_out,
-    selection_space,
-)
+from mmad_bank.bank.selection import SelectHere, Selector, check_radius, coreset_size, left_out
+from mmad_bank.bank.standardization import Standardization, check_standardization
 from mmad_bank.errors import FormatError, InputError
 from mmad_bank.ops.knn import Precision, check_precision
 
@@ -189,6 +182,7 @@ class MemoryBank:
         by_image: bool = False,
         nprobe: int | None = None,
         ef_search: int | None = None,
+        selector: Selector | None = None,
     ) -> MemoryBank:
         """Select a bank by exact greedy k-center (Sener and Savarese 2018; PatchCore's coreset).
 
@@ -222,6 +216,8 @@ class MemoryBank:
                 :class:`MemoryBank`. With a FAISS index the recall on a sample of the rows that were not selected is
                 measured, see :attr:`recall`.
             ef_search: Number of candidates that the search of a FAISS index with a graph keeps.
+            selector: Who selects; default: this process, on ``device``. :func:`mmad_bank.distributed.build` has workers
+                do it.
 
         Raises:
             InputError: Features that are empty, not floating-point, of a wrong shape, NaN or infinite; an argument
@@ -246,30 +242,19 @@ class MemoryBank:
         target = None if device is None else ops.resolve_device(device)
         _check_vectors_on(vectors_on)
         given = None if isinstance(standardize, bool) else check_standardization(standardize)
-        moments = Moments() if standardize is True else None
         with reporting(progress) as report:
-            space = selection_space(dump, projection, report, device=target, n_select=n_select, moments=moments)
-            standardization = given if moments is None else moments.result()
-            coreset = ops.k_center_greedy(
-                space,
-                n_select,
-                start=start,
-                progress=lambda done, total: report("Selecting the coreset", done, total),
-                return_radius=True,
-                device=target,
+            selected = (selector or SelectHere(target)).select(
+                dump, n_select, start=start, projection=projection, standardize=standardize is True, report=report
             )
-            rows = coreset.indices
-            vectors = space[rows] if projection is None else dump.take(rows)
-        del space
         bank = cls.__new__(cls)
-        bank._set(vectors, rows.cpu(), index, bank_precision)
+        bank._set(selected.vectors, selected.rows.cpu(), index, bank_precision)
         bank.sources = list(dump.sources)
         bank.projection = projection
-        bank.standardization = standardization
+        bank.standardization = selected.standardization if given is None else given
         bank.extractor = dump.extractor if extractor is None else extractor
-        bank._raw_radius = coreset.covering_radius
+        bank._raw_radius = selected.covering_radius
         bank._settings = SearchSettings(nprobe, ef_search)
-        bank = bank.to(coreset.indices.device if target is None else target, vectors_on=vectors_on)
+        bank = bank.to(selected.rows.device if target is None else target, vectors_on=vectors_on)
         bank._index = bank._made_index(None if index == "exact" else left_out(dump, bank.source_rows))
         return bank
 
@@ -616,6 +601,7 @@ class MemoryBank:
         key: str | Sequence[str] | None = None,
         layout: Layout = "auto",
         by_image: bool = False,
+        selector: Selector | None = None,
     ) -> int:
         """Add normal samples collected since, by continuing the greedy selection against the bank's own vectors.
 
@@ -637,6 +623,7 @@ class MemoryBank:
             key: As for :meth:`build`.
             layout: As for :meth:`build`; the bank's own dimensions help to tell layouts apart.
             by_image: As for :meth:`build`.
+            selector: Who selects; default: this process, where the bank searches.
 
         Returns:
             The number of rows added.
@@ -664,27 +651,23 @@ class MemoryBank:
             size = min(check_index(size, "size", 1, 2**31 - 1, "rows to add"), len(dump))
         with reporting(progress) as report, self._lock:
             limit = self._raw_radius if wanted is None else wanted
-            space = selection_space(dump, self.projection, report, device=self.device, n_select=size or len(dump))
-            covered = self.vectors if self.projection is None else self._projected_vectors()
-            coreset = ops.extend_coreset(
-                space,
-                covered.to(space.device),
+            selected = (selector or SelectHere(self.device)).extend(
+                dump,
+                self.vectors if self.projection is None else self._projected_vectors(),
                 # A row that lies exactly at the radius is covered, whichever way its distance was rounded.
                 radius=None if limit is None else limit * (1 + 2.0**-23),
                 n_select=size,
-                progress=lambda done, total: report("Extending the coreset", done, total),
-                device=self.device,
+                projection=self.projection,
+                report=report,
             )
-            rows = coreset.indices
-            if len(rows):
-                new = space[rows] if self.projection is None else dump.take(rows)
-                self._append(new.to(self.vectors.device), rows.cpu(), dump.sources)
+            if len(selected.rows):
+                self._append(selected.vectors.to(self.vectors.device), selected.rows.cpu(), dump.sources)
             if self._raw_radius is not None:
-                self._raw_radius = max(self._raw_radius, coreset.covering_radius)
+                self._raw_radius = max(self._raw_radius, selected.covering_radius)
         if held_out is not None:
             with argument_called(features="calibration"):
                 self.calibrate_again(held_out, progress=progress)
-        return len(rows)
+        return len(selected.rows)
 
     def _open(
         self,

@@ -1,9 +1,9 @@
-"""The space in which a coreset is selected, filled from a dump a block at a time."""
+"""Who selects the rows of a bank, and the space that this process selects in, filled a block at a time."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -13,49 +13,111 @@ from mmad_bank._internal.checks import check_index
 from mmad_bank.bank.dumps import FeatureDump
 from mmad_bank.bank.projection import SparseProjection
 from mmad_bank.bank.reporting import Report
+from mmad_bank.bank.standardization import Moments, Standardization
 from mmad_bank.errors import InputError
 
 
-class Standardization(NamedTuple):
-    """One scalar mean and standard deviation for all values of a bank, as M3DM takes them."""
+class Selected(NamedTuple):
+    """What a selection chose.
 
-    mean: float
-    std: float
+    Attributes:
+        rows: int64 (n,), rows of the dump in order of selection; where the bank is to search, unless told otherwise.
+        vectors: float32 (n, D), those rows as they are in the dump.
+        covering_radius: Distance of the farthest row that was not chosen, in the selection space.
+        standardization: Mean and standard deviation of the dump, if they were asked for.
+    """
+
+    rows: Tensor
+    vectors: Tensor
+    covering_radius: float
+    standardization: Standardization | None = None
 
 
-def check_standardization(pair: Any) -> Standardization:
-    """Return (mean, std) that distances can be divided by, or say what is wrong with it."""
-    if not isinstance(pair, tuple) or len(pair) != 2 or not all(isinstance(v, (int, float)) for v in pair):
-        raise InputError(f"standardize: expected True, False or (mean, std), found {pair!r}")
-    mean, std = pair
-    if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
-        raise InputError(f"standardize: expected a finite mean and a std above 0, found {pair!r}")
-    return Standardization(float(mean), float(std))
+class Selector(Protocol):
+    """Whoever selects the rows of a bank: this process (:class:`SelectHere`), or others that work for it."""
+
+    def select(
+        self,
+        dump: FeatureDump,
+        n_select: int,
+        *,
+        start: int,
+        projection: SparseProjection | None,
+        standardize: bool,
+        report: Report,
+    ) -> Selected:
+        """Choose ``n_select`` rows, beginning with ``start``, and take mean and standard deviation if asked for."""
+        ...
+
+    def extend(
+        self,
+        dump: FeatureDump,
+        centers: Tensor,
+        *,
+        radius: float | None,
+        n_select: int | None,
+        projection: SparseProjection | None,
+        report: Report,
+    ) -> Selected:
+        """Choose rows that centers (of the selection space) do not cover, see :func:`mmad_bank.ops.extend_coreset`."""
+        ...
 
 
-class Moments:
-    """Mean and sample standard deviation of a stream of values, in float64 about the first block's mean."""
+class SelectHere:
+    """Selects in this process, on ``device`` (default: where the features are)."""
 
-    def __init__(self) -> None:
-        self._count = 0
-        self._shift = self._sum = self._squares = 0.0
+    def __init__(self, device: torch.device | None) -> None:
+        self._device = device
 
-    def update(self, block: Tensor) -> None:
-        """Take in all values of a block."""
-        if not self._count:
-            self._shift = float(block.mean(dtype=torch.float64).float())
-        shifted = block - self._shift
-        self._count += block.numel()
-        self._sum += float(shifted.sum(dtype=torch.float64))
-        self._squares += float(shifted.square_().sum(dtype=torch.float64))
+    def select(
+        self,
+        dump: FeatureDump,
+        n_select: int,
+        *,
+        start: int,
+        projection: SparseProjection | None,
+        standardize: bool,
+        report: Report,
+    ) -> Selected:
+        """Choose rows from the selection space of the whole dump."""
+        moments = Moments() if standardize else None
+        space = selection_space(dump, projection, report, n_select=n_select, device=self._device, moments=moments)
+        standardization = None if moments is None else moments.result()
+        coreset = ops.k_center_greedy(
+            space,
+            n_select,
+            start=start,
+            progress=lambda done, total: report("Selecting the coreset", done, total),
+            return_radius=True,
+            device=self._device,
+        )
+        rows = coreset.indices
+        vectors = space[rows] if projection is None else dump.take(rows)
+        return Selected(rows, vectors, coreset.covering_radius, standardization)
 
-    def result(self) -> Standardization:
-        """Return mean and standard deviation (n - 1 in the denominator)."""
-        mean = self._sum / self._count
-        variance = (self._squares - self._count * mean**2) / max(self._count - 1, 1)
-        if variance <= 0:
-            raise InputError("standardize: expected features that vary, found one value throughout")
-        return Standardization(self._shift + mean, math.sqrt(variance))
+    def extend(
+        self,
+        dump: FeatureDump,
+        centers: Tensor,
+        *,
+        radius: float | None,
+        n_select: int | None,
+        projection: SparseProjection | None,
+        report: Report,
+    ) -> Selected:
+        """Choose rows from the selection space of the whole dump."""
+        space = selection_space(dump, projection, report, n_select=n_select or len(dump), device=self._device)
+        coreset = ops.extend_coreset(
+            space,
+            centers.to(space.device),
+            radius=radius,
+            n_select=n_select,
+            progress=lambda done, total: report("Extending the coreset", done, total),
+            device=self._device,
+        )
+        rows = coreset.indices
+        vectors = space[rows] if projection is None or len(rows) == 0 else dump.take(rows)
+        return Selected(rows, vectors, coreset.covering_radius)
 
 
 def coreset_size(n_rows: int, ratio: float, size: int | None) -> int:

@@ -131,6 +131,10 @@ WORDS: dict[str, Word] = {
     "--disk": Word(str, "What a worker reads in a second, such as 1GB.", "SIZE"),
     "--pace": Word(Path, "Pace of the workers' machine, a file of --save-pace (default: this one's, measured)."),
     "--save-pace": Word(Path, "JSON file for the pace of this machine, for plans that are made elsewhere."),
+    "--scratch": Word(
+        Path, "Folder where workers keep their rows in files, which are gone with them: for more features than memory"
+        " holds (default: in memory)."
+    ),
     "--threads": Word(int, "Number of threads of {} (default: one per core)."),
     "--seed": Word(int, "Seed of {}."),
     # The bank and its search.

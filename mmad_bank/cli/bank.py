@@ -16,14 +16,17 @@ from mmad_bank.cli._command import add
 from mmad_bank.cli._dumps import AxesOfMaps, ByImage, Features, Key, Reading
 from mmad_bank.cli._labels import say_defective
 from mmad_bank.cli._options import (
+    Address,
     Device,
     FailOnBad,
     Json,
     Overwrite,
     Patches,
     ProjectionDim,
+    RayWorkers,
     Reweight,
     ScoreRate,
+    Scratch,
     TrustIndex,
 )
 from mmad_bank.cli._output import (
@@ -40,6 +43,7 @@ from mmad_bank.cli._output import (
     size,
     unfinished_outputs,
 )
+from mmad_bank.cli._over_workers import selector_of, work_facts, work_rows
 from mmad_bank.cli._swapped import check_bank_first
 from mmad_bank.cli._values import check_device, check_once, check_positive, parse_paths, parse_projection, parse_share
 from mmad_bank.cli._verdicts import (
@@ -80,6 +84,9 @@ def build(
     by_image: ByImage = False,
     bank_precision: Annotated[BankPrecision, option("--bank-precision", "")] = "auto",
     device: Device = "cpu",
+    workers: RayWorkers = None,
+    address: Address = None,
+    scratch: Scratch = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -96,11 +103,12 @@ def build(
     begin = time.perf_counter()
     dump = Reading(key, axes, by_image).open(features)
     say_defective(dump.sources)
-    bank = MemoryBank.build(
-        dump, share, size=bank_size, index=index, projection_dim=dimensions, seed=seed,
-        start=start, standardize=standardize, bank_precision=bank_precision, device=target if device != "cpu" else None,
-        progress=show_progress(as_json), nprobe=nprobe, ef_search=ef_search,
-    )  # fmt: skip
+    with selector_of(workers, address, scratch) as selector:
+        bank = MemoryBank.build(
+            dump, share, size=bank_size, index=index, projection_dim=dimensions, seed=seed, start=start,
+            standardize=standardize, bank_precision=bank_precision, device=target if device != "cpu" else None,
+            progress=show_progress(as_json), nprobe=nprobe, ef_search=ef_search, selector=selector,
+        )  # fmt: skip
     built = time.perf_counter()
     with doing(f"saving {out}"):
         bank.save(out)
@@ -111,12 +119,14 @@ def build(
         "feature_bytes": len(dump) * dump.dim * 4,
         **describe_bank(bank, out),
         "extractor": bank.extractor,
+        "workers": work_facts(selector),
         "seconds": times,
     }
     rows = {
         "features": f"{len(dump):,} × {dump.dim}  ({size(result['feature_bytes'])} as float32)",
         **describe_bank_rows(bank, out),
         **({} if bank.extractor is None else {"extractor": bank.extractor}),
+        **work_rows(selector),
         "time": f"build {seconds(times['build'])}, save {seconds(times['save'])}",
     }
     emit(result, rows, title=f"built {out}", as_json=as_json)
@@ -135,6 +145,9 @@ def extend(
     by_image: ByImage = False,
     trust_index: TrustIndex = False,
     device: Device = "cpu",
+    workers: RayWorkers = None,
+    address: Address = None,
+    scratch: Scratch = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -161,7 +174,8 @@ def extend(
     left_out: dict[str, str] = {}
     others = Reading(key, axes, by_image).open(held_out, bank.dim, left_out) if held_out else None
     before, new = bank.calibration, judge_new(bank, dump, progress=show_progress(as_json))
-    added = bank.extend(dump, radius=radius, size=at_most, progress=show_progress(as_json))
+    with selector_of(workers, address, scratch) as selector:
+        added = bank.extend(dump, radius=radius, size=at_most, progress=show_progress(as_json), selector=selector)
     if others is not None:
         with argument_called(features="--calibrate"):
             bank.calibrate_again(others, progress=show_progress(as_json), left_out=left_out)
@@ -171,11 +185,12 @@ def extend(
     times = {"extend": extended - begin, "save": time.perf_counter() - extended}
     moved = extension_facts(new, before, bank.calibration)
     result = {"bank": str(target), "added": added, **describe_bank(bank, target), **moved, "left_out": left_out}
-    result |= {"seconds": times}
+    result |= {"workers": work_facts(selector), "seconds": times}
     rows = {
         "added": f"{added:,} vectors",
         **describe_bank_rows(bank, target),
         **extension_rows(new, moved),
+        **work_rows(selector),
         "time": f"extend {seconds(times['extend'])}, save {seconds(times['save'])}",
     }
     emit(result, rows, title=f"extended {target}", as_json=as_json)

@@ -41,7 +41,7 @@ def plan(
     features: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[FEATURES]...",
+            metavar="FEATURES...",
             help="Feature files or folders, or a part of them, to measure with.",
             show_default=False,
         ),
@@ -57,7 +57,7 @@ def plan(
     spill: Annotated[bool, option("--spill")] = False,
     disk: Annotated[str, option("--disk")] = "1GB",
     network: Annotated[float, option("--network")] = 10.0,
-    pace_file: Annotated[Path | None, option("--pace")] = None,
+    pace: Annotated[Path | None, option("--pace")] = None,
     save_pace: Annotated[Path | None, option("--save-pace")] = None,
     key: Key = None,
     axes: AxesOfMaps = "auto",
@@ -67,8 +67,8 @@ def plan(
 ) -> None:
     """Predict time, memory and network of a selection over workers, from some seconds of measuring on this machine.
 
-    Nothing is selected, and no Ray is needed. Without FEATURES, synthetic rows that lie near 64 directions are measured
-    with: real ones tell more.
+    Nothing is selected, and no Ray is needed. FEATURES are measured with, or synthetic rows that lie near 64 directions
+    if there are none: real ones tell more.
     """
     for name, number in (("--dim", dim), ("--bank-size", bank_size), ("--workers", workers), ("--threads", threads)):
         check_positive(name, number)
@@ -93,20 +93,24 @@ def plan(
     n_select = coreset_size(n_rows, 0.1 if ratio is None else parse_share(ratio, "--ratio"), bank_size)
     projection = SparseProjection.create(length, n_rows, parse_projection(projection_dim), 0)
     space = length if projection is None else projection.dim_out
-    pace = _pace(pace_file, space, n_select, threads, dump, projection, spill)
+    measured = _pace(pace, space, n_select, threads, dump, projection, spill)
     if save_pace is not None:
-        pace.save(save_pace)
+        measured.save(save_pace)
     settings["row_bytes"] = 4 * length
-    plans = [planning.plan(pace, n_rows, n_select, n, **settings) for n in ([workers] if workers else _DOUBLING)]
-    few = None if limit is None else planning.enough(pace, n_rows, n_select, limit, **settings)
-    result: dict[str, Any] = {"pace": asdict(pace), "plans": [{**asdict(one), "seconds": one.seconds} for one in plans]}
+    plans = [planning.plan(measured, n_rows, n_select, n, **settings) for n in ([workers] if workers else _DOUBLING)]
+    few = None if limit is None else planning.enough(measured, n_rows, n_select, limit, **settings)
+    result: dict[str, Any] = {
+        "pace": asdict(measured),
+        "plans": [{**asdict(one), "seconds": one.seconds} for one in plans],
+    }
     if limit is not None:
         result["within"] = {"seconds": limit, "workers": None if few is None else few.workers}
     facts = {
         "select": f"{n_select:,} of {n_rows:,} rows of {length}"
         + ("" if projection is None else f", in a random projection to {space}"),
-        "measured": f"{pace.picks:,} of {pace.rows:,} rows of {pace.dim}, {pace.threads} threads, {pace.machine}",
-        "growth": f"per row as (vectors selected)^{pace.meet_exponent:.2f}",
+        "measured": f"{measured.picks:,} of {measured.rows:,} rows of {measured.dim}, {measured.threads} threads,"
+        f" {measured.machine}",
+        "growth": f"per row as (vectors selected)^{measured.meet_exponent:.2f}",
         **{f"{one.workers} worker{'s' * (one.workers > 1)}": _line(one) for one in plans},
     }
     if within is not None:

@@ -16,7 +16,7 @@ from mmad_bank.cli import app
 
 DOCS = Path(__file__).parents[2] / "docs"
 _BLOCK = re.compile(r"^(<!-- not run: [^\n]+ -->\n)?```(python|sh)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
-_NOT_OURS = ("sudo", "pip", "curl", "python", "python3", "anomalib", "mmad-bank demo")  # others, and what takes minutes
+_NOT_OURS = ("sudo", "pip", "curl", "python", "ray", "anomalib", "mmad-bank demo")  # others, and what takes minutes
 _PROGRAM: Any = typer.main.get_command(app)
 
 

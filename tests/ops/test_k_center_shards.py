@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,15 +13,25 @@ from torch import Tensor
 
 from mmad_bank import ops
 from mmad_bank.errors import InputError
+from mmad_bank.ops._torch import k_center_shards as reference
 from mmad_bank.ops.k_center_shards import KCenterCoordinator, KCenterShard
+
+IMPLEMENTATIONS = {"native": (KCenterShard, KCenterCoordinator),
+                   "reference": (reference.KCenterShard, reference.KCenterCoordinator)}  # fmt: skip
+both = pytest.mark.parametrize(("shard_type", "coordinator_type"), IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
 
 
 def run(
-    features: Tensor, sizes: list[int], coordinator: KCenterCoordinator, n_centers: int, earlier: Tensor | None = None
-) -> KCenterCoordinator:
+    features: Tensor,
+    sizes: list[int],
+    coordinator: Any,
+    n_centers: int,
+    earlier: Tensor | None = None,
+    shard_type: Any = KCenterShard,
+) -> Any:
     """Select over shards of these sizes, with the loop of whoever owns them."""
     firsts = list(accumulate(sizes, initial=0))
-    shards = [KCenterShard(features[a:b].contiguous(), n_centers=n_centers) for a, b in pairwise(firsts)]
+    shards = [shard_type(features[a:b].contiguous(), n_centers=n_centers) for a, b in pairwise(firsts)]
 
     def inside(rows: Tensor, k: int) -> Tensor:
         return (rows >= firsts[k]) & (rows < firsts[k + 1])
@@ -117,6 +128,39 @@ def test_rows_of_several_parts_are_brought_up_to_date() -> None:
         picks.append(int(nearest.argmax()))
     found = run(features, [len(features)], KCenterCoordinator(len(features), 12), 12)
     assert found.rows.tolist() == picks
+
+
+@both
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n_shards", [1, 2, 3, 7])
+def test_the_reference_agrees_with_the_native_core(
+    kind: str, n_shards: int, shard_type: Any, coordinator_type: Any
+) -> None:
+    features = table(kind, 3)[:200]
+    sizes = cut(len(features), n_shards, 3)
+    for n_select in (1, 2, 40, len(features)):
+        expected = ops.k_center_greedy(features, n_select, start=7, return_radius=True)
+        coordinator = coordinator_type(len(features), n_select, start=7)
+        found = run(features, sizes, coordinator, n_select, shard_type=shard_type)
+        assert torch.equal(found.rows, expected.indices)
+        assert torch.allclose(found.radii.float(), expected.radii)
+        assert found.covering_radius == pytest.approx(expected.covering_radius)
+        assert found.complete
+
+
+@both
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("radius", "n_select"), [(None, 30), (3.0, None), (0.5, 50), (0.0, 0), (math.inf, None)])
+def test_the_reference_extends_as_the_native_core(
+    kind: str, radius: float | None, n_select: int | None, shard_type: Any, coordinator_type: Any
+) -> None:
+    features, earlier = table(kind, 3)[:200], table(kind, 1)[:20]
+    expected = ops.extend_coreset(features, earlier, radius=radius, n_select=n_select)
+    count = len(features) if n_select is None else n_select
+    coordinator = coordinator_type(len(features), count, n_earlier=20, radius=0.0 if radius is None else radius)
+    found = run(features, cut(len(features), 3, 0), coordinator, 20 + count, earlier, shard_type)
+    assert torch.equal(found.rows, expected.indices)
+    assert found.covering_radius == pytest.approx(expected.covering_radius)
 
 
 @pytest.mark.parametrize("pool", [1, 2, 17, 5000])

@@ -9,8 +9,10 @@ up in the process, and a .npy file is read with plain sequential reads, which th
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +74,7 @@ class FeatureDump:
                 )
             self.extractor = self.extractor or part.extractor
         self.sources = [part.source for part in parts]
+        self._starts = list(accumulate((source.rows for source in self.sources), initial=0))[:-1]
 
     def __len__(self) -> int:
         return sum(source.rows for source in self.sources)
@@ -90,14 +93,29 @@ class FeatureDump:
         Raises:
             InputError: A row holds NaN or infinity (file, image and patch are named), or a file cannot be read.
         """
+        for first, count in self.ranges(rows):
+            yield first, self.read(first, count)
+
+    def ranges(self, rows: int | None = None) -> Iterator[tuple[int, int]]:
+        """Yield (number of the first row, number of rows) of the blocks of :meth:`blocks`, and read nothing."""
         start = 0
         for part in self.parts:
             step = rows or self._block_rows(part)
             for first in range(0, part.source.rows, step):
-                block = part.read(first, min(step, part.source.rows - first))
-                part.check(block, first.__add__)
-                yield start + first, block
+                yield start + first, min(step, part.source.rows - first)
             start += part.source.rows
+
+    def read(self, first: int, count: int) -> Tensor:
+        """Return rows ``first`` to ``first + count``, which are of one part, as float32 (count, D).
+
+        Raises:
+            InputError: As for :meth:`blocks`.
+        """
+        which = bisect_right(self._starts, first) - 1
+        part, within = self.parts[which], first - self._starts[which]
+        block = part.read(within, count)
+        part.check(block, within.__add__)
+        return block
 
     def take(self, rows: Tensor) -> Tensor:
         """Gather rows by number: int64 (n,) -> float32 (n, D) in that order; the files are read front to back once.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -58,6 +59,8 @@ class Part:
     fetch: Callable[[int, int], ArrayLike]  # (first row, number of rows) -> rows in the part's own dtype
     resident: bool = False
     """The values are in memory already, in this order."""
+    in_memory: bool = False
+    """The values are in this process's memory, in whatever order."""
     unit: int = 1
     """Rows that can only be read together: those of an image whose values do not lie place by place."""
     extractor: str | None = None
@@ -183,7 +186,7 @@ def make_part(file: str, layers: Sequence[Stored], readings: Sequence[Reading]) 
     Raises:
         InputError: The layers are not of the same images, or of rows in different numbers.
     """
-    total = _total(readings)
+    total, in_memory = _total(readings), any(layer.in_memory for layer in layers)
     source = Source(file, total.rows, total.patches, total.grid)
     if len(layers) == 1 and total.layout != "bchw":
         layer, dim = layers[0], total.dim
@@ -191,7 +194,7 @@ def make_part(file: str, layers: Sequence[Stored], readings: Sequence[Reading]) 
         def fetch(first: int, count: int) -> ArrayLike:
             return layer.values(first * dim, count * dim).reshape(count, dim)
 
-        return Part(source, dim, fetch, layer.resident)
+        return Part(source, dim, fetch, layer.resident, in_memory)
     for layer, reading in zip(layers, readings, strict=True):
         if reading.grid is None and (reading.rows, reading.patches) != (total.rows, total.patches):
             raise InputError(
@@ -203,8 +206,10 @@ def make_part(file: str, layers: Sequence[Stored], readings: Sequence[Reading]) 
                 f"{layer.name}: expected {total.images} images as the other layers have, found {reading.images}"
             )
     if total.grid is None:
-        return Part(source, total.dim, lambda first, count: _side_by_side(layers, readings, first, count))
-    return Part(source, total.dim, _Maps(layers, readings, total), unit=math.prod(total.grid))
+        side_by_side = partial(_side_by_side, layers, readings)
+        return Part(source, total.dim, side_by_side, in_memory=in_memory)
+    maps = _Maps(layers, readings, total)
+    return Part(source, total.dim, maps, in_memory=in_memory, unit=math.prod(total.grid))
 
 
 def _side_by_side(layers: Sequence[Stored], readings: Sequence[Reading], first: int, count: int) -> Tensor:

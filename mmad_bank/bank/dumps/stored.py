@@ -34,6 +34,8 @@ class Stored:
     """(first value, number of values), counted row by row, to a 1-D array of the array's own dtype."""
     resident: bool = False
     """The values are in memory already, and are handed out without a copy."""
+    in_memory: bool = False
+    """The values are in this process's memory, in whatever order: no other process can read them anew."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Contents:
 def in_memory(name: str, array: ArrayLike) -> Stored:
     """Return an array that is in memory as one that is stored."""
     as_float_tensor(array[:0], name, ndim=tuple(range(1, array.ndim + 1)))  # says at once if the dtype is wrong
-    return Stored(name, tuple(map(int, array.shape)), partial(values_of, array), resident=is_contiguous(array))
+    return Stored(name, tuple(map(int, array.shape)), partial(values_of, array), is_contiguous(array), True)
 
 
 def joined(name: str, arrays: list[Stored]) -> Stored:
@@ -89,7 +91,7 @@ def joined(name: str, arrays: list[Stored]) -> Stored:
             found.append(as_float_tensor(arrays[number].values(start, stop - start), arrays[number].name, ndim=1))
         return torch.cat(found)
 
-    return Stored(name, (len(arrays), *shape), values)
+    return Stored(name, (len(arrays), *shape), values, in_memory=any(array.in_memory for array in arrays))
 
 
 def is_contiguous(array: ArrayLike) -> bool:

@@ -1,0 +1,183 @@
+"""Banks built over workers: the same bank as :meth:`MemoryBank.build` makes in one process, byte for byte."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmad_bank._internal.arrays import array_of
+from mmad_bank._internal.checks import check_index
+from mmad_bank.bank import FeatureDump, MemoryBank
+from mmad_bank.bank.memory_bank import Features
+from mmad_bank.bank.projection import SparseProjection
+from mmad_bank.bank.reporting import Report
+from mmad_bank.bank.selection import Selected
+from mmad_bank.bank.standardization import Moments, first_shift
+from mmad_bank.distributed.cluster import connect
+from mmad_bank.distributed.crew import RayCrew
+from mmad_bank.distributed.selection import Picks, Selection, Traffic
+from mmad_bank.distributed.shares import Cut
+from mmad_bank.distributed.workers import Folder, Memory
+from mmad_bank.errors import InputError
+
+
+class Work(NamedTuple):
+    """What a selection over workers took.
+
+    Attributes:
+        workers: Number of workers.
+        replaced: How many of them died and were made anew.
+        traffic: What went between them and this process in all.
+        selection: What the selection alone moved, without progress of reading and the bank's vectors.
+        formula: What it should move, see :class:`~mmad_bank.distributed.selection.Tally`.
+        memory: Each worker's memory at the end.
+    """
+
+    workers: int
+    replaced: int
+    traffic: Traffic
+    selection: Traffic
+    formula: Traffic
+    memory: list[Memory]
+
+
+class Workers:
+    """Workers of a Ray cluster that select the rows of banks: the ``selector`` of :meth:`MemoryBank.build`.
+
+    Make one with :func:`selecting_over`. Each worker reads its share of the files itself, so these must lie where all
+    of them can read them under the same path; features in memory are sent to them once.
+
+    Args:
+        ray: The module, which has joined a cluster.
+        count: Number of workers.
+        scratch: Folder on the workers' machines for rows that do not fit into memory.
+
+    Attributes:
+        work: What the last selection took; None before it.
+    """
+
+    work: Work | None = None
+
+    def __init__(self, ray: Any, count: int, scratch: Folder | None = None) -> None:
+        self._ray, self._count, self._scratch = ray, count, scratch
+
+    def select(
+        self,
+        dump: FeatureDump,
+        n_select: int,
+        *,
+        start: int,
+        projection: SparseProjection | None,
+        standardize: bool,
+        report: Report,
+    ) -> Selected:
+        """Choose rows, see :class:`mmad_bank.bank.selection.Selector`."""
+        cut, moments = Cut(dump, self._count), Moments() if standardize else None
+        if moments is not None:
+            moments.shift = first_shift(dump.read(*cut.ranges[0]))
+        with self._crew(cut, projection, moments) as crew:
+            selection = Selection(crew, cut, report, on_disk=self._scratch is not None)
+            selection.read(moments)
+            standardization = None if moments is None else moments.result()
+            picks = selection.run(n_select, start=start)
+            vectors = self._finish(crew, selection, picks, dump.dim if projection is None else projection.dim_out)
+        return Selected(torch.from_numpy(picks.rows), vectors, picks.covering_radius, standardization)
+
+    def extend(
+        self,
+        dump: FeatureDump,
+        centers: Tensor,
+        *,
+        radius: float | None,
+        n_select: int | None,
+        projection: SparseProjection | None,
+        report: Report,
+    ) -> Selected:
+        """Choose rows that centers do not cover, see :class:`mmad_bank.bank.selection.Selector`."""
+        cut = Cut(dump, self._count)
+        with self._crew(cut, projection, None) as crew:
+            selection = Selection(crew, cut, report, on_disk=self._scratch is not None)
+            selection.read()
+            picks = selection.run(
+                len(dump) if n_select is None else n_select,
+                earlier=array_of(centers.cpu().contiguous()),
+                radius=0.0 if radius is None else radius,
+                stage="Extending the coreset",
+            )
+            vectors = self._finish(crew, selection, picks, centers.shape[1])
+        return Selected(torch.from_numpy(picks.rows), vectors, picks.covering_radius)
+
+    def _crew(self, cut: Cut, projection: SparseProjection | None, moments: Moments | None) -> RayCrew:
+        shift = None if moments is None else moments.shift
+        return RayCrew(self._ray, cut.shares(), (projection, shift, self._scratch))
+
+    def _finish(self, crew: RayCrew, selection: Selection, picks: Picks, dim: int) -> Tensor:
+        """Gather the vectors, and keep what the work took."""
+        vectors = selection.take(picks.rows) if len(picks.rows) else torch.empty(0, dim)
+        memory, formula = selection.memory(), selection.tally.traffic(self._count, dim)
+        self.work = Work(self._count, crew.replaced, crew.traffic, selection.moved, formula, memory)
+        return vectors
+
+
+@contextmanager
+def selecting_over(
+    workers: int | None = None, *, address: str | None = None, scratch: Folder | None = None
+) -> Iterator[Workers]:
+    """Yield workers that select for banks, on a Ray cluster that is joined for as long.
+
+    Args:
+        workers: Number of workers, each of which takes one CPU; default: all that the cluster has.
+        address: Address of the cluster, see :func:`mmad_bank.distributed.cluster.connect`; default: this machine.
+        scratch: Folder on the workers' machines where each keeps its rows in a file instead of in memory. The files
+            have no names, and are gone with the workers.
+
+    Raises:
+        InputError: No cluster answers, or it has fewer CPUs than workers are asked for.
+        MissingExtraError: Ray is not installed.
+    """
+    with connect(address, workers) as ray:
+        cpus = int(ray.cluster_resources().get("CPU", 0))
+        count = max(1, cpus) if workers is None else check_index(workers, "workers", 1, 10_000, "processes")
+        if count > cpus:
+            raise InputError(f"workers: expected at most {cpus}, the CPUs of the Ray cluster, found {count}")
+        yield Workers(ray, count, scratch)
+
+
+def build(
+    features: Features,
+    ratio: float = 0.1,
+    *,
+    workers: int | None = None,
+    address: str | None = None,
+    scratch: Folder | None = None,
+    **arguments: Any,
+) -> MemoryBank:
+    """Select a bank as :meth:`MemoryBank.build` does, over workers of a Ray cluster: the same bank, byte for byte.
+
+    A worker holds its share of the selection space (N x d float32 in all, or in files with ``scratch``), its rounded
+    copy of it (16 bits per value at most), and the centres. This process holds the bank and no rows.
+
+    Args:
+        features: As for :meth:`MemoryBank.build`. Paths are opened by the workers.
+        ratio: As there.
+        workers: Number of workers, see :func:`selecting_over`.
+        address: Address of the cluster, see there.
+        scratch: Folder for rows that do not fit into the workers' memory, see there.
+        arguments: All other arguments of :meth:`MemoryBank.build`.
+
+    Raises:
+        InputError: As for :meth:`MemoryBank.build` and :func:`selecting_over`.
+        WorkersError: A worker died again and again.
+
+    Example:
+        >>> import torch
+        >>> bank = build(torch.rand(1000, 16), workers=2)  # doctest: +SKIP
+        >>> len(bank)  # doctest: +SKIP
+        100
+    """
+    with selecting_over(workers, address=address, scratch=scratch) as selector:
+        return MemoryBank.build(features, ratio, selector=selector, **arguments)
