@@ -16,6 +16,7 @@ from mmad_bank._internal.checks import check_index
 from mmad_bank._internal.manifest import Manifest
 from mmad_bank.bank.dump_scores import ScoreImages, blocks_of_images, in_images, score_dump
 from mmad_bank.bank.dumps import FeatureDump, Part
+from mmad_bank.bank.dumps.remote import address_of
 from mmad_bank.bank.provenance import Source
 from mmad_bank.bank.reporting import Report
 from mmad_bank.bank.scores import Rule, Scores
@@ -285,8 +286,9 @@ def check_files_held_out(sources: Sequence[Source], dump: FeatureDump, or_else: 
         InputError: A file is one of the bank's sources.
     """
     own = {os.path.realpath(source.file) for source in sources if os.path.exists(source.file)}
+    own |= {source.file for source in sources if address_of(source.file) is not None}
     for part in dump.parts:
-        if os.path.realpath(part.source.file) in own:
+        if {part.source.file, os.path.realpath(part.source.file)} & own:
             raise _not_held_out(f"its own ({part.label})", or_else)
 
 

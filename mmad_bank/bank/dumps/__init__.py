@@ -27,8 +27,9 @@ from mmad_bank.bank.dumps.descriptions import (
     with_grid,
     with_names,
 )
-from mmad_bank.bank.dumps.files import SUFFIXES, read_contents
+from mmad_bank.bank.dumps.files import files_of, read_contents
 from mmad_bank.bank.dumps.layouts import Expected, Layout, Part, check_layout, make_part, read_layers
+from mmad_bank.bank.dumps.remote import address_of, read_address
 from mmad_bank.bank.dumps.stored import Contents, Stored, in_memory, joined
 from mmad_bank.errors import InputError, NoneUsableError
 
@@ -186,7 +187,10 @@ def open_dump(
 
     Files: ``.npy``, ``.npz``, ``.safetensors``, ``.pt`` (plain tensors only: pickled code is never run), each with
     float16, bfloat16, float32 or float64 values of shape (N, D), (images, patches, D), or maps of four axes. A folder
-    is read with the folders in it, in the order of the paths. ``extraction.json`` beside the files is heeded.
+    is read with the folders in it, in the order of the paths. ``extraction.json`` beside the files is heeded. A path
+    may be an address of a file that fsspec reads, such as ``s3://bucket/a.npy`` or ``https://host/a.npz`` (the extra
+    ``ray``, and the package that fsspec asks for); it is copied to a file without a name for as long as the process
+    lives.
 
     Args:
         features: The array, the path, or a list of paths.
@@ -225,7 +229,7 @@ def open_dump(
         features = [features]
     if not isinstance(features, Sequence) or not all(isinstance(path, (str, os.PathLike)) for path in features):
         raise InputError(f"features: expected an array, a path or a list of paths, found {type(features).__name__}")
-    parts = [part for path in features for part in opener.open_path(Path(path))]
+    parts = [part for path in features for part in opener.open(path)]
     if not parts and left_out:
         raise NoneUsableError("", left_out)
     return FeatureDump(parts)
@@ -249,9 +253,14 @@ class _Opener:
     left_out: dict[str, str] | None = field(default=None, compare=False)
     descriptions: Descriptions = field(default_factory=Descriptions, compare=False)
 
+    def open(self, path: PathLike) -> list[Part]:
+        """Open a file, a folder of files, or a file behind an address."""
+        address = address_of(path)
+        return self.open_path(Path(path)) if address is None else self._try_file(address, None) or []
+
     def open_path(self, path: Path) -> list[Part]:
         """Open a file, or a folder of files."""
-        files = _files_of(path)
+        files = files_of(path)
         root = path if path.is_dir() else path.parent
         told = {file: self.descriptions.of(file, root) for file in files}
         parts = {file: found for file in files if (found := self._try_file(file, told[file])) is not None}
@@ -268,7 +277,7 @@ class _Opener:
         labels = names_of_files(files, root) if path.is_dir() else {}
         return [_labelled(part, labels.get(file, file.stem)) for file in parts for part in parts[file]]
 
-    def _try_file(self, path: Path, told: Description | None) -> list[Part] | None:
+    def _try_file(self, path: Path | str, told: Description | None) -> list[Part] | None:
         """Open a file; None if it cannot be used and may be left out."""
         try:
             parts = self._open_file(path, told)
@@ -287,9 +296,9 @@ class _Opener:
             raise InputError(f"{stored.name}: expected several arrays with names, found one without; leave the key out")
         return self._part(stored.name, [stored], told)
 
-    def _open_file(self, path: Path, told: Description | None) -> list[Part]:
-        """Return the parts of a file: one, unless its images differ in shape."""
-        contents = read_contents(path)
+    def _open_file(self, path: Path | str, told: Description | None) -> list[Part]:
+        """Return the parts of a file, or of one behind an address: one, unless its images differ in shape."""
+        contents = read_contents(path) if isinstance(path, Path) else read_address(path)
         by_image = self.by_image or (bool(contents.entries) and all(_is_picture(key) for key in contents.entries))
         if contents.kind == "array":
             parts = [self.open_array(contents.open(""), told)]
@@ -313,7 +322,7 @@ class _Opener:
         if not contents.entries:
             raise InputError(f"{contents.path}: expected at least one array, found none")
         arrays = {key: contents.open(key) for key in contents.entries}
-        names = [f"{contents.path.stem}[{key}]" for key in arrays] if listed else list(arrays)
+        names = [f"{Path(contents.path).stem}[{key}]" for key in arrays] if listed else list(arrays)
         file = str(contents.path)
         # Three axes are (images, patches, D) in a list, unless a layout makes them the axes of one image.
         axes = (2, 3) if not listed or self._layout(told) in ("bchw", "bhwc") else (2,)
@@ -376,23 +385,3 @@ def _pick(contents: Contents, keys: Sequence[str]) -> list[str]:
 
 def _is_picture(key: str) -> bool:
     return key.lower().endswith(_PICTURES)
-
-
-def _files_of(path: Path) -> list[Path]:
-    if path.is_dir():
-        files = []
-        for folder, folders, names in os.walk(path):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            files += [Path(folder, name) for name in names if not name.startswith(".") and _is_dump(name)]
-        if not files:
-            raise InputError(f"{path}: expected a folder with {', '.join(SUFFIXES)} files, found none")
-        return sorted(files)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file or folder")
-    if not _is_dump(path.name):
-        raise InputError(f"{path}: expected a {', '.join(SUFFIXES)} file, found {path.suffix!r}")
-    return [path]
-
-
-def _is_dump(name: str) -> bool:
-    return Path(name).suffix.lower() in SUFFIXES

@@ -54,7 +54,8 @@ class Entry:
 class Contents:
     """What a file holds."""
 
-    path: Path
+    path: Path | str
+    """The file, or its address."""
     entries: dict[str, Entry]
     open: Callable[[str], Stored]
     names: tuple[str, ...] | None = None
