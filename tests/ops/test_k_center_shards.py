@@ -135,6 +135,29 @@ def test_candidates_are_the_farthest_and_the_lowest_of_equal_ones() -> None:
     assert (squared.tolist(), sorted(rows.tolist()), above, below) == ([4.0, 4.0], [0, 2], 4, 0.25)
 
 
+def in_one_order(features: Tensor, center: Tensor) -> Tensor:
+    """Squared distances as csrc/include/mmad/operand.hpp defines them, to the last bit."""
+    padded = torch.zeros(len(features), -(-features.shape[1] // 32) * 32, dtype=torch.float64)
+    padded[:, : features.shape[1]] = (features.double() - center.double()).square()
+    sums = torch.zeros(len(features), 32, dtype=torch.float64)
+    for columns in padded.split(32, dim=1):
+        sums += columns
+    while sums.shape[1] > 1:
+        low, high = sums.chunk(2, dim=1)
+        sums = low + high
+    return sums[:, 0]
+
+
+@pytest.mark.parametrize("dim", [1, 3, 31, 32, 33, 200])
+def test_values_are_summed_in_one_order_on_every_processor(dim: int) -> None:
+    generator = torch.Generator().manual_seed(dim)
+    features, center = torch.randn(100, dim, generator=generator), torch.randn(dim, generator=generator)
+    shard = KCenterShard(features, n_centers=1)
+    shard.meet(center[None])
+    squared, rows, _, _ = shard.rise(0.0, at_most=100)
+    assert torch.equal(squared, in_one_order(features, center)[rows])
+
+
 def test_bad_rows_are_named() -> None:
     features = torch.zeros(5, 3)
     features[3, 1] = math.nan
