@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from itertools import accumulate, pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from shard_loop import parts_of, select_over, squared_in_one_order
 from torch import Tensor
 
 from mmad_bank import ops
@@ -19,38 +19,8 @@ def run(
     features: Tensor, sizes: list[int], coordinator: KCenterCoordinator, n_centers: int, earlier: Tensor | None = None
 ) -> KCenterCoordinator:
     """Select over shards of these sizes, with the loop of whoever owns them."""
-    firsts = list(accumulate(sizes, initial=0))
-    shards = [KCenterShard(features[a:b].contiguous(), n_centers=n_centers) for a, b in pairwise(firsts)]
-
-    def inside(rows: Tensor, k: int) -> Tensor:
-        return (rows >= firsts[k]) & (rows < firsts[k + 1])
-
-    def tell(picks: Tensor) -> None:
-        for k, shard in enumerate(shards):
-            shard.meet(features[picks], own=torch.where(inside(picks, k), picks - firsts[k], -1))
-
-    if earlier is None:
-        tell(coordinator.rows)
-    else:
-        for shard in shards:
-            shard.meet(earlier)
-    while True:
-        while True:
-            for first, shard in zip(firsts, shards, strict=False):
-                found = shard.rise(coordinator.bar, coordinator.wanted)
-                coordinator.offer(found.numbered(found.rows + first))
-            if coordinator.join():
-                break
-        if coordinator.covering_radius is not None:
-            return coordinator
-        known = len(coordinator.rows)
-        coordinator.pick(features[coordinator.pool])
-        if coordinator.covering_radius is not None:
-            return coordinator
-        tell(coordinator.rows_from(known))
-        pool, values = coordinator.pool, coordinator.values
-        for k, shard in enumerate(shards):
-            shard.settle(pool[inside(pool, k)] - firsts[k], values[inside(pool, k)])
+    shards = [KCenterShard(part, n_centers=n_centers) for part in parts_of(features, sizes)]
+    return select_over(shards, features, coordinator, earlier)
 
 
 def cut(n_rows: int, n_shards: int, seed: int) -> list[int]:
@@ -135,19 +105,6 @@ def test_candidates_are_the_farthest_and_the_lowest_of_equal_ones() -> None:
     assert (squared.tolist(), sorted(rows.tolist()), above, below) == ([4.0, 4.0], [0, 2], 4, 0.25)
 
 
-def in_one_order(features: Tensor, center: Tensor) -> Tensor:
-    """Squared distances as csrc/include/mmad/operand.hpp defines them, to the last bit."""
-    padded = torch.zeros(len(features), -(-features.shape[1] // 32) * 32, dtype=torch.float64)
-    padded[:, : features.shape[1]] = (features.double() - center.double()).square()
-    sums = torch.zeros(len(features), 32, dtype=torch.float64)
-    for columns in padded.split(32, dim=1):
-        sums += columns
-    while sums.shape[1] > 1:
-        low, high = sums.chunk(2, dim=1)
-        sums = low + high
-    return sums[:, 0]
-
-
 @pytest.mark.parametrize("dim", [1, 3, 31, 32, 33, 200])
 def test_values_are_summed_in_one_order_on_every_processor(dim: int) -> None:
     generator = torch.Generator().manual_seed(dim)
@@ -155,7 +112,7 @@ def test_values_are_summed_in_one_order_on_every_processor(dim: int) -> None:
     shard = KCenterShard(features, n_centers=1)
     shard.meet(center[None])
     squared, rows, _, _ = shard.rise(0.0, at_most=100)
-    assert torch.equal(squared, in_one_order(features, center)[rows])
+    assert torch.equal(squared, squared_in_one_order(features, center)[rows])
 
 
 def test_bad_rows_are_named() -> None:
@@ -166,6 +123,28 @@ def test_bad_rows_are_named() -> None:
     shard = KCenterShard(torch.zeros(5, 3), n_centers=1)
     with pytest.raises(InputError, match=r"^centers: .*row 0"):
         shard.meet(torch.full((1, 3), math.inf))
+
+
+def test_what_a_shard_does_not_have_is_refused() -> None:
+    shard = KCenterShard(torch.zeros(5, 3), n_centers=2)
+    with pytest.raises(InputError, match=r"^own: expected -1 to 4 \(the rows of the shard\), found 5 to 5"):
+        shard.meet(torch.zeros(1, 3), own=torch.tensor([5]))
+    with pytest.raises(InputError, match=r"^own: expected one row for each of 2 centers, found 1"):
+        shard.meet(torch.zeros(2, 3), own=torch.tensor([1]))
+    with pytest.raises(InputError, match=r"^centers: expected 3 columns as in the features, found \(1, 4\)"):
+        shard.meet(torch.zeros(1, 4))
+    with pytest.raises(InputError, match=r"^rows: expected 0 to 4 \(the rows of the shard\), found -1 to 4"):
+        shard.settle(torch.tensor([4, -1]), torch.zeros(2, dtype=torch.float64))
+    with pytest.raises(InputError, match=r"^rows: expected row numbers, int64 \(n,\), found torch.float32 \(1,\)"):
+        shard.settle(torch.tensor([4.0]), torch.zeros(1, dtype=torch.float64))
+    with pytest.raises(InputError, match=r"^squared: expected a value for each of 1 rows, found \(2,\)"):
+        shard.settle(torch.tensor([4]), torch.zeros(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("n_rows", [0, 5])
+def test_devices_without_kernels_are_named(n_rows: int) -> None:
+    with pytest.raises(InputError, match=r"^device: expected the CPU or a CUDA device .* found meta"):
+        KCenterShard(torch.zeros(n_rows, 3, device="meta"), n_centers=1)
 
 
 @pytest.mark.parametrize(
