@@ -13,7 +13,6 @@ namespace mmad::cuda {
 namespace {
 
 constexpr std::int64_t kStaged = 4096;  // row numbers and values that reach the device together
-constexpr int kPreparedTogether = 8;    // rows: prepare_rows begins at multiples of it
 
 struct RiseState {
   SelectState select;

@@ -53,17 +53,17 @@ class KCenterShard:
         features: (N, D) float32 rows, contiguous and finite; viewed, not copied, so they must not change. N may be 0.
             In host memory they may be a mapped file.
         n_centers: Number of centres that it will meet in all; more are an error on a CUDA device.
-        threads: Number of threads; default: PyTorch's.
-        scratch: Folder for the copy of the rows that is screened, of at most 16 bits per value: for more rows than
-            memory holds. It is a file without a name, mapped, and gone with the shard. Beside it a shard holds about 40
-            bytes per row (64 if rows are long enough for a coarse copy, 192 values) and the centres. Default: in
-            memory.
+        threads: Number of threads on the CPU; default: PyTorch's.
+        scratch: On the CPU, folder for the copy of the rows that is screened, of at most 16 bits per value: for more
+            rows than memory holds. It is a file without a name, mapped, and gone with the shard. Beside it a shard
+            holds about 40 bytes per row (64 if rows are long enough for a coarse copy, 192 values) and the centres.
+            Default: in memory.
         device: The CPU or a CUDA device; default: where the features are. Shards of one selection may be on any of
             them: the answers are the same to the last bit. A CUDA device takes features in host memory too, as in
-            :func:`~mmad_bank.ops.k_center_greedy`. Beside the rows and their 16-bit copy it needs about 170 bytes per
-            row and 6 per value of a centre. Everything runs on the stream that is the current one here, and only
-            :meth:`rise` waits for it: shards on several devices work at a time if all meet, then all settle, and each
-            rises in a thread of its own.
+            :func:`~mmad_bank.ops.k_center_greedy`, and a mapped file as a copy in memory. Beside the rows and their
+            16-bit copy it needs about 170 bytes per row and 6 per value of a centre. Everything runs on the stream that
+            is the current one here, and only :meth:`rise` waits for it: shards on several devices work at a time if all
+            meet, then all settle, and each rises in a thread of its own.
 
     Raises:
         InputError: Rows of another kind, or a row that is not finite; a scratch folder that cannot hold the copy; a

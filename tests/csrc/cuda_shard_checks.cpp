@@ -125,7 +125,7 @@ struct Pair {
 };
 
 void check(std::int64_t rows, int dim, int resident) {
-  const std::vector<std::int64_t> groups{1, 6, 1, 130, 3};
+  const std::vector<std::int64_t> groups{1, 6, 130, 1, 3};
   Pair pair(rows, dim, 141, resident);
   pair.rise(0.0, 3);
   for (std::size_t i = 0; i < groups.size(); ++i) {

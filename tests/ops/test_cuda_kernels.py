@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mmad_bank import MemoryBank, ops
 from mmad_bank.errors import InputError
-from mmad_bank.ops import _cuda, _dispatch, reference
+from mmad_bank.ops import _cuda, _dispatch, k_center_shards, reference
 from mmad_bank.ops._cuda import device as device_module
 from mmad_bank.ops._cuda import operand
 from mmad_bank.ops._torch.interpolate_features import interpolate_features as interpolate_by_torch
@@ -577,9 +577,8 @@ def test_shards_pick_the_rows_of_one_array(device: torch.device, case: str) -> N
     check_shards(shards_on(device, features, sizes, n_select), features, n_select, 7 % len(features), pool=9)
 
 
-@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize(("n_shards", "mixed"), [(1, False), (2, False), (2, True), (7, True)])
 @pytest.mark.parametrize("case", ["random", "duplicates", "grid", "near copies"])
-@pytest.mark.parametrize("n_shards", [1, 2, 7])
 def test_any_number_of_shards_anywhere(device: torch.device, n_shards: int, case: str, mixed: bool) -> None:
     features, n_select = K_CENTER_CASES[case]()
     features = features[torch.randperm(len(features), generator=torch.Generator().manual_seed(1))]
@@ -644,6 +643,19 @@ def test_a_shard_offers_its_farthest_rows(device: torch.device) -> None:
     assert shard.rise(0.0, at_most=0)[2] == 5  # all but the one that is picked
     with pytest.raises(InputError, match=r"centers: expected at most 2 in all \(n_centers\), found 3"):
         shard.meet(torch.zeros(1, 1), torch.tensor([-1]))
+
+
+def test_a_public_shard_has_the_kernels_of_its_device(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(k_center_shards, "cuda_kernels", lambda where: _cuda)
+    features = random(5, 3).to(device)
+    assert isinstance(k_center_shards._on_device(features, 1, device), _cuda.CudaShard)
+    none = k_center_shards._on_device(features[:0], 1, device)
+    none.meet(torch.zeros(1, 3), torch.tensor([-1]))
+    squared, rows, above, below = none.rise(0.0, 3)
+    assert (len(squared), len(rows), above, below) == (0, 0, 0, 0.0)
+    features[3, 1] = float("nan")
+    with pytest.raises(InputError, match=r"^features: row 3 holds NaN or infinity"):
+        k_center_shards._on_device(features, 1, device)
 
 
 def test_a_shard_far_from_its_centers(device: torch.device) -> None:
