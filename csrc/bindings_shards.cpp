@@ -41,12 +41,13 @@ mmad::KCenterShard make_shard(const FloatRows& rows, std::int64_t centers, const
 }
 
 mmad::KCenterCoordinator make_coordinator(std::int64_t rows, std::int64_t earlier, std::int64_t count,
-                                          std::int64_t start, double radius, std::int64_t pool,
+                                          std::int64_t start, double radius, std::int64_t pool, double sinking,
                                           const std::string& precision, int threads) {
   mmad::KCenterOptions options = options_for(precision, threads);
   options.start = start;
   options.radius = radius;
   options.pool = pool;
+  options.sinking = sinking;
   return mmad::KCenterCoordinator(rows, earlier, count, options);
 }
 
@@ -104,7 +105,7 @@ void bind_coordinator(py::module_& module) {
   using Coordinator = mmad::KCenterCoordinator;
   py::class_<Coordinator>(module, "KCenterCoordinator")
       .def(py::init(&make_coordinator), py::arg("rows"), py::arg("earlier"), py::arg("count"), py::arg("start"),
-           py::arg("radius"), py::arg("pool"), py::arg("precision"), py::arg("threads"))
+           py::arg("radius"), py::arg("pool"), py::arg("sinking"), py::arg("precision"), py::arg("threads"))
       .def_property_readonly("bar", &Coordinator::bar)
       .def_property_readonly("wanted", &Coordinator::wanted)
       .def(

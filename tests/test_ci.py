@@ -53,35 +53,54 @@ def test_the_check_of_a_wheel_works(capsys: pytest.CaptureFixture[str]) -> None:
     assert "100 vectors" in capsys.readouterr().out
 
 
+def named_groups(script: str) -> dict[str, list[str]]:
+    """Return the lists of paths in .ci/test, without the list of them all."""
+    lists = re.findall(r"^(\w+)=\((tests/.+)\)$", script, re.MULTILINE)
+    return {name: paths.split() for name, paths in lists}
+
+
 def test_the_gate_runs_the_tests_that_pytest_leaves_out_by_itself() -> None:
     settings, script = (ROOT / "pyproject.toml").read_text(), (ROOT / ".ci/test").read_text()
     assert "-m 'not slow'" in settings
-    assert "\npytest -m slow " in script
-    (later,) = re.findall(r"^later=\((.+)\)$", script, re.MULTILINE)
-    assert script.count("pytest -m slow") == 2
-    assert '"${later[@]/#/--ignore=}"' in script, "what follows is left out beside, and nothing else"
-    assert all((ROOT / name).is_file() for name in later.split())
+    named = named_groups(script)
+    assert all((ROOT / path).exists() for paths in named.values() for path in paths)
+    ignored, *_ = re.findall(r"^named=\((.+)\)$", script, re.MULTILINE)
+    assert re.findall(r"\$\{(\w+)\[@\]\}", ignored) == list(named), "the rest leaves out what is in a group"
 
 
 _PYTEST = """case "$*" in
-"-m slow --ignore="*) echo slow ones; exit {beside} ;;
-"-m slow tests/"*) echo slow ones that follow; exit {after} ;;
-"") echo all others; exit {fast} ;;
+"-m slow --ignore="*) kind=rest; code={rest} ;;
+"-m slow {first}") kind=first; code={named} ;;
+"-m slow tests/"*) kind=named; code=0 ;;
+"") kind=fast; code={fast} ;;
 *) echo "unknown: $*"; exit 0 ;;
-esac"""
+esac
+[[ $kind != {waits} ]] || sleep 0.5
+echo "ran $kind: $*"
+exit $code"""
 
 
-@pytest.mark.parametrize(("fast", "after", "beside"), [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (3, 2, 1)])
-def test_the_script_of_tests_fails_where_any_run_does(fast: int, after: int, beside: int, tmp_path: Path) -> None:
-    for name, text in {
-        "mmad-bank": "exit 0",
-        "pytest": _PYTEST.format(fast=fast, after=after, beside=beside),
-    }.items():
+@pytest.mark.parametrize("waits", ["fast", "first", "none"])
+@pytest.mark.parametrize(("fast", "named", "rest"), [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (3, 2, 1)])
+def test_the_script_of_tests_fails_where_any_run_does(
+    fast: int, named: int, rest: int, waits: str, tmp_path: Path
+) -> None:
+    """And every group is run once, whichever core is through first."""
+    groups = named_groups((ROOT / ".ci/test").read_text())
+    first = next(iter(groups.values()))
+    script = _PYTEST.format(fast=fast, named=named, rest=rest, first=" ".join(first), waits=waits)
+    for name, text in {"mmad-bank": "exit 0", "pytest": script}.items():
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": str(tmp_path)}
     done = subprocess.run(["bash", ROOT / ".ci/test"], env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode != 0) == bool(fast or after or beside)
+    assert (done.returncode != 0) == bool(fast or named or rest)
     said = [line for line in done.stdout.splitlines() if line and not line.startswith("==")]
-    assert said == ["all others", "slow ones that follow", "slow ones"]
+    words = {name: f"-m slow {' '.join(paths)}" for name, paths in groups.items()}
+    ignored = [f"--ignore={path}" for paths in groups.values() for path in paths]
+    assert said[0] == "ran fast: "
+    assert sorted(said[1:]) == sorted([
+        f"ran rest: -m slow {' '.join(ignored)}",
+        *(f"ran {'first' if own.endswith(' '.join(first)) else 'named'}: {own}" for own in words.values()),
+    ])  # fmt: skip
     assert not list(tmp_path.glob("mmad-bank-slow.*"))

@@ -140,7 +140,8 @@ def _base(cls: type[Method], plan: Plan, arguments: argparse.Namespace) -> Argum
         tiny = _TINY_MDSS if cls.name == "mdss" else {"image_size": _QUICK_SIDE}
         return {**base, **tiny}
     base = {name: value for name, value in base.items() if name not in (*_NETWORKS, "grid", "adaptor")}
-    grid = {"grid": (14, 14)} if cls.name == "lsfa" else {}  # its adaptors compare all patches of an image with all
+    # Fewer patches, but for methods whose rows differ in them.
+    grid = {} if told & {"grid", "xyz_grid", "rgb_grid", "fusion_grid"} else {"grid": (14, 14)}
     tiny = {name: value for name, value in _TINY.items() if name in names}
     return {**base, **tiny, **grid, "image_size": _QUICK_SIDE}
 

@@ -10,12 +10,15 @@ namespace {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr std::int64_t kSmallestPool = 128;
 constexpr std::int64_t kLargestPool = 2048;
-constexpr double kSinking = 0.97;
 
 }  // namespace
 
 Coordinator::Coordinator(std::int64_t rows, std::int64_t earlier, std::int64_t count, const KCenterOptions& options)
-    : rows_(rows), count_(count), options_(options), pool_size_(options.pool > 0 ? options.pool : kSmallestPool) {
+    : rows_(rows),
+      count_(count),
+      options_(options),
+      pool_size_(options.pool > 0 ? options.pool : kSmallestPool),
+      sinking_(options.sinking) {
   if (earlier > 0) return;
   result_.rows.push_back(options.start);
   result_.radii.push_back(kInfinity);
@@ -42,7 +45,8 @@ bool Coordinator::join() {
       covered_ = true;
     }
   } else if (surveyed_) {
-    bar_ = std::min(kSinking * bar_, offered_.below);  // over a gap at once; at 0 every row is in
+    bar_ = std::min(sinking_ * bar_, offered_.below);  // over a gap at once; at 0 every row is in
+    sinking_ *= sinking_;
   } else {
     for (const KCenterCandidate& one : offered_.top) bar_ = std::max(bar_, one.squared);
     surveyed_ = true;
@@ -133,6 +137,7 @@ void Coordinator::take_copies() {
 // Sees to the next block's bar and pool, or to what is left uncovered.
 void Coordinator::close_block(std::int64_t made) {
   if (complete() && (picks() == rows_ || (!result_.radii.empty() && result_.radii.back() == 0.0))) covered_ = true;
+  sinking_ = options_.sinking;
   const double last = outside_.squared > 0.0 ? outside_.squared : bar_;
   if (last < bar_) bar_ = last * (last / bar_);
   // Early on a pick changes many rows and blocks are short; a pool much larger than its block is wasted work.

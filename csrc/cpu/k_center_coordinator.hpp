@@ -53,6 +53,7 @@ class Coordinator {
 
   std::int64_t pool_size_;
   double bar_ = 0.0;  // rows below it are left out of account until it sinks
+  double sinking_;    // factor of its next step
   KCenterCandidates offered_;
   KCenterCandidate outside_{kPicked, 0};  // the first that is not in the pool
   std::vector<KCenterCandidate> pool_;

@@ -9,6 +9,9 @@ namespace {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr std::int64_t kRowBlockBytes = 192 << 10;
 constexpr std::int64_t kPanelsBetweenChecks = 4;
+// Rows that are brought up to date together. They are taken in the order of what they have seen, over and over: where they
+// are on a disk, it is read once if memory holds a part.
+constexpr std::int64_t kRowsOfAPart = 1 << 20;
 
 // The first of many candidates: where twice as many have come together, the last half of them is let go.
 class First {
@@ -71,28 +74,26 @@ void Shard::settle(const std::vector<KCenterCandidate>& rows) {
 }
 
 KCenterCandidates Shard::rise(double bar, std::int64_t at_most) {
-  while (true) {
+  KCenterCandidates found;
+  First first(at_most);
+  for (std::int64_t from = 0; from < source_.rows; from += kRowsOfAPart) {
+    const std::int64_t to = std::min(source_.rows, from + kRowsOfAPart);
     std::vector<std::int64_t> stale;
-    First first(at_most);
-    KCenterCandidates found;
-    for (std::int64_t i = 0; i < source_.rows; ++i) {
+    for (std::int64_t i = from; i < to; ++i) {
+      if (squared_[i] >= bar && !fresh(i)) stale.push_back(i);
+    }
+    if (!stale.empty()) update(&stale, bar);
+    for (std::int64_t i = from; i < to; ++i) {
       if (squared_[i] < bar) {
         found.below = std::max(found.below, squared_[i]);
-        continue;
-      }
-      ++found.above;
-      if (!fresh(i)) {
-        stale.push_back(i);
-      } else if (stale.empty()) {
+      } else {
+        ++found.above;
         first.add({squared_[i], i});
       }
     }
-    if (stale.empty()) {
-      found.top = first.take();
-      return found;
-    }
-    update(&stale, bar);
   }
+  found.top = first.take();
+  return found;
 }
 
 // Shows the listed rows the centres that they have not seen, each until its value falls below `cutoff`: such a row is no

@@ -19,6 +19,7 @@ from mmad_bank.cli import (
     fit,
     info,
     monitor,
+    plan,
     predict,
     serve,
     train,
@@ -71,4 +72,5 @@ export.register(app)
 serve.register(app)
 bench.register(app)
 tune.register(app)
+plan.register(app)
 demo.register(app)

@@ -176,6 +176,25 @@ def parse_size(text: str, name: str = "--memory") -> int:
     return int(float(found[1]) * factor)
 
 
+def parse_count(text: str, name: str) -> int:
+    """Read a whole number, also as 1e9 or 1_000_000.
+
+    Raises:
+        InputError: No whole number above 0; ``name`` is the option's.
+
+    Example:
+        >>> parse_count("1e9", "--rows"), parse_count("765184", "--rows")
+        (1000000000, 765184)
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (1 <= value < 2**53 and value == int(value)):
+        raise InputError(f"{name}: expected a whole number above 0 such as 1000000 or 1e9, found {text!r}")
+    return int(value)
+
+
 def parse_duration(text: str, name: str) -> float | None:
     """Read a time with its unit, ms, s, m or h, in seconds; None for "none".
 

@@ -123,6 +123,14 @@ WORDS: dict[str, Word] = {
         str, "Address of the Ray cluster whose processes work, such as auto or ray://HOST:10001 (default: this"
         " machine)."
     ),
+    "--rows": Word(str, "Number of rows to select from, such as 1e9 (default: those of FEATURES).", "N"),
+    "--dim": Word(int, "Length of a row (default: that of FEATURES)."),
+    "--within": Word(str, "Time to be done in, such as 90s, 10m or 2h: tells how many workers are enough.", "TIME"),
+    "--spill": Word(bool, "Plan with the rows in scratch files of the workers, not in memory."),
+    "--network": Word(float, "Gigabits per second between the program and all workers together."),
+    "--disk": Word(str, "What a worker reads in a second, such as 1GB.", "SIZE"),
+    "--pace": Word(Path, "Pace of the workers' machine, a file of --save-pace (default: this one's, measured)."),
+    "--save-pace": Word(Path, "JSON file for the pace of this machine, for plans that are made elsewhere."),
     "--threads": Word(int, "Number of threads of {} (default: one per core)."),
     "--seed": Word(int, "Seed of {}."),
     # The bank and its search.

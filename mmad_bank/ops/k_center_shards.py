@@ -234,6 +234,9 @@ class KCenterCoordinator:
         start: Without earlier centres, the row that is picked first; the shards meet it first.
         radius: Distance within which a row counts as covered: the selection ends when all do. Negative: it does not.
         pool: Largest number of rows in a pool; 0 chooses. The picks do not depend on it.
+        sinking: First step of the bar, in squared distances, where too few rows are left above it; each further step is
+            the square of the one before. Smaller values ask the shards less often and let them do more each time, which
+            pays where they read rows from a disk. The picks do not depend on it.
         threads: Number of threads; default: PyTorch's.
 
     Example:
@@ -260,12 +263,13 @@ class KCenterCoordinator:
         start: int = 0,
         radius: float = -1.0,
         pool: int = 0,
+        sinking: float = 0.93,
         threads: int | None = None,
     ) -> None:
         check_index(n_select, "n_select", 0 if n_earlier else 1, n_rows, "the number of rows")
         check_index(start, "start", 0, n_rows - 1, "the row numbers")
         self._native = _core.KCenterCoordinator(
-            n_rows, n_earlier, n_select, start, radius, pool, "auto", _threads(threads)
+            n_rows, n_earlier, n_select, start, radius, pool, sinking, "auto", _threads(threads)
         )
 
     @property

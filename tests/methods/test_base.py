@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import signal
 import stat
 import time
@@ -31,10 +32,18 @@ def parts() -> list[Sample]:
     return [a_part(seed) for seed in range(2)]
 
 
+@pytest.fixture(scope="module")
+def saved(parts: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that is only read."""
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    PatchCore(**RGB).fit(parts).save(folder)
+    return folder
+
+
 @pytest.fixture
-def model(parts: list[Sample], tmp_path: Path) -> Path:
-    PatchCore(**RGB).fit(parts).save(tmp_path / "model")
-    return tmp_path / "model"
+def model(saved: Path, tmp_path: Path) -> Path:
+    """A copy of it, which a test may alter."""
+    return shutil.copytree(saved, tmp_path / "model")
 
 
 def test_a_model_is_a_folder_of_safetensors_and_json(model: Path) -> None:

@@ -20,7 +20,8 @@ from mmad_bank.methods.mdss.signed_distance import SignedDistance
 
 POINTS: dict[str, Any] = {**RGB, "xyz": "fpfh"}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "patchcore": RGB, "btf": RGB, "m3dm": {**POINTS, "uff_weights": "random"}, "lsfa": POINTS,
+    "patchcore": RGB, "btf": RGB, "m3dm": {**POINTS, "uff_weights": "random"},
+    "lsfa": {**POINTS, "adaptation_steps": 3, "adaptation_batch": 2, "queue_size": 100},
     "cfm": {**RGB, **CFM_ARGUMENTS}, "mdss": small_mdss.SMALL,
 }  # fmt: skip
 

@@ -78,6 +78,17 @@ def test_extensions_are_those_of_one_array(
     assert found.covering_radius == expected.covering_radius
 
 
+def test_rows_of_several_parts_are_brought_up_to_date() -> None:
+    """A million rows are a part."""
+    features = torch.rand(1_200_000, 3, generator=torch.Generator().manual_seed(0))
+    nearest, picks = torch.full((len(features),), math.inf, dtype=torch.float64), [0]
+    for _ in range(11):
+        nearest = torch.minimum(nearest, (features.double() - features[picks[-1]].double()).square().sum(1))
+        picks.append(int(nearest.argmax()))
+    found = run(features, [len(features)], KCenterCoordinator(len(features), 12), 12)
+    assert found.rows.tolist() == picks
+
+
 @pytest.mark.parametrize("pool", [1, 2, 17, 5000])
 def test_pools_of_any_size_give_the_same_picks(pool: int) -> None:
     features = table("noise", 4)

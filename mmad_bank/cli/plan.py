@@ -1,0 +1,166 @@
+"""The command that tells what a selection will cost: plan."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmad_bank._internal.progress import doing
+from mmad_bank.cli._command import add
+from mmad_bank.cli._dumps import AxesOfMaps, ByImage, Key, Reading
+from mmad_bank.cli._options import Json, Overwrite, ProjectionDim
+from mmad_bank.cli._output import check_output, emit, seconds, size
+from mmad_bank.cli._values import (
+    check_positive,
+    parse_count,
+    parse_duration,
+    parse_projection,
+    parse_share,
+    parse_size,
+)
+from mmad_bank.cli._words import option
+from mmad_bank.errors import InputError
+
+if TYPE_CHECKING:
+    from mmad_bank.bank import FeatureDump
+    from mmad_bank.distributed.planning import Pace, Plan
+
+_DOUBLING = (1, 2, 4, 8, 16, 32, 64)
+_SAMPLE_BYTES = 512 << 20
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    add(app, plan)
+
+
+def plan(
+    features: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[FEATURES]...",
+            help="Feature files or folders, or a part of them, to measure with.",
+            show_default=False,
+        ),
+    ] = None,
+    rows: Annotated[str | None, option("--rows")] = None,
+    dim: Annotated[int | None, option("--dim")] = None,
+    ratio: Annotated[str | None, option("--ratio")] = None,
+    bank_size: Annotated[int | None, option("--bank-size", "to select, in place of a share")] = None,
+    projection_dim: ProjectionDim = None,
+    workers: Annotated[int | None, option("--workers", "1 to 64, doubling")] = None,
+    threads: Annotated[int | None, option("--threads", "a worker")] = None,
+    within: Annotated[str | None, option("--within")] = None,
+    spill: Annotated[bool, option("--spill")] = False,
+    disk: Annotated[str, option("--disk")] = "1GB",
+    network: Annotated[float, option("--network")] = 10.0,
+    pace_file: Annotated[Path | None, option("--pace")] = None,
+    save_pace: Annotated[Path | None, option("--save-pace")] = None,
+    key: Key = None,
+    axes: AxesOfMaps = "auto",
+    by_image: ByImage = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Predict time, memory and network of a selection over workers, from some seconds of measuring on this machine.
+
+    Nothing is selected, and no Ray is needed. Without FEATURES, synthetic rows that lie near 64 directions are measured
+    with: real ones tell more.
+    """
+    for name, number in (("--dim", dim), ("--bank-size", bank_size), ("--workers", workers), ("--threads", threads)):
+        check_positive(name, number)
+    if ratio is not None and bank_size is not None:
+        raise InputError("--ratio and --bank-size: expected one of them, found both")
+    if not 0 < network < float("inf"):
+        raise InputError(f"--network: expected more than 0 gigabits per second, found {network}")
+    limit = None if within is None else parse_duration(within, "--within")
+    settings: dict[str, Any] = {
+        "scratch": spill,
+        "disk_rate": parse_size(disk, "--disk"),
+        "bandwidth": network * 1e9 / 8,
+    }
+    if save_pace is not None:
+        check_output(save_pace, "--save-pace", overwrite=overwrite)
+    dump = Reading(key, axes, by_image).open(features) if features else None
+    n_rows, length = _sizes(rows, dim, dump)
+    from mmad_bank.bank.projection import SparseProjection
+    from mmad_bank.bank.selection import coreset_size
+    from mmad_bank.distributed import planning
+
+    n_select = coreset_size(n_rows, 0.1 if ratio is None else parse_share(ratio, "--ratio"), bank_size)
+    projection = SparseProjection.create(length, n_rows, parse_projection(projection_dim), 0)
+    space = length if projection is None else projection.dim_out
+    pace = _pace(pace_file, space, n_select, threads, dump, projection)
+    if save_pace is not None:
+        pace.save(save_pace)
+    settings["row_bytes"] = 4 * length
+    plans = [planning.plan(pace, n_rows, n_select, n, **settings) for n in ([workers] if workers else _DOUBLING)]
+    few = None if limit is None else planning.enough(pace, n_rows, n_select, limit, **settings)
+    result: dict[str, Any] = {"pace": asdict(pace), "plans": [{**asdict(one), "seconds": one.seconds} for one in plans]}
+    if limit is not None:
+        result["within"] = {"seconds": limit, "workers": None if few is None else few.workers}
+    facts = {
+        "select": f"{n_select:,} of {n_rows:,} rows of {length}"
+        + ("" if projection is None else f", in a random projection to {space}"),
+        "measured": f"{pace.picks:,} of {pace.rows:,} rows of {pace.dim}, {pace.threads} threads, {pace.machine}",
+        "growth": f"per row as (vectors selected)^{pace.meet_exponent:.2f}",
+        **{f"{one.workers} worker{'s' * (one.workers > 1)}": _line(one) for one in plans},
+    }
+    if within is not None:
+        facts[f"within {within}"] = "no number of workers" if few is None else f"{few.workers} workers: {_line(few)}"
+    emit(result, facts, title="plan of a selection", as_json=as_json)
+
+
+def _sizes(rows: str | None, dim: int | None, dump: FeatureDump | None) -> tuple[int, int]:
+    """Return the number of rows and their length."""
+    if dump is None and (rows is None or dim is None):
+        raise InputError("--rows and --dim: expected both, or FEATURES to take them from, found neither or one")
+    n_rows = len(dump) if rows is None and dump is not None else parse_count(rows or "", "--rows")
+    if dump is not None and dim not in (None, dump.dim):
+        raise InputError(f"--dim: expected {dump.dim} as in FEATURES, found {dim}")
+    return n_rows, dump.dim if dump is not None else dim or 0
+
+
+def _pace(
+    path: Path | None, dim: int, n_select: int, threads: int | None, dump: FeatureDump | None, projection: Any
+) -> Pace:
+    from mmad_bank.distributed import planning
+
+    if path is not None:
+        pace = planning.Pace.load(path)
+        if pace.dim != dim:
+            raise InputError(f"{path}: expected a pace of rows of length {dim}, found one of {pace.dim}")
+        return pace
+    sample = None if dump is None else _sample(dump, projection)
+    with doing("measuring"):
+        return planning.measure_pace(
+            dim, n_select, threads=threads, features=sample,
+            projected_from=None if projection is None else projection.dim_in,
+        )  # fmt: skip
+
+
+def _sample(dump: FeatureDump, projection: Any) -> Any:
+    """Return rows from all over a dump, in the space that is selected in."""
+    import torch
+
+    wanted = min(len(dump), max(1000, _SAMPLE_BYTES // (4 * dump.dim)))
+    drawn = torch.randperm(len(dump), generator=torch.Generator().manual_seed(0))[:wanted]
+    rows = dump.take(drawn.sort()[0])
+    return rows if projection is None else projection(rows)
+
+
+def _line(one: Plan) -> str:
+    shares = {"read": one.read, "prepare": one.prepare, "meet": one.meet, "choose": one.choose, "network": one.network}
+    parts = ", ".join(f"{name} {seconds(value)}" for name, value in shares.items())
+    held = f"{size(one.memory)} a worker" + (f", {size(one.scratch)} of scratch" if one.scratch else "")
+    return f"{_time(one.seconds)} ({parts}); {held}; up {size(one.up)}, down {size(one.down)} a worker"
+
+
+def _time(value: float) -> str:
+    for unit, length in (("h", 3600), ("min", 60)):
+        if value >= 2 * length:
+            return f"{value / length:.1f} {unit}"
+    return seconds(value)
