@@ -18,6 +18,7 @@ from mmad_bank._internal.arrays import array_of
 from mmad_bank._internal.checks import check_finite, check_index, naming_bad_rows
 from mmad_bank.errors import InputError
 from mmad_bank.ops._dispatch import cuda_kernels, place_of, thread_count
+from mmad_bank.ops._torch.k_center_shards import TorchShard
 
 PICKED = -1.0
 """Value of a row that was picked: below every distance."""
@@ -30,7 +31,7 @@ class Candidates(NamedTuple):
         squared: float64 (m,), squared distances of rows to their nearest centre.
         rows: int64 (m,), their numbers.
         above: Number of all rows at the bar or above it.
-        below: The largest value under the bar; 0.0 if there is none.
+        below: At least the largest value under the bar, and itself under it; 0.0 if there is none.
     """
 
     squared: Tensor
@@ -58,16 +59,17 @@ class KCenterShard:
             rows than memory holds. It is a file without a name, mapped, and gone with the shard. Beside it a shard
             holds about 40 bytes per row (64 if rows are long enough for a coarse copy, 192 values) and the centres.
             Default: in memory.
-        device: The CPU or a CUDA device; default: where the features are. Shards of one selection may be on any of
-            them: the answers are the same to the last bit. A CUDA device takes features in host memory too, as in
+        device: Where the shard works; default: where the features are. Shards of one selection may be on any devices:
+            the answers are the same to the last bit. A CUDA device takes features in host memory too, as in
             :func:`~mmad_bank.ops.k_center_greedy`, and a mapped file as a copy in memory. Beside the rows and their
             16-bit copy it needs about 170 bytes per row and 6 per value of a centre. Everything runs on the stream that
             is the current one here, and only :meth:`rise` waits for it: shards on several devices work at a time if all
-            meet, then all settle, and each rises in a thread of its own.
+            meet, then all settle, and each rises in a thread of its own. Where the core has no kernels for a device,
+            PyTorch does the work there, without any screening.
 
     Raises:
         InputError: Rows of another kind, or a row that is not finite; a scratch folder that cannot hold the copy; a
-            device without kernels, or that is too small.
+            device that cannot be used, or that is too small.
 
     Example:
         >>> import torch
@@ -188,13 +190,15 @@ def _on_cpu(features: Tensor, n_centers: int, threads: int | None, scratch: str 
 
 
 def _on_device(features: Tensor, n_centers: int, device: torch.device) -> _Kernel:
-    cuda = cuda_kernels(device)
-    if cuda is None:
-        raise InputError(f"device: expected the CPU or a CUDA device that the core has kernels for, found {device}")
     if len(features) == 0:  # the device has nothing to do
         return _CpuShard(features.cpu(), n_centers, 1, "")
     check_finite(features, "features")
-    kernel: _Kernel = cuda.CudaShard(features, n_centers, device=device)
+    cuda = cuda_kernels(device)
+    kernel: _Kernel
+    if cuda is not None and features.shape[1] <= cuda.MAX_DIM:
+        kernel = cuda.CudaShard(features, n_centers, device=device)
+    else:
+        kernel = TorchShard(features.to(device))
     return kernel
 
 
@@ -305,7 +309,7 @@ class KCenterCoordinator:
         """Make a block of picks in the pool, and return their number.
 
         Args:
-            features: (t, D) float32, the rows of :attr:`pool`.
+            features: (t, D) float32, the rows of :attr:`pool`, on any device.
         """
         return self._native.pick(np.ascontiguousarray(array_of(features.cpu())))
 

@@ -23,6 +23,7 @@ from mmad_bank.ops._cuda import operand
 from mmad_bank.ops._torch.farthest_point_sample import farthest_point_sample as fps_by_torch
 from mmad_bank.ops._torch.interpolate_features import interpolate_features as interpolate_by_torch
 from mmad_bank.ops._torch.k_center_greedy import select as select_by_torch
+from mmad_bank.ops._torch.k_center_shards import TorchShard
 from mmad_bank.ops._torch.knn_group import knn_group as group_by_torch
 from mmad_bank.ops.k_center_shards import KCenterCoordinator, KCenterShard
 from mmad_bank.scoring import anomaly_map
@@ -368,6 +369,22 @@ def test_shards_on_two_devices() -> None:
     shards = [KCenterShard(part, n_centers=400, device=f"cuda:{k}") for k, part in enumerate(parts)]
     check_shards(shards, features, 400)
     assert torch.cuda.current_device() == 0
+
+
+def test_a_shard_of_pytorch_has_the_same_values() -> None:
+    features, centers = manifold(3000, 131), manifold(20, 131, seed=5).cpu()
+    answers = []
+    for kernel in (
+        TorchShard(features),
+        _cuda.CudaShard(features, 20),
+        KCenterShard(features.cpu(), n_centers=20)._kernel,
+    ):
+        kernel.meet(centers, torch.full((20,), -1))
+        squared, rows, above, _ = kernel.rise(0.0, 3000)
+        assert above == 3000
+        answers.append(squared[rows.argsort()])
+    assert torch.equal(answers[0], answers[2])
+    assert torch.equal(answers[1], answers[2])
 
 
 def test_a_shard_that_does_not_fit_is_named() -> None:

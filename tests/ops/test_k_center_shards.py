@@ -12,6 +12,8 @@ from torch import Tensor
 
 from mmad_bank import ops
 from mmad_bank.errors import InputError
+from mmad_bank.ops import k_center_shards
+from mmad_bank.ops._torch.k_center_shards import TorchShard
 from mmad_bank.ops.k_center_shards import KCenterCoordinator, KCenterShard
 
 
@@ -152,10 +154,38 @@ def test_what_a_shard_does_not_have_is_refused() -> None:
         shard.settle(torch.tensor([4]), torch.zeros(2, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("n_rows", [0, 5])
-def test_devices_without_kernels_are_named(n_rows: int) -> None:
-    with pytest.raises(InputError, match=r"^device: expected the CPU or a CUDA device .* found meta"):
-        KCenterShard(torch.zeros(n_rows, 3, device="meta"), n_centers=1)
+@pytest.mark.parametrize("kind", KINDS)
+def test_shards_of_pytorch_take_part(kind: str) -> None:
+    """Those of devices without kernels: here beside the core's, on the CPU."""
+    features = table(kind, 2)
+    n_select = len(features) // 6
+    shards = [KCenterShard(part, n_centers=n_select) for part in parts_of(features, cut(len(features), 3, 2))]
+    for shard in shards[:2]:
+        shard._kernel = k_center_shards._on_device(shard._features, n_select, torch.device("cpu"))
+        assert isinstance(shard._kernel, TorchShard)
+    found = select_over(shards, features, KCenterCoordinator(len(features), n_select, start=5))
+    expected = ops.k_center_greedy(features, n_select, start=5, return_radius=True)
+    assert torch.equal(found.rows, expected.indices)
+    assert torch.equal(found.radii.float(), expected.radii)
+    assert found.covering_radius == expected.covering_radius
+
+
+@pytest.mark.parametrize("dim", [1, 40])
+def test_shards_of_pytorch_answer_as_the_core_does(dim: int) -> None:
+    generator = torch.Generator().manual_seed(dim)
+    features, centers = torch.randn(100, dim, generator=generator), torch.randn(3, dim, generator=generator)
+    features[60:], centers[1] = features[:40].clone(), features[7]
+    answers = []
+    for kernel in (TorchShard(features), KCenterShard(features, n_centers=3)._kernel):
+        kernel.meet(centers, torch.tensor([-1, 7, -1]))
+        kernel.settle(torch.tensor([0.25, -1.0], dtype=torch.float64), torch.tensor([3, 4]))
+        bar = float(kernel.rise(0.0, 100)[0].sort().values[30])
+        answers.append([kernel.rise(bar, 100), kernel.rise(bar, 9), kernel.rise(1e9, 4)])
+    for found, expected in zip(*answers, strict=True):
+        order, expected_order = found[1].argsort(), expected[1].argsort()
+        assert torch.equal(found[0][order], expected[0][expected_order])
+        assert torch.equal(found[1][order], expected[1][expected_order])
+        assert found[2:] == expected[2:]
 
 
 @pytest.mark.parametrize(
