@@ -1,7 +1,14 @@
 #include "cpu/k_center_shard.hpp"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <cstdint>
 #include <limits>
+#include <system_error>
+#include <thread>
+#include <utility>
 
 namespace mmad {
 namespace {
@@ -46,6 +53,7 @@ class First {
 Shard::Shard(Matrix<const float> rows, std::int64_t centers, const KCenterOptions& options)
     : source_(rows),
       threads_(options.threads),
+      on_disk_(!options.scratch.empty()),
       space_(rows, options.format, options.isa, true, options.threads),
       screen_(space_, rows.cols),
       rows_(rows, space_, options.threads, options.scratch),
@@ -73,17 +81,66 @@ void Shard::settle(const std::vector<KCenterCandidate>& rows) {
   }
 }
 
+// Reads a part of rows that are on a disk ahead, while the one before is brought up to date.
+class Shard::Reader {
+ public:
+  explicit Reader(const Shard& shard) : shard_(shard) {}
+  ~Reader() { wait(); }
+  Reader(const Reader&) = delete;
+  Reader& operator=(const Reader&) = delete;
+
+  // One in kSparse rows is dearer than all by one: a disk gives rows one after the other much faster.
+  void read(std::int64_t part, std::size_t stale) {
+    wait();
+    if (!shard_.on_disk_ || stale * kSparse < static_cast<std::size_t>(kRowsOfAPart)) return;
+    const std::int64_t from = part * kRowsOfAPart, count = std::min(kRowsOfAPart, shard_.source_.rows - from);
+    try {
+      thread_ = std::thread([this, from, count] {
+        const Matrix<const float>& rows = shard_.source_;
+        advise(rows.row(from), count * rows.stride * static_cast<std::int64_t>(sizeof(float)));
+        for (const Rows* level : {&shard_.rows_.full, &shard_.rows_.coarse}) {
+          if (level->count > 0) advise(level->row(from), count * level->row_bytes());
+        }
+      });
+    } catch (const std::system_error&) {  // no thread to be had: rows are read when they are needed
+    }
+  }
+
+ private:
+  static constexpr std::size_t kSparse = 512;
+
+  void wait() {
+    if (thread_.joinable()) thread_.join();
+  }
+  static void advise(const void* memory, std::int64_t bytes) {
+    const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+    const auto at = reinterpret_cast<std::uintptr_t>(memory), first = at / page * page;
+    ::madvise(reinterpret_cast<void*>(first), static_cast<std::size_t>(bytes) + (at - first), MADV_WILLNEED);
+  }
+
+  const Shard& shard_;
+  std::thread thread_;
+};
+
+std::vector<std::int64_t> Shard::stale_rows(std::int64_t part, double bar) const {
+  std::vector<std::int64_t> stale;
+  for (std::int64_t i = part * kRowsOfAPart; i < std::min(source_.rows, (part + 1) * kRowsOfAPart); ++i) {
+    if (squared_[i] >= bar && !fresh(i)) stale.push_back(i);
+  }
+  return stale;
+}
+
 KCenterCandidates Shard::rise(double bar, std::int64_t at_most) {
   KCenterCandidates found;
   First first(at_most);
-  for (std::int64_t from = 0; from < source_.rows; from += kRowsOfAPart) {
-    const std::int64_t to = std::min(source_.rows, from + kRowsOfAPart);
-    std::vector<std::int64_t> stale;
-    for (std::int64_t i = from; i < to; ++i) {
-      if (squared_[i] >= bar && !fresh(i)) stale.push_back(i);
-    }
+  Reader reader(*this);
+  std::vector<std::int64_t> next = stale_rows(0, bar);
+  for (std::int64_t part = 0; part * kRowsOfAPart < source_.rows; ++part) {
+    std::vector<std::int64_t> stale = std::move(next);
+    next = stale_rows(part + 1, bar);
+    reader.read(part + 1, next.size());
     if (!stale.empty()) update(&stale, bar);
-    for (std::int64_t i = from; i < to; ++i) {
+    for (std::int64_t i = part * kRowsOfAPart; i < std::min(source_.rows, (part + 1) * kRowsOfAPart); ++i) {
       if (squared_[i] < bar) {
         found.below = std::max(found.below, squared_[i]);
       } else {

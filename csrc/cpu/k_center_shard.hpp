@@ -29,6 +29,9 @@ class Shard {
   const ScreenRows& screened() const { return rows_; }
 
  private:
+  class Reader;
+
+  std::vector<std::int64_t> stale_rows(std::int64_t part, double bar) const;
   bool fresh(std::int64_t i) const { return seen_[i] >= centers_.count(); }
   void update(std::vector<std::int64_t>* stale, double cutoff);
   void update_block(RowBlock* block, double cutoff, Items& items);
@@ -36,6 +39,7 @@ class Shard {
 
   Matrix<const float> source_;
   int threads_;
+  bool on_disk_;
   ScreenSpace space_;
   Screen screen_;
   ScreenRows rows_;

@@ -93,7 +93,7 @@ def plan(
     n_select = coreset_size(n_rows, 0.1 if ratio is None else parse_share(ratio, "--ratio"), bank_size)
     projection = SparseProjection.create(length, n_rows, parse_projection(projection_dim), 0)
     space = length if projection is None else projection.dim_out
-    pace = _pace(pace_file, space, n_select, threads, dump, projection)
+    pace = _pace(pace_file, space, n_select, threads, dump, projection, spill)
     if save_pace is not None:
         pace.save(save_pace)
     settings["row_bytes"] = 4 * length
@@ -125,7 +125,13 @@ def _sizes(rows: str | None, dim: int | None, dump: FeatureDump | None) -> tuple
 
 
 def _pace(
-    path: Path | None, dim: int, n_select: int, threads: int | None, dump: FeatureDump | None, projection: Any
+    path: Path | None,
+    dim: int,
+    n_select: int,
+    threads: int | None,
+    dump: FeatureDump | None,
+    projection: Any,
+    spill: bool,
 ) -> Pace:
     from mmad_bank.distributed import planning
 
@@ -138,7 +144,7 @@ def _pace(
     with doing("measuring"):
         return planning.measure_pace(
             dim, n_select, threads=threads, features=sample,
-            projected_from=None if projection is None else projection.dim_in,
+            projected_from=None if projection is None else projection.dim_in, on_disk=spill,
         )  # fmt: skip
 
 
@@ -153,7 +159,11 @@ def _sample(dump: FeatureDump, projection: Any) -> Any:
 
 
 def _line(one: Plan) -> str:
-    shares = {"read": one.read, "prepare": one.prepare, "meet": one.meet, "choose": one.choose, "network": one.network}
+    shares = (
+        {"read": one.read, "prepare": one.prepare, "meet": one.meet}
+        | ({"reread": one.reread} if one.reread else {})
+        | {"choose": one.choose, "network": one.network}
+    )
     parts = ", ".join(f"{name} {seconds(value)}" for name, value in shares.items())
     held = f"{size(one.memory)} a worker" + (f", {size(one.scratch)} of scratch" if one.scratch else "")
     return f"{_time(one.seconds)} ({parts}); {held}; up {size(one.up)}, down {size(one.down)} a worker"

@@ -1,11 +1,12 @@
 """What an exact selection costs on so many workers: time, memory and network, before anything is bought or started.
 
-The model has three parts, each with measured constants (:class:`Pace`):
+The model has four parts, each with measured constants (:class:`Pace`):
 
 - A shard's work is proportional to its rows. Per row it grows with the number n of vectors selected as n^b: every row
   meets the centres that may be near it, and the most of them it never meets (b is about 0.5 where the textbook loop has
   1).
 - The coordinator's work does not depend on the rows. It grows as n^c, and is not shared.
+- Rows in scratch files are read once per request, as far as memory does not hold them, while others meet the centres.
 - A round trip takes a latency, and a block of picks two of them and the bytes of its pool. Hundreds of blocks make even
   a large bank, so that is seconds.
 """
@@ -31,7 +32,7 @@ from mmad_bank._internal.files import write_text
 from mmad_bank.bank.projection import SparseProjection
 from mmad_bank.errors import FormatError, InputError
 from mmad_bank.ops import system_info
-from mmad_bank.ops.k_center_shards import KCenterCoordinator, KCenterShard
+from mmad_bank.ops.k_center_shards import IN_MEMORY, ON_DISK, KCenterCoordinator, KCenterShard
 
 _SAMPLE_BYTES = 512 << 20  # of the rows that a pace is measured on
 _LEAST_ROWS_PER_PICK = 16  # with fewer, the selection runs out of rows, and gets cheaper than one of many
@@ -121,6 +122,7 @@ class Plan:
         read: Seconds to read a worker's rows.
         prepare: Seconds to round them.
         meet: Seconds in which they meet the centres.
+        reread: Seconds in which scratch files are read again and again, at the same time.
         choose: Seconds of the coordinator, while the workers wait.
         network: Seconds that bytes and round trips take.
         memory: Bytes that a worker holds at most.
@@ -139,6 +141,7 @@ class Plan:
     read: float
     prepare: float
     meet: float
+    reread: float
     choose: float
     network: float
     memory: int
@@ -151,7 +154,7 @@ class Plan:
     @property
     def seconds(self) -> float:
         """Seconds in all."""
-        return self.read + self.prepare + self.meet + self.choose + self.network
+        return self.read + self.prepare + max(self.meet, self.reread) + self.choose + self.network
 
 
 def measure_pace(
@@ -161,6 +164,7 @@ def measure_pace(
     threads: int | None = None,
     features: Tensor | None = None,
     projected_from: int | None = None,
+    on_disk: bool = False,
     machine: str | None = None,
 ) -> Pace:
     """Measure what a selection takes on this machine, in some seconds.
@@ -174,6 +178,7 @@ def measure_pace(
             of networks do, which 512 MiB hold.
         projected_from: Length of the rows before a random projection to ``dim``, whose time is part of ``prepare``
             then. Default: there is no projection.
+        on_disk: Whether the rows will be in scratch files: then fewer rises are asked for.
         machine: Name for it; default: the processor's.
 
     Raises:
@@ -186,7 +191,7 @@ def measure_pace(
         raise InputError(f"features: expected at least 1000 rows of length {dim}, found {tuple(rows.shape)}")
     count = max(2, min(size, len(rows) // _LEAST_ROWS_PER_PICK))
     threads = torch.get_num_threads() if threads is None else threads
-    run = _Run.of(rows, count, threads)
+    run = _Run.of(rows, count, threads, on_disk)
     prepare = run.prepare / len(rows) + (0.0 if projected_from is None else _projecting(projected_from, dim, threads))
     meet, choose, blocks = run.meet[-1], run.choose[-1], run.blocks[-1]
     return Pace(
@@ -204,6 +209,7 @@ def plan(
     *,
     scratch: bool = False,
     row_bytes: int | None = None,
+    cache: int = 0,
     disk_rate: float = 1e9,
     bandwidth: float = 1.25e9,
     round_trip: float = ROUND_TRIP,
@@ -217,7 +223,9 @@ def plan(
         workers: Number of shards.
         scratch: Whether the rows and their rounded copies are in scratch files, not in memory.
         row_bytes: Bytes of a row on disk; default: as float32.
-        disk_rate: Bytes that a worker reads in a second.
+        cache: Bytes of memory that the system has for a worker's scratch files. They are read in one direction: where
+            they are larger, nothing of them is left there when they are read again.
+        disk_rate: Bytes that a worker reads or writes in a second.
         bandwidth: Bytes in a second between the coordinator and all workers together.
         round_trip: Seconds of a request and its answer.
 
@@ -238,12 +246,14 @@ def plan(
     scale = growth**pace.blocks_exponent
     blocks, requests = math.ceil(pace.blocks * scale), math.ceil(pace.requests * scale)
     up, down = _traffic(pace.dim, size, blocks, requests, workers)
-    read = own * (4 * pace.dim if row_bytes is None else row_bytes) / disk_rate
+    memory, files = _memory(own, pace.dim, size, workers, scratch)
+    read = (own * (4 * pace.dim if row_bytes is None else row_bytes) + files) / disk_rate
+    reread = requests * files / disk_rate if files > cache else 0.0
     return Plan(
         n_rows, pace.dim, size, workers, pace.threads, read, own * pace.prepare,
-        own * pace.meet * growth**pace.meet_exponent, pace.choose * growth**pace.choose_exponent,
+        own * pace.meet * growth**pace.meet_exponent, reread, pace.choose * growth**pace.choose_exponent,
         (requests + blocks) * round_trip + workers * (up + down) / bandwidth,
-        *_memory(own, pace.dim, size, workers, scratch), 4 * pace.dim * size + _PROCESS, up, down, blocks,
+        memory, files, 4 * pace.dim * size + _PROCESS, up, down, blocks,
     )  # fmt: skip
 
 
@@ -309,11 +319,12 @@ class _Run:
     blocks: list[int]
 
     @classmethod
-    def of(cls, rows: Tensor, count: int, threads: int) -> _Run:
+    def of(cls, rows: Tensor, count: int, threads: int, on_disk: bool) -> _Run:
         clock = time.perf_counter
         begin = clock()
         shard = KCenterShard(rows, n_centers=count, threads=threads)
-        coordinator = KCenterCoordinator(len(rows), count, threads=threads)
+        settings = ON_DISK if on_disk else IN_MEMORY
+        coordinator = KCenterCoordinator(len(rows), count, threads=threads, **settings)
         run = cls(clock() - begin, 0, [], [], [], [])
         shard.meet(rows[:1], own=torch.tensor([0]))
         meet = choose = 0.0

@@ -7,7 +7,8 @@ into any number of shards, and the picks are those of :func:`~mmad_bank.ops.k_ce
 from __future__ import annotations
 
 import os
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from mmad_bank.errors import InputError
 from mmad_bank.ops._dispatch import cuda_kernels, place_of, thread_count
 from mmad_bank.ops._torch.k_center_shards import TorchShard
 
+IN_MEMORY: Mapping[str, Any] = {}
+ON_DISK: Mapping[str, Any] = {"pool": 8192, "sinking": 0.7}
+"""Settings of a coordinator whose shards' rows are in memory, or on a disk, from which a rise reads most of them."""
 PICKED = -1.0
 """Value of a row that was picked: below every distance."""
 
