@@ -49,6 +49,17 @@ class Moments:
         self._sum += float(shifted.sum(dtype=torch.float64))
         self._squares += float(shifted.square_().sum(dtype=torch.float64))
 
+    @classmethod
+    def of(cls, count: int, shift: float, total: float, squares: float) -> Moments:
+        """Return what :meth:`state` told."""
+        made = cls()
+        made._count, made._shift, made._sum, made._squares = count, shift, total, squares
+        return made
+
+    def state(self) -> tuple[int, float, float, float]:
+        """Return the number of values, the shift, and the sums of the shifted values and of their squares."""
+        return self._count, self._shift, self._sum, self._squares
+
     def result(self) -> Standardization:
         """Return mean and standard deviation (n - 1 in the denominator)."""
         mean = self._sum / self._count
