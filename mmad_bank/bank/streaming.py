@@ -124,6 +124,11 @@ class StreamingBank:
         return self._cover.vectors.shape[1] if len(self) else None
 
     @property
+    def standardizes(self) -> bool:
+        """Whether distances are in units of the stream's standard deviation."""
+        return self._moments is not None
+
+    @property
     def radius(self) -> float:
         """Distance within which every row seen has a vector, as far as it is proved; in the unit of the distances."""
         return self._cover.radius / self._std
