@@ -22,6 +22,7 @@ from mmad_bank.bank.stream_nets import Net, first_nets, lowest, plan
 from mmad_bank.bank.stream_state import StreamState
 
 _SLACK = 16  # a full bank is cut back by this part of its size, so that it is not selected anew for every row
+_HOPE = 4  # rows that one vector covers on the average, at most
 _ROUNDING = 1e-6  # of float32 distances, relative
 
 
@@ -121,8 +122,10 @@ class Cover:
     def _take_far(self, rows: Tensor, numbers: Tensor) -> None:
         """Take rows that were farther than the spacing."""
         room = min(self.size - len(self), len(rows))
-        picked = ops.extend_coreset(rows, self.vectors, radius=self.spacing, n_select=room)
-        if picked.covering_radius > self.spacing:
+        picked = None
+        if len(rows) <= _HOPE * room:  # of more there is hardly room for what covers them
+            picked = ops.extend_coreset(rows, self.vectors, radius=self.spacing, n_select=room)
+        if picked is None or picked.covering_radius > self.spacing:
             self._join(rows, numbers)
             self._select()
             return
