@@ -298,7 +298,7 @@ class MemoryBank:
         """
         numbers = self.source_rows if rows is None else rows.to(self.source_rows.device)[self.source_rows]
         check_rows(numbers, sources)
-        self._source_rows, self.sources = numbers, list(sources)
+        self._source_rows, self.sources, self.stream = numbers, list(sources), None
 
     def of_stream(self, state: StreamState, radius: float) -> None:
         """Say what stream the vectors are of, and within which distance, not standardized, they cover all of it.

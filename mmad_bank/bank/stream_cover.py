@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 
 from mmad_bank import ops
-from mmad_bank.bank.stream_nets import Net, first_nets, lowest, plan
+from mmad_bank.bank.stream_nets import ROUNDING, Net, best_possible, first_nets, lowest, plan
 from mmad_bank.bank.stream_state import StreamState
 
 _SLACK = 16  # a full bank is cut back by this part of its size, so that it is not selected anew for every row
 _HOPE = 4  # rows that one vector covers on the average, at most
-_ROUNDING = 1e-6  # of float32 distances, relative
 
 
 class Cover:
@@ -68,12 +67,12 @@ class Cover:
         if not len(self):
             return 0.0
         reach = float(self.reach.max())
-        return (min(reach, lowest(self.nets).radius) if self.nets else reach) * (1 + _ROUNDING)
+        return (min(reach, lowest(self.nets).radius) if self.nets else reach) * (1 + ROUNDING)
 
     @property
     def optimum(self) -> float:
         """Radius that the best ``size`` centers would leave at least, wherever they lie."""
-        return max([self.floor, *(net.level / net.growth for net in self.nets)]) * (1 - _ROUNDING)
+        return best_possible(self.floor, self.nets)
 
     def take(self, block: Tensor, first: int) -> None:
         """Take a block (B, D) of float32 rows, of which the first has a number in the stream."""
@@ -137,7 +136,9 @@ class Cover:
         """Keep the centers of the lowest net and the farthest of the other vectors."""
         if not self.nets:
             self._make_nets()
-        core = torch.isin(self.rows, lowest(self.nets).rows) if self.nets else torch.arange(len(self)) == 0
+        core = (
+            torch.isin(self.rows, lowest(self.nets).rows) if self.nets else torch.arange(len(self), device="cpu") == 0
+        )
         fixed, others = core.nonzero()[:, 0], (~core).nonzero()[:, 0]
         places = others.to(self.vectors.device)
         greedy = ops.extend_coreset(

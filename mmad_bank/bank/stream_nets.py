@@ -30,6 +30,8 @@ from torch import Tensor
 
 from mmad_bank import ops
 
+ROUNDING = 1e-6
+"""Relative error of float32 distances, at most."""
 _MOST_NETS = 64
 
 
@@ -105,6 +107,11 @@ def first_nets(vectors: Tensor, rows: Tensor, floor: float, growth: float, numbe
 def lowest(nets: Sequence[Net]) -> Net:
     """Return the net that proves the smallest radius."""
     return min(nets, key=lambda net: net.level)
+
+
+def best_possible(floor: float, nets: Sequence[Net]) -> float:
+    """Return what the best centers leave at least, by the nets and by another such bound."""
+    return max([floor, *(net.level / net.growth for net in nets)]) * (1 - ROUNDING)
 
 
 def plan(factor: float) -> tuple[float, int]:

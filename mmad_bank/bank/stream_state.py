@@ -14,7 +14,7 @@ from torch import Tensor
 from mmad_bank._internal.checks import check_finite
 from mmad_bank._internal.json_values import as_table
 from mmad_bank._internal.manifest import Manifest, parse_json
-from mmad_bank.bank.stream_nets import LEAST_FACTOR, Net
+from mmad_bank.bank.stream_nets import LEAST_FACTOR, Net, best_possible
 
 _REACH, _NETS, _ROWS, _NOTE = "stream_reach", "stream_nets", "stream_net_rows", "stream_note"
 _LARGEST_NOTE = 1 << 30  # bytes
@@ -43,6 +43,11 @@ class StreamState:
     nets: tuple[Net, ...]
     moments: tuple[int, float, float, float] | None
     note: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def optimum(self) -> float:
+        """Radius that the best ``size`` centers would leave at least, not standardized."""
+        return best_possible(self.floor, self.nets)
 
     def header(self) -> dict[str, Any]:
         """Return what the header of the bank file keeps, JSON-able; distances are not standardized."""

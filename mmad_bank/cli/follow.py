@@ -13,7 +13,7 @@ from mmad_bank.cli._command import add
 from mmad_bank.cli._dumps import AxesOfMaps, ByImage, Key, Reading
 from mmad_bank.cli._following import Following, Times, status_line
 from mmad_bank.cli._options import Device, Json
-from mmad_bank.cli._output import check_output, emit, end, show_progress, size
+from mmad_bank.cli._output import check_output, emit, end, show_progress
 from mmad_bank.cli._swapped import is_bank
 from mmad_bank.cli._values import check_device, parse_duration
 from mmad_bank.cli._words import BankPrecision, option
@@ -136,9 +136,7 @@ def _facts(stream: StreamingBank, path: Path) -> tuple[dict[str, Any], dict[str,
         "optimum": stream.optimum, "factor": stream.factor, "extractor": bank.extractor,
     }  # fmt: skip
     rows = {
-        "seen": f"{stream.rows_seen:,} × {bank.dim}  ({size(stream.rows_seen * bank.dim * 4)} as float32)",
         **describe_bank_rows(bank, path),
-        "radius": f"{stream.radius:.6g} (no row seen is farther, by proof)",
-        "best possible": f"at least {stream.optimum:.6g} with {stream.size:,} vectors",
+        "radius": f"{stream.radius:.6g} (no row seen is farther)",
     }
     return result, rows

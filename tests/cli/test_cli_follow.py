@@ -82,8 +82,10 @@ def test_started_again_it_goes_on(folder: Path, bank: Path) -> None:
 
 def test_the_summary_says_what_is_proved(folder: Path, bank: Path) -> None:
     text = good("follow", bank, folder, "--bank-size", 25, "--standardize", "--factor", 3, *QUICK)
-    for words in ("240 × 8", "by proof", "at least", "240 rows of 4 files", "standardized by"):
+    stream = f"at most 25 vectors of 240 rows seen; the best 25 have a radius of {StreamingBank.load(bank).optimum:.6g}"
+    for words in ("no row seen is farther", stream, "240 rows of 4 files", "standardized by"):
         assert words in text
+    assert stream in good("info", bank)
     assert StreamingBank.load(bank).factor == 3
 
 
