@@ -102,6 +102,21 @@ def test_it_is_about_as_good_as_the_offline_selection_on_real_features() -> None
     assert len(stream) > 300 * 0.9
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["random", "farther and farther", "copies"])
+def test_a_device_makes_the_same_bank(tmp_path: Path, name: str) -> None:
+    here, there = StreamingBank(20), StreamingBank(20, device="cuda")
+    for part in STREAMS[name].split(150):
+        here.update(part)
+        there.update(part)
+        there.save(tmp_path / "bank")
+        there = StreamingBank.load(tmp_path / "bank", device="cuda")
+    assert there.bank.device.type == "cuda"
+    assert torch.equal(there.bank.source_rows.cpu(), here.bank.source_rows)
+    assert there.radius == pytest.approx(here.radius, rel=1e-5)
+
+
 @pytest.mark.parametrize("factor", [8.0, 5.2, 4.0, 3.0, 2.5, LEAST_FACTOR])
 def test_the_plan_proves_the_factor(factor: float) -> None:
     growth, number = plan(factor)
