@@ -27,7 +27,7 @@ from mmad_bank.bank.dumps.descriptions import (
     with_grid,
     with_names,
 )
-from mmad_bank.bank.dumps.files import SUFFIXES, read_contents
+from mmad_bank.bank.dumps.files import SUFFIXES, dumps_in, is_dump, read_contents
 from mmad_bank.bank.dumps.layouts import Expected, Layout, Part, check_layout, make_part, read_layers
 from mmad_bank.bank.dumps.stored import Contents, Stored, in_memory, joined
 from mmad_bank.errors import InputError, NoneUsableError
@@ -380,19 +380,12 @@ def _is_picture(key: str) -> bool:
 
 def _files_of(path: Path) -> list[Path]:
     if path.is_dir():
-        files = []
-        for folder, folders, names in os.walk(path):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            files += [Path(folder, name) for name in names if not name.startswith(".") and _is_dump(name)]
+        files = dumps_in(path)
         if not files:
             raise InputError(f"{path}: expected a folder with {', '.join(SUFFIXES)} files, found none")
-        return sorted(files)
+        return files
     if not path.is_file():
         raise InputError(f"{path}: no such file or folder")
-    if not _is_dump(path.name):
+    if not is_dump(path.name):
         raise InputError(f"{path}: expected a {', '.join(SUFFIXES)} file, found {path.suffix!r}")
     return [path]
-
-
-def _is_dump(name: str) -> bool:
-    return Path(name).suffix.lower() in SUFFIXES

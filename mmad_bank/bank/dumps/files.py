@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from mmad_bank._internal.decoding import decoding
@@ -22,3 +23,17 @@ def read_contents(path: Path) -> Contents:
     reader = {".npy": look_into_npy, ".npz": look_into_npz, ".safetensors": look_into_safetensors}
     with decoding(path, f"damaged or not a {suffix} file"):
         return reader.get(suffix, look_into_torch)(path)
+
+
+def is_dump(name: str) -> bool:
+    """Tell whether a file may hold features, by the suffix of its name."""
+    return Path(name).suffix.lower() in SUFFIXES
+
+
+def dumps_in(folder: Path) -> list[Path]:
+    """Return the feature files in a folder and the folders in it, in the order of their paths; hidden ones not."""
+    files = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(place, name) for name in names if not name.startswith(".") and is_dump(name)]
+    return sorted(files)
