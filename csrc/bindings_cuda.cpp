@@ -7,10 +7,12 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <tuple>
 #include <utility>
 
 #include "mmad/cuda_device.hpp"
 #include "mmad/cuda_k_center_greedy.hpp"
+#include "mmad/cuda_k_center_shard.hpp"
 #include "mmad/cuda_knn.hpp"
 #include "mmad/cuda_operand.hpp"
 #include "mmad/cuda_points.hpp"
@@ -109,6 +111,70 @@ std::pair<std::int64_t, double> k_center_greedy(int device, Address stream, cons
   return {outcome.count, outcome.covering_radius};
 }
 
+mmad::cuda::KCenterShardRows shard_rows(const OperandArguments& operand, std::int64_t centers) {
+  mmad::cuda::KCenterShardRows shard;
+  shard.operand = operand.view();
+  shard.centers = centers;
+  return shard;
+}
+
+std::size_t k_center_shard_workspace(int device, const OperandArguments& operand, std::int64_t centers) {
+  return mmad::cuda::k_center_shard_workspace_bytes(shard_rows(operand, centers), mmad::cuda::device_limits(device));
+}
+
+class KCenterShard {  // a shard on its device
+ public:
+  KCenterShard(int device, Address stream, const OperandArguments& operand, Address rows, Address center,
+               std::int64_t centers, Address workspace, const py::object&)
+      : device_(device), shard_(make(device, stream, operand, rows, center, centers, workspace)) {}
+
+  void meet(Address centers, std::int64_t count, Address own) {
+    mmad::cuda::set_device(device_);
+    shard_.meet(at<const float>(centers), count, at<const std::int64_t>(own));
+  }
+
+  void settle(Address rows, Address squared, std::int64_t count) {
+    mmad::cuda::set_device(device_);
+    shard_.settle(at<const std::int64_t>(rows), at<const double>(squared), count);
+  }
+
+  std::tuple<std::int64_t, std::int64_t, double> rise(double bar, std::int64_t at_most, Address results, Address rows,
+                                                      Address squared) {
+    const py::gil_scoped_release release;  // other shards may be asked meanwhile
+    mmad::cuda::set_device(device_);
+    const mmad::cuda::KCenterRise found =
+        shard_.rise(bar, at_most, at<void>(results), at<std::int64_t>(rows), at<double>(squared));
+    return {found.count, found.above, found.below};
+  }
+
+ private:
+  static mmad::cuda::KCenterShard make(int device, Address stream, const OperandArguments& operand, Address rows,
+                                       Address center, std::int64_t centers, Address workspace) {
+    mmad::cuda::set_device(device);
+    mmad::cuda::KCenterShardRows shard = shard_rows(operand, centers);
+    shard.rows = at<const float>(rows);
+    shard.center = at<const float>(center);
+    return {shard, mmad::cuda::device_limits(device), at<void>(workspace), stream_at(stream)};
+  }
+
+  int device_;
+  mmad::cuda::KCenterShard shard_;
+};
+
+void bind_shard(py::module_& module) {
+  module.def("k_center_shard_workspace", &k_center_shard_workspace, py::arg("device"), py::arg("operand"),
+             py::arg("centers"));
+  py::class_<KCenterShard>(module, "KCenterShard")
+      .def(py::init<int, Address, const OperandArguments&, Address, Address, std::int64_t, Address, const py::object&>(),
+           py::arg("device"), py::arg("stream"), py::arg("operand"), py::arg("rows"), py::arg("center"),
+           py::arg("centers"), py::arg("workspace"), py::arg("memory"),
+           py::keep_alive<1, 9>())  // of all addresses: it lasts until the shard is gone
+      .def("meet", &KCenterShard::meet, py::arg("centers"), py::arg("count"), py::arg("own"))
+      .def("settle", &KCenterShard::settle, py::arg("rows"), py::arg("squared"), py::arg("count"))
+      .def("rise", &KCenterShard::rise, py::arg("bar"), py::arg("at_most"), py::arg("results"), py::arg("rows"),
+           py::arg("squared"));
+}
+
 void farthest_point_sample(int device, Address stream, Address points, std::int64_t points_in_all, Address first_rows,
                            Address sizes, int clouds, std::int64_t largest, std::int64_t n_select, std::int64_t start,
                            double floor, Address workspace, Address picks) {
@@ -164,6 +230,7 @@ void bind_cuda(py::module_& parent) {
              py::arg("rows"), py::arg("earlier"), py::arg("earlier_count"), py::arg("center"), py::arg("count"),
              py::arg("start"), py::arg("radius"), py::arg("pool"), py::arg("workspace"), py::arg("picks"),
              py::arg("radii"), py::arg("report"));
+  bind_shard(module);
   module.def("farthest_point_workspace", &mmad::cuda::farthest_point_workspace_bytes, py::arg("points_in_all"));
   module.def("farthest_point_sample", &farthest_point_sample, py::arg("device"), py::arg("stream"), py::arg("points"),
              py::arg("points_in_all"), py::arg("first_rows"), py::arg("sizes"), py::arg("clouds"), py::arg("largest"),

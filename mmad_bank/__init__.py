@@ -11,16 +11,16 @@ from mmad_bank._internal.lazy import lazily
 
 __version__ = "0.1.0"
 
-_EXPORTS = {"MemoryBank": "bank", "MultiBank": "bank"}
+_EXPORTS = {"MemoryBank": "bank", "MultiBank": "bank", "StreamingBank": "bank"}
 _SUBMODULES = (
     "adaptation", "bank", "bench", "calibration", "cli", "data", "demo", "distributed", "errors", "evaluation",
     "exporting", "extraction", "features", "fusion", "integrations", "methods", "metrics", "monitoring", "ops",
     "report", "scoring", "serving", "synthetic", "tuning",
 )  # fmt: skip
 __all__ = [
-    "MemoryBank", "MultiBank", "__version__", "adaptation", "bank", "bench", "calibration", "cli", "data", "demo",
-    "distributed", "errors", "evaluation", "exporting", "extraction", "features", "fusion", "integrations", "methods",
-    "metrics", "monitoring", "ops", "report", "scoring", "serving", "synthetic", "tuning",
+    "MemoryBank", "MultiBank", "StreamingBank", "__version__", "adaptation", "bank", "bench", "calibration", "cli",
+    "data", "demo", "distributed", "errors", "evaluation", "exporting", "extraction", "features", "fusion",
+    "integrations", "methods", "metrics", "monitoring", "ops", "report", "scoring", "serving", "synthetic", "tuning",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -50,6 +50,6 @@ if TYPE_CHECKING:
         synthetic,
         tuning,
     )
-    from mmad_bank.bank import MemoryBank, MultiBank
+    from mmad_bank.bank import MemoryBank, MultiBank, StreamingBank
 
 __getattr__, __dir__ = lazily(__name__, _EXPORTS, submodules=_SUBMODULES)

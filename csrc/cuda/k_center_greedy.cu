@@ -8,28 +8,19 @@
 //   3. tau: the largest (hi, lowest index) outside. As long as the pool's largest (m, lowest index) is above tau in this
 //      order, it is the textbook loop's pick, because m outside only falls. One cooperative kernel makes these picks: every
 //      block of threads holds some rows of the pool in shared memory and lowers their m at each pick.
-//   4. All rows against the new centres: one product with bounds (product.cu, as a search with k = 1 that is resumed). It
-//      leaves an upper bound of m and the few centres that may be the nearest of each row, from which m is decided in 1
-//      and 2, for the rows that come that far. Most never do. Where the prepared rows do not all fit on the device, this
-//      step alone needs them, and they pass through it in chunks (tile_stream.hpp).
+//   4. All rows meet the new centres (k_center_rows.cuh), which lowers hi, and leaves what m is decided from in 1 and 2.
 // Nothing in the result depends on T: every decision is made on float64 distances computed from differences.
 #include <algorithm>
 #include <cmath>
-#include <optional>
 
 #include "cuda/exchange.cuh"
-#include "cuda/product.cuh"
-#include "cuda/radix_select.cuh"
-#include "cuda/tile_stream.hpp"
-#include "cuda/warp.cuh"
-#include "cuda/workspace.hpp"
+#include "cuda/k_center_rows.cuh"
 #include "mmad/cuda_k_center_greedy.hpp"
 
 namespace mmad::cuda {
 
 namespace {
 
-constexpr int kCandidates = 16;  // centres kept per row
 // A pick is a chain of waits: for the offers of all blocks, for the pick's values, for the rows' distances to it. So one
 // warp of a block, the messenger, does nothing but what every block waits for, and the others have the rows. Shared
 // memory bounds their part: a warp reads the pick once for all its rows, so few warps with several rows each read least.
@@ -38,8 +29,6 @@ constexpr int kMessenger = kGreedyWarps;  // the warp behind them
 constexpr int kGreedyThreads = (kGreedyWarps + 1) * kWarp;
 constexpr int kGreedyGroup = 5;                           // rows that a warp works on at a time, at most
 constexpr int kRowsABlock = kGreedyWarps * kGreedyGroup;  // of the pool, by default
-constexpr int kRowWarps = 8;                              // of the kernels that give a warp to a row
-constexpr int kScanned = 4;                               // centres that a row is held against together
 constexpr int kCopies = 4;                                // of a block's offer, so that fewer blocks read one place
 constexpr int kRowLoads = 9;                              // of a lane, of a row's values, that travel together
 
@@ -52,26 +41,6 @@ struct Progress {
   double largest;  // the largest m left (kFull, kCovered)
 };
 
-struct Rows {  // the state of every row; a picked row has exact = -1
-  Operand operand;
-  const float* values;
-  double* exact;  // m over the centres up to the last decision
-  SearchState state;
-  unsigned long long* keys;
-};
-
-struct Centers {
-  Operand operand;
-  const float* earlier;
-  std::int64_t earlier_count;
-  const std::int64_t* picks;
-
-  __device__ __forceinline__ const float* row(std::int64_t center, const float* values) const {
-    const int dim = operand.dim;
-    return center < earlier_count ? earlier + center * dim : values + picks[center - earlier_count] * dim;
-  }
-};
-
 struct PoolState {
   SelectState select;
   int count;                   // rows of the pool written so far
@@ -79,132 +48,6 @@ struct PoolState {
   unsigned tickets;
   SelectEntry outside;  // tau; key 0 where nothing is outside
 };
-
-// Keys order rows by hi: the bits of a float64 that is not negative order like the number. 0 is a picked row.
-__device__ __forceinline__ unsigned long long key_of(double value) { return bit_cast<unsigned long long>(value) + 1; }
-__device__ __forceinline__ double value_of(unsigned long long key) { return bit_cast<double>(key - 1); }
-
-__device__ __forceinline__ double upper_bound(const Rows& rows, std::int64_t row) {
-  const double exact = rows.exact[row];
-  if (rows.state.counts[row] == 0) return exact;  // no centre since the last decision can be nearer
-  // upper bounds T = m - |x|^2, and |x|^2 is known as a float32; both slacks are upwards.
-  const double sum =
-      static_cast<double>(rows.state.upper[row]) + static_cast<double>(rows.operand.squared[row]) * (1.0 + 3e-7);
-  const double bound = sum > 0.0 ? sum * (1.0 + 1e-9) : 0.0;
-  return bound < exact ? bound : exact;
-}
-
-__global__ void __launch_bounds__(kSelectThreads) key_kernel(Rows rows) {
-  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kSelectThreads + threadIdx.x;
-  if (row >= rows.operand.rows) return;
-  rows.keys[row] = rows.exact[row] < 0.0 ? 0 : key_of(upper_bound(rows, row));
-}
-
-__global__ void __launch_bounds__(kSelectThreads) begin_kernel(Rows rows) {
-  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kSelectThreads + threadIdx.x;
-  if (row >= rows.operand.rows) return;
-  rows.exact[row] = kInfinity64;
-  rows.state.upper[row] = kInfinity32;
-  rows.state.counts[row] = 0;
-}
-
-__global__ void __launch_bounds__(kSelectThreads) no_centers_kernel(Operand centers) {
-  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kSelectThreads + threadIdx.x;
-  if (row < static_cast<std::int64_t>(centers.tiles) * kTileRows) centers.squared[row] = kInfinity32;
-}
-
-// Sets the upper bound that the product uses to an exact m, rounded up; rows too long for float32 keep theirs.
-__device__ __forceinline__ void set_upper(const Rows& rows, std::int64_t row, double m) {
-  if (!(rows.operand.norm[row] <= kLargestNorm)) return;
-  const double bound = m * (1.0 + 1e-9) - static_cast<double>(rows.operand.squared[row]) * (1.0 - 3e-7);
-  const float rounded = float_up(bound);
-  if (rounded < rows.state.upper[row]) rows.state.upper[row] = rounded;
-}
-
-// One warp: float32 squared distances of a row to kScanned others that travel together.
-__device__ __forceinline__ void screen_centers(const float* values, const float* const (&others)[kScanned], int dim,
-                                               float (&screened)[kScanned]) {
-#pragma unroll
-  for (int j = 0; j < kScanned; ++j) screened[j] = 0.0f;
-  const auto add = [](float& sum, float a, float b) {
-    const float difference = a - b;
-    sum = multiply_add(difference, difference, sum);
-  };
-  if (dim % 4 == 0) {
-    for (int i = lane_id() * 4; i < dim; i += kWarp * 4) {
-      const float4 x = *reinterpret_cast<const float4*>(values + i);
-#pragma unroll
-      for (int j = 0; j < kScanned; ++j) {
-        const float4 y = *reinterpret_cast<const float4*>(others[j] + i);
-        add(screened[j], x.x, y.x);
-        add(screened[j], x.y, y.y);
-        add(screened[j], x.z, y.z);
-        add(screened[j], x.w, y.w);
-      }
-    }
-  } else {
-    for (int i = lane_id(); i < dim; i += kWarp) {
-#pragma unroll
-      for (int j = 0; j < kScanned; ++j) add(screened[j], values[i], others[j][i]);
-    }
-  }
-#pragma unroll
-  for (int j = 0; j < kScanned; ++j) screened[j] = warp_sum(screened[j]);
-}
-
-// One warp: m of a row whose candidates did not fit, over all centres, screened in float32. The nearest is within the
-// row's upper bound.
-__device__ double scan_centers(const Rows& rows, const Centers& centers, std::int64_t center_count, std::int64_t row) {
-  const int dim = rows.operand.dim;
-  const float error = difference_error(dim);
-  const float* values = rows.values + row * dim;
-  double m = rows.exact[row];
-  double limit = upper_bound(rows, row);
-  for (std::int64_t first = 0; first < center_count; first += kScanned) {
-    const float* others[kScanned];
-    float screened[kScanned];
-#pragma unroll
-    for (int j = 0; j < kScanned; ++j) {
-      others[j] = centers.row(first + j < center_count ? first + j : center_count - 1, rows.values);
-    }
-    screen_centers(values, others, dim, screened);
-#pragma unroll
-    for (int j = 0; j < kScanned; ++j) {
-      if (!may_be_within(screened[j], error, limit)) continue;
-      const double distance = exact_squared_distance(values, others[j], dim);
-      m = distance < m ? distance : m;
-      limit = distance < limit ? distance : limit;
-    }
-  }
-  return m;
-}
-
-// One warp: m of a row in float64, over all centres; all lanes receive it.
-__device__ double decide(const Rows& rows, const Centers& centers, std::int64_t center_count, std::int64_t row) {
-  const int dim = rows.operand.dim;
-  const int count = rows.state.counts[row];
-  const float* values = rows.values + row * dim;
-  double m = rows.exact[row];
-  if (count == 0) return m;
-  if (count <= rows.state.capacity) {
-    const float limit = rows.state.upper[row];
-    for (int i = 0; i < count; ++i) {
-      const Candidate candidate = rows.state.candidates[row * rows.state.capacity + i];
-      if (candidate.lower > limit) continue;
-      const double distance = exact_squared_distance(values, centers.row(candidate.row, rows.values), dim);
-      m = distance < m ? distance : m;
-    }
-  } else {
-    m = scan_centers(rows, centers, center_count, row);
-  }
-  __syncwarp();
-  if (lane_id() == 0) {
-    rows.exact[row] = m;
-    rows.state.counts[row] = 0;
-    set_upper(rows, row, m);
-  }
-  return m;
-}
 
 // Writes the pool's rows, in any order.
 __global__ void __launch_bounds__(kSelectThreads) pool_kernel(Rows rows, PoolState* pool, std::int32_t* pool_rows) {
@@ -221,7 +64,7 @@ __global__ void __launch_bounds__(kRowWarps* kWarp)
                        const std::int32_t* pool_rows, int pool_size) {
   const int slot = static_cast<int>(blockIdx.x) * kRowWarps + warp_id();
   if (slot >= pool_size) return;
-  const double m = decide(rows, centers, center_count, pool_rows[slot]);
+  const double m = decide<FusedDistance>(rows, centers, center_count, pool_rows[slot]);
   if (lane_id() == 0) atomicMax(&pool->largest, bit_cast<unsigned long long>(m));
 }
 
@@ -256,7 +99,7 @@ __global__ void __launch_bounds__(kRowWarps* kWarp, 2)
     while (todo != 0) {
       const int next = __ffs(static_cast<int>(todo)) - 1;
       todo &= todo - 1;
-      const double m = decide(rows, centers, center_count, base + next);
+      const double m = decide<FusedDistance>(rows, centers, center_count, base + next);
       if (lane == next) entry.key = key_of(m);
     }
     if (entry.key != 0 && entry.at_least(best)) best = entry;
@@ -644,15 +487,12 @@ __global__ void __launch_bounds__(kRowWarps* kWarp)
 // ---- the host's part -----------------------------------------------------------------------------------------------
 
 struct Parts {
-  Rows rows;
-  Centers centers;
+  SelectionRows all;
   PoolState* pool = nullptr;
   std::int32_t* pool_rows = nullptr;
   SelectEntry* partial = nullptr;
   SharedPair* exchange = nullptr;
   Progress* progress = nullptr;
-  void* staged = nullptr;  // two chunks of tiles, where not all are resident
-  int chunk_tiles = 0;
 };
 
 int rows_a_block(const KCenterProblem& problem, const DeviceLimits& limits) {
@@ -667,20 +507,9 @@ int outside_blocks(const DeviceLimits& limits) { return 4 * limits.multiprocesso
 
 std::size_t lay_out(void* buffer, const KCenterProblem& problem, const DeviceLimits& limits, Parts& parts) {
   Workspace workspace(buffer);
-  const std::size_t n = static_cast<std::size_t>(problem.operand.rows);
-  const int dim = problem.operand.dim;
-  const std::int64_t centers = problem.earlier_count + problem.count;
-  parts.rows.operand = problem.operand;
-  parts.rows.values = problem.rows;
-  parts.rows.exact = workspace.take<double>(n);
-  parts.rows.keys = workspace.take<unsigned long long>(n);
-  parts.rows.state.upper = workspace.take<float>(n);
-  parts.rows.state.candidates = workspace.take<Candidate>(n * kCandidates);
-  parts.rows.state.counts = workspace.take<std::int32_t>(n);
-  parts.rows.state.capacity = kCandidates;
-  parts.centers.operand = operand_view(workspace.take<char>(operand_bytes(centers, dim, false)), centers, dim, false);
-  parts.centers.earlier = problem.earlier;
-  parts.centers.earlier_count = problem.earlier_count;
+  parts.all.lay_out(workspace, problem.operand, problem.rows, problem.earlier_count + problem.count, limits);
+  parts.all.centers.earlier = problem.earlier;
+  parts.all.centers.earlier_count = problem.earlier_count;
   parts.pool = workspace.take<PoolState>(1);
   const int multiprocessors = limits.multiprocessors;
   parts.pool_rows =
@@ -688,8 +517,6 @@ std::size_t lay_out(void* buffer, const KCenterProblem& problem, const DeviceLim
   parts.partial = workspace.take<SelectEntry>(static_cast<std::size_t>(outside_blocks(limits)));
   parts.exchange = workspace.take<SharedPair>(static_cast<std::size_t>(multiprocessors) * 2 * kCopies);
   parts.progress = workspace.take<Progress>(1);
-  parts.chunk_tiles = TileStream::chunk_tiles(problem.operand, multiprocessors);
-  parts.staged = workspace.take<char>(2 * static_cast<std::size_t>(parts.chunk_tiles) * tile_bytes(dim, false));
   return workspace.used();
 }
 
@@ -699,7 +526,7 @@ class Selection {
             double* radii, Stream stream)
       : problem_(problem), limits_(limits), picks_(picks), radii_(radii), stream_(stream) {
     lay_out(workspace, problem, limits, parts_);
-    parts_.centers.picks = picks;
+    parts_.all.centers.picks = picks;
   }
 
   KCenterOutcome run(const std::function<void(std::int64_t)>& progress) {
@@ -723,26 +550,16 @@ class Selection {
  private:
   std::int64_t rows() const { return problem_.operand.rows; }
 
-  template <typename... Parameters, typename... Arguments>
-  void launch_for_rows(const char* name, void (*kernel)(Parameters...), std::int64_t count, Arguments&&... arguments) {
-    launch(name, kernel, dim3(blocks_for(count, kSelectThreads)), kSelectThreads, 0, stream_, Launch::kPlain,
-           arguments...);
-  }
-
   void begin() {
-    const Operand& centers = parts_.centers.operand;
-    stream_of_tiles_.emplace(problem_.operand, parts_.staged, parts_.chunk_tiles, stream_);
-    launch_for_rows("k-center begin", begin_kernel, rows(), parts_.rows);
-    operand_begin(centers, stream_);
-    launch_for_rows("k-center begin", no_centers_kernel, static_cast<std::int64_t>(centers.tiles) * kTileRows, centers);
+    parts_.all.begin(limits_, stream_);
     const std::size_t pairs = static_cast<std::size_t>(limits_.multiprocessors) * 2 * kCopies;
     check(cudaMemsetAsync(parts_.exchange, 0, pairs * sizeof(SharedPair), stream_), "k-center begin");
     if (problem_.earlier_count > 0) {
-      prepare_rows(problem_.earlier, problem_.earlier_count, problem_.operand.dim, problem_.center, centers, 0,
-                   stream_);
-      update(0, problem_.earlier_count);
+      prepare_rows(problem_.earlier, problem_.earlier_count, problem_.operand.dim, problem_.center,
+                   parts_.all.centers.operand, 0, stream_);
+      parts_.all.meet(0, problem_.earlier_count);
     } else {
-      launch("k-center first pick", first_pick_kernel, dim3(1), kWarp, 0, stream_, Launch::kPlain, parts_.rows,
+      launch("k-center first pick", first_pick_kernel, dim3(1), kWarp, 0, stream_, Launch::kPlain, parts_.all.rows,
              problem_.start, picks_, radii_);
       picked_ = 1;
       add_centers(0, 1);
@@ -756,17 +573,18 @@ class Selection {
     const int pool_size = static_cast<int>(std::min(largest_pool, rows() - picked_));
     const std::int64_t center_count = problem_.earlier_count + picked_;
     check(cudaMemsetAsync(parts_.pool, 0, sizeof(PoolState), stream_), "k-center block");
-    launch_for_rows("k-center keys", key_kernel, rows(), parts_.rows);
-    run_select(parts_.rows.keys, rows(), pool_size, &parts_.pool->select, 2 * blocks, stream_);
-    launch_for_rows("k-center pool", pool_kernel, rows(), parts_.rows, parts_.pool, parts_.pool_rows);
+    parts_.all.set_keys();
+    run_select(parts_.all.rows.keys, rows(), pool_size, &parts_.pool->select, 2 * blocks, stream_);
+    launch("k-center pool", pool_kernel, dim3(blocks_for(rows(), kSelectThreads)), kSelectThreads, 0, stream_,
+           Launch::kPlain, parts_.all.rows, parts_.pool, parts_.pool_rows);
     launch("k-center decide", decide_pool_kernel, dim3(blocks_for(pool_size, kRowWarps)), kRowWarps * kWarp, 0, stream_,
-           Launch::kPlain, parts_.rows, parts_.centers, center_count, parts_.pool, parts_.pool_rows, pool_size);
+           Launch::kPlain, parts_.all.rows, parts_.all.centers, center_count, parts_.pool, parts_.pool_rows, pool_size);
     launch("k-center outside", outside_kernel, dim3(static_cast<unsigned>(outside_blocks(limits_))), kRowWarps * kWarp,
-           kRowWarps * sizeof(SelectEntry) + sizeof(int), stream_, Launch::kPlain, parts_.rows, parts_.centers,
+           kRowWarps * sizeof(SelectEntry) + sizeof(int), stream_, Launch::kPlain, parts_.all.rows, parts_.all.centers,
            center_count, parts_.pool, parts_.partial);
 
     GreedyTask task;
-    task.rows = parts_.rows;
+    task.rows = parts_.all.rows;
     task.pool = parts_.pool;
     task.pool_rows = parts_.pool_rows;
     task.pool_size = pool_size;
@@ -793,35 +611,8 @@ class Selection {
   // Step 4.
   void add_centers(std::int64_t first, std::int64_t last) {
     launch("k-center append", append_kernel, dim3(blocks_for(last - first, kRowWarps)), kRowWarps * kWarp, 0, stream_,
-           Launch::kPlain, problem_.operand, parts_.centers, first, last);
-    update(problem_.earlier_count + first, problem_.earlier_count + last);
-  }
-
-  void update(std::int64_t first, std::int64_t last) {
-    const Operand& all = problem_.operand;
-    if (all.resident > 0) update_part(operand_part(all, 0, all.resident, all.values), 0, first, last);
-    for (int i = 0; i < stream_of_tiles_->chunks(); ++i) {
-      const TileStream::Chunk chunk = stream_of_tiles_->acquire();
-      update_part(operand_part(all, chunk.first, chunk.tiles, chunk.values), chunk.first, first, last);
-      stream_of_tiles_->release();
-    }
-  }
-
-  // The rows from tile `tile` on, against the centres [first, last).
-  void update_part(const Operand& part, int tile, std::int64_t first, std::int64_t last) {
-    const std::int64_t row = static_cast<std::int64_t>(tile) * kTileRows;
-    ProductTask task;
-    task.queries = part;
-    task.bank = parts_.centers.operand;
-    task.state = parts_.rows.state;
-    task.state.upper += row;
-    task.state.candidates += row * task.state.capacity;
-    task.state.counts += row;
-    task.first_tile = static_cast<int>(first / kTileRows);
-    task.last_tile = tiles_of(last);
-    task.first_row = static_cast<int>(first);
-    task.resume = true;
-    run_product(task, limits_, stream_);
+           Launch::kPlain, problem_.operand, parts_.all.centers, first, last);
+    parts_.all.meet(problem_.earlier_count + first, problem_.earlier_count + last);
   }
 
   const KCenterProblem& problem_;
@@ -830,7 +621,6 @@ class Selection {
   double* radii_;
   Stream stream_;
   Parts parts_;
-  std::optional<TileStream> stream_of_tiles_;
   std::int64_t picked_ = 0;
   std::uint32_t next_round_ = 1;  // of exchanges; the exchange starts as if all had been made in round 0
 };

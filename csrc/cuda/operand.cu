@@ -11,10 +11,10 @@ namespace mmad::cuda {
 
 namespace {
 
-constexpr int kPrepareWarps = 8;             // rows that a block prepares, all of one tile
-constexpr int kLaneColumns = 4;              // neighbouring columns that a lane takes at a time
-constexpr int kSpan = kWarp * kLaneColumns;  // and a warp: two depth blocks
-constexpr int kAhead = 3;                    // spans that are read before the first of them is needed
+constexpr int kPrepareWarps = kPreparedTogether;  // a row each
+constexpr int kLaneColumns = 4;                   // neighbouring columns that a lane takes at a time
+constexpr int kSpan = kWarp * kLaneColumns;       // and a warp: two depth blocks
+constexpr int kAhead = 3;                         // spans that are read before the first of them is needed
 static_assert(kTileRows % kPrepareWarps == 0, "a block's rows share a tile");
 
 std::size_t lay_out(void* buffer, Operand& operand) {

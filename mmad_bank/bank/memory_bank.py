@@ -46,6 +46,7 @@ from mmad_bank.bank.reporting import Progress, reporting
 from mmad_bank.bank.scores import Rule, Scores, score_images
 from mmad_bank.bank.selection import SelectHere, Selector, check_radius, coreset_size, left_out
 from mmad_bank.bank.standardization import Standardization, check_standardization
+from mmad_bank.bank.stream_state import StreamState
 from mmad_bank.errors import FormatError, InputError
 from mmad_bank.ops.knn import Precision, check_precision
 
@@ -88,6 +89,8 @@ class MemoryBank:
         standardization: :class:`Standardization` or None.
         calibration: What scores of normal images are, or None, see :meth:`calibrate`. It goes with copies and into the
             file.
+        stream: What :class:`mmad_bank.bank.StreamingBank` needs to go on with a bank of its own, or None. It goes with
+            copies and into the file.
 
     Example:
         >>> import torch
@@ -102,6 +105,7 @@ class MemoryBank:
     standardization: Standardization | None
     extractor: str | None
     calibration: BankCalibration | None = None
+    stream: StreamState | None = None
     _device: torch.device  # where it searches
     _raw_radius: float | None  # in the selection space, before standardization
     _mapped: FileState | None  # the file on disk that the vectors are
@@ -151,6 +155,7 @@ class MemoryBank:
         self.standardization = None
         self.extractor = None
         self.calibration = None
+        self.stream = None
         self._raw_radius = None
         self._mapped = None
         self._file = None
@@ -278,7 +283,14 @@ class MemoryBank:
         """
         numbers = self.source_rows if rows is None else rows.to(self.source_rows.device)[self.source_rows]
         check_rows(numbers, sources)
-        self._source_rows, self.sources = numbers, list(sources)
+        self._source_rows, self.sources, self.stream = numbers, list(sources), None
+
+    def of_stream(self, state: StreamState, radius: float) -> None:
+        """Say what stream the vectors are of, and within which distance, not standardized, they cover all of it.
+
+        :class:`mmad_bank.bank.StreamingBank` does.
+        """
+        self.stream, self._raw_radius = state, check_radius(radius)
 
     def __len__(self) -> int:
         return self._vectors.shape[0]
@@ -706,6 +718,7 @@ class MemoryBank:
             _faiss_bytes=None,
             _index=index,
             calibration=self.calibration and self.calibration.aged(),
+            stream=None,
         )
 
     def to(self, device: torch.device | str, *, vectors_on: VectorsOn = "device") -> MemoryBank:
@@ -806,6 +819,7 @@ class MemoryBank:
             "sources": [{"file": one.file, "rows": one.rows, "patches": one.patches} for one in self.sources],
             "images": describe_images(self.sources),
             **({} if self.calibration is None else {"calibration": self.calibration.header()}),
+            **({} if self.stream is None else {"stream": self.stream.header()}),
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -824,6 +838,8 @@ class MemoryBank:
                 tensors["faiss_index"] = self._faiss_bytes
             if self.calibration is not None:
                 tensors |= self.calibration.tensors()
+            if self.stream is not None:
+                tensors |= self.stream.tensors()
             header = self.metadata()
         file_format.write(path, header, tensors)
 
@@ -913,6 +929,9 @@ class MemoryBank:
         calibration = header.optional_table("calibration")
         if calibration is not None:
             self.calibration = BankCalibration.restore(calibration, tensors)
+        stream = header.optional_table("stream")
+        if stream is not None:
+            self.stream = StreamState.restore(stream, tensors, shape, sum(source.rows for source in self.sources))
         radius = header.optional_number("radius")
         self._raw_radius = None if radius is None else check_radius(radius)
         if self.index != "exact":

@@ -74,6 +74,17 @@ class Moments:
         self._count = 0
         self._sum = self._squares = 0.0
 
+    @classmethod
+    def of(cls, count: int, shift: float, total: float, squares: float) -> Moments:
+        """Return what :meth:`state` told."""
+        made = cls()
+        made._count, made.shift, made._sum, made._squares = count, shift, total, squares
+        return made
+
+    def state(self) -> tuple[int, float, float, float]:
+        """Return the number of values, the shift, and the sums of the shifted values and of their squares."""
+        return self._count, self.shift or 0.0, self._sum, self._squares
+
     def update(self, block: Tensor) -> None:
         """Take in all values of a block."""
         if self.shift is None:

@@ -17,6 +17,7 @@ from mmad_bank.cli import (
     export,
     extract,
     fit,
+    follow,
     info,
     monitor,
     plan,
@@ -59,6 +60,7 @@ def _program(
 
 
 bank.register(app)
+follow.register(app)
 calibrate.register(app)
 monitor.register(app)
 info.register(app)

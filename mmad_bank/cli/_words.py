@@ -183,6 +183,20 @@ WORDS: dict[str, Word] = {
         int, "Number of runs of neighboring images to leave out in turn, where FEATURES are what the bank was built"
         " from.",
     ),
+    # Streams.
+    "--factor": Word(
+        float, "Proved factor between the bank's covering radius and the best possible one; one nearer to 2 takes more"
+        " memory (default: 4)."
+    ),
+    "--poll": Word(str, "Time between two looks into the folder; a file that did not change in it is taken.", "TIME"),
+    "--patience": Word(
+        str, "Time after which a file that cannot be read and does not change is named and left out.", "TIME"
+    ),
+    "--save-every": Word(str, "Time after which the bank is written again, if it has changed.", "TIME"),
+    "--until-idle": Word(
+        str, "Time without anything new in the folder after which the command ends (default: none, it goes on until"
+        " Ctrl-C or SIGTERM).", "TIME",
+    ),
     # Methods and networks.
     "--per-category": Word(
         bool, "Train for each category by itself what all categories of a data set share otherwise: M3DM's fusion,"

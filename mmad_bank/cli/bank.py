@@ -332,6 +332,12 @@ def describe_bank_rows(bank: MemoryBank, path: Path) -> dict[str, str]:
         "file": size(path.stat().st_size),
         "radius": "unknown" if bank.radius is None else f"{bank.radius:.6g} (no row it was selected from is farther)",
     }
+    if bank.stream is not None:
+        seen, most = sum(source.rows for source in bank.sources), bank.stream.size
+        best = bank.stream.optimum / (1.0 if bank.standardization is None else bank.standardization.std)
+        rows["stream"] = (
+            f"at most {most:,} vectors of {seen:,} rows seen; the best {most:,} have a radius of {best:.6g} or more"
+        )
     if bank.projection is not None:
         rows["selected in"] = f"a random projection to {bank.projection.dim_out} dimensions"
     search = bank.metadata()["search"]

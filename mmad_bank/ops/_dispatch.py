@@ -23,6 +23,14 @@ def resolve_device(device: torch.device | str) -> torch.device:
         raise InputError(f"device: {str(device)!r} cannot be used ({reason})") from error
 
 
+def place_of(rows: torch.Tensor, device: torch.device | str | None) -> torch.device:
+    """Return where to select from rows: where they are by default; from host memory, any device can."""
+    place = rows.device if device is None else resolve_device(device)
+    if rows.device not in (place, torch.device("cpu")):
+        raise InputError(f"features: expected a tensor on {place} or in host memory, found {rows.device}")
+    return place
+
+
 def free_memory(device: torch.device) -> int:
     """Return the bytes that can still be allocated on a CUDA device, with what PyTorch holds in reserve."""
     free, _ = torch.cuda.mem_get_info(device)

@@ -14,7 +14,7 @@ from mmad_bank._internal.arrays import array_of
 from mmad_bank._internal.checks import ArrayLike, as_features, check_finite, check_index, naming_bad_rows
 from mmad_bank._internal.progress import progress_bar
 from mmad_bank.errors import InputError
-from mmad_bank.ops._dispatch import cuda_kernels, resolve_device, thread_count
+from mmad_bank.ops._dispatch import cuda_kernels, place_of, thread_count
 from mmad_bank.ops._torch import k_center_greedy as _torch
 
 Progress = bool | Callable[[int, int], None]
@@ -95,7 +95,7 @@ def k_center_greedy(
     rows = as_features(features)
     check_index(n_select, "n_select", 1, len(rows), "the number of rows")
     check_index(start, "start", 0, len(rows) - 1, "the row numbers")
-    coreset = _select(rows, None, n_select, start, -1.0, progress, _place(rows, device))
+    coreset = _select(rows, None, n_select, start, -1.0, progress, place_of(rows, device))
     return coreset if return_radius else coreset.indices
 
 
@@ -138,14 +138,7 @@ def extend_coreset(
         raise InputError(f"radius: expected a distance of at least 0, found {radius}")
     count = len(rows) if n_select is None else check_index(n_select, "n_select", 0, len(rows), "the number of rows")
     limit = 0.0 if radius is None else radius
-    return _select(rows, centers, count, 0, limit, progress, _place(rows, device))
-
-
-def _place(rows: Tensor, device: torch.device | str | None) -> torch.device:
-    place = rows.device if device is None else resolve_device(device)
-    if rows.device not in (place, torch.device("cpu")):
-        raise InputError(f"features: expected a tensor on {place} or in host memory, found {rows.device}")
-    return place
+    return _select(rows, centers, count, 0, limit, progress, place_of(rows, device))
 
 
 def _select(

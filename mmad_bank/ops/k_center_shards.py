@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from mmad_bank import _core
 from mmad_bank._internal.arrays import array_of
-from mmad_bank._internal.checks import check_index, naming_bad_rows
+from mmad_bank._internal.checks import check_finite, check_index, naming_bad_rows
 from mmad_bank.errors import InputError
-from mmad_bank.ops._dispatch import thread_count
+from mmad_bank.ops._dispatch import cuda_kernels, place_of, thread_count
+from mmad_bank.ops._torch.k_center_shards import TorchShard
 
 IN_MEMORY: Mapping[str, Any] = {}
 ON_DISK: Mapping[str, Any] = {"pool": 8192, "sinking": 0.7}
@@ -34,7 +35,7 @@ class Candidates(NamedTuple):
         squared: float64 (m,), squared distances of rows to their nearest centre.
         rows: int64 (m,), their numbers.
         above: Number of all rows at the bar or above it.
-        below: The largest value under the bar; 0.0 if there is none.
+        below: At least the largest value under the bar, and itself under it; 0.0 if there is none.
     """
 
     squared: Tensor
@@ -54,17 +55,25 @@ class KCenterShard:
     when it may be among the farthest, and most rows never are.
 
     Args:
-        features: (N, D) float32 rows in host memory, contiguous and finite; viewed, not copied, so they must not
-            change. N may be 0. They may be a mapped file.
-        n_centers: Number of centres that it will meet in all.
-        threads: Number of threads; default: PyTorch's.
-        scratch: Folder for the copy of the rows that is screened, of at most 16 bits per value: for more rows than
-            memory holds. It is a file without a name, mapped, and gone with the shard. Beside it a shard holds about 40
-            bytes per row (64 if rows are long enough for a coarse copy, 192 values) and the centres. Default: in
-            memory.
+        features: (N, D) float32 rows, contiguous and finite; viewed, not copied, so they must not change. N may be 0.
+            In host memory they may be a mapped file.
+        n_centers: Number of centres that it will meet in all; more are an error on a CUDA device.
+        threads: Number of threads on the CPU; default: PyTorch's.
+        scratch: On the CPU, folder for the copy of the rows that is screened, of at most 16 bits per value: for more
+            rows than memory holds. It is a file without a name, mapped, and gone with the shard. Beside it a shard
+            holds about 40 bytes per row (64 if rows are long enough for a coarse copy, 192 values) and the centres.
+            Default: in memory.
+        device: Where the shard works; default: where the features are. Shards of one selection may be on any devices:
+            the answers are the same to the last bit. A CUDA device takes features in host memory too, as in
+            :func:`~mmad_bank.ops.k_center_greedy`, and a mapped file as a copy in memory. Beside the rows and their
+            16-bit copy it needs about 170 bytes per row and 6 per value of a centre. Everything runs on the stream that
+            is the current one here, and only :meth:`rise` waits for it: shards on several devices work at a time if all
+            meet, then all settle, and each rises in a thread of its own. Where the core has no kernels for a device,
+            PyTorch does the work there, without any screening.
 
     Raises:
-        InputError: Rows of another kind, or a row that is not finite; a scratch folder that cannot hold the copy.
+        InputError: Rows of another kind, or a row that is not finite; a scratch folder that cannot hold the copy; a
+            device that cannot be used, or that is too small.
 
     Example:
         >>> import torch
@@ -81,20 +90,18 @@ class KCenterShard:
         n_centers: int,
         threads: int | None = None,
         scratch: str | os.PathLike[str] | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         if features.ndim != 2 or features.dtype != torch.float32 or not features.is_contiguous():
             raise InputError(
                 f"features: expected contiguous float32 rows (N, D), found {features.dtype} {tuple(features.shape)}"
             )
-        if features.device.type != "cpu":
-            raise InputError(f"features: expected rows in host memory, found a tensor on {features.device}")
         self._features = features
-        folder = "" if scratch is None else os.fspath(scratch)
-        try:
-            with naming_bad_rows("features"):
-                self._native = _core.KCenterShard(array_of(features), n_centers, "auto", _threads(threads), folder)
-        except OSError as error:
-            raise InputError(f"scratch: {error}") from None
+        place = place_of(features, device)
+        if place.type == "cpu":
+            self._kernel = _on_cpu(features, n_centers, threads, scratch)
+        else:
+            self._kernel = _on_device(features, n_centers, place)
 
     def __len__(self) -> int:
         return len(self._features)
@@ -108,11 +115,20 @@ class KCenterShard:
                 they are no candidates any more.
 
         Raises:
-            InputError: A centre that is not finite.
+            InputError: A centre that is not finite, centres of another length, or more than a device has room for; a
+                row that the shard does not have.
         """
-        numbers = torch.full((len(centers),), -1) if own is None else own
-        with naming_bad_rows("centers"):
-            self._native.meet(array_of(centers.float().contiguous()), array_of(numbers))
+        centers = centers.detach().cpu().float().contiguous()
+        if centers.ndim != 2 or centers.shape[1] != self._features.shape[1]:
+            raise InputError(
+                f"centers: expected {self._features.shape[1]} columns as in the features, found {tuple(centers.shape)}"
+            )
+        check_finite(centers, "centers")
+        numbers = torch.full((len(centers),), -1) if own is None else _as_rows(own, "own")
+        if len(numbers) != len(centers):
+            raise InputError(f"own: expected one row for each of {len(centers)} centers, found {len(numbers)}")
+        _check_rows(numbers, "own", -1, len(self))
+        self._kernel.meet(centers, numbers)
 
     def settle(self, rows: Tensor, squared: Tensor) -> None:
         """Take in what the coordinator knows of this shard's rows of the pool after a block.
@@ -120,8 +136,15 @@ class KCenterShard:
         Args:
             rows: int64 (t,), rows that have met every centre by now.
             squared: float64 (t,), their values; :data:`PICKED` for those that were picked.
+
+        Raises:
+            InputError: A row that the shard does not have, or without a value.
         """
-        self._native.settle(array_of(squared), array_of(rows))
+        numbers, values = _as_rows(rows, "rows"), squared.detach().cpu().double().contiguous()
+        if numbers.shape != values.shape:
+            raise InputError(f"squared: expected a value for each of {len(numbers)} rows, found {tuple(values.shape)}")
+        _check_rows(numbers, "rows", 0, len(self))
+        self._kernel.settle(values, numbers)
 
     def rise(self, bar: float, at_most: int) -> Candidates:
         """Bring all rows whose value is at least ``bar`` up to date.
@@ -133,8 +156,69 @@ class KCenterShard:
         Returns:
             The farthest of the rows that still are at the bar or above; of equal ones the lowest. In any order.
         """
+        return Candidates(*self._kernel.rise(bar, at_most))
+
+
+class _Kernel(Protocol):
+    """A shard where it is; all arguments have been checked, and all tensors are in host memory."""
+
+    def meet(self, centers: Tensor, own: Tensor) -> None: ...
+    def settle(self, squared: Tensor, rows: Tensor) -> None: ...
+    def rise(self, bar: float, at_most: int) -> tuple[Tensor, Tensor, int, float]: ...
+
+
+class _CpuShard:
+    """A shard of the core, which takes arrays."""
+
+    def __init__(self, features: Tensor, n_centers: int, threads: int, scratch: str) -> None:
+        self._native = _core.KCenterShard(array_of(features), n_centers, "auto", threads, scratch)
+
+    def meet(self, centers: Tensor, own: Tensor) -> None:
+        with naming_bad_rows("centers"):
+            self._native.meet(array_of(centers), array_of(own))
+
+    def settle(self, squared: Tensor, rows: Tensor) -> None:
+        self._native.settle(array_of(squared), array_of(rows))
+
+    def rise(self, bar: float, at_most: int) -> tuple[Tensor, Tensor, int, float]:
         squared, rows, above, below = self._native.rise(bar, at_most)
-        return Candidates(torch.from_numpy(squared), torch.from_numpy(rows), above, below)
+        return torch.from_numpy(squared), torch.from_numpy(rows), above, below
+
+
+def _on_cpu(features: Tensor, n_centers: int, threads: int | None, scratch: str | os.PathLike[str] | None) -> _Kernel:
+    try:
+        with naming_bad_rows("features"):
+            return _CpuShard(features, n_centers, _threads(threads), "" if scratch is None else os.fspath(scratch))
+    except OSError as error:
+        raise InputError(f"scratch: {error}") from None
+
+
+def _on_device(features: Tensor, n_centers: int, device: torch.device) -> _Kernel:
+    if len(features) == 0:  # the device has nothing to do
+        return _CpuShard(features.cpu(), n_centers, 1, "")
+    check_finite(features, "features")
+    cuda = cuda_kernels(device)
+    kernel: _Kernel
+    if cuda is not None and features.shape[1] <= cuda.MAX_DIM:
+        kernel = cuda.CudaShard(features, n_centers, device=device)
+    else:
+        kernel = TorchShard(features.to(device))
+    return kernel
+
+
+def _as_rows(rows: Tensor, name: str) -> Tensor:
+    if rows.dtype != torch.int64 or rows.ndim != 1:
+        raise InputError(f"{name}: expected row numbers, int64 (n,), found {rows.dtype} {tuple(rows.shape)}")
+    return rows.detach().cpu().contiguous()
+
+
+def _check_rows(rows: Tensor, name: str, lowest: int, count: int) -> None:
+    """Refuse rows that a shard of ``count`` does not have: the core writes where it is told to."""
+    if len(rows) and not (lowest <= int(rows.min()) and int(rows.max()) < count):
+        raise InputError(
+            f"{name}: expected {lowest} to {count - 1} (the rows of the shard), found {int(rows.min())} to "
+            f"{int(rows.max())}"
+        )
 
 
 class KCenterCoordinator:
@@ -229,9 +313,9 @@ class KCenterCoordinator:
         """Make a block of picks in the pool, and return their number.
 
         Args:
-            features: (t, D) float32, the rows of :attr:`pool`.
+            features: (t, D) float32, the rows of :attr:`pool`, on any device.
         """
-        return self._native.pick(np.ascontiguousarray(array_of(features)))
+        return self._native.pick(np.ascontiguousarray(array_of(features.cpu())))
 
     @property
     def complete(self) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from mmad_bank import MemoryBank
+from mmad_bank import MemoryBank, StreamingBank
 
 jsonschema = pytest.importorskip("jsonschema")
 ROOT = Path(__file__).parents[2]
@@ -53,6 +53,12 @@ def calibrated() -> MemoryBank:
     return bank
 
 
+def streamed() -> MemoryBank:
+    stream = StreamingBank(30, standardize=True)
+    stream.update(FEATURES, note={"day": 1})
+    return stream.bank
+
+
 def indexed() -> MemoryBank:
     pytest.importorskip("faiss")
     return MemoryBank.build(FEATURES, size=30, index="IVF2,Flat")
@@ -74,6 +80,7 @@ KINDS: dict[str, Callable[[Path], MemoryBank]] = {
     "graph": lambda _: graph(),
     "calibrated": lambda _: calibrated(),
     "extended": lambda _: extended(),
+    "of a stream": lambda _: streamed(),
     "named": named,
 }
 

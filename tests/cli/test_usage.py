@@ -11,8 +11,8 @@ from helpers import call, refused
 from mmad_bank.cli._usage import word_usage, word_validation
 
 COMMANDS = (
-    "build", "extend", "score", "calibrate", "monitor", "info", "synth", "prepare", "extract", "fit", "train-uff",
-    "train-adaptors", "train-sdf", "evaluate", "predict", "export", "serve", "bench", "tune", "demo",
+    "build", "extend", "score", "follow", "calibrate", "monitor", "info", "synth", "prepare", "extract", "fit",
+    "train-uff", "train-adaptors", "train-sdf", "evaluate", "predict", "export", "serve", "bench", "tune", "demo",
 )  # fmt: skip
 
 

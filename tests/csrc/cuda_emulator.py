@@ -28,11 +28,14 @@ def find_compiler() -> str:
     return compiler
 
 
-def run_checks(folder: Path, source: str = "cuda_checks.cpp", flags: tuple[str, ...] = ()) -> str:
-    """Compile and run a program of this folder; what it prints is what failed."""
+def run_checks(
+    folder: Path, source: str = "cuda_checks.cpp", flags: tuple[str, ...] = (), kernels: tuple[str, ...] = ()
+) -> str:
+    """Compile and run a program of this folder, with some of csrc/cuda; what it prints is what failed."""
     folder.mkdir(parents=True, exist_ok=True)
     program = folder / Path(source).stem
-    subprocess.run([find_compiler(), *FLAGS, *flags, str(HERE / source), "-o", str(program)], check=True)
+    sources = [str(HERE / source), *(str(CSRC / "cuda" / kernel) for kernel in kernels)]
+    subprocess.run([find_compiler(), *FLAGS, *flags, "-x", "c++", *sources, "-o", str(program)], check=True)
     found = subprocess.run([str(program)], check=False, capture_output=True, text=True)
     return found.stdout + found.stderr
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from shard_loop import parts_of, select_over
 from torch import Tensor
 
 from mmad_bank import MemoryBank, ops
@@ -22,7 +23,9 @@ from mmad_bank.ops._cuda import operand
 from mmad_bank.ops._torch.farthest_point_sample import farthest_point_sample as fps_by_torch
 from mmad_bank.ops._torch.interpolate_features import interpolate_features as interpolate_by_torch
 from mmad_bank.ops._torch.k_center_greedy import select as select_by_torch
+from mmad_bank.ops._torch.k_center_shards import TorchShard
 from mmad_bank.ops._torch.knn_group import knn_group as group_by_torch
+from mmad_bank.ops.k_center_shards import KCenterCoordinator, KCenterShard
 from mmad_bank.scoring import anomaly_map
 
 pytestmark = [
@@ -307,6 +310,86 @@ def test_second_device() -> None:
     moved = MemoryBank(bank).to("cuda:1")
     assert torch.equal(moved.search(queries, 3)[1].cpu(), expected[1].cpu())
     assert torch.cuda.current_device() == 0
+
+
+def check_shards(shards: list[KCenterShard], features: Tensor, n_select: int, earlier: Tensor | None = None) -> None:
+    """Held against the CPU's selection, to the last bit."""
+    n_earlier = 0 if earlier is None else len(earlier)
+    coordinator = KCenterCoordinator(len(features), n_select, n_earlier=n_earlier)
+    found = select_over(shards, features, coordinator, earlier)
+    if earlier is None:
+        expected = ops.k_center_greedy(features, n_select, return_radius=True)
+    else:
+        expected = ops.extend_coreset(features, earlier, n_select=n_select)
+    assert torch.equal(found.rows, expected.indices)
+    assert torch.equal(found.radii.float(), expected.radii)
+    assert found.covering_radius == expected.covering_radius
+
+
+@pytest.mark.parametrize("places", [["cuda"], ["cuda"] * 3, ["cuda", "cpu"], ["cpu", "cuda", "cuda", "cpu", "cuda"]])
+@pytest.mark.parametrize("kind", ["manifold", "duplicates", "odd dimension"])
+def test_shards_of_one_selection(kind: str, places: list[str]) -> None:
+    features = {
+        "manifold": lambda: manifold(20_000, 256),
+        "duplicates": lambda: random(500, 64).repeat(12, 1)[torch.randperm(6000)],
+        "odd dimension": lambda: manifold(9000, 131),
+    }[kind]().cpu()
+    parts = parts_of(features, [len(part) for part in features.tensor_split(len(places))])
+    on_device = [KCenterShard(part.to(place), n_centers=900) for part, place in zip(parts, places, strict=True)]
+    check_shards(on_device, features, 900)
+    in_host_memory = [
+        KCenterShard(part, n_centers=909, device=place) for part, place in zip(parts, places, strict=True)
+    ]
+    check_shards(in_host_memory, features, 900, features[:9] + 0.01)
+
+
+@pytest.mark.parametrize("tiles", [0, 300, 781])
+def test_a_shard_with_streamed_rows_at_size(tiles: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = manifold(100_000, 64).cpu()
+    monkeypatch.setattr(operand, "resident_tiles", lambda *_: tiles)
+    check_shards([KCenterShard(features, n_centers=2000, device="cuda")], features, 2000)
+
+
+def test_a_shard_keeps_its_stream() -> None:
+    """It is made after a pause on one stream, and asked on others."""
+    features = manifold(5000, 96)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(50_000_000)
+        late = features.clone()
+        shard = KCenterShard(late, n_centers=300)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        check_shards([shard], features.cpu(), 300)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")
+def test_shards_on_two_devices() -> None:
+    features = manifold(9000, 96).cpu()
+    parts = parts_of(features, [4000, 5000])
+    shards = [KCenterShard(part, n_centers=400, device=f"cuda:{k}") for k, part in enumerate(parts)]
+    check_shards(shards, features, 400)
+    assert torch.cuda.current_device() == 0
+
+
+def test_a_shard_of_pytorch_has_the_same_values() -> None:
+    features, centers = manifold(3000, 131), manifold(20, 131, seed=5).cpu()
+    answers = []
+    for kernel in (
+        TorchShard(features),
+        _cuda.CudaShard(features, 20),
+        KCenterShard(features.cpu(), n_centers=20)._kernel,
+    ):
+        kernel.meet(centers, torch.full((20,), -1))
+        squared, rows, above, _ = kernel.rise(0.0, 3000)
+        assert above == 3000
+        answers.append(squared[rows.argsort()])
+    assert torch.equal(answers[0], answers[2])
+    assert torch.equal(answers[1], answers[2])
+
+
+def test_a_shard_that_does_not_fit_is_named() -> None:
+    with pytest.raises(InputError, match=r"^features: the selection needs \d+ bytes on the device, found \d+ free"):
+        KCenterShard(torch.zeros(2, 1000), n_centers=1 << 30, device="cuda")
 
 
 def test_rows_in_host_memory() -> None:

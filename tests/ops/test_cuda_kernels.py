@@ -16,15 +16,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from shard_loop import parts_of, select_over, squared_in_one_order
 from torch import Tensor
 
-from mmad_bank import MemoryBank
+from mmad_bank import MemoryBank, ops
 from mmad_bank.errors import InputError
-from mmad_bank.ops import _cuda, _dispatch, reference
+from mmad_bank.ops import _cuda, _dispatch, k_center_shards, reference
 from mmad_bank.ops._cuda import device as device_module
 from mmad_bank.ops._cuda import operand
 from mmad_bank.ops._torch.interpolate_features import interpolate_features as interpolate_by_torch
 from mmad_bank.ops._torch.k_center_greedy import select as select_by_torch
+from mmad_bank.ops.k_center_shards import KCenterCoordinator, KCenterShard
 
 knn_module = importlib.import_module("mmad_bank.ops.knn")  # the package has a function of that name
 ROOT = Path(__file__).resolve().parents[2]
@@ -528,6 +530,146 @@ def test_k_center_stops_when_progress_raises(device: torch.device) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         _cuda.k_center_greedy(random(200, 8).to(device), None, 100, 0, -1.0, stop, pool=9)
+
+
+# ---- shards of a k-centre selection -------------------------------------------------------------------------
+
+
+def shards_on(
+    device: torch.device, features: Tensor, sizes: list[int], n_centers: int, *, mixed: bool = False
+) -> list[KCenterShard]:
+    """Shards on the device, emulated or not; of mixed ones, every other is on the CPU."""
+    shards = []
+    for number, part in enumerate(parts_of(features, sizes)):
+        shard = KCenterShard(part, n_centers=n_centers)
+        if len(part) and not (mixed and number % 2):
+            shard._kernel = _cuda.CudaShard(part.to(device), n_centers, device=device)
+        shards.append(shard)
+    return shards
+
+
+SHARD_SIZES = {  # of seven, one is empty
+    1: [1.0],
+    2: [0.3, 0.7],
+    3: [0.5, 0.05, 0.45],
+    7: [0.2, 0.0, 0.1, 0.3, 0.01, 0.2, 0.19],
+}
+
+
+def cut(count: int, n_shards: int) -> list[int]:
+    sizes = [int(count * share) for share in SHARD_SIZES[n_shards]]
+    return [count - sum(sizes[1:]), *sizes[1:]]
+
+
+def check_shards(shards: list[KCenterShard], features: Tensor, n_select: int, start: int, pool: int = 0) -> None:
+    coordinator = KCenterCoordinator(len(features), n_select, start=start, pool=pool)
+    found = select_over(shards, features, coordinator)
+    expected = ops.k_center_greedy(features, n_select, start=start, return_radius=True)
+    assert torch.equal(found.rows, expected.indices)
+    assert torch.equal(found.radii.float(), expected.radii)
+    assert found.covering_radius == expected.covering_radius
+
+
+@pytest.mark.parametrize("case", [case for case in K_CENTER_CASES if case != "outlier beyond float32 squares"])
+def test_shards_pick_the_rows_of_one_array(device: torch.device, case: str) -> None:
+    features, n_select = K_CENTER_CASES[case]()
+    sizes = cut(len(features), 3)
+    check_shards(shards_on(device, features, sizes, n_select), features, n_select, 7 % len(features), pool=9)
+
+
+@pytest.mark.parametrize(("n_shards", "mixed"), [(1, False), (2, False), (2, True), (7, True)])
+@pytest.mark.parametrize("case", ["random", "duplicates", "grid", "near copies"])
+def test_any_number_of_shards_anywhere(device: torch.device, n_shards: int, case: str, mixed: bool) -> None:
+    features, n_select = K_CENTER_CASES[case]()
+    features = features[torch.randperm(len(features), generator=torch.Generator().manual_seed(1))]
+    shards = shards_on(device, features, cut(len(features), n_shards), n_select, mixed=mixed)
+    check_shards(shards, features, n_select, 3)
+
+
+@pytest.mark.parametrize(("radius", "n_select"), [(-1.0, 25), (3.0, 200), (0.0, 200), (1e9, 200)])
+def test_shards_continue_from_earlier_centers(device: torch.device, radius: float, n_select: int) -> None:
+    features, earlier = torch.cat([random(180, 12), random(20, 12, seed=1)]), random(150, 12, seed=1)
+    shards = shards_on(device, features, [90, 0, 110], 150 + n_select)
+    coordinator = KCenterCoordinator(200, n_select, n_earlier=150, radius=radius)
+    found = select_over(shards, features, coordinator, earlier)
+    expected_picks, _, expected_covering = select_by_torch(features, earlier, n_select, 0, radius, None)
+    assert torch.equal(found.rows, expected_picks)
+    assert found.covering_radius == pytest.approx(expected_covering, rel=1e-12)
+
+
+@pytest.mark.parametrize("tiles", [0, 5])
+def test_shards_with_streamed_rows(
+    device: torch.device, streams: None, tiles: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_resident(tiles, monkeypatch)
+    features = random(STREAMED, 8)
+    shards = [KCenterShard(part, n_centers=40) for part in parts_of(features, [2000, 1400])]
+    for shard in shards:
+        shard._kernel = _cuda.CudaShard(shard._features, 40, device=device)
+    check_shards(shards, features, 40, 3)
+
+
+@pytest.mark.parametrize("dim", [3, 32, 33, 100])
+def test_values_of_a_shard_are_those_of_the_cpu(device: torch.device, dim: int) -> None:
+    """Two rounds: the second decides among the first's values, the new centres' and those that were settled."""
+    features, centers = random(300, dim), random(5, dim, seed=1)
+    shards = [_cuda.CudaShard(features.to(device), 5, device=device), KCenterShard(features, n_centers=5)._kernel]
+    expected = torch.full((300,), float("inf"), dtype=torch.float64)
+    none = torch.full((5,), -1)
+    for first, last in ((0, 1), (1, 5)):
+        for center in centers[first:last]:
+            expected = torch.minimum(expected, squared_in_one_order(features, center))
+        bar = float(expected.sort().values[200])
+        for shard in shards:
+            shard.meet(centers[first:last], none[first:last])
+            shard.settle(expected[:40].clone(), torch.arange(40))
+            squared, rows, above, below = shard.rise(bar, 300)
+            assert above == len(rows) == 100
+            assert torch.equal(squared, expected[rows])
+            assert float(expected[expected < bar].max()) <= below < bar
+
+
+def test_a_shard_offers_its_farthest_rows(device: torch.device) -> None:
+    features = torch.tensor([[2.0], [1.0], [-2.0], [2.0], [0.5], [3.0]])
+    shard = _cuda.CudaShard(features.to(device), 2, device=device)
+    assert shard.rise(0.0, 2)[0].tolist() == [float("inf")] * 2
+    shard.meet(torch.tensor([[0.0], [3.0]]), torch.tensor([-1, 5]))
+    shard.settle(torch.tensor([4.0], dtype=torch.float64), torch.tensor([0]))
+    squared, rows, above, below = shard.rise(0.3, at_most=2)
+    assert (squared.tolist(), sorted(rows.tolist()), above) == ([4.0, 4.0], [0, 2], 4)
+    assert 0.25 <= below < 0.3  # an upper bound
+    squared, rows, above, below = shard.rise(4.5, at_most=2)
+    assert (squared.tolist(), rows.tolist(), above, below) == ([], [], 0, 4.0)
+    assert shard.rise(0.0, at_most=0)[2] == 5  # all but the one that is picked
+    with pytest.raises(InputError, match=r"centers: expected at most 2 in all \(n_centers\), found 3"):
+        shard.meet(torch.zeros(1, 1), torch.tensor([-1]))
+
+
+def test_a_public_shard_has_the_kernels_of_its_device(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(k_center_shards, "cuda_kernels", lambda where: _cuda)
+    features = random(5, 3).to(device)
+    assert isinstance(k_center_shards._on_device(features, 1, device), _cuda.CudaShard)
+    none = k_center_shards._on_device(features[:0], 1, device)
+    none.meet(torch.zeros(1, 3), torch.tensor([-1]))
+    squared, rows, above, below = none.rise(0.0, 3)
+    assert (len(squared), len(rows), above, below) == (0, 0, 0, 0.0)
+    features[3, 1] = float("nan")
+    with pytest.raises(InputError, match=r"^features: row 3 holds NaN or infinity"):
+        k_center_shards._on_device(features, 1, device)
+
+
+def test_a_shard_far_from_its_centers(device: torch.device) -> None:
+    """A centre whose squares float32 does not hold leaves all to float64, also that which comes behind it."""
+    features = random(200, 12)
+    shard, other = _cuda.CudaShard(features.to(device), 9, device=device), KCenterShard(features, n_centers=9)
+    for far in (1e17, 1e10, 1.0):
+        centers = far * random(3, 12, seed=int(far) % 7)
+        shard.meet(centers, torch.full((3,), -1))
+        other.meet(centers)
+        found, expected = shard.rise(0.0, 50), other.rise(0.0, 50)
+        order, expected_order = found[1].argsort(), expected.rows.argsort()
+        assert torch.equal(found[1][order], expected.rows[expected_order])
+        assert torch.equal(found[0][order], expected.squared[expected_order])
 
 
 # ---- point clouds ------------------------------------------------------------------------------------------

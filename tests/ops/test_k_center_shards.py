@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import math
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from shard_loop import parts_of, select_over, squared_in_one_order
 from torch import Tensor
 
 from mmad_bank import ops
 from mmad_bank.errors import InputError
-from mmad_bank.ops._torch import k_center_shards as reference
+from mmad_bank.ops import k_center_shards
+from mmad_bank.ops._torch.k_center_shards import TorchCoordinator, TorchShard
 from mmad_bank.ops.k_center_shards import KCenterCoordinator, KCenterShard
 
-IMPLEMENTATIONS = {"native": (KCenterShard, KCenterCoordinator),
-                   "reference": (reference.KCenterShard, reference.KCenterCoordinator)}  # fmt: skip
+
+def reference_shard(features: Tensor, *, n_centers: int) -> KCenterShard:
+    """Return a shard that PyTorch computes."""
+    shard = KCenterShard(features, n_centers=n_centers)
+    shard._kernel = TorchShard(features)
+    return shard
+
+
+IMPLEMENTATIONS = {"native": (KCenterShard, KCenterCoordinator), "reference": (reference_shard, TorchCoordinator)}
 both = pytest.mark.parametrize(("shard_type", "coordinator_type"), IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
 
 
@@ -30,38 +38,8 @@ def run(
     shard_type: Any = KCenterShard,
 ) -> Any:
     """Select over shards of these sizes, with the loop of whoever owns them."""
-    firsts = list(accumulate(sizes, initial=0))
-    shards = [shard_type(features[a:b].contiguous(), n_centers=n_centers) for a, b in pairwise(firsts)]
-
-    def inside(rows: Tensor, k: int) -> Tensor:
-        return (rows >= firsts[k]) & (rows < firsts[k + 1])
-
-    def tell(picks: Tensor) -> None:
-        for k, shard in enumerate(shards):
-            shard.meet(features[picks], own=torch.where(inside(picks, k), picks - firsts[k], -1))
-
-    if earlier is None:
-        tell(coordinator.rows)
-    else:
-        for shard in shards:
-            shard.meet(earlier)
-    while True:
-        while True:
-            for first, shard in zip(firsts, shards, strict=False):
-                found = shard.rise(coordinator.bar, coordinator.wanted)
-                coordinator.offer(found.numbered(found.rows + first))
-            if coordinator.join():
-                break
-        if coordinator.covering_radius is not None:
-            return coordinator
-        known = len(coordinator.rows)
-        coordinator.pick(features[coordinator.pool])
-        if coordinator.covering_radius is not None:
-            return coordinator
-        tell(coordinator.rows_from(known))
-        pool, values = coordinator.pool, coordinator.values
-        for k, shard in enumerate(shards):
-            shard.settle(pool[inside(pool, k)] - firsts[k], values[inside(pool, k)])
+    shards = [shard_type(part, n_centers=n_centers) for part in parts_of(features, sizes)]
+    return select_over(shards, features, coordinator, earlier)
 
 
 def cut(n_rows: int, n_shards: int, seed: int) -> list[int]:
@@ -190,6 +168,16 @@ def test_candidates_are_the_farthest_and_the_lowest_of_equal_ones() -> None:
     assert (squared.tolist(), sorted(rows.tolist()), above, below) == ([4.0, 4.0], [0, 2], 4, 0.25)
 
 
+@pytest.mark.parametrize("dim", [1, 3, 31, 32, 33, 200])
+def test_values_are_summed_in_one_order_on_every_processor(dim: int) -> None:
+    generator = torch.Generator().manual_seed(dim)
+    features, center = torch.randn(100, dim, generator=generator), torch.randn(dim, generator=generator)
+    shard = KCenterShard(features, n_centers=1)
+    shard.meet(center[None])
+    squared, rows, _, _ = shard.rise(0.0, at_most=100)
+    assert torch.equal(squared, squared_in_one_order(features, center)[rows])
+
+
 def test_bad_rows_are_named() -> None:
     features = torch.zeros(5, 3)
     features[3, 1] = math.nan
@@ -198,6 +186,56 @@ def test_bad_rows_are_named() -> None:
     shard = KCenterShard(torch.zeros(5, 3), n_centers=1)
     with pytest.raises(InputError, match=r"^centers: .*row 0"):
         shard.meet(torch.full((1, 3), math.inf))
+
+
+def test_what_a_shard_does_not_have_is_refused() -> None:
+    shard = KCenterShard(torch.zeros(5, 3), n_centers=2)
+    with pytest.raises(InputError, match=r"^own: expected -1 to 4 \(the rows of the shard\), found 5 to 5"):
+        shard.meet(torch.zeros(1, 3), own=torch.tensor([5]))
+    with pytest.raises(InputError, match=r"^own: expected one row for each of 2 centers, found 1"):
+        shard.meet(torch.zeros(2, 3), own=torch.tensor([1]))
+    with pytest.raises(InputError, match=r"^centers: expected 3 columns as in the features, found \(1, 4\)"):
+        shard.meet(torch.zeros(1, 4))
+    with pytest.raises(InputError, match=r"^rows: expected 0 to 4 \(the rows of the shard\), found -1 to 4"):
+        shard.settle(torch.tensor([4, -1]), torch.zeros(2, dtype=torch.float64))
+    with pytest.raises(InputError, match=r"^rows: expected row numbers, int64 \(n,\), found torch.float32 \(1,\)"):
+        shard.settle(torch.tensor([4.0]), torch.zeros(1, dtype=torch.float64))
+    with pytest.raises(InputError, match=r"^squared: expected a value for each of 1 rows, found \(2,\)"):
+        shard.settle(torch.tensor([4]), torch.zeros(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shards_of_pytorch_take_part(kind: str) -> None:
+    """Those of devices without kernels: here beside the core's, on the CPU."""
+    features = table(kind, 2)
+    n_select = len(features) // 6
+    shards = [KCenterShard(part, n_centers=n_select) for part in parts_of(features, cut(len(features), 3, 2))]
+    for shard in shards[:2]:
+        shard._kernel = k_center_shards._on_device(shard._features, n_select, torch.device("cpu"))
+        assert isinstance(shard._kernel, TorchShard)
+    found = select_over(shards, features, KCenterCoordinator(len(features), n_select, start=5))
+    expected = ops.k_center_greedy(features, n_select, start=5, return_radius=True)
+    assert torch.equal(found.rows, expected.indices)
+    assert torch.equal(found.radii.float(), expected.radii)
+    assert found.covering_radius == expected.covering_radius
+
+
+@pytest.mark.parametrize("dim", [1, 40])
+def test_shards_of_pytorch_answer_as_the_core_does(dim: int) -> None:
+    generator = torch.Generator().manual_seed(dim)
+    features, centers = torch.randn(100, dim, generator=generator), torch.randn(3, dim, generator=generator)
+    features[60:], centers[1] = features[:40].clone(), features[7]
+    answers = []
+    for kernel in (TorchShard(features), KCenterShard(features, n_centers=3)._kernel):
+        kernel.meet(centers, torch.tensor([-1, 7, -1]))
+        kernel.settle(torch.tensor([0.25, -1.0], dtype=torch.float64), torch.tensor([3, 4]))
+        bar = float(kernel.rise(0.0, 100)[0].sort().values[30])
+        answers.append([kernel.rise(bar, 100), kernel.rise(bar, 9), kernel.rise(1e9, 4)])
+    for found, expected in zip(*answers, strict=True):
+        order, expected_order = found[1].argsort(), expected[1].argsort()
+        assert torch.equal(found[0][order], expected[0][expected_order])
+        assert torch.equal(found[1][order], expected[1][expected_order])
+        assert found[2:] == expected[2:]
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ namespace mmad::cuda {
 using Stream = CUstream_st*;  // the same type as cudaStream_t
 
 constexpr int kTileRows = 128;  // rows of a block
+constexpr int kPreparedTogether = 8;  // rows of one tile
 constexpr int kTileDepth = 64;  // columns of a block: 128 bytes of bfloat16, one swizzle period
 constexpr int kBlockBytes = kTileRows * kTileDepth * 2;
 constexpr int kInt8BlockBytes = kTileRows * kTileDepth;
@@ -123,7 +124,8 @@ inline Operand queries_only(Operand operand) {
 // Tiles [first, first + count) alone, their values at `values`.
 Operand operand_part(const Operand& operand, int first, int count, void* values);
 
-// Prepares rows[0 .. count) as the operand's rows [first, first + count); first must be a multiple of 128 unless 0.
+// Prepares rows[0 .. count) as the operand's rows [first, first + count); first must be a multiple of kPreparedTogether.
+// Rows may be prepared again, from the same values.
 // `rows` is any memory the device can read (device memory, or page-locked host memory), `stride` in elements.
 // Call operand_begin once before the first part, but not for queries_only.
 void operand_begin(const Operand& operand, Stream stream);

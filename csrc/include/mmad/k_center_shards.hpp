@@ -4,7 +4,8 @@
 // rows may be cut into any number of shards. A shard holds its rows, their upper bounds and what they have seen. A
 // coordinator holds none: it joins the shards' best rows to a pool, makes a block of picks in it, and tells the shards.
 // The picks are those of one machine, row for row, whatever the number of shards: who holds a row decides about nothing,
-// and ties go to the lowest row of all.
+// and ties go to the lowest row of all. Distances have the same bits on every processor (operand.hpp) and in the shards of
+// a GPU (cuda_k_center_shard.hpp), so that equal rows of unlike shards tie.
 //
 //   while (true) {
 //     do for each shard: coordinator.offer(shard.rise(coordinator.bar(), coordinator.wanted()));  // rows numbered in all

@@ -156,7 +156,11 @@ Rows round_rows(Matrix<const float> rows, const Frame& frame, Format format, int
                 const std::string& scratch = {});
 Panels pack_rows(Matrix<const float> rows, const Frame& frame, Format format, int threads);
 
-// Squared distance of two original rows from differences in float64: what decides between contenders.
+// Squared distance of two original rows from differences in float64: what decides between contenders. Column i is added to
+// sum i % kDistanceSums, squares are rounded before they are added, and then the upper half of the sums is added to the lower
+// until one is left: to the bit the same on every processor, and in the shards of a GPU (cuda/k_center_rows.cuh), so that
+// equal rows have equal distances wherever they lie.
+constexpr int kDistanceSums = 32;
 double squared_distance(const float* a, const float* b, std::int64_t dim);
 
 }  // namespace mmad

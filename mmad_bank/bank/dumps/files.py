@@ -26,26 +26,33 @@ def read_contents(path: Path, suffix: str | None = None) -> Contents:
         return reader.get(suffix, look_into_torch)(path)
 
 
+def is_dump(name: str) -> bool:
+    """Tell whether a file may hold features, by the suffix of its name."""
+    return Path(name).suffix.lower() in SUFFIXES
+
+
+def dumps_in(folder: Path) -> list[Path]:
+    """Return the feature files in a folder and the folders in it, in the order of their paths; hidden ones not."""
+    files = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(place, name) for name in names if not name.startswith(".") and is_dump(name)]
+    return sorted(files)
+
+
 def files_of(path: Path) -> list[Path]:
-    """Return a file, or the files of features in a folder and the folders in it, in order.
+    """Return a file of features, or those in a folder.
 
     Raises:
         InputError: There is none.
     """
     if path.is_dir():
-        files = []
-        for folder, folders, names in os.walk(path):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            files += [Path(folder, name) for name in names if not name.startswith(".") and _is_dump(name)]
+        files = dumps_in(path)
         if not files:
             raise InputError(f"{path}: expected a folder with {', '.join(SUFFIXES)} files, found none")
-        return sorted(files)
+        return files
     if not path.is_file():
         raise InputError(f"{path}: no such file or folder")
-    if not _is_dump(path.name):
+    if not is_dump(path.name):
         raise InputError(f"{path}: expected a {', '.join(SUFFIXES)} file, found {path.suffix!r}")
     return [path]
-
-
-def _is_dump(name: str) -> bool:
-    return Path(name).suffix.lower() in SUFFIXES

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmad_bank._internal.checks import check_index
 from mmad_bank.errors import InputError
-from mmad_bank.ops import _dispatch
 from mmad_bank.ops._cuda import device as gpu
-from mmad_bank.ops._cuda import operand as operands
 from mmad_bank.ops._cuda.checks import check_rows
-from mmad_bank.ops._cuda.host_rows import page_locked
-from mmad_bank.ops._cuda.operand import Operand, check_dim, robust_center
+from mmad_bank.ops._cuda.operand import check_dim, fitting_operand, robust_center
 
 
 def k_center_greedy(
@@ -44,19 +42,20 @@ def k_center_greedy(
         earlier = None if centers is None else gpu.aligned(centers.to(where))
         n_earlier = 0 if earlier is None else len(earlier)
         number, stream = gpu.stream_of(where)
-        resident = _resident_tiles(rows, where, n_earlier, n_select, pool, memory)
-        streamed, streamed_lock = _streamed_values(rows, resident, where)
-        operand = Operand(rows, center, int8=False, resident=resident, streamed=streamed)
+
+        def workspace_bytes(operand: Any) -> int:
+            return gpu.native.k_center_workspace(number, operand, n_earlier, n_select, pool)
+
+        operand, streamed = fitting_operand(rows, center, lambda view: workspace_bytes(view) + 16 * n_select, memory)
         picks = torch.empty(n_select, dtype=torch.int64, device=where)
         radii = torch.empty(n_select, dtype=torch.float64, device=where)
-        n_bytes = gpu.native.k_center_workspace(number, operand.native, n_earlier, n_select, pool)
-        workspace = gpu.workspace(n_bytes, where)
+        workspace = gpu.workspace(workspace_bytes(operand.native), where)
         count, covering = gpu.native.k_center_greedy(
             number, stream, operand.native, rows.data_ptr(), 0 if earlier is None else earlier.data_ptr(), n_earlier,
             center.data_ptr(), n_select, start, radius, pool, workspace.data_ptr(), picks.data_ptr(), radii.data_ptr(),
             report,
         )  # fmt: skip
-        del lock, streamed_lock  # the device has finished
+        del lock, streamed  # the device has finished
     return picks[:count], radii[:count].float(), covering
 
 
@@ -69,27 +68,3 @@ def _check(rows: Tensor, centers: Tensor | None, n_select: int, start: int) -> N
             raise InputError(f"features: expected {centers.shape[1]} columns as in the bank, found {rows.shape[1]}")
     check_index(n_select, "n_select", 0 if centers is not None else 1, len(rows), "the number of rows")
     check_index(start, "start", 0, len(rows) - 1, "the row numbers")
-
-
-def _resident_tiles(
-    rows: Tensor, where: torch.device, n_earlier: int, n_select: int, pool: int, memory: int | None
-) -> int:
-    count, dim = rows.shape
-    number, _ = gpu.stream_of(where)
-
-    def needed(resident: int) -> int:
-        operand = gpu.native.Operand(0, count, dim, False, resident, 0)
-        workspace = gpu.native.k_center_workspace(number, operand, n_earlier, n_select, pool)
-        return gpu.native.operand_bytes(count, dim, False, resident) + workspace + 16 * n_select
-
-    free = _dispatch.free_memory(where) if memory is None else memory
-    return operands.resident_tiles(gpu.native.tiles(count), gpu.native.tile_bytes(dim, False), needed, free)
-
-
-def _streamed_values(rows: Tensor, resident: int, where: torch.device) -> tuple[Tensor | None, object]:
-    """Return page-locked room for the tiles that are not resident, and what must be kept."""
-    missing = gpu.native.tiles(len(rows)) - resident
-    if missing == 0:
-        return None, None
-    values = torch.empty(missing * gpu.native.tile_bytes(rows.shape[1], False), dtype=torch.uint8)
-    return page_locked(values, where, gpu.native)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmad_bank.errors import InputError
+from mmad_bank.ops import _dispatch
 from mmad_bank.ops._cuda import device as gpu
+from mmad_bank.ops._cuda.host_rows import page_locked
 
 _CENTER_SAMPLE = 256  # rows that the common centre is estimated from, those that csrc/cpu/operand.cpp takes
 
@@ -42,6 +45,35 @@ class Operand:
         self.native = gpu.native.Operand(self.buffer.data_ptr(), count, dim, int8, resident, elsewhere)
         device, stream = gpu.stream_of(center.device)
         gpu.native.prepare(device, stream, self.native, rows.data_ptr(), count, dim, center.data_ptr(), 0)
+
+
+def fitting_operand(
+    rows: Tensor, center: Tensor, beside: Callable[[Any], int], memory: int | None
+) -> tuple[Operand, object]:
+    """Prepare rows to bfloat16, with as many tiles on the device as fit, and the others in page-locked host memory.
+
+    Args:
+        rows: Rows that the device can read.
+        center: What is subtracted from them, on the device.
+        beside: Function from the native operand to the bytes of everything else that the selection keeps there.
+        memory: Bytes that are free on the device; None asks it.
+
+    Returns:
+        The operand, and what must be kept with it.
+    """
+    count, dim = rows.shape
+    where, tile_bytes, tiles = center.device, gpu.native.tile_bytes(dim, False), gpu.native.tiles(count)
+
+    def needed(resident: int) -> int:
+        operand = gpu.native.Operand(0, count, dim, False, resident, 0)
+        return gpu.native.operand_bytes(count, dim, False, resident) + beside(operand)
+
+    free = _dispatch.free_memory(where) if memory is None else memory
+    resident = resident_tiles(tiles, tile_bytes, needed, free)
+    streamed, lock = None, None
+    if resident < tiles:
+        streamed, lock = page_locked(torch.empty((tiles - resident) * tile_bytes, dtype=torch.uint8), where, gpu.native)
+    return Operand(rows, center, int8=False, resident=resident, streamed=streamed), (streamed, lock)
 
 
 def check_dim(rows: Tensor) -> None:

@@ -1,73 +1,68 @@
-"""Shards and coordinator of a greedy k-center selection in plain PyTorch, on any device.
-
-The textbook on both sides: the reference of :mod:`mmad_bank.ops.k_center_shards`, whose classes these stand in for.
-"""
+"""Shards and coordinator of a selection in plain PyTorch: for devices without a native kernel, and as the reference."""
 
 from __future__ import annotations
 
 import math
-import os
 
 import torch
 from torch import Tensor
 
-from mmad_bank.ops.k_center_shards import PICKED, Candidates
+_SUMS = 32  # as csrc/include/mmad/operand.hpp defines the order of the sum
+_ROWS_TOGETHER = 1 << 14
+_PICKED = -1.0  # value of a row that was picked
 
-_BLOCK_VALUES = 1 << 20  # differences at a time
+Offer = tuple[Tensor, Tensor, int, float]
+"""Fields of :class:`mmad_bank.ops.k_center_shards.Candidates`."""
 
 
-class KCenterShard:
-    """Rows that meet every centre at once, with float64 distances; see its namesake.
+class TorchShard:
+    """The requests of a shard: every row meets every centre at once, in float64.
 
-    Example:
-        >>> shard = KCenterShard(torch.tensor([[0.0], [3.0], [5.0]]), n_centers=2)
-        >>> shard.meet(torch.tensor([[0.0]]), own=torch.tensor([0]))
-        >>> shard.rise(4.0, at_most=1)
-        Candidates(squared=tensor([25.], dtype=torch.float64), rows=tensor([2]), above=2, below=0.0)
+    The values are those of the native kernels to the last bit, so that equal rows tie wherever they lie.
     """
 
-    def __init__(
-        self,
-        features: Tensor,
-        *,
-        n_centers: int,
-        threads: int | None = None,
-        scratch: str | os.PathLike[str] | None = None,
-    ) -> None:
-        self._features = features
-        self._squared = torch.full((len(features),), math.inf, dtype=torch.float64, device=features.device)
+    def __init__(self, rows: Tensor) -> None:
+        self._rows = rows
+        self._values = torch.full((len(rows),), torch.inf, dtype=torch.float64, device=rows.device)
 
-    def __len__(self) -> int:
-        return len(self._features)
+    def meet(self, centers: Tensor, own: Tensor) -> None:
+        wide = centers.to(self._rows.device).double()
+        for first in range(0, len(self._rows), _ROWS_TOGETHER):
+            part = slice(first, first + _ROWS_TOGETHER)
+            rows, values = self._rows[part].double(), self._values[part]
+            for center in wide:
+                torch.minimum(values, squared_distances(rows, center), out=values)
+        self._values[own[own >= 0].to(self._rows.device)] = _PICKED
 
-    def meet(self, centers: Tensor, own: Tensor | None = None) -> None:
-        """Take in the newest centres."""
-        for center in centers.to(self._features.device).double():
-            for values, rows in zip(*self._blocks(), strict=True):
-                torch.minimum(values, (rows.double() - center).square().sum(1), out=values)
-        if own is not None:
-            self._squared[own[own >= 0].to(self._squared.device)] = PICKED
+    def settle(self, squared: Tensor, rows: Tensor) -> None:
+        self._values[rows.to(self._rows.device)] = squared.to(self._rows.device)
 
-    def settle(self, rows: Tensor, squared: Tensor) -> None:
-        """Take in what the coordinator knows of rows of the pool."""
-        self._squared[rows.to(self._squared.device)] = squared.to(self._squared.device)
-
-    def rise(self, bar: float, at_most: int) -> Candidates:
-        """Return the farthest rows, of equal ones the lowest."""
-        above = (self._squared >= bar).nonzero()[:, 0]
-        below = self._squared[self._squared < bar]
-        order = self._squared[above].argsort(descending=True, stable=True)[:at_most]
-        rows = above[order]
-        largest = float(below.max().clamp(min=0.0)) if len(below) else 0.0
-        return Candidates(self._squared[rows].cpu(), rows.cpu(), len(above), largest)
-
-    def _blocks(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        step = max(1, _BLOCK_VALUES // max(1, self._features.shape[1]))
-        return self._squared.split(step), self._features.split(step)
+    def rise(self, bar: float, at_most: int) -> tuple[Tensor, Tensor, int, float]:
+        inside = self._values >= bar
+        rows = inside.nonzero()[:, 0]
+        squared, order = torch.sort(self._values[rows], descending=True, stable=True)
+        under = self._values[~inside]
+        below = float(under.max().clamp(min=0.0)) if len(under) else 0.0
+        return squared[:at_most].cpu(), rows[order[:at_most]].cpu(), len(rows), below
 
 
-class KCenterCoordinator:
-    """The textbook loop inside a pool, which ends where a row outside it may be farther; see its namesake."""
+def squared_distances(rows: Tensor, center: Tensor) -> Tensor:
+    """Squared distances of float64 rows (N, D) to a centre (D,), summed in the order of the native core."""
+    squares = (rows - center).square_()
+    sums = torch.zeros(len(rows), _SUMS, dtype=torch.float64, device=rows.device)
+    for columns in squares.split(_SUMS, dim=1):
+        sums[:, : columns.shape[1]] += columns
+    while sums.shape[1] > 1:
+        low, high = sums.chunk(2, dim=1)
+        sums = low + high
+    return sums[:, 0]
+
+
+class TorchCoordinator:
+    """The textbook loop inside a pool, which ends where a row outside it may be farther.
+
+    The reference of :class:`mmad_bank.ops.k_center_shards.KCenterCoordinator`, with the same requests.
+    """
 
     def __init__(
         self,
@@ -78,19 +73,18 @@ class KCenterCoordinator:
         start: int = 0,
         radius: float = -1.0,
         pool: int = 0,
-        threads: int | None = None,
     ) -> None:
         self._n_rows, self._n_select, self._radius = n_rows, n_select, radius
         self._pool_size = pool or 64
         self._rows = [] if n_earlier else [start]
         self._radii = [] if n_earlier else [math.inf]
-        self._offers: list[Candidates] = []
+        self._offers: list[Offer] = []
         self._finished = False
         self.bar = math.inf
         self.covering_radius: float | None = 0.0 if self.complete and len(self._rows) == n_rows else None
         self.pool = torch.empty(0, dtype=torch.int64)
         self.values = torch.empty(0, dtype=torch.float64)
-        self._outside = (PICKED, n_rows)
+        self._outside = (_PICKED, n_rows)
 
     @property
     def wanted(self) -> int:
@@ -116,7 +110,7 @@ class KCenterCoordinator:
         """Distance of each pick to its nearest centre before it."""
         return torch.tensor(self._radii, dtype=torch.float64)
 
-    def offer(self, candidates: Candidates) -> None:
+    def offer(self, candidates: Offer) -> None:
         """Take a shard's candidates, with rows numbered in all shards."""
         self._offers.append(candidates)
 
@@ -125,17 +119,17 @@ class KCenterCoordinator:
         if self.covering_radius is not None:
             return True
         offers, self._offers = self._offers, []
-        if sum(one.above for one in offers) < self.wanted:
-            largest = max(one.below for one in offers)
+        if sum(one[2] for one in offers) < self.wanted:
+            largest = max(one[3] for one in offers)
             self.bar = largest * 0.9 if math.isinf(self.bar) else min(self.bar * 0.9, largest)
             return False
-        squared = torch.cat([one.squared for one in offers])
-        rows = torch.cat([one.rows for one in offers])
+        squared = torch.cat([one[0] for one in offers])
+        rows = torch.cat([one[1] for one in offers])
         by_row = rows.argsort()
         order = by_row[squared[by_row].argsort(descending=True, stable=True)]
         inside = order[: self._pool_size]
         rest = order[self._pool_size : self._pool_size + 1]
-        self._outside = (float(squared[rest]), int(rows[rest])) if len(rest) else (PICKED, self._n_rows)
+        self._outside = (float(squared[rest]), int(rows[rest])) if len(rest) else (_PICKED, self._n_rows)
         inside = inside[rows[inside].argsort()]
         self.pool, self.values = rows[inside], squared[inside].clone()
         if self.complete:
@@ -149,7 +143,7 @@ class KCenterCoordinator:
             squared = float(self.values.max())
             place = int((self.values == squared).nonzero()[0, 0])
             row = int(self.pool[place])
-            if squared == PICKED or (-squared, row) > (-self._outside[0], self._outside[1]):
+            if squared == _PICKED or (-squared, row) > (-self._outside[0], self._outside[1]):
                 break
             if squared == 0.0 or math.sqrt(squared) <= self._radius:
                 self._finish(squared)
@@ -157,7 +151,7 @@ class KCenterCoordinator:
             self._rows.append(row)
             self._radii.append(math.sqrt(squared))
             torch.minimum(self.values, (wide - wide[place]).square().sum(1), out=self.values)
-            self.values[place] = PICKED
+            self.values[place] = _PICKED
         if self.complete and (len(self._rows) == self._n_rows or self._radii[-1:] == [0.0]):
             self.covering_radius = 0.0
         if self._outside[0] >= 0.0:
