@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,11 +15,30 @@ from mmad_bank.errors import InputError
 
 _PURPOSE = "work on several processes"
 _MANY = 10_000
+_PATIENCE = 10.0  # seconds
 
 
 def import_ray() -> Any:
     """Return the module ``ray``, or say how to install it."""
     return import_extra("ray", "ray", _PURPOSE, "ray")
+
+
+def check_answers(address: str) -> None:
+    """Refuse a host and port where nobody listens: Ray itself asks for minutes. Other addresses pass.
+
+    Raises:
+        ConnectionError: Nobody does.
+
+    Example:
+        >>> check_answers("auto")
+    """
+    found = re.fullmatch(r"(?:ray://)?\[?([^\[\]/]+)\]?:(\d{1,5})", address)
+    if found is None:
+        return
+    try:
+        socket.create_connection((found[1], int(found[2])), _PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(str(error)) from error
 
 
 @contextmanager
@@ -51,6 +72,7 @@ def connect(address: str | None = None, workers: int | None = None) -> Iterator[
         if address is None:
             ray.init(address="local", num_cpus=workers, include_dashboard=False, **quiet)
         else:
+            check_answers(address)
             ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(f"address: expected a Ray cluster, found none at {address} ({error})") from error

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from typing import Any
 
 import pytest
 
-from mmad_bank.distributed.cluster import connect
+from mmad_bank.distributed.cluster import check_answers, connect
 from mmad_bank.errors import InputError
 
 
@@ -24,6 +25,16 @@ def test_another_cluster_than_the_joined_one_is_refused(cluster: Any) -> None:
     ):
         with connect("1.2.3.4:5"):
             pass
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://localhost:{}"])
+def test_an_address_where_nobody_listens_is_refused_at_once(form: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        with pytest.raises(ConnectionError, match="refused"):
+            check_answers(form.format(taken.getsockname()[1]))
+        taken.listen()
+        check_answers(f"127.0.0.1:{taken.getsockname()[1]}")
 
 
 @pytest.mark.parametrize("workers", [0, -1, 2.5])
