@@ -9,7 +9,7 @@ from typing import Any
 
 from mmad_bank._internal.checks import check_index
 from mmad_bank._internal.extras import import_extra
-from mmad_bank.errors import InputError
+from mmad_bank.errors import InputError, MmadBankError
 
 _PURPOSE = "work on several processes"
 _MANY = 10_000
@@ -58,3 +58,22 @@ def connect(address: str | None = None, workers: int | None = None) -> Iterator[
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def working_on(ray: Any) -> Iterator[None]:
+    """Let what goes wrong in another process be as if it went wrong here.
+
+    Raises:
+        MmadBankError: What a task has raised, if it is one of the package's own errors.
+        InputError: A process died as often as it was started again, or the cluster is gone.
+    """
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, MmadBankError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.RayActorError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"workers: expected processes that stay alive, found one that died ({reason})") from error
