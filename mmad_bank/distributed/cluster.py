@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -48,16 +49,45 @@ def connect(address: str | None = None, workers: int | None = None) -> Iterator[
         return
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "ignore_reinit_error": False}
     try:
-        if address is None:
-            ray.init(address="local", num_cpus=workers, include_dashboard=False, **quiet)
-        else:
-            ray.init(address=address, **quiet)
+        with _quiet_core():
+            if address is None:
+                ray.init(address="local", num_cpus=workers, include_dashboard=False, **quiet)
+            else:
+                ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(f"address: expected a Ray cluster, found none at {address} ({error})") from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _quiet_core() -> Iterator[None]:
+    """Keep the lines of Ray's native core, which are for its developers, off standard error unless the user asks."""
+    name = "RAY_BACKEND_LOG_LEVEL"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "fatal"
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+
+
+def machines(ray: Any) -> tuple[int, int]:
+    """Return the numbers of a cluster's machines that work, and of the processes that these have room for."""
+    alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    return max(1, len(alive)), max(1, int(sum(node["Resources"]["CPU"] for node in alive)))
+
+
+def take_share(processes: int) -> None:
+    """Let PyTorch and the core work with the share of this machine's cores that one of so many processes has."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, cores // processes))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from mmad_bank._internal.arrays import array_of
 from mmad_bank._internal.checks import ArrayLike, as_features, check_finite, check_index
 from mmad_bank.bank import BankCalibration, MemoryBank, Origin, Scores, Source, Verdicts, file_format
 from mmad_bank.bank.exact_index import ExactIndex
-from mmad_bank.distributed.cluster import connect, working_on
+from mmad_bank.distributed.cluster import connect, machines, take_share, working_on
 from mmad_bank.distributed.merging import merged
 from mmad_bank.errors import FormatError, InputError
 from mmad_bank.ops.knn import Precision
@@ -37,14 +37,26 @@ class Shard:
         known: Checksum of its vectors, which tells another bank of the same name apart.
         rows: The first row and the one behind the last.
         precision: Precision of the resident search copy.
-        threads: Number of threads to search with.
+        threads: Number of threads to search with; None takes a share of the machine's cores.
+        processes: Number of shards that share the machine.
     """
 
-    def __init__(self, path: str, known: str, rows: tuple[int, int], precision: Precision, threads: int) -> None:
+    def __init__(
+        self,
+        path: str,
+        known: str,
+        rows: tuple[int, int],
+        precision: Precision,
+        threads: int | None,
+        processes: int = 1,
+    ) -> None:
         self._path, self._known, self._rows, self._precision = path, known, rows, precision
         self._index: ExactIndex | None = None
         self._state: file_format.FileState | None = None
-        torch.set_num_threads(threads)
+        if threads is None:
+            take_share(processes)
+        else:
+            torch.set_num_threads(threads)
 
     def _opened(self) -> ExactIndex:
         if self._index is None:
@@ -194,7 +206,7 @@ class ShardedBank:
             replicas: Number of copies of all shards, for throughput: searches that come at the same time go to
                 different ones.
             bank_precision: Precision of the shards' search copies, see :meth:`MemoryBank.load`.
-            threads: Number of threads of each shard; default: its share of the cluster's processors.
+            threads: Number of threads of each shard; default: its share of its machine's cores.
             verify: Whether to compare the file with its checksums, in one pass by this process.
 
         Raises:
@@ -214,13 +226,16 @@ class ShardedBank:
             raise InputError(f"{path}: expected a bank with the exact index, found {bank.index!r}")
         with ExitStack() as opened:
             ray = opened.enter_context(connect(address, workers))
-            machines, processors = _size_of(ray)
-            shards = cut(len(bank), workers or machines)
-            share = threads or max(1, processors // (len(shards) * replicas))
+            places, _ = machines(ray)
+            shards = cut(len(bank), workers or places)
+            together = -(-len(shards) * replicas // places)
             actor = ray.remote(max_restarts=-1, max_task_retries=_TRIES, scheduling_strategy="SPREAD")(Shard)
             place = os.path.abspath(path)
             actors = [
-                [actor.remote(place, known, (own.start, own.stop), bank.bank_precision, share) for own in shards]
+                [
+                    actor.remote(place, known, (own.start, own.stop), bank.bank_precision, threads, together)
+                    for own in shards
+                ]
                 for _ in range(replicas)
             ]
             for one in (one for replica in actors for one in replica):
@@ -334,12 +349,6 @@ def cut(size: int, parts: int) -> list[range]:
     """
     parts = min(parts, size)
     return [range(number * size // parts, (number + 1) * size // parts) for number in range(parts)]
-
-
-def _size_of(ray: Any) -> tuple[int, int]:
-    """Return the numbers of the cluster's machines and of their processors, at least 1."""
-    alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    return max(1, len(alive)), max(1, int(sum(node["Resources"]["CPU"] for node in alive)))
 
 
 __all__ = ["ShardedBank", "ShardedIndex"]
