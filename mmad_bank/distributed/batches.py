@@ -7,7 +7,7 @@ import logging
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ _TASKS = 1000  # that Ray Data keeps account of; of more pieces a task has sever
 
 def in_order(
     make: Callable[[], Callable[[Item], Result]], items: Sequence[Item], *, workers: int, address: str | None = None
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yield what a function returns for each item, in their order, as several processes compute it.
 
     Only a few results are in memory at a time: where they are taken more slowly than made, the processes wait. One that

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +91,24 @@ def test_predict(cluster: Any, parts: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(files(out / "maps")) == len(lines) - 1
 
 
-@pytest.mark.parametrize("command", ["score", "predict"])
+@pytest.mark.slow
+def test_extract(cluster: Any, parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sample cannot be read, so that in this process other samples are described together than in others."""
+    monkeypatch.chdir(parts)
+    shutil.copytree("raw", "read")
+    pictures = sorted(Path("read/stud_tray/train").rglob("rgb/*.png"))
+    pictures[1].write_bytes(b"no picture")
+    networks = ("--rgb", "efficientnet_lite0", "--xyz", "none", "--grid", 8, "--image-size", 64, "--batch", 2)
+    check_same(("extract", "read", "--out", "dumps", *networks), parts / "dumps", 3, among={"rgb.npy"})
+    assert len(np.load("dumps/rgb.npy")) == len(pictures) - 1
+
+
+@pytest.mark.parametrize("command", ["score", "predict", "extract"])
 def test_what_does_not_go_together_is_refused(command: str, tmp_path: Path) -> None:
     for words, said in (
         (("--address", "auto"), "error: --address: expected --workers beside it, found auto alone\n"),
         (("--workers", 0), "error: --workers: expected at least 1, found 0\n"),
     ):
-        line = refused(command, tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c", *words)
+        paths = (tmp_path / "a",) if command == "extract" else (tmp_path / "a", tmp_path / "b")
+        line = refused(command, *paths, "--out", tmp_path / "c", *words)
         assert line == said
