@@ -113,15 +113,14 @@ def score_images(
 
 
 def score_elsewhere(
-    bank: Path, loading: Mapping[str, Any], reopen: Callable[[], FeatureDump], rule: Rule, workers: int,
-    address: str | None,
+    bank: Path, loading: Mapping[str, Any], reopen: Callable[[], FeatureDump], rule: Rule, workers: int
 ) -> Elsewhere:  # fmt: skip
     """Return what scores a dump's blocks in other processes, which load the bank and open the dump themselves."""
     from mmad_bank.distributed.scoring import DumpScoring, scored_blocks
 
     def score(dump: FeatureDump, per_image: int) -> Iterator[Scored]:
         job = DumpScoring(bank, {**loading, "verify": False}, reopen, per_image, rule)
-        return scored_blocks(job, dump, workers=workers, address=address)
+        return scored_blocks(job, dump, workers=workers)
 
     return score
 

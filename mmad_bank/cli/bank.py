@@ -53,7 +53,7 @@ from mmad_bank.cli._verdicts import (
     verdict_rows,
 )
 from mmad_bank.cli._words import BankPrecision, option
-from mmad_bank.cli._workers import check_workers
+from mmad_bank.cli._workers import check_workers, cluster_of
 from mmad_bank.errors import InputError
 
 if TYPE_CHECKING:
@@ -254,11 +254,13 @@ def score(
     if maps is not None:
         _check_maps(maps, _names_of_maps(dump, patches, maps), outputs, (bank_file, *features), mine)
     loaded = time.perf_counter()
-    reopen = partial(reading.open, features, bank.dim, {})
-    elsewhere = score_elsewhere(bank_file, loading, reopen, rule, workers, address) if workers else None
-    scored_images = score_images(
-        bank, dump, patches, reweight, neighbors, progress=show_progress(as_json), elsewhere=elsewhere
-    )
+    elsewhere = score_elsewhere(
+        bank_file, loading, partial(reading.open, features, bank.dim, {}), rule, workers
+    ) if workers else None  # fmt: skip
+    with cluster_of(workers, address):
+        scored_images = score_images(
+            bank, dump, patches, reweight, neighbors, progress=show_progress(as_json), elsewhere=elsewhere
+        )
     scored = time.perf_counter()
     verdicts = None if calibration is None else calibration.judge(scored_images.scores, rate)
     left_out |= scored_images.left_out

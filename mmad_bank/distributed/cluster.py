@@ -64,16 +64,38 @@ def connect(address: str | None = None, workers: int | None = None) -> Iterator[
 
 @contextmanager
 def _quiet_core() -> Iterator[None]:
-    """Keep the lines of Ray's native core, which are for its developers, off standard error unless the user asks."""
+    """Keep the lines of Ray's native core, which are for its developers, off standard error unless the user asks.
+
+    The core reads the variable when it starts, and says that it did: nothing is written to standard error meanwhile.
+    """
     name = "RAY_BACKEND_LOG_LEVEL"
     if name in os.environ:
         yield
         return
     os.environ[name] = "fatal"
     try:
-        yield
+        with _unheard():
+            yield
     finally:
         os.environ.pop(name, None)
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Lead the process's standard error nowhere, for native code too."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # it has none
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def machines(ray: Any) -> tuple[int, int]:

@@ -237,4 +237,4 @@ def test_without_a_cluster_one_is_started_and_ended(path: Path) -> None:
         "print(ray.is_initialized())"
     )
     done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True)
-    assert done.stdout == "ShardedBank(97 x 16, 2 shards) 3\nFalse\n"
+    assert (done.stdout, done.stderr) == ("ShardedBank(97 x 16, 2 shards) 3\nFalse\n", "")
