@@ -127,7 +127,7 @@ def _quiet() -> Iterator[Any]:
     context.execution_options.preserve_order = True
     log = logging.getLogger("ray.data")
     level = log.level
-    log.setLevel(logging.ERROR)
+    log.setLevel(logging.CRITICAL)  # errors are raised, and Ray would write their tracebacks as well
     try:
         with ray.data.DataContext.current(context), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # some versions have no other way
