@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class MmadBankError(Exception):
-    """Base of every error that mmad-bank raises on purpose; the command line prints it as one line."""
+    """Base of every error that mmad-bank raises on purpose; the command line prints it as one line.
+
+    Errors come whole from other processes, whatever arguments their constructors take.
+
+    Example:
+        >>> import pickle
+        >>> print(pickle.loads(pickle.dumps(MissingExtraError("ray", "ray", "work on several processes"))))
+        work on several processes needs the package 'ray': pip install 'mmad-bank[ray]'
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.args), self.__dict__ or None
 
 
 class InputError(MmadBankError, ValueError):
@@ -60,6 +72,11 @@ class MissingExtraError(MmadBankError, ImportError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package '{package}': pip install 'mmad-bank[{extra}]'")
+
+
+def _again(kind: type[MmadBankError], arguments: tuple[Any, ...]) -> MmadBankError:
+    """Return an error with its message, as it was before it was pickled."""
+    return kind.__new__(kind, *arguments)
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:

@@ -8,8 +8,9 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -187,6 +188,14 @@ def _say_anomalous(sample: Any) -> str:
     return f"{sample.id or 'sample'}: labelled anomalous ({sample.defect!r}), expected normal samples to learn"
 
 
+class Described(NamedTuple):
+    """What another process says of a sample that it could read: features (P, D) by output, or why there are none."""
+
+    id: str
+    features: dict[str, Tensor] | None
+    reason: str = ""
+
+
 class Journal:
     """Record of how far an extraction into files has come: a stopped one goes on behind its last whole batch.
 
@@ -269,6 +278,7 @@ def extract_to(
     progress: bool = False,
     name: str = "dataset",
     journal: Journal | None = None,
+    elsewhere: Callable[[dict[str, str]], Iterator[Described]] | None = None,
 ) -> tuple[list[str], dict[str, str]]:
     """Write the features of samples to one ``.npy`` file per modality (or output), a few images at a time.
 
@@ -284,6 +294,8 @@ def extract_to(
         progress: Whether to show a bar on a terminal.
         name: Name of the samples in errors.
         journal: Journal that goes on where an extraction with the same arguments was stopped.
+        elsewhere: Function that yields the samples in order as other processes have described them, and notes by id
+            why others cannot be read; ``prepare``, ``normal``, ``kept`` and ``journal`` count for nothing then.
 
     Returns:
         The ids of the samples in the files, in order, and why others were left out, by id.
@@ -305,10 +317,17 @@ def extract_to(
             place = number + 1
             yield number
 
+    given: Iterator[Any]
+    if elsewhere is None:
+        given = usable(samples, prepare, skipped, normal=normal, numbers=numbers())
+        describe = partial(describe_each, extractors=extractors, skipped=skipped)
+    else:
+        given, describe = elsewhere(skipped), partial(_described, skipped=skipped)
+
     with progress_bar("extracting features", len(samples)) if progress else nullcontext(lambda done: None) as report:
 
-        def write(part: list[Sample]) -> None:
-            for sample, features in zip(part, _describe(part, extractors, skipped), strict=True):
+        def write(part: list[Any]) -> None:
+            for sample, features in zip(part, describe(part), strict=True):
                 if features is None:
                     continue
                 for output, rows in features.items():
@@ -323,9 +342,9 @@ def extract_to(
                 journal.write(tables.values())
 
         report(len(ids) + len(skipped))
-        waiting: list[Sample] = []
+        waiting: list[Any] = []
         try:
-            for sample in usable(samples, prepare, skipped, normal=normal, numbers=numbers()):
+            for sample in given:
                 waiting.append(sample)
                 if len(waiting) == batch:
                     write(waiting)
@@ -346,8 +365,10 @@ def extract_to(
     return ids, skipped
 
 
-def _describe(samples: list[Sample], extractors: Extractors, skipped: dict[str, str]) -> list[dict[str, Tensor] | None]:
-    """Describe a batch; a sample that cannot be used costs itself only."""
+def describe_each(
+    samples: list[Sample], extractors: Extractors, skipped: dict[str, str]
+) -> list[dict[str, Tensor] | None]:
+    """Describe a batch; one that cannot be used costs itself only: None, and the reason goes into ``skipped``."""
 
     def describe(part: list[Sample]) -> list[dict[str, Tensor]]:
         features = extractors(part)
@@ -357,6 +378,11 @@ def _describe(samples: list[Sample], extractors: Extractors, skipped: dict[str, 
         skipped[sample.id or "sample"] = str(error)
 
     return run_batch(describe, samples, skip)
+
+
+def _described(samples: list[Described], skipped: dict[str, str]) -> list[dict[str, Tensor] | None]:
+    skipped |= {sample.id: sample.reason for sample in samples if sample.features is None}
+    return [sample.features for sample in samples]
 
 
 def _shorten(path: Path, n_images: int) -> None:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers import good, small_settings
+
+from mmad_bank import MemoryBank
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 GATE = EXAMPLES / "line_gate.sh"
+SERVICE = EXAMPLES / "ray_serve.py"
 ARGUMENTS = {"fit_a_method.py": [], "score_a_defect.py": ["--images", "4"]}
 SLOW = {"fit_a_method.py"}
 PRODUCTS = {"fit_a_method.py": ["tray.model/model.json"], "score_a_defect.py": ["bank.safetensors", "picture.png"]}
@@ -25,7 +35,7 @@ SAYS = {
 
 
 def test_every_example_is_listed() -> None:
-    assert {path.name for path in EXAMPLES.iterdir() if path.is_file()} == {*ARGUMENTS, GATE.name}
+    assert {path.name for path in EXAMPLES.iterdir() if path.is_file()} == {*ARGUMENTS, GATE.name, SERVICE.name}
 
 
 @pytest.mark.parametrize(
@@ -90,3 +100,36 @@ def test_the_gate_says_how_it_is_called() -> None:
     done = subprocess.run(["sh", str(GATE)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "usage: sh line_gate.sh MODEL PICTURE [OUT]\n"
+
+
+@pytest.mark.slow
+def test_the_service_on_ray_serve_answers_as_the_bank(tmp_path: Path) -> None:
+    for package in ("grpc", "ray.serve", "fastapi"):
+        pytest.importorskip(package)
+    bank = MemoryBank(torch.rand(50, 8))
+    bank.save(tmp_path / "dump.bank")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, str(SERVICE), str(tmp_path), "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as service:
+        try:
+            assert service.stdout is not None
+            place = f"http://127.0.0.1:{port}"
+            assert service.stdout.readline() == f"{place}\n"
+            patches = torch.rand(6, 9, 8)
+            with ThreadPoolExecutor(6) as pool:  # at a time, so that some come together to a batch
+                found = list(pool.map(lambda one: _score(f"{place}/v2/models/dump/infer", one), patches))
+            assert found == bank.score(patches).image.tolist()
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                urllib.request.urlopen(f"{place}/v2/models/none", timeout=60)
+        finally:
+            service.send_signal(signal.SIGTERM)
+    assert service.returncode == 0
+
+
+def _score(address: str, patches: torch.Tensor) -> float:
+    inputs = [{"name": "patches", "datatype": "FP32", "shape": [1, *patches.shape], "data": patches.ravel().tolist()}]
+    body = json.dumps({"inputs": inputs, "outputs": [{"name": "image_scores"}]}).encode()
+    request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return float(json.load(answer)["outputs"][0]["data"][0])

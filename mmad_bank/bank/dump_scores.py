@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -58,6 +59,39 @@ def cut_in_images(source: Source, per_image: int) -> Source:
     return cut._replace(names=tuple(f"{source.names[0]}[{number}]" for number in range(cut.images)))
 
 
+class Block(NamedTuple):
+    """A few images of a dump that are scored together."""
+
+    part: int
+    """Number of the part of the dump."""
+    first: int
+    """The first of the part's rows."""
+    rows: int
+
+
+Scored = Scores | InputError | None
+"""A block's scores; why its rows cannot be read or used; or nothing, of a part that is left out already."""
+
+
+def blocks_of(dump: FeatureDump, per_image: int) -> list[Block]:
+    """Return the blocks of a dump of :func:`in_images`, in order."""
+    step = max(1, ROWS_AT_ONCE // per_image) * per_image
+    return [
+        Block(number, first, min(step, part.source.rows - first))
+        for number, part in enumerate(dump.parts)
+        for first in range(0, part.source.rows, step)
+    ]
+
+
+def score_block(score: ScoreImages, dump: FeatureDump, per_image: int, block: Block) -> Scores | InputError:
+    """Return the scores of a block's images on the CPU, or why its rows cannot be read or used."""
+    try:
+        rows = _rows_of(dump.parts[block.part], block.first, block.rows)
+    except _Unusable as error:
+        return error
+    return score(rows.view(-1, per_image, dump.dim)).cpu()
+
+
 def score_dump(
     score: ScoreImages,
     dump: FeatureDump,
@@ -82,26 +116,51 @@ def score_dump(
     Raises:
         InputError: A file cannot be used, or none of them can; the reason is the first one's.
     """
-    parts: list[Part] = []
-    found: list[Scores] = []
+
+    def scored() -> Iterator[Scored]:
+        unusable = -1
+        for block in blocks_of(dump, per_image):
+            found = None if block.part == unusable else score_block(score, dump, per_image, block)
+            unusable = block.part if isinstance(found, InputError) else unusable
+            yield found
+
+    return gather_scores(dump, per_image, scored(), left_out=left_out, report=report)
+
+
+def gather_scores(
+    dump: FeatureDump,
+    per_image: int,
+    scored: Iterable[Scored],
+    *,
+    left_out: dict[str, str] | None = None,
+    report: Callable[[int], None] = lambda done: None,
+) -> tuple[list[Part], Scores]:
+    """Put the scores of a dump's blocks together, wherever they were computed.
+
+    Args:
+        dump: As for :func:`score_dump`, and so are the others.
+        per_image: Number of patches per image.
+        scored: What is known of each of :func:`blocks_of`, in order.
+        left_out: Dictionary that takes up why files cannot be used.
+        report: Function that is told the number of images that are done.
+    """
+    own: dict[int, list[Scores]] = {}
+    unusable: dict[int, InputError] = {}
     done = 0
-    for part in dump.parts:
-        try:
-            own = []
-            for rows in blocks_of_images(part, per_image):
-                own.append(score(rows.view(-1, per_image, dump.dim)).cpu())
-                report(done + sum(len(one.image) for one in own))
-        except _Unusable as error:
+    for block, found in zip(blocks_of(dump, per_image), scored, strict=True):
+        if isinstance(found, InputError) and block.part not in unusable:
             if left_out is None:
-                raise InputError(str(error)) from error
-            left_out[part.label] = str(error)
-            continue
-        done += part.source.images
-        parts.append(part)
-        found += own
-    if not parts:
+                raise InputError(str(found)) from found
+            unusable[block.part] = found
+            left_out[dump.parts[block.part].label] = str(found)
+            done -= sum(len(one.image) for one in own.pop(block.part, []))
+        elif isinstance(found, Scores) and block.part not in unusable:
+            own.setdefault(block.part, []).append(found)
+            done += len(found.image)
+            report(done)
+    if not own:
         raise NoneUsableError("", left_out or {})
-    return parts, Scores.of(found)
+    return [dump.parts[part] for part in own], Scores.of([one for scores in own.values() for one in scores])
 
 
 class _Unusable(InputError):
@@ -116,9 +175,13 @@ def blocks_of_images(part: Part, per_image: int) -> Iterator[Tensor]:
     """
     step = max(1, ROWS_AT_ONCE // per_image) * per_image
     for first in range(0, part.source.rows, step):
-        try:
-            rows = part.read(first, min(step, part.source.rows - first))
-            part.check(rows, first.__add__)
-        except InputError as error:
-            raise _Unusable(error) from error
-        yield rows
+        yield _rows_of(part, first, min(step, part.source.rows - first))
+
+
+def _rows_of(part: Part, first: int, rows: int) -> Tensor:
+    try:
+        found = part.read(first, rows)
+        part.check(found, first.__add__)
+    except InputError as error:
+        raise _Unusable(error) from error
+    return found

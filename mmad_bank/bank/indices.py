@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
+from mmad_bank._internal.checks import ArrayLike
 from mmad_bank._internal.progress import doing
 from mmad_bank.bank.exact_index import ExactIndex, naming_file
 from mmad_bank.bank.faiss_index import FaissIndex
@@ -12,7 +15,24 @@ from mmad_bank.bank.recall import Sample, SearchSettings
 from mmad_bank.errors import InputError
 from mmad_bank.ops.knn import Precision, check_precision
 
-Index = ExactIndex | FaissIndex
+
+class Index(Protocol):
+    """What a bank is searched with, wherever its vectors are: the one thing that scoring needs to know."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is kept in memory for the search."""
+
+    def search(self, queries: ArrayLike, k: int) -> tuple[Tensor, Tensor]:
+        """Return distances float32 (Q, k) and rows int64 (Q, k), nearest first."""
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return vectors by number: int64 (...) -> (..., D) on the device of ``rows``."""
+
+    def neighbors(self, rows: Tensor, k: int) -> Tensor:
+        """Return the k exact nearest vectors of the bank's own ``rows``: int64 (Q, k)."""
+
+
 AS_IT_TAKES = SearchSettings()
 """Settings that search as thoroughly as a measured recall takes."""
 

@@ -776,6 +776,22 @@ class MemoryBank:
             other._index = None
         return other
 
+    def searched_by(self, index: Index) -> MemoryBank:
+        """Return a bank of the same vectors that another index searches, such as one whose vectors are elsewhere.
+
+        Args:
+            index: What finds the same rows in the same order.
+
+        Example:
+            >>> import torch
+            >>> bank = MemoryBank(torch.rand(5, 3))
+            >>> bank.searched_by(ExactIndex(bank.vectors, "int8")).search(bank.vectors[3:4])[1]
+            tensor([[3]])
+        """
+        other = self.__copy__()
+        other._index = index
+        return other
+
     def __copy__(self) -> MemoryBank:
         """Return a bank of its own that shares vectors and index; extending one leaves the other as it is."""
         twin = type(self).__new__(type(self))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mmad_bank._internal.file_names import MODEL
 from mmad_bank.cli._parts import parts_shown
 from mmad_bank.cli._pictures import are_pictures, in_words, say_pictures
-from mmad_bank.cli._sample_files import Samples, main_files, read_files
+from mmad_bank.cli._sample_files import Read, Samples, main_files, read_files
 from mmad_bank.cli.evaluation import check_models, choose_models, models_in
 from mmad_bank.errors import InputError
 
@@ -97,6 +97,17 @@ def samples_of(datasets: Sequence[tuple[str, SampleDataset]]) -> Samples:
         for dataset in (one.without_truths() for _, one in datasets)
         for number, record in enumerate(dataset.records)
     ]
+
+
+def alone(read: Read) -> Read:
+    """Return a function that reads the same sample and knows of no other, to be sent to other processes."""
+    from mmad_bank.data.dataset import SampleDataset
+
+    dataset = getattr(read.func, "__self__", None) if isinstance(read, partial) else None
+    if not isinstance(dataset, SampleDataset):
+        return read
+    assert isinstance(read, partial)
+    return partial(dataset.select(read.args).__getitem__, 0)
 
 
 def _model_of_files(model: Path, categories: list[str] | None) -> Path:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmad_bank._internal.files import replacing, write_text
 from mmad_bank._internal.json_text import json_text
 from mmad_bank._internal.shares import percent
 from mmad_bank._internal.terminal import printable
-from mmad_bank.errors import NoneUsableError
+from mmad_bank.cli._sample_files import Read
+from mmad_bank.errors import MissingExtraError, MmadBankError, NoneUsableError
 
 if TYPE_CHECKING:
     from mmad_bank.data import PartView
@@ -150,6 +152,55 @@ def write_prediction(
     }
     write_text(folder / "score.json", json_text(result))
     return result
+
+
+class ToPredict(NamedTuple):
+    """A sample to score.
+
+    Attributes:
+        name: Its id.
+        read: Function that reads it.
+        shown: The part that it shows, and the view; None where it is judged by itself.
+    """
+
+    name: str
+    read: Read
+    shown: PartView | None
+
+
+@dataclass(frozen=True)
+class Writing:
+    """What is done with each sample, here or in another process: it is scored, and its files are written.
+
+    Attributes:
+        out: Folder of the samples' folders, or of the only one's files if there are not ``several``.
+        maps: Folder of maps as TIFF, or None.
+        several: Whether there are several.
+        explain: Number of normal patches to name.
+        force: Whether to score samples that the model was not made for.
+    """
+
+    out: Path
+    maps: Path | None
+    several: bool
+    explain: int
+    force: bool
+
+    def __call__(self, method: Method, sample: ToPredict) -> dict[str, Any] | str:
+        """Return what is said of a sample, or why it cannot be used."""
+        from mmad_bank.data.writing import write_map
+
+        folder = self.out / sample.name if self.several else self.out
+        try:
+            prediction = method.predict(sample.read(), force=self.force)
+        except MissingExtraError:
+            raise
+        except MmadBankError as error:
+            return str(error)
+        result = write_prediction(folder, sample.name, method, prediction, self.explain, sample.shown)
+        if self.maps is not None:
+            write_map(self.maps / f"{sample.name}.tiff", prediction.map.numpy())
+        return result
 
 
 def _save_array(path: Path, values: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -18,8 +18,9 @@ from mmad_bank._internal.files import replacing
 from mmad_bank._internal.progress import progress_bar
 from mmad_bank._internal.terminal import printable
 from mmad_bank.bank import FeatureDump, MemoryBank, Scores, Verdicts
-from mmad_bank.bank.dump_scores import cut_in_images, in_images, patches_of_an_image, score_dump
+from mmad_bank.bank.dump_scores import Scored, cut_in_images, gather_scores, in_images, patches_of_an_image, score_dump
 from mmad_bank.bank.dumps import Part
+from mmad_bank.bank.scores import Rule
 from mmad_bank.cli._verdicts import verdict_facts, word_verdict
 from mmad_bank.errors import InputError
 from mmad_bank.scoring import Reweight, anomaly_map
@@ -30,6 +31,9 @@ _COLUMNS = (
     "source_file", "source_patch", "source_row", "source_column",
 )  # fmt: skip
 _OF_VERDICTS = ("p_value", "verdict")
+
+Elsewhere = Callable[[FeatureDump, int], Iterator[Scored]]
+"""What scores the blocks of a dump that is cut into images of so many patches."""
 
 
 class Image(NamedTuple):
@@ -83,10 +87,12 @@ def score_images(
     *,
     divisor: float = 1.0,
     progress: bool = False,
+    elsewhere: Elsewhere | None = None,
 ) -> ScoredImages:
     """Score all images of a dump; in memory are a few images' features and the scores.
 
-    A file with rows that cannot be read or used is left out as a whole.
+    A file with rows that cannot be read or used is left out as a whole. ``elsewhere`` scores the dump's blocks in other
+    processes.
 
     Raises:
         InputError: Features and bank do not fit together, or no file can be used; the reason is the first one's.
@@ -97,9 +103,26 @@ def score_images(
     score = partial(bank.score, reweight=reweight, n_neighbors=neighbors, divisor=divisor)
     bar = progress_bar("scoring images", len(dump) // per_image) if progress else nullcontext(lambda done: None)
     with bar as report:
-        parts, scores = score_dump(score, in_images(dump, per_image), per_image, left_out=left_out, report=report)
-    images = [image for part in parts for image in images_of(part, per_image)]
-    return ScoredImages(images, scores, dump.dim, left_out)
+        images = in_images(dump, per_image)
+        if elsewhere is None:
+            parts, scores = score_dump(score, images, per_image, left_out=left_out, report=report)
+        else:
+            blocks = elsewhere(images, per_image)
+            parts, scores = gather_scores(images, per_image, blocks, left_out=left_out, report=report)
+    return ScoredImages([image for part in parts for image in images_of(part, per_image)], scores, dump.dim, left_out)
+
+
+def score_elsewhere(
+    bank: Path, loading: Mapping[str, Any], reopen: Callable[[], FeatureDump], rule: Rule, workers: int
+) -> Elsewhere:  # fmt: skip
+    """Return what scores a dump's blocks in other processes, which load the bank and open the dump themselves."""
+    from mmad_bank.distributed.scoring import DumpScoring, scored_blocks
+
+    def score(dump: FeatureDump, per_image: int) -> Iterator[Scored]:
+        job = DumpScoring(bank, {**loading, "verify": False}, reopen, per_image, rule)
+        return scored_blocks(job, dump, workers=workers)
+
+    return score
 
 
 def save(

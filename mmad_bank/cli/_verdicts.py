@@ -50,14 +50,19 @@ def parse_rate(text: str | None) -> float | None:
     raise InputError(f"--false-alarm-rate: expected a share above 0 and below 1, such as 0.01 or 1%, found {text!r}")
 
 
+def changes_asked(rate: float | None, runtime: str | None = None) -> dict[str, Any]:
+    """Return the arguments of a method that a command line changes."""
+    asked = {"false_alarm_rate": rate, "runtime": runtime}
+    return {name: value for name, value in asked.items() if value is not None}
+
+
 def as_asked(method: AnyMethod, rate: float | None, runtime: str | None = None) -> AnyMethod:
     """Return a fitted method that judges at a false-alarm rate, by a runtime; itself where none is asked for.
 
     Raises:
         InputError: It is not calibrated, or on too few images, or has no network that runtimes run.
     """
-    asked = {"false_alarm_rate": rate, "runtime": runtime}
-    changes = {name: value for name, value in asked.items() if value is not None}
+    changes = changes_asked(rate, runtime)
     if not changes:
         return method
     with argument_called(false_alarm_rate="--false-alarm-rate", runtime="--runtime"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,6 +55,7 @@ from mmad_bank.cli._verdicts import (
     verdict_rows,
 )
 from mmad_bank.cli._words import BankPrecision, option
+from mmad_bank.cli._workers import check_workers, cluster_of
 from mmad_bank.errors import InputError
 
 if TYPE_CHECKING:
@@ -221,6 +223,8 @@ def score(
     ] = None,
     trust_index: TrustIndex = False,
     device: Device = "cpu",
+    workers: RayWorkers = None,
+    address: Address = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -241,29 +245,35 @@ def score(
     check_outputs({"--out": out, "--csv": csv}, inputs=(bank_file, *features), overwrite=mine)
     check_positive("--top", top)
     rate = parse_rate(false_alarm_rate)
+    check_workers(workers, address, device)
     from mmad_bank import scoring
     from mmad_bank.bank import MemoryBank
     from mmad_bank.bank.scores import Rule
-    from mmad_bank.cli._scoring import save, score_images, summarise
+    from mmad_bank.cli._scoring import save, score_elsewhere, score_images, summarise
 
     rule = Rule(reweight, scoring.check_reweight(reweight, neighbors, "--neighbors"))
     target = check_device(device)
     begin = time.perf_counter()
+    loading: dict[str, Any] = {"bank_precision": bank_precision, "trust_index": trust_index}
     with doing(f"loading {bank_file}"):
-        bank = MemoryBank.load(bank_file, device=target, bank_precision=bank_precision, trust_index=trust_index)
-    is_judged = fail_on_bad or rate is not None
-    calibration = check_calibrated(bank, bank_file, rule, rate) if is_judged else None
+        bank = MemoryBank.load(bank_file, device=target, **loading)
+    calibration = check_calibrated(bank, bank_file, rule, rate) if fail_on_bad or rate is not None else None
     left_out: dict[str, str] = {}
-    dump = Reading(key, axes, by_image).open(features, bank.dim, left_out)
+    reading = Reading(key, axes, by_image)
+    dump = reading.open(features, bank.dim, left_out)
     dump.check_extractor(bank.extractor, str(bank_file))
     if calibration is not None:
         check_size_of_images(dump, patches, bank_file, calibration)
     if maps is not None:
-        names = _names_of_maps(dump, patches, maps)
-        check_apart({"--out": out, "--csv": csv}, maps, "--maps", names)
-        check_output_folder(maps, "--maps", outputs=names, inputs=(bank_file, *features), overwrite=mine)
+        _check_maps(maps, _names_of_maps(dump, patches, maps), outputs, (bank_file, *features), mine)
     loaded = time.perf_counter()
-    scored_images = score_images(bank, dump, patches, reweight, neighbors, progress=show_progress(as_json))
+    elsewhere = score_elsewhere(
+        bank_file, loading, partial(reading.open, features, bank.dim, {}), rule, workers
+    ) if workers else None  # fmt: skip
+    with cluster_of(workers, address):
+        scored_images = score_images(
+            bank, dump, patches, reweight, neighbors, progress=show_progress(as_json), elsewhere=elsewhere
+        )
     scored = time.perf_counter()
     verdicts = None if calibration is None else calibration.judge(scored_images.scores, rate)
     left_out |= scored_images.left_out
@@ -274,15 +284,27 @@ def score(
     if calibration is not None:
         result["verdicts"]["outdated"] = calibration.outdated
     rows |= verdict_rows(result.get("verdicts"), bank.calibration, rule)
-    rows["time"] = f"load {seconds(times['load'])}, score {seconds(times['score'])}"
-    rows["per image"] = seconds(times["score"] / len(scored_images))
+    rows |= {
+        "time": f"load {seconds(times['load'])}, score {seconds(times['score'])}",
+        "per image": seconds(times["score"] / len(scored_images)),
+    }
     written = {"scores": out and str(out), "table": csv and str(csv), "maps": maps and str(maps)}
     into = " and ".join(str(path) for path in (out, csv, maps) if path is not None)
-    title = f"scored into {into}" if into else f"scored against {bank_file}"
-    emit({**written, **result, "left_out": left_out, "seconds": times}, rows, title=title, as_json=as_json)
+    emit(
+        {**written, **result, "left_out": left_out, "seconds": times}, rows,
+        title=f"scored into {into}" if into else f"scored against {bank_file}", as_json=as_json,
+    )  # fmt: skip
     say_left_out(left_out)
     end_on_bad(fail_on_bad and verdicts is not None and bool(verdicts.bad.any()))
     end(left_out, said=True)
+
+
+def _check_maps(
+    maps: Path, names: Sequence[str], others: tuple[Path | None, ...], inputs: Sequence[Path], overwrite: bool
+) -> None:
+    """Refuse a folder for maps of these names that the work would not leave as it should be."""
+    check_apart(dict(zip(("--out", "--csv"), others, strict=False)), maps, "--maps", names)
+    check_output_folder(maps, "--maps", outputs=names, inputs=inputs, overwrite=overwrite)
 
 
 def _names_of_maps(dump: FeatureDump, patches: int | None, maps: Path) -> list[str]:

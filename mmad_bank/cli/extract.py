@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,10 +16,22 @@ from mmad_bank._internal.file_names import EXTRACTION
 from mmad_bank._internal.files import real_path
 from mmad_bank._internal.folders import working_alone
 from mmad_bank.cli._command import add
-from mmad_bank.cli._options import Batch, Categories, DatasetFolder, Device, Json, Layout, Overwrite, Units
+from mmad_bank.cli._options import (
+    Address,
+    Batch,
+    Categories,
+    DatasetFolder,
+    Device,
+    Json,
+    Layout,
+    Overwrite,
+    RayWorkers,
+    Units,
+)
 from mmad_bank.cli._output import check_output_folder, emit, end, is_unfinished, seconds, show_progress, unfinished
 from mmad_bank.cli._values import check_device, parse_categories
 from mmad_bank.cli._words import SplitName, option
+from mmad_bank.cli._workers import check_workers, cluster_of
 from mmad_bank.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,11 +58,14 @@ def extract(
     layout: Layout = "auto",
     units: Units = None,
     device: Device = "cpu",
+    workers: RayWorkers = None,
+    address: Address = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Write the patch features of a split to dumps (images, patches, D), which build and score take."""
     target, names = check_device(device), parse_categories(categories)
+    check_workers(workers, address, device)
     wanted = {"rgb": (rgb, rgb_weights), "xyz": (xyz, xyz_weights)}
     job = {"extract": str(real_path(dataset)), "categories": names, "split": split, "units": units, **wanted}
     files = (EXTRACTION, *(f"{name}.npy" for name, (model, _) in wanted.items() if model != "none"))
@@ -59,8 +75,8 @@ def extract(
     begin = time.perf_counter()
     _check_modalities(samples, wanted)
     networks = _networks(wanted, shared)
-    with _place_for_dumps(out, job) as folder:
-        facts = _extract(samples, folder, out, networks, target, image_size, batch, show_progress(as_json))
+    with _place_for_dumps(out, job) as folder, cluster_of(workers, address):
+        facts = _extract(samples, folder, out, networks, target, image_size, batch, show_progress(as_json), workers)
     facts |= {"dataset": str(dataset), "split": split, "seconds": time.perf_counter() - begin}
     rows = {
         "images": f"{len(facts['ids']):,}" + (f", {len(facts['left_out'])} left out" if facts["left_out"] else ""),
@@ -106,7 +122,7 @@ def _networks(wanted: Mapping[str, tuple[str, str]], shared: dict[str, Any]) -> 
 
 def _extract(
     samples: SampleDataset, folder: Path, out: Path, networks: dict[str, Any], device: Any, image_size: int,
-    batch: int, progress: bool,
+    batch: int, progress: bool, workers: int | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the dumps and the list of what is in them into a folder whose files will be in ``out``."""
     from mmad_bank._internal.json_text import json_text
@@ -114,7 +130,15 @@ def _extract(
 
     extractors = Extractors(networks, device)
     prepare = _preparing(samples, image_size)
-    ids, left_out = extract_to(folder, samples, extractors, prepare, batch=batch, progress=progress)
+    elsewhere = None
+    if workers is not None:
+        from mmad_bank.distributed.extracting import Extraction, described_elsewhere
+
+        work = Extraction(samples, extractors, prepare)
+        elsewhere = partial(described_elsewhere, work, batch, workers=workers)
+    ids, left_out = extract_to(
+        folder, samples, extractors, prepare, batch=batch, progress=progress, elsewhere=elsewhere
+    )
     dumps = {
         name: {
             "file": str(out / f"{name}.npy"), "dim": dim, "extractor": extractors.names[name],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from mmad_bank._internal.progress import doing, progress_bar, within
 from mmad_bank._internal.terminal import say
 from mmad_bank.cli._command import add
 from mmad_bank.cli._options import (
+    Address,
     Device,
     FailOnBad,
     Json,
@@ -24,6 +25,7 @@ from mmad_bank.cli._options import (
     ModelRuntime,
     ModelUnits,
     Overwrite,
+    RayWorkers,
     TrustIndex,
 )
 from mmad_bank.cli._output import (
@@ -40,23 +42,32 @@ from mmad_bank.cli._output import (
 )
 from mmad_bank.cli._parts import judge, name_of, say_notes, summary, word_row
 from mmad_bank.cli._pictures import PICTURES
-from mmad_bank.cli._predict_groups import Group, files_found, groups_of, samples_of
+from mmad_bank.cli._predict_groups import Group, alone, files_found, groups_of, samples_of
 from mmad_bank.cli._predicted import (
     POINTS,
     WRITTEN,
+    ToPredict,
+    Writing,
     draw_overlay,
     none_usable,
     write_csv,
     write_jsonl,
-    write_prediction,
 )
-from mmad_bank.cli._sample_files import Samples
 from mmad_bank.cli._swapped import check_model_first
 from mmad_bank.cli._values import check_device, parse_categories, parse_scale
-from mmad_bank.cli._verdicts import FIT_ANEW, NOT_CALIBRATED, as_asked, end_on_bad, parse_rate, warn_if_outdated
+from mmad_bank.cli._verdicts import (
+    FIT_ANEW,
+    NOT_CALIBRATED,
+    as_asked,
+    changes_asked,
+    end_on_bad,
+    parse_rate,
+    warn_if_outdated,
+)
 from mmad_bank.cli._words import SplitName, option
+from mmad_bank.cli._workers import check_workers, cluster_of
 from mmad_bank.cli.evaluation import Force, ModelFolder
-from mmad_bank.errors import InputError, MissingExtraError, MmadBankError
+from mmad_bank.errors import InputError, MmadBankError
 
 if TYPE_CHECKING:
     from mmad_bank.data import PartView, SampleDataset
@@ -104,6 +115,8 @@ def predict(
     trust_index: TrustIndex = False,
     device: Device = "cpu",
     runtime: ModelRuntime = None,
+    workers: RayWorkers = None,
+    address: Address = None,
     force: Force = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -123,6 +136,7 @@ def predict(
 
     check_model_first("predict", model, inputs, "MODEL RGB XYZ" if len(inputs) > 1 else "MODEL DATASET")
     target = str(check_device(device))
+    check_workers(workers, address, target)
     limits = None if scale is None else parse_scale(scale)
     rate = parse_rate(false_alarm_rate)
     if explain < 0:
@@ -130,8 +144,7 @@ def predict(
     groups = groups_of(model, inputs, parse_categories(categories), split, layout, units)
     samples = [name for group in groups for name, _ in group.samples]
     job = {"predict": [str(real_path(path)) for path in (model, *inputs)], "category": categories, "split": split}
-    job |= {"units": units} if units else {}
-    job |= {"views": views} if views else {}
+    job |= {name: value for name, value in (("units", units), ("views", views)) if value}
     job |= {"maps": str(real_path(maps))} if maps else {}  # the note lets nothing be replaced in another folder
     tables = [str(real_path(path)) for path in (csv, jsonl) if path]
     job |= {"tables": tables} if tables else {}
@@ -145,15 +158,15 @@ def predict(
         check_output_folder(maps, "--maps", outputs=[f"{name}.tiff" for name in samples], inputs=read, overwrite=mine)
     run = _Predicting(
         out, maps, several, limits, explain, rate, views, fail_on_bad, target, runtime, trust_index, force,
-        show_progress(as_json),
+        show_progress(as_json), workers,
     )  # fmt: skip
-    alone = run.load(groups[0]) if len(groups) == 1 else None  # refused before anything is written
+    only = run.load(groups[0]) if len(groups) == 1 else None  # refused before anything is written
     begin = time.perf_counter()
-    with unfinished(out, job):
-        if alone is None:
+    with unfinished(out, job), cluster_of(workers, address):
+        if only is None:
             run.predict_categories(groups)
         else:
-            run.predict(groups[0], alone)
+            run.predict(groups[0], only)
         if not run.results:
             raise none_usable(len(samples), run.failed)
         if csv is not None:
@@ -167,8 +180,8 @@ def predict(
     parts = [one for one in run.judged if "part" in one]
     result = {
         "model": str(model), "samples": run.results, **({"parts": parts} if parts else {}), "left_out": run.failed,
-        "colour_scale": None if alone is None else run.scales[groups[0].name],
-        "colour_scales": run.scales if alone is None else {}, "seconds": taken,
+        "colour_scale": None if only is None else run.scales[groups[0].name],
+        "colour_scales": run.scales if only is None else {}, "seconds": taken,
     }  # fmt: skip
     width = max(len(one["verdict"] or "") for one in run.judged)
     rows = [(name_of(one), word_row(one, width)) for one in run.judged]
@@ -227,6 +240,7 @@ class _Predicting:
     trust_index: bool
     force: bool
     progress: bool
+    workers: int | None
     results: list[dict[str, Any]] = field(default_factory=list)
     judged: list[dict[str, Any]] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
@@ -272,7 +286,7 @@ class _Predicting:
         if pattern is not None:
             shown, left_out = group.show(pattern)
             self.failed |= left_out
-        results = self._score(method, group.samples, shown)
+        results = self._score(group, method, shown)
         if not results:
             return
         limits = self.scale or _colour_scale(group.model, method, results)
@@ -284,24 +298,30 @@ class _Predicting:
         self.judged += results if pattern is None else judge(results, known)
         self.scales[group.name] = list(limits)
 
-    def _score(self, method: Method, samples: Samples, shown: Mapping[str, PartView]) -> list[dict[str, Any]]:
+    def _score(self, group: Group, method: Method, shown: Mapping[str, PartView]) -> list[dict[str, Any]]:
         """Score and write samples one by one; return what is said of them, and note why others are left out."""
-        from mmad_bank.data.writing import write_map
-
         results: list[dict[str, Any]] = []
-        bar = progress_bar("scoring samples", len(samples)) if self.progress else nullcontext(lambda done: None)
+        bar = progress_bar("scoring samples", len(group.samples)) if self.progress else nullcontext(lambda done: None)
         with bar as report:
-            for number, (name, read) in enumerate(samples, 1):
-                folder = self.out / name if self.several else self.out
-                try:
-                    prediction = method.predict(read(), force=self.force)
-                except MissingExtraError:
-                    raise
-                except MmadBankError as error:
-                    self.failed[name] = str(error)
+            found = self._worked(
+                group, method, [ToPredict(name, read, shown.get(name)) for name, read in group.samples]
+            )
+            for number, ((name, _), one) in enumerate(zip(group.samples, found, strict=True), 1):
+                if isinstance(one, str):
+                    self.failed[name] = one
                 else:
-                    results.append(write_prediction(folder, name, method, prediction, self.explain, shown.get(name)))
-                    if self.maps is not None:
-                        write_map(self.maps / f"{name}.tiff", prediction.map.numpy())
+                    results.append(one)
                 report(number)
         return results
+
+    def _worked(self, group: Group, method: Method, samples: list[ToPredict]) -> Iterator[dict[str, Any] | str]:
+        """Score samples here, or in other processes, which load the model themselves."""
+        writing = Writing(self.out, self.maps, self.several, self.explain, self.force)
+        if self.workers is None:
+            return (writing(method, sample) for sample in samples)
+        from mmad_bank.distributed.pictures import ModelWork, worked_by_model
+
+        loading = {"device": self.device, "trust_index": self.trust_index}
+        work = ModelWork(group.model, loading, changes_asked(self.rate, self.runtime), writing)
+        sent = [sample._replace(read=alone(sample.read)) for sample in samples]
+        return worked_by_model(work, sent, workers=self.workers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import socket
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 from mmad_bank._internal.checks import check_index
 from mmad_bank._internal.extras import import_extra
-from mmad_bank.errors import InputError
+from mmad_bank.errors import InputError, MmadBankError
 
 _PURPOSE = "work on several processes"
 _MANY = 10_000
@@ -69,14 +70,84 @@ def connect(address: str | None = None, workers: int | None = None) -> Iterator[
         return
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "ignore_reinit_error": False}
     try:
-        if address is None:
-            ray.init(address="local", num_cpus=workers, include_dashboard=False, **quiet)
-        else:
-            check_answers(address)
-            ray.init(address=address, **quiet)
+        with _quiet_core():
+            if address is None:
+                ray.init(address="local", num_cpus=workers, include_dashboard=False, **quiet)
+            else:
+                check_answers(address)
+                ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(f"address: expected a Ray cluster, found none at {address} ({error})") from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _quiet_core() -> Iterator[None]:
+    """Keep the lines of Ray's native core, which are for its developers, off standard error unless the user asks.
+
+    The core reads the variable when it starts, and says that it did: nothing is written to standard error meanwhile.
+    """
+    name = "RAY_BACKEND_LOG_LEVEL"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "fatal"
+    try:
+        with _unheard():
+            yield
+    finally:
+        os.environ.pop(name, None)
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Lead the process's standard error nowhere, for native code too."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # it has none
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def machines(ray: Any) -> tuple[int, int]:
+    """Return the numbers of a cluster's machines that work, and of the processes that these have room for."""
+    alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    return max(1, len(alive)), max(1, int(sum(node["Resources"]["CPU"] for node in alive)))
+
+
+def take_share(processes: int) -> None:
+    """Let PyTorch and the core work with the share of this machine's cores that one of so many processes has."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, cores // processes))
+
+
+@contextmanager
+def working_on(ray: Any) -> Iterator[None]:
+    """Let what goes wrong in another process be as if it went wrong here.
+
+    Raises:
+        MmadBankError: What a task has raised, if it is one of the package's own errors.
+        InputError: A process died as often as it was started again, or the cluster is gone.
+    """
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, MmadBankError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.RayActorError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"workers: expected processes that stay alive, found one that died ({reason})") from error

@@ -23,11 +23,13 @@ from mmad_bank.serving.protocol import health_routes, model_routes, repository_r
 from mmad_bank.serving.settings import Settings
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, backend: Backend | None = None) -> FastAPI:
     """Return the service as an ASGI application, for any server that runs those.
 
     Args:
         settings: Its settings.
+        backend: What has the models and computes; default: one that loads them as they are asked for, and lets them go
+            under a memory budget. Where something else does that, it overrides ``card`` and ``submit``.
 
     Returns:
         The application; its ``state.backend`` is the service behind it.
@@ -44,7 +46,7 @@ def create_app(settings: Settings) -> FastAPI:
         >>> app.state.backend.repository.index()
         [{'name': 'tile', 'version': '1', 'state': 'READY', 'reason': '', 'kind': 'bank'}]
     """
-    backend = Backend(settings)
+    backend = Backend(settings) if backend is None else backend
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -199,6 +199,14 @@ class Backend:
         known = self.repository.known_card(name)
         return await self.in_thread(self.repository.card, name) if known is None else known
 
+    async def submit(self, name: str, work: Work) -> Answer:
+        """Compute a request together with others; a service with batches and models of its own has its own way here.
+
+        Raises:
+            MmadBankError: As :meth:`score` says of problems.
+        """
+        return await self.batcher.submit(name, work)
+
     async def score(self, name: str, work: Work) -> Answer:
         """Compute a request.
 
@@ -210,7 +218,7 @@ class Backend:
                 413, f"inputs: expected up to {self.settings.max_batch} images per request, found {work.size}"
             )
         try:
-            answer = await self.batcher.submit(name, work)
+            answer = await self.submit(name, work)
         except Problem:
             raise
         except InputError as error:

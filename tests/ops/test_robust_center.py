@@ -35,7 +35,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("center")
     (folder / "main.cpp").write_text(PROGRAM)
     flags = ["-std=c++17", "-O1", "-fopenmp-simd", "-DMMAD_CLONES=", f"-I{CSRC}", f"-I{CSRC / 'include'}", "-pthread"]
-    sources = [str(CSRC / "cpu" / name) for name in ("operand.cpp", "parallel.cpp", "cpu_features.cpp")]
+    sources = [str(CSRC / "cpu" / name) for name in ("operand.cpp", "bytes.cpp", "parallel.cpp", "cpu_features.cpp")]
     subprocess.run(["g++", *flags, str(folder / "main.cpp"), *sources, "-o", str(folder / "center")], check=True)
     return folder / "center"
 
