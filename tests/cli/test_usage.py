@@ -12,7 +12,8 @@ from mmad_bank.cli._usage import word_usage, word_validation
 
 COMMANDS = (
     "build", "extend", "score", "follow", "calibrate", "monitor", "info", "synth", "prepare", "extract", "fit",
-    "train-uff", "train-adaptors", "train-sdf", "evaluate", "predict", "export", "serve", "bench", "tune", "demo",
+    "train-uff", "train-adaptors", "train-sdf", "evaluate", "predict", "export", "serve", "bench", "tune", "plan",
+    "demo",
 )  # fmt: skip
 
 

@@ -51,7 +51,7 @@ def test_a_bank_of_files_is_the_local_one(tmp_path: Path) -> None:
     )
     assert saved(bank, tmp_path / "a") == saved(local, tmp_path / "b")
     assert bank.provenance(range(9)) == local.provenance(range(9))
-    assert stages == {"Reading features", "Selecting the coreset"}
+    assert stages == {"Starting workers", "Reading features", "Selecting the coreset"}
     assert list(scratch.iterdir()) == []
 
     new = torch.from_numpy(features(1, 2) * 1.5).half()  # widened by whoever sends it
