@@ -207,6 +207,7 @@ def plan(
     size: int,
     workers: int,
     *,
+    machines: int | None = None,
     scratch: bool = False,
     row_bytes: int | None = None,
     cache: int = 0,
@@ -221,12 +222,13 @@ def plan(
         n_rows: Rows to select from.
         size: Vectors to select.
         workers: Number of shards.
+        machines: Number of machines that they are on, each of which is sent a centre once; default: one each.
         scratch: Whether the rows and their rounded copies are in scratch files, not in memory.
         row_bytes: Bytes of a row on disk; default: as float32.
         cache: Bytes of memory that the system has for a worker's scratch files. They are read in one direction: where
             they are larger, nothing of them is left there when they are read again.
         disk_rate: Bytes that a worker reads or writes in a second.
-        bandwidth: Bytes in a second between the coordinator and all workers together.
+        bandwidth: Bytes in a second between the coordinator and all machines together.
         round_trip: Seconds of a request and its answer.
 
     Raises:
@@ -245,15 +247,16 @@ def plan(
     growth = size / pace.picks
     scale = growth**pace.blocks_exponent
     blocks, requests = math.ceil(pace.blocks * scale), math.ceil(pace.requests * scale)
-    up, down = _traffic(pace.dim, size, blocks, requests, workers)
+    up, own_down, centers = _traffic(pace.dim, size, blocks, requests, workers)
+    moved = workers * (up + own_down) + min(machines or workers, workers) * centers
     memory, files = _memory(own, pace.dim, size, workers, scratch)
     read = (own * (4 * pace.dim if row_bytes is None else row_bytes) + files) / disk_rate
     reread = requests * files / disk_rate if files > cache else 0.0
     return Plan(
         n_rows, pace.dim, size, workers, pace.threads, read, own * pace.prepare,
         own * pace.meet * growth**pace.meet_exponent, reread, pace.choose * growth**pace.choose_exponent,
-        (requests + blocks) * round_trip + workers * (up + down) / bandwidth,
-        memory, files, 4 * pace.dim * size + _PROCESS, up, down, blocks,
+        (requests + blocks) * round_trip + moved / bandwidth,
+        memory, files, 4 * pace.dim * size + _PROCESS, up, own_down + centers, blocks,
     )  # fmt: skip
 
 
@@ -285,11 +288,11 @@ def enough(pace: Pace, n_rows: int, size: int, seconds: float, *, most: int = 1 
     return None
 
 
-def _traffic(dim: int, size: int, blocks: int, requests: int, workers: int) -> tuple[int, int]:
-    """Return the bytes that a worker sends and gets: its share of the pools, candidates; picks, values, own numbers."""
+def _traffic(dim: int, size: int, blocks: int, requests: int, workers: int) -> tuple[int, int, int]:
+    """Return the bytes that a worker sends, those that it gets alone, and those of the centres, which all get."""
     pool = min(_POOL, max(size, 1))
     up = blocks * pool * 4 * dim // workers + requests * pool * _CANDIDATE
-    return up, size * (4 * dim + 8) + blocks * pool * _CANDIDATE // workers
+    return up, blocks * pool * _CANDIDATE // workers, size * (4 * dim + 8)
 
 
 def _memory(own: int, dim: int, size: int, workers: int, scratch: bool) -> tuple[int, int]:
