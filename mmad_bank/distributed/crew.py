@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmad_bank.distributed.selection import Arguments, CatchUp, Traffic
-from mmad_bank.distributed.workers import Worker
+from mmad_bank.distributed.workers import WorkerProcess
 from mmad_bank.errors import WorkersError
 
 _DEATHS = 3  # of one worker without an answer
@@ -29,7 +29,7 @@ class RayCrew:
 
     def __init__(self, ray: Any, shares: Iterable[Any], arguments: Arguments = (), threads: int = 1) -> None:
         self._ray, self._arguments, self._threads = ray, arguments, threads
-        self._actor_class = ray.remote(num_cpus=threads, max_restarts=0)(Worker)
+        self._actor_class = ray.remote(num_cpus=threads, max_restarts=0)(WorkerProcess)
         errors = ray.exceptions
         self._deaths = (errors.RayActorError, errors.OutOfMemoryError, errors.ObjectLostError)
         self._shares: list[Any] = []

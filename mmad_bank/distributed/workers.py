@@ -207,6 +207,24 @@ class Worker:
         return Memory.now()
 
 
+class WorkerProcess(Worker):
+    """A worker that has a process to itself, with PyTorch's threads.
+
+    ``OMP_NUM_THREADS`` may say something else there: what suits the program that asks, which has all cores.
+    """
+
+    def __init__(
+        self,
+        share: Share,
+        projection: SparseProjection | None = None,
+        shift: float | None = None,
+        scratch: Folder | None = None,
+        threads: int = 1,
+    ) -> None:
+        torch.set_num_threads(threads)
+        super().__init__(share, projection, shift, scratch, threads)
+
+
 class _Space:
     """Room for rows: in memory, or in a file without a name that is mapped once it is written."""
 

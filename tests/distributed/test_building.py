@@ -16,7 +16,8 @@ from mmad_bank import MemoryBank, distributed, ops
 from mmad_bank.bank.dumps import open_dump
 from mmad_bank.distributed.crew import RayCrew
 from mmad_bank.distributed.selection import Selection
-from mmad_bank.distributed.shares import Cut
+from mmad_bank.distributed.shares import Cut, Share
+from mmad_bank.distributed.workers import WorkerProcess
 from mmad_bank.errors import InputError
 
 
@@ -126,3 +127,16 @@ def test_no_actors_are_left(cluster: Any) -> None:
     while cluster.available_resources().get("CPU", 0) < 2:
         assert time.monotonic() < end, cluster.available_resources()
         time.sleep(0.1)
+
+
+def test_workers_take_the_threads_that_they_are_given(cluster: Any) -> None:
+    """Whatever the environment says: theirs is that of the program, which may have all cores."""
+
+    class Asked(WorkerProcess):
+        def n_threads(self) -> int:
+            return torch.get_num_threads()
+
+    environment = {"env_vars": {"OMP_NUM_THREADS": "3"}}
+    actor = cluster.remote(runtime_env=environment)(Asked).remote(Share([(0, 1)], rows=np.zeros((1, 2), np.float32)))
+    assert cluster.get(actor.n_threads.remote()) == 1
+    cluster.kill(actor)
