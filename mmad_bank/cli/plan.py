@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,7 @@ from mmad_bank._internal.progress import doing
 from mmad_bank.cli._command import add
 from mmad_bank.cli._dumps import AxesOfMaps, ByImage, Key, Reading
 from mmad_bank.cli._options import Json, Overwrite, ProjectionDim
-from mmad_bank.cli._output import check_output, emit, seconds, size
+from mmad_bank.cli._output import check_output, emit, size
 from mmad_bank.cli._values import (
     check_positive,
     parse_count,
@@ -53,6 +54,7 @@ def plan(
     projection_dim: ProjectionDim = None,
     workers: Annotated[int | None, option("--workers", "1 to 64, doubling")] = None,
     threads: Annotated[int | None, option("--threads", "a worker")] = None,
+    machines: Annotated[int | None, option("--machines")] = None,
     within: Annotated[str | None, option("--within")] = None,
     spill: Annotated[bool, option("--spill")] = False,
     disk: Annotated[str, option("--disk")] = "1GB",
@@ -70,7 +72,8 @@ def plan(
     Nothing is selected, and no Ray is needed. FEATURES are measured with, or synthetic rows that lie near 64 directions
     if there are none: real ones tell more.
     """
-    for name, number in (("--dim", dim), ("--bank-size", bank_size), ("--workers", workers), ("--threads", threads)):
+    for name, number in (("--dim", dim), ("--bank-size", bank_size), ("--workers", workers), ("--threads", threads),
+                         ("--machines", machines)):  # fmt: skip
         check_positive(name, number)
     if ratio is not None and bank_size is not None:
         raise InputError("--ratio and --bank-size: expected one of them, found both")
@@ -78,6 +81,7 @@ def plan(
         raise InputError(f"--network: expected more than 0 gigabits per second, found {network}")
     limit = None if within is None else parse_duration(within, "--within")
     settings: dict[str, Any] = {
+        "machines": machines,
         "scratch": spill,
         "disk_rate": parse_size(disk, "--disk"),
         "bandwidth": network * 1e9 / 8,
@@ -111,10 +115,10 @@ def plan(
         "measured": f"{measured.picks:,} of {measured.rows:,} rows of {measured.dim}, {measured.threads} threads,"
         f" {measured.machine}",
         "growth": f"per row as (vectors selected)^{measured.meet_exponent:.2f}",
-        **{f"{one.workers} worker{'s' * (one.workers > 1)}": _line(one) for one in plans},
+        "plan": _lines(plans),
     }
     if within is not None:
-        facts[f"within {within}"] = "no number of workers" if few is None else f"{few.workers} workers: {_line(few)}"
+        facts[f"within {within}"] = "no number of workers is enough" if few is None else _lines([few])
     emit(result, facts, title="plan of a selection", as_json=as_json)
 
 
@@ -162,19 +166,27 @@ def _sample(dump: FeatureDump, projection: Any) -> Any:
     return rows if projection is None else projection(rows)
 
 
-def _line(one: Plan) -> str:
-    shares = (
-        {"read": one.read, "prepare": one.prepare, "meet": one.meet}
-        | ({"reread": one.reread} if one.reread else {})
-        | {"choose": one.choose, "network": one.network}
-    )
-    parts = ", ".join(f"{name} {seconds(value)}" for name, value in shares.items())
-    held = f"{size(one.memory)} a worker" + (f", {size(one.scratch)} of scratch" if one.scratch else "")
-    return f"{_time(one.seconds)} ({parts}); {held}; up {size(one.up)}, down {size(one.down)} a worker"
+_TIMES = ("read", "prepare", "meet", "reread", "choose", "network")
+
+
+def _lines(plans: Sequence[Plan]) -> str:
+    """Return the plans as a table: a line for each, times first, then what one of the workers holds and moves."""
+    times = [name for name in _TIMES if any(getattr(one, name) for one in plans)]
+    sizes = {"memory": "memory", "scratch": "scratch", "up": "sends", "down": "gets"}
+    kept = {name: word for name, word in sizes.items() if any(getattr(one, name) for one in plans)}
+    cells = [["workers", "time", *times, *kept.values()]]
+    cells += [
+        [f"{one.workers:,}", _time(one.seconds)]
+        + [_time(getattr(one, name)) for name in times]
+        + [size(getattr(one, name)) for name in kept]
+        for one in plans
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in cells)
 
 
 def _time(value: float) -> str:
     for unit, length in (("h", 3600), ("min", 60)):
         if value >= 2 * length:
             return f"{value / length:.1f} {unit}"
-    return seconds(value)
+    return f"{value:.1f} s" if value >= 1 else f"{1000 * value:.0f} ms"

@@ -29,6 +29,12 @@ def test_work_of_the_rows_is_shared_and_that_of_the_coordinator_is_not() -> None
     assert many.network > one.network
 
 
+def test_machines_are_sent_a_centre_once() -> None:
+    alone, together = (plan(PACE, 10**8, 10_000, 32, machines=machines) for machines in (None, 2))
+    assert math.isclose(alone.network - together.network, 30 * 10_000 * (4 * 64 + 8) / 1.25e9)
+    assert (alone.up, alone.down) == (together.up, together.down)
+
+
 def test_growth_follows_the_measured_exponents() -> None:
     one, more = (plan(PACE, 10**8, size, 4) for size in (10_000, 40_000))
     assert math.isclose(more.meet, one.meet * 4**PACE.meet_exponent)
@@ -135,7 +141,28 @@ def test_the_command_plans_by_a_saved_pace(tmp_path: Path) -> None:
     assert found["within"] == {"seconds": 60.0, "workers": 8}
     text = run(*common).stdout
     assert "10,000 of 100,000,000 rows of 64" in text
-    assert [word for word in ("1 worker ", "64 workers") if word not in text] == []
+    table = [line.split() for line in text.splitlines() if line.startswith(" ")]
+    assert [
+        "plan",
+        "workers",
+        "time",
+        "read",
+        "prepare",
+        "meet",
+        "choose",
+        "network",
+        "memory",
+        "sends",
+        "gets",
+    ] in table
+    assert [line[0] for line in table if line[0].isdigit()] == ["1", "2", "4", "8", "16", "32", "64"]
+
+
+def test_scratch_files_are_read_again_and_again() -> None:
+    files = plan(PACE, 10**8, 10_000, 2, scratch=True)
+    assert math.isclose(files.reread, 90 * 50_000_000 * 6 * 64 / 1e9)
+    assert files.seconds == files.read + files.prepare + files.reread + files.choose + files.network
+    assert plan(PACE, 10**8, 10_000, 2, scratch=True, cache=files.scratch).reread == 0.0
 
 
 def test_the_command_measures_with_features(tmp_path: Path) -> None:

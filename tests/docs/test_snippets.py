@@ -14,7 +14,7 @@ OWN_TESTS = (
     "how-to/pictures-alone.md", "how-to/folder-of-pictures.md",
     "how-to/point-clouds-alone.md", "how-to/feature-dumps.md", "how-to/serve.md",
     "how-to/many-machines.md",
-    "how-to/many-machines-scoring.md", "how-to/ray-serve.md",
+    "how-to/many-machines-scoring.md", "how-to/ray-serve.md", "how-to/plan-a-selection.md",
 )  # fmt: skip
 METHODS = sorted(path.stem for path in (DOCS / "methods").glob("*.md") if path.stem != "index")
 ON_DATA = ("how-to/mvtec3d-eyecandies.md", "how-to/embed.md", *(f"methods/{name}.md" for name in METHODS))
