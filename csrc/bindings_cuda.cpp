@@ -165,10 +165,11 @@ void bind_shard(py::module_& module) {
   module.def("k_center_shard_workspace", &k_center_shard_workspace, py::arg("device"), py::arg("operand"),
              py::arg("centers"));
   py::class_<KCenterShard>(module, "KCenterShard")
-      .def(py::init<int, Address, const OperandArguments&, Address, Address, std::int64_t, Address, const py::object&>(),
-           py::arg("device"), py::arg("stream"), py::arg("operand"), py::arg("rows"), py::arg("center"),
-           py::arg("centers"), py::arg("workspace"), py::arg("memory"),
-           py::keep_alive<1, 9>())  // of all addresses: it lasts until the shard is gone
+      .def(
+          py::init<int, Address, const OperandArguments&, Address, Address, std::int64_t, Address, const py::object&>(),
+          py::arg("device"), py::arg("stream"), py::arg("operand"), py::arg("rows"), py::arg("center"),
+          py::arg("centers"), py::arg("workspace"), py::arg("memory"),
+          py::keep_alive<1, 9>())  // of all addresses: it lasts until the shard is gone
       .def("meet", &KCenterShard::meet, py::arg("centers"), py::arg("count"), py::arg("own"))
       .def("settle", &KCenterShard::settle, py::arg("rows"), py::arg("squared"), py::arg("count"))
       .def("rise", &KCenterShard::rise, py::arg("bar"), py::arg("at_most"), py::arg("results"), py::arg("rows"),

@@ -2,11 +2,10 @@
 // the bar or above it is decided in float64 when the coordinator asks. Centres are kept in full, for most of them are rows
 // of other shards. The distances that decide are those of the CPU, to the bit: rows of the pool get their values from the
 // coordinator, and must tie with equal rows outside it, here and elsewhere.
-#include "mmad/cuda_k_center_shard.hpp"
-
 #include <algorithm>
 
 #include "cuda/k_center_rows.cuh"
+#include "mmad/cuda_k_center_shard.hpp"
 
 namespace mmad::cuda {
 

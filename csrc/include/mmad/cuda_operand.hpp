@@ -33,9 +33,9 @@ namespace mmad::cuda {
 
 using Stream = CUstream_st*;  // the same type as cudaStream_t
 
-constexpr int kTileRows = 128;  // rows of a block
+constexpr int kTileRows = 128;        // rows of a block
 constexpr int kPreparedTogether = 8;  // rows of one tile
-constexpr int kTileDepth = 64;  // columns of a block: 128 bytes of bfloat16, one swizzle period
+constexpr int kTileDepth = 64;        // columns of a block: 128 bytes of bfloat16, one swizzle period
 constexpr int kBlockBytes = kTileRows * kTileDepth * 2;
 constexpr int kInt8BlockBytes = kTileRows * kTileDepth;
 constexpr float kLargestNorm = 1e18f;
