@@ -255,7 +255,7 @@ def test_pages_link_to_what_is_there(quick_result, documents, tmp_path):
 def test_every_part_has_its_words(module):
     pages, gpu = module("pages"), {"gpu"}
     readme = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
-    parts = {*module("engine").PARTS, *module("methods").PARTS} | gpu
+    parts = {*module("engine").PARTS, *module("distributed").PARTS, *module("methods").PARTS} | gpu
     assert set(pages.measured_by(readme)) == set(pages.TITLES) == parts
     with pytest.raises(ValueError, match=r"README\.md: expected a heading '## Prices', found none"):
         pages.section_of(readme, "Prices")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from helpers import call, facts, good, refused, small_settings
 
 from mmad_bank.synthetic import write_synthetic
@@ -34,6 +36,15 @@ def check_same(command: tuple[object, ...], out: Path, exit_code: int, *, among:
     assert said[0] == said[1]
     assert written[0] == written[1]
     assert among <= set(written[0])
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Threads as a process of several has: the features of networks differ in the last bits with their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -79,6 +90,7 @@ def damaged(folder: Path) -> Path:
     return min((folder / "raw/stud_tray/test").rglob("rgb/*.png"))
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_predict(cluster: Any, parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tifffile")
     monkeypatch.chdir(parts)
@@ -92,6 +104,7 @@ def test_predict(cluster: Any, parts: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_extract(cluster: Any, parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One sample cannot be read, so that in this process other samples are described together than in others."""
     monkeypatch.chdir(parts)
