@@ -17,7 +17,7 @@ from common import SCHEMA
 
 Result = Mapping[str, Any]
 
-BENCHMARKS = ("methods", "engine", "gpu")
+BENCHMARKS = ("methods", "engine", "distributed", "gpu")
 AMOUNTS = {"accuracy": ("seeds", "categories"), "inference": ("images",)}
 """Settings of a part that say over how much it was measured."""
 GRID_OF_BUNDLED = ("networks", "stages", "sizes", "grids", "pads", "rules", "turns")

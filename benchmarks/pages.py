@@ -25,7 +25,7 @@ from mmad_bank.evaluation import FUSED
 TITLES = {
     "selection": "Selection", "search": "Search", "bagel": "A bank of a real category's size", "load": "Loading",
     "exactness": "Exactness", "metrics": "Metrics", "scaling": "Scaling", "tradeoff": "Memory against accuracy",
-    "serving": "Serving",
+    "serving": "Serving", "overhead": "Selection over workers", "growth": "How a selection over workers grows",
     "inference": "Inference", "accuracy": "Accuracy", "readings": "Readings of the papers",
     "decisions": "Decisions", "promise": "The promised false-alarm rate",
     "papers": "The papers' tables", "bundled": "Bundled networks",

@@ -29,7 +29,7 @@ MOST_OFF = 0.20
 _BLOCK = 1 << 20  # rows that are drawn at once
 _SAMPLE_ROWS, _RUNS = 1 << 20, 64
 _READ = 1 << 30  # bytes that the disk is timed by
-_HELD = 1 << 30  # bytes that a worker, the program and Ray hold beside the files
+_HELD = 1 << 29  # bytes that the program and Ray hold, for each worker
 
 COLUMNS = [
     Column("rows", "rows", ",.0f"),
@@ -72,9 +72,9 @@ def run(options: Options, limits: Mapping[str, float]) -> list[Table]:
     title = f"Selection from N × {DIM} float32 on disk over {options.threads} workers of one thread"
     table = Table(title, COLUMNS, rows, headline=True)
     table.notes = [
-        f"Rows: seed 0, {DIRECTIONS} directions and {NOISE} of noise. Each selection in fresh processes, once; Ray is"
-        " started before the clock is. Where the rows are in scratch files, these and their rounded copies are mapped,"
-        " and 'of its own' is what the system cannot take back.",
+        f"Rows: seed 0, {DIRECTIONS} directions and {NOISE} of noise. Each selection in fresh processes, once, without"
+        " the start of Ray and of the workers. Where the rows are in scratch files, these and their rounded copies are"
+        " mapped, and 'of its own' is what the system cannot take back.",
         f"Planned: by a pace that is measured on {_SAMPLE_ROWS:,} of the rows (or all) before each, by the disk's rate"
         f" and the memory that was free. Furthest off: {off:.0%} ({verdict} {MOST_OFF:.0%}).",
     ]
@@ -115,8 +115,9 @@ def _measure(path: Path, n_rows: int, size: int, workers: int, scratch: Path | N
     begin = time.perf_counter()
     _read(path, _READ)
     rate = min(path.stat().st_size, _READ) / (time.perf_counter() - begin) / workers
-    free = available_bytes() // workers - _HELD
-    planned = planning.plan(pace, n_rows, size, workers, scratch=on_disk, disk_rate=rate, cache=max(0, free))
+    settings: dict[str, Any] = {"scratch": on_disk, "disk_rate": rate}
+    free = available_bytes() // workers - planning.plan(pace, n_rows, size, workers, **settings).memory - _HELD
+    planned = planning.plan(pace, n_rows, size, workers, cache=max(0, free), **settings)
     drop_from_cache(path)
     job = {"dump": str(path), "size": size, "workers": workers, "scratch": None if scratch is None else str(scratch)}
     found = run_fresh("growth", job)
@@ -167,12 +168,17 @@ def _exponents(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 def measure(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Build a bank; return seconds, memory, and what went over the wire."""
-    workers = arguments["workers"]
+    workers, started = arguments["workers"], []
     torch.set_num_threads(1)
+
+    def note(stage: str, done: int, total: int) -> None:
+        if stage == "Starting workers":
+            started.append(time.perf_counter() - begin)
+
     with connect(None, workers), selecting_over(workers, scratch=arguments["scratch"]) as selector:
         begin = time.perf_counter()
-        bank = MemoryBank.build(arguments["dump"], size=arguments["size"], selector=selector)
-        taken = time.perf_counter() - begin
+        bank = MemoryBank.build(arguments["dump"], size=arguments["size"], selector=selector, progress=note)
+        taken = time.perf_counter() - begin - started[0]
     work = selector.work
     assert work is not None
     if len(bank.source_rows.unique()) != arguments["size"]:
