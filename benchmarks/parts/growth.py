@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ DIM, DIRECTIONS, NOISE = 64, 16, 0.3
 MOST_OFF = 0.20
 _BLOCK = 1 << 20  # rows that are drawn at once
 _SAMPLE_ROWS, _RUNS = 1 << 20, 64
-_READ = 1 << 30  # bytes that the disk is timed by
+_TRIPS = 200  # round trips that are timed
 _HELD = 1 << 29  # bytes that the program and Ray hold, for each worker
 
 COLUMNS = [
@@ -43,6 +45,7 @@ COLUMNS = [
     Column("up", "MB up", ".1f"),
     Column("down", "MB down", ".1f"),
     Column("trips", "round trips", ".0f"),
+    Column("disk", "disk, GB/s", ".1f"),
 ]
 EXPONENTS = [
     Column("grows", "grows with"),
@@ -55,14 +58,14 @@ EXPONENTS = [
 
 def run(options: Options, limits: Mapping[str, float]) -> list[Table]:
     """Measure a pace, plan, select, and compare."""
-    jobs = _jobs(options)
+    jobs, round_trip = _jobs(options), run_fresh("growth", {"workers": options.threads})["round_trip"]
     with working_folder(options.workdir, "growth") as folder:
         rows = []
         for n_rows, size, on_disk in jobs:
             path = folder / f"rows-v1-{n_rows}.npy"
             if not path.exists():
                 _write(path, n_rows)
-            rows.append(_measure(path, n_rows, size, options.threads, folder if on_disk else None))
+            rows.append(_measure(path, n_rows, size, options.threads, round_trip, folder if on_disk else None))
             if not (options.keep and options.workdir is not None) and n_rows not in {
                 job[0] for job in jobs[len(rows) :]
             }:
@@ -75,8 +78,10 @@ def run(options: Options, limits: Mapping[str, float]) -> list[Table]:
         f"Rows: seed 0, {DIRECTIONS} directions and {NOISE} of noise. Each selection in fresh processes, once, without"
         " the start of Ray and of the workers. Where the rows are in scratch files, these and their rounded copies are"
         " mapped, and 'of its own' is what the system cannot take back.",
-        f"Planned: by a pace that is measured on {_SAMPLE_ROWS:,} of the rows (or all) before each, by the disk's rate"
-        f" and the memory that was free. Furthest off: {off:.0%} ({verdict} {MOST_OFF:.0%}).",
+        f"Planned: by a pace that is measured on {_SAMPLE_ROWS:,} of the rows (or all) before each, by the memory that"
+        f" was free, by the disk's rate, at which {options.threads} threads had read the whole dump before, and by"
+        f" {1e3 * round_trip:.1f} ms for a round trip, which two workers without work took. Furthest off: {off:.0%}"
+        f" ({verdict} {MOST_OFF:.0%}).",
     ]
     exponents = Table("How it grows", EXPONENTS, list(_exponents(rows)))
     exponents.notes = ["Exponent: b of seconds = a · size^b, by least squares of the logarithms over the range."]
@@ -108,14 +113,14 @@ def _write(path: Path, n_rows: int) -> None:
     unfinished.rename(path)
 
 
-def _measure(path: Path, n_rows: int, size: int, workers: int, scratch: Path | None) -> dict[str, Any]:
+def _measure(
+    path: Path, n_rows: int, size: int, workers: int, round_trip: float, scratch: Path | None
+) -> dict[str, Any]:
     on_disk = scratch is not None
     pace = planning.measure_pace(DIM, size, threads=1, features=_sample(path, n_rows), on_disk=on_disk)
     drop_from_cache(path)
-    begin = time.perf_counter()
-    _read(path, _READ)
-    rate = min(path.stat().st_size, _READ) / (time.perf_counter() - begin) / workers
-    settings: dict[str, Any] = {"scratch": on_disk, "disk_rate": rate}
+    rate = _disk_rate(path, workers)
+    settings: dict[str, Any] = {"scratch": on_disk, "disk_rate": rate / workers, "round_trip": round_trip}
     free = available_bytes() // workers - planning.plan(pace, n_rows, size, workers, **settings).memory - _HELD
     planned = planning.plan(pace, n_rows, size, workers, cache=max(0, free), **settings)
     drop_from_cache(path)
@@ -124,7 +129,7 @@ def _measure(path: Path, n_rows: int, size: int, workers: int, scratch: Path | N
     return {
         "rows": n_rows, "size": size, "where": "scratch files" if on_disk else "memory", **found,
         "planned": planned.seconds, "ratio": planned.seconds / found["seconds"],
-        "planned_gib": planned.memory / 2**30,
+        "planned_gib": planned.memory / 2**30, "disk": rate / 1e9,
     }  # fmt: skip
 
 
@@ -139,11 +144,24 @@ def _sample(path: Path, n_rows: int) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([run[: wanted // _RUNS] for run in runs]))
 
 
-def _read(path: Path, n_bytes: int) -> None:
-    with path.open("rb", buffering=0) as file:
-        buffer = bytearray(8 << 20)
-        while file.tell() < n_bytes and file.readinto(buffer):
-            pass
+def _disk_rate(path: Path, readers: int) -> float:
+    """Return the bytes in a second at which so many threads read a whole file.
+
+    All of it: virtual disks give the first gigabyte at twice the rate of the rest.
+    """
+    size = path.stat().st_size
+
+    def read(reader: int) -> None:
+        with path.open("rb", buffering=0) as file:
+            file.seek(size * reader // readers)
+            buffer, end = bytearray(8 << 20), size * (reader + 1) // readers
+            while file.tell() < end and file.readinto(buffer):
+                pass
+
+    begin = time.perf_counter()
+    with ThreadPoolExecutor(readers) as pool:
+        list(pool.map(read, range(readers)))
+    return size / (time.perf_counter() - begin)
 
 
 def _exponents(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -164,6 +182,26 @@ def _exponents(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The measured process
+
+
+def time_round_trips(workers: int) -> float:
+    """Return the median seconds in which all workers have been asked for nothing, and have answered."""
+    taken = []
+    with connect(None, workers) as ray:
+        actor = ray.remote(num_cpus=1)(Idle)
+        actors = [actor.remote() for _ in range(workers)]
+        for _ in range(_TRIPS + 1):
+            begin = time.perf_counter()
+            ray.get([one.answer.remote() for one in actors])
+            taken.append(time.perf_counter() - begin)
+    return statistics.median(taken[1:])
+
+
+class Idle:
+    """A worker without work."""
+
+    def answer(self) -> None:
+        """Do nothing."""
 
 
 def measure(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,4 +228,5 @@ def measure(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(json.loads(sys.argv[1]))))
+    job = json.loads(sys.argv[1])
+    print(json.dumps(measure(job) if "dump" in job else {"round_trip": time_round_trips(job["workers"])}))

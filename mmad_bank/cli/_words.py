@@ -129,7 +129,7 @@ WORDS: dict[str, Word] = {
     "--machines": Word(int, "Number of machines that the workers are on (default: one for each worker)."),
     "--spill": Word(bool, "Plan with the rows in scratch files of the workers, not in memory."),
     "--network": Word(float, "Gigabits per second between the program and all machines together."),
-    "--disk": Word(str, "What a worker reads in a second, such as 1GB.", "SIZE"),
+    "--disk": Word(str, "What a worker reads in a second, its part of a shared disk, such as 1GB.", "SIZE"),
     "--pace": Word(Path, "Pace of the workers' machine, a file of --save-pace (default: this one's, measured)."),
     "--save-pace": Word(Path, "JSON file for the pace of this machine, for plans that are made elsewhere."),
     "--scratch": Word(
