@@ -453,6 +453,7 @@ class MemoryBank:
         layout: Layout = "auto",
         by_image: bool = False,
         left_out: dict[str, str] | None = None,
+        selector: Selector | None = None,
     ) -> BankCalibration:
         """Score normal images that took no part in the bank, and keep the scores to judge others by.
 
@@ -477,13 +478,14 @@ class MemoryBank:
             by_image: As for :meth:`build`.
             left_out: Dictionary that takes up why a file cannot be used, by file; the others are taken. Default: the
                 first one is an error.
+            selector: Who selects the banks of the folds, as for :meth:`build`; default: this process.
 
         Returns:
             What the bank keeps as :attr:`calibration`.
 
         Raises:
             InputError: Bad features, or of another extractor; images that the bank was built from without ``folds``, or
-                others with it; an argument out of range.
+                others with it; an argument out of range; ``selector`` without ``folds``.
 
         Example:
             >>> import torch
@@ -493,8 +495,10 @@ class MemoryBank:
             <Calibration of 20 images of the bank, in 5 folds: 0.1399 to 0.1883>
         """
         rule = check_rule(reweight, n_neighbors, divisor)
+        if selector is not None and folds is None:
+            raise InputError("selector: expected folds beside it, found none; nothing is selected for held-out images")
         dump = self._open(features, key=key, layout=layout, by_image=by_image, left_out=left_out)
-        return self._calibrated(dump, rule, patches, folds, origin, progress, left_out, OR_FOLDS)
+        return self._calibrated(dump, rule, patches, folds, origin, progress, left_out, OR_FOLDS, selector)
 
     def _calibrated(
         self,
@@ -506,6 +510,7 @@ class MemoryBank:
         progress: Progress,
         left_out: dict[str, str] | None,
         or_else: str,
+        selector: Selector | None = None,
     ) -> BankCalibration:
         """Do the work of :meth:`calibrate`; ``or_else`` tells what to do with the bank's own images."""
         per_image = patches_of_an_image(dump, patches)
@@ -518,7 +523,7 @@ class MemoryBank:
             else:
                 check_all_of_bank(bank.vectors, bank.source_rows, bank.sources, dump)
                 scores = score_by_folds(
-                    lambda rest: bank._of_fold(rest, len(dump), rule), dump, per_image, folds, report
+                    lambda rest: bank._of_fold(rest, len(dump), rule, selector), dump, per_image, folds, report
                 )
         words = HELD_OUT if folds is None else f"images of the bank, in {folds} folds"
         calibration = BankCalibration.of(scores, rule, words if origin is None else origin)
@@ -553,7 +558,7 @@ class MemoryBank:
     def _scorer(self, rule: Rule) -> ScoreImages:
         return partial(self.score, reweight=rule.reweight, n_neighbors=rule.n_neighbors, divisor=rule.divisor)
 
-    def _of_fold(self, rest: FeatureDump, rows_in_all: int, rule: Rule) -> ScoreImages:
+    def _of_fold(self, rest: FeatureDump, rows_in_all: int, rule: Rule, selector: Selector | None) -> ScoreImages:
         """Return what scores with a bank like this one, of some of its features."""
         settings = self._settings_now()
         made = MemoryBank.build(
@@ -562,7 +567,7 @@ class MemoryBank:
             seed=0 if self.projection is None else self.projection.seed,
             standardize=False if self.standardization is None else self.standardization,
             bank_precision=self.bank_precision, device=self.device, nprobe=settings.nprobe,
-            ef_search=settings.ef_search,
+            ef_search=settings.ef_search, selector=selector,
         )  # fmt: skip
         return made._scorer(rule)
 

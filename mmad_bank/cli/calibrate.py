@@ -12,13 +12,26 @@ from mmad_bank._internal.progress import doing
 from mmad_bank.cli._command import add
 from mmad_bank.cli._dumps import AxesOfMaps, ByImage, Features, Key, Reading
 from mmad_bank.cli._labels import say_defective
-from mmad_bank.cli._options import CalibrationRate, Device, Json, Overwrite, Patches, Reweight, TrustIndex
+from mmad_bank.cli._options import (
+    Address,
+    CalibrationRate,
+    Device,
+    Json,
+    Overwrite,
+    Patches,
+    RayWorkers,
+    Reweight,
+    Scratch,
+    TrustIndex,
+)
 from mmad_bank.cli._output import emit, end, seconds, show_progress
+from mmad_bank.cli._over_workers import selector_of
 from mmad_bank.cli._swapped import check_bank_first
 from mmad_bank.cli._values import check_device, check_once
 from mmad_bank.cli._verdicts import calibration_facts, calibration_rows, parse_rate
 from mmad_bank.cli._words import option
 from mmad_bank.cli.bank import BankFile, check_target
+from mmad_bank.errors import InputError
 
 
 def register(app: typer.Typer) -> None:
@@ -41,6 +54,9 @@ def calibrate(
     by_image: ByImage = False,
     trust_index: TrustIndex = False,
     device: Device = "cpu",
+    workers: RayWorkers = None,
+    address: Address = None,
+    scratch: Scratch = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -48,11 +64,14 @@ def calibrate(
 
     Files that cannot be used are named and left out, and the exit code is 3.
 
-    All images that the bank was built from can be taken with --folds. Each is then scored by a bank of the others.
+    All images that the bank was built from can be taken with --folds. Each is then scored by a bank of the others,
+    which --workers select.
     """
     check_bank_first("calibrate", bank_file, features)
     check_once(features, "FEATURES")
     target = check_target(bank_file, features, out, in_place, overwrite)
+    if folds is None and (workers, address) != (None, None):
+        raise InputError(f"--{'address' if workers is None else 'workers'}: expected --folds beside it, found none")
     rate = parse_rate(false_alarm_rate)
     from mmad_bank import scoring
     from mmad_bank.bank import MemoryBank
@@ -66,10 +85,11 @@ def calibrate(
     dump = Reading(key, axes, by_image).open(features, bank.dim, None if folds else left_out)
     dump.check_extractor(bank.extractor, str(bank_file))
     say_defective(dump.sources)
-    found = bank.calibrate(
-        dump, folds=folds, reweight=reweight, n_neighbors=neighbors, patches=patches, left_out=left_out,
-        progress=show_progress(as_json),
-    )  # fmt: skip
+    with selector_of(workers, address, scratch) as selector:
+        found = bank.calibrate(
+            dump, folds=folds, reweight=reweight, n_neighbors=neighbors, patches=patches, left_out=left_out,
+            progress=show_progress(as_json), selector=selector,
+        )  # fmt: skip
     calibrated = time.perf_counter()
     with doing(f"saving {target}"):
         bank.save(target)

@@ -15,6 +15,7 @@ from safetensors import safe_open
 
 from mmad_bank import MemoryBank, MultiBank
 from mmad_bank.bank import BankCalibration, Scores, dump_scores, file_format, open_dump
+from mmad_bank.bank.selection import SelectHere
 from mmad_bank.errors import FormatError, InputError
 
 SHAPE = (9, 6)  # patches and dimensions
@@ -63,6 +64,12 @@ def test_rows_need_their_number_of_patches(bank: MemoryBank) -> None:
     assert bank.calibrate(held_out.view(-1, 6)).patches == 270, "an array is one image"
     with pytest.raises(InputError, match=r"^features: expected a multiple of 7 rows"):
         bank.calibrate(held_out.view(-1, 6), patches=7)
+
+
+def test_whoever_selects_is_for_folds_only() -> None:
+    bank = MemoryBank.build(images(5, 0))
+    with pytest.raises(InputError, match=r"^selector: expected folds beside it, found none"):
+        bank.calibrate(images(5, 1), selector=SelectHere(None))
 
 
 def test_verdicts_follow_the_calibration(bank: MemoryBank) -> None:

@@ -34,6 +34,21 @@ def test_build_and_extend_write_the_same_files(tmp_path: Path, dump: Path) -> No
 
 
 @pytest.mark.usefixtures("cluster")
+def test_calibrate_by_folds_writes_the_same_file(tmp_path: Path, dump: Path) -> None:
+    good("build", dump, "--out", tmp_path / "bank")
+    good("calibrate", tmp_path / "bank", dump, "--folds", 3, "--out", tmp_path / "a")
+    good("calibrate", tmp_path / "bank", dump, "--folds", 3, "--out", tmp_path / "b", "--workers", 2)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_calibrate_asks_for_folds_with_workers(tmp_path: Path, dump: Path) -> None:
+    good("build", dump, "--out", tmp_path / "bank")
+    for option, value in (("--workers", 2), ("--address", "auto")):
+        said = refused("calibrate", tmp_path / "bank", dump, "--out", tmp_path / "a", option, value)
+        assert said == f"error: {option}: expected --folds beside it, found none\n"
+
+
+@pytest.mark.usefixtures("cluster")
 def test_what_workers_cannot_be_is_refused(tmp_path: Path, dump: Path) -> None:
     assert "--workers: expected at most 2, the CPUs" in refused("build", dump, "--out", tmp_path / "b", "--workers", 9)
     assert "--workers: expected " in refused("build", dump, "--out", tmp_path / "b", "--workers", 0)
