@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmad_bank._internal.argument_names import argument_called
 from mmad_bank.cli._output import size
+from mmad_bank.cli._values import check_device
 from mmad_bank.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def selector_of(workers: int | None, address: str | None, scratch: Path | None) -> Iterator[Workers | None]:
-    """Yield who selects: workers if the options ask for them, or None for this process.
+def selector_of(
+    workers: int | None, address: str | None, scratch: Path | None, device: str = "cpu"
+) -> Iterator[Workers | None]:
+    """Yield who selects: workers if the options ask for them, on ``device``, or None for this process.
 
     Raises:
         InputError: --scratch stands alone, or what :func:`mmad_bank.distributed.selecting_over` refuses.
@@ -29,9 +32,17 @@ def selector_of(workers: int | None, address: str | None, scratch: Path | None) 
         return
     from mmad_bank.distributed import selecting_over
 
-    names = {name: f"--{name}" for name in ("workers", "address", "scratch")}
-    with argument_called(**names), selecting_over(workers, address=address, scratch=scratch) as selector:
+    names = {name: f"--{name}" for name in ("workers", "address", "scratch")} | {"worker_device": "--device"}
+    with (
+        argument_called(**names),
+        selecting_over(workers, address=address, scratch=scratch, worker_device=device) as selector,
+    ):
         yield selector
+
+
+def own_device(device: str, workers: int | None, address: str | None) -> Any:
+    """Return the device of this process: with workers the CPU, as the one that is asked for is theirs."""
+    return check_device(device if workers is None and address is None else "cpu")
 
 
 def work_facts(selector: Workers | None) -> dict[str, Any] | None:

@@ -44,7 +44,7 @@ from mmad_bank.cli._output import (
     size,
     unfinished_outputs,
 )
-from mmad_bank.cli._over_workers import selector_of, work_facts, work_rows
+from mmad_bank.cli._over_workers import own_device, selector_of, work_facts, work_rows
 from mmad_bank.cli._swapped import check_bank_first
 from mmad_bank.cli._values import check_device, check_once, check_positive, parse_paths, parse_projection, parse_share
 from mmad_bank.cli._verdicts import (
@@ -101,14 +101,14 @@ def build(
     dimensions = parse_projection(projection_dim)
     from mmad_bank.bank import MemoryBank
 
-    target = check_device(device)
+    target = own_device(device, workers, address)
     begin = time.perf_counter()
     dump = Reading(key, axes, by_image).open(features)
     say_defective(dump.sources)
-    with selector_of(workers, address, scratch) as selector:
+    with selector_of(workers, address, scratch, device) as selector:
         bank = MemoryBank.build(
             dump, share, size=bank_size, index=index, projection_dim=dimensions, seed=seed, start=start,
-            standardize=standardize, bank_precision=bank_precision, device=target if device != "cpu" else None,
+            standardize=standardize, bank_precision=bank_precision, device=target if str(target) != "cpu" else None,
             progress=show_progress(as_json), nprobe=nprobe, ef_search=ef_search, selector=selector,
         )  # fmt: skip
     built = time.perf_counter()
@@ -166,7 +166,7 @@ def extend(
     from mmad_bank.bank import MemoryBank
     from mmad_bank.cli._extension import extension_facts, extension_rows, judge_new
 
-    target_device = check_device(device)
+    target_device = own_device(device, workers, address)
     begin = time.perf_counter()
     with doing(f"loading {bank_file}"):
         bank = MemoryBank.load(bank_file, device=target_device, trust_index=trust_index)
@@ -176,7 +176,7 @@ def extend(
     left_out: dict[str, str] = {}
     others = Reading(key, axes, by_image).open(held_out, bank.dim, left_out) if held_out else None
     before, new = bank.calibration, judge_new(bank, dump, progress=show_progress(as_json))
-    with selector_of(workers, address, scratch) as selector:
+    with selector_of(workers, address, scratch, device) as selector:
         added = bank.extend(dump, radius=radius, size=at_most, progress=show_progress(as_json), selector=selector)
     if others is not None:
         with argument_called(features="--calibrate"):

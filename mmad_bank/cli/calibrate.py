@@ -25,9 +25,9 @@ from mmad_bank.cli._options import (
     TrustIndex,
 )
 from mmad_bank.cli._output import emit, end, seconds, show_progress
-from mmad_bank.cli._over_workers import selector_of
+from mmad_bank.cli._over_workers import own_device, selector_of
 from mmad_bank.cli._swapped import check_bank_first
-from mmad_bank.cli._values import check_device, check_once
+from mmad_bank.cli._values import check_once
 from mmad_bank.cli._verdicts import calibration_facts, calibration_rows, parse_rate
 from mmad_bank.cli._words import option
 from mmad_bank.cli.bank import BankFile, check_target
@@ -77,7 +77,7 @@ def calibrate(
     from mmad_bank.bank import MemoryBank
 
     scoring.check_reweight(reweight, neighbors, "--neighbors")
-    target_device = check_device(device)
+    target_device = own_device(device, workers, address)
     begin = time.perf_counter()
     with doing(f"loading {bank_file}"):
         bank = MemoryBank.load(bank_file, device=target_device, trust_index=trust_index)
@@ -85,7 +85,7 @@ def calibrate(
     dump = Reading(key, axes, by_image).open(features, bank.dim, None if folds else left_out)
     dump.check_extractor(bank.extractor, str(bank_file))
     say_defective(dump.sources)
-    with selector_of(workers, address, scratch) as selector:
+    with selector_of(workers, address, scratch, device) as selector:
         found = bank.calibrate(
             dump, folds=folds, reweight=reweight, n_neighbors=neighbors, patches=patches, left_out=left_out,
             progress=show_progress(as_json), selector=selector,

@@ -24,6 +24,8 @@ from mmad_bank.distributed.shares import Cut
 from mmad_bank.distributed.workers import Folder, Memory
 from mmad_bank.errors import InputError
 
+_PROCESSORS = {"cpu": ("CPU",), "cuda": ("CPU", "GPU")}  # what a worker takes one of, in Ray's words
+
 
 class Work(NamedTuple):
     """What a selection over workers took.
@@ -57,6 +59,7 @@ class Workers:
         ray: The module, which has joined a cluster.
         count: Number of workers.
         scratch: Folder on the workers' machines for rows that do not fit into memory.
+        device: Where the rows of each meet the centres, ``"cpu"`` or ``"cuda"``.
 
     Attributes:
         work: What the last selection took; None before it.
@@ -64,8 +67,8 @@ class Workers:
 
     work: Work | None = None
 
-    def __init__(self, ray: Any, count: int, scratch: Folder | None = None) -> None:
-        self._ray, self._count, self._scratch = ray, count, scratch
+    def __init__(self, ray: Any, count: int, scratch: Folder | None = None, device: str = "cpu") -> None:
+        self._ray, self._count, self._scratch, self._device = ray, count, scratch, device
 
     def select(
         self,
@@ -118,7 +121,7 @@ class Workers:
 
     def _crew(self, cut: Cut, projection: SparseProjection | None, moments: Moments | None) -> RayCrew:
         shift = None if moments is None else moments.shift
-        return RayCrew(self._ray, cut.shares(), (projection, shift, self._scratch))
+        return RayCrew(self._ray, cut.shares(), (projection, shift, self._scratch), device=self._device)
 
     def _finish(self, crew: RayCrew, selection: Selection, picks: Picks, dim: int, at_start: list[Memory]) -> Tensor:
         """Gather the vectors, and keep what the work took."""
@@ -130,26 +133,42 @@ class Workers:
 
 @contextmanager
 def selecting_over(
-    workers: int | None = None, *, address: str | None = None, scratch: Folder | None = None
+    workers: int | None = None,
+    *,
+    address: str | None = None,
+    scratch: Folder | None = None,
+    worker_device: str = "cpu",
 ) -> Iterator[Workers]:
     """Yield workers that select for banks, on a Ray cluster that is joined for as long.
 
     Args:
-        workers: Number of workers, each of which takes one CPU; default: all that the cluster has.
+        workers: Number of workers, each of which takes one CPU, and one GPU with ``worker_device="cuda"``; default: all
+            that the cluster has.
         address: Address of the cluster, see :func:`mmad_bank.distributed.cluster.connect`; default: this machine.
         scratch: Folder on the workers' machines where each keeps its rows in a file instead of in memory. The files
             have no names, and are gone with the workers.
+        worker_device: Where the rows of a worker meet the centres: ``"cpu"``, or ``"cuda"`` for a GPU of its own. The
+            rows are in its machine's memory as well.
 
     Raises:
-        InputError: No cluster answers, or it has fewer CPUs than workers are asked for.
+        InputError: No cluster answers, or it has fewer CPUs or GPUs than workers are asked for; another device, or a
+            scratch folder for GPUs.
         MissingExtraError: Ray is not installed.
     """
+    if worker_device not in _PROCESSORS:
+        raise InputError(f"worker_device: expected cpu or cuda, of which each takes one, found {worker_device!r}")
+    if scratch is not None and worker_device != "cpu":
+        raise InputError(f"scratch: expected workers on CPUs, found {worker_device}")
     with connect(address, workers) as ray:
-        cpus = int(ray.cluster_resources().get("CPU", 0))
-        count = max(1, cpus) if workers is None else check_index(workers, "workers", 1, 10_000, "processes")
-        if count > cpus:
-            raise InputError(f"workers: expected at most {cpus}, the CPUs of the Ray cluster, found {count}")
-        yield Workers(ray, count, scratch)
+        resources = ray.cluster_resources()
+        room = {name: int(resources.get(name, 0)) for name in _PROCESSORS[worker_device]}
+        fewest = min(room, key=lambda name: room[name])
+        count = max(1, room[fewest]) if workers is None else check_index(workers, "workers", 1, 10_000, "processes")
+        if count > room[fewest]:
+            raise InputError(
+                f"workers: expected at most {room[fewest]}, the {fewest}s of the Ray cluster, found {count}"
+            )
+        yield Workers(ray, count, scratch, worker_device)
 
 
 def build(
@@ -159,6 +178,7 @@ def build(
     workers: int | None = None,
     address: str | None = None,
     scratch: Folder | None = None,
+    worker_device: str = "cpu",
     **arguments: Any,
 ) -> MemoryBank:
     """Select a bank as :meth:`MemoryBank.build` does, over workers of a Ray cluster: the same bank, byte for byte.
@@ -172,6 +192,7 @@ def build(
         workers: Number of workers, see :func:`selecting_over`.
         address: Address of the cluster, see there.
         scratch: Folder for rows that do not fit into the workers' memory, see there.
+        worker_device: ``"cpu"``, or ``"cuda"`` for a GPU for each worker, see there.
         arguments: All other arguments of :meth:`MemoryBank.build`.
 
     Raises:
@@ -184,5 +205,5 @@ def build(
         >>> len(bank)  # doctest: +SKIP
         100
     """
-    with selecting_over(workers, address=address, scratch=scratch) as selector:
+    with selecting_over(workers, address=address, scratch=scratch, worker_device=worker_device) as selector:
         return MemoryBank.build(features, ratio, selector=selector, **arguments)

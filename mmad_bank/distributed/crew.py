@@ -25,11 +25,15 @@ class RayCrew:
         shares: The shares, each stored in Ray's object store as it comes: files' descriptions, or rows.
         arguments: Further arguments of :class:`~mmad_bank.distributed.workers.Worker`.
         threads: Number of threads of a worker, and of CPUs that it takes of the cluster.
+        device: Where its rows meet the centres; with ``"cuda"`` it takes a GPU of the cluster.
     """
 
-    def __init__(self, ray: Any, shares: Iterable[Any], arguments: Arguments = (), threads: int = 1) -> None:
-        self._ray, self._arguments, self._threads = ray, arguments, threads
-        self._actor_class = ray.remote(num_cpus=threads, max_restarts=0)(WorkerProcess)
+    def __init__(
+        self, ray: Any, shares: Iterable[Any], arguments: Arguments = (), threads: int = 1, device: str = "cpu"
+    ) -> None:
+        self._ray, self._arguments, self._named = ray, arguments, {"threads": threads, "device": device}
+        gpus = 1 if device == "cuda" else 0
+        self._actor_class = ray.remote(num_cpus=threads, num_gpus=gpus, max_restarts=0)(WorkerProcess)
         errors = ray.exceptions
         self._deaths = (errors.RayActorError, errors.OutOfMemoryError, errors.ObjectLostError)
         self._shares: list[Any] = []
@@ -106,7 +110,7 @@ class RayCrew:
         return [caught_up, self._call(number, method, arguments, stored)]
 
     def _actor(self, share: Any) -> Any:
-        return self._actor_class.remote(share, *self._arguments, threads=self._threads)
+        return self._actor_class.remote(share, *self._arguments, **self._named)
 
     def _call(self, number: int, method: str, arguments: Arguments, stored: dict[int, Any]) -> Any:
         """Call a method; large arrays that several workers are sent are stored once."""

@@ -17,6 +17,7 @@ def extend(
     workers: int | None = None,
     address: str | None = None,
     scratch: Folder | None = None,
+    worker_device: str = "cpu",
     **arguments: Any,
 ) -> int:
     """Add normal samples to a bank as :meth:`MemoryBank.extend` does, over workers: the same rows.
@@ -27,6 +28,7 @@ def extend(
         workers: As for :func:`mmad_bank.distributed.build`.
         address: As there.
         scratch: As there.
+        worker_device: As there.
         arguments: All other arguments of :meth:`MemoryBank.extend`.
 
     Returns:
@@ -41,5 +43,5 @@ def extend(
         >>> extend(bank, torch.rand(1000, 16) + 5, size=3, workers=2)  # doctest: +SKIP
         3
     """
-    with selecting_over(workers, address=address, scratch=scratch) as selector:
+    with selecting_over(workers, address=address, scratch=scratch, worker_device=worker_device) as selector:
         return bank.extend(features, selector=selector, **arguments)

@@ -75,6 +75,7 @@ class Worker:
         shift: What the blocks' sums are taken about; None if nobody asks for them.
         scratch: Folder for a file of the rows and one of their rounded copy; default: they are in memory.
         threads: Number of threads.
+        device: Where the rows meet the centres, ``"cpu"`` or ``"cuda"``; they are read and projected on the CPU.
 
     Example:
         >>> worker = Worker(Share([(10, 3)], rows=np.array([[0], [3], [5]], np.float32)))
@@ -92,9 +93,10 @@ class Worker:
         shift: float | None = None,
         scratch: Folder | None = None,
         threads: int = 1,
+        device: str = "cpu",
     ) -> None:
         self._share, self._projection, self._shift = share, projection, shift
-        self._scratch, self._threads = scratch, threads
+        self._scratch, self._threads, self._device = scratch, threads, device
         self._blocks_read = self._rows_read = 0
         self._met = 0
         self._pool = np.empty(0, np.int64)
@@ -137,7 +139,9 @@ class Worker:
         if self._space is not None:
             self._rows = self._space.rows()
         assert self._rows is not None
-        self._shard = KCenterShard(self._rows, n_centers=n_centers, threads=self._threads, scratch=self._scratch)
+        self._shard = KCenterShard(
+            self._rows, n_centers=n_centers, threads=self._threads, scratch=self._scratch, device=self._device
+        )
 
     def go_on(
         self, known: int, centers: np.ndarray, rows: np.ndarray, values: np.ndarray, bar: float, wanted: int
@@ -220,9 +224,10 @@ class WorkerProcess(Worker):
         shift: float | None = None,
         scratch: Folder | None = None,
         threads: int = 1,
+        device: str = "cpu",
     ) -> None:
         torch.set_num_threads(threads)
-        super().__init__(share, projection, shift, scratch, threads)
+        super().__init__(share, projection, shift, scratch, threads, device)
 
 
 class _Space:

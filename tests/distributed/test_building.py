@@ -89,6 +89,25 @@ def test_more_workers_than_the_cluster_has_are_refused() -> None:
         distributed.build(features(), workers=3)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.usefixtures("cluster")
+def test_gpus_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^workers: expected at most 0, the GPUs of the Ray cluster, found 2$"):
+        distributed.build(features(), workers=2, worker_device="cuda")
+    with pytest.raises(InputError, match=r"^worker_device: expected cpu or cuda, of which each takes one, found 'mps'"):
+        distributed.build(features(), workers=2, worker_device="mps")
+    with pytest.raises(InputError, match=r"^scratch: expected workers on CPUs, found cuda$"):
+        distributed.build(features(), workers=2, worker_device="cuda", scratch=tmp_path)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
+@pytest.mark.usefixtures("cluster", "small_blocks")
+def test_a_bank_of_workers_with_gpus_is_the_local_one(tmp_path: Path) -> None:
+    bank = distributed.build(features(), 0.2, workers=1, worker_device="cuda")
+    assert saved(bank, tmp_path / "a") == saved(MemoryBank.build(features(), 0.2), tmp_path / "b")
+
+
 @pytest.mark.usefixtures("cluster", "small_blocks")
 def test_what_a_worker_finds_is_said_as_in_one_process(tmp_path: Path) -> None:
     rows = features()

@@ -54,6 +54,8 @@ def test_what_workers_cannot_be_is_refused(tmp_path: Path, dump: Path) -> None:
     assert "--workers: expected " in refused("build", dump, "--out", tmp_path / "b", "--workers", 0)
     said = refused("build", dump, "--out", tmp_path / "b", "--workers", 1, "--scratch", tmp_path / "gone")
     assert said.startswith("error: --scratch: ")
+    said = refused("build", dump, "--out", tmp_path / "b", "--workers", 1, "--device", "cuda:1")
+    assert said == "error: --device: expected cpu or cuda, of which each takes one, found 'cuda:1'\n"
     assert not (tmp_path / "b").exists()
 
 

@@ -12,10 +12,12 @@ import torch
 from mmad_bank import ops
 from mmad_bank.bank.dumps import open_dump
 from mmad_bank.bank.projection import SparseProjection
+from mmad_bank.distributed import workers
 from mmad_bank.distributed.crew import RayCrew
 from mmad_bank.distributed.selection import Selection
 from mmad_bank.distributed.shares import Cut
 from mmad_bank.errors import InputError, WorkersError
+from mmad_bank.ops.k_center_shards import KCenterShard
 
 
 class ActorError(Exception):
@@ -48,7 +50,8 @@ class StandIn:
         self.alive -= 1
         actor.dead = True
 
-    def remote(self, **_: Any) -> Any:
+    def remote(self, **taken: Any) -> Any:
+        self.taken = taken
         return lambda kind: SimpleNamespace(remote=lambda *given, **named: Actor(self, kind(*given, **named)))
 
 
@@ -135,3 +138,24 @@ def test_what_a_new_worker_cannot_read_any_more_is_told(tmp_path: Any) -> None:
         deaths.append(True)
         with pytest.raises(InputError, match=r"rows\.pt"):
             selection.run(10)
+
+
+def test_a_worker_with_a_gpu_takes_one_and_works_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shards are asked for there, of rows in host memory, and are given the processor's here."""
+    places: list[str] = []
+
+    def shard(rows: torch.Tensor, *, device: str, **named: Any) -> KCenterShard:
+        places.append(device)
+        return KCenterShard(rows, device="cpu", **named)
+
+    monkeypatch.setattr(workers, "KCenterShard", shard)
+    ray, rows = StandIn(), torch.randn(90, 5)
+    cut = Cut(open_dump(rows), 2, 20)
+    for device, gpus in (("cuda", 1), ("cpu", 0)):
+        with RayCrew(ray, cut.shares(), device=device) as crew:
+            selection = Selection(crew, cut, lambda *_: None)
+            selection.read()
+            assert selection.run(30).rows.tolist() == ops.k_center_greedy(rows, 30).tolist()
+        assert (ray.taken["num_cpus"], ray.taken["num_gpus"]) == (1, gpus)
+        assert places == [device, device]
+        places.clear()
