@@ -6,13 +6,15 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from safetensors import safe_open
 
 from mmad_bank import MemoryBank, StreamingBank
+from mmad_bank.cli._words import BankPrecision
+from mmad_bank.scoring import Reweight
 
 jsonschema = pytest.importorskip("jsonschema")
 ROOT = Path(__file__).parents[2]
@@ -88,6 +90,21 @@ KINDS: dict[str, Callable[[Path], MemoryBank]] = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fresh_bank_is_as_the_schema_says(tmp_path: Path, kind: str) -> None:
     KINDS[kind](tmp_path).save(tmp_path / "a.bank")
+    VALIDATOR.validate(header_of(tmp_path / "a.bank"))
+
+
+@pytest.mark.parametrize("rule", get_args(Reweight))
+def test_a_calibration_by_any_rule_is_as_the_schema_says(tmp_path: Path, rule: Reweight) -> None:
+    bank = MemoryBank.build(FEATURES, size=30)
+    bank.calibrate(FEATURES[:3] + 1, reweight=rule)
+    bank.save(tmp_path / "a.bank")
+    assert header_of(tmp_path / "a.bank")["calibration"]["reweight"] == rule
+    VALIDATOR.validate(header_of(tmp_path / "a.bank"))
+
+
+@pytest.mark.parametrize("precision", get_args(BankPrecision))
+def test_a_bank_of_any_precision_is_as_the_schema_says(tmp_path: Path, precision: BankPrecision) -> None:
+    MemoryBank.build(FEATURES, size=30, bank_precision=precision).save(tmp_path / "a.bank")
     VALIDATOR.validate(header_of(tmp_path / "a.bank"))
 
 
