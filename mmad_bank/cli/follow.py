@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from filelock import FileLock, Timeout
 
 from mmad_bank._internal.files import real_path
 from mmad_bank._internal.progress import doing
@@ -64,12 +67,13 @@ def follow(
     )  # fmt: skip
     _check_places(bank_file, folder)
     target = check_device(device)
-    with doing("loading"):
-        stream = _open(bank_file, bank_size, factor, standardize, bank_precision, target)
-    begun = stream.rows_seen
-    with status_line(show_progress(as_json)) as show:
-        following = Following(stream, bank_file, folder, Reading(key, axes, by_image), times, show)
-        following.run()
+    with _alone(bank_file):
+        with doing("loading"):
+            stream = _open(bank_file, bank_size, factor, standardize, bank_precision, target)
+        begun = stream.rows_seen
+        with status_line(show_progress(as_json)) as show:
+            following = Following(stream, bank_file, folder, Reading(key, axes, by_image), times, show)
+            following.run()
     if not len(stream):
         found = "none that can be used" if following.left_out else "none"
         raise InputError(f"{folder}: expected feature files (.npy, .npz, .safetensors, .pt), found {found}")
@@ -100,6 +104,29 @@ def _check_places(bank_file: Path, folder: Path) -> None:
     check_output(bank_file, "BANK", overwrite=True)
     if real_path(folder) in real_path(bank_file).parents:
         raise InputError(f"BANK: {str(bank_file)!r} lies in the folder to be followed; expected a place outside")
+
+
+@contextmanager
+def _alone(bank_file: Path) -> Iterator[None]:
+    """Hold a lock beside the bank file, which the system lets go of whatever becomes of this process.
+
+    Raises:
+        InputError: Another process holds it, or there is no place for it.
+    """
+    real = real_path(bank_file)
+    lock = FileLock(real.with_name(f".{real.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(
+            f"BANK: expected a bank that no other process follows into, found {bank_file} in use"
+        ) from None
+    except OSError as error:
+        raise InputError(f"BANK: cannot lock {bank_file} ({error.strerror or error})") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _open(

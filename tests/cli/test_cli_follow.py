@@ -201,6 +201,7 @@ def test_files_that_grow_are_waited_for_and_a_signal_saves(
     np.save(bank.with_name("whole.npy"), images(4))
     with following(bank, folder, "--save-every", "50ms") as process:
         wait_for(lambda: rows_in(bank) == 240)
+        assert refused("follow", bank, folder, *QUICK).endswith(f"no other process follows into, found {bank} in use\n")
         write_in_pieces(folder / "4.npy", bank.with_name("whole.npy").read_bytes())
         wait_for(lambda: rows_in(bank) == 300)
         process.send_signal(number)
