@@ -120,7 +120,7 @@ WORDS: dict[str, Word] = {
     "--grid": Word(int, "Number of patches along each side of an image."),
     "--workers": Word(int, "Number of processes (default: {})."),
     "--address": Word(
-        str, "Address of the Ray cluster whose processes work, such as auto or ray://HOST:10001 (default: this"
+        str, "Address of the Ray cluster whose processes work, such as auto or HOST:6379 (default: this"
         " machine)."
     ),
     "--rows": Word(str, "Number of rows to select from, such as 1e9 (default: those of FEATURES).", "N"),
@@ -136,7 +136,7 @@ WORDS: dict[str, Word] = {
         Path, "Folder where workers keep their rows in files, which are gone with them: for more features than memory"
         " holds (default: in memory)."
     ),
-    "--threads": Word(int, "Number of threads of {} (default: one per core)."),
+    "--threads": Word(int, "Number of threads of {}."),
     "--seed": Word(int, "Seed of {}."),
     # The bank and its search.
     "--ratio": Word(str, "Share of the rows to select, such as 0.1 or 10% (default: 10%).", "SHARE"),

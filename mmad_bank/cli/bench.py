@@ -42,7 +42,7 @@ def bench(
     train_images: Annotated[int | None, option("--train-images", "whose patches fill the banks (default: 244)")] = None,
     compute_dtype: Annotated[ComputeDtype, option("--compute-dtype")] = "float32",
     device: Device = "cpu",
-    threads: Annotated[int | None, option("--threads", "PyTorch")] = None,
+    threads: Annotated[int | None, option("--threads", "PyTorch (default: one per core)")] = None,
     times_only: Annotated[bool, option("--times-only")] = False,
     quick: Annotated[bool, option("--quick")] = False,
     workdir: Annotated[Path | None, option("--workdir", "the fitted models in, from which a later run starts")] = None,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmad_bank._internal.progress import doing
+from mmad_bank._internal.resume import counted
 from mmad_bank.cli._command import add
 from mmad_bank.cli._dumps import AxesOfMaps, ByImage, Key, Reading
 from mmad_bank.cli._options import Json, Overwrite, ProjectionDim
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 _DOUBLING = (1, 2, 4, 8, 16, 32, 64)
 _SAMPLE_BYTES = 512 << 20
+_FAR = 10  # times as many vectors as were measured, beyond which a plan is a guess by the growth so far
+_UNSURE = 0.1  # of an exponent, by which those of a sample and of all rows may differ
 
 
 def register(app: typer.Typer) -> None:
@@ -53,7 +56,7 @@ def plan(
     bank_size: Annotated[int | None, option("--bank-size", "to select, in place of a share")] = None,
     projection_dim: ProjectionDim = None,
     workers: Annotated[int | None, option("--workers", "1 to 64, doubling")] = None,
-    threads: Annotated[int | None, option("--threads", "a worker")] = None,
+    threads: Annotated[int | None, option("--threads", "a worker (default: 1, as those of build have)")] = None,
     machines: Annotated[int | None, option("--machines")] = None,
     within: Annotated[str | None, option("--within")] = None,
     spill: Annotated[bool, option("--spill")] = False,
@@ -79,7 +82,9 @@ def plan(
         raise InputError("--ratio and --bank-size: expected one of them, found both")
     if not 0 < network < float("inf"):
         raise InputError(f"--network: expected more than 0 gigabits per second, found {network}")
-    limit = None if within is None else parse_duration(within, "--within")
+    if machines is not None and workers is not None and machines > workers:
+        raise InputError(f"--machines: expected at most {workers}, the workers, found {machines}")
+    limit = None if within is None else _limit(within)
     settings: dict[str, Any] = {
         "machines": machines,
         "scratch": spill,
@@ -112,14 +117,35 @@ def plan(
     facts = {
         "select": f"{n_select:,} of {n_rows:,} rows of {length}"
         + ("" if projection is None else f", in a random projection to {space}"),
-        "measured": f"{measured.picks:,} of {measured.rows:,} rows of {measured.dim}, {measured.threads} threads,"
-        f" {measured.machine}",
+        "measured": f"{measured.picks:,} of {measured.rows:,} rows of {measured.dim},"
+        f" {counted(measured.threads, 'thread')}, {measured.machine}",
         "growth": f"per row as (vectors selected)^{measured.meet_exponent:.2f}",
+        **_doubts(measured, n_select),
         "plan": _lines(plans),
+        "program": f"{size(plans[0].coordinator_memory)} of memory where the command runs: the bank is made there",
     }
     if within is not None:
         facts[f"within {within}"] = "no number of workers is enough" if few is None else _lines([few])
     emit(result, facts, title="plan of a selection", as_json=as_json)
+
+
+def _limit(text: str) -> float:
+    found = parse_duration(text, "--within")
+    if found is None or found <= 0:
+        raise InputError(f"--within: expected a time above 0, such as 90s, found {text!r}")
+    return found
+
+
+def _doubts(pace: Pace, n_select: int) -> dict[str, str]:
+    """Say how far the plan goes beyond what was measured, if it is far."""
+    beyond = n_select / pace.picks
+    if beyond <= _FAR:
+        return {}
+    other = beyond**_UNSURE
+    return {
+        "doubts": f"{beyond:,.0f} times as many vectors as were measured: if the growth is off by {_UNSURE:g}, meet is"
+        f" {other:.1f} times as long or as short"
+    }
 
 
 def _sizes(rows: str | None, dim: int | None, dump: FeatureDump | None) -> tuple[int, int]:
@@ -144,6 +170,8 @@ def _pace(
     from mmad_bank.distributed import planning
 
     if path is not None:
+        if threads is not None:
+            raise InputError("--threads: expected nothing beside --pace, whose own threads count")
         pace = planning.Pace.load(path)
         if pace.dim != dim:
             raise InputError(f"{path}: expected a pace of rows of length {dim}, found one of {pace.dim}")
@@ -151,7 +179,7 @@ def _pace(
     sample = None if dump is None else _sample(dump, projection)
     with doing("measuring"):
         return planning.measure_pace(
-            dim, n_select, threads=threads, features=sample,
+            dim, n_select, threads=threads or 1, features=sample,
             projected_from=None if projection is None else projection.dim_in, on_disk=spill,
         )  # fmt: skip
 
@@ -186,7 +214,7 @@ def _lines(plans: Sequence[Plan]) -> str:
 
 
 def _time(value: float) -> str:
-    for unit, length in (("h", 3600), ("min", 60)):
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if value >= 2 * length:
             return f"{value / length:.1f} {unit}"
     return f"{value:.1f} s" if value >= 1 else f"{1000 * value:.0f} ms"

@@ -70,7 +70,7 @@ def tune(
     reweight: Reweight = "m3dm",
     projection_dim: ProjectionDim = None,
     seed: Annotated[int, option("--seed", "the random projection")] = 0,
-    threads: Annotated[int | None, option("--threads", "the search")] = None,
+    threads: Annotated[int | None, option("--threads", "the search (default: one per core)")] = None,
     out: ResultsFile = None,
     workdir: Annotated[
         Path | None, option("--workdir", "results in as they come (default: OUT.tune, or in the cache folder)")

@@ -155,7 +155,17 @@ def test_the_command_plans_by_a_saved_pace(tmp_path: Path) -> None:
         "sends",
         "gets",
     ] in table
+    assert "doubts" not in text
+    assert "program" in text
     assert [line[0] for line in table if line[0].isdigit()] == ["1", "2", "4", "8", "16", "32", "64"]
+
+
+def test_a_plan_far_beyond_what_was_measured_says_so(tmp_path: Path) -> None:
+    PACE.save(tmp_path / "pace.json")
+    text = run("--rows", "1e9", "--dim", "64", "--bank-size", "1000000", "--pace", str(tmp_path / "pace.json")).stdout
+    assert "100 times as many vectors as were measured: if the growth is off by 0.1, meet is 1.6 times" in " ".join(
+        text.split()
+    )
 
 
 def test_scratch_files_are_read_again_and_again() -> None:
@@ -187,6 +197,9 @@ def test_the_command_measures_with_features(tmp_path: Path) -> None:
         (["--rows", "1e3", "--dim", "8", "--network", "0"], "--network: expected more than 0 gigabits"),
         (["--rows", "1e3", "--dim", "8", "--bank-size", "2000"], "size: expected"),
         (["--rows", "1e3", "--dim", "8", "--bank-size", "20", "--ratio", "1%"], "--ratio and --bank-size"),
+        (["--rows", "1e3", "--dim", "8", "--workers", "2", "--machines", "4"], "--machines: expected at most 2"),
+        (["--rows", "1e3", "--dim", "8", "--within", "none"], "--within: expected a time above 0"),
+        (["--rows", "1e3", "--dim", "8", "--pace", "a.json", "--threads", "2"], "--threads: expected nothing beside"),
     ],
 )
 def test_bad_arguments_are_named(arguments: list[str], said: str) -> None:
