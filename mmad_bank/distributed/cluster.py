@@ -68,20 +68,35 @@ def connect(address: str | None = None, workers: int | None = None) -> Iterator[
             )
         yield ray
         return
+    if address is not None:
+        try:
+            check_answers(address)
+        except ConnectionError as error:
+            raise InputError(f"address: expected a Ray cluster, found none at {address} ({error})") from error
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "ignore_reinit_error": False}
     try:
         with _quiet_core():
             if address is None:
                 ray.init(address="local", num_cpus=workers, include_dashboard=False, **quiet)
             else:
-                check_answers(address)
                 ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise InputError(f"address: expected a Ray cluster, found none at {address} ({error})") from error
+    except (ConnectionError, ValueError, RuntimeError, ImportError, ray.exceptions.RayError) as error:
+        raise InputError(
+            f"address: expected a Ray cluster that can be joined, found {address} ({_reason(error)}); if it asks for a"
+            " token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN here as well"
+        ) from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _reason(error: BaseException) -> str:
+    """Return an error's words, or those of Ray's own error behind it: of a missing token it is told only there."""
+    behind: BaseException | None = error
+    while behind is not None and not type(behind).__module__.startswith("ray."):
+        behind = behind.__cause__ or behind.__context__
+    return " ".join(str(behind or error).split())[:300]
 
 
 @contextmanager

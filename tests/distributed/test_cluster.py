@@ -37,6 +37,30 @@ def test_an_address_where_nobody_listens_is_refused_at_once(form: str) -> None:
         check_answers(f"127.0.0.1:{taken.getsockname()[1]}")
 
 
+def test_a_listener_that_cannot_be_joined_is_told_from_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster that asks for a token answers, but not those who have none; Ray says why only behind its error."""
+    ray = pytest.importorskip("ray")
+
+    def refuse(**_: Any) -> None:
+        try:
+            raise ray.exceptions.RayError("token is missing")
+        except ray.exceptions.RayError as error:
+            raise ConnectionError("Failed to connect") from error
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(InputError) as found, connect(address):
+            pass
+    assert str(found.value) == (
+        f"address: expected a Ray cluster that can be joined, found {address} (token is missing); if it asks for a"
+        " token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN here as well"
+    )
+
+
 @pytest.mark.parametrize("workers", [0, -1, 2.5])
 def test_workers_are_counted(workers: Any) -> None:
     with pytest.raises(InputError, match=r"^workers: "):
