@@ -119,7 +119,15 @@ class Workers:
             vectors = self._finish(crew, selection, picks, centers.shape[1], at_start)
         return Selected(torch.from_numpy(picks.rows), vectors, picks.covering_radius)
 
+    def close(self) -> None:
+        """Let go of the cluster; nothing can be selected any more."""
+        self._ray = None
+
     def _crew(self, cut: Cut, projection: SparseProjection | None, moments: Moments | None) -> RayCrew:
+        if self._ray is None:
+            raise InputError(
+                "selector: expected one that is used inside its `with selecting_over(...)`, found it closed"
+            )
         shift = None if moments is None else moments.shift
         return RayCrew(self._ray, cut.shares(), (projection, shift, self._scratch), device=self._device)
 
@@ -168,7 +176,11 @@ def selecting_over(
             raise InputError(
                 f"workers: expected at most {room[fewest]}, the {fewest}s of the Ray cluster, found {count}"
             )
-        yield Workers(ray, count, scratch, worker_device)
+        made = Workers(ray, count, scratch, worker_device)
+        try:
+            yield made
+        finally:
+            made.close()
 
 
 def build(
