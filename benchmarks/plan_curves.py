@@ -3,7 +3,7 @@
     python benchmarks/plan_curves.py [--dim 768] [--ratio 0.01] [--pace FILE] [--json PATH] [--picture PATH]
 
 Measures this machine's pace, or takes one that ``mmad-bank plan --save-pace`` has written, and plans with it: a worker
-of two threads, a node of 16 such workers, eight nodes over 10 Gbit/s. A GPU's line comes from the kept result of one
+of one thread, a node of 32 such workers, eight nodes over 10 Gbit/s. A GPU's line comes from the kept result of one
 H100: two selections tell its seconds per pick and per product, and it ends where its memory does. Prints how many rows
 each selects the share ``--ratio`` of within a minute, ten minutes and an hour. ``--picture`` draws the curves.
 """
@@ -28,7 +28,7 @@ from mmad_bank.errors import MmadBankError
 GPU_RESULT = "gpu-h100-*.json"
 GPU_JOBS = ((191_296, 19_130, 768), (765_184, 76_518, 1152))
 GPU_MEMORY, GPU_ROW_BYTES = 80e9, 170  # of a row beside its 16-bit copy, see ops.k_center_greedy
-THREADS, WORKERS_A_NODE, NODES = 2, 16, 8
+THREADS, WORKERS_A_NODE, NODES = 1, 32, 8
 LIMITS = {"a minute": 60.0, "ten minutes": 600.0, "an hour": 3600.0}
 COLORS = ("#8a8f98", "#0b6e75", "#12496b", "#b5651d")
 Seconds = Callable[[int], float]
@@ -73,7 +73,7 @@ def _lines(pace: Pace, ratio: float) -> dict[str, tuple[Seconds, float]]:
         return ratio * n_rows * (a_pick + a_product * n_rows * pace.dim)
 
     return {
-        f"a worker, {THREADS} threads": (over(1), np.inf),
+        "a worker": (over(1), np.inf),
         f"a node, {WORKERS_A_NODE} workers": (over(WORKERS_A_NODE), np.inf),
         f"{NODES} nodes": (over(NODES * WORKERS_A_NODE, NODES), np.inf),
         "an H100": (on_gpu, GPU_MEMORY / (2 * pace.dim + GPU_ROW_BYTES)),
