@@ -130,6 +130,11 @@ class StreamingBank:
         return self._moments is not None
 
     @property
+    def has_bank(self) -> bool:
+        """Whether rows have been seen, and different values where distances are standardized: there is a bank then."""
+        return len(self) > 0 and (self._moments is None or self._moments.vary)
+
+    @property
     def radius(self) -> float:
         """Distance within which every row seen has a vector, as far as it is proved; in the unit of the distances."""
         return self._cover.radius / self._std
