@@ -110,3 +110,25 @@ def naming_bad_rows(name: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise InputError(f"{name}: {error}") from None
+
+
+@contextmanager
+def naming_long_row(
+    rows: torch.Tensor, called: str, name: str, place: Callable[[int], str], error: type[InputError] = InputError
+) -> Iterator[None]:
+    """Name the row whose squared distances would not fit float32: the core counts in the rows that it was given.
+
+    Args:
+        rows: (n, D), of which some or all are given to the core.
+        called: Name of the argument in the core's word.
+        name: Name to put in its place.
+        place: Function that says which row one of a number in ``rows`` is.
+        error: Class of the error.
+    """
+    try:
+        yield
+    except InputError as raised:
+        row, found, words = str(raised).partition(" has a norm ")
+        if not found or not row.startswith(f"{called}: row "):
+            raise
+        raise error(f"{name}: {place(int(rows.double().norm(dim=1).argmax()))}{found}{words}") from raised

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from mmad_bank._internal.checks import naming_long_row
 from mmad_bank.bank.dumps import FeatureDump, Part
 from mmad_bank.bank.provenance import Source
 from mmad_bank.bank.scores import Scores
@@ -85,11 +86,13 @@ def blocks_of(dump: FeatureDump, per_image: int) -> list[Block]:
 
 def score_block(score: ScoreImages, dump: FeatureDump, per_image: int, block: Block) -> Scores | InputError:
     """Return the scores of a block's images on the CPU, or why its rows cannot be read or used."""
+    part = dump.parts[block.part]
     try:
-        rows = _rows_of(dump.parts[block.part], block.first, block.rows)
+        rows = _rows_of(part, block.first, block.rows)
+        with naming_long_row(rows, "queries", part.label, lambda row: part.source.place(block.first + row), _Unusable):
+            return score(rows.view(-1, per_image, dump.dim)).cpu()
     except _Unusable as error:
         return error
-    return score(rows.view(-1, per_image, dump.dim)).cpu()
 
 
 def score_dump(

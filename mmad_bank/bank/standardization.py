@@ -97,10 +97,18 @@ class Moments:
         self._sum += sums.total
         self._squares += sums.squares
 
+    @property
+    def _variance(self) -> float:
+        return (self._squares - self._count * (self._sum / self._count) ** 2) / max(self._count - 1, 1)
+
+    @property
+    def vary(self) -> bool:
+        """Whether there are different values, so that there is a standard deviation to divide by."""
+        return self._count > 0 and self._variance > 0
+
     def result(self) -> Standardization:
         """Return mean and standard deviation (n - 1 in the denominator)."""
-        mean = self._sum / self._count
-        variance = (self._squares - self._count * mean**2) / max(self._count - 1, 1)
+        mean, variance = self._sum / self._count, self._variance
         if variance <= 0:
             raise InputError("standardize: expected features that vary, found one value throughout")
         return Standardization((self.shift or 0.0) + mean, math.sqrt(variance))

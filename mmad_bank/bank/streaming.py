@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from mmad_bank import ops
 from mmad_bank._internal.argument_names import argument_called
-from mmad_bank._internal.checks import check_index
+from mmad_bank._internal.checks import check_index, naming_long_row
 from mmad_bank.bank.calibrating import BankCalibration
 from mmad_bank.bank.dumps import FeatureDump, Layout, open_dump
 from mmad_bank.bank.memory_bank import Features, MemoryBank
@@ -129,6 +130,11 @@ class StreamingBank:
         return self._moments is not None
 
     @property
+    def has_bank(self) -> bool:
+        """Whether rows have been seen, and different values where distances are standardized: there is a bank then."""
+        return len(self) > 0 and (self._moments is None or self._moments.vary)
+
+    @property
     def radius(self) -> float:
         """Distance within which every row seen has a vector, as far as it is proved; in the unit of the distances."""
         return self._cover.radius / self._std
@@ -183,10 +189,11 @@ class StreamingBank:
             dump.check_dim(self.dim, "the bank")
         dump.check_extractor(self.extractor, "the bank")
         cover, moments, before = copy.copy(self._cover), copy.copy(self._moments), self.rows_seen
-        with reporting(progress) as report, argument_called(queries="features"):
+        with reporting(progress) as report:
             for first, rows in dump.blocks():
                 block = rows if self._device is None else rows.to(self._device)
-                cover.take(block, before + first)
+                with _naming(block, first):
+                    cover.take(block, before + first)
                 if moments is not None:
                     moments.update(block)
                 report("Taking features", first + len(block), len(dump))
@@ -285,6 +292,14 @@ class StreamingBank:
             _sources=list(bank.sources), note=dict(state.note), _calibration=bank.calibration,
         )  # fmt: skip
         return stream
+
+
+@contextmanager
+def _naming(block: torch.Tensor, first: int) -> Iterator[None]:
+    """Name features as such, and rows by their numbers in all of them."""
+    named = naming_long_row(block, "features", "features", lambda row: f"row {first + row}")
+    with named, argument_called(queries="features", bank="features"):
+        yield
 
 
 def _forgetting(sources: Sequence[Source], kept: torch.Tensor) -> list[Source]:

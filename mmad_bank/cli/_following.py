@@ -107,7 +107,10 @@ class Following:
 
     def _save(self, after: float = 0.0) -> None:
         """Save the bank if it has changed, and some time has passed since the last time."""
-        if self.stream.rows_seen != self._saved_rows and time.monotonic() - self._saved_at >= after:
+        if after and not self.stream.has_bank:  # values that vary, to standardize by, may still come
+            return
+        changed = self.stream.rows_seen != self._saved_rows or (len(self.stream) > 0 and not self.path.exists())
+        if changed and time.monotonic() - self._saved_at >= after:
             self.stream.save(self.path)
             self._saved_rows, self._saved_at = self.stream.rows_seen, time.monotonic()
 

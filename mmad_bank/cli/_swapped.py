@@ -22,15 +22,18 @@ def is_model(path: Path) -> bool:
 
 def is_bank(path: Path) -> bool:
     """Tell whether a file is a bank, by its header alone."""
+    if not path.is_file():  # a pipe waits for whoever writes into it
+        return False
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= _LARGEST_HEADER:
                 return False
             table = json.loads(file.read(length))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(table, dict) and "mmad_bank" in (table.get("__metadata__") or {})
+    metadata = table.get("__metadata__") if isinstance(table, dict) else None
+    return isinstance(metadata, dict) and "mmad_bank" in metadata
 
 
 def check_bank_first(command: str, bank: Path, features: Sequence[Path]) -> None:

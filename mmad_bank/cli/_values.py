@@ -171,7 +171,7 @@ def parse_size(text: str, name: str = "--memory") -> int:
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]+)\s*", text)
     factor = _UNITS.get(found[2].lower()) if found else None
-    if found is None or factor is None or float(found[1]) * factor < 1:
+    if found is None or factor is None or not 1 <= float(found[1]) * factor < 2**63:
         raise InputError(f"{name}: expected a size such as 200MB or 1.5GiB, found {text!r}")
     return int(float(found[1]) * factor)
 

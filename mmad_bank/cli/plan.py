@@ -80,11 +80,11 @@ def plan(
         check_positive(name, number)
     if ratio is not None and bank_size is not None:
         raise InputError("--ratio and --bank-size: expected one of them, found both")
-    if not 0 < network < float("inf"):
-        raise InputError(f"--network: expected more than 0 gigabits per second, found {network}")
+    if not 1e-6 <= network < float("inf"):
+        raise InputError(f"--network: expected gigabits per second, at least 1e-6, found {network:g}")
     if machines is not None and workers is not None and machines > workers:
         raise InputError(f"--machines: expected at most {workers}, the workers, found {machines}")
-    limit = None if within is None else _limit(within)
+    limit = None if within is None else parse_duration(within, "--within")
     settings: dict[str, Any] = {
         "machines": machines,
         "scratch": spill,
@@ -102,7 +102,7 @@ def plan(
     n_select = coreset_size(n_rows, 0.1 if ratio is None else parse_share(ratio, "--ratio"), bank_size)
     projection = SparseProjection.create(length, n_rows, parse_projection(projection_dim), 0)
     space = length if projection is None else projection.dim_out
-    measured = _pace(pace, space, n_select, threads, dump, projection, spill)
+    measured = _pace(pace, space, (n_rows, n_select), threads, dump, projection, spill)
     if save_pace is not None:
         measured.save(save_pace)
     settings["row_bytes"] = 4 * length
@@ -124,16 +124,9 @@ def plan(
         "plan": _lines(plans),
         "program": f"{size(plans[0].coordinator_memory)} of memory where the command runs: the bank is made there",
     }
-    if within is not None:
+    if limit is not None:
         facts[f"within {within}"] = "no number of workers is enough" if few is None else _lines([few])
     emit(result, facts, title="plan of a selection", as_json=as_json)
-
-
-def _limit(text: str) -> float:
-    found = parse_duration(text, "--within")
-    if found is None or found <= 0:
-        raise InputError(f"--within: expected a time above 0, such as 90s, found {text!r}")
-    return found
 
 
 def _doubts(pace: Pace, n_select: int) -> dict[str, str]:
@@ -161,7 +154,7 @@ def _sizes(rows: str | None, dim: int | None, dump: FeatureDump | None) -> tuple
 def _pace(
     path: Path | None,
     dim: int,
-    n_select: int,
+    sizes: tuple[int, int],
     threads: int | None,
     dump: FeatureDump | None,
     projection: Any,
@@ -170,16 +163,17 @@ def _pace(
     from mmad_bank.distributed import planning
 
     if path is not None:
-        if threads is not None:
-            raise InputError("--threads: expected nothing beside --pace, whose own threads count")
         pace = planning.Pace.load(path)
         if pace.dim != dim:
             raise InputError(f"{path}: expected a pace of rows of length {dim}, found one of {pace.dim}")
+        if threads not in (None, pace.threads):
+            raise InputError(f"--threads: expected {pace.threads}, which {path} was measured with, found {threads}")
         return pace
     sample = None if dump is None else _sample(dump, projection)
+    n_rows, n_select = sizes
     with doing("measuring"):
         return planning.measure_pace(
-            dim, n_select, threads=threads or 1, features=sample,
+            dim, n_select, threads=threads or 1, features=sample, n_rows=n_rows,
             projected_from=None if projection is None else projection.dim_in, on_disk=spill,
         )  # fmt: skip
 

@@ -35,6 +35,7 @@ from mmad_bank.ops import system_info
 from mmad_bank.ops.k_center_shards import IN_MEMORY, ON_DISK, KCenterCoordinator, KCenterShard
 
 _SAMPLE_BYTES = 512 << 20  # of the rows that a pace is measured on
+_LEAST_SAMPLE = 50_000  # rows, where there are so many: of fewer, times are too short to measure
 _LEAST_ROWS_PER_PICK = 16  # with fewer, the selection runs out of rows, and gets cheaper than one of many
 _DIRECTIONS = 64  # that features of networks mostly lie near
 _COARSE_FROM, _COARSE_DIMS = 192, 64  # see csrc/cpu/screen.cpp
@@ -44,6 +45,7 @@ _PART, _NUMBER = 1 << 20, 8  # rows that are brought up to date together, and by
 _PROCESS = 350 << 20  # Python with PyTorch, measured
 _POOL = 2048  # rows of a pool, at most
 _CANDIDATE = 16  # bytes
+_MOST = 1e15  # of a number that a saved pace holds
 
 ROUND_TRIP = 0.001
 """Seconds of a call of a Ray actor and its answer, on one machine; networks of data centres add a tenth."""
@@ -104,7 +106,8 @@ class Pace:
             values = {field.name: content[field.name] for field in fields(cls)}
             for field in fields(cls):
                 value: Any = values[field.name]
-                if type(value).__name__ != field.type or not (field.type == "str" or 0 < value < math.inf):
+                most = 1 if field.name.endswith("_exponent") else _MOST
+                if type(value).__name__ != field.type or not (field.type == "str" or 0 < value <= most):
                     raise ValueError(f"{field.name} is {value!r}")
             return cls(**values)
 
@@ -163,6 +166,7 @@ def measure_pace(
     *,
     threads: int | None = None,
     features: Tensor | None = None,
+    n_rows: int | None = None,
     projected_from: int | None = None,
     on_disk: bool = False,
     machine: str | None = None,
@@ -176,6 +180,7 @@ def measure_pace(
         threads: Threads of a worker; default: PyTorch's.
         features: (N, dim) float32 sample of the rows; default: synthetic ones that lie near 64 directions, as features
             of networks do, which 512 MiB hold.
+        n_rows: Number of rows to select from: not many more synthetic ones are made. Default: unknown.
         projected_from: Length of the rows before a random projection to ``dim``, whose time is part of ``prepare``
             then. Default: there is no projection.
         on_disk: Whether the rows will be in scratch files: then fewer rises are asked for.
@@ -186,7 +191,7 @@ def measure_pace(
     """
     check_index(dim, "dim", 1, 1 << 20, "the lengths that there are")
     check_index(size, "size", 1, 1 << 40, "the sizes that there are")
-    rows = _sample(dim) if features is None else features.contiguous()
+    rows = _sample(dim, n_rows) if features is None else features.contiguous()
     if rows.ndim != 2 or rows.shape[1] != dim or len(rows) < 1000:
         raise InputError(f"features: expected at least 1000 rows of length {dim}, found {tuple(rows.shape)}")
     count = max(2, min(size, len(rows) // _LEAST_ROWS_PER_PICK))
@@ -281,10 +286,13 @@ def enough(pace: Pace, n_rows: int, size: int, seconds: float, *, most: int = 1 
         found = plan(pace, n_rows, size, workers, **settings)
         if found.seconds <= seconds:
             return found
-        shared = found.read + found.prepare + found.meet
-        rest = seconds - (found.seconds - shared)
+        # Files that memory may hold one day are not counted: more workers may then read them once.
+        reread = 0.0 if settings.get("cache") else found.reread
+        shared = found.read + found.prepare + max(found.meet, reread)
+        rest = seconds - found.choose - found.network
         # No fewer workers than those that share the rest evenly can do; the network's part grows with them.
-        workers = max(workers + 1, math.ceil(workers * shared / rest)) if rest > 0 else most + 1
+        per_row = shared / math.ceil(n_rows / workers)
+        workers = max(workers + 1, math.ceil(n_rows * per_row / rest * (1 - 1e-9))) if rest > 0 else most + 1
     return None
 
 
@@ -376,10 +384,11 @@ def _projecting(dim_in: int, dim_out: int, threads: int) -> float:
     return taken / len(rows)
 
 
-def _sample(dim: int) -> Tensor:
+def _sample(dim: int, most: int | None = None) -> Tensor:
     """Return rows that lie near some directions, as features of networks do."""
     rng = np.random.default_rng(0)
     n_rows = max(1000, _SAMPLE_BYTES // (4 * dim))
+    n_rows = n_rows if most is None else min(n_rows, max(_LEAST_SAMPLE, most))
     directions = rng.standard_normal((min(_DIRECTIONS, max(1, dim // 4)), dim), dtype=np.float32)
     rows = torch.empty(n_rows, dim)
     for block in rows.split(8192):

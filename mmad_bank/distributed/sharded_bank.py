@@ -114,9 +114,30 @@ class ShardedIndex:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all resident copies together."""
+        """Bytes of all resident copies together.
+
+        Raises:
+            InputError: The bank is closed; a shard cannot read its rows.
+        """
+        self._check_open("nbytes")
         with working_on(self._ray):
-            return sum(self._ray.get([shard.nbytes.remote() for shards in self._replicas for shard in shards]))
+            return sum(self._answers([shard.nbytes.remote() for shards in self._replicas for shard in shards]))
+
+    def _check_open(self, name: str) -> None:
+        if self._closed:
+            raise InputError(f"{name}: expected a sharded bank that is open, found a closed one")
+
+    def _answers(self, calls: Sequence[Any]) -> list[Any]:
+        """Return what all calls return, or raise the first error; Ray writes those that nobody has taken to stderr."""
+        answers, failed = [], None
+        for call in calls:
+            try:
+                answers.append(self._ray.get(call))
+            except Exception as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
+        return answers
 
     def search(self, queries: ArrayLike, k: int) -> tuple[Tensor, Tensor]:
         """Return distances float32 (Q, k) and rows int64 (Q, k), nearest first; equal distances by lowest row.
@@ -129,8 +150,7 @@ class ShardedIndex:
             raise InputError(f"queries: expected {self._dim} columns as in the bank, found {rows.shape[1]}")
         check_index(k, "k", 1, self._size, "the number of vectors in the bank")
         check_finite(rows, "queries")
-        if self._closed:
-            raise InputError("queries: expected a sharded bank that is open, found a closed one")
+        self._check_open("queries")
         return merged(rows, self._found(rows, k), k, self._gather)
 
     def _found(self, rows: Tensor, k: int) -> list[tuple[Tensor, Tensor]]:
@@ -141,7 +161,7 @@ class ShardedIndex:
         try:
             with working_on(self._ray):
                 sent = self._ray.put(array_of(rows))  # once, for all shards
-                answers = self._ray.get([shard.search.remote(sent, k) for shard in self._replicas[replica]])
+                answers = self._answers([shard.search.remote(sent, k) for shard in self._replicas[replica]])
         finally:
             with self._lock:
                 self._busy[replica] -= 1

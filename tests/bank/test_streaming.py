@@ -314,3 +314,14 @@ def test_a_file_that_is_no_bank_is_refused(tmp_path: Path) -> None:
     save_file({"vectors": torch.rand(3, 4)}, tmp_path / "x.safetensors")
     with pytest.raises(FormatError, match="foreign"):
         StreamingBank.load(tmp_path / "x.safetensors")
+
+
+def test_a_row_that_is_too_long_is_named_by_its_number() -> None:
+    stream = StreamingBank(4)
+    stream.update(torch.rand(50, 8))
+    rows = torch.rand(400_000, 8) * 0.01
+    rows[333_333] = 1e30
+    with pytest.raises(InputError, match=r"^features: row 333333 has a norm above 1e18"):
+        stream.update(rows)
+    with pytest.raises(InputError, match=r"^features: row 0 has a norm above 1e18"):
+        StreamingBank(4).update(rows[333_333:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -234,3 +235,24 @@ def test_a_killed_process_costs_nothing(folder: Path, bank: Path) -> None:
     good("follow", bank, folder, *QUICK)
     assert same(bank, expected(range(8)))
     assert rows_in(bank) == 480
+
+
+def test_a_bank_that_cannot_be_standardized_yet_is_saved_later(folder: Path, bank: Path) -> None:
+    np.save(folder / "-first.npy", np.ones((2, 30, 8), np.float32))
+    told = facts("follow", bank, folder, "--bank-size", 25, "--standardize", "--save-every", "1ms", *QUICK)
+    assert (told["files"], told["left_out"]) == (5, {})
+
+
+def test_a_bank_that_is_removed_meanwhile_is_written_again(folder: Path, bank: Path) -> None:
+    stream = expected(range(2))
+    following = Following(stream, bank, folder, Reading(), Times(0.01, 1.0, 60.0, 0.05), lambda doing, line: None)
+    following._save()
+    assert not bank.exists() or bank.unlink() is None
+    following._save()
+    assert same(bank, stream)
+
+
+def test_a_pipe_is_left_out(folder: Path, bank: Path) -> None:
+    os.mkfifo(folder / "pipe.npy")
+    told = json.loads(call("follow", bank, folder, "--bank-size", 25, "--json", *QUICK).stdout)
+    assert list(told["left_out"]) == [str(folder / "pipe.npy")]

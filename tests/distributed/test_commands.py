@@ -49,7 +49,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def dumps(tmp_path: Path) -> Path:
-    """Features of seven files: one is damaged, one has a row that cannot be used in the second of its blocks."""
+    """Features of eight files: one is damaged, two have a row that cannot be used, one in the second of its blocks."""
     generator = np.random.default_rng(0)
     folder = tmp_path / "dumps"
     folder.mkdir()
@@ -59,6 +59,9 @@ def dumps(tmp_path: Path) -> Path:
     bad[400, 7, 3] = np.nan
     np.save(folder / "bad.npy", bad)
     (folder / "damaged.npy").write_bytes(b"no array")
+    long = generator.random((3, 49, 8), dtype=np.float32)
+    long[1, 2] = 1e30
+    np.save(folder / "long.npy", long)
     np.save(tmp_path / "normal.npy", generator.random((30, 49, 8), dtype=np.float32))
     return folder
 
@@ -72,6 +75,7 @@ def test_score(cluster: Any, dumps: Path, tmp_path: Path, monkeypatch: pytest.Mo
     command = ("score", "line.bank", "dumps", "--out", "out/scores.npz", "--csv", "out/scores.csv", "--fail-on-bad")
     check_same(command, out, 4, among={"scores.npz", "scores.csv"})
     reasons = json.loads(call(*command, HERE, "--json").stdout)["left_out"]
+    assert reasons["dumps/long.npy"].startswith("dumps/long.npy: image 1, patch 2 has a norm above 1e18")
     assert reasons["dumps/bad.npy"] == "dumps/bad.npy: image 400, patch 7 holds NaN or infinity; expected finite values"
 
 
@@ -114,6 +118,26 @@ def test_extract(cluster: Any, parts: Path, monkeypatch: pytest.MonkeyPatch) -> 
     networks = ("--rgb", "efficientnet_lite0", "--xyz", "none", "--grid", 8, "--image-size", 64, "--batch", 2)
     check_same(("extract", "read", "--out", "dumps", *networks), parts / "dumps", 3, among={"rgb.npy"})
     assert len(np.load("dumps/rgb.npy")) == len(pictures) - 1
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_extract_goes_on_where_no_sample_of_a_batch_can_be_read(
+    cluster: Any, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(parts / "raw", "read")
+    pictures = sorted(Path("read/stud_tray/train").rglob("rgb/*.png"))
+    for picture in pictures[:2]:
+        picture.write_bytes(b"no picture")
+    networks = ("--rgb", "efficientnet_lite0", "--xyz", "none", "--grid", 8, "--image-size", 64, "--batch", batch)
+    command = ("extract", "read", "--out", "dumps", *networks, *THERE)
+    assert call(*command).exit_code == 3
+    assert len(np.load("dumps/rgb.npy")) == len(pictures) - 2
+    for picture in pictures:
+        picture.write_bytes(b"no picture")
+    result = call(*command)
+    assert result.exit_code == 2
+    assert "error: dataset: no sample can be used" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["score", "predict", "extract"])

@@ -70,7 +70,7 @@ class Actor:
 
 IN_PROCESS = SimpleNamespace(
     put=lambda value: value,
-    get=list,
+    get=lambda answer: answer,
     exceptions=SimpleNamespace(RayTaskError=ZeroDivisionError, RayActorError=ZeroDivisionError),
 )
 """Ray without processes, which take seconds to start."""
@@ -238,3 +238,25 @@ def test_without_a_cluster_one_is_started_and_ended(path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("ShardedBank(97 x 16, 2 shards) 3\nFalse\n", "")
+
+
+def test_a_closed_bank_starts_no_ray_to_count_its_bytes(path: Path) -> None:
+    sharded = in_process(path, 2)
+    sharded.close()
+    with pytest.raises(InputError, match=r"^nbytes: expected a sharded bank that is open"):
+        _ = sharded.nbytes
+
+
+def test_all_answers_are_fetched_before_the_first_error_is_raised(path: Path) -> None:
+    fetched: list[int] = []
+
+    def get(call: int) -> int:
+        fetched.append(call)
+        if call:
+            raise InputError(f"queries: {call}")
+        return call
+
+    index = ShardedIndex(SimpleNamespace(get=get), [], torch.zeros(1).__getitem__, (1, 1))
+    with pytest.raises(InputError, match="queries: 1"):
+        index._answers([1, 0, 2])
+    assert fetched == [1, 0, 2]
