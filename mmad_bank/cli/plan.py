@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from mmad_bank.distributed.planning import Pace, Plan
 
 _DOUBLING = (1, 2, 4, 8, 16, 32, 64)
-_SAMPLE_BYTES = 512 << 20
 _FAR = 10  # times as many vectors as were measured, beyond which a plan is a guess by the growth so far
 _UNSURE = 0.1  # of an exponent, by which those of a sample and of all rows may differ
 
@@ -182,7 +181,9 @@ def _sample(dump: FeatureDump, projection: Any) -> Any:
     """Return rows from all over a dump, in the space that is selected in."""
     import torch
 
-    wanted = min(len(dump), max(1000, _SAMPLE_BYTES // (4 * dump.dim)))
+    from mmad_bank.distributed.planning import sample_rows
+
+    wanted = min(len(dump), sample_rows(dump.dim))
     drawn = torch.randperm(len(dump), generator=torch.Generator().manual_seed(0))[:wanted]
     rows = dump.take(drawn.sort()[0])
     return rows if projection is None else projection(rows)

@@ -34,7 +34,8 @@ from mmad_bank.errors import FormatError, InputError
 from mmad_bank.ops import system_info
 from mmad_bank.ops.k_center_shards import IN_MEMORY, ON_DISK, KCenterCoordinator, KCenterShard
 
-_SAMPLE_BYTES = 512 << 20  # of the rows that a pace is measured on
+_SAMPLE_BYTES, _SAMPLE_ROWS = 512 << 20, 1 << 20  # at most, that a pace is measured on
+_SAMPLE_PICKS = 1 << 15  # at most, from them: with more, measuring takes minutes
 _LEAST_SAMPLE = 50_000  # rows, where there are so many: of fewer, times are too short to measure
 _LEAST_ROWS_PER_PICK = 16  # with fewer, the selection runs out of rows, and gets cheaper than one of many
 _DIRECTIONS = 64  # that features of networks mostly lie near
@@ -49,6 +50,11 @@ _MOST = 1e15  # of a number that a saved pace holds
 
 ROUND_TRIP = 0.001
 """Seconds of a call of a Ray actor and its answer, on one machine; networks of data centres add a tenth."""
+
+
+def sample_rows(dim: int) -> int:
+    """Return how many rows of a length tell enough of a machine's pace."""
+    return max(1000, min(_SAMPLE_ROWS, _SAMPLE_BYTES // (4 * dim)))
 
 
 @dataclass(frozen=True)
@@ -194,7 +200,7 @@ def measure_pace(
     rows = _sample(dim, n_rows) if features is None else features.contiguous()
     if rows.ndim != 2 or rows.shape[1] != dim or len(rows) < 1000:
         raise InputError(f"features: expected at least 1000 rows of length {dim}, found {tuple(rows.shape)}")
-    count = max(2, min(size, len(rows) // _LEAST_ROWS_PER_PICK))
+    count = max(2, min(size, len(rows) // _LEAST_ROWS_PER_PICK, _SAMPLE_PICKS))
     threads = torch.get_num_threads() if threads is None else threads
     run = _Run.of(rows, count, threads, on_disk)
     prepare = run.prepare / len(rows) + (0.0 if projected_from is None else _projecting(projected_from, dim, threads))
@@ -387,7 +393,7 @@ def _projecting(dim_in: int, dim_out: int, threads: int) -> float:
 def _sample(dim: int, most: int | None = None) -> Tensor:
     """Return rows that lie near some directions, as features of networks do."""
     rng = np.random.default_rng(0)
-    n_rows = max(1000, _SAMPLE_BYTES // (4 * dim))
+    n_rows = sample_rows(dim)
     n_rows = n_rows if most is None else min(n_rows, max(_LEAST_SAMPLE, most))
     directions = rng.standard_normal((min(_DIRECTIONS, max(1, dim // 4)), dim), dtype=np.float32)
     rows = torch.empty(n_rows, dim)
