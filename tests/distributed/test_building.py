@@ -66,23 +66,6 @@ def test_a_bank_of_files_is_the_local_one(tmp_path: Path) -> None:
     assert min(one.peak for one in work.memory) >= min(one.own for one in work.memory) > 0
 
 
-@pytest.mark.usefixtures("cluster", "small_blocks")
-def test_a_calibration_by_folds_is_the_local_one(tmp_path: Path) -> None:
-    """The banks of the folds are selected from some images of the files, as the bank selects."""
-    for number, image in enumerate(features(2, 5)):
-        np.save(tmp_path / f"{number}.npy", image)
-    with distributed.selecting_over(2) as selector:
-        arguments: dict[str, Any] = {"projection_dim": 9, "standardize": True, "seed": 4}
-        local = MemoryBank.build(tmp_path, 0.2, **arguments)
-        bank = MemoryBank.build(tmp_path, 0.2, selector=selector, **arguments)
-        local.calibrate(tmp_path, folds=2, reweight="max")
-        bank.calibrate(tmp_path, folds=2, reweight="max", selector=selector)
-        work = selector.work
-    assert work is not None
-    assert work.workers == 2
-    assert saved(bank, tmp_path / "a") == saved(local, tmp_path / "b")
-
-
 @pytest.mark.usefixtures("cluster")
 def test_workers_that_were_let_go_select_no_more() -> None:
     with distributed.selecting_over(2) as selector:
