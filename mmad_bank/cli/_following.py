@@ -56,6 +56,7 @@ class Following:
         self.files = 0
         self._watch = FolderWatch(folder, taken_before(stream, path), patience=times.patience)
         self._saved_rows, self._saved_at = stream.rows_seen, time.monotonic()
+        self._saved = _state(path)
 
     @property
     def left_out(self) -> dict[str, str]:
@@ -111,8 +112,23 @@ class Following:
             return
         changed = self.stream.rows_seen != self._saved_rows or (len(self.stream) > 0 and not self.path.exists())
         if changed and time.monotonic() - self._saved_at >= after:
+            self._check_own()
             self.stream.save(self.path)
             self._saved_rows, self._saved_at = self.stream.rows_seen, time.monotonic()
+            self._saved = _state(self.path)
+
+    def _check_own(self) -> None:
+        """Refuse to write over what another program has made of the file, for instance a calibration.
+
+        Raises:
+            InputError: It is not the file that was loaded or saved here last.
+        """
+        found = _state(self.path)
+        if found is not None and found != self._saved:
+            raise InputError(
+                f"BANK: expected {self.path} as it was saved last, found it changed by another program, and left it so;"
+                " start follow again to go on with it"
+            )
 
     def _tell(self, path: Path | None = None) -> None:
         stream = self.stream
@@ -121,6 +137,15 @@ class Following:
             return
         doing = f"took {path.name}" if path is not None else "waiting for files"
         self._show(f"{stream.rows_seen:,} rows seen, {len(stream):,} vectors; {doing}", None)
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    """Return what tells a file and its contents apart; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def taken_before(stream: StreamingBank, path: Path) -> dict[str, tuple[int, int]]:

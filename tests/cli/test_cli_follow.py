@@ -18,6 +18,7 @@ from helpers import PROGRAM, call, facts, good, refused, refused_at_last
 from mmad_bank.bank import MemoryBank, StreamingBank
 from mmad_bank.cli._dumps import Reading
 from mmad_bank.cli._following import Following, Times
+from mmad_bank.errors import InputError
 
 QUICK = ("--poll", "50ms", "--until-idle", "300ms")
 
@@ -250,6 +251,18 @@ def test_a_bank_that_is_removed_meanwhile_is_written_again(folder: Path, bank: P
     assert not bank.exists() or bank.unlink() is None
     following._save()
     assert same(bank, stream)
+
+
+def test_what_another_program_wrote_meanwhile_is_left_alone(folder: Path, bank: Path) -> None:
+    stream = expected(range(2))
+    stream.save(bank)
+    following = Following(stream, bank, folder, Reading(), Times(0.01, 1.0, 60.0, 0.05), lambda doing, line: None)
+    expected(range(3)).save(bank)  # as a calibration would be
+    found = bank.read_bytes()
+    stream.update(images(3))
+    with pytest.raises(InputError, match=r"^BANK: expected .* as it was saved last, found it changed by another"):
+        following._save()
+    assert bank.read_bytes() == found
 
 
 def test_a_pipe_is_left_out(folder: Path, bank: Path) -> None:
