@@ -314,8 +314,12 @@ class KCenterCoordinator:
 
         Args:
             features: (t, D) float32, the rows of :attr:`pool`, on any device.
+
+        Raises:
+            InputError: A row that is too long for its squared distances.
         """
-        return self._native.pick(np.ascontiguousarray(array_of(features.cpu())))
+        with naming_bad_rows("features"):
+            return self._native.pick(np.ascontiguousarray(array_of(features.cpu())))
 
     @property
     def complete(self) -> bool:

@@ -280,3 +280,13 @@ def test_a_scratch_folder_holds_the_rounded_rows_and_nothing_that_is_left(kind: 
 def test_a_scratch_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^scratch: .*gone: cannot hold a scratch file of 1 MB \(No such file"):
         KCenterShard(table("noise", 0), n_centers=1, scratch=tmp_path / "gone")
+
+
+def test_a_pool_of_rows_that_are_too_long_is_refused() -> None:
+    coordinator = KCenterCoordinator(2, 2)
+    offered = k_center_shards.Candidates(torch.ones(2, dtype=torch.float64), torch.tensor([0, 1]), 2, 0.0)
+    coordinator.offer(offered)
+    while not coordinator.join():
+        coordinator.offer(offered)
+    with pytest.raises(InputError, match=r"^features: row 0 has a norm above 1e18"):
+        coordinator.pick(torch.tensor([[2e19, 0.0], [0.0, 1.0]]))
