@@ -22,7 +22,8 @@ import numpy as np
 from common import Column, Table, describe_machine, machine_table, print_table, refuse, versions, versions_table
 
 from mmad_bank._internal.files import replacing
-from mmad_bank.distributed.planning import Pace, measure_pace, plan
+from mmad_bank.distributed.pace import Pace, measure_pace
+from mmad_bank.distributed.planning import plan
 from mmad_bank.errors import MmadBankError
 
 GPU_RESULT = "gpu-h100-*.json"

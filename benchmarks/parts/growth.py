@@ -23,6 +23,7 @@ from mmad_bank.bank import MemoryBank
 from mmad_bank.distributed import planning
 from mmad_bank.distributed.building import selecting_over
 from mmad_bank.distributed.cluster import connect
+from mmad_bank.distributed.pace import measure_pace
 from parts.process import available_bytes, drop_from_cache, run_fresh
 from parts.scaling import fit
 
@@ -58,19 +59,20 @@ EXPONENTS = [
 
 def run(options: Options, limits: Mapping[str, float]) -> list[Table]:
     """Measure a pace, plan, select, and compare."""
-    jobs, round_trip = _jobs(options), run_fresh("growth", {"workers": options.threads})["round_trip"]
+    jobs = _jobs(options)
     with working_folder(options.workdir, "growth") as folder:
         rows = []
         for n_rows, size, on_disk in jobs:
             path = folder / f"rows-v1-{n_rows}.npy"
             if not path.exists():
                 _write(path, n_rows)
-            rows.append(_measure(path, n_rows, size, options.threads, round_trip, folder if on_disk else None))
+            rows.append(_measure(path, n_rows, size, options.threads, folder if on_disk else None))
             if not (options.keep and options.workdir is not None) and n_rows not in {
                 job[0] for job in jobs[len(rows) :]
             }:
                 path.unlink()
     off = math.exp(max(abs(math.log(row["ratio"])) for row in rows)) - 1
+    trips = [row["round_trip"] for row in rows]
     verdict = "within" if off <= MOST_OFF else "NOT within"
     title = f"Selection from N × {DIM} float32 on disk over {options.threads} workers of one thread"
     table = Table(title, COLUMNS, rows, headline=True)
@@ -80,8 +82,8 @@ def run(options: Options, limits: Mapping[str, float]) -> list[Table]:
         " mapped, and 'of its own' is what the system cannot take back.",
         f"Planned: by a pace that is measured on {_SAMPLE_ROWS:,} of the rows (or all) before each, by the memory that"
         f" was free, by the disk's rate, at which {options.threads} threads had read the whole dump before, and by"
-        f" {1e3 * round_trip:.1f} ms for a round trip, which two workers without work took. Furthest off: {off:.0%}"
-        f" ({verdict} {MOST_OFF:.0%}).",
+        f" the time of a round trip of workers without work ({1e3 * min(trips):.1f} to {1e3 * max(trips):.1f} ms)."
+        f" Furthest off: {off:.0%} ({verdict} {MOST_OFF:.0%}).",
     ]
     exponents = Table("How it grows", EXPONENTS, list(_exponents(rows)))
     exponents.notes = ["Exponent: b of seconds = a · size^b, by least squares of the logarithms over the range."]
@@ -113,19 +115,18 @@ def _write(path: Path, n_rows: int) -> None:
     unfinished.rename(path)
 
 
-def _measure(
-    path: Path, n_rows: int, size: int, workers: int, round_trip: float, scratch: Path | None
-) -> dict[str, Any]:
+def _measure(path: Path, n_rows: int, size: int, workers: int, scratch: Path | None) -> dict[str, Any]:
     on_disk = scratch is not None
-    pace = planning.measure_pace(DIM, size, threads=1, features=_sample(path, n_rows), on_disk=on_disk)
+    pace = measure_pace(DIM, size, threads=1, features=_sample(path, n_rows), on_disk=on_disk)
     drop_from_cache(path)
     rate = _disk_rate(path, workers)
-    settings: dict[str, Any] = {"scratch": on_disk, "disk_rate": rate / workers, "round_trip": round_trip}
+    settings: dict[str, Any] = {"scratch": on_disk, "disk_rate": rate / workers}
     free = available_bytes() // workers - planning.plan(pace, n_rows, size, workers, **settings).memory - _HELD
-    planned = planning.plan(pace, n_rows, size, workers, cache=max(0, free), **settings)
     drop_from_cache(path)
     job = {"dump": str(path), "size": size, "workers": workers, "scratch": None if scratch is None else str(scratch)}
     found = run_fresh("growth", job)
+    settings |= {"cache": max(0, free), "round_trip": found["round_trip"]}
+    planned = planning.plan(pace, n_rows, size, workers, **settings)
     return {
         "rows": n_rows, "size": size, "where": "scratch files" if on_disk else "memory", **found,
         "planned": planned.seconds, "ratio": planned.seconds / found["seconds"],
@@ -184,16 +185,16 @@ def _exponents(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 # The measured process
 
 
-def time_round_trips(workers: int) -> float:
+def _time_round_trips(ray: Any, workers: int) -> float:
     """Return the median seconds in which all workers have been asked for nothing, and have answered."""
-    taken = []
-    with connect(None, workers) as ray:
-        actor = ray.remote(num_cpus=1)(Idle)
-        actors = [actor.remote() for _ in range(workers)]
-        for _ in range(_TRIPS + 1):
-            begin = time.perf_counter()
-            ray.get([one.answer.remote() for one in actors])
-            taken.append(time.perf_counter() - begin)
+    actor, taken = ray.remote(num_cpus=1)(Idle), []
+    actors = [actor.remote() for _ in range(workers)]
+    for _ in range(_TRIPS + 1):
+        begin = time.perf_counter()
+        ray.get([one.answer.remote() for one in actors])
+        taken.append(time.perf_counter() - begin)
+    for one in actors:
+        ray.kill(one)
     return statistics.median(taken[1:])
 
 
@@ -213,8 +214,8 @@ def measure(arguments: Mapping[str, Any]) -> dict[str, Any]:
         if stage == "Starting workers":
             started.append(time.perf_counter() - begin)
 
-    with connect(None, workers), selecting_over(workers, scratch=arguments["scratch"]) as selector:
-        begin = time.perf_counter()
+    with connect(None, workers) as ray, selecting_over(workers, scratch=arguments["scratch"]) as selector:
+        round_trip, begin = _time_round_trips(ray, workers), time.perf_counter()
         bank = MemoryBank.build(arguments["dump"], size=arguments["size"], selector=selector, progress=note)
         taken = time.perf_counter() - begin - started[0]
     work = selector.work
@@ -223,10 +224,9 @@ def measure(arguments: Mapping[str, Any]) -> dict[str, Any]:
         raise RuntimeError("the bank holds a row twice, or another number of rows than was asked for")
     return {
         "seconds": taken, "own": max(one.own for one in work.memory) / 2**30, "up": work.traffic.up / 1e6,
-        "down": work.traffic.down / 1e6, "trips": work.traffic.round_trips,
+        "round_trip": round_trip, "down": work.traffic.down / 1e6, "trips": work.traffic.round_trips,
     }  # fmt: skip
 
 
 if __name__ == "__main__":
-    job = json.loads(sys.argv[1])
-    print(json.dumps(measure(job) if "dump" in job else {"round_trip": time_round_trips(job["workers"])}))
+    print(json.dumps(measure(json.loads(sys.argv[1]))))

@@ -28,7 +28,8 @@ from mmad_bank.errors import InputError
 
 if TYPE_CHECKING:
     from mmad_bank.bank import FeatureDump
-    from mmad_bank.distributed.planning import Pace, Plan
+    from mmad_bank.distributed.pace import Pace
+    from mmad_bank.distributed.planning import Plan
 
 _DOUBLING = (1, 2, 4, 8, 16, 32, 64)
 _FAR = 10  # times as many vectors as were measured, beyond which a plan is a guess by the growth so far
@@ -159,10 +160,10 @@ def _pace(
     projection: Any,
     spill: bool,
 ) -> Pace:
-    from mmad_bank.distributed import planning
+    from mmad_bank.distributed.pace import Pace, measure_pace
 
     if path is not None:
-        pace = planning.Pace.load(path)
+        pace = Pace.load(path)
         if pace.dim != dim:
             raise InputError(f"{path}: expected a pace of rows of length {dim}, found one of {pace.dim}")
         if threads not in (None, pace.threads):
@@ -171,7 +172,7 @@ def _pace(
     sample = None if dump is None else _sample(dump, projection)
     n_rows, n_select = sizes
     with doing("measuring"):
-        return planning.measure_pace(
+        return measure_pace(
             dim, n_select, threads=threads or 1, features=sample, n_rows=n_rows,
             projected_from=None if projection is None else projection.dim_in, on_disk=spill,
         )  # fmt: skip
@@ -181,7 +182,7 @@ def _sample(dump: FeatureDump, projection: Any) -> Any:
     """Return rows from all over a dump, in the space that is selected in."""
     import torch
 
-    from mmad_bank.distributed.planning import sample_rows
+    from mmad_bank.distributed.pace import sample_rows
 
     wanted = min(len(dump), sample_rows(dump.dim))
     drawn = torch.randperm(len(dump), generator=torch.Generator().manual_seed(0))[:wanted]

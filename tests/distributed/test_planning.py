@@ -15,7 +15,8 @@ import torch
 from typer.testing import CliRunner
 
 from mmad_bank.cli import app
-from mmad_bank.distributed.planning import Pace, enough, measure_pace, plan
+from mmad_bank.distributed.pace import Pace, measure_pace
+from mmad_bank.distributed.planning import enough, plan
 from mmad_bank.errors import FormatError, InputError
 
 PACE = Pace("a machine", 64, 2, 100_000, 10_000, 2e-7, 4e-6, 0.5, 0.2, 0.8, 90, 20, 0.4)
