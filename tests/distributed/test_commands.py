@@ -13,6 +13,10 @@ import pytest
 import torch
 from helpers import call, facts, good, refused, small_settings
 
+from mmad_bank.distributed.extracting import Extraction
+from mmad_bank.errors import InputError
+from mmad_bank.extraction import Extractors
+from mmad_bank.features import make_rgb_extractor
 from mmad_bank.synthetic import write_synthetic
 
 HERE = "--overwrite"
@@ -120,24 +124,21 @@ def test_extract(cluster: Any, parts: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(np.load("dumps/rgb.npy")) == len(pictures) - 1
 
 
-@pytest.mark.parametrize("batch", [1, 2])
-def test_extract_goes_on_where_no_sample_of_a_batch_can_be_read(
-    cluster: Any, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(parts / "raw", "read")
-    pictures = sorted(Path("read/stud_tray/train").rglob("rgb/*.png"))
-    for picture in pictures[:2]:
-        picture.write_bytes(b"no picture")
-    networks = ("--rgb", "efficientnet_lite0", "--xyz", "none", "--grid", 8, "--image-size", 64, "--batch", batch)
-    command = ("extract", "read", "--out", "dumps", *networks, *THERE)
-    assert call(*command).exit_code == 3
-    assert len(np.load("dumps/rgb.npy")) == len(pictures) - 2
-    for picture in pictures:
-        picture.write_bytes(b"no picture")
-    result = call(*command)
-    assert result.exit_code == 2
-    assert "error: dataset: no sample can be used" in result.stderr
+class Unreadable:
+    """Samples none of which can be read."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, number: int) -> Any:
+        raise InputError(f"{number}.png: expected a picture")
+
+
+def test_a_batch_of_samples_that_cannot_be_read_is_described_by_their_reasons() -> None:
+    networks = {"rgb": make_rgb_extractor("efficientnet_lite0", "random")}
+    work = Extraction(Unreadable(), Extractors(networks), lambda sample: sample)
+    found = work.describe([0, 2])
+    assert [reason for _, reason in found] == ["0.png: expected a picture", "2.png: expected a picture"]
 
 
 @pytest.mark.parametrize("command", ["score", "predict", "extract"])
