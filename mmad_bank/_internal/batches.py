@@ -39,7 +39,7 @@ def run_batch(
         [2.0, None, 3.0]
     """
     try:
-        return list(run(list(items)))
+        return list(run(list(items))) if items else []
     except MissingExtraError:
         raise
     except MmadBankError as error:

@@ -51,8 +51,7 @@ class Extraction:
         """Read samples and describe those that can be used; one that cannot costs itself only."""
         found = self._read(numbers)
         skipped: dict[str, str] = {}
-        read = [one for one in found if isinstance(one, Sample)]
-        features = iter(describe_each(read, self.extractors, skipped) if read else ())
+        features = iter(describe_each([one for one in found if isinstance(one, Sample)], self.extractors, skipped))
         return [self._said(one, next(features), skipped) if isinstance(one, Sample) else one for one in found]
 
     @staticmethod
