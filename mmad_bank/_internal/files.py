@@ -126,6 +126,16 @@ def changed(path: AnyPath) -> int:
     return max(found.st_mtime_ns, found.st_ctime_ns)  # a copy or a file moved there may keep the time of its content
 
 
+def state_of(path: AnyPath) -> tuple[int, int, int, int]:
+    """Return what is another when a file has been replaced or written to.
+
+    Raises:
+        OSError: There is none.
+    """
+    found = os.stat(path)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def reserve(path: AnyPath, size: int) -> None:
     """Take the disk space of a file that will be written through a mapping.
 

@@ -6,6 +6,7 @@ import os
 from typing import Any
 from weakref import WeakValueDictionary
 
+from mmad_bank._internal.files import state_of
 from mmad_bank._internal.locks import ForkedOpen
 from mmad_bank.bank.memory_bank import MemoryBank
 from mmad_bank.errors import InputError
@@ -72,10 +73,9 @@ class SharedBank:
 
     def _loaded(self) -> MemoryBank:
         try:
-            found = os.stat(self.path)
+            file = state_of(self.path)
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read ({error.strerror or error})") from error
-        file = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
         key = (self.path, file, *sorted((name, str(value)) for name, value in self.arguments.items()))
         bank = _LOADED.get(key)
         if bank is None:

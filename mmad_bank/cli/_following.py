@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from mmad_bank._internal.files import state_of
 from mmad_bank._internal.terminal import say
 from mmad_bank.cli import _signals
 from mmad_bank.cli._dumps import Reading
@@ -110,21 +111,21 @@ class Following:
         """Save the bank if it has changed, and some time has passed since the last time."""
         if after and not self.stream.has_bank:  # values that vary, to standardize by, may still come
             return
-        changed = self.stream.rows_seen != self._saved_rows or (len(self.stream) > 0 and not self.path.exists())
+        found = _state(self.path)
+        changed = self.stream.rows_seen != self._saved_rows or (len(self.stream) > 0 and found is None)
         if changed and time.monotonic() - self._saved_at >= after:
-            self._check_own()
+            self._check_own(found)
             self.stream.save(self.path)
             self._saved_rows, self._saved_at = self.stream.rows_seen, time.monotonic()
             self._saved = _state(self.path)
 
-    def _check_own(self) -> None:
+    def _check_own(self, found: tuple[int, ...] | None) -> None:
         """Refuse to write over what another program has made of the file, for instance a calibration.
 
         Raises:
             InputError: It is not the file that was loaded or saved here last.
         """
-        found = _state(self.path)
-        if found is not None and found != self._saved:
+        if found not in (None, self._saved):
             raise InputError(
                 f"BANK: expected {self.path} as it was saved last, found it changed by another program, and left it so;"
                 " start follow again to go on with it"
@@ -142,10 +143,9 @@ class Following:
 def _state(path: Path) -> tuple[int, ...] | None:
     """Return what tells a file and its contents apart; None if there is none."""
     try:
-        found = path.stat()
+        return state_of(path)
     except OSError:
         return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def taken_before(stream: StreamingBank, path: Path) -> dict[str, tuple[int, int]]:

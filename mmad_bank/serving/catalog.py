@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmad_bank._internal.file_names import MODEL
+from mmad_bank._internal.files import state_of
 from mmad_bank.errors import InputError
 
 SUFFIXES = (".safetensors", ".bank")
@@ -38,7 +39,7 @@ class Place:
     def signature(self) -> Signature | None:
         """Return what tells its present state from others; None if it is gone."""
         try:
-            return tuple(_mark(path) for path in ((self.path,) if self.is_bank else (self.path, self.path / MODEL)))
+            return tuple(state_of(path) for path in ((self.path,) if self.is_bank else (self.path, self.path / MODEL)))
         except OSError:
             return None
 
@@ -46,11 +47,6 @@ class Place:
         """Return the size of its files."""
         files = [self.path] if self.is_bank else [one for one in self.path.rglob("*") if one.is_file()]
         return sum(one.stat().st_size for one in files if one.exists())
-
-
-def _mark(path: Path) -> tuple[int, int, int, int]:
-    status = path.stat()
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class Catalog:

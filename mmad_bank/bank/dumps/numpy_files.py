@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mmad_bank._internal.files import state_of
 from mmad_bank.bank.dumps.stored import (
     FILES_OPEN,
     NAME_KEYS,
@@ -23,7 +24,6 @@ from mmad_bank.bank.dumps.stored import (
     Stored,
     in_memory,
     name_of,
-    state_of,
     values_of,
 )
 from mmad_bank.errors import InputError

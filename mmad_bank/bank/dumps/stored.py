@@ -114,12 +114,6 @@ def name_of(path: Path, key: str, n_arrays: int) -> str:
     return str(path) if n_arrays == 1 else f"{path}, {key}"
 
 
-def state_of(path: Path) -> tuple[int, ...]:
-    """Return what changes when a file does."""
-    status = path.stat()
-    return status.st_ino, status.st_mtime_ns, status.st_size
-
-
 def check_names(path: Path, key: str, names: Any) -> tuple[str, ...]:
     """Return the images' names that a file tells, or say what is there instead."""
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mmad_bank._internal.checks import FLOATS
+from mmad_bank._internal.files import state_of
 from mmad_bank._internal.state_dicts import check_restricted_loading
 from mmad_bank.bank.dumps.stored import (
     FILES_OPEN,
@@ -26,7 +27,6 @@ from mmad_bank.bank.dumps.stored import (
     check_names,
     in_memory,
     name_of,
-    state_of,
     values_of,
 )
 from mmad_bank.errors import InputError
