@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from filelock import FileLock, Timeout
 
 from mmad_bank._internal.files import real_path
 from mmad_bank._internal.progress import doing
@@ -113,6 +112,8 @@ def _alone(bank_file: Path) -> Iterator[None]:
     Raises:
         InputError: Another process holds it, or there is no place for it.
     """
+    from filelock import FileLock, Timeout
+
     real = real_path(bank_file)
     lock = FileLock(real.with_name(f".{real.name}.lock"), timeout=0)
     try:
