@@ -11,7 +11,6 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,14 @@ from mmad_bank.bank import MemoryBank
 from mmad_bank.distributed import planning
 from mmad_bank.distributed.building import selecting_over
 from mmad_bank.distributed.cluster import connect
-from mmad_bank.distributed.pace import measure_pace
-from parts.process import available_bytes, drop_from_cache, run_fresh
+from mmad_bank.distributed.pace import measure_pace, sample_rows
+from parts.process import available_bytes, drop_from_cache, reading_seconds, run_fresh
 from parts.scaling import fit
 
 DIM, DIRECTIONS, NOISE = 64, 16, 0.3
 MOST_OFF = 0.20
 _BLOCK = 1 << 20  # rows that are drawn at once
-_SAMPLE_ROWS, _RUNS = 1 << 20, 64
+_SAMPLE_ROWS, _RUNS = sample_rows(DIM), 64
 _TRIPS = 200  # round trips that are timed
 _HELD = 1 << 29  # bytes that the program and Ray hold, for each worker
 
@@ -119,7 +118,7 @@ def _measure(path: Path, n_rows: int, size: int, workers: int, scratch: Path | N
     on_disk = scratch is not None
     pace = measure_pace(DIM, size, threads=1, features=_sample(path, n_rows), on_disk=on_disk)
     drop_from_cache(path)
-    rate = _disk_rate(path, workers)
+    rate = path.stat().st_size / reading_seconds(path, workers)  # all of it: a cache may have the first gigabyte
     settings: dict[str, Any] = {"scratch": on_disk, "disk_rate": rate / workers}
     free = available_bytes() // workers - planning.plan(pace, n_rows, size, workers, **settings).memory - _HELD
     drop_from_cache(path)
@@ -143,26 +142,6 @@ def _sample(path: Path, n_rows: int) -> torch.Tensor:
     if runs is None:
         return torch.from_numpy(np.load(path))
     return torch.from_numpy(np.concatenate([run[: wanted // _RUNS] for run in runs]))
-
-
-def _disk_rate(path: Path, readers: int) -> float:
-    """Return the bytes in a second at which so many threads read a whole file.
-
-    All of it: virtual disks give the first gigabyte at twice the rate of the rest.
-    """
-    size = path.stat().st_size
-
-    def read(reader: int) -> None:
-        with path.open("rb", buffering=0) as file:
-            file.seek(size * reader // readers)
-            buffer, end = bytearray(8 << 20), size * (reader + 1) // readers
-            while file.tell() < end and file.readinto(buffer):
-                pass
-
-    begin = time.perf_counter()
-    with ThreadPoolExecutor(readers) as pool:
-        list(pool.map(read, range(readers)))
-    return size / (time.perf_counter() - begin)
 
 
 def _exponents(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,11 +111,19 @@ def cached_share(path: Path) -> float | None:
     return sum(page & 1 for page in resident) / pages
 
 
-def reading_seconds(path: Path) -> float:
-    """Return the seconds that one plain sequential read of a file takes."""
-    buffer = bytearray(64 << 20)
+def reading_seconds(path: Path, readers: int = 1) -> float:
+    """Return the seconds that one plain read of a file takes, by threads that each read a part from end to end."""
+    size = path.stat().st_size
+    buffers = [memoryview(bytearray(min(size, 64 << 20))) for _ in range(readers)]
+
+    def read(reader: int) -> None:
+        buffer, end = buffers[reader], size * (reader + 1) // readers
+        with path.open("rb", buffering=0) as file:
+            file.seek(size * reader // readers)
+            while file.readinto(buffer[: end - file.tell()]):
+                pass
+
     begin = time.perf_counter()
-    with path.open("rb", buffering=0) as file:
-        while file.readinto(buffer):
-            pass
+    with ThreadPoolExecutor(readers) as pool:
+        list(pool.map(read, range(readers)))
     return time.perf_counter() - begin
