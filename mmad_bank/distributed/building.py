@@ -169,13 +169,10 @@ def selecting_over(
         raise InputError(f"scratch: expected workers on CPUs, found {worker_device}")
     with connect(address, workers) as ray:
         resources = ray.cluster_resources()
-        room = {name: int(resources.get(name, 0)) for name in _PROCESSORS[worker_device]}
-        fewest = min(room, key=lambda name: room[name])
-        count = max(1, room[fewest]) if workers is None else check_index(workers, "workers", 1, 10_000, "processes")
-        if count > room[fewest]:
-            raise InputError(
-                f"workers: expected at most {room[fewest]}, the {fewest}s of the Ray cluster, found {count}"
-            )
+        room, name = min((int(resources.get(name, 0)), name) for name in _PROCESSORS[worker_device])
+        count = max(1, room) if workers is None else check_index(workers, "workers", 1, 10_000, "processes")
+        if count > room:
+            raise InputError(f"workers: expected at most {room}, the {name}s of the Ray cluster, found {count}")
         made = Workers(ray, count, scratch, worker_device)
         try:
             yield made

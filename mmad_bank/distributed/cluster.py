@@ -96,7 +96,11 @@ def _reason(error: BaseException) -> str:
     behind: BaseException | None = error
     while behind is not None and not type(behind).__module__.startswith("ray."):
         behind = behind.__cause__ or behind.__context__
-    return " ".join(str(behind or error).split())[:300]
+    return _one_line(behind or error)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 @contextmanager
@@ -164,5 +168,6 @@ def working_on(ray: Any) -> Iterator[None]:
             raise error.cause from None
         raise
     except ray.exceptions.RayActorError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"workers: expected processes that stay alive, found one that died ({reason})") from error
+        raise InputError(
+            f"workers: expected processes that stay alive, found one that died ({_one_line(error)})"
+        ) from error

@@ -115,7 +115,7 @@ def measure_pace(
             exponents of the growth so far tell the rest.
         threads: Threads of a worker; default: PyTorch's.
         features: (N, dim) float32 sample of the rows; default: synthetic ones that lie near 64 directions, as features
-            of networks do, which 512 MiB hold.
+            of networks do, a million or as many as 512 MiB hold.
         n_rows: Number of rows to select from: not many more synthetic ones are made. Default: unknown.
         projected_from: Length of the rows before a random projection to ``dim``, whose time is part of ``prepare``
             then. Default: there is no projection.
