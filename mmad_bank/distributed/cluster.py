@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -74,12 +76,21 @@ def connect(address: str | None = None, workers: int | None = None) -> Iterator[
         except ConnectionError as error:
             raise InputError(f"address: expected a Ray cluster, found none at {address} ({error})") from error
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "ignore_reinit_error": False}
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         with _quiet_core():
             if address is None:
                 ray.init(address="local", num_cpus=workers, include_dashboard=False, **quiet)
             else:
                 ray.init(address=address, **quiet)
+        if callable(handler):
+            _put_back(handler)
+    except SystemExit:  # of Ray's own handler
+        if not callable(handler):
+            raise
+        _put_back(handler)
+        signal.raise_signal(signal.SIGTERM)
+        raise
     except (ConnectionError, ValueError, RuntimeError, ImportError, ray.exceptions.RayError) as error:
         raise InputError(
             f"address: expected a Ray cluster that can be joined, found {address} ({_reason(error)}); if it asks for a"
@@ -89,6 +100,13 @@ def connect(address: str | None = None, workers: int | None = None) -> Iterator[
         yield ray
     finally:
         ray.shutdown()
+        _put_back(handler)
+
+
+def _put_back(handler: Any) -> None:
+    """Let SIGTERM do again what it did before Ray was joined, which has it end the program with exit code 15."""
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _reason(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -25,6 +26,34 @@ def test_another_cluster_than_the_joined_one_is_refused(cluster: Any) -> None:
     ):
         with connect("1.2.3.4:5"):
             pass
+
+
+@pytest.mark.parametrize("when", ["while it is joined", "later"])
+def test_sigterm_does_what_it_did_before(monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """Ray has it end the program with exit code 15, and says nothing: the command would, too."""
+    ray = pytest.importorskip("ray")
+
+    def stop(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    def leave(signum: int, frame: Any) -> None:
+        raise SystemExit(signum)
+
+    def init(**_: Any) -> None:
+        signal.signal(signal.SIGTERM, leave)
+        if when == "while it is joined":
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with pytest.raises(KeyboardInterrupt), connect():
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://localhost:{}"])
