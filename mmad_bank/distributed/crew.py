@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from types import TracebackType
@@ -15,6 +16,13 @@ from mmad_bank.errors import WorkersError
 
 _DEATHS = 3  # of one worker without an answer
 _LARGE = 64 << 10  # bytes of an array that is stored once for all who are sent it
+
+
+def _here() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return None
 
 
 class RayCrew:
@@ -31,7 +39,8 @@ class RayCrew:
     def __init__(
         self, ray: Any, shares: Iterable[Any], arguments: Arguments = (), threads: int = 1, device: str = "cpu"
     ) -> None:
-        self._ray, self._arguments, self._named = ray, arguments, {"threads": threads, "device": device}
+        self._ray, self._arguments = ray, arguments
+        self._named = {"threads": threads, "device": device, "home": _here()}
         gpus = 1 if device == "cuda" else 0
         self._actor_class = ray.remote(num_cpus=threads, num_gpus=gpus, max_restarts=0)(WorkerProcess)
         errors = ray.exceptions

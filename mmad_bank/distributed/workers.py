@@ -7,6 +7,7 @@ import mmap
 import os
 import re
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -214,7 +215,8 @@ class Worker:
 class WorkerProcess(Worker):
     """A worker that has a process to itself, with PyTorch's threads.
 
-    ``OMP_NUM_THREADS`` may say something else there: what suits the program that asks, which has all cores.
+    ``OMP_NUM_THREADS`` may say something else there: what suits the program that asks, which has all cores. It works in
+    the program's folder ``home``, where there is such a one, so that relative paths mean the same.
     """
 
     def __init__(
@@ -225,7 +227,11 @@ class WorkerProcess(Worker):
         scratch: Folder | None = None,
         threads: int = 1,
         device: str = "cpu",
+        home: Folder | None = None,
     ) -> None:
+        if home is not None:
+            with suppress(OSError):
+                os.chdir(home)
         torch.set_num_threads(threads)
         super().__init__(share, projection, shift, scratch, threads, device)
 

@@ -66,6 +66,16 @@ def test_a_bank_of_files_is_the_local_one(tmp_path: Path) -> None:
     assert min(one.peak for one in work.memory) >= min(one.own for one in work.memory) > 0
 
 
+@pytest.mark.usefixtures("cluster", "small_blocks")
+def test_relative_paths_are_those_of_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray has been started in another folder, as a cluster may have been that is joined."""
+    monkeypatch.chdir(tmp_path)
+    np.save("rows.npy", features())
+    Path("scratch").mkdir()
+    bank = distributed.build("rows.npy", workers=2, scratch="scratch")
+    assert saved(bank, tmp_path / "a") == saved(MemoryBank.build("rows.npy"), tmp_path / "b")
+
+
 @pytest.mark.usefixtures("cluster")
 def test_workers_that_were_let_go_select_no_more() -> None:
     with distributed.selecting_over(2) as selector:
