@@ -1,3 +1,4 @@
+import os
 import pickle
 import struct
 import zipfile
@@ -286,6 +287,41 @@ def test_a_file_that_vanishes_is_named(tmp_path):
     (tmp_path / "a.npy").unlink()
     with pytest.raises(InputError, match=r"a\.npy: cannot read rows from 0 on"):
         list(dump.blocks())
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["written over", "replaced"])
+@pytest.mark.parametrize(("suffix", "write"), WRITERS[:-1], ids=[write.__name__ for _, write in WRITERS[:-1]])
+def test_a_file_that_has_changed_since_it_was_opened_is_refused(tmp_path, suffix, write, replaced):
+    """Other values of the same shape would go in silently, or a mix of both."""
+    path, other = tmp_path / f"a.{suffix}", tmp_path / f"other.{suffix}"
+    write(path, torch.zeros(3, 4, 2))
+    dump = open_dump(path)
+    dump.read(0, 5)
+    write(other if replaced else path, torch.ones(3, 4, 2))
+    if replaced:
+        other.replace(path)
+    later = path.stat().st_mtime_ns + 10**9  # a coarse clock may not tell the two apart
+    os.utime(path, ns=(later, later))
+    for read in (lambda: dump.read(5, 7), lambda: dump.take(torch.tensor([8])), lambda: list(dump.blocks())):
+        with pytest.raises(
+            InputError, match=r"/a\.\w+: expected the file as it was when it was opened \(\d+ bytes of .*"
+        ):
+            read()
+    assert (open_dump(path).read(0, 12) == 1).all()
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    np.save(tmp_path / "a.npy", np.zeros((3, 2), np.float32))
+    dump, fromfile = open_dump(tmp_path / "a.npy"), np.fromfile
+
+    def and_change(path, *args, **named):
+        found = fromfile(path, *args, **named)
+        os.utime(path, (1, 1))
+        return found
+
+    monkeypatch.setattr(np, "fromfile", and_change)
+    with pytest.raises(InputError, match="found another"):
+        dump.read(0, 3)
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,18 @@ def test_another_process_reads_them_anew(tmp_path: Path) -> None:
     assert torch.equal(pickle.loads(sent).read(30, 30), torch.from_numpy(rows.reshape(-1, 6)))
 
 
+def test_a_file_that_another_process_finds_changed_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((4, 3), np.float32))
+    dump = open_dump(f"file://{tmp_path}/a.npy")
+    remote._copy.cache_clear()
+    assert not dump.read(0, 4).any()  # a new copy, of the same content
+    np.save(tmp_path / "a.npy", np.ones((4, 3), np.float32))
+    assert not dump.read(0, 4).any()
+    remote._copy.cache_clear()
+    with pytest.raises(InputError, match=rf"^file://{tmp_path}/a\.npy: expected the file as it was when it was opened"):
+        dump.read(0, 4)
+
+
 def test_a_few_copies_are_kept_and_the_others_made_anew(tmp_path: Path) -> None:
     rows = torch.randn(40, 5, 3)
     for number, image in enumerate(rows):

@@ -5,6 +5,7 @@ A process copies such a file once, to a file without a name, which is gone with 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import tempfile
@@ -52,12 +53,13 @@ def read_address(address: str) -> Contents:
     suffix = _name(address).suffix
     if suffix.lower() not in SUFFIXES:
         raise InputError(f"{address}: expected a {', '.join(SUFFIXES)} file, found {suffix!r}")
-    contents = _copy(address).contents
+    copy = _copy(address)
+    contents, digest = copy.contents, copy.digest
 
     def open_array(key: str) -> Stored:
         array = _copy(address).open(key)
         name = address if len(contents.entries) == 1 else f"{address}, {key}"
-        return Stored(name, array.shape, partial(_values, address, key))
+        return Stored(name, array.shape, partial(_values, address, digest, key))
 
     return Contents(address, contents.entries, open_array, contents.names, contents.kind)
 
@@ -67,8 +69,10 @@ def _name(address: str) -> PurePosixPath:
     return PurePosixPath(text)
 
 
-def _values(address: str, key: str, first: int, count: int) -> ArrayLike:
+def _values(address: str, digest: bytes, key: str, first: int, count: int) -> ArrayLike:
     copy = _copy(address)  # held while it is read
+    if copy.digest != digest:
+        raise InputError(f"{address}: expected the file as it was when it was opened, found one with other content")
     return copy.open(key).values(first, count)
 
 
@@ -87,6 +91,7 @@ class _Copy:
         with decoding(address, "cannot be fetched"):
             system, place = fsspec.core.url_to_fs(address)
             system.get_file(place, str(self._path))
+            self.digest = _digest(self._path)
         with self._naming():
             self.contents = read_contents(self._path, suffix.lower())
         self._arrays: dict[str, Stored] = {}
@@ -105,6 +110,14 @@ class _Copy:
             yield
         except InputError as error:
             raise InputError(str(error).replace(str(self._path), self._address)) from error
+
+
+def _digest(path: Path) -> bytes:
+    found = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.digest()
 
 
 _copy = lru_cache(maxsize=FILES_OPEN)(_Copy)
