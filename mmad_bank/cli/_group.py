@@ -24,7 +24,7 @@ from mmad_bank._internal.terminal import say
 from mmad_bank.cli import _signals
 from mmad_bank.cli._former import present_options
 from mmad_bank.cli._output import say_left_out
-from mmad_bank.cli._usage import word_usage
+from mmad_bank.cli._usage import check_filled, word_usage
 from mmad_bank.errors import FormatError, InputError, MissingExtraError, MmadBankError
 
 BAD_INPUT = 2
@@ -199,7 +199,10 @@ class Group(TyperGroup):
         """Find the command; put options' present names for former ones."""
         name, command, rest = super().resolve_command(ctx, args)
         self._options = {} if command is None else _options_of(command)
-        return name, command, present_options(name or "", rest, quiet=ctx.resilient_parsing)
+        words = present_options(name or "", rest, quiet=ctx.resilient_parsing)
+        if not ctx.resilient_parsing:
+            check_filled(words)
+        return name, command, words
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; translate what it raises."""

@@ -7,9 +7,10 @@ by pydantic.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
-from mmad_bank.errors import did_you_mean
+from mmad_bank.errors import InputError, did_you_mean
 
 _KINDS = {"int": "an integer", "float": "a number", "finite": "a number", "bool": "true or false", "path": "a path"}
 """Expected kinds, by the first word of pydantic's types of errors (``int_parsing``)."""
@@ -115,3 +116,26 @@ def shown(param: Any) -> str:
     if param.param_type_name == "option":
         return str(param.opts[0])
     return str(param.metavar or param.name.upper()).strip("[]{}")
+
+
+def check_filled(words: Sequence[str]) -> None:
+    """Refuse an empty word, mostly a variable of the shell that was not set: as a path it would be the current folder.
+
+    Args:
+        words: Words that follow a command.
+
+    Raises:
+        InputError: One is empty, or stands empty behind an option and ``=``.
+
+    Example:
+        >>> check_filled(["bank", "--out", ""])
+        Traceback (most recent call last):
+        mmad_bank.errors.InputError: --out: expected a value, found an empty word
+    """
+    for number, word in enumerate(words):
+        before = words[number - 1] if number else ""
+        option = before if not word else word[:-1] if word.endswith("=") else ""
+        if re.fullmatch(r"--[\w-]+", option):
+            raise InputError(f"{option}: expected a value, found an empty word")
+        if not word:
+            raise InputError(f"arguments: expected no empty word, found one in place {number + 1}")

@@ -50,6 +50,20 @@ def test_usage_errors_are_worded_as_all_others(line: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["build", "", "--out", "b"], "arguments: expected no empty word, found one in place 1"),
+        (["build", "x", "--out", ""], "--out: expected a value, found an empty word"),
+        (["build", "x", "--scratch=", "--out", "b"], "--scratch: expected a value, found an empty word"),
+        (["score", "bank", ""], "arguments: expected no empty word, found one in place 2"),
+        (["build", "--out=b", ""], "arguments: expected no empty word, found one in place 2"),
+    ],
+)
+def test_a_variable_of_the_shell_that_is_not_set_is_no_current_folder(words: list[str], message: str) -> None:
+    assert refused(*words) == f"error: {message}\n"
+
+
+@pytest.mark.parametrize(
     ("kind", "value", "words"),
     [
         (int, "abc", "expected an integer, found 'abc'"),
