@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from mmad_bank._internal.machine import cores
 from mmad_bank._internal.shares import number_of
 from mmad_bank.errors import InputError
 
@@ -156,7 +157,7 @@ def count_workers(wanted: int | None) -> int:
     """Return the number of processes: by default one for every core that this process may use."""
     if wanted is not None:
         return wanted
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores()
 
 
 def parse_size(text: str, name: str = "--memory") -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -57,7 +58,7 @@ class Workers:
 
     Args:
         ray: The module, which has joined a cluster.
-        count: Number of workers.
+        count: Number of workers, at most: a dump of fewer blocks gets as many.
         scratch: Folder on the workers' machines for rows that do not fit into memory.
         device: Where the rows of each meet the centres, ``"cpu"`` or ``"cuda"``.
 
@@ -81,7 +82,7 @@ class Workers:
         report: Report,
     ) -> Selected:
         """Choose rows, see :class:`mmad_bank.bank.selection.Selector`."""
-        cut, moments = Cut(dump, self._count), Moments() if standardize else None
+        cut, moments = self._cut(dump), Moments() if standardize else None
         if moments is not None:
             moments.shift = first_shift(dump.read(*cut.ranges[0]))
         with self._crew(cut, projection, moments) as crew:
@@ -105,7 +106,7 @@ class Workers:
         report: Report,
     ) -> Selected:
         """Choose rows that centers do not cover, see :class:`mmad_bank.bank.selection.Selector`."""
-        cut = Cut(dump, self._count)
+        cut = self._cut(dump)
         with self._crew(cut, projection, None) as crew:
             selection = Selection(crew, cut, report, on_disk=self._scratch is not None)
             at_start = selection.start()
@@ -123,19 +124,24 @@ class Workers:
         """Let go of the cluster; nothing can be selected any more."""
         self._ray = None
 
-    def _crew(self, cut: Cut, projection: SparseProjection | None, moments: Moments | None) -> RayCrew:
+    def _cut(self, dump: FeatureDump) -> Cut:
+        """Cut a dump for as many workers as get a block of it."""
         if self._ray is None:
             raise InputError(
                 "selector: expected one that is used inside its `with selecting_over(...)`, found it closed"
             )
+        return Cut(dump, min(self._count, sum(1 for _ in dump.ranges())))
+
+    def _crew(self, cut: Cut, projection: SparseProjection | None, moments: Moments | None) -> RayCrew:
         shift = None if moments is None else moments.shift
         return RayCrew(self._ray, cut.shares(), (projection, shift, self._scratch), device=self._device)
 
     def _finish(self, crew: RayCrew, selection: Selection, picks: Picks, dim: int, at_start: list[Memory]) -> Tensor:
         """Gather the vectors, and keep what the work took."""
         vectors = selection.take(picks.rows) if len(picks.rows) else torch.empty(0, dim)
-        memory, formula = selection.memory(), selection.tally.traffic(self._count, dim)
-        self.work = Work(self._count, crew.replaced, crew.traffic, selection.moved, formula, memory, at_start)
+        memory = selection.memory()
+        formula = selection.tally.traffic(len(memory), dim)
+        self.work = Work(len(memory), crew.replaced, crew.traffic, selection.moved, formula, memory, at_start)
         return vectors
 
 
@@ -154,7 +160,7 @@ def selecting_over(
             that the cluster has.
         address: Address of the cluster, see :func:`mmad_bank.distributed.cluster.connect`; default: this machine.
         scratch: Folder on the workers' machines where each keeps its rows in a file instead of in memory. The files
-            have no names, and are gone with the workers.
+            have no names, and are gone with the workers. A relative path is one from this program's folder.
         worker_device: Where the rows of a worker meet the centres: ``"cpu"``, or ``"cuda"`` for a GPU of its own. The
             rows are in its machine's memory as well.
 
@@ -165,6 +171,8 @@ def selecting_over(
     """
     if worker_device not in _PROCESSORS:
         raise InputError(f"worker_device: expected cpu or cuda, of which each takes one, found {worker_device!r}")
+    if scratch is not None and not os.fspath(scratch):
+        raise InputError("scratch: expected a folder, found an empty path")
     if scratch is not None and worker_device != "cpu":
         raise InputError(f"scratch: expected workers on CPUs, found {worker_device}")
     with connect(address, workers) as ray:

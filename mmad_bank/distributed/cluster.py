@@ -14,11 +14,17 @@ from typing import Any
 
 from mmad_bank._internal.checks import check_index
 from mmad_bank._internal.extras import import_extra
+from mmad_bank._internal.machine import PROCESS_BYTES, cores, machine_memory
 from mmad_bank.errors import InputError, MmadBankError
 
 _PURPOSE = "work on several processes"
 _MANY = 10_000
+_NAMES = ("auto", "local")
 _PATIENCE = 10.0  # seconds
+_HOST_AND_PORT = r"(?:ray://)?\[?([^\[\]/]+)\]?:(\d{1,5})"
+# The preface of HTTP/2 and a frame of no settings (RFC 9113, sections 3.4 and 6.5): length, type, flags, stream.
+_SETTINGS = b"\x04"
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + b"\0" + b"\0\0\0\0"
 
 
 def import_ray() -> Any:
@@ -27,21 +33,41 @@ def import_ray() -> Any:
 
 
 def check_answers(address: str) -> None:
-    """Refuse a host and port where nobody listens: Ray itself asks for minutes. Other addresses pass.
+    """Refuse a host and port where nobody listens, or who does not speak as Ray does: Ray itself asks for minutes.
+
+    Other addresses pass.
 
     Raises:
-        ConnectionError: Nobody does.
+        ConnectionError: There is no Ray.
 
     Example:
         >>> check_answers("auto")
     """
-    found = re.fullmatch(r"(?:ray://)?\[?([^\[\]/]+)\]?:(\d{1,5})", address)
+    found = re.fullmatch(_HOST_AND_PORT, address)
     if found is None:
         return
     try:
-        socket.create_connection((found[1], int(found[2])), _PATIENCE).close()
+        with socket.create_connection((found[1], int(found[2])), _PATIENCE) as connection:
+            connection.settimeout(_PATIENCE)
+            answer = _first_answer(connection)
     except (OSError, OverflowError) as error:
         raise ConnectionError(str(error)) from error
+    if answer is not None and answer[3:4] != _SETTINGS:
+        raise ConnectionError("who listens there is not Ray")
+
+
+def _first_answer(connection: socket.socket) -> bytes | None:
+    """Greet as a client of gRPC, which Ray's processes talk by, and return the first bytes of what comes back.
+
+    None where Ray encrypts, and a greeting would have to be as well.
+    """
+    if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+        return None
+    connection.sendall(_GREETING)
+    try:
+        return connection.recv(9)
+    except TimeoutError:
+        return b""
 
 
 @contextmanager
@@ -70,11 +96,10 @@ def connect(address: str | None = None, workers: int | None = None) -> Iterator[
             )
         yield ray
         return
-    if address is not None:
-        try:
-            check_answers(address)
-        except ConnectionError as error:
-            raise InputError(f"address: expected a Ray cluster, found none at {address} ({error})") from error
+    if address is None:
+        _check_room(workers)
+    else:
+        _check_address(address)
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "ignore_reinit_error": False}
     handler = signal.getsignal(signal.SIGTERM)
     try:
@@ -92,9 +117,10 @@ def connect(address: str | None = None, workers: int | None = None) -> Iterator[
         signal.raise_signal(signal.SIGTERM)
         raise
     except (ConnectionError, ValueError, RuntimeError, ImportError, ray.exceptions.RayError) as error:
+        reason = _reason(error)
+        advice = "; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN here as well" if "token" in reason.lower() else ""
         raise InputError(
-            f"address: expected a Ray cluster that can be joined, found {address} ({_reason(error)}); if it asks for a"
-            " token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN here as well"
+            f"address: expected a Ray cluster that can be joined, found {address} ({reason}){advice}"
         ) from error
     try:
         yield ray
@@ -107,6 +133,25 @@ def _put_back(handler: Any) -> None:
     """Let SIGTERM do again what it did before Ray was joined, which has it end the program with exit code 15."""
     if handler is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
+
+
+def _check_address(address: str) -> None:
+    if address not in _NAMES and "://" not in address and re.fullmatch(_HOST_AND_PORT, address) is None:
+        raise InputError(f"address: expected auto, HOST:PORT or ray://HOST:PORT, found {address!r}")
+    try:
+        check_answers(address)
+    except ConnectionError as error:
+        raise InputError(f"address: expected a Ray cluster, found none at {address} ({error})") from error
+
+
+def _check_room(workers: int | None) -> None:
+    """Refuse more processes than this machine's memory has room for: Ray would start them all."""
+    room = max(cores(), machine_memory() // PROCESS_BYTES)
+    if workers is not None and workers > room:
+        raise InputError(
+            f"workers: expected at most {room} on this machine, whose memory has room for so many processes, found"
+            f" {workers}"
+        )
 
 
 def _reason(error: BaseException) -> str:
@@ -167,8 +212,7 @@ def take_share(processes: int) -> None:
     """Let PyTorch and the core work with the share of this machine's cores that one of so many processes has."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max(1, cores // processes))
+    torch.set_num_threads(max(1, cores() // processes))
 
 
 @contextmanager

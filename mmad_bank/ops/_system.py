@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from importlib import metadata
 from typing import Any
 
 import torch
 
 from mmad_bank import _core
+from mmad_bank._internal.machine import cores
 from mmad_bank.ops import _cuda
 
 _OPTIONAL = (
@@ -43,7 +43,7 @@ def _cpu() -> dict[str, Any]:
         "vnni": _core.has_avx512_vnni(),
         "half precision": "bfloat16" if active == "amx" else "16-bit fixed point",
         "threads": torch.get_num_threads(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
     }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from mmad_bank._internal.machine import machine_memory
 from mmad_bank.errors import InputError
 
 if TYPE_CHECKING:
@@ -86,24 +87,6 @@ class Settings:
     def budget(self) -> int:
         """Bytes that loaded models may take together."""
         return machine_memory() // 2 if self.memory is None else self.memory
-
-
-def machine_memory() -> int:
-    """Return the bytes of memory that this process may use: the machine's, or its control group's if that has less.
-
-    Example:
-        >>> machine_memory() > 0
-        True
-    """
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            text = Path(name).read_text().strip()
-        except OSError:
-            continue
-        if text.isdigit():
-            return min(whole, int(text))
-    return whole
 
 
 def read_keys(file: str | os.PathLike[str] | None) -> tuple[str, ...]:

@@ -6,12 +6,42 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
 
+from mmad_bank._internal.machine import PROCESS_BYTES
 from mmad_bank.distributed.cluster import check_answers, connect
 from mmad_bank.errors import InputError
+
+_SETTINGS_FRAME = b"\0\0\0\4\0\0\0\0\0"
+"""How a server of HTTP/2, and so of gRPC, begins (RFC 9113, section 6.5)."""
+
+
+@contextmanager
+def answering(answer: bytes) -> Iterator[str]:
+    """Yield the address of a listener that answers whatever it is told in the same way, or not at all."""
+
+    def serve() -> None:
+        kept = []
+        with suppress(OSError):
+            while True:
+                kept.append(listener.accept()[0])
+                kept[-1].sendall(answer)
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
 
 def test_the_ray_that_the_process_has_joined_is_taken_and_left_alone(cluster: Any) -> None:
@@ -62,8 +92,6 @@ def test_an_address_where_nobody_listens_is_refused_at_once(form: str) -> None:
         taken.bind(("127.0.0.1", 0))  # and does not listen
         with pytest.raises(ConnectionError, match="refused"):
             check_answers(form.format(taken.getsockname()[1]))
-        taken.listen()
-        check_answers(f"127.0.0.1:{taken.getsockname()[1]}")
 
 
 def test_a_listener_that_cannot_be_joined_is_told_from_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,15 +106,49 @@ def test_a_listener_that_cannot_be_joined_is_told_from_none(monkeypatch: pytest.
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", refuse)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    with answering(_SETTINGS_FRAME) as address:
         with pytest.raises(InputError) as found, connect(address):
             pass
     assert str(found.value) == (
-        f"address: expected a Ray cluster that can be joined, found {address} (token is missing); if it asks for a"
-        " token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN here as well"
+        f"address: expected a Ray cluster that can be joined, found {address} (token is missing); set"
+        " RAY_AUTH_MODE=token and RAY_AUTH_TOKEN here as well"
+    )
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.6\r\n"])
+def test_a_listener_that_is_no_ray_is_refused_before_ray_asks_for_minutes(
+    monkeypatch: pytest.MonkeyPatch, answer: bytes
+) -> None:
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr("mmad_bank.distributed.cluster._PATIENCE", 0.2)
+    with answering(answer) as address:
+        for form in (address, f"ray://{address}"):
+            with pytest.raises(InputError) as found, connect(form):
+                pass
+            assert str(found.value) == (
+                f"address: expected a Ray cluster, found none at {form} (who listens there is not Ray)"
+            )
+
+
+@pytest.mark.parametrize("address", ["", "nonsense", "1.2.3.4", "host:port", "host:6379/x"])
+def test_an_address_of_another_form_is_refused(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(InputError) as found, connect(address):
+        pass
+    assert str(found.value) == f"address: expected auto, HOST:PORT or ray://HOST:PORT, found {address!r}"
+
+
+def test_a_ray_of_its_own_has_room_for_what_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr("mmad_bank.distributed.cluster.machine_memory", lambda: 5 * PROCESS_BYTES)
+    monkeypatch.setattr("mmad_bank.distributed.cluster.cores", lambda: 2)
+    with pytest.raises(InputError) as found, connect(workers=6):
+        pass
+    assert str(found.value) == (
+        "workers: expected at most 5 on this machine, whose memory has room for so many processes, found 6"
     )
 
 
