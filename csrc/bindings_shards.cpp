@@ -32,10 +32,11 @@ mmad::KCenterOptions options_for(const std::string& precision, int threads) {
 }
 
 mmad::KCenterShard make_shard(const FloatRows& rows, std::int64_t centers, const std::string& precision, int threads,
-                              const std::string& scratch) {
+                              const std::string& scratch, int file) {
   const auto source = view(rows);
   mmad::KCenterOptions options = options_for(precision, threads);
   options.scratch = scratch;
+  options.file = file;
   const Released released;
   return mmad::KCenterShard(source, centers, options);
 }
@@ -84,7 +85,7 @@ void bind_shard(py::module_& module) {
   using Shard = mmad::KCenterShard;
   py::class_<Shard>(module, "KCenterShard")
       .def(py::init(&make_shard), py::arg("rows").noconvert(), py::arg("centers"), py::arg("precision"),
-           py::arg("threads"), py::arg("scratch"), py::keep_alive<1, 2>())
+           py::arg("threads"), py::arg("scratch"), py::arg("file"), py::keep_alive<1, 2>())
       .def(
           "meet",
           [](Shard* shard, const FloatRows& centers, const Indices& own) {
@@ -98,7 +99,8 @@ void bind_shard(py::module_& module) {
           "settle",
           [](Shard* shard, const Doubles& squared, const Indices& rows) { shard->settle(candidates(squared, rows)); },
           py::arg("squared").noconvert(), py::arg("rows").noconvert())
-      .def("rise", &rise, py::arg("bar"), py::arg("at_most"));
+      .def("rise", &rise, py::arg("bar"), py::arg("at_most"))
+      .def_property_readonly("updates", &Shard::updates);
 }
 
 void bind_coordinator(py::module_& module) {

@@ -42,12 +42,17 @@ Bytes::Bytes(std::int64_t size, const char* purpose, const std::string& folder)
   }
   const int descriptor = make_file(folder, size_);
   void* mapped = ::mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
-  const int error = errno;
-  ::close(descriptor);
-  if (mapped == MAP_FAILED) fail(folder, size_, error);
+  if (mapped == MAP_FAILED) {
+    const int error = errno;
+    ::close(descriptor);
+    fail(folder, size_, error);
+  }
   const std::size_t length = size_;
-  file_ = std::shared_ptr<std::uint8_t>(static_cast<std::uint8_t*>(mapped),
-                                        [length](std::uint8_t* memory) { ::munmap(memory, length); });
+  descriptor_ = descriptor;
+  file_ = std::shared_ptr<std::uint8_t>(static_cast<std::uint8_t*>(mapped), [length, descriptor](std::uint8_t* memory) {
+    ::munmap(memory, length);
+    ::close(descriptor);
+  });
 }
 
 }  // namespace mmad

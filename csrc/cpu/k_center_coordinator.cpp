@@ -10,6 +10,9 @@ namespace {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr std::int64_t kSmallestPool = 128;
 constexpr std::int64_t kLargestPool = 2048;
+constexpr double kFirstStep = 0.7, kGround = 1e-3;
+constexpr std::size_t kLeastTail = 64;
+constexpr double kTimesWanted = 32.0;
 
 }  // namespace
 
@@ -18,7 +21,7 @@ Coordinator::Coordinator(std::int64_t rows, std::int64_t earlier, std::int64_t c
       count_(count),
       options_(options),
       pool_size_(options.pool > 0 ? options.pool : kSmallestPool),
-      sinking_(options.sinking) {
+      sinking_(options.sinking > 0.0 ? options.sinking : kFirstStep) {
   if (earlier > 0) return;
   result_.rows.push_back(options.start);
   result_.radii.push_back(kInfinity);
@@ -45,7 +48,7 @@ bool Coordinator::join() {
       covered_ = true;
     }
   } else if (surveyed_) {
-    bar_ = std::min(sinking_ * bar_, offered_.below);  // over a gap at once; at 0 every row is in
+    bar_ = std::min(step() * bar_, offered_.below);  // over a gap at once; at 0 every row is in
     sinking_ *= sinking_;
   } else {
     for (const KCenterCandidate& one : offered_.top) bar_ = std::max(bar_, one.squared);
@@ -53,6 +56,18 @@ bool Coordinator::join() {
   }
   offered_ = KCenterCandidates();
   return enough;
+}
+
+// How far the bar sinks where too few rows are left above it. Far values thin out like a power: of n values above a bar
+// the mean logarithm of their share of it is 1 / k where their number falls as bar^-k (Hill 1975). That tells where many
+// times as many stand as are wanted; below, they thin out faster, and there will be fewer. If that does not help again and
+// again, the bar falls to the ground.
+double Coordinator::step() const {
+  if (options_.sinking > 0.0 || offered_.top.size() < kLeastTail || sinking_ < kGround) return sinking_;
+  double sum = 0.0;
+  for (const KCenterCandidate& one : offered_.top) sum += std::log(one.squared / bar_);
+  const double found = static_cast<double>(offered_.top.size());
+  return std::max(sinking_, std::pow(found / (kTimesWanted * static_cast<double>(wanted())), sum / found));
 }
 
 void Coordinator::choose_pool() {
@@ -137,7 +152,7 @@ void Coordinator::take_copies() {
 // Sees to the next block's bar and pool, or to what is left uncovered.
 void Coordinator::close_block(std::int64_t made) {
   if (complete() && (picks() == rows_ || (!result_.radii.empty() && result_.radii.back() == 0.0))) covered_ = true;
-  sinking_ = options_.sinking;
+  sinking_ = options_.sinking > 0.0 ? options_.sinking : kFirstStep;
   const double last = outside_.squared > 0.0 ? outside_.squared : bar_;
   if (last < bar_) bar_ = last * (last / bar_);
   // Early on a pick changes many rows and blocks are short; a pool much larger than its block is wasted work.

@@ -36,6 +36,7 @@ class Coordinator {
 
  private:
   std::int64_t picks() const { return static_cast<std::int64_t>(result_.rows.size()); }
+  double step() const;
   void choose_pool();
   void make_picks(const PoolRows& rows);
   std::int64_t farthest_in_pool() const;

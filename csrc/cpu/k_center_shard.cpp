@@ -1,11 +1,9 @@
 #include "cpu/k_center_shard.hpp"
 
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -16,9 +14,12 @@ namespace {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr std::int64_t kRowBlockBytes = 192 << 10;
 constexpr std::int64_t kPanelsBetweenChecks = 4;
-// Rows that are brought up to date together. They are taken in the order of what they have seen, over and over: where they
-// are on a disk, it is read once if memory holds a part.
-constexpr std::int64_t kRowsOfAPart = 1 << 20;
+// Rows that are brought up to date together: of those on a disk as many as are read while others are in hand. Multiples of
+// kPageRows begin on a page.
+constexpr std::int64_t kRowsOfAPart = 1 << 20, kPageRows = 1 << 12;
+constexpr std::int64_t kBytesOfAPart = 32 << 20;
+// One in so many rows is dearer alone than all in a row: a disk gives those much faster.
+constexpr std::size_t kSparse = 512;
 
 // The first of many candidates: where twice as many have come together, the last half of them is let go.
 class First {
@@ -53,13 +54,21 @@ class First {
 Shard::Shard(Matrix<const float> rows, std::int64_t centers, const KCenterOptions& options)
     : source_(rows),
       threads_(options.threads),
-      on_disk_(!options.scratch.empty()),
       space_(rows, options.format, options.isa, true, options.threads),
       screen_(space_, rows.cols),
       rows_(rows, space_, options.threads, options.scratch),
       squared_(static_cast<std::size_t>(rows.rows), kInfinity),
       seen_(static_cast<std::size_t>(rows.rows), 0) {
   centers_.reserve(centers, rows.cols, space_);
+  if (options.scratch.empty()) return;
+  const auto add = [this](const void* begin, std::int64_t row_bytes, int file, bool shared) {
+    stored_.push_back(std::make_unique<StoredRows>(begin, row_bytes, source_.rows, file, shared));
+    bytes_of_a_row_ += row_bytes;
+  };
+  add(rows.row(0), rows.stride * static_cast<std::int64_t>(sizeof(float)), options.file, false);
+  for (const Rows* level : {&rows_.full, &rows_.coarse}) {
+    if (level->count > 0) add(level->row(0), level->row_bytes(), level->values.file(), true);
+  }
 }
 
 void Shard::meet(Matrix<const float> others, const std::int64_t* own, std::int64_t count) {
@@ -68,10 +77,16 @@ void Shard::meet(Matrix<const float> others, const std::int64_t* own, std::int64
   for (std::int64_t c = 0; c < count; ++c) {
     const std::int64_t row = own == nullptr ? -1 : own[c];
     centers_.append(row < 0 ? known : rows_, row < 0 ? next : row);
-    center_rows_.push_back(row < 0 ? others.row(next) : source_.row(row));
+    center_rows_.push_back(row < 0 ? others.row(next) : kept(row));
     if (row < 0) ++next;
     if (row >= 0) squared_[row] = kPicked;
   }
+}
+
+// A row of its own where a centre's is looked up: not on a disk.
+const float* Shard::kept(std::int64_t row) {
+  if (stored_.empty()) return source_.row(row);
+  return own_centers_.emplace_back(source_.row(row), source_.row(row) + source_.cols).data();
 }
 
 void Shard::settle(const std::vector<KCenterCandidate>& rows) {
@@ -81,66 +96,89 @@ void Shard::settle(const std::vector<KCenterCandidate>& rows) {
   }
 }
 
-// Reads a part of rows that are on a disk ahead, while the one before is brought up to date.
-class Shard::Reader {
+// The rows that are not up to date, part by part. Of rows on a disk the next part is read while one is in hand.
+class Shard::Parts {
  public:
-  explicit Reader(const Shard& shard) : shard_(shard) {}
-  ~Reader() { wait(); }
-  Reader(const Reader&) = delete;
-  Reader& operator=(const Reader&) = delete;
-
-  // One in kSparse rows is dearer than all by one: a disk gives rows one after the other much faster.
-  void read(std::int64_t part, std::size_t stale) {
+  Parts(Shard* shard, double bar) : shard_(shard), bar_(bar), rows_(shard->rows_of_a_part()) {
+    now_.slot = 1;
+    begin(&next_, 0);
+  }
+  ~Parts() {
     wait();
-    if (!shard_.on_disk_ || stale * kSparse < static_cast<std::size_t>(kRowsOfAPart)) return;
-    const std::int64_t from = part * kRowsOfAPart, count = std::min(kRowsOfAPart, shard_.source_.rows - from);
-    try {
-      thread_ = std::thread([this, from, count] {
-        const Matrix<const float>& rows = shard_.source_;
-        advise(rows.row(from), count * rows.stride * static_cast<std::int64_t>(sizeof(float)));
-        for (const Rows* level : {&shard_.rows_.full, &shard_.rows_.coarse}) {
-          if (level->count > 0) advise(level->row(from), count * level->row_bytes());
-        }
-      });
-    } catch (const std::system_error&) {  // no thread to be had: rows are read when they are needed
-    }
+    unload(&now_);
+    unload(&next_);
+  }
+  Parts(const Parts&) = delete;
+  Parts& operator=(const Parts&) = delete;
+
+  struct Part {
+    std::int64_t first = 0, end = 0;
+    std::vector<std::int64_t> stale;  // ascending
+    bool loaded = false;
+    int slot = 0;
+  };
+
+  // The next part; null behind the last.
+  Part* next() {
+    wait();
+    unload(&now_);
+    std::swap(now_, next_);
+    begin(&next_, now_.end);
+    return now_.first < now_.end ? &now_ : nullptr;
   }
 
  private:
-  static constexpr std::size_t kSparse = 512;
+  void begin(Part* part, std::int64_t first) {
+    part->first = first;
+    part->end = std::min(shard_->source_.rows, first + rows_);
+    part->stale.clear();
+    for (std::int64_t i = part->first; i < part->end; ++i) {
+      if (shard_->squared_[i] >= bar_ && !shard_->fresh(i)) part->stale.push_back(i);
+    }
+    if (shard_->stored_.empty() || part->stale.empty()) return;
+    try {
+      thread_ = std::thread([this, part] { read(part); });
+    } catch (const std::system_error&) {  // no thread to be had
+      read(part);
+    }
+  }
 
+  void read(Part* part) {
+    const auto count = static_cast<std::size_t>(part->end - part->first);
+    part->loaded = part->stale.size() * kSparse >= count;
+    for (const auto& rows : shard_->stored_) {
+      if (!part->loaded || !rows->load(part->first, part->end, part->slot)) rows->ask(part->stale);
+    }
+  }
+  void unload(Part* part) {
+    if (!part->loaded) return;
+    for (const auto& rows : shard_->stored_) rows->unload(part->first, part->end, part->slot);
+    part->loaded = false;
+  }
   void wait() {
     if (thread_.joinable()) thread_.join();
   }
-  static void advise(const void* memory, std::int64_t bytes) {
-    const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
-    const auto at = reinterpret_cast<std::uintptr_t>(memory), first = at / page * page;
-    ::madvise(reinterpret_cast<void*>(first), static_cast<std::size_t>(bytes) + (at - first), MADV_WILLNEED);
-  }
 
-  const Shard& shard_;
+  Shard* shard_;
+  double bar_;
+  std::int64_t rows_;
+  Part now_, next_;
   std::thread thread_;
 };
 
-std::vector<std::int64_t> Shard::stale_rows(std::int64_t part, double bar) const {
-  std::vector<std::int64_t> stale;
-  for (std::int64_t i = part * kRowsOfAPart; i < std::min(source_.rows, (part + 1) * kRowsOfAPart); ++i) {
-    if (squared_[i] >= bar && !fresh(i)) stale.push_back(i);
-  }
-  return stale;
+std::int64_t Shard::rows_of_a_part() const {
+  if (stored_.empty()) return kRowsOfAPart;
+  return std::clamp(kBytesOfAPart / bytes_of_a_row_ / kPageRows * kPageRows, kPageRows, kRowsOfAPart);
 }
 
 KCenterCandidates Shard::rise(double bar, std::int64_t at_most) {
   KCenterCandidates found;
   First first(at_most);
-  Reader reader(*this);
-  std::vector<std::int64_t> next = stale_rows(0, bar);
-  for (std::int64_t part = 0; part * kRowsOfAPart < source_.rows; ++part) {
-    std::vector<std::int64_t> stale = std::move(next);
-    next = stale_rows(part + 1, bar);
-    reader.read(part + 1, next.size());
-    if (!stale.empty()) update(&stale, bar);
-    for (std::int64_t i = part * kRowsOfAPart; i < std::min(source_.rows, (part + 1) * kRowsOfAPart); ++i) {
+  Parts parts(this, bar);
+  while (Parts::Part* part = parts.next()) {
+    updates_ += static_cast<std::int64_t>(part->stale.size());
+    if (!part->stale.empty()) update(&part->stale, bar);
+    for (std::int64_t i = part->first; i < part->end; ++i) {
       if (squared_[i] < bar) {
         found.below = std::max(found.below, squared_[i]);
       } else {

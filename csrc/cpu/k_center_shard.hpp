@@ -5,10 +5,13 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
+#include <memory>
 #include <vector>
 
 #include "cpu/parallel.hpp"
 #include "cpu/screen.hpp"
+#include "cpu/stored_rows.hpp"
 #include "mmad/k_center_shards.hpp"
 
 namespace mmad {
@@ -22,6 +25,7 @@ class Shard {
   void meet(Matrix<const float> others, const std::int64_t* own, std::int64_t count);
   void settle(const std::vector<KCenterCandidate>& rows);
   KCenterCandidates rise(double bar, std::int64_t at_most);
+  std::int64_t updates() const { return updates_; }
 
   // What a coordinator in the same place reads.
   const Matrix<const float>& source() const { return source_; }
@@ -29,9 +33,10 @@ class Shard {
   const ScreenRows& screened() const { return rows_; }
 
  private:
-  class Reader;
+  class Parts;
 
-  std::vector<std::int64_t> stale_rows(std::int64_t part, double bar) const;
+  const float* kept(std::int64_t row);
+  std::int64_t rows_of_a_part() const;
   bool fresh(std::int64_t i) const { return seen_[i] >= centers_.count(); }
   void update(std::vector<std::int64_t>* stale, double cutoff);
   void update_block(RowBlock* block, double cutoff, Items& items);
@@ -39,7 +44,6 @@ class Shard {
 
   Matrix<const float> source_;
   int threads_;
-  bool on_disk_;
   ScreenSpace space_;
   Screen screen_;
   ScreenRows rows_;
@@ -47,6 +51,10 @@ class Shard {
   std::vector<const float*> center_rows_;
   std::vector<double> squared_;     // to the nearest centre seen; kPicked for selected rows
   std::vector<std::int64_t> seen_;  // centres
+  std::int64_t updates_ = 0;        // of rows, by all rises
+  std::vector<std::unique_ptr<StoredRows>> stored_;  // what of the rows is on a disk
+  std::int64_t bytes_of_a_row_ = 0;                  // there
+  std::deque<std::vector<float>> own_centers_;
 };
 
 }  // namespace mmad

@@ -46,6 +46,8 @@ KCenterCandidates KCenterShard::rise(double bar, std::int64_t at_most) {
   return impl_->shard ? impl_->shard->rise(bar, at_most) : KCenterCandidates();
 }
 
+std::int64_t KCenterShard::updates() const { return impl_->shard ? impl_->shard->updates() : 0; }
+
 struct KCenterCoordinator::Impl {
   Coordinator coordinator;
   KCenterOptions options;

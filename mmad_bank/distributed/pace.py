@@ -27,6 +27,7 @@ _SAMPLE_PICKS = 1 << 15  # at most, from them: with more, measuring takes minute
 _LEAST_SAMPLE = 50_000  # rows, where there are so many: of fewer, times are too short to measure
 _LEAST_ROWS_PER_PICK = 16  # with fewer, the selection runs out of rows, and gets cheaper than one of many
 _DIRECTIONS = 64  # that features of networks mostly lie near
+_SPARSE = 512  # one row of so many: all are read then, see csrc/cpu/k_center_shard.cpp
 _MOST = 1e15  # of a number that a saved pace holds
 
 
@@ -51,6 +52,7 @@ class Pace:
         choose: Seconds of the coordinator for ``picks`` vectors.
         choose_exponent: c of choose ∝ n^c.
         requests: Rises that were asked for.
+        passes: How often these would have read the rows from a disk.
         blocks: Blocks of picks.
         blocks_exponent: Of both by the number of picks.
     """
@@ -66,6 +68,7 @@ class Pace:
     choose: float
     choose_exponent: float
     requests: int
+    passes: int
     blocks: int
     blocks_exponent: float
 
@@ -137,7 +140,7 @@ def measure_pace(
     meet, choose, blocks = run.meet[-1], run.choose[-1], run.blocks[-1]
     return Pace(
         machine or _processor(), dim, threads, len(rows), count, prepare, meet / len(rows),
-        run.exponent(run.meet, 0.2, 1.0), choose, run.exponent(run.choose, 0.5, 1.0), run.requests, blocks,
+        run.exponent(run.meet, 0.2, 1.0), choose, run.exponent(run.choose, 0.5, 1.0), run.requests, run.passes, blocks,
         run.exponent(run.blocks, 0.1, 1.0),
     )  # fmt: skip
 
@@ -148,6 +151,7 @@ class _Run:
 
     prepare: float
     requests: int
+    passes: int
     picks: list[int]
     meet: list[float]
     choose: list[float]
@@ -160,11 +164,11 @@ class _Run:
         shard = KCenterShard(rows, n_centers=count, threads=threads)
         settings = ON_DISK if on_disk else IN_MEMORY
         coordinator = KCenterCoordinator(len(rows), count, threads=threads, **settings)
-        run = cls(clock() - begin, 0, [], [], [], [])
+        run = cls(clock() - begin, 0, 0, [], [], [], [])
         shard.meet(rows[:1], own=torch.tensor([0]))
         meet = choose = 0.0
         while coordinator.covering_radius is None:
-            begin = clock()
+            begin, updates = clock(), shard.updates
             found = shard.rise(coordinator.bar, coordinator.wanted)
             risen = clock()
             coordinator.offer(found)
@@ -178,6 +182,7 @@ class _Run:
                 shard.settle(coordinator.pool, coordinator.values)
             meet, choose = meet + (risen - begin) + (clock() - picked), choose + (picked - risen)
             run.requests += 1
+            run.passes += _SPARSE * (shard.updates - updates) >= len(rows)
             if len(new):
                 run.picks.append(len(coordinator.rows))
                 run.meet.append(meet)

@@ -6,7 +6,8 @@ The model has four parts, each with measured constants (:class:`Pace`):
   meets the centres that may be near it, and the most of them it never meets (b is about 0.5 where the textbook loop has
   1).
 - The coordinator's work does not depend on the rows. It grows as n^c, and is not shared.
-- Rows in scratch files are read once per request, as far as memory does not hold them, while others meet the centres.
+- Rows in scratch files are read again to be rounded, and once per pass, as far as memory does not hold them. Rows are
+  read while others meet the centres, but early passes wait for the disk, and late ones for the arithmetic: both add up.
 - A round trip takes a latency, and a block of picks two of them and the bytes of its pool. Hundreds of blocks make even
   a large bank, so that is seconds.
 """
@@ -18,13 +19,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmad_bank._internal.checks import check_index
+from mmad_bank._internal.machine import PROCESS_BYTES
 from mmad_bank.distributed.pace import Pace
 
 _COARSE_FROM, _COARSE_DIMS = 192, 64  # see csrc/cpu/screen.cpp
 _BOUNDS = 24  # bytes of a rounded row's bounds
 _STATE = 16  # of a row's value, and of what it has seen
 _PART, _NUMBER = 1 << 20, 8  # rows that are brought up to date together, and bytes of the number of one
-_PROCESS = 350 << 20  # Python with PyTorch, measured
+_READ_AHEAD = 2 * (32 << 20)  # bytes of rows from scratch files that are in hand, or are read meanwhile
 _POOL = 2048  # rows of a pool, at most
 _CANDIDATE = 16  # bytes
 
@@ -45,7 +47,7 @@ class Plan:
         read: Seconds to read a worker's rows.
         prepare: Seconds to round them.
         meet: Seconds in which they meet the centres.
-        reread: Seconds in which scratch files are read again and again, at the same time.
+        reread: Seconds in which scratch files are read again and again.
         choose: Seconds of the coordinator, while the workers wait.
         network: Seconds that bytes and round trips take.
         memory: Bytes that a worker holds at most.
@@ -77,7 +79,7 @@ class Plan:
     @property
     def seconds(self) -> float:
         """Seconds in all."""
-        return self.read + self.prepare + max(self.meet, self.reread) + self.choose + self.network
+        return self.read + self.prepare + self.meet + self.reread + self.choose + self.network
 
 
 def plan(
@@ -104,8 +106,7 @@ def plan(
         machines: Number of machines that they are on, each of which is sent a centre once; default: one each.
         scratch: Whether the rows and their rounded copies are in scratch files, not in memory.
         row_bytes: Bytes of a row on disk; default: as float32.
-        cache: Bytes of memory that the system has for a worker's scratch files. They are read in one direction: where
-            they are larger, nothing of them is left there when they are read again.
+        cache: Bytes of memory that the system has for a worker's scratch files: as many are not read again.
         disk_rate: Bytes that a worker reads or writes in a second.
         bandwidth: Bytes in a second between the coordinator and all machines together.
         round_trip: Seconds of a request and its answer.
@@ -114,7 +115,7 @@ def plan(
         InputError: A number out of range.
 
     Example:
-        >>> pace = Pace("a machine", 64, 2, 100_000, 10_000, 2e-7, 4e-6, 0.5, 0.2, 0.8, 90, 20, 0.4)
+        >>> pace = Pace("a machine", 64, 2, 100_000, 10_000, 2e-7, 4e-6, 0.5, 0.2, 0.8, 90, 60, 20, 0.4)
         >>> one, eight = (plan(pace, 10**8, 10_000, workers) for workers in (1, 8))
         >>> round(one.meet), round(eight.meet), one.choose == eight.choose
         (400, 50, True)
@@ -125,17 +126,19 @@ def plan(
     own = math.ceil(n_rows / workers)
     growth = size / pace.picks
     scale = growth**pace.blocks_exponent
-    blocks, requests = math.ceil(pace.blocks * scale), math.ceil(pace.requests * scale)
+    blocks, requests, passes = (math.ceil(each * scale) for each in (pace.blocks, pace.requests, pace.passes))
     up, own_down, centers = _traffic(pace.dim, size, blocks, requests, workers)
     moved = workers * (up + own_down) + min(machines or workers, workers) * centers
     memory, files = _memory(own, pace.dim, size, workers, scratch)
     read = (own * (4 * pace.dim if row_bytes is None else row_bytes) + files) / disk_rate
-    reread = requests * files / disk_rate if files > cache else 0.0
+    rows = 4 * own * pace.dim if scratch else 0
+    written = rows if rows > cache else 0  # and read again, to be rounded
+    reread = (written + passes * max(0, files - cache)) / disk_rate
     return Plan(
         n_rows, pace.dim, size, workers, pace.threads, read, own * pace.prepare,
         own * pace.meet * growth**pace.meet_exponent, reread, pace.choose * growth**pace.choose_exponent,
         (requests + blocks) * round_trip + moved / bandwidth,
-        memory, files, 4 * pace.dim * size + _PROCESS, up, own_down + centers, blocks,
+        memory, files, 4 * pace.dim * size + PROCESS_BYTES, up, own_down + centers, blocks,
     )  # fmt: skip
 
 
@@ -151,7 +154,7 @@ def enough(pace: Pace, n_rows: int, size: int, seconds: float, *, most: int = 1 
         settings: Other arguments of :func:`plan`.
 
     Example:
-        >>> pace = Pace("a machine", 64, 2, 100_000, 10_000, 2e-7, 4e-6, 0.5, 0.2, 0.8, 90, 20, 0.4)
+        >>> pace = Pace("a machine", 64, 2, 100_000, 10_000, 2e-7, 4e-6, 0.5, 0.2, 0.8, 90, 60, 20, 0.4)
         >>> enough(pace, 10**8, 10_000, 60.0).workers
         8
     """
@@ -162,7 +165,7 @@ def enough(pace: Pace, n_rows: int, size: int, seconds: float, *, most: int = 1 
             return found
         # Files that memory may hold one day are not counted: more workers may then read them once.
         reread = 0.0 if settings.get("cache") else found.reread
-        shared = found.read + found.prepare + max(found.meet, reread)
+        shared = found.read + found.prepare + found.meet + reread
         rest = seconds - found.choose - found.network
         # No fewer workers than those that share the rest evenly can do; the network's part grows with them.
         per_row = shared / math.ceil(n_rows / workers)
@@ -185,8 +188,9 @@ def _memory(own: int, dim: int, size: int, workers: int, scratch: bool) -> tuple
     bounds = _BOUNDS * (2 if is_coarse else 1)
     state = own * (bounds + _STATE) + min(own, _PART) * _NUMBER
     centers = size * (2 * depth + (2 * _COARSE_DIMS if is_coarse else 0) + bounds + 8)
-    foreign = size * (workers - 1) // workers * 4 * dim
+    others = size if scratch else size * (workers - 1) // workers
+    foreign = others * 4 * dim + (_READ_AHEAD if scratch else 0)
     making = own * (4 * _COARSE_DIMS + 4) if is_coarse else 0  # the coarse copy, from coordinates in float32
-    resident = state + max(making, centers + foreign) + _PROCESS
+    resident = state + max(making, centers + foreign) + PROCESS_BYTES
     on_disk = own * 4 * dim + rounded
     return (resident, on_disk) if scratch else (resident + on_disk, 0)

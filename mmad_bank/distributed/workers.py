@@ -141,7 +141,12 @@ class Worker:
             self._rows = self._space.rows()
         assert self._rows is not None
         self._shard = KCenterShard(
-            self._rows, n_centers=n_centers, threads=self._threads, scratch=self._scratch, device=self._device
+            self._rows,
+            n_centers=n_centers,
+            threads=self._threads,
+            scratch=self._scratch,
+            file=None if self._space is None else self._space.file,
+            device=self._device,
         )
 
     def go_on(
@@ -198,14 +203,20 @@ class Worker:
         """Return rows of the pool in the selection space: float32 (n, d)."""
         assert self._rows is not None
         self._pool = np.array(rows)
-        return array_of(self._rows[torch.from_numpy(self._share.numbering.here(rows))])
+        return self._own(rows)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Return rows as they are in the dump: float32 (n, D)."""
         if self._projection is None:
-            assert self._rows is not None
-            return array_of(self._rows[torch.from_numpy(self._share.numbering.here(rows))])
+            return self._own(rows)
         return array_of(self._share.take(np.array(rows)))
+
+    def _own(self, rows: np.ndarray) -> np.ndarray:
+        assert self._rows is not None
+        here = self._share.numbering.here(rows)
+        if self._space is not None:
+            self._space.expect(here)
+        return array_of(self._rows[torch.from_numpy(here)])
 
     def memory(self) -> Memory:
         """Return how much memory the process takes."""
@@ -242,6 +253,7 @@ class _Space:
     def __init__(self, n_rows: int, dim: int, folder: Folder | None) -> None:
         self._shape, self._folder = (n_rows, dim), folder
         self._rows = torch.empty(n_rows, dim) if folder is None else None
+        self._mapped: mmap.mmap | None = None
         if folder is not None:
             try:
                 self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (it lives as long as the worker)
@@ -267,9 +279,23 @@ class _Space:
             size = 4 * self._shape[0] * self._shape[1]
             if not size:
                 return torch.empty(self._shape)
-            mapped = mmap.mmap(self._file.fileno(), size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
-            self._rows = torch.frombuffer(mapped, dtype=torch.float32).view(self._shape)
+            self._mapped = mmap.mmap(self._file.fileno(), size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+            self._rows = torch.frombuffer(self._mapped, dtype=torch.float32).view(self._shape)
         return self._rows
+
+    @property
+    def file(self) -> int | None:
+        """Descriptor of the file; None in memory."""
+        return None if self._folder is None else self._file.fileno()
+
+    def expect(self, rows: np.ndarray) -> None:
+        """Have the system read rows that will be taken, all at a time: it would wait for each otherwise."""
+        if self._mapped is None or not hasattr(mmap, "MADV_WILLNEED"):
+            return
+        row_bytes = 4 * self._shape[1]
+        for first in (rows * row_bytes).tolist():
+            start = first // mmap.PAGESIZE * mmap.PAGESIZE
+            self._mapped.madvise(mmap.MADV_WILLNEED, start, first + row_bytes - start)
 
     def _failure(self, error: OSError) -> InputError:
         n_rows, dim = self._shape

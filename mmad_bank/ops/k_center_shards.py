@@ -22,8 +22,9 @@ from mmad_bank.ops._dispatch import cuda_kernels, place_of, thread_count
 from mmad_bank.ops._torch.k_center_shards import TorchShard
 
 IN_MEMORY: Mapping[str, Any] = {}
-ON_DISK: Mapping[str, Any] = {"pool": 8192, "sinking": 0.7}
+ON_DISK: Mapping[str, Any] = {"pool": 8192, "sinking": 0.0}
 """Settings of a coordinator whose shards' rows are in memory, or on a disk, from which a rise reads most of them."""
+_COMPARED = 4096  # bytes at either end of a file
 PICKED = -1.0
 """Value of a row that was picked: below every distance."""
 
@@ -57,12 +58,15 @@ class KCenterShard:
     Args:
         features: (N, D) float32 rows, contiguous and finite; viewed, not copied, so they must not change. N may be 0.
             In host memory they may be a mapped file.
-        n_centers: Number of centres that it will meet in all; more are an error on a CUDA device.
+        n_centers: Number of centres that it will meet in all, at most.
         threads: Number of threads on the CPU; default: PyTorch's.
         scratch: On the CPU, folder for the copy of the rows that is screened, of at most 16 bits per value: for more
             rows than memory holds. It is a file without a name, mapped, and gone with the shard. Beside it a shard
             holds about 40 bytes per row (64 if rows are long enough for a coarse copy, 192 values) and the centres.
             Default: in memory.
+        file: With ``scratch``, descriptor of the file that the features are a private mapping of, from its first byte
+            on. It has to stay open as long as the shard. Rows are read from it past the system's cache then, which is
+            several times faster where memory holds a part of the file only. Default: unknown.
         device: Where the shard works; default: where the features are. Shards of one selection may be on any devices:
             the answers are the same to the last bit. A CUDA device takes features in host memory too, as in
             :func:`~mmad_bank.ops.k_center_greedy`, and a mapped file as a copy in memory. Beside the rows and their
@@ -73,7 +77,7 @@ class KCenterShard:
 
     Raises:
         InputError: Rows of another kind, or a row that is not finite; a scratch folder that cannot hold the copy; a
-            device that cannot be used, or that is too small.
+            file of other bytes; a device that cannot be used, or that is too small.
 
     Example:
         >>> import torch
@@ -90,16 +94,17 @@ class KCenterShard:
         n_centers: int,
         threads: int | None = None,
         scratch: str | os.PathLike[str] | None = None,
+        file: int | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         if features.ndim != 2 or features.dtype != torch.float32 or not features.is_contiguous():
             raise InputError(
                 f"features: expected contiguous float32 rows (N, D), found {features.dtype} {tuple(features.shape)}"
             )
-        self._features = features
+        self._features, self._room, self._met = features, max(1, n_centers), 0
         place = place_of(features, device)
         if place.type == "cpu":
-            self._kernel = _on_cpu(features, n_centers, threads, scratch)
+            self._kernel = _on_cpu(features, n_centers, threads, scratch, -1 if file is None else file)
         else:
             self._kernel = _on_device(features, n_centers, place)
 
@@ -115,7 +120,7 @@ class KCenterShard:
                 they are no candidates any more.
 
         Raises:
-            InputError: A centre that is not finite, centres of another length, or more than a device has room for; a
+            InputError: A centre that is not finite, centres of another length, or more than ``n_centers`` in all; a
                 row that the shard does not have.
         """
         centers = centers.detach().cpu().float().contiguous()
@@ -128,6 +133,11 @@ class KCenterShard:
         if len(numbers) != len(centers):
             raise InputError(f"own: expected one row for each of {len(centers)} centers, found {len(numbers)}")
         _check_rows(numbers, "own", -1, len(self))
+        if self._met + len(centers) > self._room:
+            raise InputError(
+                f"centers: expected at most {self._room} in all (n_centers), found {self._met + len(centers)}"
+            )
+        self._met += len(centers)
         self._kernel.meet(centers, numbers)
 
     def settle(self, rows: Tensor, squared: Tensor) -> None:
@@ -158,6 +168,13 @@ class KCenterShard:
         """
         return Candidates(*self._kernel.rise(bar, at_most))
 
+    @property
+    def updates(self) -> int:
+        """Number of rows that all rises have brought up to date, each as often as it was; on the CPU only."""
+        if not isinstance(self._kernel, _CpuShard):
+            raise InputError(f"updates: expected a shard on the CPU, found {type(self._kernel).__name__}")
+        return self._kernel.updates
+
 
 class _Kernel(Protocol):
     """A shard where it is; all arguments have been checked, and all tensors are in host memory."""
@@ -170,8 +187,8 @@ class _Kernel(Protocol):
 class _CpuShard:
     """A shard of the core, which takes arrays."""
 
-    def __init__(self, features: Tensor, n_centers: int, threads: int, scratch: str) -> None:
-        self._native = _core.KCenterShard(array_of(features), n_centers, "auto", threads, scratch)
+    def __init__(self, features: Tensor, n_centers: int, threads: int, scratch: str, file: int) -> None:
+        self._native = _core.KCenterShard(array_of(features), n_centers, "auto", threads, scratch, file)
 
     def meet(self, centers: Tensor, own: Tensor) -> None:
         with naming_bad_rows("centers"):
@@ -180,22 +197,44 @@ class _CpuShard:
     def settle(self, squared: Tensor, rows: Tensor) -> None:
         self._native.settle(array_of(squared), array_of(rows))
 
+    @property
+    def updates(self) -> int:
+        return self._native.updates
+
     def rise(self, bar: float, at_most: int) -> tuple[Tensor, Tensor, int, float]:
         squared, rows, above, below = self._native.rise(bar, at_most)
         return torch.from_numpy(squared), torch.from_numpy(rows), above, below
 
 
-def _on_cpu(features: Tensor, n_centers: int, threads: int | None, scratch: str | os.PathLike[str] | None) -> _Kernel:
+def _on_cpu(
+    features: Tensor, n_centers: int, threads: int | None, scratch: str | os.PathLike[str] | None, file: int
+) -> _Kernel:
+    folder = "" if scratch is None else os.fspath(scratch)
+    if file >= 0:
+        _check_file(features, file)
     try:
         with naming_bad_rows("features"):
-            return _CpuShard(features, n_centers, _threads(threads), "" if scratch is None else os.fspath(scratch))
+            return _CpuShard(features, n_centers, _threads(threads), folder, file)
     except OSError as error:
         raise InputError(f"scratch: {error}") from None
 
 
+def _check_file(features: Tensor, file: int) -> None:
+    """Refuse a file that holds something else than the features: rows would be taken from it."""
+    memory = array_of(features).reshape(-1).view(np.uint8)
+    for first in (0, max(0, memory.nbytes - _COMPARED)):
+        here = memory[first : first + _COMPARED].tobytes()
+        try:
+            there = os.pread(file, len(here), first)
+        except OSError as error:
+            raise InputError(f"file: cannot be read ({error.strerror})") from error
+        if here != there:
+            raise InputError(f"file: expected the one that the features are mapped from, found other bytes at {first}")
+
+
 def _on_device(features: Tensor, n_centers: int, device: torch.device) -> _Kernel:
     if len(features) == 0:  # the device has nothing to do
-        return _CpuShard(features.cpu(), n_centers, 1, "")
+        return _CpuShard(features.cpu(), n_centers, 1, "", -1)
     check_finite(features, "features")
     cuda = cuda_kernels(device)
     kernel: _Kernel
@@ -243,8 +282,8 @@ class KCenterCoordinator:
         radius: Distance within which a row counts as covered: the selection ends when all do. Negative: it does not.
         pool: Largest number of rows in a pool; 0 chooses. The picks do not depend on it.
         sinking: First step of the bar, in squared distances, where too few rows are left above it; each further step is
-            the square of the one before. Smaller values ask the shards less often and let them do more each time, which
-            pays where they read rows from a disk. The picks do not depend on it.
+            the square of the one before. 0 takes steps by how the values above the bar thin out, and ask the shards
+            less often for more, which pays where they read rows from a disk. The picks do not depend on it.
         threads: Number of threads; default: PyTorch's.
 
     Example:

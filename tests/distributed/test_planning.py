@@ -20,7 +20,7 @@ from mmad_bank.distributed.pace import Pace, measure_pace
 from mmad_bank.distributed.planning import enough, plan
 from mmad_bank.errors import FormatError, InputError
 
-PACE = Pace("a machine", 64, 2, 100_000, 10_000, 2e-7, 4e-6, 0.5, 0.2, 0.8, 90, 20, 0.4)
+PACE = Pace("a machine", 64, 2, 100_000, 10_000, 2e-7, 4e-6, 0.5, 0.2, 0.8, 90, 60, 20, 0.4)
 
 
 def test_work_of_the_rows_is_shared_and_that_of_the_coordinator_is_not() -> None:
@@ -59,7 +59,8 @@ def test_no_number_of_workers_makes_the_coordinator_faster() -> None:
 
 def test_scratch_files_take_rows_and_copies_from_memory() -> None:
     inside, outside = (plan(PACE, 10**7, 1000, 2, scratch=scratch) for scratch in (False, True))
-    assert inside.memory == outside.memory + outside.scratch
+    own_centers, read_ahead = 500 * 4 * 64, 64 << 20
+    assert inside.memory + own_centers + read_ahead == outside.memory + outside.scratch
     assert outside.scratch == 5_000_000 * (4 + 2) * 64
 
 
@@ -218,9 +219,12 @@ def test_the_command_says_what_a_saved_pace_leaves_no_choice_of(tmp_path: Path) 
 
 def test_scratch_files_are_read_again_and_again() -> None:
     files = plan(PACE, 10**8, 10_000, 2, scratch=True)
-    assert math.isclose(files.reread, 90 * 50_000_000 * 6 * 64 / 1e9)
-    assert files.seconds == files.read + files.prepare + files.reread + files.choose + files.network
+    rounding, passes = 50_000_000 * 4 * 64 / 1e9, 60 * 50_000_000 * 6 * 64 / 1e9
+    assert math.isclose(files.reread, rounding + passes)
+    assert files.seconds == files.read + files.prepare + files.meet + files.reread + files.choose + files.network
     assert plan(PACE, 10**8, 10_000, 2, scratch=True, cache=files.scratch).reread == 0.0
+    half = plan(PACE, 10**8, 10_000, 2, scratch=True, cache=files.scratch // 2)
+    assert math.isclose(half.reread, rounding + passes / 2)
 
 
 def test_the_command_measures_with_features(tmp_path: Path) -> None:

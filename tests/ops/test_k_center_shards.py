@@ -25,6 +25,17 @@ def reference_shard(features: Tensor, *, n_centers: int) -> KCenterShard:
     return shard
 
 
+class CountingCoordinator(KCenterCoordinator):
+    """Counts how often shards have to rise."""
+
+    rises = 0
+
+    def join(self) -> bool:
+        """Count a rise."""
+        self.rises += 1
+        return super().join()
+
+
 IMPLEMENTATIONS = {"native": (KCenterShard, KCenterCoordinator), "reference": (reference_shard, TorchCoordinator)}
 both = pytest.mark.parametrize(("shard_type", "coordinator_type"), IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
 
@@ -258,6 +269,44 @@ def test_rows_of_another_kind_are_refused(features: Tensor) -> None:
 def test_numbers_out_of_range_are_named(arguments: dict[str, int], name: str) -> None:
     with pytest.raises(InputError, match=f"^{name}: "):
         KCenterCoordinator(10, **arguments)
+
+
+def test_more_centers_than_announced_are_refused() -> None:
+    features = table("noise", 0)
+    shard = KCenterShard(features, n_centers=3)
+    shard.meet(features[:2])
+    with pytest.raises(InputError, match=r"^centers: expected at most 3 in all \(n_centers\), found 4$"):
+        shard.meet(features[2:4])
+    shard.meet(features[2:3])
+    assert shard.rise(0.0, 1).above == len(features)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_picks_do_not_depend_on_the_steps_of_the_bar(kind: str) -> None:
+    features = table(kind, 4)
+    n_select = len(features)
+    expected = ops.k_center_greedy(features, n_select, return_radius=True)
+    for sinking, pool in ((0.0, 0), (0.0, 300), (0.93, 300), (0.01, 8)):
+        coordinator = KCenterCoordinator(n_select, n_select, sinking=sinking, pool=pool)
+        found = run(features, [n_select], coordinator, n_select)
+        assert torch.equal(found.rows, expected.indices)
+        assert torch.equal(found.radii.float(), expected.radii)
+
+
+def test_steps_by_how_values_thin_out_take_few_rises() -> None:
+    """Values of many directions thin out fast: steps that are too large bring all rows up to date."""
+    features = torch.randn(40_000, 24, generator=torch.Generator().manual_seed(0))
+    taken = []
+    for sinking in (0.0, 0.93, 0.5):
+        shard, coordinator = (
+            KCenterShard(features, n_centers=600),
+            CountingCoordinator(40_000, 600, pool=256, sinking=sinking),
+        )
+        select_over([shard], features, coordinator)
+        taken.append((coordinator.rises, shard.updates))
+    (rises, updates), (many, _), (_, dear) = taken
+    assert rises < 0.75 * many
+    assert updates < 0.75 * dear
 
 
 @pytest.mark.parametrize("kind", ["noise", "low rank"])

@@ -27,11 +27,13 @@ class Bytes {
   std::uint8_t* data() { return file_ ? file_.get() : memory_.data(); }
   const std::uint8_t* data() const { return file_ ? file_.get() : memory_.data(); }
   std::size_t size() const { return size_; }
+  int file() const { return descriptor_; }  // open as long as the bytes are there; -1 without one
 
  private:
   std::size_t size_ = 0;
   std::vector<std::uint8_t> memory_;
   std::shared_ptr<std::uint8_t> file_;  // mapped
+  int descriptor_ = -1;
 };
 
 }  // namespace mmad

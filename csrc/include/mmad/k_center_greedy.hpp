@@ -16,11 +16,12 @@ struct KCenterOptions {
   std::int64_t start = 0;  // first pick; not used where there are earlier centres
   double radius = -1.0;    // stop once every row lies within this distance of a centre; negative: never
   std::int64_t pool = 0;   // number of rows that a block works on, 0 chooses; the selection does not depend on it
-  double sinking = 0.93;   // first step of the bar where too few rows are left above it; smaller ones make fewer rises
+  double sinking = 0.93;   // first step of the bar where too few rows are left above it; 0: by how values thin out
   int threads = 1;
   Isa isa = Isa::generic;
   Format format = Format::float32;
   std::string scratch;  // folder for the rounded rows of more rows than memory holds; empty: they are in memory
+  int file = -1;        // with scratch, a file whose private mapping the rows are, from its first byte on; -1: unknown
   std::function<void(std::int64_t)> progress;  // called between blocks with the number of picks; may throw
 };
 

@@ -45,9 +45,8 @@ struct KCenterCandidates {
 
 class KCenterShard {
  public:
-  // Views `rows`, which must outlive it; there may be none. It has room for `centers` centres and may meet more. Of the
-  // options it takes threads, instruction set and format. Throws std::invalid_argument that names a row which is not
-  // finite.
+  // Views `rows`, which must outlive it; there may be none. It has room for `centers` centres. Of the options it takes
+  // threads, instruction set, format, scratch and file. Throws std::invalid_argument that names a row which is not finite.
   KCenterShard(Matrix<const float> rows, std::int64_t centers, const KCenterOptions& options);
   KCenterShard(KCenterShard&&) noexcept;
   KCenterShard& operator=(KCenterShard&&) noexcept;
@@ -59,6 +58,8 @@ class KCenterShard {
   void settle(const std::vector<KCenterCandidate>& rows);
   // Brings the rows at `bar` and above up to date, and returns the first `at_most` of those that still are.
   KCenterCandidates rise(double bar, std::int64_t at_most);
+  // How many rows all rises have brought up to date, each as often as it was.
+  std::int64_t updates() const;
 
  private:
   struct Impl;
