@@ -23,13 +23,6 @@ std::int64_t page_bytes() {
   return bytes;
 }
 
-bool is_cached(const std::uint8_t* mapped, std::int64_t bytes) {
-  unsigned char pages[kReadBytes / 4096];  // no system has smaller ones
-  if (::mincore(const_cast<std::uint8_t*>(mapped), static_cast<std::size_t>(bytes), pages) != 0) return false;
-  const std::int64_t count = (bytes + page_bytes() - 1) / page_bytes();
-  return std::all_of(pages, pages + count, [](unsigned char page) { return (page & 1) != 0; });
-}
-
 #ifdef MREMAP_FIXED
 bool move(std::uint8_t* from, std::int64_t bytes, std::uint8_t* to) {
   const auto size = static_cast<std::size_t>(bytes);
@@ -91,7 +84,7 @@ bool StoredRows::load(std::int64_t first, std::int64_t end, int slot) {
 #ifdef MREMAP_FIXED
   const Range range = pages(first, end);
   Slot& own = slots_[slot];
-  if (direct_ < 0 || !reserve(range.bytes, &own) || !fill(own.at, range)) return false;
+  if (direct_ < 0 || is_cached(range) || !reserve(range.bytes, &own) || !fill(own.at, range)) return false;
   own.loaded = move(own.at, range.bytes, range.at);
   return own.loaded;
 #else
@@ -130,12 +123,18 @@ bool StoredRows::fill(std::uint8_t* to, const Range& range) const {
   const std::int64_t bytes = std::min<std::int64_t>(range.bytes, found.st_size - range.offset);
   for (std::int64_t done = 0; done < bytes;) {
     const std::int64_t wanted = std::min(kReadBytes, range.bytes - done);
-    const int file = is_cached(range.at + done, wanted) ? file_ : direct_;
+    const int file = is_cached({range.at + done, range.offset + done, wanted}) ? file_ : direct_;
     const std::int64_t got = ::pread(file, to + done, static_cast<std::size_t>(wanted), range.offset + done);
     if (got <= 0) return false;
     done += got;
   }
   return true;
+}
+
+bool StoredRows::is_cached(const Range& range) const {
+  std::vector<unsigned char> pages(static_cast<std::size_t>((range.bytes + page_bytes() - 1) / page_bytes()));
+  if (::mincore(range.at, static_cast<std::size_t>(range.bytes), pages.data()) != 0) return false;
+  return std::all_of(pages.begin(), pages.end(), [](unsigned char page) { return (page & 1) != 0; });
 }
 
 void StoredRows::ask(const std::vector<std::int64_t>& rows) const {

@@ -16,8 +16,8 @@ class StoredRows {
   StoredRows& operator=(const StoredRows&) = delete;
 
   // Rows `first` to `end` are read past the system's cache into memory that takes the mapping's place: on fast disks the
-  // cache is dearer than the disk. What the cache has is copied from there. False where that cannot be done; nothing has
-  // changed then. One run is loaded at a time in each `slot` of two.
+  // cache is dearer than the disk. What the cache has of them is copied from there. False where it has all, or where that
+  // cannot be done; nothing has changed then. One run is loaded at a time in each `slot` of two.
   bool load(std::int64_t first, std::int64_t end, int slot);
   // The file is mapped there as before.
   void unload(std::int64_t first, std::int64_t end, int slot);
@@ -36,6 +36,7 @@ class StoredRows {
   };
 
   Range pages(std::int64_t first, std::int64_t end) const;
+  bool is_cached(const Range& range) const;
   static bool reserve(std::int64_t bytes, Slot* slot);
   bool map(const Range& range) const;
   bool fill(std::uint8_t* to, const Range& range) const;

@@ -93,6 +93,7 @@ def plan(
     row_bytes: int | None = None,
     cache: int = 0,
     disk_rate: float = 1e9,
+    scratch_rate: float | None = None,
     bandwidth: float = 1.25e9,
     round_trip: float = ROUND_TRIP,
 ) -> Plan:
@@ -108,6 +109,8 @@ def plan(
         row_bytes: Bytes of a row on disk; default: as float32.
         cache: Bytes of memory that the system has for a worker's scratch files: as many are not read again.
         disk_rate: Bytes that a worker reads or writes in a second.
+        scratch_rate: Bytes that it reads in a second of scratch files that memory does not hold, past the system's
+            cache. Default: ``disk_rate``; fast disks give more.
         bandwidth: Bytes in a second between the coordinator and all machines together.
         round_trip: Seconds of a request and its answer.
 
@@ -133,7 +136,7 @@ def plan(
     read = (own * (4 * pace.dim if row_bytes is None else row_bytes) + files) / disk_rate
     rows = 4 * own * pace.dim if scratch else 0
     written = rows if rows > cache else 0  # and read again, to be rounded
-    reread = (written + passes * max(0, files - cache)) / disk_rate
+    reread = written / disk_rate + passes * max(0, files - cache) / (scratch_rate or disk_rate)
     return Plan(
         n_rows, pace.dim, size, workers, pace.threads, read, own * pace.prepare,
         own * pace.meet * growth**pace.meet_exponent, reread, pace.choose * growth**pace.choose_exponent,
