@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -14,9 +15,8 @@ namespace {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr std::int64_t kRowBlockBytes = 192 << 10;
 constexpr std::int64_t kPanelsBetweenChecks = 4;
-// Rows that are brought up to date together: of those on a disk as many as are read while others are in hand. Multiples of
-// kPageRows begin on a page.
-constexpr std::int64_t kRowsOfAPart = 1 << 20, kPageRows = 1 << 12;
+// Rows that are brought up to date together: of those on a disk as many as are read while others are in hand.
+constexpr std::int64_t kRowsOfAPart = 1 << 20;
 constexpr std::int64_t kBytesOfAPart = 32 << 20;
 // One in so many rows is dearer alone than all in a row: a disk gives those much faster.
 constexpr std::size_t kSparse = 512;
@@ -64,6 +64,8 @@ Shard::Shard(Matrix<const float> rows, std::int64_t centers, const KCenterOption
   const auto add = [this](const void* begin, std::int64_t row_bytes, int file, bool shared) {
     stored_.push_back(std::make_unique<StoredRows>(begin, row_bytes, source_.rows, file, shared));
     bytes_of_a_row_ += row_bytes;
+    const std::int64_t page = StoredRows::page_bytes();
+    page_rows_ = std::max(page_rows_, page / std::gcd(page, row_bytes));  // powers of two
   };
   add(rows.row(0), rows.stride * static_cast<std::int64_t>(sizeof(float)), options.file, false);
   for (const Rows* level : {&rows_.full, &rows_.coarse}) {
@@ -168,7 +170,7 @@ class Shard::Parts {
 
 std::int64_t Shard::rows_of_a_part() const {
   if (stored_.empty()) return kRowsOfAPart;
-  return std::clamp(kBytesOfAPart / bytes_of_a_row_ / kPageRows * kPageRows, kPageRows, kRowsOfAPart);
+  return std::clamp(kBytesOfAPart / bytes_of_a_row_ / page_rows_ * page_rows_, page_rows_, kRowsOfAPart);
 }
 
 KCenterCandidates Shard::rise(double bar, std::int64_t at_most) {

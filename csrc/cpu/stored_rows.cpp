@@ -18,11 +18,6 @@ constexpr std::int64_t kAskBytes = 128 << 10;
 // of kilobytes.
 constexpr std::int64_t kGap = 64 << 10;
 
-std::int64_t page_bytes() {
-  static const std::int64_t bytes = ::sysconf(_SC_PAGESIZE);
-  return bytes;
-}
-
 #ifdef MREMAP_FIXED
 bool move(std::uint8_t* from, std::int64_t bytes, std::uint8_t* to) {
   const auto size = static_cast<std::size_t>(bytes);
@@ -32,11 +27,16 @@ bool move(std::uint8_t* from, std::int64_t bytes, std::uint8_t* to) {
 
 }  // namespace
 
+std::int64_t StoredRows::page_bytes() {
+  static const std::int64_t bytes = ::sysconf(_SC_PAGESIZE);
+  return bytes;
+}
+
 StoredRows::StoredRows(const void* begin, std::int64_t row_bytes, std::int64_t count, int file, bool shared)
     : begin_(static_cast<std::uint8_t*>(const_cast<void*>(begin))),
       row_bytes_(row_bytes),
       count_(count),
-      file_(file),
+      file_(file < 0 ? -1 : ::fcntl(file, F_DUPFD_CLOEXEC, 0)),
       shared_(shared) {
   // What else a page that is missed would bring, megabytes on some systems, would drive out of memory what is needed.
   const Range all = pages(0, count_);
@@ -51,7 +51,9 @@ StoredRows::StoredRows(const void* begin, std::int64_t row_bytes, std::int64_t c
 StoredRows::~StoredRows() {
   const Range all = pages(0, count_);
   ::madvise(all.at, static_cast<std::size_t>(all.bytes), MADV_NORMAL);
-  if (direct_ >= 0) ::close(direct_);
+  for (const int own : {file_, direct_}) {
+    if (own >= 0) ::close(own);
+  }
   for (const Slot& slot : slots_) {
     if (slot.at != nullptr) ::munmap(slot.at, static_cast<std::size_t>(slot.bytes));
   }

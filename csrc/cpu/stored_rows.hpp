@@ -8,10 +8,11 @@ namespace mmad {
 
 class StoredRows {
  public:
-  // `begin` is where the first byte of `file`, a descriptor that it does not own, is mapped; without one, -1, nothing but
-  // ask() and release() helps. `shared` says how it is mapped. The mapping must outlive this.
+  // `begin` is where the first byte of `file`, a descriptor that may be closed, is mapped; without one, -1, nothing is
+  // loaded. `shared` says how it is mapped. The mapping must outlive this.
   StoredRows(const void* begin, std::int64_t row_bytes, std::int64_t count, int file, bool shared);
   ~StoredRows();
+  static std::int64_t page_bytes();
   StoredRows(const StoredRows&) = delete;
   StoredRows& operator=(const StoredRows&) = delete;
 

@@ -7,7 +7,8 @@ The model has four parts, each with measured constants (:class:`Pace`):
   1).
 - The coordinator's work does not depend on the rows. It grows as n^c, and is not shared.
 - Rows in scratch files are read again to be rounded, and once per pass, as far as memory does not hold them. Rows are
-  read while others meet the centres, but early passes wait for the disk, and late ones for the arithmetic: both add up.
+  read while others meet the centres, so a pass takes the longer of the two: early ones wait for the disk, late ones for
+  the arithmetic. After the share x of the passes x^(1/c) of the vectors are there, where passes grow as n^c.
 - A round trip takes a latency, and a block of picks two of them and the bytes of its pool. Hundreds of blocks make even
   a large bank, so that is seconds.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from mmad_bank._internal.checks import check_index
@@ -47,7 +49,7 @@ class Plan:
         read: Seconds to read a worker's rows.
         prepare: Seconds to round them.
         meet: Seconds in which they meet the centres.
-        reread: Seconds in which scratch files are read again and again.
+        reread: Seconds in which scratch files are read again and again, beyond those in which rows meet the centres.
         choose: Seconds of the coordinator, while the workers wait.
         network: Seconds that bytes and round trips take.
         memory: Bytes that a worker holds at most.
@@ -136,10 +138,12 @@ def plan(
     read = (own * (4 * pace.dim if row_bytes is None else row_bytes) + files) / disk_rate
     rows = 4 * own * pace.dim if scratch else 0
     written = rows if rows > cache else 0  # and read again, to be rounded
-    reread = written / disk_rate + passes * max(0, files - cache) / (scratch_rate or disk_rate)
+    meet = own * pace.meet * growth**pace.meet_exponent
+    reading = passes * max(0, files - cache) / (scratch_rate or disk_rate)
+    reread = written / disk_rate + _waiting(reading, meet, passes, pace.meet_exponent / pace.blocks_exponent)
     return Plan(
         n_rows, pace.dim, size, workers, pace.threads, read, own * pace.prepare,
-        own * pace.meet * growth**pace.meet_exponent, reread, pace.choose * growth**pace.choose_exponent,
+        meet, reread, pace.choose * growth**pace.choose_exponent,
         (requests + blocks) * round_trip + moved / bandwidth,
         memory, files, 4 * pace.dim * size + PROCESS_BYTES, up, own_down + centers, blocks,
     )  # fmt: skip
@@ -174,6 +178,13 @@ def enough(pace: Pace, n_rows: int, size: int, seconds: float, *, most: int = 1 
         per_row = shared / math.ceil(n_rows / workers)
         workers = max(workers + 1, math.ceil(n_rows * per_row / rest * (1 - 1e-9))) if rest > 0 else most + 1
     return None
+
+
+def _waiting(reading: float, meet: float, passes: int, exponent: float) -> float:
+    """Return the seconds in which passes wait for a disk, where the work of the first x of them grows as x^exponent."""
+    shares = [(number / passes) ** exponent for number in range(passes + 1)]
+    works = [meet * (later - earlier) for earlier, later in pairwise(shares)]
+    return sum(max(0.0, reading / passes - work) for work in works)
 
 
 def _traffic(dim: int, size: int, blocks: int, requests: int, workers: int) -> tuple[int, int, int]:

@@ -65,8 +65,8 @@ class KCenterShard:
             holds about 40 bytes per row (64 if rows are long enough for a coarse copy, 192 values) and the centres.
             Default: in memory.
         file: With ``scratch``, descriptor of the file that the features are a private mapping of, from its first byte
-            on. It has to stay open as long as the shard. Rows are read from it past the system's cache then, which is
-            several times faster where memory holds a part of the file only. Default: unknown.
+            on. It may be closed then. Rows are read from it past the system's cache, which is several times faster
+            where memory holds a part of the file only. Default: unknown.
         device: Where the shard works; default: where the features are. Shards of one selection may be on any devices:
             the answers are the same to the last bit. A CUDA device takes features in host memory too, as in
             :func:`~mmad_bank.ops.k_center_greedy`, and a mapped file as a copy in memory. Beside the rows and their
