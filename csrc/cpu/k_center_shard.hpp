@@ -49,9 +49,9 @@ class Shard {
   ScreenRows rows_;
   ScreenPanels centers_;
   std::vector<const float*> center_rows_;
-  std::vector<double> squared_;     // to the nearest centre seen; kPicked for selected rows
-  std::vector<std::int64_t> seen_;  // centres
-  std::int64_t updates_ = 0;        // of rows, by all rises
+  std::vector<double> squared_;                      // to the nearest centre seen; kPicked for selected rows
+  std::vector<std::int64_t> seen_;                   // centres
+  std::int64_t updates_ = 0;                         // of rows, by all rises
   std::vector<std::unique_ptr<StoredRows>> stored_;  // what of the rows is on a disk
   std::int64_t bytes_of_a_row_ = 0, page_rows_ = 1;  // there; multiples of so many rows begin on a page
   std::deque<std::vector<float>> own_centers_;
