@@ -14,7 +14,8 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import typer
 from typer.core import TyperGroup
@@ -184,6 +185,13 @@ def _options_of(command: Any) -> dict[str, str]:
     return {one.name: one.opts[0] for one in command.params if one.param_type_name == "option"}
 
 
+def _paths_of(command: Any) -> set[str]:
+    """Return a command's options that are paths. Versions of typer tell a parameter's type in different ways."""
+    types = get_type_hints(command.callback)
+    paths = {name for name, found in types.items() if Path in (found, *get_args(found))}
+    return {option for one in command.params if one.name in paths for option in one.opts}
+
+
 def _interrupted(error: BaseException | None = None) -> _Stop:
     line = _signals.word() if error is None else _signals.line(error)
     return _Stop(line, _signals.code(), "interrupted")
@@ -200,8 +208,8 @@ class Group(TyperGroup):
         name, command, rest = super().resolve_command(ctx, args)
         self._options = {} if command is None else _options_of(command)
         words = present_options(name or "", rest, quiet=ctx.resilient_parsing)
-        if not ctx.resilient_parsing:
-            check_filled(words)
+        if not ctx.resilient_parsing and command is not None:
+            check_filled(words, _paths_of(command))
         return name, command, words
 
     def invoke(self, ctx: Any) -> Any:

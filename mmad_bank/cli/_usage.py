@@ -7,7 +7,7 @@ by pydantic.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from mmad_bank.errors import InputError, did_you_mean
@@ -118,24 +118,25 @@ def shown(param: Any) -> str:
     return str(param.metavar or param.name.upper()).strip("[]{}")
 
 
-def check_filled(words: Sequence[str]) -> None:
-    """Refuse an empty word, mostly a variable of the shell that was not set: as a path it would be the current folder.
+def check_filled(words: Sequence[str], paths: Collection[str]) -> None:
+    """Refuse an empty word for a path, mostly a variable of the shell that is not set: it would be the current folder.
 
     Args:
         words: Words that follow a command.
+        paths: The command's options that are paths; of others their own readers say what they expect.
 
     Raises:
-        InputError: One is empty, or stands empty behind an option and ``=``.
+        InputError: An argument is empty, or such an option.
 
     Example:
-        >>> check_filled(["bank", "--out", ""])
+        >>> check_filled(["bank", "--out", ""], {"--out"})
         Traceback (most recent call last):
-        mmad_bank.errors.InputError: --out: expected a value, found an empty word
+        mmad_bank.errors.InputError: --out: expected a path, found an empty word
     """
     for number, word in enumerate(words):
         before = words[number - 1] if number else ""
         option = before if not word else word[:-1] if word.endswith("=") else ""
-        if re.fullmatch(r"--[\w-]+", option):
-            raise InputError(f"{option}: expected a value, found an empty word")
-        if not word:
+        if option in paths:
+            raise InputError(f"{option}: expected a path, found an empty word")
+        if not word and not re.fullmatch(r"--[\w-]+", before):
             raise InputError(f"arguments: expected no empty word, found one in place {number + 1}")

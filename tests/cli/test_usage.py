@@ -53,9 +53,10 @@ def test_usage_errors_are_worded_as_all_others(line: str, message: str) -> None:
     ("words", "message"),
     [
         (["build", "", "--out", "b"], "arguments: expected no empty word, found one in place 1"),
-        (["build", "x", "--out", ""], "--out: expected a value, found an empty word"),
-        (["build", "x", "--scratch=", "--out", "b"], "--scratch: expected a value, found an empty word"),
+        (["build", "x", "--out", ""], "--out: expected a path, found an empty word"),
+        (["build", "x", "--scratch=", "--out", "b"], "--scratch: expected a path, found an empty word"),
         (["score", "bank", ""], "arguments: expected no empty word, found one in place 2"),
+        (["build", "x", "--out", "b", "--seed", ""], "--seed: expected an integer, found ''"),
         (["build", "--out=b", ""], "arguments: expected no empty word, found one in place 2"),
     ],
 )
