@@ -14,6 +14,8 @@ constexpr double kFirstStep = 0.7, kGround = 1e-3;
 constexpr std::size_t kLeastTail = 64;
 constexpr double kTimesWanted = 32.0;
 
+double first_step(const KCenterOptions& options) { return options.sinking > 0.0 ? options.sinking : kFirstStep; }
+
 }  // namespace
 
 Coordinator::Coordinator(std::int64_t rows, std::int64_t earlier, std::int64_t count, const KCenterOptions& options)
@@ -21,7 +23,7 @@ Coordinator::Coordinator(std::int64_t rows, std::int64_t earlier, std::int64_t c
       count_(count),
       options_(options),
       pool_size_(options.pool > 0 ? options.pool : kSmallestPool),
-      sinking_(options.sinking > 0.0 ? options.sinking : kFirstStep) {
+      sinking_(first_step(options)) {
   if (earlier > 0) return;
   result_.rows.push_back(options.start);
   result_.radii.push_back(kInfinity);
@@ -152,7 +154,7 @@ void Coordinator::take_copies() {
 // Sees to the next block's bar and pool, or to what is left uncovered.
 void Coordinator::close_block(std::int64_t made) {
   if (complete() && (picks() == rows_ || (!result_.radii.empty() && result_.radii.back() == 0.0))) covered_ = true;
-  sinking_ = options_.sinking > 0.0 ? options_.sinking : kFirstStep;
+  sinking_ = first_step(options_);
   const double last = outside_.squared > 0.0 ? outside_.squared : bar_;
   if (last < bar_) bar_ = last * (last / bar_);
   // Early on a pick changes many rows and blocks are short; a pool much larger than its block is wasted work.

@@ -85,7 +85,8 @@ void Shard::meet(Matrix<const float> others, const std::int64_t* own, std::int64
   }
 }
 
-// A row of its own where a centre's is looked up: not on a disk.
+// A row of its own where a centre's is looked up: not on a disk, where a part that is being loaded may be put in its place
+// at that moment.
 const float* Shard::kept(std::int64_t row) {
   if (stored_.empty()) return source_.row(row);
   return own_centers_.emplace_back(source_.row(row), source_.row(row) + source_.cols).data();
@@ -107,8 +108,8 @@ class Shard::Parts {
   }
   ~Parts() {
     wait();
-    unload(&now_);
-    unload(&next_);
+    unload(now_);
+    unload(next_);
   }
   Parts(const Parts&) = delete;
   Parts& operator=(const Parts&) = delete;
@@ -116,14 +117,13 @@ class Shard::Parts {
   struct Part {
     std::int64_t first = 0, end = 0;
     std::vector<std::int64_t> stale;  // ascending
-    bool loaded = false;
     int slot = 0;
   };
 
   // The next part; null behind the last.
   Part* next() {
     wait();
-    unload(&now_);
+    unload(now_);
     std::swap(now_, next_);
     begin(&next_, now_.end);
     return now_.first < now_.end ? &now_ : nullptr;
@@ -147,15 +147,13 @@ class Shard::Parts {
 
   void read(Part* part) {
     const auto count = static_cast<std::size_t>(part->end - part->first);
-    part->loaded = part->stale.size() * kSparse >= count;
+    const bool many = part->stale.size() * kSparse >= count;
     for (const auto& rows : shard_->stored_) {
-      if (!part->loaded || !rows->load(part->first, part->end, part->slot)) rows->ask(part->stale);
+      if (!many || !rows->load(part->first, part->end, part->slot)) rows->ask(part->stale);
     }
   }
-  void unload(Part* part) {
-    if (!part->loaded) return;
-    for (const auto& rows : shard_->stored_) rows->unload(part->first, part->end, part->slot);
-    part->loaded = false;
+  void unload(const Part& part) {
+    for (const auto& rows : shard_->stored_) rows->unload(part.slot);
   }
   void wait() {
     if (thread_.joinable()) thread_.join();

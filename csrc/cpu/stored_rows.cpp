@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
 
 namespace mmad {
 namespace {
@@ -69,7 +70,7 @@ bool StoredRows::reserve(std::int64_t bytes, Slot* slot) {
   ::madvise(made, size, MADV_HUGEPAGE);
 #endif
   if (slot->at != nullptr) ::munmap(slot->at, static_cast<std::size_t>(slot->bytes));
-  *slot = {static_cast<std::uint8_t*>(made), bytes, false};
+  *slot = {static_cast<std::uint8_t*>(made), bytes, {}};
   return true;
 }
 
@@ -87,26 +88,25 @@ bool StoredRows::load(std::int64_t first, std::int64_t end, int slot) {
   const Range range = pages(first, end);
   Slot& own = slots_[slot];
   if (direct_ < 0 || is_cached(range) || !reserve(range.bytes, &own) || !fill(own.at, range)) return false;
-  own.loaded = move(own.at, range.bytes, range.at);
-  return own.loaded;
+  if (!move(own.at, range.bytes, range.at)) return false;
+  own.loaded = range;
+  return true;
 #else
   (void)first, (void)end, (void)slot;
   return false;
 #endif
 }
 
-void StoredRows::unload(std::int64_t first, std::int64_t end, int slot) {
+void StoredRows::unload(int slot) {
 #ifdef MREMAP_FIXED
-  const Range range = pages(first, end);
   Slot& own = slots_[slot];
-  if (!own.loaded) return;
-  own.loaded = false;
-  if (!move(range.at, range.bytes, own.at) || map(range)) return;
+  const Range range = std::exchange(own.loaded, {});
+  if (range.bytes == 0 || !move(range.at, range.bytes, own.at) || map(range)) return;
   // No mapping to be had. What was loaded stays: the values are the same.
   move(own.at, range.bytes, range.at);
   own = {};
 #else
-  (void)first, (void)end, (void)slot;
+  (void)slot;
 #endif
 }
 

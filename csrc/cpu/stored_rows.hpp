@@ -20,8 +20,8 @@ class StoredRows {
   // cache is dearer than the disk. What the cache has of them is copied from there. False where it has all, or where that
   // cannot be done; nothing has changed then. One run is loaded at a time in each `slot` of two.
   bool load(std::int64_t first, std::int64_t end, int slot);
-  // The file is mapped there as before.
-  void unload(std::int64_t first, std::int64_t end, int slot);
+  // What the slot has loaded, if it has, is mapped as before.
+  void unload(int slot);
   // Has the system read the listed rows ahead, in ascending order.
   void ask(const std::vector<std::int64_t>& rows) const;
 
@@ -33,7 +33,7 @@ class StoredRows {
   struct Slot {
     std::uint8_t* at;
     std::int64_t bytes;
-    bool loaded;
+    Range loaded;  // no bytes: none
   };
 
   Range pages(std::int64_t first, std::int64_t end) const;

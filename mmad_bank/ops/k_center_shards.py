@@ -62,8 +62,8 @@ class KCenterShard:
         threads: Number of threads on the CPU; default: PyTorch's.
         scratch: On the CPU, folder for the copy of the rows that is screened, of at most 16 bits per value: for more
             rows than memory holds. It is a file without a name, mapped, and gone with the shard. Beside it a shard
-            holds about 40 bytes per row (64 if rows are long enough for a coarse copy, 192 values) and the centres.
-            Default: in memory.
+            holds about 40 bytes per row (64 if rows are long enough for a coarse copy, 192 values), the centres, and
+            64 MiB of rows that it has read. Default: in memory.
         file: With ``scratch``, descriptor of the file that the features are a private mapping of, from its first byte
             on. It may be closed then. Rows are read from it past the system's cache, which is several times faster
             where memory holds a part of the file only. Default: unknown.
@@ -282,7 +282,7 @@ class KCenterCoordinator:
         radius: Distance within which a row counts as covered: the selection ends when all do. Negative: it does not.
         pool: Largest number of rows in a pool; 0 chooses. The picks do not depend on it.
         sinking: First step of the bar, in squared distances, where too few rows are left above it; each further step is
-            the square of the one before. 0 takes steps by how the values above the bar thin out, and ask the shards
+            the square of the one before. 0 takes steps by how the values above the bar thin out, and asks the shards
             less often for more, which pays where they read rows from a disk. The picks do not depend on it.
         threads: Number of threads; default: PyTorch's.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import IO
 
 import pytest
 import torch
+from benchmark_modules import importing
 from shard_loop import select_over
 from torch import Tensor
 
@@ -36,11 +36,10 @@ class OnDisk:
 
     def share_in_cache(self) -> float:
         """Return how much of the file the system's cache holds."""
-        pages = (ctypes.c_ubyte * -(-len(self._mapped) // mmap.PAGESIZE))()
-        libc = ctypes.CDLL(None, use_errno=True)
-        place = ctypes.c_void_p(self.rows.data_ptr())
-        assert libc.mincore(place, ctypes.c_size_t(len(self._mapped)), pages) == 0
-        return sum(page & 1 for page in pages) / len(pages)
+        with importing() as load:
+            share = load("parts.process").cached_share(Path(self.file.name))
+        assert share is not None
+        return float(share)
 
 
 @pytest.fixture(scope="module")
