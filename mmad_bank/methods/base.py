@@ -876,6 +876,16 @@ class Method(MethodOptions, ABC):
         own.preprocessing_ = own._choose_preprocessing(samples)
         return own._fingerprint(samples, None)
 
+    def _preparing(self: AnyMethod, samples: Samples) -> AnyMethod:
+        """Return the same method, not fitted, that prepares samples as a fit on these would; this one stays as it is.
+
+        Raises:
+            InputError: Some samples were prepared otherwise than others.
+        """
+        own = type(self)(**self.arguments())
+        own.preprocessing_ = own._choose_preprocessing(samples)
+        return own
+
     def _fingerprint(self, dataset: Samples, validation: Samples | None) -> dict[str, Any]:
         """Say what the stages' results depend on."""
         assert self.preprocessing_ is not None

@@ -14,9 +14,10 @@ from mmad_bank.fusion import FeatureFusion
 from mmad_bank.methods.base import Method
 from mmad_bank.methods.lsfa import ADAPTATION, LSFA
 from mmad_bank.methods.m3dm.method import M3DM, UFF
-from mmad_bank.methods.mdss.method import MDSS, SDF
+from mmad_bank.methods.mdss.method import MDSS
 from mmad_bank.methods.mdss.signed_distance import SignedDistance
 from mmad_bank.methods.shareable import SharedPart, TrainedOn, trained_on_in
+from mmad_bank.methods.signed_distance_method import SDF
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,43 +18,37 @@ from torch import Tensor, nn
 
 from mmad_bank._internal import sections
 from mmad_bank._internal.argument_names import argument_called
-from mmad_bank._internal.checks import check_index
-from mmad_bank._internal.limits import MACHINE
 from mmad_bank._internal.resume import Stages
 from mmad_bank._internal.state_dicts import load_state, save_state
 from mmad_bank._internal.timing import timed
-from mmad_bank._internal.torch_state import plain_torch
 from mmad_bank._internal.training import seeded
 from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.sample import Sample
-from mmad_bank.data.sequences import as_samples
 from mmad_bank.errors import NoneUsableError
 from mmad_bank.extraction import usable
-from mmad_bank.features.factory import BUNDLED_SMALL, RANDOM, make_rgb_extractor
+from mmad_bank.features.factory import BUNDLED_SMALL, make_rgb_extractor
 from mmad_bank.features.point_alignment import measured_points
-from mmad_bank.methods.base import Method, Part, Prediction, Samples
+from mmad_bank.methods.base import Part, Prediction, Samples
 from mmad_bank.methods.mdss.pdn import CHANNELS, PDN, foreground_mask, mask_on_grid, squared_difference
 from mmad_bank.methods.mdss.photographs import teacher_images
-from mmad_bank.methods.mdss.point_patches import JoinedPatches, cut_patches
-from mmad_bank.methods.mdss.pulling import train_on_patches, train_signed_distance
+from mmad_bank.methods.mdss.point_patches import cut_patches
 from mmad_bank.methods.mdss.score_alignment import Moments, ScoreAlignment
-from mmad_bank.methods.mdss.signed_distance import Aggregation, SignedDistance
+from mmad_bank.methods.mdss.signed_distance import SignedDistance
 from mmad_bank.methods.mdss.student_teacher import Images, train_student, train_teacher
-from mmad_bank.methods.mdss.training_data import TrainingData, clouds_of, counted
+from mmad_bank.methods.mdss.training_data import TrainingData, counted
 from mmad_bank.methods.options import Count, Idle, Range, Rate, RGBOptions, SomeOf, accepts_former_names
 from mmad_bank.methods.prediction import Gaussian
-from mmad_bank.methods.shareable import TRAIN, CategoryData, SharedPart, load_part
+from mmad_bank.methods.shareable import TRAIN, CategoryData, load_part
+from mmad_bank.methods.signed_distance_method import SDF, SignedDistanceMethod
 
 BRANCHES, DISTIL = ("rgb", "xyz"), "distil"
-SDF = SharedPart("sdf", "sdf_weights", "sdf_", "signed distances")
 Statistics = Literal["all", "nonzero"]
 Quantile = Annotated[float, Range(0, below=1)]
-Coverage = Annotated[float, Range(above=0)]
 
 
 @accepts_former_names
 @dataclass(kw_only=True, eq=False, repr=False)
-class MDSS(Method, RGBOptions):
+class MDSS(SignedDistanceMethod, RGBOptions):
     """Differences of a student from its teacher, and of points from the surface that their surroundings should have.
 
     RGB: a PDN student learns its teacher's outputs on the foreground of normal images (section 3.1). Points: patches of
@@ -83,7 +77,6 @@ class MDSS(Method, RGBOptions):
     """
 
     name: ClassVar[str] = "mdss"
-    shareable: ClassVar[tuple[SharedPart, ...]] = (SDF,)
     prediction_arguments: ClassVar[frozenset[str]] = frozenset({"decision"})
     bundled: ClassVar[Mapping[str, Any]] = {
         # PDN sees 33 pixels, so that it can learn the extractor's early stages only.
@@ -138,36 +131,6 @@ class MDSS(Method, RGBOptions):
     """Quantiles of the loss in the first and in the last step (the dynamic learning factor d, see
     :func:`mmad_bank.methods.mdss.pdn.dynamic_quantile`)."""
 
-    patch_size: Annotated[int, Range(2, 2**20)] = 500
-    """Points in a patch of the cloud."""
-
-    coverage: tuple[Coverage, Coverage] | None = None
-    """Patches that a point lies in on average, in training and in prediction: 5 and 10 in Shape-guided's code. None
-    takes as few as hold every point, about 3, as the paper asks for no more."""
-
-    sdf_weights: str = TRAIN
-    """Weights of the signed distances: ``"train"`` on the samples of ``fit``; a file of one network for all categories
-    that was trained before (``mmad-bank train-sdf`` writes it), as in Shape-guided; or ``"random"`` for tests and
-    timings."""
-
-    sdf_steps: Count = 20_000
-    """Optimizer steps of the signed distances' training."""
-
-    sdf_batch: Annotated[int, Range(2, MACHINE)] = 32
-    """Patches in a step of that training; batch normalization needs two."""
-
-    sdf_queries: Count | None = None
-    """Points pulled in each patch; none takes ``patch_size``, which is the most."""
-
-    sdf_lr: Rate = 1e-4
-    """Initial learning rate of that training; it falls as a cosine."""
-
-    sdf_width: Annotated[int, Range(1, 2**13)] = 512
-    """Width of the implicit function's layers; 512 in the papers."""
-
-    aggregation: Aggregation = "min"
-    """Aggregation of a point's distances over the patches that hold it."""
-
     decision: Literal["align", "calibrated"] = "align"
     """Decision over both branches: the paper's alignment of the maps, whose scores are multiplied, or the branches'
     scores on the scale of held-out normal images (see ``calibration`` and
@@ -180,28 +143,19 @@ class MDSS(Method, RGBOptions):
         super()._begin()
         self.teacher_: PDN | None = None
         self.student_: PDN | None = None
-        self.sdf_: SignedDistance | None = None
         self.alignment_: ScoreAlignment | None = None
 
     def _idle(self) -> Idle:
-        distilling, sdf = (
-            "teacher_images teacher_steps teacher_batch teacher_lr",
-            "sdf_steps sdf_batch sdf_queries sdf_lr",
-        )
+        distilling = "teacher_images teacher_steps teacher_batch teacher_lr"
         yield self.teacher != DISTIL, f"rgb rgb_weights rgb_layers runtime {distilling}", f"teacher={self.teacher}"
-        yield self.sdf_weights != TRAIN, sdf, f"sdf_weights={self.sdf_weights}"
         branches = f"branches={','.join(self.branches)}"
         student = "student_steps student_batch student_lr quantiles teacher pdn_width channels"
         yield "rgb" not in self.branches, f"rgb rgb_weights rgb_layers {distilling} {student}", branches
-        points = f"{sdf} sdf_weights sdf_width patch_size coverage aggregation sigma"
+        training = "sdf_steps sdf_batch sdf_queries sdf_lr"
+        points = f"{training} sdf_weights sdf_width patch_size coverage aggregation sigma"
         yield "xyz" not in self.branches, points, branches
         yield len(self.branches) < len(BRANCHES), "statistics decision", branches
         yield self.decision == "calibrated", "statistics", "decision=calibrated"
-
-    def _check_arguments(self) -> None:
-        super()._check_arguments()
-        if self.sdf_queries is not None:
-            check_index(self.sdf_queries, "sdf_queries", 1, self.patch_size, "the points of a patch")
 
     def _parts_of_decision(self) -> tuple[str, ...]:
         return self.branches if len(self.branches) > 1 else ()
@@ -244,11 +198,6 @@ class MDSS(Method, RGBOptions):
     def _has(self, part: str) -> bool:
         return part != SDF.name or "xyz" in self.branches
 
-    def learn_parts(self, members: Sequence[CategoryData], stages: Stages) -> None:
-        """Learn the signed distances, or load them, see :meth:`Method.learn_parts`."""
-        if self._has(SDF.name):
-            self.sdf_ = self._make_sdf(members, stages)
-
     def distil(self, images: Images, *, resume: str | os.PathLike[str] | None = None, progress: bool = False) -> PDN:
         """Distil a teacher with the arguments of this method; saved, one teacher serves all categories.
 
@@ -285,61 +234,6 @@ class MDSS(Method, RGBOptions):
             return network.requires_grad_(False).to(self.device)
         images = teacher_images(self.teacher_images, data.images, self.image_size)
         return self.distil(images, resume=stages.state("teacher.pt"), progress=stages.progress)
-
-    def train_sdf(
-        self, samples: Samples, *, resume: str | os.PathLike[str] | None = None, progress: bool = False
-    ) -> SignedDistance:
-        """Train signed distances with the arguments of this method; saved, one network serves all categories.
-
-        Args:
-            samples: Normal samples of any categories, as :meth:`fit` takes them; what cannot be used is left out.
-            resume: File of the training's state.
-            progress: Whether to show bars on a terminal.
-
-        Returns:
-            The network. A file that its ``save`` writes is what the argument ``sdf_weights`` takes.
-
-        Raises:
-            InputError: No sample can be used, or some were prepared otherwise than others.
-
-        Example:
-            >>> net = MDSS(sdf_width=8).train_sdf([*bagels, *ropes])  # doctest: +SKIP
-            >>> net.save("sdf.safetensors")  # doctest: +SKIP
-            >>> MDSS(sdf_width=8, sdf_weights="sdf.safetensors").fit(bagels)  # doctest: +SKIP
-        """
-        given = as_samples(samples, "samples")
-        own = type(self)(**self.arguments())  # a fitted method stays as it is
-        own.preprocessing_ = self._choose_preprocessing(given)
-        clouds = clouds_of(given, own.prepare_for_training, progress=progress)
-        with plain_torch():
-            return train_signed_distance(
-                clouds, patch_size=self.patch_size, coverage=self._coverage(0), resume=resume, progress=progress,
-                **self._sdf_training(),
-            )  # fmt: skip
-
-    def _make_sdf(self, members: Sequence[CategoryData], stages: Stages) -> SignedDistance:
-        source = self.source_of(SDF.argument)
-        if source == TRAIN:
-            patches = JoinedPatches([one.data.patches for one in members])
-            return train_on_patches(
-                patches, torch.cat([one.data.counts for one in members]), **self._sdf_training(),
-                resume=stages.state("sdf.pt"), progress=stages.progress,
-            )  # fmt: skip
-        with seeded(self.seed):
-            network = SignedDistance(self.sdf_width).eval()
-        if source != RANDOM:
-            load_part(network, SDF.argument, source)
-        return network.requires_grad_(False).to(self.device)
-
-    def _coverage(self, use: int) -> float | None:
-        """Return the coverage in training (0) or in prediction (1)."""
-        return None if self.coverage is None else self.coverage[use]
-
-    def _sdf_training(self) -> dict[str, Any]:
-        return {
-            "width": self.sdf_width, "steps": self.sdf_steps, "batch": self.sdf_batch, "queries": self.sdf_queries,
-            "lr": self.sdf_lr, "seed": self.seed, "device": self.device,
-        }  # fmt: skip
 
     def _align(self, samples: Samples, stages: Stages) -> ScoreAlignment:
         """Measure both branches' maps of normal samples (section 3.3)."""

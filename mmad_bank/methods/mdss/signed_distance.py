@@ -21,7 +21,7 @@ from mmad_bank._internal.checks import ArrayLike, as_float_tensor, check_choice,
 from mmad_bank._internal.files import replacing
 from mmad_bank._internal.precision import ComputeDtype, check_compute_dtype
 from mmad_bank._internal.state_dicts import load_state, save_state
-from mmad_bank.methods.mdss.point_patches import PATCH_SIZE, cut_patches
+from mmad_bank.methods.mdss.point_patches import PATCH_SIZE, CloudPatches, cut_patches
 
 Aggregation = Literal["min", "mean"]
 
@@ -286,14 +286,52 @@ class SignedDistance(nn.Module):
         check_choice(aggregation, get_args(Aggregation), "aggregation")
         cloud = as_float_tensor(points, "points").cpu()
         cut = cut_patches(cloud, size=size, coverage=coverage)
+        return self.score_patches(
+            cut, self.codes(cut.points), len(cloud), aggregation=aggregation, compute_dtype=compute_dtype
+        )
+
+    @torch.no_grad()
+    def codes(self, patches: Tensor) -> Tensor:
+        """Return the codes (P, 128) float32 of patches (P, K, 3), on the network's device.
+
+        Example:
+            >>> SignedDistance(width=16).eval().codes(torch.rand(3, 100, 3)).shape
+            torch.Size([3, 128])
+        """
+        device, at_once = next(self.parameters()).device, max(1, _SCORED_AT_ONCE // patches.shape[1])
+        return torch.cat([self.encoder(part.to(device)) for part in patches.split(at_once)])
+
+    @torch.no_grad()
+    def score_patches(
+        self,
+        cut: CloudPatches,
+        codes: Tensor,
+        n_points: int,
+        *,
+        aggregation: Aggregation = "min",
+        compute_dtype: ComputeDtype = "float32",
+    ) -> Tensor:
+        """Score the points of a cloud by their distance to the surfaces that codes describe, one code per patch.
+
+        Args:
+            cut: The cloud's patches.
+            codes: (P, 128), their own codes or those of the normal patches that they are compared with.
+            n_points: Number of points of the cloud.
+            aggregation: Aggregation over the patches that hold a point, see :meth:`score`.
+            compute_dtype: Number type of most products, see :class:`FixedFunction`.
+
+        Returns:
+            (n_points,) float32 on the CPU, see :meth:`score`.
+        """
         device, function = next(self.parameters()).device, FixedFunction(self.implicit, compute_dtype)
+        codes = codes.to(device)
         # Summed on the CPU, in one order: the same bytes on every run.
-        scores = torch.full((len(cloud),), torch.inf) if aggregation == "min" else torch.zeros(len(cloud))
-        for part in torch.arange(len(cut.points)).split(max(1, _SCORED_AT_ONCE // size)):
-            patches = cut.points[part].to(device)
-            distances = function(patches[:, : cut.count], self.encoder(patches)).abs().cpu().flatten()
+        scores = torch.full((n_points,), torch.inf) if aggregation == "min" else torch.zeros(n_points)
+        for part in torch.arange(len(cut.points)).split(max(1, _SCORED_AT_ONCE // cut.points.shape[1])):
+            patches = cut.points[part, : cut.count].to(device)
+            distances = function(patches, codes[part]).abs().cpu().flatten()
             rows = cut.rows[part, : cut.count].flatten()
             scores.scatter_reduce_(0, rows, distances, "amin" if aggregation == "min" else "sum")
         if aggregation == "mean":
-            scores /= torch.bincount(cut.rows[:, : cut.count].flatten(), minlength=len(cloud))
+            scores /= torch.bincount(cut.rows[:, : cut.count].flatten(), minlength=n_points)
         return scores
