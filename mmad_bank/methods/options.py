@@ -47,7 +47,8 @@ arguments that are why. :meth:`MethodOptions.idle_arguments` asks every group of
 __all__ = [
     "FORMER_NAMES", "VERDICT_ARGUMENTS", "AdaptationOptions", "AlignmentOptions", "BankGridOptions", "BankOptions",
     "BankPrecision", "CalibratedOn", "ComputeDtype", "Count", "GridOptions", "Idle", "Layers", "MethodOptions",
-    "PointOptions", "RGBOptions", "Range", "Rate", "Runtime", "Side", "SomeOf", "accepts_former_names",
+    "PointOptions", "RGBOptions", "Range", "Rate", "Runtime", "SelectionOptions", "Side", "SomeOf",
+    "accepts_former_names",
 ]  # fmt: skip
 
 
@@ -251,8 +252,8 @@ class AdaptationOptions(AlignmentOptions):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class BankOptions:
-    """Arguments of methods with memory banks."""
+class SelectionOptions:
+    """Arguments of methods that select memory banks of what they describe."""
 
     ratio: Annotated[float, Range(above=0, most=1, such_as="0.1 for 10%")] = 0.1
     """Share of the training patches that a bank keeps."""
@@ -261,16 +262,21 @@ class BankOptions:
     """Dimensions of the sparse random projection in which patches are selected; none selects on the features
     themselves, which is exact."""
 
+    bank_precision: BankPrecision = "auto"
+    """Number type of the banks' resident copies that are searched; scores do not depend on it (see
+    :class:`mmad_bank.MemoryBank`)."""
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class BankOptions(SelectionOptions):
+    """Arguments of methods with memory banks whose patch scores are distances to the nearest vectors."""
+
     reweight: scoring.Reweight = "m3dm"
     """Rule of the image score: the worst patch's score, reweighted by how crowded the bank is (m3dm, patchcore) or as
     it is (max), or the mean of the top 1 % of the patch scores (top); see :func:`mmad_bank.scoring.image_score`."""
 
     n_neighbors: Count | None = None
     """Neighbors that the reweighting looks at; none takes the rule's own number."""
-
-    bank_precision: BankPrecision = "auto"
-    """Number type of the banks' resident copies that are searched; scores do not depend on it (see
-    :class:`mmad_bank.MemoryBank`)."""
 
     def _idle(self) -> Idle:
         yield self.reweight in scoring.UNWEIGHTED, "n_neighbors", f"reweight={self.reweight}"
