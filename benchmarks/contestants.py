@@ -29,6 +29,7 @@ CONTESTANTS: dict[str, Contestant] = {
     "CFM-S": ("cfm", {"variant": "S"}),
     "CFM-T": ("cfm", {"variant": "T"}),
     "MDSS": ("mdss", {}),
+    "ShapeGuided": ("shape_guided", {}),
 }
 """By name: the method and the arguments that differ from its paper's."""
 

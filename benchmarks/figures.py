@@ -22,7 +22,7 @@ from common import machine_slug
 
 from mmad_bank import tuning
 from mmad_bank._internal import sections
-from mmad_bank._internal.palette import BLUE, GREEN, OCHRE, ORANGE, PINK, SLATE, SOFT, VIOLET, section_colour
+from mmad_bank._internal.palette import BLUE, CYAN, GREEN, OCHRE, ORANGE, PINK, SLATE, SOFT, VIOLET, section_colour
 from mmad_bank.evaluation import FUSED
 
 Result = Mapping[str, Any]
@@ -30,7 +30,7 @@ Row = Mapping[str, Any]
 
 FAMILIES = {
     "M3DM": BLUE, "CFM": ORANGE, "PatchCore": GREEN, "BTF": OCHRE, "LSFA": VIOLET, "MDSS": PINK,
-    "AST": SLATE,
+    "ShapeGuided": CYAN, "AST": SLATE,
 }  # fmt: skip
 """A method's colour; its variants share it."""
 PROGRAMS = {

@@ -47,6 +47,8 @@ CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "CFM-S": ("cfm", {"variant": "S"}),
     "CFM-T": ("cfm", {"variant": "T"}),
     "MDSS": ("mdss", {}),
+    "ShapeGuided": ("shape_guided", {}),
+    "ShapeGuided, 10 % banks": ("shape_guided", {"ratio": 0.1}),
 }
 _POINTS = {"xyz": "point_mae", "xyz_weights": "random", "grid": None}
 READINGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -64,6 +66,8 @@ DECISIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "CFM, calibrated": ("cfm", {"decision": "calibrated", **_FEW_HELD_OUT}),
     "MDSS, aligned": ("mdss", _FEW_HELD_OUT),
     "MDSS, calibrated": ("mdss", {"decision": "calibrated", **_FEW_HELD_OUT}),
+    "ShapeGuided, aligned": ("shape_guided", _FEW_HELD_OUT),
+    "ShapeGuided, calibrated": ("shape_guided", {"decision": "calibrated", **_FEW_HELD_OUT}),
 }
 """Contestants of the part decisions; what a method has learnt for its own decision comes first."""
 _ALL = {**CONTESTANTS, **READINGS, **DECISIONS}

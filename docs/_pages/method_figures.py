@@ -16,6 +16,7 @@ import published
 from common import Table
 from pages import joined, machine_words
 
+from mmad_bank import methods
 from mmad_bank.evaluation import FUSED
 
 _RESULTS = Path(__file__).parents[2] / "benchmarks/results"
@@ -39,7 +40,7 @@ def _blocks(method: str) -> Iterator[str]:
     rows = [
         (row.label, *(f"{row.figures[name].mean:.{digits}f}" for name, digits in (("fps", 3), ("memory_mb", 1))))
         for row in speed.rows
-        if row.method == method.lower()
+        if row.method == _name_of(method)
     ]
     if rows:
         words = f"{speed.source}, table {speed.number}: {speed.machine}"
@@ -48,13 +49,18 @@ def _blocks(method: str) -> Iterator[str]:
     yield from _ours(method) or ["No result is kept yet; [Benchmarks](../benchmarks/index.md) says how to measure one."]
 
 
+def _name_of(method: str) -> str:
+    """Return the name, on the command line, of the method of a class: ``ShapeGuided`` is ``shape_guided``."""
+    return next(name for name in methods.names() if methods.method_class(name).__name__ == method)
+
+
 def _is_of(name: str, method: str) -> bool:
     """Tell whether a name is that of a method or of a variant: CFM, CFM-M, "CFM, sum"."""
     return re.match(rf"{re.escape(method)}(?![\w])", name) is not None
 
 
 def _published(layout: str, method: str) -> Iterator[str]:
-    found = [one for one in published.quoted(layout) if one.method == method.lower()]
+    found = [one for one in published.quoted(layout) if one.method == _name_of(method)]
     rows = [
         (one.label, str(one.shots or "all"), *(_value(one.mean(name)) for name in _METRICS), _source(one))
         for one in found

@@ -201,7 +201,7 @@ WORDS: dict[str, Word] = {
     # Methods and networks.
     "--per-category": Word(
         bool, "Train for each category by itself what all categories of a data set share otherwise: M3DM's fusion,"
-        " LSFA's adaptors, MDSS's signed distances.",
+        " LSFA's adaptors, the signed distances of MDSS and Shape-guided.",
     ),
     "--bundled": Word(bool, "Take small extractors that need no download: EfficientNet-Lite and FPFH."),
     "--runtime": Word(

@@ -79,7 +79,7 @@ def fit(
 
     A folder in no data set's layout is taken for good pictures, all of them normal; so are files, lists and patterns.
 
-    Over several categories, M3DM's fusion, LSFA's adaptors and MDSS's signed distances are trained once, on all of
+    Over several categories, M3DM's fusion, LSFA's adaptors and signed distances are trained once, on all of
     them; train-uff, train-adaptors and train-sdf do that alone.
 
     The same command, given again after a crash or Ctrl-C, says what is there and goes on with it: features so far, and

@@ -49,10 +49,10 @@ def register(app: typer.Typer) -> None:
         ),
         _training(
             "train_sdf", "mdss", "sdf",
-            """Train the signed distances of MDSS on all categories, and write them to a file.
+            """Train the signed distances of MDSS and Shape-guided on all categories, and write them to a file.
 
-            The command fit mdss takes the file as --set sdf-weights=FILE, for each category as it comes. Over several
-            categories at once it trains them itself.
+            The commands fit mdss and fit shape_guided take the file as --set sdf-weights=FILE, for each category as it
+            comes. Over several categories at once they train them themselves. The settings are those of mdss.
             """,
         ),
     )  # fmt: skip

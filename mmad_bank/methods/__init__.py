@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 from mmad_bank._internal.lazy import lazily
 from mmad_bank.errors import FormatError, InputError, did_you_mean
 
-_METHODS = {"patchcore": "PatchCore", "btf": "BTF", "m3dm": "M3DM", "cfm": "CFM", "lsfa": "LSFA", "mdss": "MDSS"}
+_METHODS = {
+    "patchcore": "PatchCore", "btf": "BTF", "shape_guided": "ShapeGuided", "m3dm": "M3DM", "cfm": "CFM", "lsfa": "LSFA",
+    "mdss": "MDSS",
+}  # fmt: skip
 _EXPORTS = {
     **{cls: name for name, cls in _METHODS.items()},
     "Gaussian": "prediction", "Method": "base", "Parameter": "base", "Part": "base", "Prediction": "base",
@@ -21,8 +24,8 @@ _EXPORTS = {
 }  # fmt: skip
 __all__ = [
     "BTF", "CFM", "LSFA", "M3DM", "MDSS", "Gaussian", "Method", "Parameter", "Part", "PartVerdict", "PatchCore",
-    "Prediction", "Reason", "fit_categories", "judge_parts", "load", "method_class", "names", "parameters",
-    "train_shared",
+    "Prediction", "Reason", "ShapeGuided", "fit_categories", "judge_parts", "load", "method_class", "names",
+    "parameters", "train_shared",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from mmad_bank.methods.part_verdicts import PartVerdict, judge_parts
     from mmad_bank.methods.patchcore import PatchCore
     from mmad_bank.methods.prediction import Gaussian
+    from mmad_bank.methods.shape_guided import ShapeGuided
     from mmad_bank.methods.shared import fit_categories, train_shared
 
 

@@ -1,7 +1,8 @@
 """One training for several categories: what a method can share between them is learnt once, on all of them.
 
-M3DM's feature fusion, LSFA's adaptors and MDSS's signed distances need no labels of categories, and their papers or
-their code train one for all. A method says which of its parts are such (:attr:`mmad_bank.methods.Method.shareable`).
+M3DM's feature fusion, LSFA's adaptors and the signed distances of MDSS and Shape-guided need no labels of categories,
+and their papers or their code train one for all. A method says which of its parts are such
+(:attr:`mmad_bank.methods.Method.shareable`).
 """
 
 from __future__ import annotations

