@@ -192,6 +192,12 @@ def _paths_of(command: Any) -> set[str]:
     return {option for one in command.params if one.name in paths for option in one.opts}
 
 
+def _valued(command: Any) -> set[str]:
+    """Return a command's options that take a value."""
+    taking = [one for one in command.params if one.param_type_name == "option" and not one.is_flag]
+    return {option for one in taking for option in one.opts}
+
+
 def _interrupted(error: BaseException | None = None) -> _Stop:
     line = _signals.word() if error is None else _signals.line(error)
     return _Stop(line, _signals.code(), "interrupted")
@@ -209,7 +215,7 @@ class Group(TyperGroup):
         self._options = {} if command is None else _options_of(command)
         words = present_options(name or "", rest, quiet=ctx.resilient_parsing)
         if not ctx.resilient_parsing and command is not None:
-            check_filled(words, _paths_of(command))
+            check_filled(words, _paths_of(command), _valued(command))
         return name, command, words
 
     def invoke(self, ctx: Any) -> Any:

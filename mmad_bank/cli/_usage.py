@@ -118,12 +118,13 @@ def shown(param: Any) -> str:
     return str(param.metavar or param.name.upper()).strip("[]{}")
 
 
-def check_filled(words: Sequence[str], paths: Collection[str]) -> None:
+def check_filled(words: Sequence[str], paths: Collection[str], others: Collection[str] = ()) -> None:
     """Refuse an empty word for a path, mostly a variable of the shell that is not set: it would be the current folder.
 
     Args:
         words: Words that follow a command.
-        paths: The command's options that are paths; of others their own readers say what they expect.
+        paths: The command's options that are paths.
+        others: Its other options that take a value: their own readers say what they expect.
 
     Raises:
         InputError: An argument is empty, or such an option.
@@ -138,5 +139,5 @@ def check_filled(words: Sequence[str], paths: Collection[str]) -> None:
         option = before if not word else word[:-1] if word.endswith("=") else ""
         if option in paths:
             raise InputError(f"{option}: expected a path, found an empty word")
-        if not word and not re.fullmatch(r"--[\w-]+", before):
+        if not word and before not in others:
             raise InputError(f"arguments: expected no empty word, found one in place {number + 1}")

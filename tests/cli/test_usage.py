@@ -57,6 +57,8 @@ def test_usage_errors_are_worded_as_all_others(line: str, message: str) -> None:
         (["build", "x", "--scratch=", "--out", "b"], "--scratch: expected a path, found an empty word"),
         (["score", "bank", ""], "arguments: expected no empty word, found one in place 2"),
         (["build", "x", "--out", "b", "--seed", ""], "--seed: expected an integer, found ''"),
+        (["build", "--standardize", "", "--out", "b"], "arguments: expected no empty word, found one in place 2"),
+        (["plan", "--spill", ""], "arguments: expected no empty word, found one in place 2"),
         (["build", "--out=b", ""], "arguments: expected no empty word, found one in place 2"),
     ],
 )
