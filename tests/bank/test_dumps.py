@@ -325,6 +325,23 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("changed", "words"), [(10**18 + 1, r"000000001\)$"), (10**20, r"100000000000\.0+ s after 1970")]
+)
+def test_the_times_of_a_changed_file_can_be_told_apart(tmp_path, changed, words):
+    np.save(tmp_path / "a.npy", np.zeros((3, 2), np.float32))
+    os.utime(tmp_path / "a.npy", ns=(10**18, 10**18))
+    dump = open_dump(tmp_path / "a.npy")
+    try:
+        os.utime(tmp_path / "a.npy", ns=(changed, changed))
+    except OverflowError:
+        pytest.skip("the file system has no such time")
+    if os.stat(tmp_path / "a.npy").st_mtime_ns != changed:
+        pytest.skip("the file system has no such time")
+    with pytest.raises(InputError, match=words):
+        dump.read(0, 3)
+
+
+@pytest.mark.parametrize(
     ("array", "message"),
     [
         (np.zeros((3, 4), np.int64), "expected floating-point values, found NumPy dtype int64"),

@@ -33,7 +33,12 @@ class _Version(NamedTuple):
         return cls(found.st_size, found.st_mtime_ns)
 
     def __str__(self) -> str:
-        return f"{self.size} bytes of {datetime.fromtimestamp(self.changed / 1e9)}"
+        seconds, rest = divmod(self.changed, 10**9)
+        try:
+            day = f"{datetime.fromtimestamp(seconds)}.{rest:09d}"
+        except (OverflowError, ValueError, OSError):  # beyond the years that dates have
+            day = f"{seconds}.{rest:09d} s after 1970"
+        return f"{self.size} bytes of {day}"
 
     def check(self, path: Path) -> None:
         """Refuse a file that is another by now."""
