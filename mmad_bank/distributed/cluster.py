@@ -21,6 +21,7 @@ _PURPOSE = "work on several processes"
 _MANY = 10_000
 _NAMES = ("auto", "local")
 _PATIENCE = 10.0  # seconds
+_LAST_PORT = 65535
 _HOST_AND_PORT = r"(?:ray://)?\[?([^\[\]/]+)\]?:(\d{1,5})"
 # The preface of HTTP/2 and a frame of no settings (RFC 9113, sections 3.4 and 6.5): length, type, flags, stream.
 _SETTINGS = b"\x04"
@@ -46,11 +47,13 @@ def check_answers(address: str) -> None:
     found = re.fullmatch(_HOST_AND_PORT, address)
     if found is None:
         return
+    if not 1 <= int(found[2]) <= _LAST_PORT:  # the system would take the rest of a division by 65536
+        raise ConnectionError(f"expected a port from 1 to {_LAST_PORT}")
     try:
         with socket.create_connection((found[1], int(found[2])), _PATIENCE) as connection:
             connection.settimeout(_PATIENCE)
             answer = _first_answer(connection)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise ConnectionError(str(error)) from error
     if answer is not None and answer[3:4] != _SETTINGS:
         raise ConnectionError("who listens there is not Ray")
@@ -136,7 +139,8 @@ def _put_back(handler: Any) -> None:
 
 
 def _check_address(address: str) -> None:
-    if address not in _NAMES and "://" not in address and re.fullmatch(_HOST_AND_PORT, address) is None:
+    other = "://" in address and not address.startswith("http")  # Ray takes modules of other names
+    if address not in _NAMES and not other and re.fullmatch(_HOST_AND_PORT, address) is None:
         raise InputError(f"address: expected auto, HOST:PORT or ray://HOST:PORT, found {address!r}")
     try:
         check_answers(address)

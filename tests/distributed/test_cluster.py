@@ -131,7 +131,14 @@ def test_a_listener_that_is_no_ray_is_refused_before_ray_asks_for_minutes(
             )
 
 
-@pytest.mark.parametrize("address", ["", "nonsense", "1.2.3.4", "host:port", "host:6379/x"])
+@pytest.mark.parametrize("address", ["127.0.0.1:0", "127.0.0.1:83617", "ray://127.0.0.1:99999"])
+def test_a_port_that_there_is_not_is_not_that_of_another(address: str) -> None:
+    """The system takes the rest of a division by 65536."""
+    with pytest.raises(ConnectionError, match="expected a port from 1 to 65535"):
+        check_answers(address)
+
+
+@pytest.mark.parametrize("address", ["", "nonsense", "1.2.3.4", "host:port", "host:6379/x", "http://host:6379"])
 def test_an_address_of_another_form_is_refused(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     ray = pytest.importorskip("ray")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
