@@ -299,6 +299,8 @@ class _Space:
 
     def _failure(self, error: OSError) -> InputError:
         n_rows, dim = self._shape
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            return InputError(f"scratch: {self._folder}: expected a folder, found none")
         return InputError(
             f"scratch: {self._folder}: cannot hold a file of {4 * n_rows * dim / 1e6:,.0f} MB"
             f" ({error.strerror or error})"
