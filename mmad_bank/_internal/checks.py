@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -100,6 +101,21 @@ def check_rate(value: float, name: str) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < 1:
         raise InputError(f"{name}: expected a number above 0 and below 1, such as 0.01, found {value!r}")
+    return float(value)
+
+
+def check_number(value: float, name: str, *, above: float = -math.inf, least: float = -math.inf) -> float:
+    """Return a finite number above one limit and not below another as a float, or say what is wrong with it.
+
+    Example:
+        >>> check_number(0, "bandwidth", above=0)
+        Traceback (most recent call last):
+        mmad_bank.errors.InputError: bandwidth: expected a number above 0, found 0
+    """
+    fits = not isinstance(value, bool) and isinstance(value, Real) and least <= float(value) < math.inf
+    if not fits or float(value) <= above:
+        limit = f" above {above:g}" if above > -math.inf else f", at least {least:g}" if least > -math.inf else ""
+        raise InputError(f"{name}: expected a number{limit}, found {value!r}")
     return float(value)
 
 

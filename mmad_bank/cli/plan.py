@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmad_bank._internal.argument_names import argument_called
 from mmad_bank._internal.progress import doing
 from mmad_bank._internal.resume import counted
 from mmad_bank.cli._command import add
@@ -102,12 +103,15 @@ def plan(
     n_select = coreset_size(n_rows, 0.1 if ratio is None else parse_share(ratio, "--ratio"), bank_size)
     projection = SparseProjection.create(length, n_rows, parse_projection(projection_dim), 0)
     space = length if projection is None else projection.dim_out
-    measured = _pace(pace, space, (n_rows, n_select), threads, dump, projection, spill)
-    if save_pace is not None:
-        measured.save(save_pace)
     settings["row_bytes"] = 4 * length
-    plans = [planning.plan(measured, n_rows, n_select, n, **settings) for n in ([workers] if workers else _DOUBLING)]
-    few = None if limit is None else planning.enough(measured, n_rows, n_select, limit, **settings)
+    # Without a number of vectors of its own, that is a share of the rows.
+    with argument_called(n_rows="--rows", size="--rows" if bank_size is None else "--bank-size", threads="--threads"):
+        measured = _pace(pace, space, (n_rows, n_select), threads, dump, projection, spill)
+        if save_pace is not None:
+            measured.save(save_pace)
+        several = [workers] if workers else _DOUBLING
+        plans = [planning.plan(measured, n_rows, n_select, n, **settings) for n in several]
+        few = None if limit is None else planning.enough(measured, n_rows, n_select, limit, **settings)
     result: dict[str, Any] = {
         "pace": asdict(measured),
         "plans": [{**asdict(one), "seconds": one.seconds} for one in plans],
@@ -182,10 +186,12 @@ def _sample(dump: FeatureDump, projection: Any) -> Any:
     """Return rows from all over a dump, in the space that is selected in."""
     import torch
 
-    from mmad_bank.distributed.pace import sample_rows
+    from mmad_bank.distributed.pace import LEAST_SAMPLE, sample_rows
 
     wanted = min(len(dump), sample_rows(dump.dim))
     drawn = torch.randperm(len(dump), generator=torch.Generator().manual_seed(0))[:wanted]
+    if wanted < LEAST_SAMPLE:
+        raise InputError(f"FEATURES: expected at least {LEAST_SAMPLE} rows to measure with, found {wanted}")
     rows = dump.take(drawn.sort()[0])
     return rows if projection is None else projection(rows)
 

@@ -24,16 +24,19 @@ from mmad_bank.ops.k_center_shards import IN_MEMORY, ON_DISK, KCenterCoordinator
 
 _SAMPLE_BYTES, _SAMPLE_ROWS = 512 << 20, 1 << 20  # at most, that a pace is measured on
 _SAMPLE_PICKS = 1 << 15  # at most, from them: with more, measuring takes minutes
-_LEAST_SAMPLE = 50_000  # rows, where there are so many: of fewer, times are too short to measure
+LEAST_SAMPLE = 1000
+"""Rows that a pace can be measured on."""
+_MADE = 50_000  # rows at least, where there are so many: of fewer, times are too short to measure
 _LEAST_ROWS_PER_PICK = 16  # with fewer, the selection runs out of rows, and gets cheaper than one of many
 _DIRECTIONS = 64  # that features of networks mostly lie near
 _SPARSE = 512  # one row of so many: all are read then, see csrc/cpu/k_center_shard.cpp
+_MOST_THREADS = 1 << 16
 _MOST = 1e15  # of a number that a saved pace holds
 
 
 def sample_rows(dim: int) -> int:
     """Return how many rows of a length tell enough of a machine's pace."""
-    return max(1000, min(_SAMPLE_ROWS, _SAMPLE_BYTES // (4 * dim)))
+    return max(LEAST_SAMPLE, min(_SAMPLE_ROWS, _SAMPLE_BYTES // (4 * dim)))
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,10 @@ class Pace:
         """
         try:
             text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: cannot be read ({error})") from None
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{path}: it does not hold a pace that plan has saved ({error})") from None
         with decoding(path, "it does not hold a pace that plan has saved", error=FormatError):
             content = json.loads(text)
             values = {field.name: content[field.name] for field in fields(cls)}
@@ -130,9 +135,15 @@ def measure_pace(
     """
     check_index(dim, "dim", 1, 1 << 20, "the lengths that there are")
     check_index(size, "size", 1, 1 << 40, "the sizes that there are")
+    if n_rows is not None:
+        check_index(n_rows, "n_rows", 1, 1 << 50, "the numbers of rows that there are")
+    if projected_from is not None:
+        check_index(projected_from, "projected_from", 1, 1 << 20, "the lengths that there are")
+    if threads is not None:
+        check_index(threads, "threads", 1, _MOST_THREADS, "threads of a worker")
     rows = _sample(dim, n_rows) if features is None else features.contiguous()
-    if rows.ndim != 2 or rows.shape[1] != dim or len(rows) < 1000:
-        raise InputError(f"features: expected at least 1000 rows of length {dim}, found {tuple(rows.shape)}")
+    if rows.ndim != 2 or rows.shape[1] != dim or len(rows) < LEAST_SAMPLE:
+        raise InputError(f"features: expected at least {LEAST_SAMPLE} rows of length {dim}, found {tuple(rows.shape)}")
     count = max(2, min(size, len(rows) // _LEAST_ROWS_PER_PICK, _SAMPLE_PICKS))
     threads = torch.get_num_threads() if threads is None else threads
     run = _Run.of(rows, count, threads, on_disk)
@@ -217,7 +228,7 @@ def _sample(dim: int, most: int | None = None) -> Tensor:
     """Return rows that lie near some directions, as features of networks do."""
     rng = np.random.default_rng(0)
     n_rows = sample_rows(dim)
-    n_rows = n_rows if most is None else min(n_rows, max(_LEAST_SAMPLE, most))
+    n_rows = n_rows if most is None else min(n_rows, max(_MADE, most))
     directions = rng.standard_normal((min(_DIRECTIONS, max(1, dim // 4)), dim), dtype=np.float32)
     rows = torch.empty(n_rows, dim)
     for block in rows.split(8192):

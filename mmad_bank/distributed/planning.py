@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from mmad_bank._internal.checks import check_index
+from mmad_bank._internal.checks import check_index, check_number
 from mmad_bank._internal.machine import PROCESS_BYTES
 from mmad_bank.distributed.pace import Pace
 
@@ -30,6 +30,7 @@ _STATE = 16  # of a row's value, and of what it has seen
 _PART, _NUMBER = 1 << 20, 8  # rows that are brought up to date together, and bytes of the number of one
 _READ_AHEAD = 2 * (32 << 20)  # bytes of rows from scratch files that are in hand, or are read meanwhile
 _POOL = 2048  # rows of a pool, at most
+_STEPS = 4096  # that the passes of a selection are looked at in, at most
 _CANDIDATE = 16  # bytes
 
 ROUND_TRIP = 0.001
@@ -128,6 +129,15 @@ def plan(
     check_index(n_rows, "n_rows", 1, 1 << 50, "the numbers of rows that there are")
     check_index(size, "size", 1, n_rows, "the number of rows")
     check_index(workers, "workers", 1, 1 << 20, "the numbers of workers that there are")
+    if machines is not None:
+        check_index(machines, "machines", 1, 1 << 20, "the numbers of machines that there are")
+    if row_bytes is not None:
+        check_index(row_bytes, "row_bytes", 1, 1 << 40, "the lengths of rows that there are")
+    check_index(cache, "cache", 0, 1 << 62, "the memories that there are")
+    scratch_rate = disk_rate if scratch_rate is None else scratch_rate
+    for name, value in (("disk_rate", disk_rate), ("scratch_rate", scratch_rate), ("bandwidth", bandwidth)):
+        check_number(value, name, above=0)
+    check_number(round_trip, "round_trip", least=0)
     own = math.ceil(n_rows / workers)
     growth = size / pace.picks
     scale = growth**pace.blocks_exponent
@@ -139,7 +149,7 @@ def plan(
     rows = 4 * own * pace.dim if scratch else 0
     written = rows if rows > cache else 0  # and read again, to be rounded
     meet = own * pace.meet * growth**pace.meet_exponent
-    reading = passes * max(0, files - cache) / (scratch_rate or disk_rate)
+    reading = passes * max(0, files - cache) / scratch_rate
     reread = written / disk_rate + _waiting(reading, meet, passes, pace.meet_exponent / pace.blocks_exponent)
     return Plan(
         n_rows, pace.dim, size, workers, pace.threads, read, own * pace.prepare,
@@ -182,9 +192,10 @@ def enough(pace: Pace, n_rows: int, size: int, seconds: float, *, most: int = 1 
 
 def _waiting(reading: float, meet: float, passes: int, exponent: float) -> float:
     """Return the seconds in which passes wait for a disk, where the work of the first x of them grows as x^exponent."""
-    shares = [(number / passes) ** exponent for number in range(passes + 1)]
+    steps = min(passes, _STEPS)  # of millions of passes, many at a time are alike
+    shares = [(number / steps) ** exponent for number in range(steps + 1)]
     works = [meet * (later - earlier) for earlier, later in pairwise(shares)]
-    return sum(max(0.0, reading / passes - work) for work in works)
+    return sum(max(0.0, reading / steps - work) for work in works)
 
 
 def _traffic(dim: int, size: int, blocks: int, requests: int, workers: int) -> tuple[int, int, int]:

@@ -109,7 +109,15 @@ def test_a_pace_is_measured_and_predicts_what_it_has_measured() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "name"), [({"dim": 0}, "dim"), ({"size": 0}, "size"), ({"features": torch.zeros(10, 24)}, "features")]
+    ("arguments", "name"),
+    [
+        ({"dim": 0}, "dim"),
+        ({"size": 0}, "size"),
+        ({"features": torch.zeros(10, 24)}, "features"),
+        ({"n_rows": -5}, "n_rows"),
+        ({"projected_from": 0}, "projected_from"),
+        ({"threads": 10**8}, "threads"),
+    ],
 )
 def test_what_cannot_be_measured_is_named(arguments: dict[str, Any], name: str) -> None:
     with pytest.raises(InputError, match=f"^{name}: "):
@@ -135,6 +143,33 @@ def test_enough_is_the_fewest_workers_with_scratch_files_too(
             fewest = next((number for number, one in enumerate(taken, 1) if one <= limit), None)
             found = enough(PACE, n_rows, size, limit, most=100, **settings)
             assert (None if found is None else found.workers) == fewest
+
+
+@pytest.mark.parametrize("name", ["disk_rate", "scratch_rate", "bandwidth", "round_trip"])
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf, True, "1GB"])
+def test_rates_that_are_none_are_named(name: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"^{name}: expected a number"):
+        plan(PACE, 10**6, 1000, 4, scratch=True, **{name: value})
+    assert plan(PACE, 10**6, 1000, 4, round_trip=0.0).seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("machines", 0), ("machines", 1.5), ("row_bytes", -8), ("cache", -1), ("bandwidth", 0)]
+)
+def test_numbers_out_of_range_are_named(name: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"^{name}: expected"):
+        plan(PACE, 10**6, 1000, 4, **{name: value})
+
+
+def test_many_passes_are_looked_at_many_at_a_time() -> None:
+    """The wait for a disk hardly depends on how finely passes are told apart, and a plan of any number is made."""
+    waits = {}
+    for passes in (400, 4096, 40_960, 10**15):
+        one = replace(PACE, passes=passes, blocks_exponent=0.4)
+        found = plan(one, 10**8, PACE.picks, 4, scratch=True, disk_rate=1e9 * passes, scratch_rate=1e7 * passes)
+        waits[passes] = found.reread
+    assert all(wait == pytest.approx(waits[4096], rel=0.02) for wait in waits.values())
+    assert waits[4096] > 0
 
 
 def test_no_more_rows_are_measured_than_there_are() -> None:
@@ -257,6 +292,8 @@ def test_the_command_measures_with_features(tmp_path: Path) -> None:
         (["--rows", "1e3", "--dim", "8", "--bank-size", "2000"], "size: expected"),
         (["--rows", "1e3", "--dim", "8", "--bank-size", "20", "--ratio", "1%"], "--ratio and --bank-size"),
         (["--rows", "1e3", "--dim", "8", "--workers", "2", "--machines", "4"], "--machines: expected at most 2"),
+        (["--rows", "1e3", "--dim", "8", "--threads", "99999999"], "--threads: expected 1 to 65536"),
+        (["--rows", "9e15", "--dim", "8"], "--rows: expected 1 to"),
     ],
 )
 def test_bad_arguments_are_named(arguments: list[str], said: str) -> None:
