@@ -114,6 +114,15 @@ def test_banks_are_coresets_of_all_images_whose_patches_without_points_count_onc
         assert all((rows == row).all(1).any() for row in bank.vectors[:20])
 
 
+def test_shape_guided_remembers_all_images(tmp_path: Path) -> None:
+    method = bench.make_method(
+        "shape_guided", tmp_path, images=3, small=True, settings={"coverage": (1.0, 1.0), "image_size": 64}
+    )
+    assert method.memory_.images.unique().tolist() == [0, 1, 2]  # type: ignore[attr-defined]
+    assert bench.banks_of(method) == {name: len(bank) for name, bank in method.memory_banks.items()}
+    assert all(size > 9 for size in bench.banks_of(method).values())
+
+
 @pytest.mark.slow
 def test_a_kept_folder_gives_its_banks_and_other_arguments_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -17,7 +17,7 @@ from mmad_bank._internal.resume import Stages
 from mmad_bank.bank import MemoryBank, MultiBank
 from mmad_bank.bench.contestants import CATEGORY, IMAGES, new_method, sample_of, samples_for
 from mmad_bank.errors import InputError
-from mmad_bank.methods import Method
+from mmad_bank.methods import Method, ShapeGuided
 from mmad_bank.methods.bank_method import BankMethod
 
 _FEW = 2  # images to fit on: what else than banks is learnt from them costs inference nothing
@@ -59,7 +59,7 @@ def bank_sizes(
 
 def banks_of(method: Method) -> dict[str, int]:
     """Return the numbers of vectors of a fitted method's banks; none without banks."""
-    return {name: len(bank) for name, bank in method.banks_.items()} if isinstance(method, BankMethod) else {}
+    return {name: len(bank) for name, bank in method.memory_banks.items()}
 
 
 def images_of(bank: str, images: int = IMAGES) -> range:
@@ -76,17 +76,21 @@ def fit_method(
 ) -> Method:
     """Fit what :func:`new_method` made on two rendered images and fill its banks, if it has some; return it.
 
+    Shape-guided keeps all that its training images show, and is fitted on as many as there are.
+
     Args:
         method: Method that is not fitted.
         workdir: Folder for the banks, which the method goes on reading: a later call with the same arguments takes
             them from there.
         images: Number of training images that banks are filled from.
-        vectors: Number of vectors in each bank; none takes :func:`bank_sizes`.
+        vectors: Number of vectors in each bank that is a coreset; none takes :func:`bank_sizes`.
         progress: Whether to show bars on a terminal.
 
     Raises:
         InputError: The images have too few patches for the vectors, or the folder cannot be written.
     """
+    if isinstance(method, ShapeGuided):
+        return method.fit(samples_for(method, images), workdir=workdir, progress=progress)
     few = samples_for(method, _FEW)
     method.fit(few, validation=few, progress=progress)
     if isinstance(method, BankMethod):

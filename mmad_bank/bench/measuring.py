@@ -23,7 +23,6 @@ from mmad_bank.bench.contestants import samples_for, samples_of
 from mmad_bank.data import Sample
 from mmad_bank.errors import InputError
 from mmad_bank.methods import Method, method_class
-from mmad_bank.methods.bank_method import BankMethod
 
 _BATCHES_EVERY = 6  # rounds: images one by one tell more, and take less time
 
@@ -112,7 +111,7 @@ def measure(
         names = dict.fromkeys(stage for split in stages[name] for stage in split)
         result.stages = {stage: statistics.median(split.get(stage, 0.0) for split in stages[name]) for stage in names}
         result.throughput = {batch: 1 / statistics.median(totals[name, batch]) for batch in batches}
-        result.banks = methods[name].banks_.nbytes if isinstance(methods[name], BankMethod) else 0  # type: ignore[attr-defined]
+        result.banks = _bank_bytes(methods[name])
     return list(results.values())
 
 
@@ -158,8 +157,11 @@ def _timed_prediction(method: Method, samples: list[Sample]) -> tuple[float, dic
 
 def _weights(method: Method) -> int:
     """Return the bytes of all networks that a method holds."""
-    held = getattr(method, "nbytes", 0)
-    return held - method.banks_.nbytes if isinstance(method, BankMethod) else held
+    return getattr(method, "nbytes", 0) - _bank_bytes(method)
+
+
+def _bank_bytes(method: Method) -> int:
+    return sum(bank.nbytes for bank in method.memory_banks.values())
 
 
 def _status(key: str) -> int:

@@ -110,6 +110,11 @@ class BankMethod(Method, BankOptions, RGBOptions):
             check_index(self.seed, "seed", 0, 2**63 - 1, "the projection takes no negative seed")
 
     @property
+    def memory_banks(self) -> Mapping[str, MemoryBank]:
+        """The memory banks of a fitted method, see :attr:`Method.memory_banks`."""
+        return self.banks_
+
+    @property
     def takes_roi(self) -> bool:
         """Whether it can leave out what lies outside a region of interest."""
         return True

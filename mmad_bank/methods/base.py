@@ -30,6 +30,7 @@ from mmad_bank._internal.resume import Stages
 from mmad_bank._internal.timing import timed
 from mmad_bank._internal.torch_state import plain_torch
 from mmad_bank._internal.training import seeded
+from mmad_bank.bank import MemoryBank
 from mmad_bank.calibration import check_promise, numbers_of
 from mmad_bank.data.dataset import SampleDataset
 from mmad_bank.data.frame import Frame, picture_of
@@ -323,6 +324,16 @@ class Method(MethodOptions, ABC):
     def needs_validation(self) -> bool:
         """Whether :meth:`fit` learns something else without validation samples than with them, beside verdicts."""
         return False
+
+    @property
+    def memory_banks(self) -> Mapping[str, MemoryBank]:
+        """The memory banks of a fitted method, by the parts that they score; none for a method without banks.
+
+        Example:
+            >>> {name: len(bank) for name, bank in model.memory_banks.items()}  # doctest: +SKIP
+            {'xyz': 76518, 'rgb': 7652, 'fusion': 7652}
+        """
+        return {}
 
     @property
     def takes_roi(self) -> bool:

@@ -92,6 +92,8 @@ class ShapeGuided(SignedDistanceMethod, GridOptions, SelectionOptions, RGBOption
     bundled: ClassVar[Mapping[str, Any]] = {
         "rgb_layers": BUNDLED_STAGES, "coverage": (5.0, 5.0), "sdf_steps": 1200, "sdf_batch": 12, "sdf_queries": 60,
         "sdf_lr": 1e-3, "sdf_width": 96, "aggregation": "mean",
+        # After so short a training codes tell little; chosen by benchmarks/methods.py accuracy on seed 10's data sets.
+        "image_score": "map",
     }  # fmt: skip
 
     rgb: str = field(default="wide_resnet50_2.racm_in1k", kw_only=False)
@@ -348,6 +350,11 @@ class ShapeGuided(SignedDistanceMethod, GridOptions, SelectionOptions, RGBOption
         return [] if patch is None else explanation.codes_near(codes[patch], n)
 
     @property
+    def memory_banks(self) -> Mapping[str, MemoryBank]:
+        """The two banks of a fitted method, see :attr:`Method.memory_banks`."""
+        return {CODES: self.memory_.codes, COLORS: self.memory_.colors}
+
+    @property
     def nbytes(self) -> int:
         """Bytes that inference holds: the weights of both networks, and the banks with their links."""
         assert self.sdf_ is not None
@@ -355,8 +362,7 @@ class ShapeGuided(SignedDistanceMethod, GridOptions, SelectionOptions, RGBOption
         return self.memory_.nbytes + sum(one.nbytes for network in networks for one in network.state_dict().values())
 
     def _facts(self) -> list[str]:
-        banks = {CODES: self.memory_.codes, COLORS: self.memory_.colors}
-        return [f"bank {name} {len(bank):,} × {bank.dim:,}" for name, bank in banks.items()]
+        return [f"bank {name} {len(bank):,} × {bank.dim:,}" for name, bank in self.memory_banks.items()]
 
     # Saving.
 
@@ -364,7 +370,7 @@ class ShapeGuided(SignedDistanceMethod, GridOptions, SelectionOptions, RGBOption
         assert self.sdf_ is not None
         self.extractors_.save(folder)
         save_state(self.sdf_, folder / NETWORK)
-        MultiBank({CODES: self.memory_.codes, COLORS: self.memory_.colors}).save(folder / "banks")
+        MultiBank(self.memory_banks).save(folder / "banks")
         self.memory_.save_links(folder / LINKS)
         return {"alignment": asdict(self.alignment_)}
 
