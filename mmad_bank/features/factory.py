@@ -152,6 +152,7 @@ def make_rgb_extractor(
     image_size: int = 224,
     compute_dtype: NetworkDtype = "float32",
     runtime: Runtime = "torch",
+    plain: bool = False,
 ) -> RGBExtractor | EfficientNetLite:
     """Make the extractor of colour images.
 
@@ -166,6 +167,8 @@ def make_rgb_extractor(
         compute_dtype: Number type of the products; features are float32 either way. ``"int8"`` is for convolutions that
             OpenVINO runs; the extractor's ``measure_int8`` has to be shown normal images before it describes any.
         runtime: Library that runs it on a CPU: ``"torch"`` or ``"openvino"``, see :mod:`mmad_bank.features.runtimes`.
+        plain: Whether maps of convolutional networks are taken as they are, without the average over 3×3 cells; for
+            what else it changes of timm's networks see :class:`mmad_bank.features.RGBExtractor`.
 
     Raises:
         InputError: The model is unknown, its weights cannot be had, or it cannot compute in ``compute_dtype``.
@@ -179,7 +182,8 @@ def make_rgb_extractor(
     check_runtime(runtime)
     check_choice(compute_dtype, get_args(NetworkDtype), "compute_dtype")
     check_int8(compute_dtype, runtime)
-    made = _make_rgb(model, weights, layers, grid, image_size, "float32" if compute_dtype == "int8" else compute_dtype)
+    number_type: ComputeDtype = "float32" if compute_dtype == "int8" else compute_dtype
+    made = _make_rgb(model, weights, layers, grid, image_size, number_type, plain)
     made.runtime = runtime
     if compute_dtype == "int8":
         if isinstance(made, RGBExtractor) and made.is_transformer:
@@ -195,11 +199,13 @@ def _make_rgb(
     grid: tuple[int, int],
     image_size: int,
     compute_dtype: ComputeDtype,
+    plain: bool,
 ) -> RGBExtractor | EfficientNetLite:
     if comes_with_a_package(model):
         name = model.removesuffix(REFLECTING)
         padding: Padding = "zero" if name == model else "reflect"
         options: dict[str, Any] = {} if layers is None else {"stages": tuple(layers)}
+        options |= {"neighbourhood": 1} if plain else {}
         with doing(f"loading {model}"), argument_called(stages="layers"):
             network = EfficientNetLite(
                 variant=NAMES.index(name), grid=grid, pretrained=weights == PRETRAINED, padding=padding,
@@ -212,7 +218,7 @@ def _make_rgb(
     with doing(f"loading {model}"):
         return RGBExtractor(
             model, checkpoint, layers=layers, image_size=image_size, grid=grid, download=weights == PRETRAINED,
-            compute_dtype=compute_dtype,
+            compute_dtype=compute_dtype, plain=plain,
         )  # fmt: skip
 
 

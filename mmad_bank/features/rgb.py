@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import os
@@ -54,6 +55,9 @@ class RGBExtractor(Frozen):
         grid: (h, w) that the features are brought to: averaged down, interpolated bilinearly up. None: their own.
         download: Whether timm may fetch the weights.
         compute_dtype: ``"bfloat16"`` runs the products in bfloat16; features are float32 either way.
+        plain: Whether maps of convolutional networks are taken as they are, without the average over 3×3 cells. Layers
+            of networks of the EfficientNet family count all their stages of blocks then, also those that end at the
+            stride of the next one, and the default is the last but one.
 
     Raises:
         InputError: Model or layers are unknown, or the weights cannot be had; the message says how to give a file.
@@ -80,6 +84,7 @@ class RGBExtractor(Frozen):
         grid: tuple[int, int] | None = None,
         download: bool = False,
         compute_dtype: ComputeDtype = "float32",
+        plain: bool = False,
     ) -> None:
         super().__init__()
         check_compute_dtype(compute_dtype)
@@ -87,7 +92,9 @@ class RGBExtractor(Frozen):
             raise InputError(f"grid: expected at least one patch along each side, found {tuple(grid)}")
         self.model, self.image_size, self.compute_dtype = model, int(image_size), compute_dtype
         network = _create(model, self.image_size, download and checkpoint is None)
-        reductions = [info["reduction"] for info in network.feature_info]
+        self.plain, self._every_stage = plain, plain and _names_every_stage(network)
+        stages = _stages_of(network) if self._every_stage else list(network.feature_info)
+        reductions = [info["reduction"] for info in stages]
         one_grid = hasattr(network, "num_prefix_tokens") or len(set(reductions)) == 1  # SAM's encoder has no prefix
         self.is_transformer = hasattr(network, "blocks") and one_grid
         if self.is_transformer and self.image_size % reductions[0]:
@@ -95,13 +102,13 @@ class RGBExtractor(Frozen):
         self.layers = self._choose(layers, reductions)
         # Converted for the whole network: what is in a file may concern layers that are cut off.
         weights = None if checkpoint is None else _read(network, checkpoint)
-        network.prune_intermediate_layers(list(self.layers), prune_norm=not self.is_transformer, prune_head=True)
+        network.prune_intermediate_layers(prune_norm=not self.is_transformer, prune_head=True, **self._taken)
         if not self.is_transformer:
             _check_size(network, model, self.image_size)
         if checkpoint is not None and weights is not None:
             load_matching(network, weights, checkpoint)
         self.network = network
-        self.dim = sum(_width(network.feature_info[layer], self.is_transformer) for layer in self.layers)
+        self.dim = sum(_width(stages[layer], self.is_transformer) for layer in self.layers)
         self._own_grid = (math.ceil(self.image_size / reductions[self.layers[0]]),) * 2
         self.grid = self._own_grid if grid is None else (int(grid[0]), int(grid[1]))
         config = network.pretrained_cfg
@@ -122,7 +129,8 @@ class RGBExtractor(Frozen):
     @property
     def name(self) -> str:
         """Name of the extractor, as a bank file records it."""
-        return f"{self.model} layers {','.join(map(str, self.layers))} grid {self.grid[0]}x{self.grid[1]}"
+        plain = " plain" if self.plain else ""
+        return f"{self.model} layers {','.join(map(str, self.layers))}{plain} grid {self.grid[0]}x{self.grid[1]}"
 
     def train(self, mode: bool = True) -> RGBExtractor:
         """Stay in evaluation mode: the extractor is frozen, also as a part of a network that is trained."""
@@ -156,14 +164,20 @@ class RGBExtractor(Frozen):
         """Describe normalized images (B, 3, S, S), see :meth:`forward`."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.compute_dtype == "bfloat16"):
             maps = self.network.forward_intermediates(
-                x, indices=list(self.layers), intermediates_only=True, stop_early=True, output_fmt="NCHW",
-                norm=self.is_transformer,
-            )  # fmt: skip
+                x, intermediates_only=True, stop_early=True, output_fmt="NCHW", norm=self.is_transformer, **self._taken
+            )
         features = torch.cat([self._to_grid(one.float()) for one in maps], dim=1)
         return features.flatten(2).transpose(1, 2).contiguous()
 
+    @property
+    def _taken(self) -> dict[str, Any]:
+        """The layers in timm's words; where it counts every stage of blocks, the stem is its number 0."""
+        if self._every_stage:
+            return {"indices": [layer + 1 for layer in self.layers], "extra_blocks": True}
+        return {"indices": list(self.layers)}
+
     def _to_grid(self, maps: Tensor) -> Tensor:
-        if not self.is_transformer:
+        if not (self.is_transformer or self.plain):
             # Border cells average what there is, so that zeros do not set the image's edge apart.
             maps = F.avg_pool2d(maps, 3, 1, 1, count_include_pad=False)
         for grid in (self._own_grid, self.grid):
@@ -174,6 +188,8 @@ class RGBExtractor(Frozen):
         return maps
 
     def _choose(self, layers: Sequence[int] | None, reductions: list[int]) -> tuple[int, ...]:
+        if layers is None and self._every_stage:
+            return (max(len(reductions) - 2, 0),)
         if layers is None:
             last = (len(reductions) - 1,)
             layers = last if self.is_transformer else [i for i, stride in enumerate(reductions) if stride in (8, 16)]
@@ -206,6 +222,26 @@ _OF_ANY_SIZE = {"timm.models.vision_transformer_sam"}
 def _width(info: dict[str, Any], normed: bool) -> int:
     """Return the number of values of a layer's tokens; the neck that is SAM's norm changes it."""
     return int(info.get("num_chs_norm", info["num_chs"]) if normed else info["num_chs"])
+
+
+def _names_every_stage(network: Any) -> bool:
+    """Tell whether timm can give the map behind every stage of blocks, as it can of the EfficientNet family."""
+    return "extra_blocks" in inspect.signature(network.forward_intermediates).parameters
+
+
+def _stages_of(network: Any) -> list[dict[str, Any]]:
+    """Describe the map behind every stage of blocks: its stride and its channels.
+
+    timm lists a stage only before the stride changes; those between two listed ones have the stride of the later one.
+    """
+    listed = [(int(info["stage"]), int(info["reduction"])) for info in network.feature_info]
+    return [
+        {
+            "reduction": next(reduction for stage, reduction in listed if stage >= number),
+            "num_chs": blocks[-1].feature_info("bottleneck")["num_chs"],
+        }
+        for number, blocks in enumerate(network.blocks, 1)
+    ]
 
 
 def _check_size(network: Any, model: str, image_size: int) -> None:

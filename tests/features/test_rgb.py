@@ -299,3 +299,21 @@ def test_checkpoints_for_another_architecture_are_refused(tmp_path: Path, model:
 def test_bad_input_is_named(call, message: str) -> None:
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_plain_maps_are_those_of_any_stage_of_blocks() -> None:
+    """As AST takes them, of B5, whose stages B0 has. timm lists this one only with ``extra_blocks``."""
+    torch.manual_seed(0)
+    plain = RGBExtractor("tf_efficientnet_b0", image_size=64, plain=True)
+    assert (plain.layers, plain.grid, plain.dim, len(plain.network.blocks)) == ((5,), (2, 2), 192, 6)
+    picture = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        x = plain.network.bn1(plain.network.conv_stem((picture - plain.mean) / plain.std))
+        for stage in plain.network.blocks:
+            x = stage(x)
+    torch.testing.assert_close(plain(picture), x.flatten(2).transpose(1, 2))
+    torch.manual_seed(0)
+    usual = RGBExtractor("tf_efficientnet_b0", image_size=64, layers=(4,))
+    assert (usual.dim, len(usual.network.blocks), usual.name) == (320, 7, "tf_efficientnet_b0 layers 4 grid 2x2")
+    with pytest.raises(InputError, match="layers: expected rising numbers from 0 to 6"):
+        RGBExtractor("tf_efficientnet_b0", image_size=64, layers=(7,), plain=True)
