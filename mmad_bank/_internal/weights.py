@@ -117,6 +117,13 @@ TABLE = (
         "BSD-3-Clause", "timm's names, which are torchvision's, also below `state_dict` or `model`", 275_532_960,
     ),
     Weights(
+        "EfficientNet-B5", "download", "tf_efficientnet_b5.aa_in1k", ("rgb_weights", "--rgb-weights"),
+        "model.safetensors", "https://huggingface.co/timm/tf_efficientnet_b5.aa_in1k (TensorFlow's, ImageNet with"
+        " AutoAugment; AST's); as published: https://github.com/huggingface/pytorch-image-models/releases/download/"
+        "v0.1-weights/tf_efficientnet_b5_aa-99018a74.pth",
+        "Apache-2.0", "timm's names, also below `state_dict` or `model`", 121_559_136,
+    ),
+    Weights(
         "Point-MAE", "file", "point_mae", ("xyz_weights", "--xyz-weights"), "pretrain.pth",
         "https://github.com/Pang-Yatian/Point-MAE/releases/download/main/pretrain.pth", "MIT",
         "`base_model`, in it `MAE_encoder.*` (decoder and unused blocks are left alone)", 87_300_096,

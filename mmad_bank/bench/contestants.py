@@ -27,14 +27,14 @@ QUICK_VECTORS = 300
 UNTRAINED: dict[str, Any] = {
     "rgb_weights": RANDOM, "xyz_weights": RANDOM, "uff_weights": RANDOM, "rgb_to_xyz_weights": RANDOM,
     "xyz_to_rgb_weights": RANDOM, "adaptation_steps": 1, "adaptation_batch": 1, "queue_size": 784, "teacher_steps": 1,
-    "teacher_images": "own", "student_steps": 1, "sdf_weights": RANDOM,
+    "teacher_images": "own", "student_steps": 1, "sdf_weights": RANDOM, "teacher_epochs": 1, "student_epochs": 1,
 }  # fmt: skip
 """Arguments that leave out what training would take, or cut it short, of the methods that have them."""
 SIZES: dict[str, Any] = {"group_size": 128}
 """Arguments that all methods which have them share, so that their work is alike."""
 _SMALL: dict[str, Any] = {
     "rgb": "efficientnet_lite0", "rgb_layers": (1,), "num_groups": 64, "group_size": 16, "pdn_width": 8, "channels": 16,
-    "sdf_width": 16, "map_size": 28,
+    "sdf_width": 16, "map_size": 28, "student_width": 16, "teacher_width": 8,
 }  # fmt: skip
 _FEW_RATIO = 0.05  # of their patches, in banks whose place others take
 

@@ -14,7 +14,7 @@ from mmad_bank.errors import FormatError, InputError, did_you_mean
 
 _METHODS = {
     "patchcore": "PatchCore", "btf": "BTF", "shape_guided": "ShapeGuided", "m3dm": "M3DM", "cfm": "CFM", "lsfa": "LSFA",
-    "mdss": "MDSS",
+    "mdss": "MDSS", "ast": "AST",
 }  # fmt: skip
 _EXPORTS = {
     **{cls: name for name, cls in _METHODS.items()},
@@ -23,12 +23,13 @@ _EXPORTS = {
     "train_shared": "shared",
 }  # fmt: skip
 __all__ = [
-    "BTF", "CFM", "LSFA", "M3DM", "MDSS", "Gaussian", "Method", "Parameter", "Part", "PartVerdict", "PatchCore",
+    "AST", "BTF", "CFM", "LSFA", "M3DM", "MDSS", "Gaussian", "Method", "Parameter", "Part", "PartVerdict", "PatchCore",
     "Prediction", "Reason", "ShapeGuided", "fit_categories", "judge_parts", "load", "method_class", "names",
     "parameters", "train_shared",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
+    from mmad_bank.methods.ast import AST
     from mmad_bank.methods.base import Method, Parameter, Part, Prediction, Reason
     from mmad_bank.methods.btf import BTF
     from mmad_bank.methods.cfm import CFM

@@ -47,7 +47,7 @@ arguments that are why. :meth:`MethodOptions.idle_arguments` asks every group of
 __all__ = [
     "FORMER_NAMES", "VERDICT_ARGUMENTS", "AdaptationOptions", "AlignmentOptions", "BankGridOptions", "BankOptions",
     "BankPrecision", "CalibratedOn", "ComputeDtype", "Count", "GridOptions", "Idle", "Layers", "MethodOptions",
-    "PointOptions", "RGBOptions", "Range", "Rate", "Runtime", "SelectionOptions", "Side", "SomeOf",
+    "PointOptions", "RGBOptions", "Range", "Rate", "Runtime", "SelectionOptions", "Side", "SomeOf", "TrainingOptions",
     "accepts_former_names",
 ]  # fmt: skip
 
@@ -249,6 +249,17 @@ class AdaptationOptions(AlignmentOptions):
     def _idle(self) -> Idle:
         names = "adaptor adaptation_steps adaptation_batch adaptation_patches"
         yield self.adaptation != "train", names, f"adaptation={self.adaptation}"
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class TrainingOptions:
+    """Arguments of methods whose networks all learn in batches of one size, at one rate."""
+
+    batch: Count = 4
+    """Images in a step of the training."""
+
+    lr: Rate = 1e-3
+    """Learning rate of the training."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -77,8 +77,8 @@ def objections_to(samples: Samples, preprocessing: Preprocessing, categories: Co
 
 _SENSED = {"rgb": "pictures", "xyz": "point clouds"}
 _FOR_ONE = {
-    "rgb": "patchcore takes these, m3dm with banks=rgb, mdss with branches=rgb",
-    "xyz": "m3dm takes these with banks=xyz, mdss with branches=xyz",
+    "rgb": "patchcore takes these, m3dm with banks=rgb, mdss with branches=rgb, ast with inputs=rgb",
+    "xyz": "m3dm takes these with banks=xyz, mdss with branches=xyz, ast with inputs=xyz",
 }
 
 

@@ -42,7 +42,8 @@ def test_every_contestant_is_timed_by_stage_and_its_memory_counted() -> None:
     [
         (
             ("--methods", "Magic,m3dm"),
-            "error: --methods: expected some of patchcore, btf, shape_guided, m3dm, cfm, lsfa, mdss, found 'magic'",
+            "error: --methods: expected some of patchcore, btf, shape_guided, m3dm, cfm, lsfa, mdss, ast,"
+            " found 'magic'",
         ),
         (("--batches", "one"), "error: --batches: expected numbers above 0 such as 1,8, found 'one'"),
         (("--rounds", "0"), "error: --rounds: expected at least 1, found 0"),

@@ -18,7 +18,7 @@ OWN_TESTS = (
 )  # fmt: skip
 METHODS = sorted(path.stem for path in (DOCS / "methods").glob("*.md") if path.stem != "index")
 ON_DATA = ("how-to/mvtec3d-eyecandies.md", "how-to/embed.md", *(f"methods/{name}.md" for name in METHODS))
-TRAINING = {"methods/cfm.md", "methods/lsfa.md", "methods/mdss.md", "methods/shape_guided.md"}
+TRAINING = {f"methods/{name}.md" for name in ("ast", "cfm", "lsfa", "mdss", "shape_guided")}
 WITHOUT = (
     "index.md", "get-started/index.md", "get-started/first-bank.md", "get-started/first-method.md",
     "how-to/bank-size.md", "how-to/benchmark.md", "how-to/own-pictures.md", "how-to/verdicts.md",

@@ -25,6 +25,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "lsfa": {**POINTS, "adaptation_steps": 3, "adaptation_batch": 2, "queue_size": 100},
     "cfm": {**RGB, **CFM_ARGUMENTS}, "mdss": small_mdss.SMALL,
     "shape_guided": small_shape_guided.SMALL,
+    "ast": {**RGB, "student_width": 8, "teacher_width": 4, "teacher_epochs": 1, "student_epochs": 1},
 }  # fmt: skip
 PARTS = {"mdss": small_mdss.a_part, "shape_guided": small_shape_guided.a_part}
 

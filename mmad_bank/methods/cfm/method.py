@@ -52,8 +52,8 @@ from mmad_bank.methods.options import (
     Idle,
     PointOptions,
     Range,
-    Rate,
     Side,
+    TrainingOptions,
     accepts_former_names,
 )
 from mmad_bank.methods.prediction import Gaussian, Smoothing
@@ -82,7 +82,7 @@ _FINISH: Presets = {
 
 @accepts_former_names
 @dataclass(kw_only=True, eq=False, repr=False)
-class CFM(Method, GridOptions, PointOptions):
+class CFM(Method, GridOptions, PointOptions, TrainingOptions):
     """Two small networks predict each modality's features from the other's; an anomaly is where both are wrong.
 
     Features of every pixel (section 3.1), mappings (3.2), the product of the two discrepancies, smoothed, and its
@@ -145,14 +145,8 @@ class CFM(Method, GridOptions, PointOptions):
     epochs: Count = 250
     """Passes over the training images; the paper takes 250, and 50 in ablations."""
 
-    batch: Count = 4
-    """Images in a step of the training."""
-
     pixels_per_image: Count | None = None
     """Pixels drawn from an image in training; none takes all, as the paper."""
-
-    lr: Rate = 1e-3
-    """Learning rate of the training."""
 
     map_size: Side | None = None
     """Side of the maps that are compared, in pixels; none takes ``image_size``. A smaller one is faster by the square,
