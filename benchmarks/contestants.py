@@ -30,6 +30,7 @@ CONTESTANTS: dict[str, Contestant] = {
     "CFM-T": ("cfm", {"variant": "T"}),
     "MDSS": ("mdss", {}),
     "ShapeGuided": ("shape_guided", {}),
+    "AST": ("ast", {}),
 }
 """By name: the method and the arguments that differ from its paper's."""
 

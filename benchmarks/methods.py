@@ -125,7 +125,7 @@ def _arguments() -> argparse.Namespace:
     papers.add_argument("--embedded", action="store_true", dest="bundled", help=argparse.SUPPRESS)  # its former name
     papers.add_argument(
         "--weights", nargs="+", metavar="NAME=FILE",
-        help="files of rgb, wide_resnet, wide_resnet_timm, point_mae, uff, pdn",
+        help="files of rgb, wide_resnet, wide_resnet_timm, efficientnet_b5, point_mae, uff, pdn",
     )  # fmt: skip
     papers.add_argument("--table", metavar="NAME,...", help="tables of the papers; without --data: on synthetic data")
     papers.add_argument("--list", action="store_true", help="list the tables, or those of --table, and run nothing")

@@ -115,7 +115,7 @@ def test_runnable_rows_name_a_method_its_arguments_and_its_results(published):
                     assert tuple(own[name]) == value if isinstance(value, tuple) else own[name] == value
                 assert row.result in ("fused", *RESULTS.get(row.method, ()))
                 ran += row.runnable
-    assert ran == 187
+    assert ran == 207
 
 
 def test_mdss_settings_are_the_defaults_of_ours(published):
@@ -169,6 +169,7 @@ def test_what_several_tables_print_of_one_run_is_the_same_but_where_it_is_marked
         ("mvtec3d", "mdss", {}, "fused", None, (0.956, None, 0.972, None)),
         ("mvtec3d", "mdss", {"branches": ("rgb",)}, "fused", None, (0.867, None, 0.932, None)),
         ("mvtec3d", "mdss", {}, "xyz", None, (0.902, None, 0.923, None)),
+        ("mvtec3d", "ast", {}, "fused", None, (0.937, 0.976, 0.944, 0.398)),
         ("mvtec3d", "lsfa", {}, "fused", None, (0.971, 0.993, 0.968, None)),
         ("mvtec3d", "lsfa", {}, "xyz", None, (0.9206, None, 0.934, None)),
         ("mvtec3d", "lsfa", {}, "fused", 10, (0.871, 0.987, 0.943, None)),

@@ -170,7 +170,7 @@ def test_runs_that_share_a_fit_or_a_result_are_known(parts):
         ({"table": "cfm-14"}, "--table: expected some of those that papers --list names, found 'cfm-14'.*"),
         ({"table": ","}, "--table: expected some of those that papers --list names, found ''.*"),
         ({"few_shot": 5}, "--few-shot: expected none with --table, whose rows say how many images they take"),
-        ({"methods": ["magic"]}, "--methods: expected some of btf, cfm, .* with --table, found 'magic'"),
+        ({"methods": ["magic"]}, "--methods: expected some of ast, btf, cfm, .* with --table, found 'magic'"),
         ({"table": "lsfa-7,lsfa-8", "methods": ["cfm"]},
          r"--methods: expected some of the tables' rows \(lsfa\), found cfm"),
         ({"settings": ["magic=1"]}, "--set: cfm has no argument 'magic'.*"),
@@ -210,8 +210,8 @@ def test_a_table_of_speed_measures_it_once_for_rows_that_are_alike(parts, monkey
     monkeypatch.setattr(parts.tables.inference, "measured", measured)
     found = parts.tables._speeds(plans, arguments("cfm-5"), {}, Path("work"))
     assert [list(own) for own in asked] == [
-        ["cfm-5 btf", "cfm-5 m3dm", "cfm-5 cfm", "cfm-5 cfm-m", "cfm-5 cfm-s", "cfm-5 cfm-t", "cfm-9 encoder-decoder",
-         "cfm-9 projection", "cfm-9 convolutional"]
+        ["cfm-5 btf", "cfm-5 ast", "cfm-5 m3dm", "cfm-5 cfm", "cfm-5 cfm-m", "cfm-5 cfm-s", "cfm-5 cfm-t",
+         "cfm-9 encoder-decoder", "cfm-9 projection", "cfm-9 convolutional"]
     ]  # fmt: skip
     assert found["cfm-5 cfm-t"] == {"fps": 11, "memory_mb": 2.0}
 

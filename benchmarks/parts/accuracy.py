@@ -49,6 +49,7 @@ CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "MDSS": ("mdss", {}),
     "ShapeGuided": ("shape_guided", {}),
     "ShapeGuided, score of codes": ("shape_guided", {"image_score": "codes"}),
+    "AST": ("ast", {}),
 }
 _POINTS = {"xyz": "point_mae", "xyz_weights": "random", "grid": None}
 READINGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -284,7 +285,7 @@ def _alike(fitted: Mapping[str, Method], method: str, changes: Mapping[str, Any]
 
 def few_steps(cls: type[Method]) -> dict[str, Any]:
     """Return arguments that make every training as short as can be."""
-    return {name: 2 for name in cls.argument_names() if name.endswith("_steps") or name == "epochs"}
+    return {name: 2 for name in cls.argument_names() if name.endswith(("_steps", "epochs"))}
 
 
 def _spread(values: list[dict[str, Any]], key: str) -> str | None:

@@ -24,7 +24,7 @@ from parts import tables
 from parts.accuracy import CONTESTANTS
 from parts.runs import Files, Found, Job, Run, check_modalities, job_of, measure
 
-METHODS = ("PatchCore", "BTF", "ShapeGuided", "M3DM", "LSFA", "CFM", "CFM-M", "CFM-S", "CFM-T", "MDSS")
+METHODS = ("PatchCore", "BTF", "ShapeGuided", "M3DM", "LSFA", "CFM", "CFM-M", "CFM-S", "CFM-T", "MDSS", "AST")
 """Those of the accuracy benchmark's contestants that are set up as in a paper."""
 SUMMARY = {name: published.METRICS[name] for name in published.ACCURACIES}
 """Headings of what is measured, by the key in a row."""

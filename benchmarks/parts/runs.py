@@ -36,6 +36,7 @@ WEIGHTS = {
     "rgb": ("rgb_weights", "rgb", "vit_base_patch8_224.dino"),
     "wide_resnet": ("rgb_weights", "rgb", "wide_resnet50_2.tv_in1k"),
     "wide_resnet_timm": ("rgb_weights", "rgb", "wide_resnet50_2.racm_in1k"),
+    "efficientnet_b5": ("rgb_weights", "rgb", "tf_efficientnet_b5.aa_in1k"),
     "point_mae": ("xyz_weights", "xyz", "point_mae"),
     "uff": ("uff_weights", "uff_weights", "train"),
     "pdn": ("teacher", "teacher", "distil"),
