@@ -48,7 +48,7 @@ CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "CFM-T": ("cfm", {"variant": "T"}),
     "MDSS": ("mdss", {}),
     "ShapeGuided": ("shape_guided", {}),
-    "ShapeGuided, score of codes": ("shape_guided", {"image_score": "codes"}),
+    "ShapeGuided, by reconstructions": ("shape_guided", {"scored_by": "reconstructions"}),
     "AST": ("ast", {}),
 }
 _POINTS = {"xyz": "point_mae", "xyz_weights": "random", "grid": None}
@@ -72,7 +72,7 @@ DECISIONS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Contestants of the part decisions; what a method has learnt for its own decision comes first."""
 _ALL = {**CONTESTANTS, **READINGS, **DECISIONS}
-PREDICTION_ONLY = {"aggregation", "decision", "image_score"}
+PREDICTION_ONLY = {"aggregation", "decision", "scored_by"}
 """Arguments that a fit does not depend on, if it has learnt a method's own decision."""
 LIMITS = (0.3, 0.01)
 FULL = {"size": 256, "n_train": 30, "n_validation": 6, "n_test": 36}

@@ -104,7 +104,7 @@ def test_it_is_aligned_on_images_as_if_they_were_new(parts: list[Sample]) -> Non
         assert getattr(model.alignment_, f"{name}_std") == pytest.approx(float(own.std(correction=0)), rel=1e-4)
 
 
-@pytest.mark.parametrize("arguments", [{}, {"ratio": 0.5, "reconstruction": "nearest", "image_score": "map"}])
+@pytest.mark.parametrize("arguments", [{}, {"ratio": 0.5, "reconstruction": "nearest", "scored_by": "maps"}])
 def test_a_saved_model_predicts_the_same(arguments: dict[str, Any], parts: list[Sample], tmp_path: Path) -> None:
     model = ShapeGuided(**SMALL, **arguments).fit(parts)
     model.save(tmp_path / "model")

@@ -88,12 +88,12 @@ class ShapeGuided(SignedDistanceMethod, GridOptions, SelectionOptions, RGBOption
     """
 
     name: ClassVar[str] = "shape_guided"
-    prediction_arguments: ClassVar[frozenset[str]] = frozenset({"bank_precision", "decision", "image_score", "runtime"})
+    prediction_arguments: ClassVar[frozenset[str]] = frozenset({"bank_precision", "decision", "runtime", "scored_by"})
     bundled: ClassVar[Mapping[str, Any]] = {
         "rgb_layers": BUNDLED_STAGES, "coverage": (5.0, 5.0), "sdf_steps": 1200, "sdf_batch": 12, "sdf_queries": 60,
         "sdf_lr": 1e-3, "sdf_width": 96, "aggregation": "mean",
         # After so short a training codes tell little; chosen by benchmarks/methods.py accuracy on seed 10's data sets.
-        "image_score": "map",
+        "scored_by": "maps",
     }  # fmt: skip
 
     rgb: str = field(default="wide_resnet50_2.racm_in1k", kw_only=False)
@@ -116,10 +116,9 @@ class ShapeGuided(SignedDistanceMethod, GridOptions, SelectionOptions, RGBOption
     margin: Annotated[int, Range(0, 2**14)] = 2
     """Cells of the grid that a patch is widened by, to all sides, where it leads to RGB features: it sees its edge."""
 
-    image_score: Literal["codes", "map"] = "codes"
-    """Score of an image by its points: the largest distance of a code from its reconstruction, as in the published
-    code, or the maximum of the map. By its RGB features it is the largest distance of one from its reconstruction, or
-    the maximum of their map."""
+    scored_by: Literal["reconstructions", "maps"] = "reconstructions"
+    """Score of an image by either part: the largest distance of a code, or of an RGB feature, from its reconstruction,
+    as in the published code, or the maximum of the part's map."""
 
     alignment_images: Count = 25
     """Number of training images that the maps are aligned on: the first ones."""
@@ -305,7 +304,7 @@ class ShapeGuided(SignedDistanceMethod, GridOptions, SelectionOptions, RGBOption
 
     def _part(self, farthest: float, scores: Tensor, frame: Frame | None) -> Part:
         part = Part(farthest, scores, frame=frame, smoothing=Gaussian(self.sigma))
-        if self.image_score == "codes":
+        if self.scored_by == "reconstructions":
             return part
         return replace(part, score=float(picture_of(part.map(self._size), frame).max()))
 
