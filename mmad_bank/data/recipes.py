@@ -74,9 +74,9 @@ class Preprocessing:
         """Return the settings of a paper's method, with changes.
 
         Args:
-            name: ``"m3dm"`` (also BTF, LSFA), ``"cfm"`` (keeps the colour background, pads with edges), ``"mdss"``
-                (256 pixels), ``"eyecandies"`` (belt instead of plane, colour background kept, all clusters, no
-                padding), or ``"keep"`` (padded only as far as it is not square, and resized).
+            name: ``"m3dm"`` (also BTF, LSFA), ``"cfm"`` (also AST; keeps the colour background, pads with edges),
+                ``"mdss"`` (256 pixels), ``"eyecandies"`` (belt instead of plane, colour background kept, all clusters,
+                no padding), or ``"keep"`` (padded only as far as it is not square, and resized).
             changes: Attributes that differ.
 
         Raises:

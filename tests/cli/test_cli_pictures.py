@@ -71,7 +71,7 @@ def test_predict_takes_files_of_one_kind(data: Path, tmp_path: Path) -> None:
     assert f"SAMPLES: expected files of one kind, found {cloud} of scattered points and {picture}" in line
 
 
-@pytest.mark.parametrize("method", ["m3dm", "btf", "cfm", "lsfa", "mdss"])
+@pytest.mark.parametrize("method", ["m3dm", "btf", "cfm", "lsfa", "mdss", "ast"])
 def test_methods_that_need_clouds_say_so_in_one_line(data: Path, tmp_path: Path, method: str) -> None:
     command = ("fit", method, data / "mvtec_ad", "--categories", "bottle", "--out", tmp_path / "model", "--bundled")
     line = refused(*command)
