@@ -84,8 +84,9 @@ class AST(Method, RGBOptions, TrainingOptions):
     preparation: ClassVar[str] = "cfm"
     prediction_arguments: ClassVar[frozenset[str]] = frozenset({"image_score", "runtime", "sigma"})
     bundled: ClassVar[Mapping[str, Any]] = {
-        "rgb": BUNDLED_SMALL, "rgb_layers": (2, 4), "image_size": 224, "grid": (28, 28), "teacher_width": 32,
-        "student_width": 64, "student_blocks": 2, "teacher_epochs": 60, "student_epochs": 60, "batch": 4, "lr": 1e-3,
+        "rgb": BUNDLED_SMALL, "rgb_layers": (1, 2, 4), "image_size": 224, "grid": (14, 14), "coupling_blocks": 2,
+        "teacher_width": 32, "teacher_epochs": 30, "student_blocks": 1, "student_width": 128, "student_epochs": 40,
+        "batch": 4, "lr": 1e-3,
     }  # fmt: skip
 
     # The authors took the weights of lukemelas' EfficientNet-PyTorch under "efficientnet-b5". Those are TensorFlow's of
