@@ -1,7 +1,7 @@
 """AST's student: a plain convolutional network, of another architecture than its teacher.
 
-A student of the teacher's own kind would go on as the teacher does where it has learnt nothing. This one cannot: it
-has no bijective layers, so its outputs leave the teacher's where the input is none of the training's.
+Two networks of one kind tend to go on alike where neither has learnt anything, which hides anomalies. The teacher is
+one-to-one, so that unusual features have unusual outputs; nothing in the student's layers makes it follow there.
 """
 
 from __future__ import annotations
