@@ -55,7 +55,7 @@ Width = Annotated[int, Range(1, 2**13)]
 
 @accepts_former_names
 @dataclass(kw_only=True, eq=False, repr=False)
-class AST(Method, RGBOptions, TrainingOptions):
+class AST(Method, TrainingOptions, RGBOptions):
     """A student learns a teacher's outputs on normal samples; an anomaly is where it gets them wrong.
 
     The teacher is a normalizing flow, trained on the features of normal images and on their depth beside them: it is

@@ -82,7 +82,7 @@ _FINISH: Presets = {
 
 @accepts_former_names
 @dataclass(kw_only=True, eq=False, repr=False)
-class CFM(Method, GridOptions, PointOptions, TrainingOptions):
+class CFM(Method, TrainingOptions, GridOptions, PointOptions):
     """Two small networks predict each modality's features from the other's; an anomaly is where both are wrong.
 
     Features of every pixel (section 3.1), mappings (3.2), the product of the two discrepancies, smoothed, and its
