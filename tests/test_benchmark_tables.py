@@ -290,7 +290,8 @@ def test_every_table_runs_to_the_end(parts, workdir, name, monkeypatch):
         result.peak = result.activations = 1 << 20
 
     monkeypatch.setattr(parts.tables.inference.bench, "measure_memory", measured)
-    tables = parts.papers.run(arguments(name, workdir=workdir), {})
+    only = None if name == "m3dm-3" else "bagel_ring"  # one table shares a training between categories
+    tables = parts.papers.run(arguments(name, workdir=workdir, only=only), {})
     for table in tables:
         assert not any(note.startswith("Left out") for note in table.notes)
         ours = [row for row in table.rows if row.get("source") == "measured here"]
