@@ -22,6 +22,7 @@ from mmad_bank.features import make_rgb_extractor
 from mmad_bank.features.int8 import convolutions, in_int8
 from mmad_bank.features.tiles import TiledExtractor
 from mmad_bank.methods import M3DM, PatchCore, load
+from mmad_bank.ops import system_info
 
 SIZE = 64
 
@@ -64,6 +65,7 @@ def test_features_are_near_float32s(measured: Any) -> None:
     assert 1e-4 < share(found, exact(measured, x)) < 0.1
 
 
+@pytest.mark.skipif(not system_info()["cpu"]["vnni"], reason="without VNNI, sums of two products are cut to 16 bits")
 def test_features_are_those_of_rounding_in_pytorch(measured: Any) -> None:
     """Integers are exact: what differs is where a float32 between two layers falls on the other side of a half."""
     x = images(2, seed=1)
