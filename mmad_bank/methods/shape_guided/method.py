@@ -92,7 +92,7 @@ class ShapeGuided(SignedDistanceMethod, GridOptions, SelectionOptions, RGBOption
     bundled: ClassVar[Mapping[str, Any]] = {
         "rgb_layers": BUNDLED_STAGES, "coverage": (5.0, 5.0), "sdf_steps": 1200, "sdf_batch": 12, "sdf_queries": 60,
         "sdf_lr": 1e-3, "sdf_width": 96, "aggregation": "mean",
-        # After so short a training codes tell little; chosen by benchmarks/methods.py accuracy on seed 10's data sets.
+        # After so short a training codes tell little. Chosen on one category of seed 10 alone, and not tried on others.
         "scored_by": "maps",
     }  # fmt: skip
 
