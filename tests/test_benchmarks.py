@@ -733,6 +733,14 @@ def test_faiss_multiplies_with_the_processors_instructions():
         assert re.fullmatch(rf"{told} \['{wanted}'\]", done.stdout.strip())
 
 
+def test_sets_of_instructions_that_a_processor_lacks_are_not_run(module, monkeypatch):
+    sets = module("parts.search_sets")
+    assert [sets.sets_of(best) for best in ("amx", "avx2", "generic")] == [["amx", "avx512", "avx2"], ["avx2"], []]
+    monkeypatch.setattr(sets._core, "best_isa", lambda: "avx2")
+    monkeypatch.setattr(sets, "run_fresh", lambda *_: {"isa": "avx2", "rows": [{"k": 1}]})
+    assert [sets.rows_of(isa, {}) for isa in sets.SETS] == [[], [], [{"k": 1}]]
+
+
 def test_a_graph_takes_what_comes_to_its_bank(module):
     pytest.importorskip("faiss")
     peers = module("peers")

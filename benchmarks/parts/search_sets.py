@@ -23,7 +23,7 @@ from mmad_bank import _core
 from mmad_bank.synthetic import textures
 from parts.process import run_fresh
 
-SETS = {
+SETS = {  # from the most to the least: each contains those behind it
     isa: {"MMAD_BANK_ISA": isa, "FAISS_OPT_LEVEL": level, "OPENBLAS_CORETYPE": CORE_TYPES[isa]}
     for isa, level in {"amx": "avx512", "avx512": "avx512", "avx2": "avx2"}.items()
 }
@@ -34,9 +34,20 @@ NAMES = ("one image", *PUBLISHED)
 
 
 def rows_of(isa: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Measure in a fresh process with a set of instructions; an empty list where the processor lacks it."""
+    """Measure in a fresh process with a set of instructions; an empty list where the processor lacks it.
+
+    It is asked before: OpenBLAS believes OPENBLAS_CORETYPE and dies of the first instruction that is not there.
+    """
+    if isa not in sets_of(_core.best_isa()):
+        return []
     found = run_fresh("search_sets", dict(options), SETS[isa])
     return found["rows"] if found["isa"] == isa else []
+
+
+def sets_of(best: str) -> list[str]:
+    """Return the sets among :data:`SETS` that a processor has whose best one is ``best``."""
+    order = list(SETS)
+    return order[order.index(best) :] if best in order else []
 
 
 def published_set(name: str, *, quick: bool) -> tuple[np.ndarray, np.ndarray]:
