@@ -16,7 +16,7 @@ from raw_pictures import KEEP, SIZE, Colours, picture
 from mmad_bank.data import Sample, open_dataset, prepare, preprocess
 from mmad_bank.errors import InputError
 from mmad_bank.evaluation import evaluate
-from mmad_bank.methods import CFM, MDSS, PatchCore
+from mmad_bank.methods import AST, CFM, MDSS, PatchCore
 from mmad_bank.methods.base import Method
 from mmad_bank.synthetic import write_synthetic
 
@@ -153,7 +153,12 @@ def memoryless() -> list[Method]:
         rgb_weights="random", image_size=SIZE, pdn_width=2, channels=4, teacher_steps=1, student_steps=1, sdf_steps=1,
         sdf_batch=2, sdf_width=8, patch_size=50, coverage=(1.0, 1.0),
     )  # fmt: skip
-    return [cfm.fit(parts), mdss.fit(parts)]
+    ast = AST(
+        "efficientnet_lite0", "random", image_size=SIZE, grid=(8, 8), rgb_layers=(1,), coupling_blocks=1,
+        teacher_width=4, position_channels=4, student_blocks=1, student_width=8, teacher_epochs=1, student_epochs=1,
+        batch=2,
+    )  # fmt: skip
+    return [cfm.fit(parts), mdss.fit(parts), ast.fit(parts)]
 
 
 def test_methods_without_banks_take_the_pictures_largest_score(memoryless: list[Method]) -> None:
@@ -162,7 +167,7 @@ def test_methods_without_banks_take_the_pictures_largest_score(memoryless: list[
     for method in memoryless:
         prediction = method.predict(sample)
         inside = prediction.prepared_map[sample.frame.rows, sample.frame.columns]
-        if isinstance(method, CFM):
+        if isinstance(method, CFM | AST):
             assert prediction.score == pytest.approx(float(inside.max()))
         for part in prediction.parts.values():
             rows, columns = part.shown

@@ -24,7 +24,7 @@ from PIL import Image
 
 from mmad_bank.data import preprocess
 from mmad_bank.errors import InputError
-from mmad_bank.methods import BTF, CFM, LSFA, M3DM, MDSS, PatchCore, ShapeGuided
+from mmad_bank.methods import AST, BTF, CFM, LSFA, M3DM, MDSS, PatchCore, ShapeGuided
 from mmad_bank.methods.base import Method
 from mmad_bank.methods.inputs import to_sample
 
@@ -147,6 +147,10 @@ MAKERS: dict[str, Callable[[], Method]] = {
     ),
     "shape_guided": lambda: ShapeGuided(
         **SMALL, **EMBEDDED, sdf_steps=1, sdf_batch=2, sdf_width=8, patch_size=50, coverage=(1.0, 1.0)
+    ),
+    "ast": lambda: AST(
+        **SMALL, **EMBEDDED, coupling_blocks=1, teacher_width=4, position_channels=4, student_blocks=1,
+        student_width=8, teacher_epochs=1, student_epochs=1, batch=2,
     ),
 }  # fmt: skip
 
