@@ -14,6 +14,7 @@ import torch.nn.functional as F
 pytest.importorskip("timm")
 ndimage = pytest.importorskip("scipy.ndimage")
 
+from small_ast import SMALL
 from small_parts import SIZE, a_part
 
 from mmad_bank import methods
@@ -25,11 +26,6 @@ from mmad_bank.methods import AST
 from mmad_bank.methods.ast.depth import Depth
 from mmad_bank.methods.ast.position import position_map
 
-SMALL: dict[str, Any] = {
-    "rgb": "efficientnet_lite0", "rgb_weights": "random", "rgb_layers": (1,), "image_size": SIZE, "grid": (8, 8),
-    "coupling_blocks": 2, "teacher_width": 4, "position_channels": 4, "student_blocks": 1, "student_width": 8,
-    "teacher_epochs": 3, "student_epochs": 3, "batch": 2, "lr": 1e-2,
-}  # fmt: skip
 PARTS = [a_part(seed) for seed in range(4)]
 TEST = a_part(30, "part/test/good/030")
 

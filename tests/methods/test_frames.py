@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import small_ast
 import torch
 
 pytest.importorskip("timm")
@@ -153,11 +154,7 @@ def memoryless() -> list[Method]:
         rgb_weights="random", image_size=SIZE, pdn_width=2, channels=4, teacher_steps=1, student_steps=1, sdf_steps=1,
         sdf_batch=2, sdf_width=8, patch_size=50, coverage=(1.0, 1.0),
     )  # fmt: skip
-    ast = AST(
-        "efficientnet_lite0", "random", image_size=SIZE, grid=(8, 8), rgb_layers=(1,), coupling_blocks=1,
-        teacher_width=4, position_channels=4, student_blocks=1, student_width=8, teacher_epochs=1, student_epochs=1,
-        batch=2,
-    )  # fmt: skip
+    ast = AST(**{**small_ast.SMALL, "image_size": SIZE})
     return [cfm.fit(parts), mdss.fit(parts), ast.fit(parts)]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_ast
 import torch
 from raw_pictures import KEEP, SIZE, colours, picture
 from small_parts import SIZE as PART_SIZE
@@ -148,10 +149,7 @@ MAKERS: dict[str, Callable[[], Method]] = {
     "shape_guided": lambda: ShapeGuided(
         **SMALL, **EMBEDDED, sdf_steps=1, sdf_batch=2, sdf_width=8, patch_size=50, coverage=(1.0, 1.0)
     ),
-    "ast": lambda: AST(
-        **SMALL, **EMBEDDED, coupling_blocks=1, teacher_width=4, position_channels=4, student_blocks=1,
-        student_width=8, teacher_epochs=1, student_epochs=1, batch=2,
-    ),
+    "ast": lambda: AST(**small_ast.SMALL),
 }  # fmt: skip
 
 

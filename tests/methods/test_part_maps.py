@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from small_ast import SMALL as SMALL_AST
 from small_parts import RGB, SIZE, a_part
 from torch import Tensor
 
 from mmad_bank.data import Sample
 from mmad_bank.evaluation import FUSED, evaluate
-from mmad_bank.methods import BTF, CFM, LSFA, M3DM, MDSS, Method, Part, PatchCore
+from mmad_bank.methods import AST, BTF, CFM, LSFA, M3DM, MDSS, Method, Part, PatchCore
 from mmad_bank.methods.cfm import aggregate
 from mmad_bank.metrics import aupro, auroc
 
@@ -61,6 +62,7 @@ FUSIONS: dict[str, tuple[Callable[[], Method], Callable[[Any, Maps], Tensor]]] =
     "CFM, rgb": (lambda: CFM(**MAPPED, aggregation="rgb"), lambda method, maps: maps["rgb"]),
     "MDSS": (lambda: MDSS(**BRANCHES), lambda method, maps: method.alignment_.union(maps["rgb"], maps["xyz"])),
     "MDSS, rgb": (lambda: MDSS(**BRANCHES, branches=("rgb",)), _only),
+    "AST": (lambda: AST(**SMALL_AST, sigma=2.0), _only),
 }
 """By name, a method whose fusion is a formula of its parts' maps, and the formula."""
 
