@@ -104,12 +104,13 @@ def refuse_missing(data: Sample | Samples, needed: Collection[str], method: str,
     raise InputError(f"{name}: expected {wanted} for {method}, found {_SENSED[only]} alone; {_FOR_ONE[only]}")
 
 
-def with_background(samples: Samples, method: str, name: str) -> Samples:
+def with_background(samples: Samples, method: str, recipe: str, name: str) -> Samples:
     """Return samples whose pictures have their background: these, or the raw ones that they were prepared from.
 
     Args:
         samples: Raw or prepared ones.
         method: Name of the method that needs the background, for the messages.
+        recipe: Name of the preparation that keeps it, likewise.
         name: Name of the argument, likewise.
 
     Warns:
@@ -127,7 +128,7 @@ def with_background(samples: Samples, method: str, name: str) -> Samples:
     if raw is None:
         raise InputError(
             f"{head}{place}expected pictures with their background, which {method} compares, found it removed"
-            f" (zero_rgb: True); prepare the raw data anew (mmad-bank prepare RAW --recipe {method})"
+            f" (zero_rgb: True); prepare the raw data anew (mmad-bank prepare RAW --recipe {recipe})"
         )
     assert isinstance(samples, SampleDataset)
     changed = changed_originals(samples, raw)
@@ -139,7 +140,7 @@ def with_background(samples: Samples, method: str, name: str) -> Samples:
     )
     warnings.warn(
         f"{place}{method} compares the pictures' background, which is removed here; takes the raw data instead,"
-        f" {raw.path}, and prepares them anew (mmad-bank prepare --recipe {method} does it once){doubt}",
+        f" {raw.path}, and prepares them anew (mmad-bank prepare --recipe {recipe} does it once){doubt}",
         stacklevel=4,
     )
     return raw

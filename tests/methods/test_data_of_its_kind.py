@@ -318,7 +318,7 @@ def test_cfm_takes_the_raw_validation_samples_too(black: Path) -> None:
 
 def test_raw_data_that_have_changed_since_they_were_prepared_are_told(black: Path) -> None:
     train = open_dataset(black / "black", "stud_tray")
-    with pytest.warns(UserWarning, match=r"does it once\)$"):
+    with pytest.warns(UserWarning, match=r"\(mmad-bank prepare --recipe cfm does it once\)$"):
         cfm().suited(train)
     picture = black / "raw" / "stud_tray" / "train" / "good" / "rgb" / "001.png"
     picture.write_bytes(picture.with_name("000.png").read_bytes())

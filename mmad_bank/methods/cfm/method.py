@@ -191,7 +191,7 @@ class CFM(Method, TrainingOptions, GridOptions, PointOptions):
         """Return samples whose pictures have their background, see :meth:`Method.suited`."""
         if self.train_ids_ and self.preprocessing_ is not None and self.preprocessing_.zero_rgb:
             return data  # an older version fitted it on such pictures
-        return with_background(data, self.name, name)
+        return with_background(data, self.name, self.preparation, name)
 
     def _keep_own(self, fitted: Method) -> None:
         super()._keep_own(fitted)
