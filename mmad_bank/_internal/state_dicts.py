@@ -103,7 +103,8 @@ def load_matching(module: nn.Module, state: Mapping[str, Tensor], path: str | os
     """Load the entries that the module has and leave the others of ``state`` alone.
 
     Raises:
-        FormatError: An entry is missing or has another shape; the module is unchanged then.
+        FormatError: An entry is missing, has another shape or kind of number, or is not finite; the module is unchanged
+            then.
     """
     wanted = module.state_dict()
     # Batch normalisation counts its updates; nothing here reads the count, and older files lack it.
@@ -120,7 +121,19 @@ def load_matching(module: nn.Module, state: Mapping[str, Tensor], path: str | os
                 f"{path}: expected {name} of shape {tuple(tensor.shape)} as this {kind} has,"
                 f" found {tuple(state[name].shape)}"
             )
+        if name in state:
+            _check_values(state[name], tensor, f"{path}: expected {name}")
     module.load_state_dict({name: state.get(name, tensor) for name, tensor in wanted.items()})
+
+
+def _check_values(found: Tensor, wanted: Tensor, what: str) -> None:
+    """Refuse values of another kind of number than a module has, and what is no number: both would be taken over."""
+    if found.is_floating_point() != wanted.is_floating_point() or found.is_complex():
+        kinds = [str(one.dtype).removeprefix("torch.") for one in (wanted, found)]
+        raise FormatError(f"{what} of kind {kinds[0]}, found {kinds[1]}")
+    whole = found if found.element_size() > 1 else found.float()  # of 8 bits no kind can be asked
+    if found.is_floating_point() and not bool(whole.isfinite().all()):
+        raise FormatError(f"{what} to be finite, found NaN or infinity in it")
 
 
 def outlines(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:

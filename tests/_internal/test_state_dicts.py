@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mmad_bank._internal.state_dicts import read_torch
+from mmad_bank._internal.state_dicts import load_state, read_torch
 from mmad_bank.bank import open_dump
-from mmad_bank.errors import InputError
+from mmad_bank.errors import FormatError, InputError
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,24 @@ def test_old_versions_read_no_pt_files(
         else:
             with pytest.raises(InputError, match=r"a\.pt: not read, because PyTorch .* upgrade to torch>=2\.10"):
                 read(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    ("bias", "words"),
+    [
+        (torch.tensor([torch.nan]), "to be finite, found NaN or infinity"),
+        (torch.tensor([torch.inf], dtype=torch.float16), "to be finite, found NaN or infinity"),
+        (torch.tensor([1]), "of kind float32, found int64"),
+        (torch.tensor([1j]), "of kind float32, found complex64"),
+    ],
+)
+def test_values_that_are_no_weights_are_refused(tmp_path: Path, bias: torch.Tensor, words: str) -> None:
+    layer = torch.nn.Linear(2, 1)
+    before = layer.bias.item()
+    save_file({"weight": torch.ones(1, 2), "bias": bias}, tmp_path / "layer.safetensors")
+    with pytest.raises(FormatError, match=rf"layer\.safetensors: expected bias {words}"):
+        load_state(layer, tmp_path / "layer.safetensors")
+    assert layer.bias.item() == before
 
 
 @pytest.mark.parametrize(
