@@ -56,7 +56,7 @@ from mmad_bank.methods.held_out import (
 from mmad_bank.methods.map_scale import distances_to_others, scale_by_stage, spread
 from mmad_bank.methods.options import BankOptions, RGBOptions
 from mmad_bank.methods.padding import score_in_windows, window_cells
-from mmad_bank.methods.prediction import Gaussian, check_place
+from mmad_bank.methods.prediction import Gaussian, check_explained
 from mmad_bank.methods.roi import (
     check_region,
     outside_unflagged,
@@ -560,16 +560,8 @@ class BankMethod(Method, BankOptions, RGBOptions):
     ) -> list[Reason]:
         """Name the normal patches that are nearest to a patch, see :meth:`Method.explain`."""
         self.check_fitted()
-        name = self._bank_names()[0] if part is None else part
-        if name not in self.banks_:
-            raise InputError(f"part: expected one of {', '.join(self.banks_)}, found {name!r}")
-        if name not in prediction.parts:
-            raise InputError(f"part: expected one of {', '.join(prediction.parts)}, found {name!r}")
-        grid, own = self._grid(name), prediction.parts[name]
-        if place is None:
-            place = own.worst
-        check_place(place, own)
-        bank = self.banks_[name]
+        name, place = check_explained(prediction, part, place, n, self._bank_names())
+        grid, bank = self._grid(name), self.banks_[name]
         with plain_torch(), torch.no_grad():
             query = self._query(prediction.sample, name, place)
             distances, rows = bank.search(query, min(n, len(bank)))

@@ -71,7 +71,7 @@ from mmad_bank.methods.model_folder import (
 )
 from mmad_bank.methods.options import FORMER_NAMES, VERDICT_ARGUMENTS, MethodOptions
 from mmad_bank.methods.parts import IMAGES, PARTS, FitParts, some_of
-from mmad_bank.methods.prediction import Part, Prediction, Reason
+from mmad_bank.methods.prediction import Part, Prediction, Reason, check_explained
 from mmad_bank.methods.preparing import (
     held_out,
     name_of,
@@ -550,9 +550,10 @@ class Method(MethodOptions, ABC):
             Nothing for a method or part without a bank.
 
         Raises:
-            InputError: There is no such part, or the place is none of its grid, or padding.
+            InputError: There is no such part, the place is none of its grid, or padding, or ``n`` is below 1.
         """
-        del prediction, part, place, n
+        self.check_fitted()
+        check_explained(prediction, part, place, n, tuple(prediction.parts))
         return []
 
     def save(self, folder: str | os.PathLike[str]) -> None:

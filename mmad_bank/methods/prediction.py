@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
@@ -292,9 +292,40 @@ class Prediction:
         return f"<Prediction{name}: score {self.score:.4g} ({parts}), map {height}×{width}>"
 
 
+def check_explained(
+    prediction: Prediction, part: str | None, place: tuple[int, int] | None, n: int, banks: Sequence[str]
+) -> tuple[str, tuple[int, int]]:
+    """Check what is to be explained, see :meth:`mmad_bank.methods.Method.explain`.
+
+    Args:
+        prediction: A prediction.
+        part: One of its parts; None takes the first.
+        place: (row, column) in the part's grid; None takes where its score is highest.
+        n: Number of patches.
+        banks: Parts that can be explained, in their order.
+
+    Returns:
+        The part and the place.
+
+    Raises:
+        InputError: There is no such part, the place is none of its grid, or ``n`` is below 1.
+    """
+    check_index(n, "n", 1, 2**31 - 1, "nearest patches")
+    name = banks[0] if part is None else part
+    for known in (banks, tuple(prediction.parts)):
+        if name not in known:
+            raise InputError(f"part: expected one of {', '.join(known)}, found {name!r}")
+    own = prediction.parts[name]
+    place = own.worst if place is None else place
+    check_place(place, own)
+    return name, place
+
+
 def check_place(place: tuple[int, int], part: Part) -> None:
     """Refuse a place that is not in a part's grid, where another patch would be meant without a word, or is padding."""
     grid = part.grid
+    if not isinstance(place, Sequence) or len(place) != 2:
+        raise InputError(f"place: expected (row, column), found {place!r}")
     for name, value, n in zip(("row", "column"), place, grid, strict=True):
         check_index(value, f"place: {name}", 0, n - 1, f"the grid has {grid[0]} × {grid[1]} patches")
     for name, value, shown in zip(("row", "column"), place, part.shown, strict=True):
