@@ -162,7 +162,12 @@ def test_damaged_models_are_refused(fitted: MDSS, tmp_path: Path) -> None:
     manifest = tmp_path / "model" / "model.json"
     content = json.loads(manifest.read_text())
     del content["checksum"]
-    for learnt in ({}, {"channels": 16, "alignment": None}, {"channels": 16, "alignment": {"rgb_mean": 0.0}}):
+    for learnt in (
+        {},
+        {"channels": 16, "alignment": None},
+        {"channels": 16, "alignment": {"rgb_mean": 0.0}},
+        {"channels": 16, "alignment": {**content["learnt"]["alignment"], "rgb_std": 0.0}},
+    ):
         manifest.write_text(json.dumps({**content, "learnt": learnt}))
         with pytest.raises(FormatError, match="altered or of another version"):
             methods.load(tmp_path / "model")

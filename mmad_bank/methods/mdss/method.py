@@ -342,4 +342,4 @@ class MDSS(SignedDistanceMethod, RGBOptions):
             load_state(network, folder / f"{name}.safetensors")
             network.to(self.device).eval().requires_grad_(False)
         if len(self.branches) == len(BRANCHES):
-            self.alignment_ = ScoreAlignment(**{name: float(value) for name, value in learnt["alignment"].items()})
+            self.alignment_ = ScoreAlignment.saved(learnt["alignment"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,9 +77,28 @@ class ScoreAlignment:
             if not 0 < moments.std < math.inf:
                 raise InputError(
                     f"{name}: expected scores of normal samples that vary, found {moments.count} with a standard"
-                    f" deviation of {moments.std:g}"
+                    f" deviation of {moments.std:g}; samples that are copies of one another have such scores"
                 )
         return cls(rgb.mean, rgb.std, xyz.mean, xyz.std)
+
+    @classmethod
+    def saved(cls, values: Mapping[str, Any]) -> ScoreAlignment:
+        """Make the alignment of what ``dataclasses.asdict`` gave, as a file holds it.
+
+        Raises:
+            ValueError: A number is not finite, or a standard deviation is not above 0.
+
+        Example:
+            >>> ScoreAlignment.saved({"rgb_mean": 1.0, "rgb_std": 2.0, "xyz_mean": 1.0, "xyz_std": 0.5}).rgb_std
+            2.0
+        """
+        found = cls(**values)
+        for name, value in asdict(found).items():
+            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if not number or (name.endswith("_std") and value <= 0):
+                wanted = "above 0" if name.endswith("_std") else "finite"
+                raise ValueError(f"alignment: expected {name} to be a number, {wanted}, found {value!r}")
+        return found
 
     def align(self, rgb: Tensor) -> Tensor:
         """Return RGB scores on the scale of 3-D scores."""
