@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmad_bank.cli._output import size
+
+if TYPE_CHECKING:
+    from mmad_bank.methods.shareable import SharedPart
 
 
 def describe_part(path: Path) -> tuple[dict[str, Any], dict[str, str]] | None:
@@ -36,7 +39,15 @@ def describe_part(path: Path) -> tuple[dict[str, Any], dict[str, str]] | None:
         "trained on": "the file does not say" if trained_on is None else trained_on.in_words(),
         "extractors": in_words(trained_on.features) if trained_on else "",
         "size": f"{found.n_values:,} values, {size(n_bytes)}",
-        "taken by": f"mmad-bank fit {found.method.name} --set {part.argument.replace('_', '-')}={path}",
+        "taken by": taken_by(part, path),
         "checksums": "the file has none",
     }
     return facts, {row: words for row, words in rows.items() if words}
+
+
+def taken_by(part: SharedPart, path: Path) -> str:
+    """Word the commands that take a part's file."""
+    from mmad_bank.methods import method_class, names
+
+    takers = [name for name in names() if part in method_class(name).shareable]
+    return f"mmad-bank fit {' or '.join(takers)} --set {part.argument.replace('_', '-')}={path}"

@@ -16,6 +16,7 @@ from mmad_bank.cli._going_on import going_on
 from mmad_bank.cli._job import Job
 from mmad_bank.cli._options import Categories, DatasetFolder, Device, Json, Layout, Overwrite, Units
 from mmad_bank.cli._output import check_output, emit, end, seconds, show_progress, size
+from mmad_bank.cli._part_facts import taken_by
 from mmad_bank.cli._values import check_device, parse_categories
 from mmad_bank.cli._words import option
 from mmad_bank.errors import InputError
@@ -150,7 +151,7 @@ def _report(job: Job, part: SharedPart, out: Path, shared: Shared, taken: float,
     rows = {
         "file": f"{out}, {size(n_bytes)}",
         "trained on": f"{trained_on.in_words()}, in {seconds(taken)}",
-        "taken by": f"mmad-bank fit {job.method.name} --set {part.argument.replace('_', '-')}={out}",
+        "taken by": taken_by(part, out),
     }
     emit(result, rows, title=f"trained {part.words}", as_json=as_json)
     end(shared.skipped)

@@ -158,8 +158,8 @@ def check_weight_file(argument: str, source: str) -> None:
         InputError: It is not.
     """
     if not Path(source).is_file():
-        found = "a folder" if Path(source).is_dir() else "no such file"
-        raise InputError(f"{argument}: expected a file of weights, found {found} ({source})")
+        found = "a folder" if source and Path(source).is_dir() else "no such file"
+        raise InputError(f"{argument}: expected a file of weights, found {found} ({source or 'the name is empty'})")
 
 
 def load_part(network: AnySized, argument: str, source: str, features: str = "") -> AnySized:
