@@ -256,7 +256,7 @@ class TrainingOptions:
     """Arguments of methods whose networks all learn in batches of one size, at one rate."""
 
     batch: Count = 4
-    """Images in a step of the training."""
+    """Images in a step of the training, at most all of them."""
 
     lr: Rate = 1e-3
     """Learning rate of the training."""

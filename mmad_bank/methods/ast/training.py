@@ -57,7 +57,7 @@ def train_teacher(
         clamp: Bound of the log scales of a half-coupling.
         positions: Channels of the map of positions, a multiple of 4.
         epochs: Number of passes over the images.
-        batch: Number of images per step.
+        batch: Number of images per step, at most all of them.
         lr: Learning rate of Adam, constant.
         seed: Seed of initial weights and order of images.
         resume: File of the training's state. If it is there, training goes on from it; every ``save_every`` steps and
@@ -120,7 +120,7 @@ def train_student(
         blocks: Number of residual blocks.
         width: Channels within the student.
         epochs: Number of passes over the images.
-        batch: Number of images per step.
+        batch: Number of images per step, at most all of them.
         lr: Learning rate of Adam, constant.
         seed: Seed of initial weights and order of images.
         resume: File of the training's state, see :func:`train_teacher`.
@@ -179,6 +179,7 @@ class _Training:
         check_index(len(images), "images", 1, 2**31 - 1, "training needs an image")
         for name, value in (("epochs", epochs), ("batch", batch)):
             check_index(value, name, 1, 2**31 - 1, "training needs one")
+        batch = min(batch, len(images))  # a larger one would look at an image twice in a step
         self.images, self.device, self.n_batch, self.seed = images, device, batch, seed
         self.channels, *grid = images[0][0].shape
         self.condition = position_map(positions, (int(grid[0]), int(grid[1])))[None].to(device)

@@ -79,7 +79,7 @@ def train_mappings(
         check_index(value, name, 1, 2**31 - 1, "training needs one")
     if pixels_per_image is not None:
         check_index(pixels_per_image, "pixels_per_image", 1, 2**31 - 1, "None takes all")
-    first = images[0]
+    first, batch = images[0], min(batch, len(images))  # a larger one would look at an image twice in a step
     arguments = {
         "steps": math.ceil(epochs * len(images) / batch), "batch": batch, "pixels_per_image": pixels_per_image or 0,
         "lr": check_rate(lr), "architecture": architecture, "mode": mode, "seed": seed, "images": len(images),
