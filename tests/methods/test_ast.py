@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("timm")
 ndimage = pytest.importorskip("scipy.ndimage")
@@ -20,7 +22,7 @@ from small_parts import SIZE, a_part
 from mmad_bank import methods
 from mmad_bank._internal import training
 from mmad_bank.data import Frame, Preprocessing, Sample
-from mmad_bank.errors import InputError, MmadBankError
+from mmad_bank.errors import FormatError, InputError, MmadBankError
 from mmad_bank.exporting.networks import networks_of
 from mmad_bank.methods import AST
 from mmad_bank.methods.ast.depth import Depth
@@ -178,6 +180,36 @@ def test_a_fit_that_ended_early_goes_on_to_the_same_weights(
     assert not torch.equal(states(other)[2], states(fitted)[2])
 
 
+def test_damaged_networks_are_refused(fitted: AST, tmp_path: Path) -> None:
+    for name, key, value in (
+        ("teacher", "blocks.0.permutation", torch.zeros),
+        ("student", "first.bias", lambda n: torch.full((n,), torch.nan)),
+    ):
+        fitted.save(tmp_path / name)
+        manifest = tmp_path / name / "model.json"
+        content = json.loads(manifest.read_text())
+        manifest.write_text(json.dumps({key: one for key, one in content.items() if key not in ("checksum", "files")}))
+        state = load_file(tmp_path / name / f"{name}.safetensors")
+        save_file({**state, key: value(len(state[key])).to(state[key].dtype)}, tmp_path / name / f"{name}.safetensors")
+        with pytest.raises(FormatError, match=f"{name}.safetensors: expected"):
+            methods.load(tmp_path / name)
+
+
+def test_a_batch_is_at_most_all_images(fitted: AST) -> None:
+    few = {**SMALL, "teacher_epochs": 1, "student_epochs": 1}
+    all_at_once, more = (AST(**{**few, "batch": batch}).fit(PARTS[:2]) for batch in (2, 10**9))
+    assert all(torch.equal(a, b) for a, b in zip(states(all_at_once), states(more), strict=True))
+
+
+def test_there_is_no_normal_patch_to_name(fitted: AST) -> None:
+    found = fitted.predict(TEST)
+    assert fitted.explain(found) == []
+    with pytest.raises(InputError, match="part: expected one of student, found 'rgb'"):
+        fitted.explain(found, "rgb")
+    with pytest.raises(InputError, match="place: row: expected 0 to 7"):
+        fitted.explain(found, place=(8, 0))
+
+
 def test_the_trainings_learn(fitted: AST) -> None:
     """More epochs bring the student nearer to its teacher on what it has seen."""
     longer = AST(**{**SMALL, "student_epochs": 12}).fit(PARTS)
@@ -196,7 +228,7 @@ def test_samples_without_a_point_are_left_out() -> None:
 
 def test_pictures_without_their_background_are_refused() -> None:
     black = Preprocessing.recipe("m3dm", size=SIZE)
-    with pytest.raises(InputError, match="expected pictures with their background, which ast compares"):
+    with pytest.raises(InputError, match=r"with their background, which ast compares, .* prepare RAW --recipe cfm\)"):
         AST(**SMALL).fit([replace(sample, preparation=black) for sample in PARTS])
 
 

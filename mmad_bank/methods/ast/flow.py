@@ -71,6 +71,11 @@ class CouplingBlock(nn.Module):
         order = torch.randperm(channels, generator=torch.Generator().manual_seed(seed))
         self.register_buffer("permutation", order)  # kept with the weights, which mean nothing under another one
 
+    @property
+    def one_to_one(self) -> bool:
+        """Whether its order of the channels holds each of them once."""
+        return torch.equal(self.permutation.sort().values.cpu(), torch.arange(len(self.permutation)))
+
     def forward(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Transform x (B, C, h, w) under a condition (B, D, h, w).
 
@@ -139,6 +144,11 @@ class Flow(nn.Module):
             CouplingBlock(channels, condition, width=width, kernel=kernel, clamp=clamp, seed=number)
             for number, kernel in enumerate(kernels)
         )
+
+    @property
+    def one_to_one(self) -> bool:
+        """Whether all its blocks are so; those of a damaged file need not be."""
+        return all(block.one_to_one for block in self.blocks)
 
     def forward(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Transform x (B, C, h, w) to z.

@@ -160,7 +160,7 @@ class AST(Method, TrainingOptions, RGBOptions):
 
     def suited(self, data: Samples, name: str = "dataset") -> Samples:
         """Return samples whose pictures have their background, see :meth:`Method.suited`."""
-        return with_background(data, self.name, name) if "rgb" in self.inputs else data
+        return with_background(data, self.name, self.preparation, name) if "rgb" in self.inputs else data
 
     def _keep_own(self, fitted: Method) -> None:
         super()._keep_own(fitted)
@@ -273,6 +273,8 @@ class AST(Method, TrainingOptions, RGBOptions):
         for name, network in networks.items():
             load_state(network, folder / f"{name}.safetensors")
             network.to(self.device).eval().requires_grad_(False)
+        if not self.teacher_.one_to_one:
+            raise ValueError("teacher.safetensors: expected each channel once in a block's permutation")
 
 
 @dataclass(frozen=True)
