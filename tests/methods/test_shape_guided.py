@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -162,9 +163,27 @@ def test_parts_of_one_scale_and_other_banks_precision(fitted: ShapeGuided, parts
     assert own.with_arguments(decision="align").predict(sample).score == fitted.predict(sample).score
 
 
-def test_one_image_is_compared_with_itself(parts: list[Sample]) -> None:
-    model = ShapeGuided(**SMALL).fit(parts[:1])
+def test_one_image_is_compared_with_itself_without_the_nearest(parts: list[Sample]) -> None:
+    untrained = {**SMALL, "sdf_weights": "random", "reconstruction": "nearest"}
+    model = ShapeGuided(**untrained).fit(parts[:1])
     assert model.predict(parts[1]).score > 0
+    features, memory = model.extractors_(parts[:1])["rgb"][0], model.memory_
+    linked = memory.places[0] >= 0
+    second = torch.cdist(features[linked], memory.colors.vectors).topk(2, largest=False).values[:, 1]
+    found = model._as_if_new({"rgb": features[None].numpy(), "xyz": _cloud(parts[0])}, 0)["rgb"].scores
+    assert bool((found.flatten()[linked] >= second - 1e-3).all()), "the nearest is the feature itself"
+
+
+def _cloud(sample: Sample) -> np.ndarray:
+    return sample.xyz.permute(1, 2, 0).reshape(1, -1, 3).numpy()
+
+
+def test_copies_of_one_image_and_pictures_of_one_color_are_refused(parts: list[Sample]) -> None:
+    copies = [parts[0], replace(parts[0], id="part/train/good/copy")]
+    black = [replace(part, rgb=torch.zeros_like(part.rgb)) for part in parts[:2]]
+    for samples in (copies, black):
+        with pytest.raises(InputError, match=r"rgb: expected scores of normal samples that vary, found .* copies"):
+            ShapeGuided(**{**SMALL, "sdf_weights": "random"}, reconstruction="nearest").fit(samples)
 
 
 def test_samples_without_a_cloud_are_left_out(parts: list[Sample]) -> None:
@@ -181,6 +200,8 @@ def test_samples_without_a_cloud_are_left_out(parts: list[Sample]) -> None:
     [
         (lambda model, found: model.explain(found, "fusion"), "part: expected one of xyz, rgb, found 'fusion'"),
         (lambda model, found: model.explain(found, "rgb", place=(12, 0)), "place: row: expected 0 to 11"),
+        (lambda model, found: model.explain(found, place=(1,)), r"place: expected \(row, column\), found \(1,\)"),
+        (lambda model, found: model.explain(found, n=0), "n: expected 1 to .*, found 0"),
         (lambda model, found: model.with_arguments(atoms=2), "atoms: expected one of bank_precision, decision"),
         (lambda model, found: ShapeGuided(ratio=0.0), "ratio: expected a number above 0"),
         (lambda model, found: ShapeGuided(reconstruction="omp"), "reconstruction: expected one of sparse, nearest"),

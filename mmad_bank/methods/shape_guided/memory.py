@@ -19,6 +19,7 @@ from mmad_bank._internal.state_dicts import read_torch
 from mmad_bank._internal.tensor_files import write_tensors
 from mmad_bank.bank import MemoryBank
 from mmad_bank.bank.provenance import Source
+from mmad_bank.errors import InputError
 
 CODES, COLORS = "xyz", "rgb"
 """Names of the two banks, those of the parts that they score."""
@@ -93,10 +94,18 @@ class DualMemory:
             codes: (Q, C).
             k: Number of codes.
             without: Images whose codes do not count, such as the one that is described.
+
+        Raises:
+            InputError: No other image has a code.
         """
         if not without:
             return self.codes.search(codes, min(k, len(self.codes)))
         rows = self._of_others(self.images, without)
+        if len(rows) == 0:
+            raise InputError(
+                f"ratio: expected a share that leaves codes of several training images, found {len(self.codes)} kept"
+                f" codes, all of one image or of copies of it"
+            )
         distances, found = ops.knn(codes, self.codes.vectors[rows], min(k, len(rows)))
         return distances, rows[found]
 
@@ -169,7 +178,12 @@ class DualMemory:
         shapes = shapes and cells.shape == (len(codes), -(-places.shape[1] // 8))
         if not (kinds and shapes and _within(images, 0, len(places)) and _within(places, -1, len(colors))):
             raise ValueError(f"{links}: links of other banks")
-        return cls(codes, colors, images, cells, places)
+        memory = cls(codes, colors, images, cells, places)
+        for rows in torch.arange(len(codes)).split(1 << 14):
+            shown = memory.cells_of(rows)
+            if not bool(shown.any(1).all()) or bool((shown & (places[images[rows]] < 0)).any()):
+                raise ValueError(f"{links}: links of other banks, as codes lead to cells without a feature")
+        return memory
 
 
 def _within(values: Tensor, low: int, end: int) -> bool:

@@ -24,7 +24,6 @@ from mmad_bank._internal.torch_state import plain_torch
 from mmad_bank.bank import MemoryBank, MultiBank
 from mmad_bank.data.frame import Frame, picture_of
 from mmad_bank.data.sample import Sample
-from mmad_bank.errors import InputError
 from mmad_bank.extraction import Extractors
 from mmad_bank.features.factory import BUNDLED_STAGES, RANDOM, make_rgb_extractor
 from mmad_bank.features.point_alignment import measured_points
@@ -44,7 +43,7 @@ from mmad_bank.methods.options import (
     accepts_former_names,
 )
 from mmad_bank.methods.padding import window_of
-from mmad_bank.methods.prediction import Gaussian, check_place
+from mmad_bank.methods.prediction import Gaussian, check_explained
 from mmad_bank.methods.shape_guided.cells import cells_under
 from mmad_bank.methods.shape_guided.explaining import Explanation, patch_around
 from mmad_bank.methods.shape_guided.memory import CODES, COLORS, DualMemory
@@ -57,6 +56,7 @@ from mmad_bank.methods.verdicts import FUSED
 
 LINKS, NETWORK = "links.safetensors", "signed-distance.safetensors"
 _UNSMOOTHED = Gaussian(0.0)
+_ROUNDING = 1e-6  # of a feature, in float32
 
 
 @accepts_former_names
@@ -239,11 +239,11 @@ class ShapeGuided(SignedDistanceMethod, GridOptions, SelectionOptions, RGBOption
         return ScoreAlignment(**json.loads(stages.run("alignment.json", write).read_text()))
 
     def _as_if_new(self, dumps: Dumps, image: int) -> dict[str, Part]:
-        """Compare a training image with the others; a single one with itself, in the place of nothing."""
+        """Compare a training image with the others; a single one with itself, without the nearest entries."""
         own = copies_of(image, self._seen.marks, self.modalities)
         rgb, cloud = (torch.from_numpy(np.array(dumps[name][image])) for name in ("rgb", "xyz"))
         without = own if len(own) < len(self.train_ids_) else ()
-        return self._compared(rgb.to(self.device), cloud, self._seen.frames[image], without)
+        return self._compared(rgb.to(self.device), cloud, self._seen.frames[image], without, itself=not without)
 
     def _maps_of_others(self, dumps: Dumps) -> Iterator[dict[str, Tensor]]:
         """Yield maps of some training images as if they had not been trained on."""
@@ -270,15 +270,18 @@ class ShapeGuided(SignedDistanceMethod, GridOptions, SelectionOptions, RGBOption
 
     @torch.no_grad()
     def _compared(
-        self, rgb: Tensor, cloud: Tensor, frame: Frame | None, without: Sequence[int] = ()
+        self, rgb: Tensor, cloud: Tensor, frame: Frame | None, without: Sequence[int] = (), *, itself: bool = False
     ) -> dict[str, Part]:
-        """Compare RGB features (P, D) and a cloud (S·S, 3) with the banks, but for what some images left in them."""
+        """Compare RGB features (P, D) and a cloud (S·S, 3) with the banks, but for what some images left in them.
+
+        ``itself`` leaves out the nearest entry of each, which is the patch itself if the image is the only one.
+        """
         assert self.sdf_ is not None
         with timed(sections.DISTANCES):
             cut, pixels = self._cut(cloud, 1)
             codes = self.sdf_.codes(cut.points)
         with timed(sections.SEARCH):
-            rows = self.memory_.nearest(codes, self.code_neighbors, without)[1]
+            rows = _but_first(self.memory_.nearest(codes, self.code_neighbors + itself, without)[1], itself)
             rebuilt = self._rebuilt(codes, self.memory_.codes.vectors, rows)
         with timed(sections.DISTANCES):
             distances = torch.zeros(self.image_size**2)
@@ -289,9 +292,9 @@ class ShapeGuided(SignedDistanceMethod, GridOptions, SelectionOptions, RGBOption
             cells = self._cells(pixels[cut.rows], frame).any(0)
             guided = self.memory_.guided(rows, without)
             features = rgb[cells.to(rgb.device)]
-            nearest = self.memory_.match(features, guided, self.color_neighbors)[1]
+            nearest = _but_first(self.memory_.match(features, guided, self.color_neighbors + itself)[1], itself)
             apart = torch.zeros(len(cells))
-            apart[cells] = (features - self._rebuilt(features, self.memory_.colors.vectors, nearest)).norm(dim=1).cpu()
+            apart[cells] = _apart(features, self._rebuilt(features, self.memory_.colors.vectors, nearest)).cpu()
         farthest = {CODES: float((codes - rebuilt).norm(dim=1).max()), COLORS: float(apart.max())}
         scores = {CODES: distances.view(self._size), COLORS: apart.view(self.grid)}
         return {name: self._part(farthest[name], own, frame) for name, own in scores.items()}
@@ -328,11 +331,7 @@ class ShapeGuided(SignedDistanceMethod, GridOptions, SelectionOptions, RGBOption
         none. The features of a place are compared with those that the image's own codes lead to.
         """
         self.check_fitted()
-        name = CODES if part is None else part
-        if name not in prediction.parts:
-            raise InputError(f"part: expected one of {', '.join(prediction.parts)}, found {name!r}")
-        place = prediction.parts[name].worst if place is None else place
-        check_place(place, prediction.parts[name])
+        name, place = check_explained(prediction, part, place, n, (CODES, COLORS))
         with plain_torch(), torch.no_grad():
             return self._reasons(prediction.sample, name, place, n)
 
@@ -382,4 +381,17 @@ class ShapeGuided(SignedDistanceMethod, GridOptions, SelectionOptions, RGBOption
             folder / "banks", self.device, bank_precision=self.bank_precision, trust_index=self._trust_index
         )
         self.memory_ = DualMemory.of(banks, folder / LINKS)
-        self.alignment_ = ScoreAlignment(**{name: float(value) for name, value in learnt["alignment"].items()})
+        if self.memory_.places.shape != (len(self.train_ids_), self.grid[0] * self.grid[1]):
+            raise ValueError(f"{LINKS}: links of another grid, or of other training images")
+        self.alignment_ = ScoreAlignment.saved(learnt["alignment"])
+
+
+def _but_first(rows: Tensor, leave_out: bool) -> Tensor:
+    """Leave out the nearest of each, if there is another one."""
+    return rows[:, 1:] if leave_out and rows.shape[1] > 1 else rows
+
+
+def _apart(features: Tensor, rebuilt: Tensor) -> Tensor:
+    """Return the distances (P,) of features (P, D) from what was made of others, 0 where they are but rounding."""
+    distances = (features - rebuilt).norm(dim=1)
+    return distances.masked_fill(distances <= _ROUNDING * features.norm(dim=1), 0.0)

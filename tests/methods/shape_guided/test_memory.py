@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from mmad_bank.data.frame import Frame
+from mmad_bank.errors import InputError
 from mmad_bank.methods.shape_guided.cells import box_of, cells_under
 from mmad_bank.methods.shape_guided.explaining import patch_around
 from mmad_bank.methods.shape_guided.memory import DualMemory
@@ -93,6 +95,17 @@ def test_links_are_saved_and_refused_beside_other_banks(tmp_path: Path) -> None:
     for banks in ({"xyz": memory().codes, "rgb": own.colors}, {"xyz": own.codes, "rgb": memory(0.1).colors}):
         with pytest.raises(ValueError, match="links of other banks"):
             DualMemory.of(banks, tmp_path / "links.safetensors")
+    nowhere, unlinked = replace(own, cells=own.cells * 0), replace(own, places=own.places * 0 - 1)
+    for damaged in (nowhere, unlinked):
+        damaged.save_links(tmp_path / "links.safetensors")
+        with pytest.raises(ValueError, match="codes lead to cells without a feature"):
+            DualMemory.of({"xyz": own.codes, "rgb": own.colors}, tmp_path / "links.safetensors")
+
+
+def test_codes_of_one_image_alone_are_refused_by_the_ratio() -> None:
+    own = memory(0.1)
+    with pytest.raises(InputError, match=r"ratio: expected .* of several training images, found \d+ kept codes"):
+        own.nearest(torch.rand(2, 3), 1, without=own.images.unique().tolist())
 
 
 def test_the_margin_is_a_cross_that_ends_at_the_border() -> None:
