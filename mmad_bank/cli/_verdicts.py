@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from mmad_bank.methods import Method
 
 AnyMethod = TypeVar("AnyMethod", bound="Method")
-NOT_CALIBRATED = "expected a model with a calibration, found one without"
+NOT_CALIBRATED = (
+    "expected a model with a calibration, found one without; fit it anew with validation images, or with"
+    " --set calibration=folds"
+)
 
 FIT_ANEW = "fit the model anew"
 
@@ -155,7 +158,7 @@ def model_calibration_facts(content: Mapping[str, Any] | None, rate: Any = None)
 def word_model_calibration(facts: Mapping[str, Any] | None) -> str:
     """Return the same for people, in a line."""
     if facts is None:
-        return "none, there are no verdicts"
+        return "none, there are no verdicts; validation images or calibration=folds make one"
     images = (
         f"{facts['images']:,} {printable(facts['origin'])}{_word_views(facts['views']) if 'views' in facts else ''}"
     )

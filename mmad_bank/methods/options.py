@@ -67,13 +67,13 @@ class MethodOptions:
 
     calibration: CalibratedOn = "auto"
     """Normal images that verdicts are calibrated on: those of the validation split; the training images, each scored by
-    banks that were built without it (folds); or none. Auto takes the validation split where it can promise a
+    banks, or a whole model, made without it (folds); or none. Auto takes the validation split where it can promise a
     false-alarm rate of 5 % (19 images), else folds of the methods whose parts are all banks, else a validation split
     that can promise 10 % (9 images)."""
 
     calibration_folds: Annotated[int, Range(2, 1000)] = 10
-    """Number of folds that the training images are cut into for the calibration: so many times banks are built of the
-    others."""
+    """Number of folds that the training images are cut into for the calibration: so many times banks, or
+    a whole model, are made of the others."""
 
     views: str | None = None
     """Pattern of the pictures' names, with {part} and {view}, where several pictures show one part, such as

@@ -337,5 +337,8 @@ def check_rate_for(rate: float | None, calibration: ModelCalibration | None) -> 
     if rate is None:
         return
     if calibration is None:
-        raise InputError("false_alarm_rate: expected a model with a calibration, found one without")
+        raise InputError(
+            "false_alarm_rate: expected a model with a calibration, found one without; fit it with validation images,"
+            " or with calibration='folds'"
+        )
     calibration.own.threshold(rate)
