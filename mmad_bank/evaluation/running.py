@@ -76,7 +76,9 @@ def evaluate(
     if not force:
         dataset = method.suited(dataset)
         method.check(dataset, "dataset")
-    tally = Tally(tuple(limits), examples, watch, n_thresholds, None if pattern is None else pattern.text)
+    tally = Tally(
+        tuple(limits), examples, watch, n_thresholds, None if pattern is None else pattern.text, method.memory_banks
+    )
     work = _counted(method, tally, force)
     bar = progress_bar("scoring test images", len(dataset)) if progress else nullcontext(lambda done: None)
     with bar as report, collect_times() as seconds:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 import numpy as np
@@ -28,7 +28,7 @@ from mmad_bank.evaluation.results import (
     Metrics,
     SampleScore,
 )
-from mmad_bank.methods.base import Part, Prediction
+from mmad_bank.methods.base import Prediction
 from mmad_bank.methods.roi import square_inside
 from mmad_bank.methods.verdicts import FUSED
 from mmad_bank.metrics import AUPRO, AUROC
@@ -44,9 +44,10 @@ class Tally:
         watch: Callable[[Prediction], None] | None,
         n_thresholds: int | None = 100,
         views: str | None = None,
+        banks: Collection[str] = (),
     ) -> None:
         self.limits, self.n_examples, self.watch, self.n_thresholds = limits, n_examples, watch, n_thresholds
-        self.views = views
+        self.views, self.banks = views, banks
         self.labels: dict[str, str] = {}
         self.scores: list[SampleScore] = []
         self.failed: dict[str, str] = {}
@@ -96,10 +97,14 @@ class Tally:
             for result, values in maps.items():
                 self._of(result, kind).update(truth, values[box])
         if not self.labels:
-            self.labels = {FUSED: RESULT, **{name: _part_label(name, one) for name, one in prediction.parts.items()}}
+            self.labels = {FUSED: RESULT, **{name: self._label(name) for name in prediction.parts}}
         self._keep(prediction, number)
         if self.watch is not None:
             self.watch(prediction)
+
+    def _label(self, part: str) -> str:
+        """Return a part's name for readers; "bank" keeps the bank of fused features from looking like the result."""
+        return f"{part} {'bank' if part in self.banks else 'branch'}"
 
     def _of(self, result: str, kind: str) -> AUPRO:
         kinds = self._pixels.setdefault(result, {})
@@ -200,11 +205,6 @@ def _kind(sample: Sample) -> str:
     if not sample.label:
         return GOOD
     return sample.defect if sample.defect != GOOD else ANOMALOUS
-
-
-def _part_label(name: str, part: Part) -> str:
-    """Return a part's name for readers; "bank" in it keeps the bank of fused features from looking like the result."""
-    return f"{name} {'branch' if part.nearest is None else 'bank'}"
 
 
 def _defined(value: float) -> float | None:
