@@ -276,7 +276,7 @@ _EXPLANATION = (
     "I-AUROC: probability that a defective image scores higher than a good one. P-AUROC: the same of pixels. AUPRO: "
     "mean share of each defect's area that is found, averaged over the false positive rates of pixels up to a limit, "
     "given as @limit. Larger scores are more anomalous: they are distances to the nearest normal patches, or learnt "
-    "from those, and compare within a category and a bank only."
+    "from normal images, and compare within a category and a bank only."
 )
 
 
