@@ -19,6 +19,7 @@ from small_shape_guided import GRID, SIZE, SMALL, a_part
 from mmad_bank import ops
 from mmad_bank.data import Sample
 from mmad_bank.errors import FormatError, InputError
+from mmad_bank.evaluation import evaluate
 from mmad_bank.features.point_alignment import measured_points
 from mmad_bank.methods import ShapeGuided, load
 from mmad_bank.methods.mdss.point_patches import cut_patches
@@ -161,6 +162,11 @@ def test_parts_of_one_scale_and_other_banks_precision(fitted: ShapeGuided, parts
     own = ShapeGuided(**SMALL, calibration="validation", decision="calibrated").fit(parts, validation=validation)
     assert own.predict(sample).verdict in ("good", "bad")
     assert own.with_arguments(decision="align").predict(sample).score == fitted.predict(sample).score
+
+
+def test_its_parts_are_called_banks(fitted: ShapeGuided) -> None:
+    samples = [a_part(20, "test"), replace(a_part(21, "test"), label=1, defect="hole", id="part/test/hole/021")]
+    assert evaluate(fitted, samples).labels == {"fused": "result", "xyz": "xyz bank", "rgb": "rgb bank"}
 
 
 def test_one_image_is_compared_with_itself_without_the_nearest(parts: list[Sample]) -> None:
