@@ -735,10 +735,12 @@ def test_faiss_multiplies_with_the_processors_instructions():
 
 def test_sets_of_instructions_that_a_processor_lacks_are_not_run(module, monkeypatch):
     sets = module("parts.search_sets")
-    assert [sets.sets_of(best) for best in ("amx", "avx2", "generic")] == [["amx", "avx512", "avx2"], ["avx2"], []]
-    monkeypatch.setattr(sets._core, "best_isa", lambda: "avx2")
-    monkeypatch.setattr(sets, "run_fresh", lambda *_: {"isa": "avx2", "rows": [{"k": 1}]})
-    assert [sets.rows_of(isa, {}) for isa in sets.SETS] == [[], [], [{"k": 1}]]
+    monkeypatch.setattr(_core, "compiled_isas", lambda: ["generic", "avx2", "avx512", "amx"])
+    monkeypatch.setattr(sets, "run_fresh", lambda *_: {"rows": [{"k": 1}]})
+    for best, run in (("amx", ["amx", "avx512", "avx2"]), ("avx2", ["avx2"]), ("generic", [])):
+        monkeypatch.setattr(_core, "best_isa", lambda best=best: best)
+        assert [isa for isa in sets.SETS if sets.rows_of(isa, {}) == [{"k": 1}]] == run
+        assert all(sets.rows_of(isa, {}) == [] for isa in sets.SETS.keys() - run)
 
 
 def test_a_graph_takes_what_comes_to_its_bank(module):

@@ -23,7 +23,7 @@ from mmad_bank import _core
 from mmad_bank.synthetic import textures
 from parts.process import run_fresh
 
-SETS = {  # from the most to the least: each contains those behind it
+SETS = {
     isa: {"MMAD_BANK_ISA": isa, "FAISS_OPT_LEVEL": level, "OPENBLAS_CORETYPE": CORE_TYPES[isa]}
     for isa, level in {"amx": "avx512", "avx512": "avx512", "avx2": "avx2"}.items()
 }
@@ -38,16 +38,9 @@ def rows_of(isa: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     It is asked before: OpenBLAS believes OPENBLAS_CORETYPE and dies of the first instruction that is not there.
     """
-    if isa not in sets_of(_core.best_isa()):
+    if isa not in mb.ops.system_info()["cpu"]["can run"]:
         return []
-    found = run_fresh("search_sets", dict(options), SETS[isa])
-    return found["rows"] if found["isa"] == isa else []
-
-
-def sets_of(best: str) -> list[str]:
-    """Return the sets among :data:`SETS` that a processor has whose best one is ``best``."""
-    order = list(SETS)
-    return order[order.index(best) :] if best in order else []
+    return run_fresh("search_sets", dict(options), SETS[isa])["rows"]
 
 
 def published_set(name: str, *, quick: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -99,7 +92,7 @@ def measure(arguments: Mapping[str, Any]) -> dict[str, Any]:
             row |= {"faiss_ms": timings.of("faiss")["median"] * 1e3, "times": timings.ratio("faiss", "auto")}
         row["exact"] = _verdict(index.search(queries, k), bank, queries, k)
         rows.append(row)
-    return {"isa": _core.active_isa(), "rows": rows}
+    return {"rows": rows}
 
 
 def _verdict(found: tuple[torch.Tensor, torch.Tensor], bank: np.ndarray, queries: np.ndarray, k: int) -> str:
