@@ -49,7 +49,7 @@ def train_mappings(
     Args:
         images: Training images, looked up one at a time.
         epochs: Number of passes over the images. The paper's results take 250, its ablations 50.
-        batch: Number of images per step (published: 4; Eyecandies 2).
+        batch: Number of images per step, at most all of them (published: 4; Eyecandies 2).
         pixels_per_image: Number of pixels to draw from an image instead of taking all: cheaper steps.
         lr: Learning rate of Adam.
         architecture: Architecture, see :class:`CrossmodalMapping`.
