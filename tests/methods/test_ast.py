@@ -188,7 +188,9 @@ def test_damaged_networks_are_refused(fitted: AST, tmp_path: Path) -> None:
         fitted.save(tmp_path / name)
         manifest = tmp_path / name / "model.json"
         content = json.loads(manifest.read_text())
-        manifest.write_text(json.dumps({key: one for key, one in content.items() if key not in ("checksum", "files")}))
+        manifest.write_text(
+            json.dumps({fact: one for fact, one in content.items() if fact not in ("checksum", "files")})
+        )
         state = load_file(tmp_path / name / f"{name}.safetensors")
         save_file({**state, key: value(len(state[key])).to(state[key].dtype)}, tmp_path / name / f"{name}.safetensors")
         with pytest.raises(FormatError, match=f"{name}.safetensors: expected"):

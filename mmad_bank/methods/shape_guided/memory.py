@@ -104,7 +104,7 @@ class DualMemory:
         if len(rows) == 0:
             raise InputError(
                 f"ratio: expected a share that leaves codes of several training images, found {len(self.codes)} kept"
-                f" codes, all of one image or of copies of it"
+                " codes, all of one image or of copies of it"
             )
         distances, found = ops.knn(codes, self.codes.vectors[rows], min(k, len(rows)))
         return distances, rows[found]
